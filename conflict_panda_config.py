@@ -11,9 +11,7 @@ MODALITY_CONFIG = {
         delta_indices=list(range(ACTION_HORIZON)),
         modality_keys=["arm", "gripper"],
         action_configs=[
-            ActionConfig(
-                rep=ActionRepresentation.RELATIVE
-            ),  # arm: 7 joint targets (rad), relative to the arm's state
+            ActionConfig(rep=ActionRepresentation.RELATIVE),  # arm: 7 joint targets (rad), relative to the arm's state
             ActionConfig(rep=ActionRepresentation.ABSOLUTE),  # gripper: command in [-1, 1]
         ],
     ),

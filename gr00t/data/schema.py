@@ -6,7 +6,7 @@ The names and JSON forms are those of the original's processor_config.json, so t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, TypeVar
 
 from gr00t.errors import ToolkitError, did_you_mean
@@ -14,7 +14,7 @@ from gr00t.errors import ToolkitError, did_you_mean
 MODALITIES = ("video", "state", "action", "language")
 
 
-class EmbodimentTag(str, Enum):
+class EmbodimentTag(StrEnum):
     """Every robot tag the released checkpoints know; `NEW_EMBODIMENT` is the one meant for fine-tuning."""
 
     OXE_DROID_RELATIVE_EEF_RELATIVE_JOINT = "oxe_droid_relative_eef_relative_joint"
@@ -79,9 +79,7 @@ def _member(kind: type[_EnumT], value: Any, where: str) -> _EnumT:
     for member in kind:
         if str(value) in (member.name, member.value):
             return member
-    raise ToolkitError(
-        f'{where}: "{value}" is not a {kind.__name__}.{did_you_mean(str(value), kind.__members__)}'
-    )
+    raise ToolkitError(f'{where}: "{value}" is not a {kind.__name__}.{did_you_mean(str(value), kind.__members__)}')
 
 
 @dataclass(frozen=True)
@@ -163,9 +161,7 @@ class ModalityConfig:
             "modality_keys": list(self.modality_keys),
             "sin_cos_embedding_keys": self.sin_cos_embedding_keys,
             "mean_std_embedding_keys": self.mean_std_embedding_keys,
-            "action_configs": None
-            if self.action_configs is None
-            else [c.to_json() for c in self.action_configs],
+            "action_configs": None if self.action_configs is None else [c.to_json() for c in self.action_configs],
         }
 
 
@@ -180,9 +176,7 @@ def check_modality_configs(configs: ModalityConfigs, where: str = "MODALITY_CONF
             raise ToolkitError(f'{where}: unknown modality "{name}".{did_you_mean(name, MODALITIES)}')
     for name in MODALITIES:
         if name not in configs:
-            raise ToolkitError(
-                f'{where}: the modality "{name}" is missing; it needs {", ".join(MODALITIES)}.'
-            )
+            raise ToolkitError(f'{where}: the modality "{name}" is missing; it needs {", ".join(MODALITIES)}.')
     if configs["action"].action_configs is None:
         raise ToolkitError(
             f"{where}: action.action_configs is missing: say for each of {configs['action'].modality_keys} "
