@@ -1,0 +1,224 @@
+"""From a camera frame to the square uint8 image the VLM sees: the eval transform and the training augmentation.
+
+Everything is OpenCV and numpy on uint8, equal bit for bit to what the original gets from albumentations 1.4.18.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from gr00t.errors import ToolkitError, did_you_mean
+
+JITTERS = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One draw of the training augmentation, replayed over every frame and view of a sample.
+
+    `crop_y`, `crop_x`: top left corner of the crop, in pixels of the resized square. `angle`: rotation in degrees,
+    counter-clockwise, None for none. The colour factors are neutral at 1 (`hue`: 0, in turns of the colour circle)
+    and are applied in the sequence `order`; an empty order leaves the colours alone.
+    """
+
+    crop_y: int
+    crop_x: int
+    angle: float | None = None
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    order: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Pad to a square, resize, crop, resize back; in training with a random crop, rotation and colour jitter.
+
+    The field names are those of processor_config.json. The side S is `shortest_image_edge`, else the target size;
+    the crop keeps `crop_fraction` of it, else the ratio of crop size to target size. `random_rotation_angle` is the
+    largest angle in degrees; `color_jitter_params` holds the half widths of the factors' ranges.
+    """
+
+    shortest_image_edge: int | None = None
+    crop_fraction: float | None = None
+    image_crop_size: list[int] | None = None
+    image_target_size: list[int] | None = None
+    random_rotation_angle: float | None = None
+    color_jitter_params: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.shortest_image_edge is None and not self.image_target_size:
+            raise ToolkitError("Image transform: give shortest_image_edge (for example 256) or image_target_size.")
+        if self.crop_fraction is None and not (self.image_crop_size and self.image_target_size):
+            raise ToolkitError(
+                "Image transform: give crop_fraction (for example 0.95) or image_crop_size with image_target_size."
+            )
+        if not 0.0 < self._fraction <= 1.0 or self.crop_side < 1:
+            raise ToolkitError(f"Image transform: the crop fraction must lie in (0, 1], not {self._fraction}.")
+        for name, value in (self.color_jitter_params or {}).items():
+            if name not in JITTERS:
+                raise ToolkitError(f'color_jitter_params: unknown "{name}".{did_you_mean(name, JITTERS)}')
+            if not 0.0 <= value <= (0.5 if name == "hue" else math.inf):
+                raise ToolkitError(f"color_jitter_params.{name}: {value} must be >= 0 (hue: at most 0.5).")
+
+    @property
+    def _fraction(self) -> float:
+        if self.crop_fraction is not None:
+            return self.crop_fraction
+        assert self.image_crop_size and self.image_target_size
+        return self.image_crop_size[0] / self.image_target_size[0]
+
+    @property
+    def side(self) -> int:
+        """S, the side of the resulting square image in pixels."""
+        if self.shortest_image_edge is not None:
+            return int(self.shortest_image_edge)
+        assert self.image_target_size
+        return int(self.image_target_size[0])
+
+    @property
+    def crop_side(self) -> int:
+        """Side of the square that is cut out of the resized image and enlarged again, in pixels."""
+        return int(self.side * self._fraction)
+
+    def eval(self, frame: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB to (S, S, 3) uint8: padded, resized, centre crop, resized back."""
+        offset = (self.side - self.crop_side) // 2
+        return self._square_crop(frame, offset, offset)
+
+    def train(self, frame: np.ndarray, augmentation: Augmentation) -> np.ndarray:
+        """(H, W, 3) uint8 RGB to (S, S, 3) uint8 under one drawn augmentation.
+
+        The black padding is that of this frame. The original replays the first view's padding over all views of a
+        sample, which distorts a second view of another shape in training only; here each view is padded as in `eval`.
+        """
+        image = self._square_crop(frame, augmentation.crop_y, augmentation.crop_x)
+        if augmentation.angle is not None:
+            image = _rotate(image, augmentation.angle)
+        for name in augmentation.order:
+            image = _ADJUST[name](image, getattr(augmentation, name))
+        return image
+
+    def draw(self, rng: np.random.Generator) -> Augmentation:
+        """Draw the parameters of one sample; offsets are uniform over every position, both ends included."""
+        crop_y, crop_x = (int(v) for v in rng.integers(0, self.side - self.crop_side, size=2, endpoint=True))
+        angle = None
+        if self.random_rotation_angle:
+            angle = float(rng.uniform(-self.random_rotation_angle, self.random_rotation_angle))
+        if self.color_jitter_params is None:
+            return Augmentation(crop_y, crop_x, angle)
+        factors = {name: _draw_factor(rng, name, self.color_jitter_params.get(name, 0.0)) for name in JITTERS}
+        order = tuple(JITTERS[i] for i in rng.permutation(len(JITTERS)))
+        return Augmentation(crop_y, crop_x, angle, **factors, order=order)
+
+    def _square_crop(self, frame: np.ndarray, y: int, x: int) -> np.ndarray:
+        image = _resize(_pad_to_square(check_frame(frame)), self.side)
+        return _resize(image[y : y + self.crop_side, x : x + self.crop_side], self.side)
+
+
+def check_frame(frame: np.ndarray) -> np.ndarray:
+    """The frame itself when it is an (H, W, 3) uint8 image; anything else is refused."""
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise ToolkitError(f"A camera frame must be RGB uint8 of shape (H, W, 3) with values 0 to 255, not {found}.")
+    if 0 in frame.shape:
+        raise ToolkitError(f"A camera frame is empty: shape {frame.shape}.")
+    return frame
+
+
+def vlm_resize(frame: np.ndarray, min_pixels: int, max_pixels: int, factor: int) -> np.ndarray:
+    """The Qwen image processor's resize: sides to multiples of `factor` (32 = patch 16 x merge 2), area within bounds.
+
+    frame (H, W, 3) uint8 to (H', W', 3) uint8, bicubic. A frame that already fits comes back untouched, as all
+    256x256 ones do.
+    """
+    height, width = frame.shape[:2]
+    if max(height, width) > 200 * min(height, width):
+        raise ToolkitError(f"A {height}x{width} image is too narrow: the VLM accepts side ratios up to 200.")
+    new_height, new_width = (round(side / factor) * factor for side in (height, width))
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height, new_width = (max(factor, int(side / shrink // factor) * factor) for side in (height, width))
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height, new_width = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    if (new_height, new_width) == (height, width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((new_width, new_height), Image.Resampling.BICUBIC))
+
+
+def _pad_to_square(frame: np.ndarray) -> np.ndarray:
+    height, width = frame.shape[:2]
+    if height == width:
+        return frame
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    return cv2.copyMakeBorder(
+        frame, top, side - height - top, left, side - width - left, cv2.BORDER_CONSTANT, value=(0, 0, 0)
+    )
+
+
+def _resize(image: np.ndarray, side: int) -> np.ndarray:
+    if image.shape[0] == side:
+        return image
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def _rotate(image: np.ndarray, angle: float) -> np.ndarray:
+    # The corners are filled by reflection: albumentations 1.4.18's default, which the original leaves as it is.
+    side = image.shape[0]
+    matrix = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), angle, 1.0)
+    return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def _draw_factor(rng: np.random.Generator, name: str, width: float) -> float:
+    if name == "hue":
+        return float(rng.uniform(-width, width))
+    return float(rng.uniform(max(0.0, 1.0 - width), 1.0 + width))
+
+
+_LEVELS = np.arange(256, dtype=np.float64)
+
+
+def _look_up(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    # Truncated, not rounded: so the original's tables are.
+    return cv2.LUT(image, np.clip(levels, 0, 255).astype(np.uint8))
+
+
+def _adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    return _look_up(image, _LEVELS * factor)
+
+
+def _adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    mean = cv2.sumElems(gray)[0] / gray.size
+    return _look_up(image, _LEVELS * factor + mean * (1.0 - factor))
+
+
+def _adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, factor, gray, 1.0 - factor, 0)
+
+
+def _adjust_hue(image: np.ndarray, turns: float) -> np.ndarray:
+    if turns == 0:
+        return image  # the way through HSV would lose bits
+    # OpenCV's uint8 hue counts half degrees, 0 to 179; saturation and value pass through unchanged.
+    table = np.stack([np.mod(_LEVELS + 180.0 * turns, 180.0), _LEVELS, _LEVELS], axis=-1).astype(np.uint8)
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+_ADJUST: dict[str, Any] = {
+    "brightness": _adjust_brightness,
+    "contrast": _adjust_contrast,
+    "saturation": _adjust_saturation,
+    "hue": _adjust_hue,
+}
