@@ -1,0 +1,331 @@
+"""Every key of every entry script, with its type, default, bounds and meaning: the one source for help and checks.
+
+Defaults stand here; the files under configs/ hold the choices (model, split, ...) and what differs from a default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+_REQUIRED: Any = object()
+
+
+def key(meaning: str, default: Any = _REQUIRED, **bounds: Any) -> Any:
+    """A documented field. Without a default its value comes from a configuration file or the command line.
+
+    `bounds`: choices (a tuple of texts), and at_least, more_than, at_most, less_than (numbers).
+    """
+    metadata = {"meaning": meaning, **bounds}
+    if default is _REQUIRED:
+        return field(metadata=metadata)
+    if isinstance(default, type):  # a section
+        return field(default_factory=default, metadata=metadata)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+PRECISIONS = ("auto", "bf16", "fp32")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(kw_only=True)
+class SplitConfig:
+    """The conflict split: a folder of recordings and the instruction that names the cue to follow."""
+
+    name: str = key("name of the split, which is also the name of its folders")
+    instruction: str = key("what the robot is told in every episode")
+
+
+@dataclass(kw_only=True)
+class DiffusionModelConfig:
+    """The diffusion transformer of the action head."""
+
+    num_layers: int = key("blocks, alternately cross- and self-attention", at_least=1)
+    num_attention_heads: int = key("heads; heads x head dim = input_embedding_dim", at_least=1)
+    attention_head_dim: int = key("width of a head", at_least=1)
+    output_dim: int = key("width of its output; = hidden_size", at_least=1)
+    dropout: float = key("dropout in its blocks", at_least=0, less_than=1)
+
+
+@dataclass(kw_only=True)
+class SelfAttentionConfig:
+    """Self-attention over the backbone's tokens, before the diffusion transformer."""
+
+    num_layers: int = key("blocks", at_least=1)
+    num_attention_heads: int = key("heads; heads x head dim = backbone_embedding_dim", at_least=1)
+    attention_head_dim: int = key("width of a head", at_least=1)
+    dropout: float = key("dropout in its blocks", at_least=0, less_than=1)
+
+
+@dataclass(kw_only=True)
+class TextConfig:
+    """The language model of the backbone (Qwen3-VL)."""
+
+    hidden_size: int = key("width; = backbone_embedding_dim", at_least=1)
+    num_hidden_layers: int = key("layers before the cut to select_layer", at_least=1)
+    num_attention_heads: int = key("query heads", at_least=1)
+    num_key_value_heads: int = key("key and value heads; divides the query heads", at_least=1)
+    head_dim: int = key("width of a head", at_least=2)
+    intermediate_size: int = key("width of the feed-forward", at_least=1)
+    mrope_section: list[int] = key("rotary pairs for time, height, width; 2 x their sum = head_dim")
+    rope_theta: float = key("base of the rotary frequencies", more_than=0)
+
+
+@dataclass(kw_only=True)
+class VisionConfig:
+    """The vision tower of the backbone (Qwen3-VL)."""
+
+    hidden_size: int = key("width; a multiple of num_heads", at_least=1)
+    depth: int = key("blocks", at_least=1)
+    num_heads: int = key("heads", at_least=1)
+    intermediate_size: int = key("width of the feed-forward", at_least=1)
+    out_hidden_size: int = key("width handed to the language model; = its hidden_size", at_least=1)
+    num_position_embeddings: int = key("learned positions, a square number", at_least=1)
+    deepstack_visual_indexes: list[int] = key("blocks whose features also enter the first LLM layers")
+    patch_size: int = key("pixels along the side of a patch", at_least=1)
+
+
+@dataclass(kw_only=True)
+class BackboneConfig:
+    """The backbone's architecture (Qwen3-VL); null takes the built-in table of Qwen3-VL-2B."""
+
+    vocab_size: int = key("rows of the token embedding", at_least=1)
+    text: TextConfig = key("the language model")
+    vision: VisionConfig = key("the vision tower")
+
+
+@dataclass(kw_only=True)
+class ArchitectureConfig:
+    """Shape of the model; read when a base with random weights is made. A checkpoint brings its own."""
+
+    model_name: str = key("name of the backbone, as written to config.json")
+    select_layer: int = key("LLM layers kept, counted from the first", at_least=1)
+    action_horizon: int = key("action steps the head predicts", at_least=1)
+    max_state_dim: int = key("padded state width", at_least=1)
+    max_action_dim: int = key("padded action width", at_least=1)
+    hidden_size: int = key("width inside the state encoder and action decoder", at_least=1)
+    input_embedding_dim: int = key("width of the diffusion transformer", at_least=1)
+    backbone_embedding_dim: int = key("width of the backbone's features", at_least=1)
+    max_num_embodiments: int = key("robots with weights of their own", at_least=1)
+    num_inference_timesteps: int = key("denoising steps at inference", at_least=1)
+    state_dropout_prob: float = key("chance that a sample's state features are hidden", at_least=0, less_than=1)
+    diffusion_model: DiffusionModelConfig = key("the diffusion transformer")
+    vl_self_attention: SelfAttentionConfig | None = key("self-attention over the backbone's tokens; null for none")
+    backbone: BackboneConfig | None = key("the backbone; null for Qwen3-VL-2B")
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The base checkpoint that is fine-tuned, and its shape."""
+
+    name: str = key("name of the model")
+    base: str = key("the base checkpoint: a local folder or a Hugging Face id (owner/name)")
+    architecture: ArchitectureConfig = key("shape of a base made with random weights")
+
+
+@dataclass(kw_only=True)
+class DatasetConfig:
+    """The converted dataset, as prepare_conflict_data.py leaves it."""
+
+    data_dir: str = key("folder that holds <split>/train", "data")
+    embodiment_tag: str = key("robot tag whose weights are trained", "new_embodiment")
+    tail: str = key(
+        "start steps near an episode's end: mask keeps them and masks the missing future; "
+        "drop leaves them out, as the original does, and never learns to lift on short episodes",
+        "mask",
+        choices=("mask", "drop"),
+    )
+
+
+@dataclass(kw_only=True)
+class ColorJitterConfig:
+    """Random colour changes, drawn once a sample; augment.color_jitter=null switches them off."""
+
+    brightness: float = key("largest relative change of brightness", 0.3, at_least=0)
+    contrast: float = key("largest relative change of contrast", 0.4, at_least=0)
+    saturation: float = key("largest relative change of saturation", 0.5, at_least=0)
+    hue: float = key("largest shift of hue, in turns of the colour circle", 0.08, at_least=0, at_most=0.5)
+
+
+@dataclass(kw_only=True)
+class AugmentConfig:
+    """What is varied in training samples."""
+
+    crop_fraction: float = key(
+        "side of the crop relative to the image: random in training, central otherwise", 0.95, more_than=0, at_most=1
+    )
+    random_rotation_angle: int | None = key(
+        "largest rotation in degrees; null for none", None, more_than=0, at_most=180
+    )
+    color_jitter: ColorJitterConfig | None = key("random colour changes; null for none", ColorJitterConfig)
+    views: int | None = key("different augmented views of a frame at most; null for no limit", None, at_least=1)
+    state_dropout: float = key("chance that a sample's state is hidden", 0.2, at_least=0, less_than=1)
+
+
+@dataclass(kw_only=True)
+class TuneConfig:
+    """Which parts of the model are trained; the others stay frozen."""
+
+    projector: bool = key("state encoder, action encoder and decoder, position embedding", True)
+    diffusion_model: bool = key("diffusion transformer", True)
+    vlln: bool = key("LayerNorm and self-attention over the backbone's tokens", True)
+    llm: bool = key("the whole language model", False)
+    visual: bool = key("vision tower", False)
+    top_llm_layers: int = key("language-model layers trained, counted from the last kept one", 0, at_least=0)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The recipe: AdamW, cosine schedule with warm-up."""
+
+    max_steps: int = key("optimizer steps", 10_000, at_least=1)
+    global_batch_size: int = key("samples per optimizer step, over all processes", 32, at_least=1)
+    micro_batch_size: int | None = key(
+        "samples per process and forward; null for global_batch_size / processes", None, at_least=1
+    )
+    learning_rate: float = key("peak learning rate", 1e-4, more_than=0)
+    weight_decay: float = key("weight decay; biases and norms are left out", 1e-5, at_least=0)
+    warmup_ratio: float = key("part of max_steps in which the learning rate rises", 0.05, at_least=0, less_than=1)
+    adam_beta1: float = key("decay of AdamW's first moment", 0.9, at_least=0, less_than=1)
+    adam_beta2: float = key("decay of AdamW's second moment", 0.999, at_least=0, less_than=1)
+    adam_eps: float = key("AdamW's epsilon", 1e-8, more_than=0)
+    max_grad_norm: float = key("gradients are clipped to this norm", 1.0, more_than=0)
+    seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0)
+    precision: str = key("of the forward pass; auto is bf16 where the device has it", "auto", choices=PRECISIONS)
+    save_steps: int = key("optimizer steps between two checkpoints", 1000, at_least=1)
+    keep_last: int = key("checkpoints kept", 2, at_least=1)
+    log_steps: int = key("optimizer steps between two log lines", 10, at_least=1)
+    num_workers: int = key("data loader processes per training process; 0 loads in the training process", 2, at_least=0)
+    resume: str = key(
+        "auto goes on from the newest checkpoint of run_dir; never starts anew", "auto", choices=("auto", "never")
+    )
+    tune: TuneConfig = key("which parts are trained", TuneConfig)
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    """How the processes work together."""
+
+    name: str = key("single is one process; ddp any number, under torchrun", choices=("single", "ddp"))
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Where the run is logged."""
+
+    name: str = key("wandb, or none for the terminal only", choices=("wandb", "none"))
+    project: str = key("wandb project", "groot-conflict")
+    mode: str = key("auto is offline when there is no wandb key", "auto", choices=("auto", "online", "offline"))
+    group: str | None = key("wandb group", None)
+    run_name: str | None = key("wandb name of the run", "${split.name}")
+    tags: list[str] = key("wandb tags", [])
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Fine-tune GR00T N1.7 on one conflict split."""
+
+    split: SplitConfig = key("the conflict split")
+    model: ModelConfig = key("the base checkpoint")
+    dataset: DatasetConfig = key("the converted dataset", DatasetConfig)
+    augment: AugmentConfig = key("what is varied in training samples", AugmentConfig)
+    train: TrainConfig = key("the recipe", TrainConfig)
+    engine: EngineConfig = key("how the processes work together")
+    tracking: TrackingConfig = key("where the run is logged")
+    run_dir: str = key("folder of the resumable checkpoints and logs", "runs/${split.name}")
+    output_dir: str = key("folder of the finished checkpoint", "checkpoints/${split.name}")
+    device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """Turn a split's ManiSkill recordings into a checked dataset."""
+
+    split: SplitConfig = key("the conflict split")
+    raw_dir: str = key("folder that holds <split>/train and <split>/conflict recordings", "conflict_maniskill")
+    data_dir: str = key("folder that receives <split>/train and <split>/conflict datasets", "data")
+    val_fraction: float = key("part of the train episodes kept for validation", 0.1, more_than=0, less_than=1)
+    seed: int = key("seed of the choice of validation episodes", 42, at_least=0)
+    overwrite: bool = key("replace a dataset that is already there", False)
+    workers: int = key("processes that encode videos", 1, at_least=1)
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Evaluate a fine-tuned checkpoint on a split."""
+
+    split: SplitConfig = key("the conflict split")
+    mode: str = key("open_loop compares predicted with recorded actions", "open_loop", choices=("open_loop",))
+    checkpoint: str = key("folder of the finished checkpoint", "checkpoints/${split.name}")
+    data_dir: str = key("folder that holds the <split>/ datasets", "data")
+    report_dir: str = key("folder of figures and tables, rewritten by each evaluation", "reports/${split.name}")
+    part: str = key(
+        "episodes: held out of training, trained on, or in conflict", "val", choices=("val", "train", "conflict")
+    )
+    denoising_steps: int | None = key("denoising steps; null for the checkpoint's own", None, at_least=1)
+    batch_size: int = key("samples per forward", 16, at_least=1)
+    device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
+    precision: str = key("auto is bf16 where the device has it", "auto", choices=PRECISIONS)
+    seed: int = key("seed of the noise", 42, at_least=0)
+    embodiment_tag: str = key("robot tag the checkpoint was trained under", "new_embodiment")
+    max_episodes: int | None = key("episodes at most; null for all", None, at_least=1)
+
+
+@dataclass(kw_only=True)
+class CreateBaseConfig:
+    """Make a base checkpoint with random weights, to try everything without the released one."""
+
+    model: ModelConfig = key("the model that is made")
+    out: str = key("folder of the new checkpoint", "${model.base}")
+    seed: int = key("seed of the weights", 0, at_least=0)
+    dtype: str = key("type of the stored weights", "bf16", choices=("bf16", "fp32"))
+    overwrite: bool = key("replace a checkpoint that is already there", False)
+
+
+Config = FinetuneConfig | PrepareConfig | EvaluateConfig | CreateBaseConfig
+
+
+@dataclass(frozen=True)
+class Script:
+    """An entry script: its configuration class, the command that starts it, and examples of use."""
+
+    config: type[Any]
+    command: str
+    examples: tuple[str, ...]
+
+
+SCRIPTS = {
+    "prepare": Script(
+        PrepareConfig,
+        "python prepare_conflict_data.py",
+        (
+            "split=color_object raw_dir=conflict_maniskill data_dir=data",
+            'split=my_split split.instruction="pick up the heavy object" overwrite=true',
+        ),
+    ),
+    "finetune": Script(
+        FinetuneConfig,
+        "python launch_finetune_local.py",
+        (
+            "split=color_object train.micro_batch_size=4",
+            "experiment=conflict split=size_color",
+            "experiment=demo",
+            'split=my_split split.instruction="pick up the heavy object"',
+        ),
+    ),
+    "evaluate": Script(
+        EvaluateConfig,
+        "python evaluate_conflict.py",
+        (
+            "split=color_object",
+            "split=color_object part=conflict checkpoint=checkpoints/color_object report_dir=reports/conflict",
+        ),
+    ),
+    "create_base": Script(
+        CreateBaseConfig,
+        "python -m finetune.create_base",
+        ("model=tiny", "model=small dtype=fp32 out=checkpoints/base/small_fp32"),
+    ),
+}
