@@ -1,0 +1,128 @@
+"""The vision-language backbone: Qwen3-VL, its LLM cut to `select_layer` layers, features before the final norm."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3VLConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from gr00t.data.pixels import pixel_values as to_pixel_values
+from gr00t.errors import ToolkitError
+
+
+@dataclass
+class BackboneOutput:
+    """All that the action head knows of what the robot sees and hears.
+
+    features (B, S, dim); attention_mask (B, S) bool, False on padding; image_mask (B, S) bool, True on image tokens
+    (vision_start and vision_end count as text).
+    """
+
+    features: Tensor
+    attention_mask: Tensor
+    image_mask: Tensor
+
+
+class UnusedRMSNorm(nn.Module):
+    """The LLM's final norm: stored in every checkpoint, never applied, since N1.7 reads the features before it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Backbone(nn.Module):
+    """`model.model` is transformers' Qwen3VLModel; the lm_head, whose result N1.7 never uses, is not built.
+
+    The features equal the original's `hidden_states[-1]` of transformers 4.57: after the last kept layer (with its
+    deepstack features), before the norm.
+    """
+
+    def __init__(self, config: Qwen3VLConfig, select_layer: int, attention: str = "sdpa") -> None:
+        super().__init__()
+        kept = _truncated(config, select_layer)
+        kept._attn_implementation = attention
+        self.image_token_id: int = config.image_token_id
+        vlm = Qwen3VLModel(kept)
+        vlm.language_model.norm = UnusedRMSNorm(vlm.language_model.config.hidden_size)
+        self.model = nn.ModuleDict({"model": vlm})
+
+    @property
+    def vlm(self) -> Any:
+        """The Qwen3VLModel: `visual` and `language_model`."""
+        return self.model["model"]
+
+    def forward(self, inputs: dict[str, Tensor]) -> BackboneOutput:
+        """inputs: input_ids, attention_mask (B, S); image_grid_thw (N, 3); and the N images of the batch in order,
+        as `pixel_values` (patches, 1536) float or as `images` (N, H, W, 3) uint8."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        image_mask = ids == self.image_token_id
+        pixels = inputs.get("pixel_values")
+        if pixels is None:
+            pixels = to_pixel_values(inputs["images"], dtype=self.vlm.visual.dtype)
+        output = self.vlm(
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=pixels,
+            image_grid_thw=inputs["image_grid_thw"],
+            mm_token_type_ids=image_mask.int(),
+            use_cache=False,
+        )
+        return BackboneOutput(output.last_hidden_state, mask.bool(), image_mask)
+
+    def refresh_rotary(self) -> None:
+        """Recompute the rotary frequencies in fp32: they are in no checkpoint, meta devices lose them, and casting
+        a model to bf16 would round them."""
+        for module in self._rotary_modules():
+            device = module.inv_freq.device
+            device = self._weight_device() if device.type == "meta" else device
+            exact = _exact_inv_freq(module).to(device)
+            module.inv_freq = exact
+            module.original_inv_freq = exact.clone()
+
+    def check_rotary(self) -> None:
+        """Refuse a model whose rotary frequencies are not what its configuration says."""
+        for module in self._rotary_modules():
+            if not torch.equal(module.inv_freq.cpu(), _exact_inv_freq(module)):
+                raise ToolkitError(
+                    f"{type(module).__name__}.inv_freq is corrupt after loading: positions would be garbage. "
+                    "Load with Gr00tN1d7.from_pretrained."
+                )
+
+    def _rotary_modules(self) -> list[Any]:
+        return [self.vlm.visual.rotary_pos_emb, self.vlm.language_model.rotary_emb]
+
+    def _weight_device(self) -> torch.device:
+        return self.vlm.language_model.embed_tokens.weight.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
+        super()._apply(fn, recurse)
+        self.refresh_rotary()
+        return self
+
+
+def _exact_inv_freq(module: Any) -> Tensor:
+    with torch.device("cpu"):
+        fresh = type(module)(module.config)
+    return fresh.inv_freq.to(torch.float32)
+
+
+def _truncated(config: Qwen3VLConfig, select_layer: int) -> Qwen3VLConfig:
+    kept = copy.deepcopy(config)
+    text: Any = kept.text_config
+    layers = text.num_hidden_layers
+    if not 1 <= select_layer <= layers:
+        raise ToolkitError(f"select_layer {select_layer} does not fit a backbone of {layers} layers.")
+    text.num_hidden_layers = select_layer
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:select_layer]
+    return kept

@@ -1,0 +1,120 @@
+"""Where the architecture of the Qwen3-VL backbone comes from, without a network.
+
+A GR00T checkpoint holds every weight of its backbone but not its architecture: config.json only names it. It is
+resolved from, in this order: the copy saved beside the tokenizer (processor/vlm/config.json), a local folder of that
+name (beside the checkpoint, or the name itself as a path), the local Hugging Face cache, a built-in table.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import Qwen3VLConfig
+
+from gr00t.errors import ToolkitError, did_you_mean
+
+QWEN3_VL_2B: dict[str, Any] = {
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "tie_word_embeddings": True,
+    "text_config": {
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5000000,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "tie_word_embeddings": True,
+    },
+    "vision_config": {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+}
+
+BUILT_IN = {
+    "nvidia/Cosmos-Reason2-2B": QWEN3_VL_2B,
+    "Qwen/Qwen3-VL-2B-Instruct": QWEN3_VL_2B,
+    "Qwen/Qwen3-VL-2B-Thinking": QWEN3_VL_2B,
+}
+
+SAVED_CONFIG = Path("processor") / "vlm" / "config.json"
+
+
+def resolve_backbone(model_name: str, checkpoint: Path | None) -> Qwen3VLConfig:
+    """The architecture of the backbone called `model_name` in the checkpoint folder (None: no folder yet)."""
+    looked = _candidate_files(model_name, checkpoint)
+    for path in looked:
+        if path.is_file():
+            return parse_backbone(_read_json(path), str(path))
+    if model_name in BUILT_IN:
+        return parse_backbone(BUILT_IN[model_name], model_name)
+    places = "\n  ".join(str(p) for p in looked)
+    raise ToolkitError(
+        f'The backbone "{model_name}" is not known, and its config.json is in none of\n  {places}\n'
+        f"Put a copy of the backbone's config.json at one of these.{did_you_mean(model_name, BUILT_IN)}"
+    )
+
+
+def parse_backbone(data: dict[str, Any], where: str) -> Qwen3VLConfig:
+    """A Qwen3VLConfig from its JSON form, of transformers 4.57 or 5."""
+    if data.get("model_type", "qwen3_vl") != "qwen3_vl" or "text_config" not in data or "vision_config" not in data:
+        raise ToolkitError(
+            f'{where} is no Qwen3-VL configuration (model_type "{data.get("model_type")}"). '
+            "GR00T N1.7 stands on Qwen3-VL (Cosmos-Reason2); N1.5 and N1.6 stand on Eagle and are not read here."
+        )
+    sub: dict[str, Any] = {
+        key: {k: v for k, v in data[key].items() if k not in ("model_type", "dtype", "torch_dtype")}
+        for key in ("text_config", "vision_config")
+    }
+    own = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings")
+    sub.update({k: data[k] for k in own if k in data})
+    return Qwen3VLConfig(**sub)
+
+
+def _candidate_files(model_name: str, checkpoint: Path | None) -> list[Path]:
+    files: list[Path] = []
+    if checkpoint is not None:
+        files += [checkpoint / SAVED_CONFIG, checkpoint / model_name / "config.json"]
+        files.append(checkpoint.resolve().parent / model_name / "config.json")
+    files.append(Path(model_name) / "config.json")
+    cached = _cached_config(model_name)
+    return files if cached is None else [*files, cached]
+
+
+def _cached_config(model_name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model_name, "config.json")
+    except HFValidationError:  # a path, not a hub id
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ToolkitError(f"{path} cannot be read as JSON ({error}). Copy it anew.") from None
+    if not isinstance(data, dict):
+        raise ToolkitError(f"{path} holds no JSON object. Copy it anew.")
+    return data

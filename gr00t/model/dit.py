@@ -1,0 +1,211 @@
+"""The transformers of the action head: the alternating diffusion transformer and vl_self_attention.
+
+Source: the original's AlternateVLDiT, DiT and SelfAttentionTransformer; DiT: Peebles & Xie, 2023 (arXiv:2212.09748).
+Tensor names are the original's, hence `to_out.0` and `ff.net.0.proj`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gr00t.errors import ToolkitError
+from gr00t.model.config import TransformerConfig
+
+KeyValue = tuple[Tensor, Tensor]  # each (B, heads, tokens, head_dim)
+
+
+class TimestepEncoder(nn.Module):
+    """Timestep bucket (B,) to conditioning (B, width): a 256-wide sinusoid (cos first), linear, SiLU, linear."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.timestep_embedder = nn.ModuleDict({"linear_1": nn.Linear(256, width), "linear_2": nn.Linear(width, width)})
+
+    def forward(self, buckets: Tensor) -> Tensor:
+        half = 128
+        exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=buckets.device) / (half - 1)
+        angles = buckets.float().unsqueeze(-1) * exponent.exp()
+        first, second = self.timestep_embedder["linear_1"], self.timestep_embedder["linear_2"]
+        projected = torch.cat([angles.cos(), angles.sin()], dim=-1).to(first.weight.dtype)
+        return second(F.silu(first(projected)))
+
+
+class AdaLayerNorm(nn.Module):
+    """LayerNorm without weights, scaled and shifted by the timestep: scale first, shift second."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 2 * width)
+        self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        scale, shift = self.linear(F.silu(temb)).unsqueeze(1).chunk(2, dim=-1)
+        return self.norm(x) * (1 + scale) + shift
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values can be projected once and used many times."""
+
+    def __init__(self, width: int, heads: int, context_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(context_dim, width)
+        self.to_v = nn.Linear(context_dim, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
+
+    def keys_values(self, context: Tensor) -> KeyValue:
+        """Project a context (B, S, context_dim)."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def forward(self, x: Tensor, keys_values: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """x (B, T, width); mask (B, S) bool, True where a key may be attended to."""
+        keys, values = keys_values
+        allowed = None if mask is None else mask[:, None, None, :]
+        out = F.scaled_dot_product_attention(self._split(self.to_q(x)), keys, values, attn_mask=allowed)
+        out = out.transpose(1, 2).flatten(2)
+        return self.to_out[1](self.to_out[0](out))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class _GeluProjection(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh-GELU, linear, four times as wide inside."""
+
+    def __init__(self, width: int, dropout: float, final_dropout: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [_GeluProjection(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width)]
+        if final_dropout:
+            layers.append(nn.Dropout(dropout))
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds fixed sinusoids to a sequence (B, T, width); `pe` is stored with the weights, as in the original."""
+
+    def __init__(self, width: int, max_length: int) -> None:
+        super().__init__()
+        position = torch.arange(max_length, dtype=torch.float32).unsqueeze(1)
+        frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+        table = torch.zeros(1, max_length, width)
+        table[0, :, 0::2] = torch.sin(position * frequency)
+        table[0, :, 1::2] = torch.cos(position * frequency)
+        self.register_buffer("pe", table)
+        self.pe: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > self.pe.shape[1]:
+            raise ToolkitError(f"{x.shape[1]} tokens exceed max_num_positional_embeddings {self.pe.shape[1]}.")
+        return x + self.pe[:, : x.shape[1]].to(x.dtype)
+
+
+class TransformerBlock(nn.Module):
+    """Norm, attention, residual, norm, feed-forward, residual; the first norm is adaptive in the DiT."""
+
+    def __init__(self, config: TransformerConfig, context_dim: int | None, adaptive: bool) -> None:
+        super().__init__()
+        width = config.width
+        self.adaptive = adaptive
+        self.norm1 = AdaLayerNorm(width, config.norm_eps) if adaptive else nn.LayerNorm(width, eps=config.norm_eps)
+        self.attn1 = Attention(width, config.num_attention_heads, context_dim or width, config.dropout)
+        self.norm3 = nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=not adaptive)
+        self.ff = FeedForward(width, config.dropout, config.final_dropout)
+        self.final_dropout = nn.Dropout(config.dropout) if config.final_dropout else nn.Identity()
+        positions = config.positional_embeddings == "sinusoidal"
+        self.pos_embed = SinusoidalPositions(width, config.max_num_positional_embeddings) if positions else None
+
+    def forward(
+        self,
+        x: Tensor,
+        temb: Tensor | None = None,
+        keys_values: KeyValue | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Self-attention unless `keys_values` of a context are given."""
+        normed = self.norm1(x, temb) if self.adaptive else self.norm1(x)
+        if self.pos_embed is not None:
+            normed = self.pos_embed(normed)
+        if keys_values is None:
+            keys_values = self.attn1.keys_values(normed)
+        x = x + self.final_dropout(self.attn1(normed, keys_values, mask))
+        return x + self.ff(self.norm3(x))
+
+
+class DiT(nn.Module):
+    """The diffusion transformer: [state, actions] tokens conditioned on the timestep and the VLM's tokens.
+
+    Even blocks cross-attend to the VLM, odd ones self-attend (when interleaved). With `text_every` = n, every n-th
+    cross-attention block sees the text tokens and the others the image tokens; with None all see all tokens, padding
+    included, as the original's plain DiT does.
+    """
+
+    def __init__(self, config: TransformerConfig, context_dim: int, text_every: int | None) -> None:
+        super().__init__()
+        width = config.width
+        self.text_every = text_every
+        self.cross = [not (config.interleave_self_attention and i % 2 == 1) for i in range(config.num_layers)]
+        self.timestep_encoder = TimestepEncoder(width)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(config, context_dim if cross else None, adaptive=True) for cross in self.cross
+        )
+        self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.proj_out_1 = nn.Linear(width, 2 * width)
+        self.proj_out_2 = nn.Linear(width, config.output_dim)
+
+    def encode_context(self, context: Tensor) -> list[KeyValue | None]:
+        """Keys and values of every cross-attention block for VLM tokens (B, S, context_dim): constant in denoising."""
+        return [
+            block.attn1.keys_values(context) if cross else None
+            for block, cross in zip(self.transformer_blocks, self.cross, strict=True)
+        ]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        buckets: Tensor,
+        context: list[KeyValue | None],
+        attention_mask: Tensor,
+        image_mask: Tensor,
+    ) -> Tensor:
+        """tokens (B, T, width), buckets (B,), masks (B, S) bool; result (B, T, output_dim)."""
+        temb = self.timestep_encoder(buckets)
+        text, image = attention_mask & ~image_mask, attention_mask & image_mask
+        for index, block in enumerate(self.transformer_blocks):
+            mask = None
+            if self.cross[index] and self.text_every is not None:
+                mask = text if index % (2 * self.text_every) == 0 else image
+            tokens = block(tokens, temb, context[index], mask)
+        shift, scale = self.proj_out_1(F.silu(temb)).unsqueeze(1).chunk(2, dim=-1)
+        return self.proj_out_2(self.norm_out(tokens) * (1 + scale) + shift)
+
+
+class SelfAttentionTransformer(nn.Module):
+    """Plain blocks over the VLM features (B, S, width). It takes no mask: padding leaks, as in the original."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(config, None, adaptive=False) for _ in range(config.num_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.transformer_blocks:
+            x = block(x)
+        return x
