@@ -1,0 +1,291 @@
+"""States and actions between a robot's units and the model's, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gr00t.data.poses import POSE_DIMS, absolute_pose, relative_pose
+from gr00t.data.schema import ActionConfig, ActionRepresentation, ActionType, ModalityConfig, ModalityConfigs
+from gr00t.errors import ToolkitError, did_you_mean
+
+Statistics = dict[str, Any]
+"""statistics.json: tag -> "state" | "action" | "relative_action" -> group -> min, max, mean, std, q01, q99 (lists)."""
+
+SIN_COS, MEAN_STD, MIN_MAX = "sin_cos", "mean_std", "min_max"
+
+
+@dataclass(frozen=True)
+class Group:
+    """How one group of one robot is normalised.
+
+    `offset` and `scale` are mean and std, or the minimum and the range, each (D,), of a relative action group (H, D);
+    `constant` marks the dimensions that do not vary. `relative` says that the action is expressed relative to the
+    state group `state_key`.
+    """
+
+    name: str
+    method: str
+    offset: np.ndarray
+    scale: np.ndarray
+    constant: np.ndarray
+    relative: ActionConfig | None = None
+
+    @property
+    def dim(self) -> int:
+        """Numbers of the group in robot units."""
+        return self.offset.shape[-1]
+
+    @property
+    def encoded_dim(self) -> int:
+        """Columns it takes in the model's vector: twice its own for [sin | cos]."""
+        return 2 * self.dim if self.method == SIN_COS else self.dim
+
+    @property
+    def state_key(self) -> str:
+        """The state group that a relative action starts from."""
+        return (self.relative.state_key if self.relative else None) or self.name
+
+    def normalise(self, values: np.ndarray, clip: bool) -> np.ndarray:
+        """(T, D) in robot units to (T, encoded_dim); the result keeps the precision of min/max `values`."""
+        if self.method == SIN_COS:
+            return np.concatenate([np.sin(values), np.cos(values)], axis=-1)
+        share = (values - self.offset) / np.where(self.constant, 1.0, self.scale)
+        if self.method == MEAN_STD:
+            return np.where(self.constant, values, share)
+        # The original stores the share at the values' own precision before stretching it to [-1, 1].
+        scaled = 2 * share.astype(values.dtype) - 1
+        scaled = np.where(self.constant, values.dtype.type(0), scaled)
+        return np.clip(scaled, -1.0, 1.0) if clip else scaled
+
+    def denormalise(self, values: np.ndarray) -> np.ndarray:
+        """Undo `normalise` in float64; min/max values are clipped to [-1, 1] first. Not for sin/cos (states only)."""
+        if self.method == MEAN_STD:
+            return np.where(self.constant, values, values * self.scale + self.offset)
+        return (np.clip(values, -1.0, 1.0) + 1) / 2 * self.scale + self.offset
+
+
+class StateActionProcessor:
+    """Normalises states and actions of every embodiment it has a configuration and statistics for.
+
+    A group listed in sin_cos_embedding_keys becomes [sin | cos] (states, with `apply_sincos_state_encoding`); else
+    one in mean_std_embedding_keys is standardised; else min and max (with `use_percentiles` q01 and q99) go to -1
+    and 1. Relative action groups are first expressed relative to the last state row and always use the min and max
+    of each step. `clip_outliers` clips min/max states and all actions to [-1, 1]; `use_relative_action` False takes
+    every group as absolute. (original: state_action_processor)
+    """
+
+    def __init__(
+        self,
+        modality_configs: Mapping[str, ModalityConfigs],
+        statistics: Statistics,
+        use_percentiles: bool = False,
+        clip_outliers: bool = True,
+        apply_sincos_state_encoding: bool = False,
+        use_relative_action: bool = False,
+    ) -> None:
+        self.modality_configs = modality_configs
+        self.statistics = statistics
+        self.use_percentiles = use_percentiles
+        self.clip_outliers = clip_outliers
+        self.apply_sincos_state_encoding = apply_sincos_state_encoding
+        self.use_relative_action = use_relative_action
+        self._groups: dict[tuple[str, str], list[Group]] = {}
+
+    def groups(self, tag: str, modality: str) -> list[Group]:
+        """The groups of "state" or "action" in the model's order; unknown tags and missing statistics raise."""
+        key = (str(tag), modality)
+        if key not in self._groups:
+            self._groups[key] = self._build_groups(*key)
+        return self._groups[key]
+
+    def horizon(self, tag: str) -> int:
+        """Number of action steps of that embodiment."""
+        return len(self._config(str(tag), "action").delta_indices)
+
+    def dim(self, tag: str, modality: str) -> int:
+        """Columns of that modality in the model's vector, before padding."""
+        return sum(group.encoded_dim for group in self.groups(tag, modality))
+
+    def encode_state(self, states: Mapping[str, np.ndarray], tag: str) -> np.ndarray:
+        """{group: (T, D)} in robot units to float32 (T, d)."""
+        groups = self.groups(tag, "state")
+        parts = [g.normalise(_take(states, g, f"{tag} state"), self.clip_outliers) for g in groups]
+        return _concatenate(parts, f"{tag} state")
+
+    def encode_action(
+        self, actions: Mapping[str, np.ndarray], states: Mapping[str, np.ndarray], tag: str
+    ) -> np.ndarray:
+        """{group: (H, D)} with the states of the same moment to float32 (H, d), clipped with `clip_outliers`."""
+        parts = []
+        for group in self.groups(tag, "action"):
+            values = _take(actions, group, f"{tag} action")
+            if values.shape[-2] != self.horizon(tag):
+                raise ToolkitError(
+                    f'{tag} action "{group.name}": {values.shape[-2]} steps given, but the modality config has a '
+                    f"horizon of {self.horizon(tag)}. Hold the last value past the end and mark it in action_valid."
+                )
+            if group.relative:
+                values = _to_relative(values, self._reference(states, group, tag), group.relative)
+            normalised = group.normalise(values, self.clip_outliers)
+            parts.append(np.clip(normalised, -1.0, 1.0) if self.clip_outliers else normalised)
+        return _concatenate(parts, f"{tag} action")
+
+    def decode_action(
+        self, normalised: np.ndarray, states: Mapping[str, np.ndarray] | None, tag: str
+    ) -> dict[str, np.ndarray]:
+        """The model's actions (B, H, D) or (H, D), padded or not, to {group: (B, horizon, dim)} in robot units.
+
+        `states` holds (B, T, dim) or (T, dim) and is needed by relative groups only. Computed in float64 and
+        returned so, except standardised (mean/std) absolute groups: float32, as in the original.
+        """
+        normalised = np.asarray(normalised)
+        horizon, dim = self.horizon(tag), self.dim(tag, "action")
+        if normalised.ndim not in (2, 3) or normalised.shape[-2] < horizon or normalised.shape[-1] < dim:
+            raise ToolkitError(
+                f"{tag}: predicted actions must be (B, H, D) or (H, D) with H >= {horizon} and D >= {dim}, "
+                f"not {normalised.shape}."
+            )
+        actions, start = {}, 0
+        for group in self.groups(tag, "action"):
+            columns = normalised[..., :horizon, start : start + group.dim].astype(np.float32)
+            start += group.dim
+            values = group.denormalise(columns)
+            if group.relative:
+                values = _to_absolute(values, self._reference(states or {}, group, tag), group.relative)
+            elif group.method == MEAN_STD:
+                values = values.astype(np.float32)
+            actions[group.name] = values
+        return actions
+
+    def _reference(self, states: Mapping[str, np.ndarray], group: Group, tag: str) -> np.ndarray:
+        """(..., dim): the last state row of the group that a relative action group starts from."""
+        if group.state_key not in states:
+            raise ToolkitError(
+                f'{tag} action "{group.name}" is relative to the state group "{group.state_key}", which is not given.'
+                f"{did_you_mean(group.state_key, states)} Add it to the state, or set state_key in action_configs."
+            )
+        values = np.asarray(states[group.state_key], dtype=np.float64)
+        if values.ndim < 2 or values.shape[-1] != group.dim:
+            raise ToolkitError(
+                f'{tag} action "{group.name}" has {group.dim} dimensions, but the state group "{group.state_key}" '
+                f"it is relative to has the shape {values.shape}; the last size must be the same."
+            )
+        _check_finite(values, f'{tag} state "{group.state_key}"')
+        return values[..., -1, :]
+
+    def _config(self, tag: str, modality: str) -> ModalityConfig:
+        if tag not in self.modality_configs:
+            raise ToolkitError(
+                f'This checkpoint has no modality config for the embodiment "{tag}".'
+                f"{did_you_mean(tag, self.modality_configs)} Give one (modality_config=...) to use a new robot."
+            )
+        return self.modality_configs[tag][modality]
+
+    def _build_groups(self, tag: str, modality: str) -> list[Group]:
+        config = self._config(tag, modality)
+        if tag not in self.statistics:
+            raise ToolkitError(
+                f'statistics.json has no entry for the embodiment "{tag}".{did_you_mean(tag, self.statistics)} '
+                "Fine-tune on that robot's data first, or take one of the embodiments that have statistics."
+            )
+        action_configs = config.action_configs or []
+        return [
+            self._build_group(tag, modality, name, action_configs[i] if action_configs else None)
+            for i, name in enumerate(config.modality_keys)
+        ]
+
+    def _build_group(self, tag: str, modality: str, name: str, action_config: ActionConfig | None) -> Group:
+        config = self._config(tag, modality)
+        relative = None
+        if self.use_relative_action and action_config and action_config.rep is ActionRepresentation.RELATIVE:
+            relative = action_config
+        section = "relative_action" if relative else modality
+        if modality == "state" and self.apply_sincos_state_encoding and name in (config.sin_cos_embedding_keys or []):
+            method = SIN_COS
+        else:
+            method = MEAN_STD if name in (config.mean_std_embedding_keys or []) else MIN_MAX
+        if method == MEAN_STD:
+            mean, std = _group_statistics(self.statistics, tag, section, name, ("mean", "std"))
+            group = Group(name, method, mean, std, std == 0, relative)
+        else:
+            ends = ("q01", "q99") if self.use_percentiles and not relative else ("min", "max")
+            low, high = _group_statistics(self.statistics, tag, section, name, ends)
+            group = Group(name, method, low, high - low, np.isclose(high, low), relative)
+        if relative:
+            _check_relative(group, tag, len(config.delta_indices))
+        return group
+
+
+def _group_statistics(
+    statistics: Statistics, tag: str, section: str, name: str, keys: tuple[str, str]
+) -> list[np.ndarray]:
+    """The two named arrays of one group, float64; what is missing, ragged or not finite raises."""
+    again = "Compute the statistics of the dataset again with this modality config."
+    groups = statistics[tag].get(section, {})
+    if name not in groups:
+        raise ToolkitError(f'statistics of "{tag}.{section}": no group "{name}".{did_you_mean(name, groups)} {again}')
+    arrays = []
+    for key in keys:
+        where = f'statistics of "{tag}.{section}.{name}"'
+        if key not in groups[name]:
+            raise ToolkitError(f'{where}: no "{key}".{did_you_mean(key, groups[name])} {again}')
+        arrays.append(np.asarray(groups[name][key], dtype=np.float64))
+        _check_finite(arrays[-1], f'{where} "{key}"')
+    if arrays[0].shape != arrays[1].shape or arrays[0].ndim not in (1, 2):
+        raise ToolkitError(f'statistics of "{tag}.{section}.{name}": {keys} differ in shape. {again}')
+    return arrays
+
+
+def _check_relative(group: Group, tag: str, horizon: int) -> None:
+    if group.offset.ndim != 2 or group.offset.shape[0] != horizon:
+        raise ToolkitError(
+            f'{tag} action "{group.name}": its relative statistics have the shape {group.offset.shape}, but the modality '
+            f"config has a horizon of {horizon}. They belong to another horizon: prepare the dataset's statistics "
+            f"again (delete its meta/relative_stats.json), or give the action {len(group.offset)} delta_indices."
+        )
+    assert group.relative
+    if group.relative.type is ActionType.EEF and POSE_DIMS.get(group.relative.format) != group.dim:
+        raise ToolkitError(
+            f'{tag} action "{group.name}": a relative EEF group needs the format XYZ_ROT6D (9 numbers) or XYZ_ROTVEC '
+            f"(6), but it says {group.relative.format.name} and has {group.dim}. Correct its ActionConfig."
+        )
+
+
+def _to_relative(values: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
+    if config.type is ActionType.EEF:
+        return relative_pose(values, reference, config.format)
+    return values - reference[..., None, :]
+
+
+def _to_absolute(values: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
+    if config.type is ActionType.EEF:
+        return absolute_pose(values, reference, config.format)
+    return values + reference[..., None, :]
+
+
+def _take(values: Mapping[str, np.ndarray], group: Group, where: str) -> np.ndarray:
+    if group.name not in values:
+        raise ToolkitError(f'{where}: the group "{group.name}" is missing.{did_you_mean(group.name, values)}')
+    array = np.asarray(values[group.name], dtype=np.float32)
+    if array.ndim != 2 or array.shape[-1] != group.dim:
+        raise ToolkitError(
+            f'{where} "{group.name}": expected (steps, {group.dim}) as in the statistics, not {array.shape}.'
+        )
+    _check_finite(array, f'{where} "{group.name}"')
+    return array
+
+
+def _check_finite(array: np.ndarray, where: str) -> None:
+    if not np.isfinite(array).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ToolkitError(f"{where}: value {array[place]} at index {place} is not finite; mend it at its source.")
+
+
+def _concatenate(parts: list[np.ndarray], where: str) -> np.ndarray:
+    if len({part.shape[:-1] for part in parts}) > 1:
+        raise ToolkitError(f"{where}: the groups have different numbers of steps: {[len(part) for part in parts]}.")
+    return np.concatenate(parts, axis=-1).astype(np.float32)
