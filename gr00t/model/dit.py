@@ -7,6 +7,7 @@ Tensor names are the original's, hence `to_out.0` and `ff.net.0.proj`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,8 @@ class TimestepEncoder(nn.Module):
         exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=buckets.device) / (half - 1)
         angles = buckets.float().unsqueeze(-1) * exponent.exp()
         first, second = self.timestep_embedder["linear_1"], self.timestep_embedder["linear_2"]
-        projected = torch.cat([angles.cos(), angles.sin()], dim=-1).to(first.weight.dtype)
-        return second(F.silu(first(projected)))
+        projected = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return second(F.silu(first(projected.to(next(first.parameters()).dtype))))
 
 
 class AdaLayerNorm(nn.Module):
@@ -171,9 +172,10 @@ class DiT(nn.Module):
 
     def encode_context(self, context: Tensor) -> list[KeyValue | None]:
         """Keys and values of every cross-attention block for VLM tokens (B, S, context_dim): constant in denoising."""
+        blocks: list[Any] = list(self.transformer_blocks)
         return [
             block.attn1.keys_values(context) if cross else None
-            for block, cross in zip(self.transformer_blocks, self.cross, strict=True)
+            for block, cross in zip(blocks, self.cross, strict=True)
         ]
 
     def forward(

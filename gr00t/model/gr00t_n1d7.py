@@ -98,6 +98,8 @@ class Gr00tN1d7(PreTrainedModel):
         if top_llm_layers:
             for layer in self.backbone.vlm.language_model.layers[-top_llm_layers:]:
                 layer.requires_grad_(True)
+        # no result depends on it, and DDP refuses trained parameters without a gradient
+        self.backbone.vlm.language_model.norm.requires_grad_(False)
         for key, value in self._tuned.items():
             setattr(self.config, f"tune_{key}", value)
         self.config.tune_top_llm_layers = top_llm_layers

@@ -1,0 +1,107 @@
+"""The frame tables of a dataset (parquet), memory-mapped through Hugging Face `datasets`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from gr00t.data.layout import DatasetLayout
+from gr00t.errors import ToolkitError, did_you_mean
+
+CACHE_FOLDER = ".cache"
+
+
+class FrameTables:
+    """Columns of all episodes, one row a frame, episodes in order of their index.
+
+    The parquet files are converted once to Arrow (in `.cache/` of the dataset folder, or of the temporary folder
+    where the dataset is read-only) and mapped into memory; processes of one machine share the pages.
+    """
+
+    def __init__(self, layout: DatasetLayout, columns: list[str]) -> None:
+        self.root = layout.root
+        lengths = [e.length for e in layout.episodes]
+        ends = np.cumsum(lengths)
+        self._span = {e.index: (int(end) - e.length, int(end)) for e, end in zip(layout.episodes, ends, strict=True)}
+        table = _load(layout, columns)
+        if table.num_rows != ends[-1]:
+            raise ToolkitError(
+                f"{self.root}: the frame tables hold {table.num_rows} rows, meta/episodes.jsonl promises {ends[-1]}. "
+                "Prepare the dataset again."
+            )
+        self._columns = {name: _to_numpy(table, name, layout.root) for name in columns}
+        self._check_episode_column(layout)
+
+    def rows(self, column: str, episode: int, frames: np.ndarray) -> np.ndarray:
+        """Values (len(frames), ...) of `column` at frame numbers within an episode."""
+        start, end = self._span[episode]
+        if len(frames) and (frames.min() < 0 or frames.max() >= end - start):
+            raise IndexError(f"episode {episode} has {end - start} frames, not {frames.max() + 1}")
+        return self._columns[column][start + frames]
+
+    def episode(self, column: str, episode: int) -> np.ndarray:
+        """All values (T, ...) of an episode, a view into the mapped file."""
+        start, end = self._span[episode]
+        return self._columns[column][start:end]
+
+    def _check_episode_column(self, layout: DatasetLayout) -> None:
+        numbers = self._columns.get("episode_index")
+        if numbers is None:
+            return
+        for e in layout.episodes:
+            if not (self.episode("episode_index", e.index) == e.index).all():
+                raise ToolkitError(
+                    f"{layout.parquet_path(e.index)}: the episode_index column does not say {e.index} in its "
+                    f"{e.length} rows. Prepare the dataset again."
+                )
+
+
+def _load(layout: DatasetLayout, columns: list[str]) -> datasets.Dataset:
+    paths = [layout.parquet_path(e.index) for e in layout.episodes]
+    for path in paths:
+        if not path.is_file():
+            raise ToolkitError(f"{path} is missing. Prepare the dataset again.")
+    had_bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.Dataset.from_parquet([str(p) for p in paths], cache_dir=str(_cache_folder(layout.root)))
+    except Exception as error:  # datasets wraps what pyarrow says in many types
+        raise ToolkitError(f"{layout.root}/data cannot be read ({error}). Prepare the dataset again.") from error
+    finally:
+        if had_bars:
+            datasets.enable_progress_bars()
+    assert isinstance(table, datasets.Dataset)
+    for name in columns:
+        if name not in table.column_names:
+            raise ToolkitError(f'{layout.root}/data: no column "{name}".{did_you_mean(name, table.column_names)}')
+    return table
+
+
+def _cache_folder(root: Path) -> Path:
+    if os.access(root, os.W_OK):
+        return root / CACHE_FOLDER
+    return Path(tempfile.gettempdir()) / f"groot-tables-{os.getuid()}"
+
+
+def _to_numpy(table: datasets.Dataset, name: str, root: Path) -> np.ndarray:
+    """(rows,) or (rows, D); without a copy where the mapped column is one piece."""
+    pieces = []
+    for chunk in table.data.column(name).chunks:
+        if chunk.null_count:
+            raise ToolkitError(f'{root}/data: column "{name}" has empty cells. Prepare the dataset again.')
+        if pa.types.is_list(chunk.type) or pa.types.is_fixed_size_list(chunk.type):
+            flat = chunk.flatten().to_numpy(zero_copy_only=False)
+            if len(chunk) and flat.size % len(chunk):
+                raise ToolkitError(f'{root}/data: column "{name}" has rows of several widths. Prepare it again.')
+            pieces.append(flat.reshape(len(chunk), -1))
+        else:
+            pieces.append(chunk.to_numpy(zero_copy_only=False))
+    try:
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    except ValueError:
+        raise ToolkitError(f'{root}/data: column "{name}" has rows of several widths.') from None
