@@ -243,7 +243,7 @@ def _group_statistics(
 def _check_relative(group: Group, tag: str, horizon: int) -> None:
     if group.offset.ndim != 2 or group.offset.shape[0] != horizon:
         raise ToolkitError(
-            f'{tag} action "{group.name}": its relative statistics have the shape {group.offset.shape}, but the modality '
+            f'{tag} action "{group.name}": its relative statistics are {group.offset.shape}, but the modality '
             f"config has a horizon of {horizon}. They belong to another horizon: prepare the dataset's statistics "
             f"again (delete its meta/relative_stats.json), or give the action {len(group.offset)} delta_indices."
         )
