@@ -1,0 +1,287 @@
+"""Writing one dataset folder: GR00T-flavoured LeRobot v2.1 from checked ManiSkill recordings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
+from gr00t.data.layout import CODEBASE_VERSION, dataset_fingerprint, file_sha256
+from gr00t.data.schema import ModalityConfigs
+from gr00t.data.statistics import feature_statistics, relative_statistics
+from gr00t.data.video import check_video, write_video
+from gr00t.errors import ToolkitError
+
+CONVERTER_VERSION = 1  # raised when the same recordings would give another dataset
+CHUNKS_SIZE = 1000  # episodes a folder
+TASK_COLUMN = "annotation.human.task_description"
+DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+GROUPS = {"arm": {"start": 0, "end": 7}, "gripper": {"start": 7, "end": 8}}
+DIM_NAMES = [f"panda_joint{i}" for i in range(1, 8)] + ["gripper"]
+MODALITY: dict[str, dict[str, dict[str, Any]]] = {
+    "state": GROUPS,
+    "action": GROUPS,
+    "video": {camera: {"original_key": f"observation.images.{camera}"} for camera in CAMERAS},
+    "annotation": {"human.task_description": {"original_key": TASK_COLUMN}},
+}
+CHECKED_FRAMES = 8  # of each video, compared with the recording after writing
+MIN_VAL_EPISODES = 2
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """What one dataset folder is to hold. `val_episodes` are indices into `recordings.episodes`."""
+
+    part: str
+    recordings: Recordings
+    instruction: str
+    val_episodes: tuple[int, ...]
+    val_fraction: float
+    seed: int
+    modality_configs: ModalityConfigs
+
+    @property
+    def frames(self) -> int:
+        return sum(e.length for e in self.recordings.episodes)
+
+
+@dataclass(frozen=True)
+class WrittenDataset:
+    """Outcome of write_dataset: mean absolute difference of checked video frames (of 255), and the fingerprint."""
+
+    video_error: float
+    fingerprint: str
+
+
+def choose_val_episodes(count: int, val_fraction: float, seed: int) -> tuple[int, ...]:
+    """The seeded share of `count` episodes to hold out, two at least, sorted.
+
+    Drawn by hashing (seed, index), so the choice is the same on every machine and with every library version.
+    """
+    if not 0 < val_fraction < 1:
+        raise ToolkitError(f"val_fraction is {val_fraction}; it must lie between 0 and 1, for example 0.1.")
+    wanted = max(MIN_VAL_EPISODES, round(count * val_fraction))
+    if count <= wanted:
+        raise ToolkitError(
+            f"{count} successful train episodes cannot spare {wanted} for validation (val_fraction={val_fraction}, two "
+            "at least): record more episodes."
+        )
+    drawn = sorted(range(count), key=lambda index: hashlib.sha256(f"{seed}:{index}".encode()).digest())
+    return tuple(sorted(drawn[:wanted]))
+
+
+def write_dataset(root: Path, plan: DatasetPlan, advance: Callable[[int], None], workers: int) -> WrittenDataset:
+    """Write the dataset into the new folder `root`, calling `advance` with the frames done.
+
+    `workers` threads encode episodes. Raises ToolkitError for recordings that turn out damaged and for videos that do
+    not show what was recorded.
+    """
+    offsets = np.cumsum([0, *(e.length for e in plan.recordings.episodes)]).tolist()
+    _make_folders(root, plan)
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="encode") as pool:
+        jobs = [
+            pool.submit(_write_episode, root, index, offsets[index], episode)
+            for index, episode in enumerate(plan.recordings.episodes)
+        ]
+        try:
+            written = [_finished(job.result(), advance) for job in jobs]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    _write_meta(root, plan, [columns for columns, _ in written])
+    errors = [error for _, of_episode in written for error in of_episode]
+    fingerprint = _write_split(root, plan)
+    return WrittenDataset(float(np.mean(errors)), fingerprint)
+
+
+Columns = dict[str, np.ndarray]
+Written = tuple[Columns, list[float]]
+
+
+def _finished(written: Written, advance: Callable[[int], None]) -> Written:
+    advance(len(written[0]["action"]))
+    return written
+
+
+def _relative_path(template: str, index: int, **names: str) -> Path:
+    return Path(template.format(episode_chunk=index // CHUNKS_SIZE, episode_index=index, **names))
+
+
+def _video_keys() -> Iterator[tuple[str, str]]:
+    for camera, entry in MODALITY["video"].items():
+        yield camera, str(entry["original_key"])
+
+
+def _make_folders(root: Path, plan: DatasetPlan) -> None:
+    (root / "meta").mkdir(parents=True)
+    for index in range(0, len(plan.recordings.episodes), CHUNKS_SIZE):
+        (root / _relative_path(DATA_PATH, index)).parent.mkdir(parents=True)
+        for _, key in _video_keys():
+            (root / _relative_path(VIDEO_PATH, index, video_key=key)).parent.mkdir(parents=True)
+
+
+# -- one episode -------------------------------------------------------------------------------------------------------
+
+
+def _write_episode(root: Path, index: int, offset: int, episode: Episode) -> Written:
+    errors = [
+        _write_camera(root / _relative_path(VIDEO_PATH, index, video_key=key), episode, camera)
+        for camera, key in _video_keys()
+    ]
+    columns = _columns(episode, index, offset)
+    pq.write_table(_table(columns), root / _relative_path(DATA_PATH, index))
+    return columns, errors
+
+
+def _write_camera(path: Path, episode: Episode, camera: str) -> float:
+    frames = episode.frames(camera)
+    write_video(path, frames, CONTROL_FREQ)
+    checked = np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).round().astype(int))
+    return check_video(path, len(frames), {int(i): frames[i] for i in checked})
+
+
+def _columns(episode: Episode, index: int, offset: int) -> Columns:
+    """The frame table of one episode: (T, D) for state and action, (T,) for the rest."""
+    length = episode.length
+    frame = np.arange(length, dtype=np.int64)
+    return {
+        "observation.state": episode.states(),
+        "action": episode.actions(),
+        "timestamp": (frame / CONTROL_FREQ).astype(np.float32),
+        TASK_COLUMN: np.zeros(length, dtype=np.int64),
+        "task_index": np.zeros(length, dtype=np.int64),
+        "episode_index": np.full(length, index, dtype=np.int64),
+        "frame_index": frame,
+        "index": frame + offset,
+        "next.reward": episode.successes().astype(np.float32),
+        "next.done": frame == length - 1,
+    }
+
+
+def _table(columns: Columns) -> pa.Table:
+    return pa.table({name: pa.array(list(v) if v.ndim == 2 else v) for name, v in columns.items()})
+
+
+# -- meta/ -------------------------------------------------------------------------------------------------------------
+
+
+def _write_meta(root: Path, plan: DatasetPlan, columns: list[Columns]) -> None:
+    lengths = [len(c["action"]) for c in columns]
+    _write_json(root / "meta/info.json", _info(plan, columns[0]))
+    _write_json(root / "meta/modality.json", MODALITY)
+    _write_lines(root / "meta/tasks.jsonl", [{"task_index": 0, "task": plan.instruction}])
+    episodes = [{"episode_index": i, "tasks": [plan.instruction], "length": n} for i, n in enumerate(lengths)]
+    _write_lines(root / "meta/episodes.jsonl", episodes)
+    held_out = set(plan.val_episodes)
+    used = [c for i, c in enumerate(columns) if i not in held_out]
+    _write_json(root / "meta/stats.json", _stats(used))
+    states, actions = [c["observation.state"] for c in used], [c["action"] for c in used]
+    relative = relative_statistics(states, actions, MODALITY, plan.modality_configs)
+    _write_json(root / "meta/relative_stats.json", relative)
+
+
+def _stats(columns: list[Columns]) -> dict[str, Any]:
+    names = [name for name, values in columns[0].items() if values.dtype.kind == "f"]
+    joined = {name: np.concatenate([c[name] for c in columns]) for name in names}
+    return {name: feature_statistics(v if v.ndim == 2 else v[:, None]) for name, v in joined.items()}
+
+
+def _info(plan: DatasetPlan, columns: Columns) -> dict[str, Any]:
+    episodes = plan.recordings.episodes
+    return {
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": "panda_wristcam",
+        "total_episodes": len(episodes),
+        "total_frames": plan.frames,
+        "total_tasks": 1,
+        "total_videos": len(episodes) * len(CAMERAS),
+        "total_chunks": -(-len(episodes) // CHUNKS_SIZE),
+        "chunks_size": CHUNKS_SIZE,
+        "fps": CONTROL_FREQ,
+        "splits": {"train": f"0:{len(episodes)}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH,
+        "features": {
+            **{key: _video_feature(episodes[0].frame_sizes[camera]) for camera, key in _video_keys()},
+            **{name: _feature(values) for name, values in columns.items()},
+        },
+    }
+
+
+def _feature(values: np.ndarray) -> dict[str, Any]:
+    shape = list(values.shape[1:]) or [1]
+    return {"dtype": str(values.dtype), "shape": shape, "names": DIM_NAMES if shape == [len(DIM_NAMES)] else None}
+
+
+def _video_feature(size: tuple[int, int]) -> dict[str, Any]:
+    height, width = size
+    return {
+        "dtype": "video",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channel"],
+        "info": {
+            "video.height": height,
+            "video.width": width,
+            "video.channels": 3,
+            "video.fps": CONTROL_FREQ,
+            "video.codec": "h264",
+            "video.pix_fmt": "yuv420p",
+            "video.is_depth_map": False,
+            "has_audio": False,
+        },
+    }
+
+
+def _write_split(root: Path, plan: DatasetPlan) -> str:
+    """Write meta/split.json: what is held out, where everything came from; returns the fingerprint."""
+    folder = plan.recordings.folder
+    split: dict[str, Any] = {
+        "converter_version": CONVERTER_VERSION,
+        "part": plan.part,
+        "instruction": plan.instruction,
+        "seed": plan.seed,
+        "val_fraction": plan.val_fraction,
+        "val_episodes": list(plan.val_episodes),
+        "relative_statistics": {"tail": "mask", "steps": len(plan.modality_configs["action"].delta_indices)},
+        "source_folder": str(folder),
+        "sources": [_source(path, folder) for h5 in plan.recordings.files for path in (h5, h5.with_suffix(".json"))],
+        "episodes": [
+            {
+                "episode_index": index,
+                "file": e.file.relative_to(folder).as_posix(),
+                "trajectory": f"traj_{e.episode_id}",
+                "episode_seed": e.seed,
+            }
+            for index, e in enumerate(plan.recordings.episodes)
+        ],
+        "left_out": [
+            {"file": e.file.relative_to(folder).as_posix(), "trajectory": f"traj_{e.episode_id}", "reason": e.reason}
+            for e in plan.recordings.left_out
+        ],
+    }
+    split["fingerprint"] = dataset_fingerprint(root, split)
+    _write_json(root / "meta/split.json", split)
+    return str(split["fingerprint"])
+
+
+def _source(path: Path, folder: Path) -> dict[str, Any]:
+    name = path.relative_to(folder).as_posix()
+    return {"file": name, "size": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")

@@ -1,0 +1,360 @@
+"""Reading ManiSkill 3 recordings (trajectory .h5 with its .json) of a Panda with two cameras.
+
+A recording of T steps has T actions and T+1 observations; observation t goes with action t, the last one is not used.
+Everything but pixels is checked while reading the list of episodes; pixels are read per episode, when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from gr00t.data.layout import parse_json
+from gr00t.data.video import check_frame_size
+from gr00t.errors import ToolkitError, did_you_mean
+
+CAMERAS = {"image": "base_camera", "wrist_image": "hand_camera"}  # key in the dataset: ManiSkill's sensor
+CONTROL_MODE = "pd_joint_pos"
+CONTROL_FREQ = 20  # ManiSkill's default, Hz
+QPOS_DIM = 9  # 7 arm joints (rad), 2 fingers (m)
+ACTION_DIM = 8  # 7 joint targets (rad), gripper command in [-1, 1]
+# Replay converts these two to others; end-effector modes it cannot convert.
+CONVERTIBLE_CONTROL_MODES = ("pd_joint_pos", "pd_joint_delta_pos")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One successful recorded episode; arrays are read from the file at every call.
+
+    `frame_sizes` is (height, width) by camera key of CAMERAS; `content` a hash that equal recordings share.
+    """
+
+    file: Path
+    episode_id: int
+    seed: int | None
+    length: int  # T, steps
+    frame_sizes: dict[str, tuple[int, int]]
+    content: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}, traj_{self.episode_id}"
+
+    def actions(self) -> np.ndarray:
+        """(T, 8) float32: 7 joint targets (rad), gripper command in [-1, 1]."""
+        return self._read("actions").astype(np.float32)
+
+    def states(self) -> np.ndarray:
+        """(T, 8) float32: 7 joint positions (rad), gripper width (m)."""
+        qpos = self._read("obs/agent/qpos")[: self.length].astype(np.float32)
+        return np.concatenate([qpos[:, :7], qpos[:, 7:8] + qpos[:, 8:9]], axis=1)
+
+    def successes(self) -> np.ndarray:
+        """(T,) bool: whether the task counts as solved after each step."""
+        return self._read("success").astype(bool)
+
+    def frames(self, camera: str) -> np.ndarray:
+        """(T, H, W, 3) uint8 RGB of a key of CAMERAS."""
+        return self._read(_rgb_path(CAMERAS[camera]), self.length)
+
+    def _read(self, dataset: str, count: int | None = None) -> np.ndarray:
+        with _opened(self.file) as recording:
+            return recording[f"traj_{self.episode_id}/{dataset}"][:count]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An episode that is not converted, and why."""
+
+    file: Path
+    episode_id: int
+    reason: str
+
+
+@dataclass
+class Recordings:
+    """All trajectory files below one folder: usable episodes in recorded order, the others, and remarks."""
+
+    folder: Path
+    episodes: list[Episode] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_recordings(folder: Path) -> list[Path]:
+    """Every .h5 below `folder` in natural order (trajectory_2 before trajectory_10); raises when there is none."""
+    if not folder.is_dir():
+        raise ToolkitError(f"{folder}: no such folder of recordings. Put ManiSkill's trajectory.h5 and .json there.")
+    found = sorted(folder.rglob("*.h5"), key=lambda p: natural_key(p.relative_to(folder).as_posix()))
+    if not found:
+        raise ToolkitError(f"{folder}: holds no .h5 file. Put ManiSkill's trajectory.h5 and trajectory.json there.")
+    return found
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key in which numbers inside names count as numbers."""
+    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in re.split(r"(\d+)", name) if p]
+
+
+def read_recordings(folder: Path) -> Recordings:
+    """Read and check everything below `folder` except pixels; raises ToolkitError at the first fault."""
+    result = Recordings(folder)
+    for h5_path in find_recordings(folder):
+        meta = _read_meta(h5_path)
+        try:
+            _check_environment(h5_path, meta)
+        except ToolkitError:
+            replays = _replays_of(h5_path)
+            if not replays:
+                raise
+            result.notes.append(f"{h5_path}: passed over, its replay {replays[0].name} is used.")
+            continue
+        result.files.append(h5_path)
+        _read_episodes(h5_path, meta, result)
+    if not result.episodes:
+        raise ToolkitError(
+            f"{folder}: none of the {len(result.left_out)} recorded episodes is successful at its last step, so there "
+            "is nothing to learn from. Check the expert or the task's success condition and record again."
+        )
+    _check_no_duplicates(result.episodes)
+    return result
+
+
+# -- one file ----------------------------------------------------------------------------------------------------------
+
+
+def _read_meta(h5_path: Path) -> dict[str, Any]:
+    path = h5_path.with_suffix(".json")
+    if not path.is_file():
+        raise ToolkitError(f"{h5_path}: {path.name} is missing beside it. ManiSkill writes both: copy it along.")
+    try:
+        meta = parse_json(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise ToolkitError(f"{path}: is not text ({error.reason}); the file is damaged: copy it again.") from error
+    keys = meta if isinstance(meta, dict) else {}
+    for key in ("env_info", "episodes"):
+        if key not in keys:
+            raise ToolkitError(f'{path}: "{key}" is missing; this is not the .json of a ManiSkill recording.')
+    if not isinstance(meta["env_info"], dict) or not isinstance(meta["env_info"].get("env_kwargs"), dict):
+        raise ToolkitError(f"{path}: env_info.env_kwargs is missing; this is not the .json of a ManiSkill recording.")
+    return meta
+
+
+def _replays_of(h5_path: Path) -> list[Path]:
+    """Recordings beside `h5_path` that ManiSkill's replay command named after it."""
+    stem = h5_path.name.split(".")[0]
+    pattern = f"{stem}.rgb*.{CONTROL_MODE}.*h5"
+    return sorted(p for p in h5_path.parent.glob(pattern) if p != h5_path)
+
+
+def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
+    """Raise unless the recording was made with images, agent state, joint targets and 20 Hz."""
+    env_kwargs = meta["env_info"]["env_kwargs"]
+    modes = {str(env_kwargs.get("control_mode"))} | {
+        str(e["control_mode"]) for e in meta["episodes"] if isinstance(e, dict) and e.get("control_mode")
+    }
+    for mode in sorted(modes - {CONTROL_MODE, "None"}):
+        raise ToolkitError(_control_mode_message(h5_path, mode, meta))
+    obs_mode = str(env_kwargs.get("obs_mode"))
+    if "rgb" not in obs_mode or "state" in obs_mode:
+        lack = "state, which drops obs/agent" if "rgb" in obs_mode else "no camera images"
+        raise ToolkitError(
+            f'{h5_path}: recorded with obs_mode "{obs_mode}" ({lack}); "rgb" is needed. {replay_remedy(h5_path, meta)}'
+        )
+    freq = (env_kwargs.get("sim_config") or {}).get("control_freq", CONTROL_FREQ)
+    if freq != CONTROL_FREQ:
+        raise ToolkitError(
+            f"{h5_path}: recorded at {freq} Hz (sim_config.control_freq); the robot configuration is made for "
+            f"{CONTROL_FREQ} Hz. Record again with ManiSkill's default control frequency."
+        )
+
+
+def _control_mode_message(h5_path: Path, mode: str, meta: dict[str, Any]) -> str:
+    needed = f'{h5_path}: recorded with control_mode "{mode}"; absolute joint targets ("{CONTROL_MODE}") are needed. '
+    if mode in CONVERTIBLE_CONTROL_MODES:
+        return needed + replay_remedy(h5_path, meta)
+    return needed + (
+        f"ManiSkill cannot convert {mode} to it: record again with control_mode={CONTROL_MODE}, or if these were "
+        f"replayed from joint-target recordings, replay those: {replay_command('<original>.h5')}"
+    )
+
+
+def replay_command(traj_path: str) -> str:
+    """ManiSkill's command that plays a recording again with cameras on."""
+    return (
+        "python -m mani_skill.trajectory.replay_trajectory "
+        f"--traj-path {traj_path} -o rgb -c {CONTROL_MODE} --save-traj"
+    )
+
+
+def replay_remedy(h5_path: Path, meta: dict[str, Any]) -> str:
+    """How to mend a recording without images: the replay command and what stands in its way."""
+    command = replay_command(shlex.quote(str(h5_path)))
+    own = command.replace(
+        "python -m mani_skill.trajectory.replay_trajectory",
+        'python -c "import <your task module>; from mani_skill.trajectory import replay_trajectory as r; '
+        'r.main(r.parse_args())"',
+    )
+    text = f"Replay it, the result beside it is then used: {command}"
+    if meta["env_info"]["env_kwargs"].get("render_backend") == "none":
+        json_path = h5_path.with_suffix(".json")
+        text += f' (first set render_backend in {json_path} to "gpu" or "cpu": with "none" the replay writes nothing)'
+    env_id = meta["env_info"].get("env_id", "the task")
+    return f"{text}\nIf {env_id} is not part of ManiSkill, its module has to be imported first: {own}"
+
+
+def _read_episodes(h5_path: Path, meta: dict[str, Any], result: Recordings) -> None:
+    entries = _entries(h5_path, meta)
+    with _opened(h5_path) as recording:
+        _check_same_episodes(h5_path, {f"traj_{i}" for i in entries}, set(recording))
+        for episode_id in sorted(entries):
+            where = f"{h5_path}, traj_{episode_id}"
+            reader = _TrajectoryReader(recording[f"traj_{episode_id}"], where)
+            reason = reader.why_unsuccessful(entries[episode_id])
+            if reason:
+                result.left_out.append(LeftOut(h5_path, episode_id, reason))
+            else:
+                result.episodes.append(reader.episode(h5_path, episode_id, entries[episode_id]))
+
+
+def _entries(h5_path: Path, meta: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The .json's episodes by episode_id."""
+    where = h5_path.with_suffix(".json")
+    entries: dict[int, dict[str, Any]] = {}
+    for entry in meta["episodes"]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("episode_id"), int):
+            raise ToolkitError(f"{where}: an episode has no episode_id; the file is damaged: record or copy it again.")
+        if entry["episode_id"] in entries:
+            raise ToolkitError(f"{where}: episode_id {entry['episode_id']} occurs twice; record or copy it again.")
+        entries[entry["episode_id"]] = entry
+    return entries
+
+
+def _check_same_episodes(h5_path: Path, in_json: set[str], in_h5: set[str]) -> None:
+    in_h5 = {name for name in in_h5 if name.startswith("traj_")}
+    for missing, holder, other in ((in_json - in_h5, "json", "h5"), (in_h5 - in_json, "h5", "json")):
+        if missing:
+            names = ", ".join(sorted(missing, key=natural_key)[:5])
+            raise ToolkitError(
+                f"{h5_path}: {names} ({len(missing)} in all) in the .{holder} but not in the .{other}. The two do not "
+                "belong together, or recording was cut short: copy both again or record again."
+            )
+
+
+class _TrajectoryReader:
+    """Checks one trajectory group of an open file."""
+
+    def __init__(self, group: h5py.Group, where: str) -> None:
+        self.group = group
+        self.where = where
+
+    def why_unsuccessful(self, entry: dict[str, Any]) -> str:
+        """Empty for an episode that is solved at its last step, else the reason to leave it out."""
+        length = self._length(entry)
+        if "success" not in self.group:
+            raise ToolkitError(
+                f'{self.where}: has no "success", so failed episodes cannot be told from good ones. Let the task\'s '
+                "evaluate() return it and replay the recording."
+            )
+        success = self._array("success", (length,))[:]
+        if success[-1]:
+            return ""
+        return "solved, but no longer at its last step" if success.any() else "not successful"
+
+    def episode(self, file: Path, episode_id: int, entry: dict[str, Any]) -> Episode:
+        """The episode, with shapes and numbers checked."""
+        actions = self._finite("actions", (len(self.group["actions"]), ACTION_DIM))
+        qpos = self._finite("obs/agent/qpos", (len(actions) + 1, QPOS_DIM))
+        sizes = {key: self._frame_size(sensor, len(actions) + 1) for key, sensor in CAMERAS.items()}
+        content = hashlib.sha256(actions.tobytes() + qpos[:1].tobytes()).hexdigest()
+        return Episode(file, episode_id, entry.get("episode_seed"), len(actions), sizes, content)
+
+    def _length(self, entry: dict[str, Any]) -> int:
+        actions = self._array("actions", (None, ACTION_DIM))
+        if len(actions) == 0:
+            raise ToolkitError(
+                f"{self.where}: has no steps (length 0). Remove it from h5 and json, or record it again."
+            )
+        elapsed = entry.get("elapsed_steps", len(actions))
+        if elapsed != len(actions):
+            raise ToolkitError(
+                f"{self.where}: {len(actions)} actions, but the .json says elapsed_steps {elapsed}. The two files do "
+                "not belong together: copy both again or record again."
+            )
+        return len(actions)
+
+    def _array(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+        if not isinstance(self.group.get(name), h5py.Dataset):
+            raise ToolkitError(
+                f'{self.where}: has no "{name}". Record with obs_mode="rgb" on panda_wristcam, or replay: '
+                f"{replay_command(shlex.quote(str(self.group.file.filename)))}"
+            )
+        found = self.group[name].shape
+        if len(found) != len(shape) or any(w is not None and f != w for f, w in zip(found, shape, strict=True)):
+            wanted = ", ".join("any" if n is None else str(n) for n in shape)
+            raise ToolkitError(
+                f'{self.where}: "{name}" has the shape {found}, ({wanted}) is needed: T actions, T+1 observations, '
+                "a Panda's 7 joints and gripper. Record again with panda_wristcam and pd_joint_pos."
+            )
+        return self.group[name]
+
+    def _finite(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        values = self._array(name, shape)[:]
+        if values.dtype.kind != "f" or not np.isfinite(values).all():
+            step = int(np.argwhere(~np.isfinite(values))[0, 0]) if values.dtype.kind == "f" else 0
+            raise ToolkitError(
+                f'{self.where}: "{name}" is not a finite number at step {step}. The simulation broke down there: '
+                "remove the episode from h5 and json, or record it again."
+            )
+        return values
+
+    def _frame_size(self, sensor: str, count: int) -> tuple[int, int]:
+        cameras = self.group.get("obs/sensor_data") or {}
+        if sensor not in cameras:
+            raise ToolkitError(
+                f'{self.where}: the camera "{sensor}" is missing.{did_you_mean(sensor, cameras)} '
+                'Record again with robot_uids="panda_wristcam", which has base_camera and hand_camera.'
+            )
+        rgb = self._array(_rgb_path(sensor), (count, None, None, 3))
+        if rgb.dtype != np.uint8:
+            raise ToolkitError(f"{self.where}: {_rgb_path(sensor)} is {rgb.dtype}, uint8 is needed. Record again.")
+        check_frame_size(rgb.shape[1], rgb.shape[2], f"{self.where}, {sensor}")
+        return rgb.shape[1], rgb.shape[2]
+
+
+def _rgb_path(sensor: str) -> str:
+    return f"obs/sensor_data/{sensor}/rgb"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """The file opened for reading; every fault of HDF5 becomes a ToolkitError."""
+    try:
+        with h5py.File(path, "r") as recording:
+            yield recording
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ToolkitError(
+            f"{path}: cannot be read ({error}). The file is truncated, damaged or still being written: wait for the "
+            "recording to end, copy it again or record again."
+        ) from error
+
+
+def _check_no_duplicates(episodes: list[Episode]) -> None:
+    first: dict[str, Episode] = {}
+    for episode in episodes:
+        twin = first.setdefault(episode.content, episode)
+        if twin is not episode:
+            raise ToolkitError(
+                f"{episode.name} is the same recording as {twin.name} (equal actions and start). Remove one of the "
+                "files; a raw recording and its replay both with images count twice."
+            )

@@ -1,0 +1,204 @@
+"""Statistics of a dataset: stats.json, relative_stats.json, and the form the processor reads.
+
+Everything is computed in float64. A constant column has standard deviation exactly 0, which normalisation relies on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gr00t.data.schema import ActionConfig, ActionRepresentation, ActionType, ModalityConfig, ModalityConfigs
+from gr00t.errors import ToolkitError, did_you_mean
+
+Tail = Literal["mask", "drop"]
+Statistics = dict[str, list[Any]]
+STATISTIC_NAMES = ("mean", "std", "min", "max", "q01", "q99")
+COLUMNS = {"state": "observation.state", "action": "action"}
+
+
+def feature_statistics(values: np.ndarray) -> Statistics:
+    """Over the first axis of `values` (N, D): {mean, std (population), min, max, q01, q99}, each a list of (D,)."""
+    if values.ndim != 2 or len(values) == 0:
+        raise ToolkitError(f"Statistics need values (N, D) with N > 0, got the shape {values.shape}.")
+    values = values.astype(np.float64)
+    low, high = values.min(axis=0), values.max(axis=0)
+    constant = low == high
+    q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+    result = {
+        "mean": np.where(constant, low, values.mean(axis=0)),
+        "std": np.where(constant, 0.0, values.std(axis=0)),
+        "min": low,
+        "max": high,
+        "q01": q01,
+        "q99": q99,
+    }
+    return {name: value.tolist() for name, value in result.items()}
+
+
+def start_frames(length: int, delta_indices: Sequence[int], tail: Tail) -> range:
+    """The frames of an episode that may start a sample.
+
+    "mask": every frame; the missing future is masked. "drop" (the original's rule): only frames whose whole chunk lies
+    inside the episode, length - span + 1 of them.
+    """
+    if tail == "mask":
+        return range(length)
+    if tail == "drop":
+        return range(max(0, -min(delta_indices)), max(0, length - max(0, max(delta_indices))))
+    raise ToolkitError(f'Unknown tail rule "{tail}".{did_you_mean(str(tail), ["mask", "drop"])}')
+
+
+def relative_statistics(
+    states: Sequence[np.ndarray],
+    actions: Sequence[np.ndarray],
+    modality_json: dict[str, Any],
+    modality_configs: ModalityConfigs,
+    tail: Tail = "mask",
+) -> dict[str, Statistics]:
+    """Per-step statistics of every relative action group: {group: {stat: (H, dim) lists}}, {} when none is relative.
+
+    states[i] (T_i, S) and actions[i] (T_i, A) are the columns observation.state and action of episode i. For step h
+    every pair (start, start + delta_h) inside the episode counts; `tail` says which starts do (see start_frames).
+    """
+    result = {}
+    for group, config in relative_groups(modality_configs["action"]):
+        of_action = group_slice(modality_json, "action", group)
+        of_state = group_slice(modality_json, "state", config.state_key or group)
+        pairs = [(s[:, of_state], a[:, of_action]) for s, a in zip(states, actions, strict=True)]
+        per_step = [
+            feature_statistics(_relative_step(pairs, delta, modality_configs, config, tail, group))
+            for delta in modality_configs["action"].delta_indices
+        ]
+        result[group] = {name: [step[name] for step in per_step] for name in STATISTIC_NAMES}
+    return result
+
+
+def _relative_step(
+    episodes: list[tuple[np.ndarray, np.ndarray]],
+    delta: int,
+    modality_configs: ModalityConfigs,
+    config: ActionConfig,
+    tail: Tail,
+    group: str,
+) -> np.ndarray:
+    """The relative actions (N, dim) of one step; an episode is a group's state (T, dim) and action (T, dim)."""
+    # The reference is the last state row that the model sees, which a history may place before the start frame.
+    last_state = modality_configs["state"].delta_indices[-1]
+    rows = []
+    for state, action in episodes:
+        starts = np.array(start_frames(len(action), modality_configs["action"].delta_indices, tail), dtype=np.int64)
+        starts = starts[(starts + delta >= 0) & (starts + delta < len(action))]
+        reference = state[np.clip(starts + last_state, 0, len(state) - 1)]
+        rows.append(relative_action(action[starts + delta], reference, config))
+    found = np.concatenate(rows)
+    if len(found) == 0:
+        raise ToolkitError(
+            f'No episode is long enough for step {delta} of the action group "{group}" (tail={tail}): record longer '
+            "episodes or shorten the action horizon (delta_indices)."
+        )
+    return found
+
+
+def relative_action(action: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
+    """`action` (N, D) relative to `reference` (N, D), row by row, in float64.
+
+    Subtraction, or for end-effector groups the pose as seen from the reference pose.
+    """
+    action, reference = action.astype(np.float64), reference.astype(np.float64)
+    if config.type is ActionType.EEF:
+        from gr00t.data.poses import relative_pose
+
+        return relative_pose(action[:, None], reference, config.format)[:, 0]
+    if action.shape != reference.shape:
+        raise ToolkitError(
+            f"A relative action of {action.shape[-1]} dims refers to a state group of {reference.shape[-1]} dims: "
+            "set ActionConfig.state_key to the group it is relative to, or make it ABSOLUTE."
+        )
+    return action - reference
+
+
+def relative_groups(action_config: ModalityConfig) -> list[tuple[str, ActionConfig]]:
+    """The action groups that are stored relative to a state, with their configuration."""
+    configs = action_config.action_configs or []
+    pairs = zip(action_config.modality_keys, configs, strict=False)
+    return [(key, config) for key, config in pairs if config.rep is ActionRepresentation.RELATIVE]
+
+
+def group_slice(modality_json: dict[str, Any], modality: str, group: str) -> slice:
+    """The columns of one state or action group, from meta/modality.json."""
+    groups = modality_json.get(modality, {})
+    if group not in groups:
+        raise ToolkitError(f'meta/modality.json: {modality} has no group "{group}".{did_you_mean(group, groups)}')
+    return slice(int(groups[group]["start"]), int(groups[group]["end"]))
+
+
+def to_processor_statistics(
+    stats: dict[str, Statistics],
+    relative_stats: dict[str, Statistics],
+    modality_json: dict[str, Any],
+    modality_configs: ModalityConfigs,
+    where: str | Path = "relative_stats.json",
+) -> dict[str, dict[str, Statistics]]:
+    """One embodiment's entry of a checkpoint's statistics.json.
+
+    {"state" and "action": {group: {stat: (D,)}}, "relative_action": {group: {stat: (H, D)}}} for the groups that
+    `modality_configs` names. Raises ToolkitError for an unknown group and for relative statistics of another shape.
+    """
+    check_relative_statistics(relative_stats, modality_json, modality_configs, where)
+    result: dict[str, dict[str, Statistics]] = {
+        modality: {
+            group: _group_statistics(stats, modality_json, modality, group)
+            for group in modality_configs[modality].modality_keys
+        }
+        for modality in ("state", "action")
+    }
+    relative = [group for group, _ in relative_groups(modality_configs["action"])]
+    result["relative_action"] = {
+        group: {name: relative_stats[group][name] for name in STATISTIC_NAMES} for group in relative
+    }
+    return result
+
+
+def _group_statistics(
+    stats: dict[str, Statistics], modality_json: dict[str, Any], modality: str, group: str
+) -> Statistics:
+    columns = group_slice(modality_json, modality, group)
+    column = modality_json[modality][group].get("original_key") or COLUMNS[modality]
+    if column not in stats:
+        raise ToolkitError(f'stats.json has no column "{column}".{did_you_mean(column, stats)} {_MEND}')
+    return {name: list(stats[column][name][columns]) for name in STATISTIC_NAMES}
+
+
+_MEND = (
+    "Write the dataset's statistics again: "
+    "python prepare_conflict_data.py split=<split> raw_dir=<recordings> data_dir=<datasets> overwrite=true"
+)
+
+
+def check_relative_statistics(
+    relative_stats: dict[str, Statistics],
+    modality_json: dict[str, Any],
+    modality_configs: ModalityConfigs,
+    where: str | Path = "relative_stats.json",
+) -> None:
+    """Raise ToolkitError when relative statistics are missing or were made for another horizon or group size."""
+    horizon = len(modality_configs["action"].delta_indices)
+    for group, _ in relative_groups(modality_configs["action"]):
+        columns = group_slice(modality_json, "action", group)
+        expected = (horizon, columns.stop - columns.start)
+        if group not in relative_stats:
+            raise ToolkitError(f'{where}: no statistics of the relative action group "{group}". {_MEND}')
+        for name, shape in _shapes(relative_stats[group], STATISTIC_NAMES):
+            if shape != expected:
+                raise ToolkitError(
+                    f'{where}: "{group}" {name} has the shape {shape}, but the modality config needs {expected} '
+                    f"(steps, dims): they were made for another action horizon or robot. {_MEND}"
+                )
+
+
+def _shapes(statistics: Statistics, names: Iterable[str]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, np.shape(statistics[name]) if name in statistics else ()) for name in names]

@@ -1,0 +1,200 @@
+"""Episode videos: exact random access, writing, and the check that what was written is what was meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.reformatter import Interpolation
+
+from gr00t.errors import ToolkitError
+
+GOP = 10  # frames between two entry points: a random frame costs at most ten decodes
+# At 18 the mean difference to 128x128 ManiSkill frames is 4.0 (base) and 4.4 (wrist) of 255; 3.2 and 2.9 of that are
+# yuv420p's halved colour resolution, which no crf removes.
+CRF = 18
+CLEARLY_DIFFERENT = 1.0  # mean absolute difference, of 255, above which two images count as different
+
+
+class VideoReader:
+    """Frames of one video file by index, exact.
+
+    Opened at the first use and kept open, once per process: a reader may be pickled to, or inherited by, DataLoader
+    workers. Raises ToolkitError for a missing or undecodable file and for an index beyond the end.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._container: Any = None
+        self._pid = -1
+        self._pts: list[int] = []  # of every frame, in display order
+        self._keys: list[int] = []  # indices of the frames that can be decoded on their own
+
+    def __len__(self) -> int:
+        self._open()
+        return len(self._pts)
+
+    @property
+    def fps(self) -> float:
+        self._open()
+        return float(self._stream.average_rate or 0)
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """The frames of these indices, in their order (repeats allowed): (N, H, W, 3) uint8 RGB."""
+        self._open()
+        wanted = sorted({int(i) for i in indices})
+        if not wanted:
+            raise ToolkitError(f"{self.path}: no frame index was asked for.")
+        if wanted[0] < 0 or wanted[-1] >= len(self._pts):
+            wrong = wanted[0] if wanted[0] < 0 else wanted[-1]
+            raise ToolkitError(
+                f"{self.path}: frame {wrong} was asked for, but the video has {len(self._pts)} frames "
+                f"(0 to {len(self._pts) - 1}). Video and frame table disagree: prepare the dataset again."
+            )
+        try:
+            found = self._decode(wanted)
+        except (FFmpegError, StopIteration) as error:
+            raise self._undecodable(error) from error
+        return np.stack([found[int(i)] for i in indices])
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        # A container inherited through fork shares its file position with the parent: drop it, do not close it.
+        if self._container is not None and self._pid == os.getpid():
+            self._container.close()
+        self._container = None
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_container": None, "_pid": -1, "_pts": [], "_keys": []}
+
+    @property
+    def _stream(self) -> Any:
+        return self._container.streams.video[0]
+
+    def _open(self) -> None:
+        if self._container is not None and self._pid == os.getpid():
+            return
+        if not self.path.is_file():
+            raise ToolkitError(f"{self.path}: no such video. The dataset is incomplete: prepare or copy it again.")
+        try:
+            self._container = av.open(str(self.path))
+            if not self._container.streams.video:
+                raise ToolkitError(f"{self.path}: holds no video stream; prepare the dataset again.")
+            # The DataLoader already uses the cores: one decoder thread each.
+            self._stream.codec_context.thread_count = 1
+            packets = [(p.pts, p.is_keyframe) for p in self._container.demux(self._stream) if p.pts is not None]
+        except FFmpegError as error:
+            self._container = None
+            raise self._undecodable(error) from error
+        if not packets:
+            raise ToolkitError(f"{self.path}: the video holds no frames; prepare the dataset again.")
+        packets.sort()
+        self._pid = os.getpid()
+        self._pts = [pts for pts, _ in packets]
+        self._keys = [i for i, (_, is_key) in enumerate(packets) if is_key]
+
+    def _decode(self, wanted: list[int]) -> dict[int, np.ndarray]:
+        index_of = {self._pts[i]: i for i in wanted}
+        found: dict[int, np.ndarray] = {}
+        position = -1  # index of the last decoded frame
+        decoder: Any = iter(())
+        for target in wanted:
+            if position < 0 or any(position < key <= target for key in self._keys):
+                self._container.seek(self._pts[target], stream=self._stream, backward=True)
+                decoder = self._container.decode(self._stream)
+            while target not in found:
+                frame = next(decoder)
+                if frame.pts in index_of:
+                    found[index_of[frame.pts]] = frame.to_ndarray(format="rgb24")
+            position = target
+        return found
+
+    def _undecodable(self, error: BaseException) -> ToolkitError:
+        return ToolkitError(
+            f"{self.path}: cannot be decoded ({type(error).__name__}: {error}). The file is damaged or its codec is "
+            "not in this PyAV build: prepare or copy the dataset again."
+        )
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: int) -> None:
+    """Write `frames` (T, H, W, 3) uint8 RGB as H.264 (yuv420p, GOP 10, no B-frames, crf 18).
+
+    One encoder thread, so the bytes do not depend on the machine's cores. Raises ToolkitError for a wrong shape or
+    dtype, no frames, or an odd size (yuv420p halves both sides).
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
+        raise ToolkitError(f"{path}: a video needs frames (T, H, W, 3) uint8, got {frames.shape} {frames.dtype}.")
+    check_frame_size(frames.shape[1], frames.shape[2], path)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size, stream.max_b_frames = GOP, 0
+        stream.codec_context.thread_count = 1
+        stream.options = {"preset": "veryfast", "crf": str(CRF)}
+        for image in frames:
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            # Averaging keeps the colours of small objects best when colour resolution is halved.
+            container.mux(stream.encode(rgb.reformat(format="yuv420p", interpolation=Interpolation.AREA)))
+        container.mux(stream.encode(None))
+
+
+def check_frame_size(height: int, width: int, where: str | Path) -> None:
+    """Raise ToolkitError for sizes that the video format cannot hold."""
+    if height % 2 or width % 2 or min(height, width) < 2:
+        raise ToolkitError(
+            f"{where}: frames are {height}x{width}; height and width must be even. Record the camera with an even size "
+            '(ManiSkill: sensor_configs={"width": ..., "height": ...}).'
+        )
+
+
+def check_video(
+    path: str | Path, frames_expected: int, sample_of_original: dict[int, np.ndarray] | None = None
+) -> float:
+    """Check a video that was just written; returns the mean absolute difference to the sample (0.0 without one).
+
+    `sample_of_original` maps frame indices to original images (H, W, 3) uint8 RGB. Raises ToolkitError when the length
+    is wrong, when a frame shows another sampled frame's image (stuck or shifted), or when red and blue are swapped.
+    """
+    with VideoReader(path) as reader:
+        if len(reader) != frames_expected:
+            raise ToolkitError(
+                f"{path}: {len(reader)} frames were written, {frames_expected} were meant. {_ENCODER_AT_FAULT}"
+            )
+        if not sample_of_original:
+            return 0.0
+        indices = sorted(sample_of_original)
+        decoded = reader.frames(indices).astype(np.float32)
+    originals = np.stack([sample_of_original[i] for i in indices]).astype(np.float32)
+    errors = [_check_frame(path, indices, k, decoded[k], originals) for k in range(len(indices))]
+    return float(np.mean(errors))
+
+
+_ENCODER_AT_FAULT = "The encoder of this PyAV build is at fault: reinstall av in the version of the constraints file."
+
+
+def _check_frame(path: str | Path, indices: list[int], k: int, decoded: np.ndarray, originals: np.ndarray) -> float:
+    original = originals[k]
+    error = float(np.abs(decoded - original).mean())
+    swapped = original[..., ::-1]
+    if _differ(original, swapped) and np.abs(decoded - swapped).mean() <= error:
+        raise ToolkitError(f"{path}: frame {indices[k]} has red and blue swapped (BGR instead of RGB).")
+    for j, other in enumerate(originals):
+        if j != k and _differ(original, other) and np.abs(decoded - other).mean() <= error:
+            raise ToolkitError(f"{path}: frame {indices[k]} shows frame {indices[j]} instead. {_ENCODER_AT_FAULT}")
+    return error
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> bool:
+    return float(np.abs(a - b).mean()) > CLEARLY_DIFFERENT
