@@ -3,6 +3,8 @@
 Defaults stand here; the files under configs/ hold the choices (model, split, ...) and what differs from a default.
 """
 
+# ruff: noqa: RUF009 - `key` returns dataclasses.field, a new one for every field
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -1,0 +1,26 @@
+"""Evaluate a fine-tuned checkpoint on a conflict split.
+
+python evaluate_conflict.py split=color_object
+python evaluate_conflict.py split=color_object part=conflict report_dir=reports/color_object_conflict
+python evaluate_conflict.py --help
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.script import run_main
+
+if TYPE_CHECKING:
+    from finetune.config import EvaluateConfig
+
+
+def main(config: EvaluateConfig) -> None:
+    # Imported only after the configuration has been accepted: a refusal should not wait for torch.
+    from finetune.evaluate import evaluate_open_loop
+
+    evaluate_open_loop(config)
+
+
+if __name__ == "__main__":
+    run_main(main, "evaluate")

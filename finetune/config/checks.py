@@ -1,0 +1,197 @@
+"""Checks of a configuration against this machine: processes, folders, files. All before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from finetune.checkout import CONFIG_DIR
+from finetune.config.schema import CreateBaseConfig, EvaluateConfig, FinetuneConfig, PrepareConfig, SplitConfig
+from gr00t.errors import ToolkitError, did_you_mean
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
+
+
+def check(config: Any) -> None:
+    """Refuse a configuration that cannot run here; the message says what to do instead."""
+    if isinstance(config, FinetuneConfig):
+        check_finetune(config)
+    elif isinstance(config, PrepareConfig):
+        check_prepare(config)
+    elif isinstance(config, EvaluateConfig):
+        check_evaluate(config)
+    elif isinstance(config, CreateBaseConfig):
+        check_create_base(config)
+
+
+def check_finetune(config: FinetuneConfig) -> None:
+    """Processes, batch, folders that must not meet, base checkpoint, dataset."""
+    processes = world_size()
+    if config.engine.name == "single" and processes > 1:
+        raise ToolkitError(f"engine=single is one process, but torchrun started {processes}. Choose engine=ddp.")
+    check_batch(config.train.global_batch_size, config.train.micro_batch_size, processes)
+    dataset = Path(config.dataset.data_dir) / config.split.name
+    written = {"run_dir": Path(config.run_dir), "output_dir": Path(config.output_dir)}
+    for name, folder in written.items():
+        _check_writable(name, folder)
+        _refuse_inside(name, folder, "the dataset", dataset)
+        _refuse_inside("the dataset", dataset, name, folder)
+        if not is_hub_id(config.model.base):
+            _refuse_inside(name, folder, "model.base", Path(config.model.base))
+    _refuse_inside("run_dir", written["run_dir"], "output_dir", written["output_dir"])
+    _refuse_inside("output_dir", written["output_dir"], "run_dir", written["run_dir"])
+    _check_base(config.model.base, config.model.name)
+    _check_dataset(config.dataset.data_dir, "dataset.data_dir", config.split, "train")
+
+
+def check_prepare(config: PrepareConfig) -> None:
+    """The recordings, and a dataset folder apart from them."""
+    raw_dir, data_dir, split = Path(config.raw_dir), Path(config.data_dir), config.split.name
+    _check_writable("data_dir", data_dir)
+    _refuse_inside("data_dir/<split>", data_dir / split, "raw_dir/<split>", raw_dir / split)
+    _refuse_inside("raw_dir/<split>", raw_dir / split, "data_dir/<split>", data_dir / split)
+    if (raw_dir / split / "train").is_dir():
+        return
+    problem = f"{raw_dir / split / 'train'} does not exist: raw_dir must hold {split}/train (and {split}/conflict)."
+    if (raw_dir / "train").is_dir():
+        parent, name = Path(os.path.abspath(raw_dir)).parent, Path(os.path.abspath(raw_dir)).name
+        as_split = "" if name == split else f" split={name}"
+        raise ToolkitError(f"{problem} {raw_dir / 'train'} is there: give its parent, raw_dir={parent}{as_split}.")
+    if not raw_dir.is_dir():
+        raise ToolkitError(f"{problem} There is no folder {raw_dir}; give the one with the recordings, raw_dir=FOLDER.")
+    raise ToolkitError(f"{problem}{_near_split(raw_dir, split)}")
+
+
+def check_evaluate(config: EvaluateConfig) -> None:
+    """The checkpoint, the dataset of the evaluated part, and a report folder apart from both."""
+    checkpoint, report_dir = Path(config.checkpoint), Path(config.report_dir)
+    _check_writable("report_dir", report_dir)
+    _refuse_inside("report_dir", report_dir, "checkpoint", checkpoint)
+    _refuse_inside("report_dir", report_dir, "the dataset", Path(config.data_dir) / config.split.name)
+    if not checkpoint.is_dir():
+        raise ToolkitError(
+            f"checkpoint={checkpoint} does not exist. Fine-tune first (python launch_finetune_local.py "
+            f"{_split_arguments(config.split)}), or give the folder of a finished checkpoint, checkpoint=FOLDER."
+        )
+    if not (checkpoint / "config.json").is_file():
+        raise ToolkitError(
+            f"checkpoint={checkpoint} has no config.json, so it is no finished checkpoint. "
+            "Give the output_dir of a fine-tune, not its run_dir."
+        )
+    _check_dataset(config.data_dir, "data_dir", config.split, "conflict" if config.part == "conflict" else "train")
+
+
+def check_create_base(config: CreateBaseConfig) -> None:
+    """A local folder to write to, with nothing in it unless it may be replaced."""
+    out = Path(config.out)
+    if is_hub_id(config.out):
+        raise ToolkitError(
+            f"out={config.out} is a Hugging Face id, not a folder. Give one: out=checkpoints/base/{config.model.name}."
+        )
+    _check_writable("out", out)
+    if out.is_dir() and any(out.iterdir()) and not config.overwrite:
+        raise ToolkitError(f"out={out} is not empty. Take another folder, or overwrite=true to replace it.")
+
+
+def world_size() -> int:
+    """The number of processes torchrun started; 1 without it."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise ToolkitError(f'The environment variable WORLD_SIZE is "{text}"; unset it, or start with torchrun.')
+    return int(text)
+
+
+def check_batch(global_batch: int, micro_batch: int | None, processes: int) -> None:
+    """The global batch must be whole forward passes of every process."""
+    unit = processes * (micro_batch or 1)
+    if global_batch % unit == 0:
+        return
+    below = global_batch // unit * unit
+    nearest = " or ".join(str(size) for size in (below, below + unit) if size > 0)
+    counted = f"{processes} processes" if processes > 1 else "1 process"
+    counted += f" x train.micro_batch_size={micro_batch}" if micro_batch else ""
+    message = f"train.global_batch_size={global_batch} does not divide by {counted} = {unit}. "
+    message += f"Nearest that do: train.global_batch_size={nearest}"
+    if micro_batch and global_batch % processes == 0:
+        share = global_batch // processes
+        divisors = [size for size in range(1, share + 1) if share % size == 0]
+        near = sorted(sorted(divisors, key=lambda size: abs(size - micro_batch))[:2])
+        message += f"; or train.micro_batch_size={' or '.join(map(str, near))}"
+    raise ToolkitError(message + ".")
+
+
+def is_hub_id(base: str) -> bool:
+    """Whether it reads as owner/name of Hugging Face: no such folder here, and no folder of the owner's name."""
+    owner = base.split("/")[0]
+    return (
+        bool(_HUB_ID.fullmatch(base))
+        and not Path(base).exists()
+        and not Path(owner).is_dir()
+        and owner not in _OWN_FOLDERS
+    )
+
+
+def _check_base(base: str, model_name: str) -> None:
+    if is_hub_id(base):
+        return
+    path = Path(base)
+    if path.is_dir() and (path / "config.json").is_file():
+        return
+    problem = f"model.base={base} has no config.json" if path.exists() else f"model.base={base} does not exist"
+    remedy = (
+        f"Download it: hf download nvidia/GR00T-N1.7-3B --local-dir {base}"
+        if model_name == "released"
+        else f"Make it: python -m finetune.create_base model={model_name} out={base}"
+    )
+    raise ToolkitError(f"{problem}. {remedy} (or give the folder of a checkpoint, model.base=FOLDER).")
+
+
+def _check_dataset(data_dir: str, key: str, split: SplitConfig, part: str) -> None:
+    folder = Path(data_dir) / split.name / part
+    if (folder / "meta" / "info.json").is_file():
+        return
+    problem = f"{folder} has no meta/info.json" if folder.is_dir() else f"{folder} does not exist"
+    if (Path(data_dir) / part / "meta").is_dir():
+        parent = Path(os.path.abspath(data_dir)).parent
+        raise ToolkitError(f"{problem}: {key} must hold {split.name}/{part}. Give the parent, {key}={parent}.")
+    raise ToolkitError(
+        f"{problem}. Convert the recordings first: python prepare_conflict_data.py {_split_arguments(split)} "
+        f"raw_dir=FOLDER data_dir={data_dir}{_near_split(Path(data_dir), split.name)}"
+    )
+
+
+def _near_split(parent: Path, split: str) -> str:
+    """A hint at a split of a similar name in that folder, or the ones that are there."""
+    if not parent.is_dir():
+        return ""
+    hint = did_you_mean(split, [path.name for path in parent.iterdir() if (path / "train").is_dir()])
+    return hint.replace("Known:", f"{parent} holds:")
+
+
+def _split_arguments(split: SplitConfig) -> str:
+    """What names this split on a command line."""
+    if (CONFIG_DIR / "split" / f"{split.name}.yaml").is_file():
+        return f"split={split.name}"
+    return shlex.join([f"split={split.name}", f"split.instruction={split.instruction}"])
+
+
+def _check_writable(name: str, folder: Path) -> None:
+    """The folder, or the nearest one above it that is there, must be a folder we may write to."""
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    if not there.is_dir():
+        raise ToolkitError(f"{name}={folder}: {there} is a file, not a folder. Give another, {name}=FOLDER.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ToolkitError(f"{name}={folder}: no permission to write to {there}. Give another, {name}=FOLDER.")
+
+
+def _refuse_inside(outer_name: str, outer: Path, inner_name: str, inner: Path) -> None:
+    """What is written must not replace, or grow inside, what something else needs."""
+    outer_path, inner_path = Path(os.path.realpath(outer)), Path(os.path.realpath(inner))
+    if inner_path == outer_path:
+        raise ToolkitError(f"{outer_name} and {inner_name} are the same folder, {outer}. Give each its own.")
+    if inner_path.is_relative_to(outer_path):
+        raise ToolkitError(f"{inner_name} ({inner}) lies inside {outer_name} ({outer}). Give each a folder of its own.")

@@ -1,0 +1,204 @@
+"""From configs/, a local file and the command line to one typed configuration.
+
+Later over earlier: defaults of schema.py, chosen groups, experiment, configs/local/, command line. Hydra composes the
+groups; the result is merged into OmegaConf's structured form of the dataclasses, which enforces the types.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from finetune.config.keys import Key, keys_of
+from finetune.config.overrides import Overrides, known_key
+from finetune.config.schema import SCRIPTS
+from gr00t.errors import ToolkitError, did_you_mean
+
+SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def default_choices(config_name: str, config_dir: Path) -> dict[str, str | None]:
+    """The groups of an entry script, and the option each takes when none is chosen."""
+    defaults = read_yaml(config_dir / f"{config_name}.yaml").get("defaults", [])
+    return {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
+
+
+def options(group: str, config_dir: Path) -> list[str]:
+    """The options of a group: the names of its files."""
+    return sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+
+
+def compose(config_name: str, local: Overrides, command: Overrides, config_dir: Path) -> DictConfig:
+    """The typed configuration, not yet resolved; unknown options and keys and wrong types raise ToolkitError."""
+    choices, values = {**local.choices, **command.choices}, dict(command.values)
+    own_split = _own_split(choices, values, config_dir)
+    for group, option in choices.items():
+        _check_option(group, option, default_choices(config_name, config_dir)[group], config_dir)
+    config = _compose_files(config_name, choices, config_dir)
+    keys = keys_of(SCRIPTS[config_name].config)
+    for origin, assigned in ((local.origin, local.values), (command.origin, values)):
+        for name, value in assigned.items():
+            _assign(config, keys[name], value, origin)
+    if own_split and OmegaConf.is_missing(config.split, "instruction"):
+        raise ToolkitError(
+            f'There is no split "{own_split}".{did_you_mean(own_split, _shipped_splits(config_dir))} For a split of '
+            f'your own give its instruction: split={own_split} split.instruction="pick up the ...".'
+        )
+    return config
+
+
+def to_object(config: DictConfig) -> Any:
+    """The dataclass instance with every interpolation resolved; a missing value raises ToolkitError."""
+    try:
+        return OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        raise ToolkitError(f"{error.full_key} has no value. Write {error.full_key}=VALUE.") from None
+    except OmegaConfBaseException as error:
+        raise ToolkitError(f"{error.full_key}: {error.msg}") from None
+
+
+def read_local(config_name: str, name: str | None, config_dir: Path) -> Overrides:
+    """configs/local/<name>.yaml as overrides of this script; groups and keys of other scripts are skipped.
+
+    None takes default.yaml where it is there, "none" takes no file.
+    """
+    path = config_dir / "local" / f"{name or 'default'}.yaml"
+    overrides = Overrides(_shown(path, config_dir))
+    if name == "none" or (name is None and not path.exists()):
+        return overrides
+    if not path.exists():
+        known = [*options("local", config_dir), "none"]
+        raise ToolkitError(f"local={name}: {overrides.origin} does not exist.{did_you_mean(str(name), known)}")
+    groups = {group for script in SCRIPTS for group in default_choices(script, config_dir)}
+    every_key = {name: key for script in SCRIPTS.values() for name, key in keys_of(script.config).items()}
+    own_groups, own_keys = default_choices(config_name, config_dir), keys_of(SCRIPTS[config_name].config)
+    for name, value in _flatten(read_yaml(path), every_key):
+        if name in groups and isinstance(value, str):
+            overrides.choices.update({name: value} if name in own_groups else {})
+        elif known_key(name, groups, every_key, f"{overrides.origin}: ").name in own_keys:
+            overrides.values[name] = value
+    return overrides
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a YAML file of keys, interpolations left as they are."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ToolkitError(f"{path} does not exist: run the script of a complete checkout.") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ToolkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ToolkitError(f"{path} must hold lines of KEY: VALUE.")
+    return {str(name): value for name, value in content.items()}
+
+
+def _own_split(choices: dict[str, str], values: dict[str, Any], config_dir: Path) -> str | None:
+    """Turn split=<a name without a file> into the option `custom` with that name, which is returned."""
+    name = choices.get("split")
+    if name is None or name in options("split", config_dir):
+        return None
+    if not SPLIT_NAME.fullmatch(name):
+        raise ToolkitError(f'split={name}: "{name}" becomes a folder name: use letters, digits, "_" and "-" only.')
+    if values.setdefault("split.name", name) != name:
+        raise ToolkitError(f"split={name} and split.name={values['split.name']} name two splits. Keep one of them.")
+    choices["split"] = "custom"
+    return name
+
+
+def _shipped_splits(config_dir: Path) -> list[str]:
+    return [name for name in options("split", config_dir) if name != "custom"]
+
+
+def _check_option(group: str, option: str, default: str | None, config_dir: Path) -> None:
+    known = options(group, config_dir)
+    if option in known or (option == "null" and default is None):
+        return
+    raise ToolkitError(
+        f"{group}={option}: there is no {config_dir.name}/{group}/{option}.yaml.{did_you_mean(option, known)}"
+    )
+
+
+def _compose_files(config_name: str, choices: Mapping[str, str], config_dir: Path) -> DictConfig:
+    wanted = [f"{group}={option}" for group, option in choices.items()]
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir.resolve())):
+            composed = hydra_compose(config_name, overrides=wanted, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        place = " ".join([f"{config_dir.name}/{config_name}.yaml", *wanted])
+        raise ToolkitError(f"{place} cannot be composed: {' '.join(str(error).split())}") from None
+    chosen = {group: option for group, option in composed.hydra.runtime.choices.items() if option is not None}
+    files = [config_dir / f"{config_name}.yaml", *(config_dir / g / f"{o}.yaml" for g, o in chosen.items())]
+    with open_dict(composed):
+        del composed["hydra"]
+    return _typed(SCRIPTS[config_name].config, composed, [path for path in files if path.exists()])
+
+
+def _typed(config_class: type[Any], composed: DictConfig, files: list[Path]) -> DictConfig:
+    keys = keys_of(config_class)
+    for name, _ in _flatten(OmegaConf.to_container(composed), keys):
+        if name not in keys:
+            known_key(name, (), keys, f"{_file_with(name, files)}: ")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(config_class), composed)
+    except OmegaConfBaseException as error:
+        name = str(error.full_key).split("[")[0]
+        raise ToolkitError(
+            f"{_file_with(name, files)}: {_type_message(keys[name], OmegaConf.select(composed, name))}"
+        ) from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _flatten(content: Any, keys: Mapping[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value under its full dotted name; a section stays whole only where it is null."""
+    for part, value in content.items():
+        name = f"{prefix}{part}"
+        if isinstance(value, dict) and (name not in keys or keys[name].is_section):
+            yield from _flatten(value, keys, f"{name}.")
+        else:
+            yield name, value
+
+
+def _file_with(name: str, files: list[Path]) -> str:
+    """The last of the chosen files that sets the key, as users see it."""
+    for path in reversed(files):
+        is_global = "@package _global_" in path.read_text(encoding="utf-8").split("\n", 1)[0]
+        is_primary = path == files[0]
+        group = "" if is_global or is_primary else f"{path.parent.name}."
+        inner = name.removeprefix(group)
+        if name.startswith(group) and OmegaConf.select(OmegaConf.load(path), inner) is not None:
+            return _shown(path, files[0].parent)
+    return files[0].parent.name
+
+
+def _shown(path: Path, config_dir: Path) -> str:
+    return str(Path(config_dir.name) / path.relative_to(config_dir))
+
+
+def _assign(config: DictConfig, key: Key, value: Any, origin: str) -> None:
+    parents = [key.name[: dot.start()] for dot in re.finditer(r"\.", key.name)]
+    for parent in parents:
+        if OmegaConf.select(config, parent) is None:
+            raise ToolkitError(
+                f"{key.name} ({origin}): {parent} is null here, so it has no keys. "
+                f"Choose an option that fills {parent}, or leave {key.name} out."
+            )
+    try:
+        OmegaConf.update(config, key.name, value)
+    except (OmegaConfBaseException, AssertionError):
+        raise ToolkitError(f"{origin}: {_type_message(key, value)}") from None
+
+
+def _type_message(key: Key, value: Any) -> str:
+    given = "null" if value is None else f'"{value}"'
+    return f"{key.name} expects {key.expects}, got {given}."

@@ -1,0 +1,81 @@
+"""What keys a configuration class has, under their full dotted names, and which one a mistyped name meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gr00t.errors import did_you_mean
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its full dotted name, its type (the item type of a list), and what its field says of it."""
+
+    name: str
+    type: type[Any]
+    optional: bool
+    is_list: bool
+    meaning: str
+    bounds: Mapping[str, Any]
+
+    @property
+    def is_section(self) -> bool:
+        """Whether the key holds further keys."""
+        return dataclasses.is_dataclass(self.type)
+
+    @property
+    def expects(self) -> str:
+        """What may be written, in words: 'int or null', 'mask or drop', 'list of text'."""
+        words = {int: "int", float: "number", bool: "true or false", str: "text"}.get(self.type, "section")
+        words = f"list of {words}" if self.is_list else words
+        return " or ".join([*self.bounds.get("choices", (words,)), *(["null"] if self.optional else [])])
+
+
+def keys_of(config_class: type[Any]) -> Mapping[str, Key]:
+    """Every key of a configuration class, sections included, in the order of the fields."""
+    return {key.name: key for key in _walk(config_class, "")}
+
+
+def _walk(config_class: type[Any], prefix: str) -> Iterator[Key]:
+    annotations = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        kind, optional = _without_none(annotations[field.name])
+        is_list = typing.get_origin(kind) is list
+        kind = typing.get_args(kind)[0] if is_list else kind
+        bounds = {name: bound for name, bound in field.metadata.items() if name != "meaning"}
+        key = Key(prefix + field.name, kind, optional, is_list, field.metadata["meaning"], bounds)
+        yield key
+        if key.is_section:
+            yield from _walk(kind, key.name + ".")
+
+
+def _without_none(annotation: Any) -> tuple[Any, bool]:
+    if typing.get_origin(annotation) not in (types.UnionType, typing.Union):
+        return annotation, False
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    return kinds[0], True
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The full name that `name` probably meant: the same last part, its initials (lr), or a similar spelling."""
+    known = sorted(set(names))
+    leaf = name.rsplit(".", 1)[-1].lower()
+    parts = {full: full.rsplit(".", 1)[-1] for full in known}
+    for full, part in parts.items():
+        if part == leaf:
+            return full
+    for full, part in parts.items():
+        if "_" in part and leaf == "".join(word[0] for word in part.split("_")):
+            return full
+    return _quoted(did_you_mean(name, known)) or next(
+        (full for full, part in parts.items() if part == _quoted(did_you_mean(leaf, parts.values()))), None
+    )
+
+
+def _quoted(hint: str) -> str | None:
+    return hint.split('"')[1] if "Did you mean" in hint else None

@@ -1,0 +1,139 @@
+"""Checks of a configuration's values that need nothing but the configuration itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from finetune.config.compose import SPLIT_NAME
+from finetune.config.keys import Key, keys_of
+from finetune.config.schema import ArchitectureConfig, BackboneConfig, FinetuneConfig
+from gr00t.data.schema import EmbodimentTag
+from gr00t.errors import ToolkitError, did_you_mean
+
+_BOUNDS = {
+    "at_least": (lambda value, bound: value >= bound, "at least"),
+    "more_than": (lambda value, bound: value > bound, "more than"),
+    "at_most": (lambda value, bound: value <= bound, "at most"),
+    "less_than": (lambda value, bound: value < bound, "less than"),
+}
+
+
+def check_values(config: Any) -> None:
+    """Refuse values out of range, unknown choices, empty texts, and shapes that do not fit together."""
+    for key in keys_of(type(config)).values():
+        value = _value_at(config, key.name)
+        for item in value if isinstance(value, list) else [value]:
+            _check_value(key, item)
+    if not SPLIT_NAME.fullmatch(_value_at(config, "split.name") or "x"):
+        raise ToolkitError(
+            f'split.name={config.split.name}: it becomes a folder name: use letters, digits, "_" and "-" only.'
+        )
+    for name in ("embodiment_tag", "dataset.embodiment_tag"):
+        _check_embodiment_tag(name, _value_at(config, name))
+    if hasattr(config, "model"):
+        _check_architecture(config.model.architecture)
+    if isinstance(config, FinetuneConfig):
+        _check_tuned(config)
+
+
+def _value_at(config: Any, name: str) -> Any:
+    """The value of a dotted key; None below a section that is null or not there."""
+    for part in name.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+def _check_value(key: Key, value: Any) -> None:
+    if value is None or key.is_section:
+        return
+    if isinstance(value, str) and not value.strip():
+        raise ToolkitError(f"{key.name} is empty. Give it a value, or leave it out for the default.")
+    choices = key.bounds.get("choices")
+    if choices and value not in choices:
+        raise ToolkitError(f"{key.name}={value}: expected {key.expects}.{did_you_mean(value, choices)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ToolkitError(f"{key.name}={value}: it must be a finite number.")
+    for name, bound in key.bounds.items():
+        if name in _BOUNDS and not _BOUNDS[name][0](value, bound):
+            raise ToolkitError(f"{key.name}={value}: it must be {bounds_in_words(key.bounds)}.")
+
+
+def bounds_in_words(bounds: Mapping[str, Any]) -> str:
+    """'at least 0 and less than 1'; empty without bounds."""
+    return " and ".join(f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items() if name in _BOUNDS)
+
+
+def _check_embodiment_tag(name: str, tag: str | None) -> None:
+    if tag is None:
+        return
+    try:
+        EmbodimentTag.parse(tag)
+    except ToolkitError as error:
+        raise ToolkitError(f"{name}={tag}: {error}") from None
+
+
+def _check_tuned(config: FinetuneConfig) -> None:
+    tune, kept = config.train.tune, config.model.architecture.select_layer
+    if not any((tune.projector, tune.diffusion_model, tune.vlln, tune.llm, tune.visual, tune.top_llm_layers)):
+        raise ToolkitError(
+            "train.tune freezes every part, so nothing is trained. Set train.tune.projector=true or another."
+        )
+    if tune.top_llm_layers > kept:
+        raise ToolkitError(
+            f"train.tune.top_llm_layers={tune.top_llm_layers}: the model keeps {kept} language-model layers; "
+            f"take {kept} at most, or train.tune.llm=true for all."
+        )
+
+
+def _check_architecture(shape: ArchitectureConfig) -> None:
+    dit, attention = shape.diffusion_model, shape.vl_self_attention
+    dit_width = dit.num_attention_heads * dit.attention_head_dim
+    _must_equal("input_embedding_dim", shape.input_embedding_dim,
+                "diffusion_model.num_attention_heads x attention_head_dim", dit_width)  # fmt: skip
+    _must_equal("diffusion_model.output_dim", dit.output_dim, "hidden_size", shape.hidden_size)
+    if attention is not None:
+        _must_equal("vl_self_attention.num_attention_heads x attention_head_dim",
+                    attention.num_attention_heads * attention.attention_head_dim,
+                    "backbone_embedding_dim", shape.backbone_embedding_dim)  # fmt: skip
+    if shape.backbone is not None:
+        _check_backbone(shape, shape.backbone)
+
+
+def _check_backbone(shape: ArchitectureConfig, backbone: BackboneConfig) -> None:
+    text, vision = backbone.text, backbone.vision
+    _must_equal("backbone.text.hidden_size", text.hidden_size, "backbone_embedding_dim", shape.backbone_embedding_dim)
+    _must_equal(
+        "backbone.vision.out_hidden_size", vision.out_hidden_size, "backbone.text.hidden_size", text.hidden_size
+    )
+    _must_equal("2 x the sum of backbone.text.mrope_section", 2 * sum(text.mrope_section),
+                "backbone.text.head_dim", text.head_dim)  # fmt: skip
+    if len(text.mrope_section) != 3:
+        _refuse(f"backbone.text.mrope_section={text.mrope_section}: it needs three parts: time, height, width.")
+    if shape.select_layer > text.num_hidden_layers:
+        _refuse(
+            f"select_layer={shape.select_layer} is more than backbone.text.num_hidden_layers={text.num_hidden_layers}."
+        )
+    if text.num_attention_heads % text.num_key_value_heads:
+        _refuse("backbone.text.num_attention_heads must be a multiple of backbone.text.num_key_value_heads.")
+    if vision.hidden_size % (4 * vision.num_heads):
+        _refuse(
+            "backbone.vision.hidden_size must be a multiple of 4 x backbone.vision.num_heads (2-D rotary positions)."
+        )
+    if math.isqrt(vision.num_position_embeddings) ** 2 != vision.num_position_embeddings:
+        _refuse(f"backbone.vision.num_position_embeddings={vision.num_position_embeddings} is no square number.")
+    indexes = vision.deepstack_visual_indexes
+    if indexes != sorted(set(indexes)) or any(not 0 <= index < vision.depth for index in indexes):
+        _refuse(f"backbone.vision.deepstack_visual_indexes={indexes}: ascending blocks, 0 to {vision.depth - 1}.")
+    if len(indexes) > shape.select_layer:
+        _refuse("backbone.vision.deepstack_visual_indexes needs an LLM layer each; select_layer keeps too few.")
+
+
+def _must_equal(name: str, value: int, other: str, wanted: int) -> None:
+    if value != wanted:
+        _refuse(f"{name} is {value}, but must equal {other}, which is {wanted}.")
+
+
+def _refuse(message: str) -> None:
+    raise ToolkitError(f"model.architecture.{message}")

@@ -1,0 +1,46 @@
+"""What every entry script does around its own work: configuration in, one line of error out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from finetune.checkout import ensure_own_gr00t
+
+REFUSED, INTERRUPTED = 2, 130
+
+
+def run_main(main: Callable[[Any], object], config_name: str, argv: Sequence[str] | None = None) -> None:
+    """Load the configuration and call `main` with it.
+
+    A ToolkitError ends with `error: ...` on stderr and status 2, Ctrl-C with status 130; anything else is a bug and
+    propagates. Under torchrun a refused configuration is reported once per node, an error of `main` by every rank.
+    """
+    try:
+        ensure_own_gr00t()
+    except ValueError as error:
+        _refuse(error, once=True)
+    # Imported only now: a foreign gr00t package would fail here with a message that helps nobody.
+    from finetune.config import load
+    from gr00t.errors import ToolkitError
+
+    loaded = False
+    try:
+        config = load(config_name, sys.argv[1:] if argv is None else argv)
+        loaded = True
+        main(config)
+    except ToolkitError as error:
+        _refuse(error, once=not loaded)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _refuse(error: Exception, once: bool) -> NoReturn:
+    rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    if local_rank == "0" or not once:
+        where = f" (rank {rank})" if rank != "0" else ""
+        print(f"error{where}: {error}", file=sys.stderr)
+    sys.exit(REFUSED)

@@ -1,0 +1,26 @@
+"""Fine-tune GR00T N1.7 on one conflict split, on this machine.
+
+torchrun --nproc_per_node=4 launch_finetune_local.py split=color_object
+python launch_finetune_local.py split=color_object train.micro_batch_size=4
+python launch_finetune_local.py --help
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.script import run_main
+
+if TYPE_CHECKING:
+    from finetune.config import FinetuneConfig
+
+
+def main(config: FinetuneConfig) -> None:
+    # Imported only after the configuration has been accepted: a refusal should not wait for torch.
+    from finetune.train import finetune
+
+    finetune(config)
+
+
+if __name__ == "__main__":
+    run_main(main, "finetune")

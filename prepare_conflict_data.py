@@ -1,0 +1,37 @@
+"""Turn the ManiSkill recordings of a conflict split into two checked datasets, train and conflict.
+
+python prepare_conflict_data.py split=color_object raw_dir=conflict_maniskill data_dir=data
+python prepare_conflict_data.py split=my_split split.instruction="pick up the heavy object"
+python prepare_conflict_data.py --help
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.script import run_main
+
+if TYPE_CHECKING:
+    from finetune.config import PrepareConfig
+
+
+def main(config: PrepareConfig) -> None:
+    # Imported only after the configuration has been accepted: a refusal should not wait for it.
+    from data_prep.convert import convert_split
+
+    report = convert_split(
+        raw_dir=Path(config.raw_dir),
+        data_dir=Path(config.data_dir),
+        split_name=config.split.name,
+        instruction=config.split.instruction,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        overwrite=config.overwrite,
+        workers=config.workers,
+    )
+    print("\n".join(report.lines()))
+
+
+if __name__ == "__main__":
+    run_main(main, "prepare")
