@@ -210,9 +210,9 @@ def _adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
 def _adjust_hue(image: np.ndarray, turns: float) -> np.ndarray:
     if turns == 0:
         return image  # the way through HSV would lose bits
-    # OpenCV's uint8 hue counts half degrees, 0 to 179; saturation and value pass through unchanged.
-    table = np.stack([np.mod(_LEVELS + 180.0 * turns, 180.0), _LEVELS, _LEVELS], axis=-1).astype(np.uint8)
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None])
+    # OpenCV's uint8 hue counts half degrees, 0 to 179.
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    cv2.insertChannel(_look_up(cv2.extractChannel(hsv, 0), np.mod(_LEVELS + 180.0 * turns, 180.0)), hsv, 0)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 

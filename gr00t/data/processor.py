@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoProcessor
 
 from gr00t.data.images import Augmentation, ImageTransform, vlm_resize
 from gr00t.data.language import VlmTokenizer, formalize
@@ -26,6 +27,7 @@ from gr00t.data.processor_files import (
 from gr00t.data.schema import EmbodimentTag, ModalityConfigs, check_modality_configs
 from gr00t.data.state_action import StateActionProcessor
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.model.config import Gr00tN1d7Config
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,11 @@ class Gr00tN1d7Processor:
         processor = Gr00tN1d7Processor(files, self.vlm)
         processor._check_fits(name)
         return processor
+
+    def with_config(self, **changes: Any) -> Gr00tN1d7Processor:
+        """A copy with some fields of `ProcessorConfig` replaced, for example crop_fraction or color_jitter_params."""
+        files = dataclasses.replace(self.files, config=dataclasses.replace(self.config, **changes))
+        return Gr00tN1d7Processor(files, self.vlm)
 
     def modality_config(self, tag: EmbodimentTag | str) -> ModalityConfigs:
         """The modality config of a tag; one the checkpoint does not have raises with the nearest name."""
@@ -260,3 +267,6 @@ def _pad(array: np.ndarray, rows: int, columns: int, where: str) -> np.ndarray:
     padded = np.zeros((rows, columns), dtype=np.float32)
     padded[: array.shape[0], : array.shape[1]] = array
     return padded
+
+
+AutoProcessor.register(Gr00tN1d7Config, Gr00tN1d7Processor, exist_ok=True)

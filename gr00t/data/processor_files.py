@@ -1,4 +1,4 @@
-"""The processor's files in a checkpoint: processor_config.json, statistics.json, embodiment_id.json, the VLM's folder."""
+"""A checkpoint's processor files: processor_config.json, statistics.json, embodiment_id.json, the VLM's folder."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ProcessorConfig:
     def from_json(cls, kwargs: dict[str, Any]) -> ProcessorConfig:
         """Read processor_kwargs. Image keys that the file leaves out are off, not at this class's defaults."""
         known = {f.name for f in fields(cls)} - {"extra", "modality_configs"}
-        values = {"shortest_image_edge": None, "crop_fraction": None}
+        values: dict[str, Any] = {"shortest_image_edge": None, "crop_fraction": None}
         values |= {name: value for name, value in kwargs.items() if name in known}
         configs = {
             tag: {modality: ModalityConfig.from_json(data) for modality, data in modalities.items()}
