@@ -174,8 +174,7 @@ class DiT(nn.Module):
         """Keys and values of every cross-attention block for VLM tokens (B, S, context_dim): constant in denoising."""
         blocks: list[Any] = list(self.transformer_blocks)
         return [
-            block.attn1.keys_values(context) if cross else None
-            for block, cross in zip(blocks, self.cross, strict=True)
+            block.attn1.keys_values(context) if cross else None for block, cross in zip(blocks, self.cross, strict=True)
         ]
 
     def forward(

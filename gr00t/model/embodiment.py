@@ -22,7 +22,7 @@ class EmbodimentLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.W, std=0.02)
+        nn.init.normal_(self.W, std=self.W.shape[1] ** -0.5)
         nn.init.zeros_(self.b)
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:

@@ -58,6 +58,12 @@ class Gr00tN1d7(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing to do: the backbone initialises itself, the head's layers keep PyTorch's or their own defaults."""
 
+    @property
+    def n1d7_config(self) -> Gr00tN1d7Config:
+        """`config`, typed."""
+        assert isinstance(self.config, Gr00tN1d7Config)
+        return self.config
+
     # what is trained
 
     def groups(self) -> dict[str, list[nn.Module]]:

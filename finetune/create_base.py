@@ -1,0 +1,167 @@
+"""Make a base checkpoint with random weights, in the layout of nvidia/GR00T-N1.7-3B, without a network.
+
+    python -m finetune.create_base model=tiny
+
+It stands in for the released base wherever everything else should be tried: on a laptop, in tests, on a new cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.config import ArchitectureConfig, CreateBaseConfig
+from finetune.script import run_main
+
+if TYPE_CHECKING:
+    from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+
+
+def create_base(config: CreateBaseConfig) -> Path:
+    """Write the checkpoint to `config.out`: seeded weights, a small tokenizer, a processor that knows no robot yet."""
+    from gr00t.files import whole_folder
+
+    out = Path(config.out)
+    with whole_folder(out, replace=config.overwrite) as folder:
+        vlm_folder = folder / "processor" / "vlm"
+        special_tokens = write_small_tokenizer(vlm_folder)
+        model = random_model(config.model.architecture, special_tokens, seed=config.seed, dtype=config.dtype)
+        model.save_pretrained(folder)
+        _write_processor(folder, config.model.architecture)
+    return out
+
+
+def random_model(
+    architecture: ArchitectureConfig, special_tokens: dict[str, int], *, seed: int, dtype: str
+) -> Gr00tN1d7:
+    """A model with random weights, the same for the same seed."""
+    import torch
+
+    from gr00t.model.backbone_config import parse_backbone, resolve_backbone
+    from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+
+    if architecture.backbone is None:
+        backbone = resolve_backbone(architecture.model_name, None)
+    else:
+        backbone = parse_backbone(_backbone_json(architecture, special_tokens), "model.architecture.backbone")
+    default = torch.get_default_dtype()
+    torch.set_default_dtype({"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    try:
+        torch.manual_seed(seed)
+        return Gr00tN1d7(_model_config(architecture), backbone)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _model_config(architecture: ArchitectureConfig) -> Any:
+    from gr00t.model.config import DEFAULT_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION, released_config
+
+    values = asdict(architecture)
+    values.pop("backbone")
+    values["diffusion_model_cfg"] = {**DEFAULT_DIFFUSION_MODEL, **values.pop("diffusion_model")}
+    attention = values.pop("vl_self_attention")
+    values["vl_self_attention_cfg"] = attention and {**RELEASED_VL_SELF_ATTENTION, **attention}
+    return released_config(**values)
+
+
+def _backbone_json(architecture: ArchitectureConfig, special_tokens: dict[str, int]) -> dict[str, Any]:
+    assert architecture.backbone is not None
+    shape = asdict(architecture.backbone)
+    text = {**shape["text"], "vocab_size": shape["vocab_size"], "tie_word_embeddings": True}
+    sections = text.pop("mrope_section")
+    text["rope_scaling"] = {"mrope_interleaved": True, "mrope_section": sections, "rope_type": "default"}
+    return {
+        "model_type": "qwen3_vl",
+        "tie_word_embeddings": True,
+        "image_token_id": special_tokens["<|image_pad|>"],
+        "video_token_id": special_tokens["<|video_pad|>"],
+        "vision_start_token_id": special_tokens["<|vision_start|>"],
+        "vision_end_token_id": special_tokens["<|vision_end|>"],
+        "text_config": text,
+        "vision_config": shape["vision"],
+    }
+
+
+# As many merges as make the common instructions short; bytes cover everything else.
+CORPUS = (
+    "pick up the color-matching object pick up the object-matching object pick up the size-matching object "
+    "pick up the position-matching object place it in the bowl open the drawer close the drawer push the cube"
+)
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}<|im_start|>{{ message.role }}\n"
+    "{%- if message.content is string %}{{ message.content }}{% else %}"
+    "{%- for part in message.content %}"
+    "{%- if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{%- endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def write_small_tokenizer(folder: Path) -> dict[str, int]:
+    """A byte-level BPE with Qwen's control tokens, trained here on a few instructions; ids of the control tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=256 + 128 + len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([CORPUS], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        model_max_length=32768,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save_pretrained(str(folder))
+    return {token: fast.get_vocab()[token] for token in SPECIAL_TOKENS}
+
+
+def _write_processor(folder: Path, architecture: ArchitectureConfig) -> None:
+    """processor_config.json and its companions: sizes of the model, and no robot."""
+    from gr00t.data.language import VlmTokenizer
+    from gr00t.data.processor import Gr00tN1d7Processor
+    from gr00t.data.processor_files import ProcessorConfig, ProcessorFiles, default_projector_index
+    from gr00t.data.schema import EmbodimentTag
+
+    config = ProcessorConfig(
+        modality_configs={},
+        model_name=architecture.model_name,
+        max_state_dim=architecture.max_state_dim,
+        max_action_dim=architecture.max_action_dim,
+        max_action_horizon=architecture.action_horizon,
+        apply_sincos_state_encoding=False,
+    )
+    ids = {tag.value: default_projector_index(tag) for tag in EmbodimentTag}
+    processor = Gr00tN1d7Processor(ProcessorFiles(config, {}, ids), VlmTokenizer(folder / "processor" / "vlm"))
+    processor.save_pretrained(folder)
+
+
+def main(config: CreateBaseConfig) -> None:
+    out = create_base(config)
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6
+    print(f"{out}: the {config.model.name} model with random weights (seed {config.seed}), {size:,.1f} MB.")
+    print("It is for trying things out, not for robots.")
+
+
+if __name__ == "__main__":
+    run_main(main, "create_base")

@@ -1,0 +1,106 @@
+"""From a dataset folder and a base checkpoint's processor to batches of training samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from conflict_panda_config import MODALITY_CONFIG
+from finetune.config.schema import FinetuneConfig
+from finetune.engine import Engine
+from gr00t.data.dataset import SampleSettings, StepReader, TrainingDataset
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.sampler import MicroBatchSampler, TrainingOrder
+from gr00t.data.statistics import to_processor_statistics
+from gr00t.model.config import Gr00tN1d7Config
+
+log = logging.getLogger(__name__)
+
+
+def train_folder(config: FinetuneConfig) -> Path:
+    """The dataset that is trained on; `conflict` beside it never is."""
+    return Path(config.dataset.data_dir) / config.split.name / "train"
+
+
+def build_processor(base: Gr00tN1d7Processor, reader: StepReader, config: FinetuneConfig) -> Gr00tN1d7Processor:
+    """The base's processor with this robot, the statistics of this dataset and this augmentation."""
+    augment, layout = config.augment, reader.layout
+    jitter = augment.color_jitter
+    settings = dataclasses.replace(
+        base.config,
+        crop_fraction=augment.crop_fraction,
+        shortest_image_edge=base.images.side,
+        random_rotation_angle=augment.random_rotation_angle,
+        color_jitter_params=None if jitter is None else dataclasses.asdict(jitter),
+        state_dropout_prob=augment.state_dropout,
+    )
+    processor = Gr00tN1d7Processor(dataclasses.replace(base.files, config=settings), base.vlm)
+    statistics = to_processor_statistics(
+        layout.statistics(), layout.relative_statistics(), layout.modality, MODALITY_CONFIG
+    )
+    return processor.with_embodiment(config.dataset.embodiment_tag, MODALITY_CONFIG, statistics)
+
+
+def build_dataset(
+    reader: StepReader, processor: Gr00tN1d7Processor, model: Gr00tN1d7Config, config: FinetuneConfig
+) -> TrainingDataset:
+    """Training samples of the episodes that are not held out."""
+    settings = SampleSettings(
+        seed=config.train.seed,
+        views=config.augment.views,
+        state_dropout=config.augment.state_dropout,
+        tail=config.dataset.tail,
+        noise_beta=(model.noise_beta_alpha, model.noise_beta_beta),
+        noise_s=model.noise_s,
+    )
+    if config.dataset.tail == "drop":
+        log.warning(
+            "dataset.tail=drop starts only where the whole action horizon is recorded, as the original does: on short "
+            "episodes the policy never sees how they end, and does not learn to lift. The default is mask."
+        )
+    return TrainingDataset(reader, processor, config.dataset.embodiment_tag, settings)
+
+
+def build_loader(
+    dataset: TrainingDataset, config: FinetuneConfig, engine: Engine, first_step: int
+) -> tuple[DataLoader[Any], MicroBatchSampler]:
+    """This process's micro-batches from `first_step` on, prefetched by worker processes."""
+    train = config.train
+    sampler = MicroBatchSampler(
+        TrainingOrder(len(dataset), train.global_batch_size, train.seed),
+        train.micro_batch_size or train.global_batch_size // engine.world_size,
+        rank=engine.rank,
+        world_size=engine.world_size,
+        first_step=first_step,
+        last_step=train.max_steps,
+    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warns about the fork below otherwise
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # indexed by SampleKey
+        batch_sampler=sampler,  # type: ignore[arg-type]
+        collate_fn=dataset.collate,
+        num_workers=train.num_workers,
+        worker_init_fn=_one_thread,
+        pin_memory=engine.device.type == "cuda",
+        prefetch_factor=4 if train.num_workers else None,
+    )
+    return loader, sampler
+
+
+def _one_thread(worker: int) -> None:
+    del worker
+    cv2.setNumThreads(0)  # workers are the parallelism
+    torch.set_num_threads(1)
+
+
+def mask_sum(batches: list[dict[str, Tensor]]) -> Tensor:
+    """Number of action values of one process's part of a global batch that count in the loss."""
+    return torch.stack([b["action_mask"].sum() for b in batches]).sum()

@@ -1,0 +1,92 @@
+"""Processes, device and precision, through accelerate: one process or many, CPU or CUDA, the same code path.
+
+Mixed precision is our own: frozen weights lie in bf16, trained ones in fp32, and forward passes run under autocast.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from finetune.config.schema import FinetuneConfig
+from gr00t.errors import ToolkitError
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of `auto`, `cpu` or `cuda`."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ToolkitError("device=cuda, but PyTorch finds no CUDA device here. Use device=cpu, or look at nvidia-smi.")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def pick_precision(precision: str, device: torch.device) -> torch.dtype:
+    """bf16 or fp32; `auto` is bf16 on GPUs that compute in it, and fp32 elsewhere."""
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ToolkitError("train.precision=bf16, but this GPU has no bf16. Use train.precision=fp32.")
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+class Engine:
+    """What differs between one process and many. `rank` and `world_size` come from torchrun's environment."""
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        device = pick_device(config.device)
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+        self.device: torch.device = self._accelerator.device
+        self.rank: int = self._accelerator.process_index
+        self.world_size: int = self._accelerator.num_processes
+        self.is_main: bool = self._accelerator.is_main_process
+        self.dtype = pick_precision(config.train.precision, self.device)
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.allow_tf32 = True
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model on its device, wrapped for gradient averaging where there are several processes."""
+        return self._accelerator.prepare_model(model)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bf16 forward over fp32 parameters, or nothing in fp32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def accumulate(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged on the last micro-batch of a step only."""
+        return nullcontext() if last else self._accelerator.no_sync(model)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over all processes, in a tensor of its own."""
+        return self._accelerator.reduce(value.detach().clone().to(self.device), reduction="sum")
+
+    def main_first(self) -> AbstractContextManager[None]:
+        """The main process runs the block before the others do."""
+        return self._accelerator.main_process_first()
+
+    def barrier(self) -> None:
+        self._accelerator.wait_for_everyone()
+
+    def move(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch on this process's device."""
+        return {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+
+    def peak_memory(self) -> float:
+        """Highest memory so far, in GiB: of the GPU, or resident on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+
+    def close(self) -> None:
+        self._accelerator.end_training()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

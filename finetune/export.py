@@ -1,0 +1,82 @@
+"""The finished checkpoint in the release layout: what the policy, NVIDIA's code and LeRobot read."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from finetune.checkout import CHECKOUT
+from gr00t.data.layout import DatasetLayout
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.files import whole_folder, write_json
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "datasets", "numpy", "av")
+
+
+def write_release(
+    folder: Path,
+    model: Gr00tN1d7,
+    processor: Gr00tN1d7Processor,
+    *,
+    resolved: dict[str, Any],
+    layout: DatasetLayout,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last."""
+    mirror_processor(model, processor)
+    with whole_folder(folder, replace=True) as aside:
+        model.save_pretrained(aside, dtype=dtype)
+        processor.save_pretrained(aside)
+        experiment = aside / "experiment_cfg"
+        experiment.mkdir()
+        (experiment / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+        write_json(experiment / "dataset.json", describe_dataset(layout))
+        write_json(experiment / "versions.json", versions())
+
+
+def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:
+    """config.json repeats keys of processor_config.json; give both the same values."""
+    values = processor.config.to_json()
+    for key in values.keys() & model.config.to_dict().keys():
+        if key not in ("model_name", "model_type"):
+            setattr(model.config, key, values[key])
+    model.config.use_albumentations_transforms = values["use_albumentations"]
+
+
+def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
+    """What was trained on, without a path of this machine."""
+    return {
+        "fingerprint": layout.fingerprint,
+        "episodes": len(layout.episodes),
+        "train_episodes": layout.train_episodes,
+        "val_episodes": layout.val_episodes,
+        "fps": layout.fps,
+        "instructions": sorted(layout.tasks.values()),
+    }
+
+
+def versions() -> dict[str, Any]:
+    """Python, packages and the git revision of this checkout (null outside a git checkout)."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "git_revision": git_revision()}
+
+
+def git_revision() -> str | None:
+    """The commit of this checkout, with "+changes" where files differ from it."""
+    try:
+        revision = _git("rev-parse", "HEAD")
+        return revision + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()

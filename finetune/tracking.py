@@ -1,0 +1,129 @@
+"""What a run says about itself: a progress bar, metrics.jsonl in the run folder, and wandb."""
+
+from __future__ import annotations
+
+import json
+import logging
+import netrc
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from finetune.config.schema import FinetuneConfig
+from gr00t.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Logs one run; in a process that is not the main one every method does nothing.
+
+    The wandb run id is kept in run.json, so that a resumed run goes on in the same wandb run.
+    """
+
+    def __init__(self, config: FinetuneConfig, resolved: dict[str, Any], *, active: bool, first_step: int) -> None:
+        self.active = active
+        self._wandb: Any = None
+        if not active:
+            return
+        self._run_dir = Path(config.run_dir)
+        self._console = Console(stderr=True)
+        self._total = config.train.max_steps
+        self._metrics = self._open_metrics(first_step)
+        if config.tracking.name == "wandb":
+            self._wandb = _start_wandb(config, resolved, self._run_dir)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task(config.split.name, total=self._total, completed=first_step, note="")
+        self._progress.start()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record metrics after `step` optimizer steps."""
+        if not self.active:
+            return
+        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._metrics.flush()
+        note = f"loss {metrics['loss']:.4f}  {metrics['samples_per_second']:.1f} samples/s"
+        self._progress.update(self._task, note=note)
+        if not self._console.is_terminal:  # a log file: lines instead of a bar
+            waiting = metrics["data_wait_seconds"]
+            self._console.print(f"step {step}/{self._total}  {note}  waited {waiting:.1f} s for data", highlight=False)
+        if self._wandb is not None:
+            self._wandb.log({f"train/{k}": v for k, v in metrics.items()}, step=step)
+
+    def advance(self, step: int) -> None:
+        if self.active:
+            self._progress.update(self._task, completed=step)
+
+    def say(self, message: str) -> None:
+        """A line above the progress bar."""
+        if self.active:
+            self._console.print(message, highlight=False)
+
+    def finish(self, summary: dict[str, Any] | None = None, *, failed: bool = False) -> None:
+        if not self.active:
+            return
+        self._progress.stop()
+        self._metrics.close()
+        if self._wandb is not None:
+            for key, value in (summary or {}).items():
+                self._wandb.summary[key] = value
+            self._wandb.finish(exit_code=1 if failed else 0)
+
+    def _open_metrics(self, first_step: int) -> Any:
+        """metrics.jsonl, cut back to the step from which the run goes on."""
+        path = self._run_dir / "metrics.jsonl"
+        kept: list[str] = []
+        if path.is_file() and first_step:
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= first_step:
+                        kept.append(line)
+                except (ValueError, KeyError):  # the line a killed run was writing
+                    continue
+        path.write_text("".join(line + "\n" for line in kept))
+        return path.open("a")
+
+
+def _start_wandb(config: FinetuneConfig, resolved: dict[str, Any], run_dir: Path) -> Any:
+    import wandb
+
+    tracking = config.tracking
+    identity = run_dir / "run.json"
+    run_id = read_json(identity)["wandb_id"] if identity.is_file() else uuid.uuid4().hex[:12]
+    write_json(identity, {"wandb_id": run_id, "project": tracking.project})
+    mode = tracking.mode
+    if mode == "auto":
+        mode = "online" if _has_wandb_key() else "offline"
+    return wandb.init(
+        project=tracking.project,
+        name=tracking.run_name,
+        group=tracking.group,
+        tags=tracking.tags,
+        id=run_id,
+        resume="allow",
+        dir=str(run_dir),
+        mode=mode,  # type: ignore[arg-type]
+        config=resolved,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

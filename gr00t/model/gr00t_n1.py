@@ -1,0 +1,221 @@
+"""The policy: observations of a robot in, action chunks in the robot's units out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gr00t.data.observation import ObservationReader
+from gr00t.data.processor import Gr00tN1d7Processor, Step
+from gr00t.data.schema import ActionConfig, EmbodimentTag, ModalityConfig, ModalityConfigs, check_modality_configs
+from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.model import checkpoint as files
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+
+
+class GR00TPolicy(nn.Module):
+    """One embodiment of a GR00T N1.7 checkpoint, ready to act. A module, so that .eval(), .cuda() and .to() chain.
+
+    Attributes: model; processor; tag (str); modality_configs (this embodiment's four); denoising_steps.
+    """
+
+    def __init__(
+        self,
+        model: Gr00tN1d7,
+        processor: Gr00tN1d7Processor,
+        embodiment_tag: EmbodimentTag | str = EmbodimentTag.NEW_EMBODIMENT,
+        modality_config: ModalityConfigs | None = None,
+        denoising_steps: int | None = None,
+    ) -> None:
+        """Raises ToolkitError where the checkpoint has no such embodiment or another modality config of it.
+
+        modality_config: what the robot's side believes, compared with the checkpoint's; None takes the checkpoint's.
+        denoising_steps: Euler steps of an action chunk; None takes the checkpoint's.
+        """
+        super().__init__()
+        self.model, self.processor = model, processor
+        self.tag = _find_tag(processor, embodiment_tag)
+        self.modality_configs = processor.modality_config(self.tag)
+        if modality_config is not None:
+            _check_same(modality_config, self.modality_configs, self.tag)
+        own_steps = model.config.num_inference_timesteps
+        self.denoising_steps = _check_steps(own_steps if denoising_steps is None else denoising_steps)
+        state_dims = {group.name: group.dim for group in processor.state_action.groups(self.tag, "state")}
+        self._reader = ObservationReader(self.modality_configs, state_dims)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | PathLike[str],
+        modality_config: ModalityConfigs | None = None,
+        embodiment_tag: EmbodimentTag | str = EmbodimentTag.NEW_EMBODIMENT,
+        denoising_steps: int | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+    ) -> GR00TPolicy:
+        """Load a checkpoint folder (or hub id) onto the CPU; `.cuda()` moves it.
+
+        torch_dtype: of all weights, torch.bfloat16 or torch.float32; None keeps the stored one. Everything else is as
+        in the constructor, and is checked before the weights are read.
+        """
+        folder = files.resolve_folder(path)
+        files.read_config(folder)  # tells another generation's checkpoint by name
+        processor = Gr00tN1d7Processor.from_pretrained(folder)
+        tag = _find_tag(processor, embodiment_tag)
+        if modality_config is not None:
+            _check_same(modality_config, processor.modality_config(tag), tag)
+        model = Gr00tN1d7.from_pretrained(folder, dtype=torch_dtype)
+        dtypes = {p.dtype for p in model.parameters()}
+        if len(dtypes) > 1:
+            found = ", ".join(sorted(map(str, dtypes)))
+            raise ToolkitError(f"{folder} stores weights of several types ({found}): give torch_dtype=torch.bfloat16.")
+        return cls(model, processor, tag, modality_config, denoising_steps)
+
+    def train(self, mode: bool = True) -> GR00TPolicy:
+        """Stays in eval mode whatever is asked: dropout would only make the robot shake."""
+        super().train(False)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(horizon of the checkpoint, max_action_dim): the noise of one sample."""
+        return self.model.config.action_horizon, self.model.config.max_action_dim
+
+    def get_action(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        denoising_steps: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Action chunks for a batch of observations: {"action.<group>": (B, horizon, D) float32} in robot units.
+
+        The observation is flat or nested (gr00t.data.observation), each value with its batch size. The noise is
+        `noise` (B, *noise_shape), or drawn from `seed`, from `generator` (on the CPU), or else from PyTorch's own
+        state; a seed gives the same noise on every device. Prompts of different lengths in one batch are padded, and
+        padding reaches the result slightly, as in the original. Raises ToolkitError for anything but what is expected.
+        """
+        steps = self._reader.read(observation)
+        actions = self.predict(steps, denoising_steps=denoising_steps, seed=seed, generator=generator, noise=noise)
+        return {f"action.{group}": values.astype(np.float32) for group, values in actions.items()}
+
+    def forward(self, observation: Mapping[str, Any], **options: Any) -> dict[str, np.ndarray]:
+        """The same as `get_action`."""
+        return self.get_action(observation, **options)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        steps: Sequence[Step],
+        *,
+        denoising_steps: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Action chunks {group: (B, horizon, D)} for steps as a dataset gives them; options as in `get_action`."""
+        if sum(given is not None for given in (seed, generator, noise)) > 1:
+            raise ToolkitError("Give one of seed, generator and noise: each decides the noise alone.")
+        if noise is not None and tuple(noise.shape) != (len(steps), *self.noise_shape):
+            expected = (len(steps), *self.noise_shape)
+            raise ToolkitError(f"noise: expected the shape {expected}, found {tuple(noise.shape)}.")
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+        batch = self.processor.collate([self.processor.encode(step, self.tag) for step in steps])
+        predicted = self.model.get_action(
+            {name: value.to(self.device) for name, value in batch.items()},
+            denoising_steps=_check_steps(self.denoising_steps if denoising_steps is None else denoising_steps),
+            generator=generator,
+            noise=noise,
+        )
+        states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
+        actions = self.processor.decode_action(predicted, self.tag, states)
+        self._check_finite(actions)
+        return actions
+
+    def _check_finite(self, actions: Mapping[str, np.ndarray]) -> None:
+        for group, values in actions.items():
+            if not np.isfinite(values).all():
+                raise ToolkitError(
+                    f'The model\'s "{group}" actions are not finite (weights in {self.model.dtype}): do not run them. '
+                    "Try torch_dtype=torch.float32; if they stay so, the checkpoint's weights are broken."
+                )
+
+
+def _check_steps(steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ToolkitError(f"denoising_steps must be a whole number of at least 1, not {steps!r}.")
+    return steps
+
+
+def _find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:
+    """The tag's name in the checkpoint, which must have both its modality config and its statistics."""
+    ready = [name for name in processor.config.modality_configs if name in processor.files.statistics]
+    name = str(tag)
+    if name in ready:
+        return name
+    name = EmbodimentTag.parse(tag).value
+    if name not in ready:
+        lacks = "statistics" if name in processor.config.modality_configs else "modality config"
+        hint = did_you_mean(name, ready).replace("Known:", "It has:")
+        raise ToolkitError(
+            f'This checkpoint has no {lacks} of the embodiment "{name}", so it cannot act as one.{hint} '
+            "Fine-tune on that robot's data first, or give another embodiment_tag."
+        )
+    return name
+
+
+def _check_same(given: ModalityConfigs, found: ModalityConfigs, tag: str) -> None:
+    """Refuse a modality config that differs from the checkpoint's, naming every difference."""
+    check_modality_configs(given)
+    differences = []
+    for modality, config in found.items():
+        ours, theirs = _comparable(given[modality]), _comparable(config)
+        differences += [
+            f"{modality}.{name}: the checkpoint has {theirs[name]}, MODALITY_CONFIG has {ours[name]}"
+            for name in theirs
+            if ours[name] != theirs[name]
+        ]
+    if differences:
+        listed = "\n  ".join(differences)
+        raise ToolkitError(
+            f'MODALITY_CONFIG is not what this checkpoint was trained with for "{tag}":\n  {listed}\n'
+            "Give the one it was trained with, or modality_config=None to take the checkpoint's own."
+        )
+
+
+def _comparable(config: ModalityConfig) -> dict[str, Any]:
+    """A modality's settings with their defaults filled in, so that two spellings of one meaning are equal."""
+    values: dict[str, Any] = {"modality_keys": config.modality_keys, "delta_indices": _short(config.delta_indices)}
+    for name in ("sin_cos_embedding_keys", "mean_std_embedding_keys"):
+        values[name] = sorted(getattr(config, name) or [])
+    values["action_configs"] = [
+        _representation(key, action)
+        for key, action in zip(config.modality_keys, config.action_configs or [], strict=False)
+    ]
+    return values
+
+
+def _representation(key: str, config: ActionConfig) -> str:
+    relative_to = f" to {config.state_key or key}" if config.rep.name == "RELATIVE" else ""
+    form = f", {config.type.name}, {config.format.name}" if config.type.name == "EEF" else ""
+    return f"{key} {config.rep.name}{relative_to}{form}"
+
+
+def _short(indices: list[int]) -> str:
+    """Delta indices as text: 0..15 (16 steps) for a run, else the list."""
+    if len(indices) > 3 and indices == list(range(indices[0], indices[-1] + 1)):
+        return f"{indices[0]}..{indices[-1]} ({len(indices)} steps)"
+    return str(indices)
