@@ -1,0 +1,213 @@
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden_files import batch_size, below, checkpoint_of, golden_dir, infer_files, load, tag_of, train_files
+
+from conflict_panda_config import MODALITY_CONFIG
+from gr00t.data.processor_files import read_processor_files
+from gr00t.data.schema import ActionConfig, ActionFormat, ActionRepresentation, ActionType, ModalityConfig
+from gr00t.data.state_action import StateActionProcessor
+from gr00t.errors import ToolkitError
+
+TAG = "new_embodiment"
+
+
+def processor_of(checkpoint: Path, **changes: Any) -> StateActionProcessor:
+    files = read_processor_files(checkpoint)
+    names = ("use_percentiles", "clip_outliers", "apply_sincos_state_encoding", "use_relative_action")
+    settings = {name: getattr(files.config, name) for name in names}
+    return StateActionProcessor(files.config.modality_configs, files.statistics, **settings | changes)
+
+
+@pytest.fixture
+def panda() -> StateActionProcessor:
+    statistics = json.loads((golden_dir() / "dataset_merged_statistics.json").read_text())
+    return StateActionProcessor({TAG: MODALITY_CONFIG}, statistics, False, True, True, True)
+
+
+@pytest.fixture
+def moment() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    points = load(golden_dir() / "dataset_points.npz")
+    return below(points, "7::state::"), below(points, "7::action::")
+
+
+@pytest.mark.parametrize("path", infer_files(), ids=lambda p: p.stem)
+def test_states_and_decoded_actions_are_the_originals(path):
+    data, tag, processor = load(path), tag_of(path), processor_of(checkpoint_of(path))
+    states = [below(data, f"raw::{b}::state::") for b in range(batch_size(data))]
+    encoded = np.stack([processor.encode_state(s, tag) for s in states])
+    width = encoded.shape[-1]
+    assert np.array_equal(encoded, data["in::state"][..., :width]) and not data["in::state"][..., width:].any()
+    stacked = {key: np.stack([s[key] for s in states]) for key in states[0]}
+    decoded = processor.decode_action(data["action_pred"], stacked, tag)
+    golden = below(data, "decoded::")
+    assert list(decoded) == list(golden)
+    for key, values in golden.items():
+        assert decoded[key].dtype == values.dtype
+        np.testing.assert_allclose(decoded[key], values, rtol=0, atol=1e-8, err_msg=key)
+
+
+@pytest.mark.parametrize("path", train_files(), ids=lambda p: p.stem)
+def test_training_states_and_actions_are_the_originals(path):
+    data, processor = load(path), processor_of(checkpoint_of(path))
+    for i in range(batch_size(data)):
+        tag = str(data[f"raw::{i}::tag"])
+        states, actions = below(data, f"raw::{i}::state::"), below(data, f"raw::{i}::action::")
+        state, action = processor.encode_state(states, tag), processor.encode_action(actions, states, tag)
+        assert np.array_equal(state, data["in::state"][i][:, : state.shape[1]])
+        golden = data["in::action"][i][: len(action), : action.shape[1]]
+        # The original turns 6-D rotations at lower precision; everything else is equal.
+        np.testing.assert_allclose(action, golden, rtol=0, atol=1e-6 if "eef" in tag else 0)
+        assert data["in::action_mask"][i].sum() == action.size
+
+
+@pytest.mark.parametrize("frame", [0, 7, 36])
+def test_points_of_a_dataset_are_the_originals(panda, frame):
+    points = load(golden_dir() / "dataset_points.npz")
+    states, actions = below(points, f"{frame}::state::"), below(points, f"{frame}::action::")
+    assert np.array_equal(panda.encode_state(states, TAG), points[f"{frame}::out::state"][:, :8])
+    assert np.array_equal(panda.encode_action(actions, states, TAG), points[f"{frame}::out::action"][:16, :8])
+
+
+def test_decoding_undoes_encoding_of_the_data_behind_the_statistics(panda, moment):
+    states, actions = moment
+    encoded = panda.encode_action(actions, states, TAG)
+    decoded = panda.decode_action(encoded, states, TAG)
+    for group in panda.groups(TAG, "action"):
+        varying = np.broadcast_to(~group.constant, actions[group.name].shape)
+        assert varying.any()
+        np.testing.assert_allclose(decoded[group.name][varying], actions[group.name][varying], atol=1e-6)
+
+
+def small(method: str = "", **settings: Any) -> StateActionProcessor:
+    """One absolute group of two dimensions (the second constant) as state and action."""
+    group = {"min": [0, 5], "max": [4, 5], "mean": [1, 5], "std": [2, 0], "q01": [1, 5], "q99": [3, 5]}
+    keys = ["g"]
+    config = {
+        "state": ModalityConfig(
+            [0],
+            keys,
+            sin_cos_embedding_keys=keys if "sin_cos" in method else None,
+            mean_std_embedding_keys=keys if "mean_std" in method else None,
+        ),
+        "action": ModalityConfig(
+            [0, 1],
+            keys,
+            mean_std_embedding_keys=keys if "mean_std" in method else None,
+            action_configs=[ActionConfig(ActionRepresentation.ABSOLUTE)],
+        ),
+    }
+    return StateActionProcessor({"t": config}, {"t": {"state": {"g": group}, "action": {"g": group}}}, **settings)
+
+
+def test_min_and_max_go_to_one_and_constant_dimensions_to_zero():
+    values = {"g": np.array([[0, 5], [4, 9], [8, 5]], np.float32)}
+    assert small().encode_state(values, "t").tolist() == [[-1, 0], [1, 0], [1, 0]]
+    assert small(clip_outliers=False).encode_state(values, "t")[2].tolist() == [3, 0]
+    assert small(use_percentiles=True).encode_state(values, "t")[0].tolist() == [-1, 0]
+    assert small(use_percentiles=True, clip_outliers=False).encode_state(values, "t")[0].tolist() == [-2, 0]
+
+
+def test_standardised_states_are_not_clipped_but_actions_are_and_constants_keep_their_value():
+    values = {"g": np.array([[9, 0.5], [1, -0.5]], np.float32)}
+    assert small("mean_std").encode_state(values, "t").tolist() == [[4, 0.5], [0, -0.5]]
+    assert small("mean_std").encode_action(values, {}, "t").tolist() == [[1, 0.5], [0, -0.5]]
+
+
+def test_sine_and_cosine_go_before_the_rest_and_only_with_the_global_flag():
+    values = {"g": np.array([[0.5, 1.0]], np.float32)}
+    on = small("sin_cos mean_std", apply_sincos_state_encoding=True).encode_state(values, "t")
+    np.testing.assert_allclose(on, [[np.sin(0.5), np.sin(1), np.cos(0.5), np.cos(1)]], atol=1e-7)
+    assert small("sin_cos mean_std").encode_state(values, "t").shape == (1, 2)
+
+
+def test_relative_groups_use_min_and_max_of_each_step_even_with_percentiles(panda, moment):
+    states, actions = moment
+    panda.use_percentiles = True
+    group = panda.groups(TAG, "action")[0]
+    table = panda.statistics[TAG]["relative_action"]["arm"]
+    assert np.array_equal(group.offset, table["min"]) and group.offset.shape == (16, 7)
+    low = {"arm": np.asarray(table["min"]) + states["arm"][-1], "gripper": actions["gripper"]}
+    varying = ~group.constant
+    np.testing.assert_allclose(panda.encode_action(low, states, TAG)[:, :7][varying], -1, atol=1e-5)
+
+
+def test_without_relative_actions_every_group_is_absolute(panda, moment):
+    states, actions = moment
+    panda.use_relative_action = False
+    assert panda.groups(TAG, "action")[0].relative is None
+    other = {"arm": states["arm"] + 1, "gripper": states["gripper"]}
+    assert np.array_equal(panda.encode_action(actions, states, TAG), panda.encode_action(actions, other, TAG))
+
+
+@pytest.mark.parametrize("format, dim", [(ActionFormat.XYZ_ROT6D, 9), (ActionFormat.XYZ_ROTVEC, 6)])
+def test_relative_poses_come_back(format, dim):
+    rng = np.random.default_rng(0)
+    config = {
+        "state": ModalityConfig([-1, 0], ["wrist"]),
+        "action": ModalityConfig(
+            [0, 1, 2],
+            ["hand"],
+            action_configs=[ActionConfig(ActionRepresentation.RELATIVE, ActionType.EEF, format, "wrist")],
+        ),
+    }
+    wide = {"min": np.full((3, dim), -9.0).tolist(), "max": np.full((3, dim), 9.0).tolist()}
+    plain = {"min": [-9.0] * dim, "max": [9.0] * dim}
+    statistics = {"t": {"state": {"wrist": plain}, "relative_action": {"hand": wide}}}
+    processor = StateActionProcessor({"t": config}, statistics, use_relative_action=True)
+    states = {"wrist": rng.normal(size=(2, dim)).astype(np.float32)}
+    actions = {"hand": 0.5 * rng.normal(size=(3, dim)).astype(np.float32)}
+    encoded = processor.encode_action(actions, states, "t")
+    decoded = processor.decode_action(encoded[None], {"wrist": states["wrist"][None]}, "t")["hand"]
+    # A 6-D rotation comes back as the orthonormal one it stands for, so the second trip is compared with the first.
+    again = processor.encode_action({"hand": decoded[0]}, states, "t")
+    np.testing.assert_allclose(again, encoded, atol=1e-5)
+    np.testing.assert_allclose(decoded[0, :, :3], actions["hand"][:, :3], atol=1e-5)
+
+
+def test_bad_input_is_refused_with_its_name_and_a_remedy(panda, moment):
+    states, actions = moment
+
+    def refused(message: str, states: dict = states, actions: dict = actions, tag: str = TAG) -> None:
+        with pytest.raises(ToolkitError, match=message):
+            panda.encode_state(states, tag)
+            panda.encode_action(actions, states, tag)
+
+    refused('no modality config for the embodiment "new_embodimen".*mean "new_embodiment"', tag="new_embodimen")
+    refused('state: the group "arm" is missing. Did you mean "arms"', {"arms": states["arm"]})
+    refused(r'state "arm": expected \(steps, 7\).*\(1, 6\)', states | {"arm": states["arm"][:, :6]})
+    refused("different numbers of steps", states | {"arm": np.repeat(states["arm"], 2, axis=0)})
+    broken = states["arm"].copy()
+    broken[0, 3] = np.nan
+    refused(r"state \"arm\": value nan at index \(0, 3\)", states | {"arm": broken})
+    refused("15 steps given.*horizon of 16.*action_valid", actions={k: a[:15] for k, a in actions.items()})
+    with pytest.raises(ToolkitError, match='relative to the state group "arm", which is not given'):
+        panda.encode_action(actions, {"gripper": states["gripper"]}, TAG)
+    with pytest.raises(ToolkitError, match="H >= 16 and D >= 8"):
+        panda.decode_action(np.zeros((1, 8, 8), np.float32), states, TAG)
+
+
+def test_statistics_that_do_not_fit_are_refused(panda, moment):
+    states, _ = moment
+    shorter = dataclasses.replace(MODALITY_CONFIG["action"], delta_indices=list(range(8)))
+    with pytest.raises(ToolkitError, match=r"\(16, 7\).*horizon of 8.*relative_stats\.json.*16 delta_indices"):
+        StateActionProcessor(
+            {TAG: MODALITY_CONFIG | {"action": shorter}}, panda.statistics, use_relative_action=True
+        ).groups(TAG, "action")
+    for path, message in (
+        ((TAG,), 'no entry for the embodiment "new_embodiment"'),
+        ((TAG, "state", "arm"), 'state": no group "arm"'),
+        ((TAG, "state", "arm", "max"), 'no "max"'),
+    ):
+        statistics = copy.deepcopy(panda.statistics)
+        node = statistics
+        for key in path[:-1]:
+            node = node[key]
+        del node[path[-1]]
+        with pytest.raises(ToolkitError, match=message):
+            StateActionProcessor({TAG: MODALITY_CONFIG}, statistics).encode_state(states, TAG)
