@@ -114,7 +114,7 @@ def check_batch(global_batch: int, micro_batch: int | None, processes: int) -> N
     nearest = " or ".join(str(size) for size in (below, below + unit) if size > 0)
     counted = f"{processes} processes" if processes > 1 else "1 process"
     counted += f" x train.micro_batch_size={micro_batch}" if micro_batch else ""
-    message = f"train.global_batch_size={global_batch} does not divide by {counted} = {unit}. "
+    message = f"train.global_batch_size={global_batch} is no multiple of {unit} ({counted}). "
     message += f"Nearest that do: train.global_batch_size={nearest}"
     if micro_batch and global_batch % processes == 0:
         share = global_batch // processes

@@ -6,8 +6,10 @@ groups; the result is merged into OmegaConf's structured form of the dataclasses
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from finetune.config.keys import Key, keys_of
-from finetune.config.overrides import Overrides, known_key
+from finetune.config.overrides import COMMAND_LINE, Overrides, known_key
 from finetune.config.schema import SCRIPTS
 from gr00t.errors import ToolkitError, did_you_mean
 
@@ -41,8 +43,9 @@ def compose(config_name: str, local: Overrides, command: Overrides, config_dir: 
     """The typed configuration, not yet resolved; unknown options and keys and wrong types raise ToolkitError."""
     choices, values = {**local.choices, **command.choices}, dict(command.values)
     own_split = _own_split(choices, values, config_dir)
+    defaults = default_choices(config_name, config_dir)
     for group, option in choices.items():
-        _check_option(group, option, default_choices(config_name, config_dir)[group], config_dir)
+        _check_option(group, option, defaults[group], config_dir)
     config = _compose_files(config_name, choices, config_dir)
     keys = keys_of(SCRIPTS[config_name].config)
     for origin, assigned in ((local.origin, local.values), (command.origin, values)):
@@ -53,17 +56,26 @@ def compose(config_name: str, local: Overrides, command: Overrides, config_dir: 
             f'There is no split "{own_split}".{did_you_mean(own_split, _shipped_splits(config_dir))} For a split of '
             f'your own give its instruction: split={own_split} split.instruction="pick up the ...".'
         )
+    if choices.get("split") == "custom" and OmegaConf.is_missing(config.split, "name"):
+        raise ToolkitError('split=custom has no name. Write split=NAME split.instruction="pick up the ...".')
     return config
 
 
 def to_object(config: DictConfig) -> Any:
-    """The dataclass instance with every interpolation resolved; a missing value raises ToolkitError."""
+    """The dataclass instance, every interpolation and ~ resolved; a missing value raises ToolkitError."""
     try:
-        return OmegaConf.to_object(config)
+        instance = OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
         raise ToolkitError(f"{error.full_key} has no value. Write {error.full_key}=VALUE.") from None
     except OmegaConfBaseException as error:
-        raise ToolkitError(f"{error.full_key}: {error.msg}") from None
+        reason = str(error.msg).split("\n", 1)[0]
+        raise ToolkitError(f"{error.full_key} cannot be resolved: {reason}.") from None
+    for key in keys_of(type(instance)).values():
+        if key.bounds.get("folder"):
+            section, _, name = key.name.rpartition(".")
+            holder = attrgetter(section)(instance) if section else instance
+            setattr(holder, name, os.path.expanduser(getattr(holder, name)))
+    return instance
 
 
 def read_local(config_name: str, name: str | None, config_dir: Path) -> Overrides:
@@ -129,18 +141,24 @@ def _check_option(group: str, option: str, default: str | None, config_dir: Path
 
 
 def _compose_files(config_name: str, choices: Mapping[str, str], config_dir: Path) -> DictConfig:
-    wanted = [f"{group}={option}" for group, option in choices.items()]
+    """What the files make of the choices; a group that is chosen outright wins over what an experiment says of it."""
+    wanted = [f"{group}={option}" for group, option in choices.items() if option != "null"]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_dir.resolve())):
             composed = hydra_compose(config_name, overrides=wanted, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         place = " ".join([f"{config_dir.name}/{config_name}.yaml", *wanted])
         raise ToolkitError(f"{place} cannot be composed: {' '.join(str(error).split())}") from None
-    chosen = {group: option for group, option in composed.hydra.runtime.choices.items() if option is not None}
-    files = [config_dir / f"{config_name}.yaml", *(config_dir / g / f"{o}.yaml" for g, o in chosen.items())]
+    chosen = [(group, option) for group, option in composed.hydra.runtime.choices.items() if option is not None]
     with open_dict(composed):
         del composed["hydra"]
-    return _typed(SCRIPTS[config_name].config, composed, [path for path in files if path.exists()])
+        for group, option in choices.items():
+            if group != "experiment":
+                content = read_yaml(config_dir / group / f"{option}.yaml")
+                composed.merge_with({group: {name: content[name] for name in content if name != "defaults"}})
+    # Hydra lists its choices last to first.
+    files = [config_dir / group / f"{option}.yaml" for group, option in reversed(chosen)]
+    return _typed(SCRIPTS[config_name].config, composed, [config_dir / f"{config_name}.yaml", *files])
 
 
 def _typed(config_class: type[Any], composed: DictConfig, files: list[Path]) -> DictConfig:
@@ -153,7 +171,7 @@ def _typed(config_class: type[Any], composed: DictConfig, files: list[Path]) -> 
     except OmegaConfBaseException as error:
         name = str(error.full_key).split("[")[0]
         raise ToolkitError(
-            f"{_file_with(name, files)}: {_type_message(keys[name], OmegaConf.select(composed, name))}"
+            _type_message(keys[name], OmegaConf.select(composed, name), _file_with(name, files))
         ) from None
     assert isinstance(merged, DictConfig)
     return merged
@@ -170,13 +188,12 @@ def _flatten(content: Any, keys: Mapping[str, Key], prefix: str = "") -> Iterato
 
 
 def _file_with(name: str, files: list[Path]) -> str:
-    """The last of the chosen files that sets the key, as users see it."""
-    for path in reversed(files):
-        is_global = "@package _global_" in path.read_text(encoding="utf-8").split("\n", 1)[0]
-        is_primary = path == files[0]
-        group = "" if is_global or is_primary else f"{path.parent.name}."
-        inner = name.removeprefix(group)
-        if name.startswith(group) and OmegaConf.select(OmegaConf.load(path), inner) is not None:
+    """The last of the chosen files that sets the key, as users see it; `files` starts with the script's own."""
+    for path in filter(Path.exists, reversed(files)):
+        is_global = path == files[0] or "@package _global_" in path.read_text(encoding="utf-8").split("\n", 1)[0]
+        package = "" if is_global else f"{path.parent.name}."
+        content = OmegaConf.create(read_yaml(path))
+        if name.startswith(package) and OmegaConf.select(content, name.removeprefix(package)) is not None:
             return _shown(path, files[0].parent)
     return files[0].parent.name
 
@@ -196,9 +213,14 @@ def _assign(config: DictConfig, key: Key, value: Any, origin: str) -> None:
     try:
         OmegaConf.update(config, key.name, value)
     except (OmegaConfBaseException, AssertionError):
-        raise ToolkitError(f"{origin}: {_type_message(key, value)}") from None
+        raise ToolkitError(_type_message(key, value, origin)) from None
 
 
-def _type_message(key: Key, value: Any) -> str:
+def _type_message(key: Key, value: Any, origin: str) -> str:
     given = "null" if value is None else f'"{value}"'
-    return f"{key.name} expects {key.expects}, got {given}."
+    place = "" if origin == COMMAND_LINE else f"{origin}: "
+    try:
+        whole = key.type is int and float(value).is_integer()
+    except (TypeError, ValueError):
+        whole = False
+    return f"{place}{key.name} expects {key.expects}, got {given}." + (f" Write {int(float(value))}." if whole else "")

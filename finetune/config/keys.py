@@ -30,10 +30,12 @@ class Key:
 
     @property
     def expects(self) -> str:
-        """What may be written, in words: 'int or null', 'mask or drop', 'list of text'."""
-        words = {int: "int", float: "number", bool: "true or false", str: "text"}.get(self.type, "section")
-        words = f"list of {words}" if self.is_list else words
-        return " or ".join([*self.bounds.get("choices", (words,)), *(["null"] if self.optional else [])])
+        """What may be written, in words: 'int or null', 'auto, bf16 or fp32', 'list of text'."""
+        word = {int: "int", float: "number", bool: "true or false", str: "text"}.get(self.type, "section")
+        word = "folder" if self.bounds.get("folder") else word
+        words = [*self.bounds.get("choices", [f"list of {word}" if self.is_list else word])]
+        words += ["null"] if self.optional else []
+        return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 def keys_of(config_class: type[Any]) -> Mapping[str, Key]:

@@ -30,12 +30,11 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     if any(argument in _HELP for argument in argv):
         print(help_text(config_name, config_dir, _compose(config_name, ["local=none"], config_dir)))
         raise SystemExit(0)
-    composed = _compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir)
-    config = to_object(composed)
-    if "--cfg" in argv:
-        print(OmegaConf.to_yaml(composed, resolve=True), end="")
-        raise SystemExit(0)
+    config = to_object(_compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir))
     check_values(config)
+    if "--cfg" in argv:
+        print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
+        raise SystemExit(0)
     if check_here:
         check(config)
     return config

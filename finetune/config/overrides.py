@@ -13,6 +13,7 @@ from finetune.config.keys import Key, nearest
 from gr00t.errors import ToolkitError
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+COMMAND_LINE = "the command line"
 _QUOTES = ('"', "'")
 
 
@@ -27,7 +28,7 @@ class Overrides:
 
 def parse(argv: Sequence[str], groups: Collection[str], keys: Mapping[str, Key]) -> Overrides:
     """Read `argv`; anything but `group=option` and `key=value` with known names raises ToolkitError."""
-    overrides = Overrides("the command line")
+    overrides = Overrides(COMMAND_LINE)
     seen: dict[str, str] = {}
     for index, argument in enumerate(argv):
         name, raw = _split(argument, argv[index + 1 :], [*groups, *keys])

@@ -16,7 +16,8 @@ _REQUIRED: Any = object()
 def key(meaning: str, default: Any = _REQUIRED, **bounds: Any) -> Any:
     """A documented field. Without a default its value comes from a configuration file or the command line.
 
-    `bounds`: choices (a tuple of texts), and at_least, more_than, at_most, less_than (numbers).
+    `bounds`: choices (a tuple of texts); at_least, more_than, at_most, less_than (numbers); folder=True for a
+    path, in which a leading ~ is the home folder.
     """
     metadata = {"meaning": meaning, **bounds}
     if default is _REQUIRED:
@@ -123,7 +124,7 @@ class ModelConfig:
     """The base checkpoint that is fine-tuned, and its shape."""
 
     name: str = key("name of the model")
-    base: str = key("the base checkpoint: a local folder or a Hugging Face id (owner/name)")
+    base: str = key("the base checkpoint: a local folder or a Hugging Face id (owner/name)", folder=True)
     architecture: ArchitectureConfig = key("shape of a base made with random weights")
 
 
@@ -131,7 +132,7 @@ class ModelConfig:
 class DatasetConfig:
     """The converted dataset, as prepare_conflict_data.py leaves it."""
 
-    data_dir: str = key("folder that holds <split>/train", "data")
+    data_dir: str = key("folder that holds <split>/train", "data", folder=True)
     embodiment_tag: str = key("robot tag whose weights are trained", "new_embodiment")
     tail: str = key(
         "start steps near an episode's end: mask keeps them and masks the missing future; "
@@ -236,8 +237,8 @@ class FinetuneConfig:
     train: TrainConfig = key("the recipe", TrainConfig)
     engine: EngineConfig = key("how the processes work together")
     tracking: TrackingConfig = key("where the run is logged")
-    run_dir: str = key("folder of the resumable checkpoints and logs", "runs/${split.name}")
-    output_dir: str = key("folder of the finished checkpoint", "checkpoints/${split.name}")
+    run_dir: str = key("folder of the resumable checkpoints and logs", "runs/${split.name}", folder=True)
+    output_dir: str = key("folder of the finished checkpoint", "checkpoints/${split.name}", folder=True)
     device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
 
 
@@ -246,8 +247,10 @@ class PrepareConfig:
     """Turn a split's ManiSkill recordings into a checked dataset."""
 
     split: SplitConfig = key("the conflict split")
-    raw_dir: str = key("folder that holds <split>/train and <split>/conflict recordings", "conflict_maniskill")
-    data_dir: str = key("folder that receives <split>/train and <split>/conflict datasets", "data")
+    raw_dir: str = key(
+        "folder that holds <split>/train and <split>/conflict recordings", "conflict_maniskill", folder=True
+    )
+    data_dir: str = key("folder that receives <split>/train and <split>/conflict datasets", "data", folder=True)
     val_fraction: float = key("part of the train episodes kept for validation", 0.1, more_than=0, less_than=1)
     seed: int = key("seed of the choice of validation episodes", 42, at_least=0)
     overwrite: bool = key("replace a dataset that is already there", False)
@@ -260,9 +263,11 @@ class EvaluateConfig:
 
     split: SplitConfig = key("the conflict split")
     mode: str = key("open_loop compares predicted with recorded actions", "open_loop", choices=("open_loop",))
-    checkpoint: str = key("folder of the finished checkpoint", "checkpoints/${split.name}")
-    data_dir: str = key("folder that holds the <split>/ datasets", "data")
-    report_dir: str = key("folder of figures and tables, rewritten by each evaluation", "reports/${split.name}")
+    checkpoint: str = key("folder of the finished checkpoint", "checkpoints/${split.name}", folder=True)
+    data_dir: str = key("folder that holds the <split>/ datasets", "data", folder=True)
+    report_dir: str = key(
+        "folder of figures and tables, rewritten by each evaluation", "reports/${split.name}", folder=True
+    )
     part: str = key(
         "episodes: held out of training, trained on, or in conflict", "val", choices=("val", "train", "conflict")
     )
@@ -280,7 +285,7 @@ class CreateBaseConfig:
     """Make a base checkpoint with random weights, to try everything without the released one."""
 
     model: ModelConfig = key("the model that is made")
-    out: str = key("folder of the new checkpoint", "${model.base}")
+    out: str = key("folder of the new checkpoint", "${model.base}", folder=True)
     seed: int = key("seed of the weights", 0, at_least=0)
     dtype: str = key("type of the stored weights", "bf16", choices=("bf16", "fp32"))
     overwrite: bool = key("replace a checkpoint that is already there", False)

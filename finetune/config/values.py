@@ -10,7 +10,7 @@ from finetune.config.compose import SPLIT_NAME
 from finetune.config.keys import Key, keys_of
 from finetune.config.schema import ArchitectureConfig, BackboneConfig, FinetuneConfig
 from gr00t.data.schema import EmbodimentTag
-from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.errors import ToolkitError
 
 _BOUNDS = {
     "at_least": (lambda value, bound: value >= bound, "at least"),
@@ -25,6 +25,9 @@ def check_values(config: Any) -> None:
     for key in keys_of(type(config)).values():
         value = _value_at(config, key.name)
         for item in value if isinstance(value, list) else [value]:
+            # OmegaConf lets sections and lists into a list of texts.
+            if isinstance(value, list) and not isinstance(item, key.type):
+                raise ToolkitError(f'{key.name} expects {key.expects}, got "{item}" in it.')
             _check_value(key, item)
     if not SPLIT_NAME.fullmatch(_value_at(config, "split.name") or "x"):
         raise ToolkitError(
@@ -52,7 +55,7 @@ def _check_value(key: Key, value: Any) -> None:
         raise ToolkitError(f"{key.name} is empty. Give it a value, or leave it out for the default.")
     choices = key.bounds.get("choices")
     if choices and value not in choices:
-        raise ToolkitError(f"{key.name}={value}: expected {key.expects}.{did_you_mean(value, choices)}")
+        raise ToolkitError(f"{key.name}={value}: expected {key.expects}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ToolkitError(f"{key.name}={value}: it must be a finite number.")
     for name, bound in key.bounds.items():
@@ -109,8 +112,8 @@ def _check_backbone(shape: ArchitectureConfig, backbone: BackboneConfig) -> None
     )
     _must_equal("2 x the sum of backbone.text.mrope_section", 2 * sum(text.mrope_section),
                 "backbone.text.head_dim", text.head_dim)  # fmt: skip
-    if len(text.mrope_section) != 3:
-        _refuse(f"backbone.text.mrope_section={text.mrope_section}: it needs three parts: time, height, width.")
+    if len(text.mrope_section) != 3 or min(text.mrope_section) < 1:
+        _refuse(f"backbone.text.mrope_section={text.mrope_section}: three positive parts (time, height, width).")
     if shape.select_layer > text.num_hidden_layers:
         _refuse(
             f"select_layer={shape.select_layer} is more than backbone.text.num_hidden_layers={text.num_hidden_layers}."
