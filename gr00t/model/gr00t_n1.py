@@ -39,7 +39,7 @@ class GR00TPolicy(nn.Module):
         """
         super().__init__()
         self.model, self.processor = model, processor
-        self.tag = _find_tag(processor, embodiment_tag)
+        self.tag = find_tag(processor, embodiment_tag)
         self.modality_configs = processor.modality_config(self.tag)
         if modality_config is not None:
             _check_same(modality_config, self.modality_configs, self.tag)
@@ -66,7 +66,7 @@ class GR00TPolicy(nn.Module):
         folder = files.resolve_folder(path)
         files.read_config(folder)  # tells another generation's checkpoint by name
         processor = Gr00tN1d7Processor.from_pretrained(folder)
-        tag = _find_tag(processor, embodiment_tag)
+        tag = find_tag(processor, embodiment_tag)
         if modality_config is not None:
             _check_same(modality_config, processor.modality_config(tag), tag)
         model = Gr00tN1d7.from_pretrained(folder, dtype=torch_dtype)
@@ -160,7 +160,7 @@ def _check_steps(steps: int) -> int:
     return steps
 
 
-def _find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:
+def find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:
     """The tag's name in the checkpoint, which must have both its modality config and its statistics."""
     ready = [name for name in processor.config.modality_configs if name in processor.files.statistics]
     name = str(tag)
