@@ -34,15 +34,13 @@ def build_processor(base: Gr00tN1d7Processor, reader: StepReader, config: Finetu
     """The base's processor with this robot, the statistics of this dataset and this augmentation."""
     augment, layout = config.augment, reader.layout
     jitter = augment.color_jitter
-    settings = dataclasses.replace(
-        base.config,
+    processor = base.with_config(
         crop_fraction=augment.crop_fraction,
         shortest_image_edge=base.images.side,
         random_rotation_angle=augment.random_rotation_angle,
         color_jitter_params=None if jitter is None else dataclasses.asdict(jitter),
         state_dropout_prob=augment.state_dropout,
     )
-    processor = Gr00tN1d7Processor(dataclasses.replace(base.files, config=settings), base.vlm)
     statistics = to_processor_statistics(
         layout.statistics(), layout.relative_statistics(), layout.modality, MODALITY_CONFIG
     )

@@ -76,7 +76,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 def load_base(config: FinetuneConfig, base: Path, engine: Engine) -> Gr00tN1d7:
     """The base on this process's device: frozen weights in the engine's precision, trained ones in fp32."""
     tune = config.train.tune
-    model = Gr00tN1d7.from_pretrained(base, dtype=engine.dtype, trained_dtype=torch.float32, **dataclasses.asdict(tune))
+    model = Gr00tN1d7.from_pretrained(
+        base, dtype=engine.dtype, trained_dtype=torch.float32, tune=dataclasses.asdict(tune)
+    )
     if not any(True for _ in model.trained_parameters()):
         raise ToolkitError("Nothing is trained: switch one of train.tune.* on.")
     model.config.state_dropout_prob = config.augment.state_dropout

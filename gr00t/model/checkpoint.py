@@ -162,15 +162,16 @@ def load_model(
     config: Gr00tN1d7Config | None,
     dtype: torch.dtype | None,
     trained_dtype: torch.dtype | None,
-    tune: dict[str, Any],
+    tune: dict[str, Any] | None,
 ) -> Gr00tN1d7:
     """Build the model on the meta device and give it the checkpoint's tensors, copied out of the files."""
     config = config or read_config(folder)
     backbone = resolve_backbone(config.model_name, folder)
     with torch.device("meta"):
         model = cls(config, backbone)
-    if tune:
-        model.set_trainable(**tune)
+    if tune is None:
+        tune = {key: getattr(config, f"tune_{key}") for key in _TUNE_KEYS}
+    model.set_trainable(**tune)
     wanted = model.state_dict()
     trained = {name for name, _ in model.trained_parameters()} if trained_dtype else set()
     found: dict[str, Tensor] = {}
@@ -183,12 +184,7 @@ def load_model(
     if missing:
         raise ToolkitError(_names(f"{folder} lacks {len(missing)} tensors of the model", missing))
     model.load_state_dict(found, strict=True, assign=True)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(wanted[name].requires_grad)
-    if tune:
-        model.set_trainable(**tune)
-    else:
-        model.set_trainable(**{k: getattr(config, f"tune_{k}") for k in _TUNE_KEYS})
+    model.set_trainable(**tune)  # assigned tensors do not carry the flag over
     model.backbone.refresh_rotary()
     model.backbone.check_rotary()
     return model.eval()

@@ -174,15 +174,15 @@ class Gr00tN1d7(PreTrainedModel):
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        trust_remote_code: bool | None = None,
-        **tune: Any,
+        tune: dict[str, Any] | None = None,
+        **_auto: Any,
     ) -> Gr00tN1d7:
         """Load a checkpoint folder or hub id, strictly: no tensor missing, left over or of another shape.
 
-        dtype: of all weights (None: as stored). trained_dtype: of the weights that will be trained, given as keyword
-        arguments of `set_trainable` (`projector=True, ...`). The model comes in eval mode.
+        dtype: of all weights (None: as stored). tune: what will be trained, the arguments of `set_trainable` (None: as
+        config.json says); trained_dtype: of those weights. Further keywords, which AutoModel passes on, have no
+        effect. The model comes in eval mode.
         """
-        del trust_remote_code  # there is no remote code; AutoModel passes the flag on
         return files.load_model(
             cls,
             files.resolve_folder(pretrained_model_name_or_path, revision, cache_dir, local_files_only),

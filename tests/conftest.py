@@ -1,0 +1,37 @@
+"""What several tests need and is slow to make: a small dataset, and a base checkpoint with random weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from recordings import INSTRUCTION, write_split
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data_dir with the split color_object: five train episodes (two of them held out) and one conflict episode."""
+    from data_prep.convert import convert_split
+
+    folder = tmp_path_factory.mktemp("small")
+    raw = write_split(folder / "raw", train=[20, 24, 18, 22, 20], conflict=[20])
+    convert_split(raw, folder / "data", "color_object", INSTRUCTION, progress=False)
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base checkpoint in fp32, as `python -m finetune.create_base` makes it."""
+    from finetune.config import load
+    from finetune.create_base import create_base
+
+    out = tmp_path_factory.mktemp("base") / "tiny"
+    return create_base(load("create_base", ["model=tiny", f"out={out}", "dtype=fp32"]))
