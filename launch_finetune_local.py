@@ -7,6 +7,7 @@ python launch_finetune_local.py --help
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from finetune.script import run_main
@@ -19,7 +20,10 @@ def main(config: FinetuneConfig) -> None:
     # Imported only after the configuration has been accepted: a refusal should not wait for torch.
     from finetune.train import finetune
 
-    finetune(config)
+    result = finetune(config)
+    if os.environ.get("RANK", "0") == "0":
+        how = "was already finished" if result.already_finished else f"finished after {result.steps} steps"
+        print(f"{config.split.name} {how}: {result.output_dir}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from finetune.checkout import ensure_own_gr00t
 
 REFUSED, INTERRUPTED = 2, 130
+SPEAK_AFTER_SECONDS = 10.0
 
 
 def run_main(main: Callable[[Any], object], config_name: str, argv: Sequence[str] | None = None) -> None:
@@ -40,7 +42,10 @@ def run_main(main: Callable[[Any], object], config_name: str, argv: Sequence[str
 
 def _refuse(error: Exception, once: bool) -> NoReturn:
     rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
-    if local_rank == "0" or not once:
-        where = f" (rank {rank})" if rank != "0" else ""
-        print(f"error{where}: {error}", file=sys.stderr)
+    if once and local_rank != "0":
+        # torchrun ends all ranks when the first one exits: wait, so that local rank 0 gets to say it, and this one
+        # speaks only where that rank has nothing to refuse.
+        time.sleep(SPEAK_AFTER_SECONDS)
+    where = f" (rank {rank})" if rank != "0" else ""
+    print(f"error{where}: {error}", file=sys.stderr)
     sys.exit(REFUSED)

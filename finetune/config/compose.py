@@ -1,7 +1,8 @@
 """From configs/, a local file and the command line to one typed configuration.
 
-Later over earlier: defaults of schema.py, chosen groups, experiment, configs/local/, command line. Hydra composes the
-groups; the result is merged into OmegaConf's structured form of the dataclasses, which enforces the types.
+Later over earlier: defaults of schema.py, default groups, experiment, configs/local/, command line; a group that the
+last two choose comes after the experiment whole. Hydra composes the groups; the result is merged into OmegaConf's
+structured form of the dataclasses, which enforces the types.
 """
 
 from __future__ import annotations

@@ -53,6 +53,8 @@ def _check_value(key: Key, value: Any) -> None:
         return
     if isinstance(value, str) and not value.strip():
         raise ToolkitError(f"{key.name} is empty. Give it a value, or leave it out for the default.")
+    if isinstance(value, str) and not value.isprintable():
+        raise ToolkitError(f"{key.name}={value!r}: line breaks and control characters are not allowed.")
     choices = key.bounds.get("choices")
     if choices and value not in choices:
         raise ToolkitError(f"{key.name}={value}: expected {key.expects}.")
