@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_files import below, checkpoint_of, golden_dir, infer_files, load, tag_of, train_files
+from golden_files import below, checkpoint_of, golden_dir, infer_files, load, train_files
 
 from finetune.optim import build_optimizer, parameter_groups
 from gr00t.model import Gr00tN1d7
 from gr00t.model.action_head import RealTimeChunking
 from gr00t.model.config import Gr00tN1d7Config, released_config
+from gr00t.model.embodiment import EmbodimentRows
 
 UNUSED_NORM = "backbone.model.model.language_model.norm.weight"
 ZERO_GRADIENT = "attn1.to_k.bias"  # analytically zero: what is recorded is rounding noise
@@ -44,15 +45,15 @@ def test_actions_and_intermediates_are_the_originals(path: Path) -> None:
     assert relative_error(backbone.features, data["mid::backbone_features"]) < 1e-5
     assert np.array_equal(backbone.image_mask.numpy(), data["mid::image_mask"])
     assert np.array_equal(backbone.attention_mask.numpy(), data["mid::backbone_attention_mask"])
-    head, ids = model.action_head, inputs["embodiment_id"]
+    head, rows = model.action_head, EmbodimentRows(inputs["embodiment_id"])
     assert relative_error(head.context(backbone), data["mid::vl_embeds"]) < 1e-5
-    state = head.encode_state(inputs["state"], ids)
+    state = head.encode_state(inputs["state"], rows)
     assert relative_error(state, data["mid::state_features"]) < 1e-5
     torch.manual_seed(int(data["seed"]))
     noise = torch.randn(data["mid::noise"].shape)
     assert np.array_equal(noise.numpy(), data["mid::noise"])
     context = head.model.encode_context(head.context(backbone))
-    first = head.velocity(noise, torch.from_numpy(data["mid::t_disc"][0]), state, ids, context, backbone)
+    first = head.velocity(noise, torch.from_numpy(data["mid::t_disc"][0]), state, rows, context, backbone)
     assert relative_error(first, data["mid::pred_velocity_step0"]) < 1e-5
     torch.manual_seed(int(data["seed"]))
     actions = model.get_action(inputs)

@@ -16,7 +16,7 @@ from gr00t.errors import ToolkitError
 from gr00t.model.backbone import BackboneOutput
 from gr00t.model.config import Gr00tN1d7Config
 from gr00t.model.dit import DiT, KeyValue, SelfAttentionTransformer
-from gr00t.model.embodiment import ActionEncoder, EmbodimentMLP
+from gr00t.model.embodiment import ActionEncoder, EmbodimentMLP, EmbodimentRows
 
 
 @dataclass
@@ -102,31 +102,31 @@ class ActionHead(nn.Module):
         """The VLM tokens the DiT attends to, (B, S, dim): features after vlln and vl_self_attention."""
         return self.vl_self_attention(self.vlln(backbone.features))
 
-    def encode_state(self, state: Tensor, ids: Tensor) -> Tensor:
+    def encode_state(self, state: Tensor, rows: EmbodimentRows) -> Tensor:
         """State (B, history, max_state_dim) to one token (B, 1, width)."""
         history = self.config.state_history_length
         if state.shape[1] != history:
             raise ToolkitError(
                 f"The state has {state.shape[1]} frames; this checkpoint reads {history} (state_history_length)."
             )
-        return self.state_encoder(state.flatten(1).unsqueeze(1), ids)
+        return self.state_encoder(state.flatten(1).unsqueeze(1), rows)
 
     def velocity(
         self,
         actions: Tensor,
         buckets: Tensor,
         state_token: Tensor,
-        ids: Tensor,
+        rows: EmbodimentRows,
         context: list[KeyValue | None],
         backbone: BackboneOutput,
     ) -> Tensor:
         """Predicted velocity (B, H, D) of noised actions (B, H, D) at timestep buckets (B,)."""
-        tokens = self.action_encoder(actions, buckets, ids)
+        tokens = self.action_encoder(actions, buckets, rows)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding.weight[: tokens.shape[1]]
         sequence = torch.cat([state_token.to(tokens.dtype), tokens], dim=1)
         hidden = self.model(sequence, buckets, context, backbone.attention_mask, backbone.image_mask)
-        return self.action_decoder(hidden, ids)[:, -actions.shape[1] :]
+        return self.action_decoder(hidden, rows)[:, -actions.shape[1] :]
 
     def draw(self, actions: Tensor) -> Draws:
         """Random numbers in the original's order; time always comes from the CPU generator."""
@@ -140,19 +140,19 @@ class ActionHead(nn.Module):
     def forward(self, backbone: BackboneOutput, inputs: dict[str, Tensor]) -> ActionLoss:
         """Training loss. inputs: state, action, action_mask, embodiment_id, and optionally the draws `noise`, `time`,
         `drop_state_features` (all three from the caller, or drawn here)."""
-        actions, mask, ids = inputs["action"], inputs["action_mask"], inputs["embodiment_id"]
+        actions, mask, rows = inputs["action"], inputs["action_mask"], EmbodimentRows(inputs["embodiment_id"])
         if "noise" in inputs:
             draws = Draws(inputs["noise"], inputs["time"], inputs.get("drop_state_features"))
         else:
             draws = self.draw(actions)
-        state_token = self.encode_state(inputs["state"], ids)
+        state_token = self.encode_state(inputs["state"], rows)
         if draws.drop_state is not None:
             state_token = state_token.masked_fill(draws.drop_state[:, None, None], 0)
         t = draws.time[:, None, None]
         noised = (1 - t) * draws.noise + t * actions
         buckets = (draws.time * self.config.num_timestep_buckets).long()
         context = self.model.encode_context(self.context(backbone))
-        predicted = self.velocity(noised, buckets, state_token, ids, context, backbone)
+        predicted = self.velocity(noised, buckets, state_token, rows, context, backbone)
         error = F.mse_loss(predicted.float(), (actions - draws.noise).float(), reduction="none") * mask
         return ActionLoss(error.sum() / (mask.sum() + 1e-6), error, mask)
 
@@ -168,12 +168,13 @@ class ActionHead(nn.Module):
     ) -> Tensor:
         """Integrate the velocity from `noise` (B, H, D) in `steps` Euler steps; normalised actions (B, H, D)."""
         context = self.model.encode_context(self.context(backbone))
-        state_token = self.encode_state(state, ids)
+        rows = EmbodimentRows(ids)
+        state_token = self.encode_state(state, rows)
         actions = noise if rtc is None else rtc.start(noise)
         strength = None if rtc is None else rtc.strength(noise)
         for step in range(steps):
             bucket = int(step / steps * self.config.num_timestep_buckets)
             buckets = torch.full((len(actions),), bucket, device=actions.device)
-            velocity = self.velocity(actions, buckets, state_token, ids, context, backbone)
+            velocity = self.velocity(actions, buckets, state_token, rows, context, backbone)
             actions = actions + velocity / steps if strength is None else actions + velocity * strength / steps
         return actions

@@ -6,14 +6,38 @@ Weights are stored [embodiment, in, out]; row `embodiment_id` is used for a samp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class EmbodimentRows:
+    """Which samples of a batch belong to which embodiment: worked out once a batch, used by every layer.
+
+    A batch of one robot then costs one matrix product a layer, instead of weights gathered for every sample.
+    """
+
+    def __init__(self, ids: Tensor) -> None:
+        """ids (B,) int64; reading them waits for the device once."""
+        values = ids.tolist()
+        self.embodiments = sorted(set(values))
+        members = [[row for row, value in enumerate(values) if value == e] for e in self.embodiments]
+        self.rows = [torch.tensor(m, device=ids.device) for m in members]
+        order = [row for group in members for row in group]
+        self.back = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=ids.device)
+
+    def apply(self, layer: Callable[[Tensor, int], Tensor], x: Tensor) -> Tensor:
+        """layer(samples of one embodiment, embodiment) for every embodiment of x (B, ...), in the batch's order."""
+        if len(self.embodiments) == 1:
+            return layer(x, self.embodiments[0])
+        parts = [layer(x.index_select(0, r), e) for r, e in zip(self.rows, self.embodiments, strict=True)]
+        return torch.cat(parts).index_select(0, self.back)
+
+
 class EmbodimentLinear(nn.Module):
-    """x @ W[id] + b[id]. Shapes: x (B, T, in), ids (B,) int64, result (B, T, out)."""
+    """x @ W[id] + b[id]. Shapes: x (B, T, in), result (B, T, out)."""
 
     def __init__(self, num_embodiments: int, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -25,8 +49,8 @@ class EmbodimentLinear(nn.Module):
         nn.init.normal_(self.W, std=self.W.shape[1] ** -0.5)
         nn.init.zeros_(self.b)
 
-    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
-        return torch.bmm(x, self.W[ids]) + self.b[ids].unsqueeze(1)
+    def forward(self, x: Tensor, rows: EmbodimentRows) -> Tensor:
+        return rows.apply(lambda part, embodiment: part @ self.W[embodiment] + self.b[embodiment], x)
 
 
 class EmbodimentMLP(nn.Module):
@@ -37,8 +61,8 @@ class EmbodimentMLP(nn.Module):
         self.layer1 = EmbodimentLinear(num_embodiments, in_dim, hidden_dim)
         self.layer2 = EmbodimentLinear(num_embodiments, hidden_dim, out_dim)
 
-    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
-        return self.layer2(F.relu(self.layer1(x, ids)), ids)
+    def forward(self, x: Tensor, rows: EmbodimentRows) -> Tensor:
+        return self.layer2(F.relu(self.layer1(x, rows)), rows)
 
 
 class ActionEncoder(nn.Module):
@@ -51,11 +75,11 @@ class ActionEncoder(nn.Module):
         self.W2 = EmbodimentLinear(num_embodiments, 2 * width, width)
         self.W3 = EmbodimentLinear(num_embodiments, width, width)
 
-    def forward(self, actions: Tensor, buckets: Tensor, ids: Tensor) -> Tensor:
-        tokens = self.W1(actions, ids)
+    def forward(self, actions: Tensor, buckets: Tensor, rows: EmbodimentRows) -> Tensor:
+        tokens = self.W1(actions, rows)
         time = _sinusoid(buckets, self.width).to(tokens.dtype)  # (B, width)
         time = time.unsqueeze(1).expand(-1, actions.shape[1], -1)
-        return self.W3(F.silu(self.W2(torch.cat([tokens, time], dim=-1), ids)), ids)
+        return self.W3(F.silu(self.W2(torch.cat([tokens, time], dim=-1), rows)), rows)
 
 
 def _sinusoid(positions: Tensor, width: int) -> Tensor:

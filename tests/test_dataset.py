@@ -1,0 +1,194 @@
+"""Steps and samples: what is read is what was recorded, and order and draws depend on (seed, step, position) alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_files import golden_dir, load
+
+from conflict_panda_config import MODALITY_CONFIG
+from finetune.config import load as load_config
+from finetune.data import build_processor
+from gr00t.data.dataset import SampleSettings, StepReader, TrainingDataset
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.randomness import Stream, generator
+from gr00t.data.sampler import MicroBatchSampler, SampleKey, TrainingOrder
+from gr00t.errors import ToolkitError
+
+TAG = "new_embodiment"
+
+
+@pytest.fixture(scope="module")
+def reader(small_data: Path) -> StepReader:
+    return StepReader(small_data / "color_object" / "train", MODALITY_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def processor(reader: StepReader, tiny_base: Path) -> Gr00tN1d7Processor:
+    config = load_config("finetune", ["model=tiny", f"model.base={tiny_base}", f"dataset.data_dir={_data(reader)}"])
+    return build_processor(Gr00tN1d7Processor.from_pretrained(tiny_base), reader, config)
+
+
+def _data(reader: StepReader) -> Path:
+    return reader.layout.root.parents[1]
+
+
+def dataset(reader: StepReader, processor: Gr00tN1d7Processor, **settings: object) -> TrainingDataset:
+    return TrainingDataset(reader, processor, TAG, SampleSettings(**{"seed": 7, **settings}))  # type: ignore[arg-type]
+
+
+def same(a: dict, b: dict, *, but: tuple[str, ...] = ()) -> bool:
+    return all(np.array_equal(a[k], b[k]) for k in a if k not in but)
+
+
+def test_steps_equal_what_the_original_reads_from_its_dataset() -> None:
+    points = load(golden_dir() / "dataset_points.npz")
+    golden = StepReader(golden_dir() / "dataset_new_embodiment", MODALITY_CONFIG)
+    for frame in (0, 7, 36):
+        step = golden.step(1, frame)
+        for group in ("arm", "gripper"):
+            assert np.array_equal(step.states[group], points[f"{frame}::state::{group}"])
+            assert np.array_equal(step.actions[group], points[f"{frame}::action::{group}"])
+        assert step.text == str(points[f"{frame}::text"])
+        assert step.action_valid is not None and step.action_valid.all()
+    for camera in ("image", "wrist_image"):
+        difference = golden.step(1, 7).images[camera][0].astype(int) - points[f"7::image::{camera}"].astype(int)
+        assert np.abs(difference).max() <= 2  # two decoders of one video
+
+
+def test_past_the_end_the_last_action_is_held_and_marked_missing(reader: StepReader) -> None:
+    episode = reader.layout.episodes[0]
+    step = reader.step(episode.index, episode.length - 3)
+    assert step.action_valid is not None and step.action_valid.tolist() == [True] * 3 + [False] * 13
+    recorded = reader.trajectory("action", episode.index)["arm"]
+    assert np.array_equal(step.actions["arm"][:3], recorded[-3:])
+    assert (step.actions["arm"][3:] == recorded[-1]).all()
+
+
+def test_before_the_start_the_first_frame_is_repeated(small_data: Path) -> None:
+    history = {**MODALITY_CONFIG, "state": type(MODALITY_CONFIG["state"])([-2, -1, 0], ["arm", "gripper"])}
+    old = StepReader(small_data / "color_object" / "train", history)
+    state = old.step(0, 1).states["arm"]
+    recorded = old.trajectory("state", 0)["arm"]
+    assert np.array_equal(state, recorded[[0, 0, 1]])
+
+
+def test_masked_tails_start_at_every_frame_and_dropped_ones_where_the_horizon_fits(
+    reader: StepReader, processor: Gr00tN1d7Processor
+) -> None:
+    lengths = [reader.layout.episode(e).length for e in reader.layout.train_episodes]
+    assert len(dataset(reader, processor)) == sum(lengths)
+    assert len(dataset(reader, processor, tail="drop")) == sum(n - 15 for n in lengths)
+
+
+def test_the_mask_counts_the_recorded_steps_only(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    samples = dataset(reader, processor)
+    for index in (0, len(samples) - 1):
+        episode, frame = samples.start(index)
+        steps = min(16, reader.layout.episode(episode).length - frame)
+        assert samples[SampleKey(index, 0, 0)]["action_mask"].sum() == steps * 8
+
+
+def test_held_out_episodes_are_never_drawn(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    samples = dataset(reader, processor)
+    drawn = {samples.start(i)[0] for i in range(len(samples))}
+    assert drawn == set(reader.layout.train_episodes)
+    assert len(reader.layout.val_episodes) == 2 and not drawn & set(reader.layout.val_episodes)
+
+
+def test_a_sample_depends_on_seed_step_and_position_only(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    key = SampleKey(3, 5, 2)
+    samples = dataset(reader, processor, state_dropout=0.5)
+    first = samples[key]
+    samples[SampleKey(9, 6, 0)]
+    assert same(first, dataset(reader, processor, state_dropout=0.5)[key])
+    for other in (SampleKey(3, 6, 2), SampleKey(3, 5, 3)):
+        assert not np.array_equal(first["noise"], samples[other]["noise"])
+        assert not np.array_equal(first["images"], samples[other]["images"])
+    assert not np.array_equal(first["noise"], dataset(reader, processor, seed=8)[key]["noise"])
+
+
+def test_views_limit_how_many_looks_a_frame_has(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    samples = dataset(reader, processor, views=2)
+    looks = {samples[SampleKey(4, step, 0)]["images"].tobytes() for step in range(12)}
+    assert len(looks) == 2
+
+
+def test_state_dropout_hides_the_share_of_states_it_says(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    samples = dataset(reader, processor, state_dropout=0.3, augment=False)
+    drawn = [samples[SampleKey(0, step, 0)] for step in range(120)]
+    hidden = np.mean([not s["state"].any() for s in drawn])
+    features = np.mean([s["drop_state_features"] for s in drawn])
+    assert 0.15 < hidden < 0.45 and 0.15 < features < 0.45
+
+
+def test_time_follows_the_originals_beta(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    times = (1 - generator(0, Stream.NOISE).beta(1.5, 1.0, 20000)) * 0.999
+    assert abs(times.mean() - 0.4 * 0.999) < 0.01
+    time = dataset(reader, processor, augment=False)[SampleKey(0, 0, 0)]["time"]
+    assert 0 <= time <= 0.999
+
+
+def test_a_batch_carries_the_draws(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    samples = dataset(reader, processor)
+    batch = samples.collate([samples[SampleKey(i, 0, i)] for i in range(3)])
+    assert batch["noise"].shape == batch["action"].shape == (3, 40, 132)
+    assert batch["time"].shape == (3,) and batch["drop_state_features"].dtype == torch.bool
+    assert batch["images"].dtype == torch.uint8 and batch["images"].shape == (6, 256, 256, 3)
+
+
+def keys(layout: int, micro: int, *, steps: range = range(4), batch: int = 12) -> list[list[SampleKey]]:
+    """The samples of each step's global batch under a layout of processes and micro-batches."""
+    order = TrainingOrder(31, batch, seed=1)
+    samplers = [
+        MicroBatchSampler(order, micro, rank=r, world_size=layout, first_step=steps.start, last_step=steps.stop)
+        for r in range(layout)
+    ]
+    found: dict[int, list[SampleKey]] = {}
+    for sampler in samplers:
+        for micro_batch in sampler:
+            for key in micro_batch:
+                found.setdefault(key.step, []).append(key)
+    return [sorted(found[s], key=lambda k: k.position) for s in steps]
+
+
+def test_every_layout_sees_the_same_global_batches() -> None:
+    assert keys(1, 12) == keys(1, 3) == keys(2, 3) == keys(3, 4) == keys(4, 1)
+
+
+def test_order_goes_on_where_it_was() -> None:
+    assert keys(1, 4)[2:] == keys(1, 4, steps=range(2, 4))
+
+
+def test_every_start_frame_is_seen_once_in_a_pass() -> None:
+    order = TrainingOrder(31, 12, seed=1)
+    seen = [order.key(n // 12, n % 12).index for n in range(62)]
+    assert sorted(seen[:31]) == sorted(seen[31:]) == list(range(31))
+    assert seen[:31] != seen[31:]
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ToolkitError, match="multiple of 10"):
+        MicroBatchSampler(TrainingOrder(31, 12, 0), 5, world_size=2, last_step=1)
+
+
+def test_a_group_that_modality_json_lacks_gets_the_nearest_name(small_data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_data / "color_object" / "train", tmp_path / "train"))
+    modality = json.loads((copy / "meta" / "modality.json").read_text())
+    modality["state"]["arms"] = modality["state"].pop("arm")
+    (copy / "meta" / "modality.json").write_text(json.dumps(modality))
+    with pytest.raises(ToolkitError, match='no state group "arm".*Did you mean "arms"'):
+        StepReader(copy, MODALITY_CONFIG)
+
+
+def test_tables_that_disagree_with_episodes_jsonl_are_refused(small_data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_data / "color_object" / "train", tmp_path / "train"))
+    path = copy / "meta" / "episodes.jsonl"
+    path.write_text(path.read_text().replace('"length": 20', '"length": 19', 1))
+    with pytest.raises(ToolkitError, match="rows"):
+        StepReader(copy, MODALITY_CONFIG)

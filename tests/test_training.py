@@ -1,0 +1,186 @@
+"""Training: the same losses however the work is cut or interrupted, and nothing lost when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune.checkpointing import newest_checkpoint
+from finetune.config import FinetuneConfig, TrainConfig, load
+from finetune.optim import learning_rate
+from finetune.train import finetune
+from gr00t.errors import ToolkitError
+from gr00t.model import Gr00tN1d7
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 6
+
+
+def overrides(out: Path, data: Path, base: Path, *more: str) -> list[str]:
+    defaults = [
+        "model=tiny",
+        "local=none",
+        f"model.base={base}",
+        f"dataset.data_dir={data}",
+        f"run_dir={out}/run",
+        f"output_dir={out}/done",
+        f"train.max_steps={STEPS}",
+        "train.global_batch_size=4",
+        "train.log_steps=1",
+        "train.save_steps=3",
+        "train.num_workers=0",
+        "train.learning_rate=1e-3",
+        "tracking=none",
+        "device=cpu",
+    ]
+    chosen = dict(text.split("=", 1) for text in [*defaults, *more])
+    return [f"{key}={value}" for key, value in chosen.items()]
+
+
+def config(out: Path, data: Path, base: Path, *more: str) -> FinetuneConfig:
+    return load("finetune", overrides(out, data, base, *more))
+
+
+def losses(out: Path) -> dict[int, float]:
+    lines = (out / "run" / "metrics.jsonl").read_text().splitlines()
+    return {m["step"]: m["loss"] for m in map(json.loads, lines)}
+
+
+def trained(out: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
+    return load_file(out / "run" / f"checkpoint-{step}" / "trained.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from its first step to its last."""
+    out = tmp_path_factory.mktemp("finished")
+    result = finetune(config(out, small_data, tiny_base, "tracking=wandb", "tracking.mode=offline"))
+    assert result.steps == STEPS and result.output_dir == out / "done"
+    return out
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
+    finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copytree(finished / "run" / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
+    finetune(config(tmp_path, small_data, tiny_base))
+    assert {s: v for s, v in losses(finished).items() if s > 3} == losses(tmp_path)
+    there, here = trained(finished), trained(tmp_path)
+    assert all(torch.equal(there[name], here[name]) for name in there | here)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    with (tmp_path / "run" / f"checkpoint-{STEPS}" / "optimizer.safetensors").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"damage")
+    found = newest_checkpoint(tmp_path / "run")
+    assert found is not None and found.step == 3
+    assert "optimizer.safetensors has changed" in caplog.text
+    finetune(config(tmp_path, small_data, tiny_base))
+    assert losses(tmp_path) == losses(finished)
+
+
+def test_a_finished_run_is_not_trained_again(finished: Path, small_data: Path, tiny_base: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (finished / "done").rglob("*")}
+    assert finetune(config(finished, small_data, tiny_base)).already_finished
+    assert before == {p: p.stat().st_mtime_ns for p in (finished / "done").rglob("*")}
+
+
+def test_accumulated_micro_batches_give_the_loss_of_the_whole_batch(
+    finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    finetune(config(tmp_path, small_data, tiny_base, "train.micro_batch_size=1"))
+    assert losses(tmp_path)[1] == pytest.approx(losses(finished)[1], rel=1e-6)
+    assert losses(tmp_path) == pytest.approx(losses(finished), rel=1e-3)
+
+
+@pytest.mark.multiprocess
+def test_two_processes_give_the_losses_of_one(
+    finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["launch_finetune_local.py", *overrides(tmp_path, small_data, tiny_base)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path)[1] == pytest.approx(losses(finished)[1], rel=1e-6)
+    assert losses(tmp_path) == pytest.approx(losses(finished), rel=1e-3)
+    assert (tmp_path / "done" / "config.json").is_file()
+
+
+def test_only_the_chosen_groups_are_trained(finished: Path, tiny_base: Path) -> None:
+    before, after = Gr00tN1d7.from_pretrained(tiny_base), Gr00tN1d7.from_pretrained(finished / "done")
+    new = after.state_dict()
+    for name, tensor in before.state_dict().items():
+        changed = not torch.equal(tensor.to(torch.bfloat16), new[name])
+        if name.startswith("backbone."):
+            assert not changed, name
+    assert not any(name.startswith("backbone.") for name in trained(finished))
+    moved = [n for n, t in trained(finished).items() if not torch.equal(t, before.state_dict()[n])]
+    assert any("action_decoder" in n for n in moved) and any("transformer_blocks" in n for n in moved)
+
+
+def test_the_finished_checkpoint_has_the_release_layout(finished: Path) -> None:
+    done = finished / "done"
+    names = {str(p.relative_to(done)) for p in done.rglob("*") if p.is_file()}
+    jsons = {"processor_config.json", "statistics.json", "embodiment_id.json"}
+    assert names >= {"config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"}
+    assert names >= jsons | {f"processor/{n}" for n in jsons}
+    assert names >= {"processor/vlm/tokenizer.json", "processor/vlm/preprocessor_config.json"}
+    assert names >= {f"experiment_cfg/{n}" for n in ("config.yaml", "dataset.json", "versions.json")}
+    assert not any(n.endswith((".pt", ".pkl", ".bin")) for n in names)
+    processor = json.loads((done / "processor_config.json").read_text())["processor_kwargs"]
+    assert list(processor["modality_configs"]) == ["new_embodiment"]
+    model = json.loads((done / "config.json").read_text())
+    assert model["crop_fraction"] == processor["crop_fraction"] == 0.95
+
+
+def test_metrics_hold_what_a_user_needs_to_judge_a_run(finished: Path) -> None:
+    first = json.loads((finished / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    wanted = {"loss", "loss_arm", "loss_gripper", "grad_norm", "learning_rate", "samples_per_second"}
+    assert set(first) >= wanted | {"data_wait_seconds", "peak_memory_gib", "step"}
+    assert list((finished / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_conflict_episodes_never_enter_training(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(small_data, tmp_path / "data")
+    shutil.rmtree(copy / "color_object" / "conflict")
+    finetune(config(tmp_path, copy, tiny_base, "train.max_steps=1"))
+
+
+def test_another_recipe_does_not_continue_a_run(finished: Path, small_data: Path, tiny_base: Path) -> None:
+    with pytest.raises(ToolkitError, match=r"train\.learning_rate: 0\.001 there, 0\.002 now"):
+        finetune(config(finished, small_data, tiny_base, "train.learning_rate=2e-3"))
+
+
+def test_a_checkpoint_of_another_run_is_not_overwritten(
+    finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ToolkitError, match="exists already"):
+        finetune(config(finished, small_data, tiny_base, f"run_dir={tmp_path}/elsewhere"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match="not a number"):
+        finetune(config(tmp_path, small_data, tiny_base, "train.learning_rate=1e30", "train.max_grad_norm=1e30"))
+    assert not (tmp_path / "done").exists()
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    recipe = TrainConfig(max_steps=1000, learning_rate=1e-4, warmup_ratio=0.05)
+    rates = [learning_rate(step, recipe) for step in range(1000)]
+    assert rates[0] == 0 and rates[25] == pytest.approx(5e-5) and max(rates) == rates[50] == 1e-4
+    assert rates[525] == pytest.approx(5e-5) and rates[-1] < 1e-9
