@@ -1,0 +1,105 @@
+"""Files of one's own under configs/: splits, recipes, site defaults, and the mistakes in them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from config_calls import compose, refusal
+
+from finetune.checkout import CONFIG_DIR
+from finetune.config import (
+    load,
+)
+from finetune.config.schema import SCRIPTS
+from gr00t.errors import ToolkitError
+
+
+@pytest.fixture
+def own_configs(tmp_path: Path) -> Path:
+    """A copy of configs/ to add files to, without those of this site."""
+    target = tmp_path / "configs"
+    shutil.copytree(CONFIG_DIR, target, ignore=lambda folder, names: [n for n in names if Path(folder).name == "local"])
+    (target / "local").mkdir(exist_ok=True)
+    return target
+
+
+def test_a_split_of_ones_own_may_have_a_file(own_configs: Path) -> None:
+    (own_configs / "split" / "mine.yaml").write_text("name: mine\ninstruction: pick up the heavy object\n")
+    assert compose("prepare", "split=mine", config_dir=own_configs).split.instruction == "pick up the heavy object"
+
+
+def test_mistakes_in_files_are_named_with_the_file(own_configs: Path) -> None:
+    mine = own_configs / "experiment" / "mine.yaml"
+    mine.write_text("# @package _global_\ntrain:\n  lr: 1e-3\n")
+    message = refusal("finetune", "experiment=mine", config_dir=own_configs)
+    assert message.startswith("configs/experiment/mine.yaml: ") and '"train.learning_rate"' in message
+    mine.write_text("# @package _global_\ntrain:\n  max_steps: many\n")
+    message = refusal("finetune", "experiment=mine", config_dir=own_configs)
+    assert message == 'configs/experiment/mine.yaml: train.max_steps expects int, got "many".'
+    (own_configs / "augment" / "mine.yaml").write_text("view: 3\n")
+    message = refusal("finetune", "augment=mine", config_dir=own_configs)
+    assert message.startswith("configs/augment/mine.yaml: ") and '"augment.views"' in message
+
+
+def test_broken_files_are_refused_in_one_line(own_configs: Path) -> None:
+    (own_configs / "train" / "mine.yaml").write_text("max_steps: [1\n")
+    assert "mine.yaml" in refusal("finetune", "train=mine", config_dir=own_configs)
+    (own_configs / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: big\n")
+    message = refusal("finetune", "experiment=mine", config_dir=own_configs)
+    assert "experiment=mine cannot be composed" in message and "\n" not in message
+
+
+def test_a_model_file_that_lacks_a_key_is_refused(own_configs: Path) -> None:
+    (own_configs / "model" / "mine.yaml").write_text("name: mine\nbase: x/y\n")
+    assert "model.architecture" in refusal("finetune", "model=mine", config_dir=own_configs)
+
+
+def test_local_defaults_reach_every_script_and_yield_to_the_command_line(own_configs: Path) -> None:
+    (own_configs / "local" / "default.yaml").write_text(
+        "tracking: none\ndata_dir: /scratch/data\ndataset:\n  data_dir: /scratch/data\ntrain:\n  num_workers: 8\n"
+        "model:\n  base: /scratch/base\n"
+    )
+
+    def here(config_name: str, *argv: str):
+        return load(config_name, argv, config_dir=own_configs, check_here=False)
+
+    config = here("finetune", "experiment=conflict")
+    assert (config.tracking.name, config.dataset.data_dir) == ("none", "/scratch/data")
+    assert (config.train.num_workers, config.model.base) == (8, "/scratch/base")
+    assert here("prepare").data_dir == here("evaluate").data_dir == "/scratch/data"
+    assert here("create_base").model.base == "/scratch/base"
+    config = here("finetune", "tracking=wandb", "train.num_workers=1")
+    assert (config.tracking.name, config.train.num_workers) == ("wandb", 1)
+    assert here("finetune", "local=none").dataset.data_dir == "data"
+
+
+def test_another_local_file_can_be_named(own_configs: Path) -> None:
+    (own_configs / "local" / "cluster.yaml").write_text("train: {num_workers: 5}\n")
+    assert compose("finetune", "local=cluster", config_dir=own_configs).train.num_workers == 5
+
+
+@pytest.mark.parametrize(
+    "content, parts",
+    [
+        ("trian: {num_workers: 8}\n", ("configs/local/default.yaml: ", '"train.num_workers"')),
+        ("train: {num_workers: many}\n", ("configs/local/default.yaml: ", "train.num_workers expects int")),
+        ("tracking: nothing\n", ("tracking=nothing",)),
+        ("train: [\n", ("default.yaml is not valid YAML",)),
+        ("- a\n", ("KEY: VALUE",)),
+    ],
+)
+def test_mistakes_in_local_defaults_are_refused_by_every_script(own_configs: Path, content: str, parts) -> None:
+    (own_configs / "local" / "default.yaml").write_text(content)
+    for name in ("finetune",) if "tracking" in content or "many" in content else SCRIPTS:
+        with pytest.raises(ToolkitError) as error:
+            load(name, [], config_dir=own_configs, check_here=False)
+        assert all(part in str(error.value) for part in parts)
+
+
+def test_the_example_in_the_local_readme_is_valid(own_configs: Path) -> None:
+    text = (CONFIG_DIR / "local" / "README.md").read_text()
+    (own_configs / "local" / "example.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    for name in SCRIPTS:
+        compose(name, "local=example", config_dir=own_configs)
