@@ -62,7 +62,7 @@ class ConversionReport:
                 f"{part.size_bytes / 1e6:.1f} MB, {len(part.val_episodes)} held out for validation"
             )
             for reason, count in Counter(e.reason for e in part.left_out).items():
-                text.append(f"  {count} episodes left out: {reason}")
+                text.append(f"  left out, {reason}: {count}")
         return text
 
 
@@ -155,10 +155,26 @@ def _plan(
     report.notes += [note for part in recordings.values() for note in part.notes]
     val = choose_val_episodes(len(recordings["train"].episodes), val_fraction, seed)
     held_out: dict[str, tuple[int, ...]] = {"train": val, "conflict": ()}
-    return [
+    plans = [
         DatasetPlan(part, found, instruction, held_out[part], val_fraction, seed, modality_configs)
         for part, found in recordings.items()
     ]
+    for plan in plans:
+        _check_horizon(plan)
+    return plans
+
+
+def _check_horizon(plan: DatasetPlan) -> None:
+    """Every step of the action horizon needs at least one example for its statistics."""
+    needed = max(plan.modality_configs["action"].delta_indices) + 1
+    used = [e for i, e in enumerate(plan.recordings.episodes) if i not in plan.val_episodes]
+    longest = max(used, key=lambda e: e.length)
+    if longest.length < needed:
+        raise ToolkitError(
+            f"{plan.recordings.folder}: the longest episode outside validation ({longest.name}) has {longest.length} "
+            f"steps, the action horizon has {needed}. Record longer episodes, or shorten ACTION_HORIZON in "
+            "conflict_panda_config.py."
+        )
 
 
 def _check_apart(train: Recordings, conflict: Recordings) -> None:

@@ -165,7 +165,10 @@ class DatasetLayout:
         try:
             return path.read_text(encoding="utf-8")
         except OSError as error:
-            hint = ' LeRobot\'s own datasets have no modality.json: write one, see "Dataset" in finetune.md.'
+            hint = (
+                " LeRobot's own datasets have no modality.json: write one that gives state and action groups "
+                '{"arm": {"start": 0, "end": 7}}, video and annotation {key: {"original_key": column}}.'
+            )
             raise ToolkitError(
                 f"{path}: cannot be read ({error.strerror}).{hint if name == 'modality.json' else ''}"
             ) from error

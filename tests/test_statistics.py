@@ -1,0 +1,148 @@
+"""Statistics equal numpy's and the original's, per column and per step of relative action groups."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from conflict_panda_config import MODALITY_CONFIG
+from gr00t.data.poses import relative_pose
+from gr00t.data.schema import ActionConfig, ActionFormat, ActionRepresentation, ActionType, ModalityConfig
+from gr00t.data.statistics import (
+    check_relative_statistics,
+    feature_statistics,
+    relative_statistics,
+    start_frames,
+    to_processor_statistics,
+)
+from gr00t.errors import ToolkitError
+
+GOLDEN = Path(__file__).parent / "golden"
+DATASET = GOLDEN / "dataset_new_embodiment"
+MODALITY = json.loads((DATASET / "meta/modality.json").read_text())
+STATS = json.loads((DATASET / "meta/stats.json").read_text())
+RELATIVE = json.loads((DATASET / "meta/relative_stats.json").read_text())
+
+
+def column(name: str) -> list[np.ndarray]:
+    tables = [pq.read_table(DATASET / f"data/chunk-000/episode_{i:06d}.parquet") for i in range(3)]
+    return [np.array(table[name].to_pylist(), dtype=np.float32) for table in tables]
+
+
+def assert_equal_statistics(found: dict, expected: dict, tolerance: float = 3e-7) -> None:
+    assert set(found) == set(expected)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def action_configs(arm: ActionConfig, horizon: int = 4) -> dict[str, ModalityConfig]:
+    action = ModalityConfig(delta_indices=list(range(horizon)), modality_keys=["arm"], action_configs=[arm])
+    return {**MODALITY_CONFIG, "action": action}
+
+
+@pytest.mark.parametrize("name", ["observation.state", "action", "timestamp"])
+def test_column_statistics_are_the_originals(name):
+    values = np.concatenate(column(name)).reshape(122, -1)
+    assert_equal_statistics(feature_statistics(values), STATS[name])
+
+
+def test_relative_statistics_with_dropped_tails_are_the_originals():
+    found = relative_statistics(column("observation.state"), column("action"), MODALITY, MODALITY_CONFIG, tail="drop")
+    assert set(found) == {"arm"}
+    assert_equal_statistics(found["arm"], RELATIVE["arm"])
+
+
+def test_masked_tails_count_every_pair_inside_an_episode():
+    states, actions = column("observation.state"), column("action")
+    found = relative_statistics(states, actions, MODALITY, MODALITY_CONFIG)["arm"]
+    for step in (0, 7, 15):
+        pairs = [a[t + step, :7] - s[t, :7] for s, a in zip(states, actions, strict=True) for t in range(len(a) - step)]
+        expected = np.stack(pairs).astype(np.float64)
+        np.testing.assert_allclose(found["mean"][step], expected.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(found["std"][step], expected.std(axis=0), atol=1e-6)
+        np.testing.assert_allclose(found["q99"][step], np.quantile(expected, 0.99, axis=0), atol=1e-6)
+
+
+def test_start_frames_are_all_or_those_with_a_whole_chunk():
+    assert start_frames(30, range(16), "mask") == range(30)
+    assert start_frames(30, range(16), "drop") == range(15)
+    assert start_frames(10, range(16), "drop") == range(0)
+    assert start_frames(30, [-2, 0, 3], "drop") == range(2, 27)
+    with pytest.raises(ToolkitError, match='Did you mean "mask"'):
+        start_frames(30, range(16), "masked")
+
+
+def test_negative_offsets_never_wrap_to_the_episodes_end():
+    action = ModalityConfig([-1, 0], ["arm"], action_configs=[ActionConfig(ActionRepresentation.RELATIVE)])
+    values = np.zeros((5, 8), dtype=np.float32)
+    moved = values.copy()
+    moved[-1] = 9.0
+    found = relative_statistics([values], [moved], MODALITY, {**MODALITY_CONFIG, "action": action})["arm"]
+    assert found["max"][0] == [0.0] * 7
+    assert found["max"][1] == [9.0] * 7
+
+
+def test_a_constant_column_has_deviation_exactly_zero():
+    found = feature_statistics(np.full((1000, 1), 0.1, dtype=np.float32))
+    assert found["std"] == [0.0]
+    assert found["mean"] == found["min"] == [float(np.float32(0.1))]
+
+
+def test_an_action_group_may_refer_to_another_state_group():
+    config = ActionConfig(ActionRepresentation.RELATIVE, state_key="other")
+    modality = {"state": {"other": {"start": 1, "end": 8}}, "action": {"arm": {"start": 0, "end": 7}}}
+    states, actions = column("observation.state"), column("action")
+    found = relative_statistics(states, actions, modality, action_configs(config))["arm"]
+    expected = np.concatenate([a[:, :7] - s[:, 1:8] for s, a in zip(states, actions, strict=True)])
+    np.testing.assert_allclose(found["max"][0], expected.max(axis=0), atol=1e-6)
+
+
+def test_end_effector_groups_use_the_pose_seen_from_the_reference():
+    config = ActionConfig(ActionRepresentation.RELATIVE, ActionType.EEF, ActionFormat.XYZ_ROTVEC)
+    modality = {m: {"arm": {"start": 0, "end": 6}} for m in ("state", "action")}
+    rng = np.random.default_rng(0)
+    state, action = rng.normal(size=(2, 6, 6))
+    found = relative_statistics([state], [action], modality, action_configs(config))["arm"]
+    expected = np.stack([relative_pose(action[t + 2 : t + 3], state[t], config.format)[0] for t in range(4)])
+    np.testing.assert_allclose(found["mean"][2], expected.mean(axis=0), atol=1e-12)
+
+
+def test_the_processors_form_is_the_originals():
+    expected = json.loads((GOLDEN / "dataset_merged_statistics.json").read_text())["new_embodiment"]
+    assert to_processor_statistics(STATS, RELATIVE, MODALITY, MODALITY_CONFIG) == expected
+
+
+def test_statistics_of_another_horizon_are_refused_with_the_command_that_mends_it():
+    longer = action_configs(ActionConfig(ActionRepresentation.RELATIVE), horizon=20)
+    with pytest.raises(ToolkitError, match=r"shape \(16, 7\).* needs \(20, 7\).*prepare_conflict_data\.py.*overwrite"):
+        check_relative_statistics(RELATIVE, MODALITY, longer, DATASET / "meta/relative_stats.json")
+
+
+def test_missing_relative_statistics_are_refused():
+    with pytest.raises(ToolkitError, match='no statistics of the relative action group "arm"'):
+        to_processor_statistics(STATS, {}, MODALITY, MODALITY_CONFIG)
+
+
+def test_an_unknown_group_gets_the_nearest_name():
+    configs = {**MODALITY_CONFIG, "state": ModalityConfig([0], ["griper"])}
+    with pytest.raises(ToolkitError, match=r'no group "griper"\. Did you mean "gripper"'):
+        to_processor_statistics(STATS, RELATIVE, MODALITY, configs)
+
+
+def test_groups_of_different_size_cannot_be_relative_to_each_other():
+    config = ActionConfig(ActionRepresentation.RELATIVE, state_key="gripper")
+    with pytest.raises(ToolkitError, match="7 dims refers to a state group of 1 dims"):
+        relative_statistics(column("observation.state"), column("action"), MODALITY, action_configs(config))
+
+
+def test_a_horizon_that_no_episode_reaches_is_refused():
+    short = np.zeros((3, 8), dtype=np.float32)
+    with pytest.raises(ToolkitError, match="No episode is long enough for step 3"):
+        relative_statistics([short], [short], MODALITY, MODALITY_CONFIG)
+
+
+def test_no_values_have_no_statistics():
+    with pytest.raises(ToolkitError, match="N > 0"):
+        feature_statistics(np.zeros((0, 3)))
