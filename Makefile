@@ -1,0 +1,42 @@
+# Everything below runs from a fresh clone: no root, no account, no GPU. Packages go to .venv/, results to demo/.
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys' 2>/dev/null && echo y),$(p))))
+BIN := .venv/bin
+# caches of tools stay in the clone
+export PYTHONDONTWRITEBYTECODE := 1
+export HF_HOME := $(CURDIR)/.cache/huggingface
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export WANDB_CACHE_DIR := $(CURDIR)/.cache/wandb
+export WANDB_DATA_DIR := $(CURDIR)/.cache/wandb
+export WANDB_CONFIG_DIR := $(CURDIR)/.cache/wandb
+DEMO := split=color_object local=none
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## show this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/ready ## convert the sample recordings, fine-tune the tiny model, evaluate it (a few minutes on a CPU)
+	@scripts/demo.sh
+
+test: .venv/ready-dev lint ## lint, type-check and run every test that can run here
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-dev ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy gr00t finetune data_prep
+
+format: .venv/ready-dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what demo and tests made, but not .venv
+	rm -rf demo .cache .pytest_cache .mypy_cache .ruff_cache
+
+.venv/ready: constraints.txt pyproject.toml
+	@scripts/setup.sh "$(PYTHON)" .
+
+.venv/ready-dev: .venv/ready
+	@scripts/setup.sh "$(PYTHON)" .[dev]
