@@ -11,7 +11,7 @@ from datasets import Dataset
 from recordings import INSTRUCTION, SAMPLES, edit_json, replace, write_recording, write_split
 
 from conflict_panda_config import MODALITY_CONFIG
-from data_prep import lerobot
+from data_prep import lerobot, staging
 from data_prep.convert import convert_split
 from data_prep.lerobot import choose_val_episodes
 from data_prep.maniskill import read_recordings
@@ -309,3 +309,21 @@ def test_the_originals_own_dataset_is_read():
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ToolkitError, match="no such dataset folder"):
         DatasetLayout(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", ".hidden"])
+def test_a_split_name_that_is_no_folder_name_is_refused(tmp_path, name):
+    with pytest.raises(ToolkitError, match="give a plain folder name"):
+        convert_split(tmp_path, tmp_path, name, INSTRUCTION)
+
+
+def test_a_missing_instruction_is_refused(tmp_path):
+    with pytest.raises(ToolkitError, match="has no one-line instruction"):
+        convert_split(tmp_path, tmp_path, "color_object", "  ")
+
+
+def test_staging_is_readable_by_others_as_the_umask_says(tmp_path):
+    with staging.whole_folder(tmp_path / "new") as aside:
+        (aside / "file").write_text("x")
+    expected = (tmp_path / "other").mkdir() or (tmp_path / "other").stat().st_mode
+    assert (tmp_path / "new").stat().st_mode == expected
