@@ -197,15 +197,16 @@ def _check_same(given: ModalityConfigs, found: ModalityConfigs, tag: str) -> Non
 
 
 def _comparable(config: ModalityConfig) -> dict[str, Any]:
-    """A modality's settings with their defaults filled in, so that two spellings of one meaning are equal."""
-    values: dict[str, Any] = {"modality_keys": config.modality_keys, "delta_indices": _short(config.delta_indices)}
-    for name in ("sin_cos_embedding_keys", "mean_std_embedding_keys"):
-        values[name] = sorted(getattr(config, name) or [])
-    values["action_configs"] = [
-        _representation(key, action)
-        for key, action in zip(config.modality_keys, config.action_configs or [], strict=False)
-    ]
-    return values
+    """What robot and policy must agree on, with defaults filled in, so that two spellings of one meaning are equal.
+
+    Normalisation (sin/cos, mean/std) is left out: it is the checkpoint's own, and a robot never sees it.
+    """
+    actions = zip(config.modality_keys, config.action_configs or [], strict=False)
+    return {
+        "modality_keys": config.modality_keys,
+        "delta_indices": _short(config.delta_indices),
+        "action_configs": [_representation(key, action) for key, action in actions],
+    }
 
 
 def _representation(key: str, config: ActionConfig) -> str:
