@@ -1,0 +1,261 @@
+"""Open-loop evaluation: the policy's chunks beside what was recorded, on every start frame of a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from finetune.config.schema import EvaluateConfig
+from finetune.engine import pick_device, pick_precision
+from finetune.export import versions
+from finetune.open_loop import SECTIONS, Baselines, Chunks, Forecast, Section, findings, measure
+from finetune.open_loop_report import print_report, write_report
+from gr00t.data.dataset import StepReader
+from gr00t.data.layout import DatasetLayout
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.randomness import Stream, generator
+from gr00t.data.statistics import check_relative_statistics
+from gr00t.errors import ToolkitError
+from gr00t.files import read_json
+from gr00t.model.checkpoint import read_config, weight_files
+from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
+
+
+@dataclass(frozen=True)
+class OpenLoopReport:
+    """The outcome of an open-loop evaluation.
+
+    info: what was evaluated on what (checkpoint, dataset, seed, versions); overall: errors by section ("all", "first"
+    and "last" starts of episodes); episodes: the same one by one; findings: what a reader should know at once.
+    """
+
+    info: dict[str, Any]
+    overall: dict[str, Section]
+    episodes: dict[int, dict[str, Section]]
+    findings: list[str]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The evaluated dataset and its episodes, and the training dataset that the mean chunk comes from."""
+
+    reader: StepReader
+    episodes: list[int]
+    training: StepReader
+    notes: list[str]
+
+
+def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
+    """Predict from every frame of the chosen episodes, compare with the recording, write the report and print it.
+
+    Everything that can be refused is refused before the weights are read. report_dir receives open_loop.json,
+    open_loop.md and open_loop_figures/; it stays as it was when something fails.
+    """
+    checkpoint = Path(config.checkpoint)
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    processor = _read_processor(checkpoint)
+    tag = find_tag(processor, config.embodiment_tag)
+    data = _open_data(config, processor, tag)
+    policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype).to(device)
+    baselines = Baselines(data.training, data.training.layout.train_episodes)
+    forecasts = list(_forecasts(policy, data, baselines, config))
+    overall = {section: measure(forecasts, section) for section in SECTIONS}
+    report = OpenLoopReport(
+        info=_info(config, policy, data, dtype),
+        overall=overall,
+        episodes={f.episode: {s: measure([f], s) for s in SECTIONS} for f in forecasts},
+        findings=data.notes + findings(overall),
+        folder=Path(config.report_dir),
+    )
+    write_report(report, forecasts, data.reader)
+    print_report(report)
+    return report
+
+
+# -- before anything heavy ---------------------------------------------------------------------------------------------
+
+
+def _read_processor(checkpoint: Path) -> Gr00tN1d7Processor:
+    if not checkpoint.is_dir():
+        raise ToolkitError(
+            f"checkpoint={checkpoint} does not exist. Fine-tune first (launch_finetune_local.py), or give the folder "
+            "of a finished checkpoint, checkpoint=FOLDER."
+        )
+    read_config(checkpoint)
+    weight_files(checkpoint)
+    return Gr00tN1d7Processor.from_pretrained(checkpoint)
+
+
+def _open_data(config: EvaluateConfig, processor: Gr00tN1d7Processor, tag: str) -> _Data:
+    """The datasets, refused where they do not fit the checkpoint."""
+    configs = processor.modality_config(tag)
+    training = StepReader(_folder(config, "train"), configs)
+    reader = StepReader(_folder(config, "conflict"), configs) if config.part == "conflict" else training
+    trained_on = _trained_on(Path(config.checkpoint))
+    for opened in (training, reader):
+        _check_dims(opened, processor, tag)
+        _check_fps(opened.layout, trained_on)
+    check_relative_statistics(
+        training.layout.relative_statistics(),
+        training.layout.modality,
+        configs,
+        training.layout.root / "meta/relative_stats.json",
+    )
+    episodes = _episodes(config, reader.layout)
+    return _Data(reader, episodes, training, _notes(config, training.layout, trained_on, episodes))
+
+
+def _folder(config: EvaluateConfig, part: str) -> Path:
+    folder = Path(config.data_dir) / config.split.name / part
+    if (folder / "meta").is_dir():
+        return folder
+    needed = "has the recordings in conflict" if part == "conflict" else "gives the baselines their mean chunk"
+    raise ToolkitError(
+        f"{folder} is no dataset; it {needed}. Put the recordings into RAW/{config.split.name}/{part}, then convert "
+        f"them: python prepare_conflict_data.py split={config.split.name} raw_dir=RAW data_dir={config.data_dir} "
+        "overwrite=true"
+    )
+
+
+def _episodes(config: EvaluateConfig, layout: DatasetLayout) -> list[int]:
+    chosen = {
+        "val": lambda: layout.val_episodes,
+        "train": lambda: layout.train_episodes,
+        "conflict": lambda: [e.index for e in layout.episodes],
+    }[config.part]()
+    if not chosen:
+        raise ToolkitError(
+            f"{layout.root} holds no {config.part} episodes (meta/split.json lists those held out for validation). "
+            "Prepare it with prepare_conflict_data.py, or choose another part=train or part=conflict."
+        )
+    return chosen[: config.max_episodes]
+
+
+def _check_dims(reader: StepReader, processor: Gr00tN1d7Processor, tag: str) -> None:
+    first = reader.layout.episodes[0].index
+    for modality in ("state", "action"):
+        values = reader.trajectory(modality, first)
+        for group in processor.state_action.groups(tag, modality):
+            found = values[group.name].shape[1]
+            if found != group.dim:
+                raise ToolkitError(
+                    f'{reader.layout.root}: {modality} "{group.name}" has {found} dimensions; the checkpoint was '
+                    f"trained with {group.dim}. It is another robot's dataset, or meta/modality.json is wrong."
+                )
+
+
+def _trained_on(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint of this toolkit says about its dataset; {} for others."""
+    path = checkpoint / "experiment_cfg" / "dataset.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _check_fps(layout: DatasetLayout, trained_on: dict[str, Any]) -> None:
+    if "fps" in trained_on and float(trained_on["fps"]) != layout.fps:
+        raise ToolkitError(
+            f"{layout.root} has {layout.fps:g} frames a second; the checkpoint was trained with {trained_on['fps']:g}, "
+            "so its steps mean other times. Record at that rate, or fine-tune on this dataset."
+        )
+
+
+def _notes(
+    config: EvaluateConfig, training: DatasetLayout, trained_on: dict[str, Any], episodes: list[int]
+) -> list[str]:
+    """What makes the numbers mean less than they seem to."""
+    if not trained_on:
+        return ["the checkpoint does not say what it was trained on: held-out episodes may have been among it"]
+    if trained_on.get("fingerprint") == training.fingerprint:
+        return []
+    note = f"the checkpoint was trained on another version of {training.root}"
+    seen = len(set(episodes) & set(trained_on.get("train_episodes", [])))
+    if config.part == "val" and seen:
+        note += f", in which {seen} of these {len(episodes)} episode numbers were trained on"
+    return [note]
+
+
+# -- predicting --------------------------------------------------------------------------------------------------------
+
+
+def _forecasts(policy: GR00TPolicy, data: _Data, baselines: Baselines, config: EvaluateConfig) -> Iterator[Forecast]:
+    chunks = {episode: _empty_chunks(policy, data.reader.layout.episode(episode).length) for episode in data.episodes}
+    starts = sum(data.reader.layout.episode(e).length for e in data.episodes)
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(f"{config.split.name} {config.part}", total=starts)
+        for batch in _batches(data, config.batch_size):
+            for (episode, frame), chunk in zip(batch, _predict(policy, data.reader, batch, config.seed), strict=True):
+                for group, values in chunk.items():
+                    chunks[episode][group][frame] = values
+            progress.advance(task, len(batch))
+    for episode, predicted in chunks.items():
+        yield baselines.forecast(data.reader, episode, predicted)
+
+
+def _empty_chunks(policy: GR00TPolicy, length: int) -> Chunks:
+    horizon = len(policy.modality_configs["action"].delta_indices)
+    groups = policy.processor.state_action.groups(policy.tag, "action")
+    return {group.name: np.full((length, horizon, group.dim), np.nan) for group in groups}
+
+
+def _batches(data: _Data, size: int) -> Iterator[list[tuple[int, int]]]:
+    """Starts (episode, frame) in batches of one instruction each.
+
+    Prompts of different lengths in one batch would reach each other's results through the padding, and a robot acts
+    alone: so every result is the one it would get, whatever the batch size.
+    """
+    by_text: dict[str, list[tuple[int, int]]] = {}
+    for episode in data.episodes:
+        for frame in range(data.reader.layout.episode(episode).length):
+            by_text.setdefault(data.reader.instruction(episode, frame), []).append((episode, frame))
+    for starts in by_text.values():
+        for first in range(0, len(starts), size):
+            yield starts[first : first + size]
+
+
+def _predict(policy: GR00TPolicy, reader: StepReader, starts: list[tuple[int, int]], seed: int) -> Iterator[Chunks]:
+    """One chunk {group: (H, D)} a start, from noise that depends on nothing but (seed, episode, frame)."""
+    noise = [
+        generator(seed, Stream.NOISE, episode, frame).standard_normal(policy.noise_shape, dtype=np.float32)
+        for episode, frame in starts
+    ]
+    actions = policy.predict([reader.step(*start) for start in starts], noise=torch.from_numpy(np.stack(noise)))
+    for b in range(len(starts)):
+        yield {group: values[b] for group, values in actions.items()}
+
+
+def _info(config: EvaluateConfig, policy: GR00TPolicy, data: _Data, dtype: torch.dtype) -> dict[str, Any]:
+    layout = data.reader.layout
+    return {
+        "split": config.split.name,
+        "part": config.part,
+        "checkpoint": config.checkpoint,
+        "dataset": str(layout.root),
+        "dataset_fingerprint": layout.fingerprint,
+        "fps": layout.fps,
+        "embodiment_tag": policy.tag,
+        "denoising_steps": policy.denoising_steps,
+        "seed": config.seed,
+        "precision": str(dtype).removeprefix("torch."),
+        "device": str(policy.device),
+        "episodes": data.episodes,
+        "instructions": sorted({data.reader.instruction(e) for e in data.episodes}),
+        "config": dataclasses.asdict(config),
+        "versions": versions(),
+    }

@@ -1,0 +1,153 @@
+"""Figures of an open-loop evaluation: each episode's actions over time, and the errors beside the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from finetune.open_loop import HEADINGS, POLICY, PREDICTORS, SECTIONS, SIGNED_GROUP, Forecast, Section, label
+from gr00t.data.dataset import StepReader
+
+EXECUTED_STEPS = 16  # of each chunk, as a robot would run them
+RECORDED, PREDICTED, STATE = "#1f5f99", "#e0592a", "#b3b3b3"
+BARS = {"policy": PREDICTED, "hold_still": "#9aa5b1", "mean_chunk": "#cfd6dd"}
+_STYLE = {"color": "#444444", "fontsize": 9}
+_UNITS = {"arm": "rad", "gripper": "command"}
+
+
+def unit_of(group: str) -> str:
+    """The unit of an action group of the conflict splits' Panda; "" for groups of other robots."""
+    return _UNITS.get(group, "")
+
+
+def draw_episode(forecast: Forecast, reader: StepReader, path: Path) -> None:
+    """One panel an action dimension: recorded action, state, and the policy's chunks executed one after another."""
+    dims = [(group, d) for group, values in forecast.recorded.items() for d in range(values.shape[-1])]
+    columns = 2 if len(dims) <= 16 else 4
+    rows = -(-len(dims) // columns)
+    figure = Figure(figsize=(6.2 * columns, 1.75 * rows + 1.1), dpi=110, layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+    states = reader.trajectory("state", forecast.episode)
+    names = _dim_names(reader)
+    for panel, (group, d) in zip(panels, dims, strict=False):
+        unit = unit_of(group)
+        panel.set_title(f"{names[group][d]}{f' ({unit})' if unit else ''}", loc="left", **_STYLE)
+        state = states[group][:, d] if group in states and d < states[group].shape[1] else None
+        _draw_dim(panel, forecast, group, d, reader.layout.fps, state)
+    for panel in panels[len(dims) :]:
+        panel.set_visible(False)
+    for panel in panels[max(0, len(dims) - columns) : len(dims)]:
+        panel.set_xlabel("time (s)", **_STYLE)
+        panel.tick_params(labelbottom=True)
+    _legend(figure)
+    length = len(forecast.exists)
+    figure.suptitle(
+        f'Episode {forecast.episode}, {length} frames: "{reader.instruction(forecast.episode)}"', fontsize=11
+    )
+    _save(figure, path)
+
+
+def _draw_dim(panel: Axes, forecast: Forecast, group: str, d: int, fps: float, state: np.ndarray | None) -> None:
+    length = len(forecast.exists)
+    recorded = forecast.recorded[group][:, 0, d]
+    time = np.arange(length) / fps
+    _tidy(panel)
+    if state is not None:
+        _draw_state(panel, time, state, same_unit=group != SIGNED_GROUP)
+    panel.plot(time, recorded, color=RECORDED, linewidth=1.8, zorder=3)
+    for start in range(0, length, EXECUTED_STEPS):
+        chunk = forecast.predicted[POLICY][group][start, :EXECUTED_STEPS, d][: length - start]
+        panel.axvline(time[start], color="#d9d9d9", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+        panel.plot(time[start : start + len(chunk)], chunk, color=PREDICTED, linewidth=1.5, zorder=4)
+        panel.plot(time[start], chunk[0], "o", color=PREDICTED, markersize=4.5, markeredgecolor="white", zorder=5)
+
+
+def _draw_state(panel: Axes, time: np.ndarray, state: np.ndarray, same_unit: bool) -> None:
+    """The measured state, on an axis of its own where the action is a command in other units."""
+    axis = panel
+    if not same_unit:
+        axis = panel.twinx()
+        axis.set_ylabel("state", color="#8c8c8c", fontsize=8)
+        axis.tick_params(colors="#8c8c8c", labelsize=8, length=0)
+        axis.spines[:].set_visible(False)
+        panel.set_zorder(axis.get_zorder() + 1)
+        panel.patch.set_visible(False)
+    axis.plot(time, state, color=STATE, linewidth=1.0, zorder=2)
+
+
+def _legend(figure: Figure) -> None:
+    handles = [
+        Line2D([], [], color=RECORDED, linewidth=1.8, label="recorded action"),
+        Line2D([], [], color=PREDICTED, marker="o", markeredgecolor="white", linewidth=1.5, label="predicted chunk"),
+        Line2D([], [], color=STATE, linewidth=1.0, label="state"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+
+
+def draw_errors(overall: Mapping[str, Section], title: str, path: Path) -> None:
+    """The policy's errors beside the two baselines', a panel a group and one for the gripper's signs."""
+    groups = list(overall["all"].errors)
+    signed = [SIGNED_GROUP] if SIGNED_GROUP in groups else []
+    figure = Figure(figsize=(4.6 * len(groups + signed), 3.6), dpi=110, layout="constrained")
+    panels = figure.subplots(1, len(groups + signed), squeeze=False)[0]
+    for panel, group in zip(panels, groups, strict=False):
+        unit = unit_of(group)
+        panel.set_title(f"{group}: mean absolute error{f' ({unit})' if unit else ''}", loc="left", **_STYLE)
+        heights = {p: [overall[section].errors[group][p].mae for section in SECTIONS] for p in PREDICTORS}
+        _draw_bars(panel, heights, "{:.2g}")
+    if signed:
+        panels[-1].set_title(f"{SIGNED_GROUP}: commands of the wrong sign (%)", loc="left", **_STYLE)
+        rates = {
+            p: [100 * (overall[section].errors[SIGNED_GROUP][p].sign_error_rate or 0) for section in SECTIONS]
+            for p in PREDICTORS
+        }
+        _draw_bars(panels[-1], rates, "{:.0f}")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _draw_bars(panel: Axes, heights: Mapping[str, list[float]], form: str) -> None:
+    _tidy(panel)
+    places = np.arange(len(SECTIONS))
+    for number, (predictor, values) in enumerate(heights.items()):
+        bars = panel.bar(places + 0.27 * (number - 1), values, 0.25, color=BARS[predictor], label=label(predictor))
+        panel.bar_label(bars, [form.format(v) for v in values], fontsize=7.5, color="#555555", padding=2)
+    panel.set_xticks(places, [HEADINGS[section] for section in SECTIONS])
+    panel.tick_params(axis="x", length=0)
+    panel.margins(y=0.12)
+
+
+def _dim_names(reader: StepReader) -> dict[str, list[str]]:
+    """{group: its dimensions' names}, from meta/info.json where it lists them."""
+    layout, found = reader.layout, {}
+    for group in reader.configs["action"].modality_keys:
+        entry: dict[str, Any] = layout.modality["action"][group]
+        start, end = int(entry["start"]), int(entry["end"])
+        names = layout.info.get("features", {}).get(entry.get("original_key") or "action", {}).get("names")
+        if isinstance(names, list) and len(names) >= end:
+            found[group] = [str(name) for name in names[start:end]]
+        else:
+            found[group] = [group] if end - start == 1 else [f"{group} {d + 1}" for d in range(end - start)]
+    return found
+
+
+def _tidy(panel: Axes) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color("#bbbbbb")
+    panel.tick_params(colors="#666666", labelsize=8, length=3)
+    panel.grid(axis="y", color="#eeeeee", linewidth=0.8)
+    panel.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure).print_png(str(path))

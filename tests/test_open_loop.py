@@ -1,0 +1,329 @@
+"""Open-loop evaluation: the errors are what a hand would compute, and the report says all of it."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from golden_files import golden_dir
+
+from conflict_panda_config import MODALITY_CONFIG
+from finetune import evaluate, open_loop_report
+from finetune.config.schema import EvaluateConfig, SplitConfig
+from finetune.evaluate import evaluate_open_loop
+from finetune.export import describe_dataset
+from finetune.open_loop import Baselines, findings, measure
+from gr00t.data.dataset import StepReader
+from gr00t.data.layout import DatasetLayout
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.statistics import to_processor_statistics
+from gr00t.errors import ToolkitError
+from gr00t.files import write_json
+from gr00t.model.gr00t_n1 import GR00TPolicy
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+
+HORIZON = 16
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_data, tmp_path_factory):
+    """The tiny model with the statistics of the small dataset, and a note of what it was trained on."""
+    layout = DatasetLayout(small_data / "color_object/train")
+    statistics = to_processor_statistics(
+        layout.statistics(), layout.relative_statistics(), layout.modality, MODALITY_CONFIG
+    )
+    folder = tmp_path_factory.mktemp("checkpoint")
+    Gr00tN1d7.from_pretrained(golden_dir() / "tiny_h40").save_pretrained(folder)
+    processor = Gr00tN1d7Processor.from_pretrained(golden_dir() / "tiny_h40")
+    processor.with_embodiment("new_embodiment", MODALITY_CONFIG, statistics).save_pretrained(folder)
+    (folder / "experiment_cfg").mkdir()
+    write_json(folder / "experiment_cfg/dataset.json", describe_dataset(layout))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reader(small_data):
+    return StepReader(small_data / "color_object/train", MODALITY_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def baselines(reader):
+    return Baselines(reader, reader.layout.train_episodes)
+
+
+def settings(checkpoint, data_dir, report_dir, **values):
+    split = SplitConfig(name="color_object", instruction="pick up the color-matching object")
+    folders = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), "report_dir": str(report_dir)}
+    return EvaluateConfig(split=split, **folders, **{"device": "cpu", "precision": "fp32", **values})
+
+
+@pytest.fixture(scope="module")
+def report(checkpoint, small_data, tmp_path_factory):
+    """The report on the held-out episodes, in batches of 16."""
+    return evaluate_open_loop(settings(checkpoint, small_data, tmp_path_factory.mktemp("reports") / "val"))
+
+
+def steps_of(reader, episode):
+    """(start, step ahead) of everything that was recorded, one by one."""
+    length = reader.layout.episode(episode).length
+    return [(t, h) for t in range(length) for h in range(HORIZON) if t + h < length]
+
+
+def recorded_chunks(reader, episode):
+    steps = [reader.step(episode, frame) for frame in range(reader.layout.episode(episode).length)]
+    return {group: np.stack([s.actions[group] for s in steps]) for group in ("arm", "gripper")}
+
+
+# the errors
+
+
+def test_a_perfect_predictor_has_no_error(reader, baselines):
+    episodes = reader.layout.val_episodes
+    perfect = [baselines.forecast(reader, e, recorded_chunks(reader, e)) for e in episodes]
+    for section in ("all", "first", "last"):
+        for errors in measure(perfect, section).errors.values():
+            assert errors["policy"].mae == errors["policy"].rmse == 0
+            assert errors["hold_still"].mae > 0 and errors["mean_chunk"].mae > 0
+    assert findings({"all": measure(perfect, "all")}) == []
+
+
+def test_a_policy_no_better_than_a_baseline_is_pointed_out(reader, baselines):
+    episode = reader.layout.val_episodes[0]
+    chunks = recorded_chunks(reader, episode)
+    forecast = baselines.forecast(reader, episode, {g: -10 * np.sign(v) for g, v in chunks.items()})
+    found = findings({"last": measure([forecast], "last")})
+    assert len(found) == 2
+    assert "arm, last 16 frames" in found[0] and "100.0% of the commands have the wrong sign" in found[1]
+
+
+def test_hold_still_is_the_state_repeated_and_the_last_command_repeated(reader, baselines):
+    episode = reader.layout.val_episodes[0]
+    actions, states = reader.trajectory("action", episode), reader.trajectory("state", episode)
+    arm, gripper, wrong = [], [], []
+    for t, h in steps_of(reader, episode):
+        command = actions["gripper"][max(t - 1, 0)]
+        arm.append(np.abs(states["arm"][t].astype(float) - actions["arm"][t + h]))
+        gripper.append(np.abs(command.astype(float) - actions["gripper"][t + h]))
+        wrong.append((command >= 0) != (actions["gripper"][t + h] >= 0))
+    measured = measure([baselines.forecast(reader, episode, recorded_chunks(reader, episode))], "all")
+    hold = {group: errors["hold_still"] for group, errors in measured.errors.items()}
+    assert measured.steps == len(arm) and measured.starts == len(actions["arm"])
+    assert hold["arm"].mae == pytest.approx(np.mean(arm))
+    assert hold["arm"].mae_per_dim == pytest.approx(np.mean(arm, axis=0))
+    assert hold["arm"].rmse_per_dim == pytest.approx(np.sqrt(np.mean(np.square(arm), axis=0)))
+    assert hold["gripper"].mae == pytest.approx(np.mean(gripper))
+    assert hold["gripper"].sign_error_rate == pytest.approx(np.mean(wrong))
+    assert hold["arm"].sign_error_rate is None
+
+
+def test_the_mean_chunk_is_the_mean_over_training_episodes_only(reader, baselines):
+    relative = reader.layout.relative_statistics()["arm"]["mean"]  # written by the conversion, from training episodes
+    assert np.allclose(baselines.mean_chunk["arm"], relative, atol=1e-6)
+    commands = [reader.trajectory("action", e)["gripper"] for e in reader.layout.train_episodes]
+    for h in (0, 7, 15):
+        expected = np.concatenate([c[h:] for c in commands]).mean()
+        assert baselines.mean_chunk["gripper"][h, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_sections_hold_the_starts_near_the_ends_of_episodes(reader, baselines):
+    episode = reader.layout.val_episodes[0]
+    length = reader.layout.episode(episode).length
+    forecast = baselines.forecast(reader, episode, recorded_chunks(reader, episode))
+    assert np.flatnonzero(forecast.starts("first")).tolist() == list(range(16))
+    assert np.flatnonzero(forecast.starts("last")).tolist() == list(range(length - 16, length))
+    assert measure([forecast], "last").steps == sum(range(1, 17))
+
+
+# predicting
+
+
+def flat_errors(report):
+    return [
+        (section, group, predictor, errors.mae, errors.rmse)
+        for section, measured in report.overall.items()
+        for group, of_group in measured.errors.items()
+        for predictor, errors in of_group.items()
+    ]
+
+
+def test_the_numbers_do_not_depend_on_the_batch_size(report, checkpoint, small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "write_report", lambda *_: None)
+    again = evaluate_open_loop(settings(checkpoint, small_data, tmp_path, batch_size=64))
+    for one, other in zip(flat_errors(report), flat_errors(again), strict=True):
+        assert one[:3] == other[:3] and one[3:] == pytest.approx(other[3:], abs=1e-5)
+
+
+def test_a_prediction_is_what_the_policy_says_from_that_frame(checkpoint, reader):
+    policy = GR00TPolicy.from_pretrained(checkpoint, torch_dtype="float32")
+    starts = [(0, 3), (1, 7)]
+    together = list(evaluate._predict(policy, reader, starts, seed=42))
+    for start, chunk in zip(starts, together, strict=True):
+        alone = next(evaluate._predict(policy, reader, [start], seed=42))
+        other_seed = next(evaluate._predict(policy, reader, [start], seed=43))
+        assert np.allclose(chunk["arm"], alone["arm"], atol=1e-5)
+        assert not np.allclose(chunk["arm"], other_seed["arm"], atol=1e-5)
+
+
+def test_instructions_never_share_a_batch(reader, monkeypatch):
+    monkeypatch.setattr(reader, "instruction", lambda episode, frame=0: "left" if frame % 2 else "right")
+    episodes = reader.layout.val_episodes
+    batches = list(evaluate._batches(evaluate._Data(reader, episodes, reader, []), 4))
+    assert all(len({frame % 2 for _, frame in batch}) == 1 and len(batch) <= 4 for batch in batches)
+    everything = [(e, t) for e in episodes for t in range(reader.layout.episode(e).length)]
+    assert sorted(start for batch in batches for start in batch) == everything
+
+
+# the report
+
+
+def test_the_report_holds_every_number_and_where_it_comes_from(report, reader, checkpoint):
+    data = json.loads((report.folder / "open_loop.json").read_text())
+    lengths = [reader.layout.episode(e).length for e in reader.layout.val_episodes]
+    assert [e["episode"] for e in data["by_episode"]] == data["episodes"] == reader.layout.val_episodes
+    assert [e["sections"]["all"]["starts"] for e in data["by_episode"]] == lengths
+    assert data["overall"]["all"]["starts"] == sum(lengths)
+    assert set(data["overall"]["all"]["errors"]["arm"]) == {"policy", "hold_still", "mean_chunk"}
+    assert len(data["overall"]["last"]["errors"]["arm"]["policy"]["mae_per_dim"]) == 7
+    assert data["overall"]["last"]["errors"]["gripper"]["policy"]["sign_error_rate"] >= 0
+    assert data["checkpoint"] == str(checkpoint) and data["seed"] == 42 and data["denoising_steps"] == 4
+    assert data["dataset_fingerprint"] == reader.layout.fingerprint and "torch" in data["versions"]
+
+
+def test_the_whole_weighs_every_step_the_same(report):
+    for group, errors in report.overall["all"].errors.items():
+        sections = [sections["all"] for sections in report.episodes.values()]
+        pooled = np.average([s.errors[group]["policy"].mae for s in sections], weights=[s.steps for s in sections])
+        assert errors["policy"].mae == pytest.approx(pooled)
+
+
+def test_the_text_shows_the_errors_and_the_figures_are_pictures(report):
+    text = (report.folder / "open_loop.md").read_text()
+    assert f"{report.overall['last'].errors['arm']['policy'].mae:.4f}" in text
+    figures = sorted((report.folder / "open_loop_figures").iterdir())
+    assert len(figures) == len(report.episodes) + 1
+    for figure in figures:
+        assert f"open_loop_figures/{figure.name}" in text
+        picture = cv2.imread(str(figure))
+        assert min(picture.shape[:2]) > 300 and picture.std() > 5
+
+
+def test_a_new_report_replaces_the_old_one_and_nothing_else(report, checkpoint, small_data, tmp_path):
+    shutil.copytree(report.folder, tmp_path / "report")
+    (tmp_path / "report/rollout.mp4").write_text("kept")
+    config = settings(checkpoint, small_data, tmp_path / "report", part="conflict", max_episodes=1)
+    new = evaluate_open_loop(config)
+    names = sorted(p.name for p in (tmp_path / "report/open_loop_figures").iterdir())
+    assert names == ["episode_000000.png", "errors.png"] and (tmp_path / "report/rollout.mp4").exists()
+    assert json.loads((tmp_path / "report/open_loop.json").read_text())["part"] == "conflict"
+    assert sorted(p.name for p in tmp_path.glob("report/*")) == [
+        "open_loop.json",
+        "open_loop.md",
+        "open_loop_figures",
+        "rollout.mp4",
+    ]
+    assert new.findings == findings(new.overall)
+
+
+def test_a_report_that_fails_leaves_the_old_one(report, reader, tmp_path, monkeypatch):
+    shutil.copytree(report.folder, tmp_path / "report")
+    before = {p: p.read_bytes() for p in (tmp_path / "report").rglob("*") if p.is_file()}
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(open_loop_report, "draw_errors", fail)
+    with pytest.raises(OSError, match="disk full"):
+        open_loop_report.write_report(replace(report, folder=tmp_path / "report"), [], reader)
+    assert {p: p.read_bytes() for p in (tmp_path / "report").rglob("*") if p.is_file()} == before
+
+
+# what is refused, before any weight is read
+
+
+@pytest.fixture
+def copied(checkpoint, small_data, tmp_path, monkeypatch):
+    """Folders (checkpoint, data) to spoil; reading weights fails the test."""
+    shutil.copytree(small_data, tmp_path / "data")
+    shutil.copytree(checkpoint, tmp_path / "checkpoint")
+
+    def read_too_early(*_args, **_kwargs):
+        raise AssertionError("weights were read before the refusal")
+
+    monkeypatch.setattr(GR00TPolicy, "from_pretrained", read_too_early)
+    return tmp_path
+
+
+def edit(path: Path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def drop_step(statistics):
+    for name, rows in statistics["arm"].items():
+        statistics["arm"][name] = rows[:-1]
+
+
+def rename_view(modality):
+    modality["video"]["wrist"] = modality["video"].pop("wrist_image")
+
+
+META = "data/color_object/train/meta"
+REFUSED = {
+    "no checkpoint": (lambda d: shutil.rmtree(d / "checkpoint"), "val", ["checkpoint=", "launch_finetune_local.py"]),
+    "no weights": (
+        lambda d: [p.unlink() for p in (d / "checkpoint").glob("*.safetensors*")],
+        "val",
+        ["there are no weights"],
+    ),
+    "no dataset": (
+        lambda d: shutil.rmtree(d / "data/color_object/train"),
+        "val",
+        ["prepare_conflict_data.py", "train"],
+    ),
+    "no conflict": (
+        lambda d: shutil.rmtree(d / "data/color_object/conflict"),
+        "conflict",
+        ["color_object/conflict", "prepare_conflict_data.py split=color_object"],
+    ),
+    "nothing held out": (
+        lambda d: edit(d / META / "split.json", lambda s: s.update(val_episodes=[])),
+        "val",
+        ["no val episodes"],
+    ),
+    "other frame rate": (
+        lambda d: edit(d / META / "info.json", lambda i: i.update(fps=10)),
+        "val",
+        ["10 frames", "20"],
+    ),
+    "other horizon": (lambda d: edit(d / META / "relative_stats.json", drop_step), "val", ["(15, 7)", "(16, 7)"]),
+    "other view": (lambda d: edit(d / META / "modality.json", rename_view), "val", ['"wrist_image"', '"wrist"']),
+    "other arm": (
+        lambda d: edit(d / META / "modality.json", lambda m: m["state"]["arm"].update(end=6)),
+        "val",
+        ['state "arm" has 6 dimensions', "trained with 7"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_early_and_leaves_nothing(copied, case):
+    spoil, part, said = REFUSED[case]
+    spoil(copied)
+    with pytest.raises(ToolkitError) as refusal:
+        evaluate_open_loop(settings(copied / "checkpoint", copied / "data", copied / "report", part=part))
+    for words in said:
+        assert words in str(refusal.value)
+    assert not (copied / "report").exists()
+
+
+def test_another_version_of_the_dataset_is_pointed_out(copied):
+    path = copied / "checkpoint/experiment_cfg/dataset.json"
+    edit(path, lambda d: d.update(fingerprint="0" * 64, train_episodes=list(range(5))))
+    config = settings(copied / "checkpoint", copied / "data", copied / "report")
+    processor = Gr00tN1d7Processor.from_pretrained(copied / "checkpoint")
+    (note,) = evaluate._open_data(config, processor, "new_embodiment").notes
+    assert "another version" in note and "2 of these 2 episode numbers were trained on" in note
