@@ -39,7 +39,7 @@ def write_report(report: OpenLoopReport, forecasts: Sequence[Forecast], reader: 
     """
     folder = report.folder
     drawn = forecasts[:DRAWN_EPISODES]
-    with whole_folder(folder / FIGURES, replace=True) as aside:
+    with whole_folder(folder / FIGURES, lock=False) as aside:
         for forecast in track(drawn, "figures", console=Console(stderr=True), transient=True):
             draw_episode(forecast, reader, aside / f"episode_{forecast.episode:06d}.png")
         draw_errors(report.overall, _title(report), aside / "errors.png")
@@ -51,8 +51,9 @@ def write_report(report: OpenLoopReport, forecasts: Sequence[Forecast], reader: 
 def print_report(report: OpenLoopReport) -> None:
     """The errors as a table, what stands out, and where the rest is."""
     console = Console()
+    console.print(f"[bold]{_title(report)}", highlight=False)
     for group in next(iter(report.overall.values())).errors:
-        table = Table(title=f"{_title(report)}: {_measured(group)}", title_justify="left")
+        table = Table(title=_measured(group), title_justify="left", min_width=80)
         table.add_column("")
         for section in SECTIONS:
             table.add_column(HEADINGS[section], justify="right")

@@ -108,7 +108,7 @@ def draw_errors(overall: Mapping[str, Section], title: str, path: Path) -> None:
             p: [100 * (overall[section].errors[SIGNED_GROUP][p].sign_error_rate or 0) for section in SECTIONS]
             for p in PREDICTORS
         }
-        _draw_bars(panels[-1], rates, "{:.0f}")
+        _draw_bars(panels[-1], rates, "{:.1f}")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
     )
