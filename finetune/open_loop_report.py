@@ -66,8 +66,8 @@ def print_report(report: OpenLoopReport) -> None:
 
 
 def _title(report: OpenLoopReport) -> str:
-    starts = report.overall["all"].starts
-    return f"{report.info['split']}, {report.info['part']}: {len(report.episodes)} episodes, {starts} starts"
+    starts, count = report.overall["all"].starts, len(report.episodes)
+    return f"{report.info['split']}, {report.info['part']}: {count} episode{'s' * (count != 1)}, {starts} starts"
 
 
 def _measured(group: str) -> str:
