@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.lerobot import DatasetPlan, choose_val_episodes, write_dataset
 from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
-from data_prep.staging import whole_folder
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError
+from gr00t.files import whole_folder
 
 PARTS = ("train", "conflict")
 # Twice what the noisiest camera measured takes in H.264, so that the check errs on the safe side.

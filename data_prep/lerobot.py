@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
-from gr00t.data.layout import CODEBASE_VERSION, dataset_fingerprint, file_sha256
+from gr00t.data.layout import CODEBASE_VERSION, dataset_fingerprint
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import feature_statistics, relative_statistics
 from gr00t.data.video import check_video, write_video
 from gr00t.errors import ToolkitError
+from gr00t.files import file_sha256
 
 CONVERTER_VERSION = 1  # raised when the same recordings would give another dataset
 CHUNKS_SIZE = 1000  # episodes a folder

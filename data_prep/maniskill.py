@@ -18,9 +18,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gr00t.data.layout import parse_json
 from gr00t.data.video import check_frame_size
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.files import parse_json
 
 CAMERAS = {"image": "base_camera", "wrist_image": "hand_camera"}  # key in the dataset: ManiSkill's sensor
 CONTROL_MODE = "pd_joint_pos"

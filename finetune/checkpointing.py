@@ -7,7 +7,6 @@ seed and the step, the learning rate from the step, and frozen weights from the 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import shutil
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json, whole_folder, write_json
+from gr00t.files import file_sha256, read_json, whole_folder, write_json
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -42,13 +41,13 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoint-<step>` after `step` optimizer steps, then remove all but the newest `keep`."""
     target = run_dir / f"checkpoint-{step}"
-    with whole_folder(target, replace=True) as folder:
+    with whole_folder(target, lock=False) as folder:
         trained = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
         save_file(trained, folder / "trained.safetensors")
         save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
         write_json(folder / "state.json", {**state, "step": step})
         names = ("trained.safetensors", "optimizer.safetensors", "state.json")
-        write_json(folder / "manifest.json", {name: _sha256(folder / name) for name in names})
+        write_json(folder / "manifest.json", {name: file_sha256(folder / name) for name in names})
     for old in list_checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -135,13 +134,8 @@ def _damage(folder: Path) -> str | None:
     try:
         manifest = read_json(folder / "manifest.json")
         for name, digest in manifest.items():
-            if _sha256(folder / Path(name).name) != digest:
+            if file_sha256(folder / Path(name).name) != digest:
                 return f"{name} has changed since it was written"
     except (ToolkitError, OSError, SafetensorError, AttributeError) as error:
         return str(error)
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,7 +31,7 @@ def write_release(
 ) -> None:
     """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last."""
     mirror_processor(model, processor)
-    with whole_folder(folder, replace=True) as aside:
+    with whole_folder(folder, lock=False) as aside:
         model.save_pretrained(aside, dtype=dtype)
         processor.save_pretrained(aside)
         experiment = aside / "experiment_cfg"

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from gr00t.errors import ToolkitError
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-def read_json(path: Path) -> Any:
-    """Parsed JSON; a missing or damaged file is named."""
+
+def parse_json(text: str, where: str | Path) -> Any:
+    """JSON text, or a ToolkitError that names the place."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ToolkitError(f"{path} cannot be read: {error.strerror}.") from None
+        return json.loads(text)
     except ValueError as error:
-        raise ToolkitError(f"{path} is damaged: {error}. Make or copy it anew.") from None
+        raise ToolkitError(
+            f"{where}: not valid JSON ({error}). The file is damaged or was edited by hand: make or copy it anew."
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; a missing or damaged one is named."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ToolkitError(f"{path} cannot be read ({reason}). Make or copy it anew.") from None
+    data = parse_json(text, path)
+    if not isinstance(data, dict):
+        raise ToolkitError(f"{path}: expected a JSON object, not {type(data).__name__}. Make or copy it anew.")
+    return data
 
 
 def write_json(path: Path, data: Any, *, sort_keys: bool = False) -> None:
@@ -37,49 +56,123 @@ def write_json(path: Path, data: Any, *, sort_keys: bool = False) -> None:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A hidden folder beside `target` to write into; it takes the place of `target` when the block ends well.
-
-    After an error it is removed and `target` is as before. With `replace`, an existing folder gives way; without,
-    it is refused.
-    """
-    if target.exists() and not replace:
-        raise ToolkitError(f"{target} exists already. Remove it or choose another folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.parent / f".{target.name}.writing-{uuid.uuid4().hex[:8]}"
-    aside.mkdir()
-    try:
-        yield aside
-        _sync(aside)
-        if target.exists():
-            old = target.parent / f".{target.name}.old-{uuid.uuid4().hex[:8]}"
-            target.rename(old)
-            aside.rename(target)
-            shutil.rmtree(old)
-        else:
-            aside.rename(target)
-        _sync_entry(target.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def remove_leftovers(parent: Path, name: str) -> None:
-    """Remove what a killed writer of `parent/name` left behind (call it only where no other writer can be alive)."""
-    for leftover in parent.glob(f".{name}.writing-*"):
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Clear what killed writers of `folder/<names>` (a glob) left; only where no other writer can be alive."""
+    for leftover in folder.glob(f".{names}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _sync_entry(path)
+@contextmanager
+def whole_folder(target: Path, *, replace: bool = True, lock: bool = True) -> Iterator[Path]:
+    """Yield a new hidden folder beside `target`, which takes target's place when the block ends without an exception.
+
+    An existing `target` stays until then, or is refused without `replace`. What a killed writer left is removed first,
+    and a target that it had just moved away is put back. With `lock`, a second writer is refused; without (file
+    systems of clusters may have no locks), the caller sees to it that there is one only.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(target) if lock else nullcontext():
+        recover(target)
+        if target.exists() and not replace:
+            raise ToolkitError(f"{target} exists already. Remove it, choose another folder, or say overwrite=true.")
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        aside.chmod(0o777 & ~_umask())
+        try:
+            yield aside
+            _sync_tree(aside)
+            _swap(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync_entry(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def recover(target: Path) -> None:
+    """Clear what a killed writer of `target` left; call it only while holding the lock."""
+    replaced = _replaced(target)
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    for leftover in [replaced, *target.parent.glob(f".{target.name}.partial-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _swap(aside: Path, target: Path) -> None:
+    replaced = _replaced(target)
+    had_old = target.exists()
+    if had_old:
+        target.rename(replaced)
     try:
-        os.fsync(handle)
+        aside.rename(target)
+    except BaseException:
+        if had_old:
+            replaced.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced(target: Path) -> Path:
+    return target.parent / f".{target.name}.replaced"
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    """Hold the lock file beside `target`; the kernel frees it when the process dies, however it dies."""
+    path = target.parent / f".{target.name}.lock"
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _take(descriptor, target)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The holder before us may have removed the file between our open and our lock: then lock the new one.
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            break
+        os.close(descriptor)
+    try:
+        yield
     finally:
-        os.close(handle)
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _take(descriptor: int, target: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ToolkitError(
+            f"{target}: another process is writing it at this moment. Wait for it to end, or stop it first."
+        ) from error
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise ToolkitError(
+                f"{target.parent}: this file system has no file locks, which keep two conversions apart. Write to a "
+                "local folder (data_dir=...) and copy the result."
+            ) from error
+        raise
+
+
+def _sync_tree(folder: Path) -> None:
+    for current, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(current) / name)
+        _sync(Path(current))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -11,7 +11,7 @@ from datasets import Dataset
 from recordings import INSTRUCTION, SAMPLES, edit_json, replace, write_recording, write_split
 
 from conflict_panda_config import MODALITY_CONFIG
-from data_prep import lerobot, staging
+from data_prep import lerobot
 from data_prep.convert import convert_split
 from data_prep.lerobot import choose_val_episodes
 from data_prep.maniskill import read_recordings
@@ -19,6 +19,7 @@ from gr00t.data.layout import DatasetLayout
 from gr00t.data.statistics import feature_statistics, relative_statistics, to_processor_statistics
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
+from gr00t.files import whole_folder
 
 ELEVEN = [12, 5, 7, 9, 6, 8, 20, 11, 10, 13, 14]  # lengths; one must reach the 16 steps of the horizon
 
@@ -323,7 +324,7 @@ def test_a_missing_instruction_is_refused(tmp_path):
 
 
 def test_staging_is_readable_by_others_as_the_umask_says(tmp_path):
-    with staging.whole_folder(tmp_path / "new") as aside:
+    with whole_folder(tmp_path / "new") as aside:
         (aside / "file").write_text("x")
     expected = (tmp_path / "other").mkdir() or (tmp_path / "other").stat().st_mode
     assert (tmp_path / "new").stat().st_mode == expected

@@ -182,7 +182,7 @@ def test_a_group_that_modality_json_lacks_gets_the_nearest_name(small_data: Path
     modality = json.loads((copy / "meta" / "modality.json").read_text())
     modality["state"]["arms"] = modality["state"].pop("arm")
     (copy / "meta" / "modality.json").write_text(json.dumps(modality))
-    with pytest.raises(ToolkitError, match='no state group "arm".*Did you mean "arms"'):
+    with pytest.raises(ToolkitError, match=r'no state group "arm".*Did you mean "arms"'):
         StepReader(copy, MODALITY_CONFIG)
 
 

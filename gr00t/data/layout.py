@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.files import file_sha256, parse_json
 
 CODEBASE_VERSION = "v2.1"
 SPLIT_FILE = "meta/split.json"
@@ -191,20 +192,6 @@ class DatasetLayout:
                 raise ToolkitError(f"{where}: {', '.join(missing)} is missing; prepare the dataset again.")
             records.append(record)
         return records
-
-
-def parse_json(text: str, where: str | Path) -> Any:
-    """JSON text, or a ToolkitError that names the place."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ToolkitError(f"{where}: not valid JSON ({error}). The file is damaged or was edited by hand.") from error
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's content, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def dataset_fingerprint(root: Path, split: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from gr00t.data.schema import EmbodimentTag, ModalityConfig, ModalityConfigs
 from gr00t.data.state_action import Statistics
 from gr00t.errors import ToolkitError
+from gr00t.files import read_json
 
 PROCESSOR_CLASS = "Gr00tN1d7Processor"
 FILES = ("processor_config.json", "statistics.json", "embodiment_id.json")
@@ -118,7 +119,7 @@ def read_processor_files(path: str | Path) -> ProcessorFiles:
         raise ToolkitError(
             f"{path}: no {FILES[0]}, neither here nor in processor/. Copy {', '.join(FILES)} of the checkpoint there."
         )
-    document = _read_json(folder / FILES[0])
+    document = read_json(folder / FILES[0])
     kind, kwargs = document.get("processor_class"), document.get("processor_kwargs")
     if kind != PROCESSOR_CLASS or not isinstance(kwargs, dict) or "modality_configs" not in kwargs:
         raise ToolkitError(
@@ -126,10 +127,10 @@ def read_processor_files(path: str | Path) -> ProcessorFiles:
             "processor_kwargs.modality_configs. Checkpoints of N1.5 and N1.6 do not fit this model: start from N1.7."
         )
     config = ProcessorConfig.from_json(kwargs)
-    ids = {tag: int(index) for tag, index in _read_json(folder / FILES[2]).items()}
+    ids = {tag: int(index) for tag, index in read_json(folder / FILES[2]).items()}
     for tag in EmbodimentTag:
         ids.setdefault(tag.value, default_projector_index(tag))
-    return ProcessorFiles(config, _read_json(folder / FILES[1]), ids)
+    return ProcessorFiles(config, read_json(folder / FILES[1]), ids)
 
 
 def write_processor_files(path: str | Path, files: ProcessorFiles) -> None:
@@ -177,20 +178,8 @@ def _in_cache(model_name: str) -> Path | None:
     return Path(found).parent
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ToolkitError(f"{file} is missing. Copy it from the checkpoint this one was made from.") from None
-    except (OSError, ValueError) as error:
-        raise ToolkitError(f"{file} cannot be read ({error}). Copy it again from its source.") from error
-    if not isinstance(data, dict):
-        raise ToolkitError(f"{file}: expected a JSON object, not {type(data).__name__}. Copy it again from its source.")
-    return data
-
-
 def _refuse_other_generation(path: Path) -> None:
-    config = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     kind = str(config.get("model_type", ""))
     if (path / "experiment_cfg" / "metadata.json").is_file() or (kind.lower().startswith("gr00t") and "7" not in kind):
         raise ToolkitError(

@@ -7,13 +7,13 @@ name (beside the checkpoint, or the name itself as a path), the local Hugging Fa
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import Qwen3VLConfig
 
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.files import read_json
 
 QWEN3_VL_2B: dict[str, Any] = {
     "image_token_id": 151655,
@@ -63,7 +63,7 @@ def resolve_backbone(model_name: str, checkpoint: Path | None) -> Qwen3VLConfig:
     looked = _candidate_files(model_name, checkpoint)
     for path in looked:
         if path.is_file():
-            return parse_backbone(_read_json(path), str(path))
+            return parse_backbone(read_json(path), str(path))
     if model_name in BUILT_IN:
         return parse_backbone(BUILT_IN[model_name], model_name)
     places = "\n  ".join(str(p) for p in looked)
@@ -108,13 +108,3 @@ def _cached_config(model_name: str) -> Path | None:
     except HFValidationError:  # a path, not a hub id
         return None
     return Path(found) if isinstance(found, str) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ToolkitError(f"{path} cannot be read as JSON ({error}). Copy it anew.") from None
-    if not isinstance(data, dict):
-        raise ToolkitError(f"{path} holds no JSON object. Copy it anew.")
-    return data

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gr00t.errors import ToolkitError
+from gr00t.files import read_json
 from gr00t.model.backbone_config import SAVED_CONFIG, resolve_backbone
 from gr00t.model.config import MODEL_TYPE, Gr00tN1d7Config
 
@@ -81,10 +82,7 @@ def read_config(folder: Path) -> Gr00tN1d7Config:
     path = folder / "config.json"
     if not path.is_file():
         raise ToolkitError(f"{folder} holds no config.json: it is no checkpoint folder.")
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ToolkitError(f"{path} is damaged ({error}). Copy or download it anew.") from None
+    data = read_json(path)
     kind = data.get("model_type") or data.get("type")
     if kind != MODEL_TYPE:
         raise ToolkitError(_what_is(folder, data, kind))
@@ -116,8 +114,8 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX_NAME
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (KeyError, AttributeError):
             raise ToolkitError(f"{index} is damaged. Copy or download it anew.") from None
         shards = [folder / Path(name).name for name in names]
         missing = [p.name for p in shards if not p.is_file()]
