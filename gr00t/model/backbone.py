@@ -14,6 +14,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from gr00t.data.pixels import pixel_values as to_pixel_values
 from gr00t.errors import ToolkitError
+from gr00t.model.vision_attention import ImageAttention, ImageLengths
 
 
 @dataclass
@@ -54,6 +55,10 @@ class Backbone(nn.Module):
         self.image_token_id: int = config.image_token_id
         vlm = Qwen3VLModel(kept)
         vlm.language_model.norm = UnusedRMSNorm(vlm.language_model.config.hidden_size)
+        if attention != "flash_attention_2":
+            lengths = ImageLengths()
+            for block in vlm.visual.blocks:
+                block.attn = ImageAttention(block.attn, lengths)
         self.model = nn.ModuleDict({"model": vlm})
 
     @property

@@ -1,0 +1,68 @@
+"""Attention within each image, for all images of a batch in one call.
+
+transformers runs Qwen3-VL's vision attention image by image, in a Python loop of every block, unless flash-attention
+is installed. Images of one size, which is what the processor makes, need no loop: they are a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ImageLengths:
+    """Patches of each image in the packed sequence; read from the device once a forward, not once a block."""
+
+    def __init__(self) -> None:
+        self._seen: Tensor | None = None
+        self._lengths: list[int] = []
+
+    def __call__(self, cu_seqlens: Tensor) -> list[int]:
+        if cu_seqlens is not self._seen:
+            self._seen = cu_seqlens
+            self._lengths = cu_seqlens.diff().tolist()
+        return self._lengths
+
+
+class ImageAttention(nn.Module):
+    """In place of a block's Qwen3VLVisionAttention, with its weights (`qkv`, `proj`).
+
+    Tokens are (patches of all images, width), packed image after image; rotary positions as transformers gives them.
+    """
+
+    def __init__(self, original: Any, lengths: ImageLengths) -> None:
+        super().__init__()
+        self.heads: int = original.num_heads
+        self.qkv: nn.Linear = original.qkv
+        self.proj: nn.Linear = original.proj
+        self._lengths = lengths
+
+    def forward(
+        self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
+    ) -> Tensor:
+        lengths = self._lengths(cu_seqlens)
+        q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).unbind(1)  # each (patches, heads, dim)
+        cos, sin = (part.unsqueeze(1) for part in position_embeddings)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        if len(set(lengths)) == 1:
+            out = _attend(*(part.unflatten(0, (len(lengths), -1)) for part in (q, k, v)))
+            return self.proj(out.flatten(0, 1))
+        pieces = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        outs = [_attend(*(part.unsqueeze(0) for part in piece)).squeeze(0) for piece in pieces]
+        return self.proj(torch.cat(outs))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(images, patches, heads, dim) to (images, patches, heads * dim)."""
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2).flatten(2)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions, computed in float32 as transformers does."""
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x.float() * cos.float() + turned * sin.float()).to(x.dtype)
