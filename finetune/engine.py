@@ -29,7 +29,7 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ToolkitError("bf16 was chosen, but this GPU has none. Use precision=fp32 (in training: train.precision=fp32).")
+        raise ToolkitError("bf16 was chosen, but this GPU has none. Choose fp32: (train.)precision=fp32.")
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
