@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_files import golden_dir, load
+from golden_files import golden_path, load
 
 from conflict_panda_config import MODALITY_CONFIG
 from finetune.config import load as load_config
@@ -47,8 +47,8 @@ def same(a: dict, b: dict, *, but: tuple[str, ...] = ()) -> bool:
 
 
 def test_steps_equal_what_the_original_reads_from_its_dataset() -> None:
-    points = load(golden_dir() / "dataset_points.npz")
-    golden = StepReader(golden_dir() / "dataset_new_embodiment", MODALITY_CONFIG)
+    points = load(golden_path("dataset_points.npz"))
+    golden = StepReader(golden_path("dataset_new_embodiment"), MODALITY_CONFIG)
     for frame in (0, 7, 36):
         step = golden.step(1, frame)
         for group in ("arm", "gripper"):

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from golden_files import golden_dir, load
+from golden_files import golden_path, load
 
 from gr00t.data.images import JITTERS, Augmentation, ImageTransform, vlm_resize
 from gr00t.errors import ToolkitError
@@ -18,7 +18,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    return load(golden_dir() / "image_transforms.npz")
+    return load(golden_path("image_transforms.npz"))
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -32,7 +32,7 @@ def test_the_eval_transform_is_the_originals_bit_for_bit(golden, size, name):
 
 
 def test_the_training_transform_is_the_originals_bit_for_bit(golden):
-    drawn = json.loads((golden_dir() / "image_transforms_train_params.json").read_text())[0]
+    drawn = json.loads(golden_path("image_transforms_train_params.json").read_text())[0]
     crop = next(params for name, _, params in drawn if "Crop" in name)["crop_coords"]
     jitter = next(params for name, _, params in drawn if name == "ColorJitter")
     order = tuple(JITTERS[i] for i in jitter.pop("order"))

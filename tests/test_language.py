@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from golden_files import batch_size, checkpoint_of, golden_dir, infer_files, load
+from golden_files import batch_size, checkpoint_of, golden_path, infer_files, load
 
 from gr00t.data.language import IMAGE_TOKEN, VlmTokenizer, formalize
 from gr00t.errors import ToolkitError
@@ -13,7 +13,7 @@ TINY = "Qwen/Qwen3-VL-tiny"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> VlmTokenizer:
-    return VlmTokenizer(golden_dir() / TINY)
+    return VlmTokenizer(golden_path(TINY))
 
 
 @pytest.mark.parametrize("path", infer_files(), ids=lambda p: p.stem)
@@ -61,7 +61,7 @@ def test_an_instruction_with_control_tokens_is_refused(tokenizer):
 
 
 def test_a_folder_of_another_vlm_is_refused(tmp_path):
-    folder = shutil.copytree(golden_dir() / TINY, tmp_path / "vlm", ignore=shutil.ignore_patterns("*.safetensors"))
+    folder = shutil.copytree(golden_path(TINY), tmp_path / "vlm", ignore=shutil.ignore_patterns("*.safetensors"))
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.48, 0.46, 0.41]}))
     with pytest.raises(ToolkitError, match="not Qwen3-VL's image settings"):

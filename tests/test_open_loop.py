@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from golden_files import golden_dir
+from golden_files import golden_path
 
 from conflict_panda_config import MODALITY_CONFIG
 from finetune import evaluate, open_loop_report
@@ -36,8 +36,8 @@ def checkpoint(small_data, tmp_path_factory):
         layout.statistics(), layout.relative_statistics(), layout.modality, MODALITY_CONFIG
     )
     folder = tmp_path_factory.mktemp("checkpoint")
-    Gr00tN1d7.from_pretrained(golden_dir() / "tiny_h40").save_pretrained(folder)
-    processor = Gr00tN1d7Processor.from_pretrained(golden_dir() / "tiny_h40")
+    Gr00tN1d7.from_pretrained(golden_path("tiny_h40")).save_pretrained(folder)
+    processor = Gr00tN1d7Processor.from_pretrained(golden_path("tiny_h40"))
     processor.with_embodiment("new_embodiment", MODALITY_CONFIG, statistics).save_pretrained(folder)
     (folder / "experiment_cfg").mkdir()
     write_json(folder / "experiment_cfg/dataset.json", describe_dataset(layout))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from golden_files import batch_size, below, checkpoint_of, golden_dir, infer_files, load, tag_of
+from golden_files import batch_size, below, checkpoint_of, golden_path, infer_files, load, tag_of
 
 from conflict_panda_config import MODALITY_CONFIG
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -15,7 +15,7 @@ from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
-TINY = golden_dir() / "tiny_h40"
+TINY = golden_path("tiny_h40")
 LANGUAGE = "annotation.human.task_description"
 
 
@@ -72,10 +72,12 @@ def test_actions_equal_the_originals_for_a_batch_of_prompts_of_different_lengths
     assert set(actions) == {f"action.{key}" for key in expected}
     for key, values in expected.items():
         assert actions[f"action.{key}"].dtype == np.float32
-        assert np.abs(actions[f"action.{key}"] - values).max() < 1e-4, key
+        assert np.abs(actions[f"action.{key}"] - values).max() < 1e-4 * max(1, np.abs(values).max()), key
 
 
-@pytest.mark.parametrize("path", infer_files(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in infer_files() if below(load(p), "policy_bf16::")], ids=lambda path: path.stem
+)
 def test_bf16_on_the_cpu_errs_no_more_than_the_originals_bf16(path):
     data = load(path)
     policy = GR00TPolicy.from_pretrained(checkpoint_of(path), None, tag_of(path), torch_dtype=torch.bfloat16)
