@@ -145,6 +145,9 @@ def _write_processor(folder: Path, architecture: ArchitectureConfig) -> None:
 
     config = ProcessorConfig(
         modality_configs={},
+        # as in the release; LeRobot takes crop_fraction for this target size only
+        image_crop_size=[230, 230],
+        image_target_size=[256, 256],
         model_name=architecture.model_name,
         max_state_dim=architecture.max_state_dim,
         max_action_dim=architecture.max_action_dim,

@@ -292,7 +292,7 @@ def test_folders_that_are_no_n1_7_checkpoint_are_refused(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"no processor_config\.json, neither here nor in processor/")
     (tmp_path / "empty" / "config.json").write_text(json.dumps({"model_type": "gr00t_n1_5"}))
-    refused(tmp_path / "empty", 'earlier GR00T .model_type "gr00t_n1_5"')
+    refused(tmp_path / "empty", r"is a GR00T N1\.5 checkpoint \(gr00t_n1_5\)")
     text = (folder / JSONS[0]).read_text()
     (folder / JSONS[0]).write_text(text.replace("Gr00tN1d7Processor", "Gr00tN1d6Processor"))
     refused(folder, 'processor_class is "Gr00tN1d6Processor".*start from N1.7')

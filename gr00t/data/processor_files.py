@@ -115,7 +115,10 @@ def read_processor_files(path: str | Path) -> ProcessorFiles:
         )
     folder = next((p for p in (path, path / "processor") if (p / FILES[0]).is_file()), None)
     if folder is None:
-        _refuse_other_generation(path)
+        base = _base_of_lerobot(path)
+        if base is not None:
+            return _read_lerobot(path, read_processor_files(base))
+        _refuse_other_models(path)
         raise ToolkitError(
             f"{path}: no {FILES[0]}, neither here nor in processor/. Copy {', '.join(FILES)} of the checkpoint there."
         )
@@ -125,6 +128,11 @@ def read_processor_files(path: str | Path) -> ProcessorFiles:
         raise ToolkitError(
             f'{folder / FILES[0]}: processor_class is "{kind}" where GR00T N1.7 has "{PROCESSOR_CLASS}" with '
             "processor_kwargs.modality_configs. Checkpoints of N1.5 and N1.6 do not fit this model: start from N1.7."
+        )
+    if kwargs.get("use_tactile"):
+        raise ToolkitError(
+            f"{folder / FILES[0]} has use_tactile on, which a later GR00T brought and this toolkit does not have. "
+            "Use a checkpoint without it."
         )
     config = ProcessorConfig.from_json(kwargs)
     ids = {tag: int(index) for tag, index in read_json(folder / FILES[2]).items()}
@@ -146,6 +154,7 @@ def find_vlm_folder(path: str | Path, model_name: str) -> Path:
     """The folder with the tokenizer that a checkpoint at `path` needs; local places only, in this order:
     processor/vlm, `model_name` below or beside the checkpoint, `model_name` as a path, the Hugging Face cache."""
     path = Path(path)
+    path = _base_of_lerobot(path) or path
     places = [path / "processor" / "vlm", path / model_name, path.resolve().parent / model_name, Path(model_name)]
     for place in places:
         if _has_tokenizer(place):
@@ -178,11 +187,27 @@ def _in_cache(model_name: str) -> Path | None:
     return Path(found).parent
 
 
-def _refuse_other_generation(path: Path) -> None:
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    kind = str(config.get("model_type", ""))
-    if (path / "experiment_cfg" / "metadata.json").is_file() or (kind.lower().startswith("gr00t") and "7" not in kind):
-        raise ToolkitError(
-            f'{path}: this is a checkpoint of an earlier GR00T (model_type "{kind}"), not of N1.7; its weights do not '
-            "fit. Start from nvidia/GR00T-N1.7-3B."
-        )
+def _refuse_other_models(path: Path) -> None:
+    from gr00t.model.checkpoint_kind import read_config_json
+
+    if (path / "config.json").is_file():
+        read_config_json(path)
+
+
+def _base_of_lerobot(path: Path) -> Path | None:
+    """The base of a LeRobot checkpoint; None for any other folder."""
+    from gr00t.model.checkpoint_kind import architecture_folder
+
+    if not (path / "config.json").is_file():
+        return None
+    base = architecture_folder(path)
+    return None if base == path else base
+
+
+def _read_lerobot(path: Path, base: ProcessorFiles) -> ProcessorFiles:
+    from gr00t.model.lerobot import processor_kwargs
+
+    kwargs, tag, statistics = processor_kwargs(path, base.config.to_json())
+    others = {name: entry for name, entry in base.statistics.items() if name != tag}
+    own = {} if statistics is None else {tag: statistics}
+    return ProcessorFiles(ProcessorConfig.from_json(kwargs), others | own, base.embodiment_ids)

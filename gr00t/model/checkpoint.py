@@ -1,15 +1,16 @@
-"""Checkpoint files of the model: find, check, read and write config.json and the safetensors shards.
+"""Checkpoint files of the model: read and write config.json and the safetensors shards.
 
-Layout (the release's): config.json, model-0000x-of-0000y.safetensors, model.safetensors.index.json. Read besides:
-one model.safetensors; with or without the tied copy of lm_head.
+Layout (the release's): config.json, model-0000x-of-0000y.safetensors, model.safetensors.index.json. Read besides: one
+model.safetensors; with or without the tied copy of lm_head; LeRobot's checkpoints of N1.7. Finding and telling apart
+is in checkpoint_folder and checkpoint_kind.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from os import PathLike
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json
 from gr00t.model.backbone_config import SAVED_CONFIG, resolve_backbone
+from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
+from gr00t.model.checkpoint_folder import resolve_folder as resolve_folder
+from gr00t.model.checkpoint_kind import architecture_folder, read_config_json
 from gr00t.model.config import MODEL_TYPE, Gr00tN1d7Config
+from gr00t.model.lerobot import original_name
 
 if TYPE_CHECKING:
     from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 MAX_SHARD_BYTES = 5_000_000_000
 LM_HEAD = "backbone.model.lm_head.weight"
 EMBEDDINGS = "backbone.model.model.language_model.embed_tokens.weight"
@@ -44,105 +46,63 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def resolve_folder(
-    name: str | PathLike[str],
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Path:
-    """A local checkpoint folder for a path or hub id; a hub id is downloaded (or found in the cache)."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1:
-        raise ToolkitError(f"No checkpoint folder {folder}. Give a folder that holds config.json, or a hub id.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                str(name),
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"],
-            )
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ToolkitError(
-            f'"{name}" is neither a local folder nor a hub repository that can be reached from here '
-            f"({type(error).__name__}). On a machine without internet, download it elsewhere "
-            f"(hf download {name} --local-dir DIR) and give DIR."
-        ) from None
-
-
 def read_config(folder: Path) -> Gr00tN1d7Config:
-    """config.json of an N1.7 checkpoint; anything else is refused, saying what it is."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ToolkitError(f"{folder} holds no config.json: it is no checkpoint folder.")
-    data = read_json(path)
-    kind = data.get("model_type") or data.get("type")
-    if kind != MODEL_TYPE:
-        raise ToolkitError(_what_is(folder, data, kind))
-    config = Gr00tN1d7Config.from_dict(data)
-    config._name_or_path = str(folder)
+    """The configuration of an N1.7 checkpoint, of the original or of LeRobot; anything else is refused by name."""
+    config = Gr00tN1d7Config.from_dict(read_config_json(folder))
+    config._name_or_path = str(architecture_folder(folder))
     return config
 
 
-def _what_is(folder: Path, data: dict[str, Any], kind: Any) -> str:
-    older = {"gr00t_n1": "N1", "gr00t_n1_5": "N1.5", "Gr00tN1d6": "N1.6"}
-    if kind in older:
-        return (
-            f"{folder} is a GR00T {older[kind]} checkpoint; this toolkit reads N1.7 only. "
-            "Start from nvidia/GR00T-N1.7-3B."
-        )
-    if str(kind).startswith("qwen3_vl"):
-        return (
-            f"{folder} is a plain Qwen3-VL, the backbone alone, without an action head. "
-            "Start from nvidia/GR00T-N1.7-3B, or make a base with `python -m finetune.create_base`."
-        )
-    return (
-        f'{folder} is no GR00T N1.7 checkpoint: its config.json says model_type "{kind}", not "{MODEL_TYPE}". '
-        "Give the folder of an N1.7 checkpoint."
-    )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order; a missing shard is named."""
-    index = folder / INDEX_NAME
-    if index.is_file():
-        try:
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        except (KeyError, AttributeError):
-            raise ToolkitError(f"{index} is damaged. Copy or download it anew.") from None
-        shards = [folder / Path(name).name for name in names]
-        missing = [p.name for p in shards if not p.is_file()]
-        if missing:
-            raise ToolkitError(f"{folder} lacks the shards {missing} that {INDEX_NAME} lists. Download it anew.")
-        return shards
-    if (folder / SINGLE_NAME).is_file():
-        return [folder / SINGLE_NAME]
-    raise ToolkitError(f"{folder} holds neither {INDEX_NAME} nor {SINGLE_NAME}: there are no weights in it.")
-
-
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint, file by file; the tied copy of lm_head is left out."""
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - a handle, not a dict
-                    if name != LM_HEAD:
-                        yield name, shard.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ToolkitError(f"{path} is damaged or cut short ({error}). Download it anew.") from None
+    """Every tensor of a checkpoint under the original's name, file by file.
+
+    The tied lm_head comes out as what it is, the token embeddings, and only where those are not stored themselves:
+    LeRobot keeps either of the two.
+    """
+    files = weight_files(folder)
+    stored = {original_name(name) for path in files for name in tensor_names(path)}
+    for path in files:
+        with _open(path) as shard:
+            for stored_name in shard.keys():  # noqa: SIM118 - a handle, not a dict
+                name = original_name(stored_name)
+                if name != LM_HEAD:
+                    yield name, _get(shard, stored_name, path)
+                elif EMBEDDINGS not in stored:
+                    yield EMBEDDINGS, _get(shard, stored_name, path)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors in one file, as stored."""
+    with _open(path) as shard:
+        return list(shard.keys())
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        handle = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
+    with handle as shard:
+        yield shard
+
+
+def _get(shard: Any, name: str, path: Path) -> Tensor:
+    try:
+        tensor: Tensor = shard.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from None
+    return tensor
+
+
+def _damaged(path: Path, error: Exception) -> ToolkitError:
+    return ToolkitError(f"{path} is damaged or cut short ({error}). Download it anew.")
 
 
 def fingerprint(folder: Path) -> str:
     """A hash that tells two checkpoints apart without reading all of their weights: config.json, and of every weight
     file its name, size, header and 64 KiB from each of 32 places."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256((folder / CONFIG_NAME).read_bytes())
     for path in weight_files(folder):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
@@ -164,7 +124,7 @@ def load_model(
 ) -> Gr00tN1d7:
     """Build the model on the meta device and give it the checkpoint's tensors, copied out of the files."""
     config = config or read_config(folder)
-    backbone = resolve_backbone(config.model_name, folder)
+    backbone = resolve_backbone(config.model_name, architecture_folder(folder))
     with torch.device("meta"):
         model = cls(config, backbone)
     if tune is None:
@@ -174,13 +134,15 @@ def load_model(
     trained = {name for name, _ in model.trained_parameters()} if trained_dtype else set()
     found: dict[str, Tensor] = {}
     for name, tensor in read_tensors(folder):
-        _check_tensor(name, tensor, wanted, folder)
+        check_tensor(name, tensor.shape, wanted, folder)
+        if name in found:
+            raise ToolkitError(
+                f'{folder}: the tensor "{name}" is stored twice. Files of two checkpoints are mixed there.'
+            )
         target = trained_dtype if name in trained else dtype
         # a copy: the file may be replaced while the model lives
         found[name] = tensor.to(dtype=target or tensor.dtype, copy=True)
-    missing = sorted(set(wanted) - set(found))
-    if missing:
-        raise ToolkitError(_names(f"{folder} lacks {len(missing)} tensors of the model", missing))
+    refuse_missing(set(wanted) - set(found), folder)
     model.load_state_dict(found, strict=True, assign=True)
     model.set_trainable(**tune)  # assigned tensors do not carry the flag over
     model.backbone.refresh_rotary()
@@ -191,22 +153,28 @@ def load_model(
 _TUNE_KEYS = ("projector", "diffusion_model", "vlln", "llm", "visual", "top_llm_layers")
 
 
-def _check_tensor(name: str, tensor: Tensor, wanted: dict[str, Tensor], folder: Path) -> None:
+def check_tensor(name: str, shape: Sequence[int], wanted: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse a tensor that the model does not have, or has in another shape."""
     if name not in wanted:
         raise ToolkitError(
             f'{folder}: the tensor "{name}" belongs to no part of the model that config.json describes. '
             "The weights and config.json are from different checkpoints."
         )
-    if tensor.shape != wanted[name].shape:
+    if tuple(shape) != tuple(wanted[name].shape):
         raise ToolkitError(
-            f'{folder}: "{name}" has shape {list(tensor.shape)}, but config.json describes '
+            f'{folder}: "{name}" has shape {list(shape)}, but config.json describes '
             f"{list(wanted[name].shape)}. The weights and config.json are from different checkpoints."
         )
 
 
-def _names(what: str, names: list[str]) -> str:
-    shown = "\n  ".join(names[:8]) + ("\n  ..." if len(names) > 8 else "")
-    return f"{what}:\n  {shown}\nDownload or copy the checkpoint anew."
+def refuse_missing(missing: set[str], folder: Path) -> None:
+    """Refuse a checkpoint without these tensors: nothing is ever initialised in their place."""
+    if missing:
+        names = sorted(missing)
+        shown = "\n  ".join(names[:8]) + ("\n  ..." if len(names) > 8 else "")
+        raise ToolkitError(
+            f"{folder} lacks {len(names)} tensors of the model:\n  {shown}\nDownload or copy the checkpoint anew."
+        )
 
 
 def write_model(model: Gr00tN1d7, folder: Path, *, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
@@ -233,7 +201,7 @@ def write_config(model: Gr00tN1d7, folder: Path, dtype: torch.dtype | None) -> N
     data = model.config.to_dict()
     data["architectures"] = [MODEL_TYPE]
     data["dtype"] = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
-    _write_json(folder / "config.json", data)
+    _write_json(folder / CONFIG_NAME, data)
     saved = folder / SAVED_CONFIG
     saved.parent.mkdir(parents=True, exist_ok=True)
     _write_json(saved, model.backbone_config.to_dict())
@@ -267,4 +235,4 @@ def _width(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2, sort_keys=path.name == "config.json") + "\n")
+    path.write_text(json.dumps(data, indent=2, sort_keys=path.name == CONFIG_NAME) + "\n")

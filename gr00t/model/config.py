@@ -12,8 +12,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from gr00t.errors import ToolkitError, did_you_mean
-
-MODEL_TYPE = "Gr00tN1d7"
+from gr00t.model.checkpoint_kind import MODEL_TYPE
 
 DEFAULT_DIFFUSION_MODEL = {
     "positional_embeddings": None,
@@ -26,6 +25,8 @@ DEFAULT_DIFFUSION_MODEL = {
     "output_dim": 1024,
     "interleave_self_attention": True,
 }
+
+RELEASED_DIFFUSION_MODEL = {**DEFAULT_DIFFUSION_MODEL, "num_layers": 32}
 
 RELEASED_VL_SELF_ATTENTION = {
     "positional_embeddings": None,
@@ -223,12 +224,12 @@ def released_config(**overrides: Any) -> Gr00tN1d7Config:
     """The architecture of nvidia/GR00T-N1.7-3B: 16 LLM layers, 4 layers of vl_self_attention, a DiT of 32."""
     values: dict[str, Any] = {
         "select_layer": 16,
-        "diffusion_model_cfg": {**DEFAULT_DIFFUSION_MODEL, "num_layers": 32},
+        "diffusion_model_cfg": dict(RELEASED_DIFFUSION_MODEL),
         "vl_self_attention_cfg": dict(RELEASED_VL_SELF_ATTENTION),
         "shortest_image_edge": 256,
         "crop_fraction": 0.95,
-        "image_crop_size": None,
-        "image_target_size": None,
+        "image_crop_size": [230, 230],
+        "image_target_size": [256, 256],
         "state_dropout_prob": 0.2,
         "use_relative_action": True,
     }
