@@ -38,7 +38,7 @@ class Engine:
 
     def __init__(self, config: FinetuneConfig) -> None:
         device = pick_device(config.device)
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
