@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray]
 CARRIED = Path(__file__).parent / "golden"
 
 

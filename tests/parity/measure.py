@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_files import batch_images, below, checkpoint_of, load
+from golden_files import Arrays, batch_images, below, checkpoint_of, load
 
 from finetune.config import TrainConfig
 from finetune.optim import build_optimizer
@@ -16,7 +16,6 @@ from gr00t.model import Gr00tN1d7
 from gr00t.model.action_head import RealTimeChunking
 from gr00t.model.embodiment import EmbodimentRows
 
-Arrays = dict[str, np.ndarray]
 UNUSED_NORM = "backbone.model.model.language_model.norm.weight"
 ZERO_GRADIENT = "attn1.to_k.bias"  # analytically zero: what is recorded is rounding noise
 MODES: dict[str, dict[str, Any]] = {
