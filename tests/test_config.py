@@ -129,7 +129,7 @@ def test_composing_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_chosen_group_wins_over_what_the_experiment_says_of_it() -> None:
     config = compose("finetune", "experiment=demo", "model=small", "split=size_color")
     assert (config.model.base, config.split.name) == ("checkpoints/base/small", "size_color")
-    assert (config.train.max_steps, config.output_dir) == (300, "demo/checkpoints/size_color")
+    assert (config.train.max_steps, config.output_dir) == (400, "demo/checkpoints/size_color")
 
 
 def test_types_are_those_of_the_dataclass() -> None:

@@ -137,7 +137,7 @@ def test_time_follows_the_originals_beta(reader: StepReader, processor: Gr00tN1d
 def test_a_batch_carries_the_draws(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
     samples = dataset(reader, processor)
     batch = samples.collate([samples[SampleKey(i, 0, i)] for i in range(3)])
-    assert batch["noise"].shape == batch["action"].shape == (3, 40, 132)
+    assert batch["noise"].shape == batch["action"].shape == (3, 20, 32)
     assert batch["time"].shape == (3,) and batch["drop_state_features"].dtype == torch.bool
     assert batch["images"].dtype == torch.uint8 and batch["images"].shape == (6, 256, 256, 3)
 
