@@ -127,7 +127,12 @@ class Gr00tN1d7(PreTrainedModel):
     # running
 
     def features(self, inputs: dict[str, Tensor]) -> BackboneOutput:
-        """The backbone's output; no graph is kept where no part of it is trained."""
+        """The backbone's output; no graph is kept where no part of it is trained.
+
+        Features computed earlier are taken as they are: `features` (B, S, dim), `attention_mask` and `image_mask`.
+        """
+        if "features" in inputs:
+            return BackboneOutput(inputs["features"], inputs["attention_mask"].bool(), inputs["image_mask"].bool())
         trained = any(p.requires_grad for p in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             return self.backbone(inputs)
