@@ -13,6 +13,7 @@ from gr00t.data.schema import ActionConfig, ActionFormat, ActionRepresentation, 
 from gr00t.data.statistics import (
     check_relative_statistics,
     feature_statistics,
+    merge_statistics,
     relative_statistics,
     start_frames,
     to_processor_statistics,
@@ -146,3 +147,66 @@ def test_a_horizon_that_no_episode_reaches_is_refused():
 def test_no_values_have_no_statistics():
     with pytest.raises(ToolkitError, match="N > 0"):
         feature_statistics(np.zeros((0, 3)))
+
+
+def entry(values: np.ndarray, steps: np.ndarray | None = None) -> dict:
+    """Statistics of one state group, and of one relative group where `steps` (N, H, D) is given."""
+    found = {"state": {"arm": feature_statistics(values)}}
+    if steps is not None:
+        per_step = [feature_statistics(steps[:, h]) for h in range(steps.shape[1])]
+        found["relative_action"] = {"arm": {name: [step[name] for step in per_step] for name in per_step[0]}}
+    return found
+
+
+def test_merged_statistics_of_one_dataset_are_its_own():
+    own = json.loads((GOLDEN / "dataset_merged_statistics.json").read_text())["new_embodiment"]
+    for modality, groups in merge_statistics([own], [3.0]).items():
+        for group, statistics in groups.items():
+            assert_equal_statistics(statistics, own[modality][group], 1e-15)
+
+
+def test_datasets_weighted_by_their_length_merge_to_mean_and_deviation_of_all_values():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(m, s, size=(n, 3)) for m, s, n in ((0, 1, 40), (5, 0.1, 160), (-2, 3, 10))]
+    steps = [part[:, None] * np.array([[1.0], [2.0]]) for part in parts]
+    merged = merge_statistics([entry(p, s) for p, s in zip(parts, steps, strict=True)], [len(p) for p in parts])
+    whole = entry(np.concatenate(parts), np.concatenate(steps))
+    for modality in ("state", "relative_action"):
+        for name in ("mean", "std", "min", "max"):
+            found, wanted = merged[modality]["arm"][name], whole[modality]["arm"][name]
+            np.testing.assert_allclose(found, wanted, rtol=1e-12, err_msg=name)
+
+
+def test_merging_takes_the_outermost_percentiles_and_the_originals_weighting():
+    rng = np.random.default_rng(1)
+    first, second = entry(rng.normal(size=(50, 2))), entry(rng.normal(3, 2, size=(50, 2)))
+    merged = merge_statistics([first, second], [1, 3])["state"]["arm"]
+    a, b = ({name: np.array(v) for name, v in e["state"]["arm"].items()} for e in (first, second))
+    mean = 0.25 * a["mean"] + 0.75 * b["mean"]
+    square = 0.25 * (a["std"] ** 2 + a["mean"] ** 2) + 0.75 * (b["std"] ** 2 + b["mean"] ** 2)
+    np.testing.assert_allclose(merged["mean"], mean, rtol=1e-12)
+    np.testing.assert_allclose(merged["std"], np.sqrt(square - mean**2), rtol=1e-12)
+    assert merged["q01"] == np.minimum(a["q01"], b["q01"]).tolist()
+    assert merged["q99"] == np.maximum(a["q99"], b["q99"]).tolist()
+
+
+def test_a_column_constant_in_all_datasets_stays_constant_when_merged():
+    same = entry(np.full((9, 1), 1234.1))
+    merged = merge_statistics([same] * 3, [0.1, 0.2, 0.7])["state"]["arm"]
+    assert merged["std"] == [0.0] and merged["mean"] == merged["min"] == [1234.1]
+    moved = merge_statistics([same, entry(np.full((9, 1), 1235.1))], [1, 1])["state"]["arm"]
+    np.testing.assert_allclose(moved["std"], [0.5], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "others, weights, said",
+    [
+        ([], [1.0], "0 statistics and 1 weights"),
+        ([entry(np.eye(3))], [0.0], "at least 0 and not all 0"),
+        ([entry(np.eye(3)), {"state": {"leg": {}}}], [1, 1], r"Dataset 1 has the state groups \['leg'\]"),
+        ([entry(np.eye(3)), entry(np.eye(4))], [1, 1], "state.arm: the datasets' statistics differ in size"),
+    ],
+)
+def test_datasets_that_cannot_be_merged_are_refused(others, weights, said):
+    with pytest.raises(ToolkitError, match=said):
+        merge_statistics(others, weights)

@@ -39,6 +39,56 @@ def feature_statistics(values: np.ndarray) -> Statistics:
     return {name: value.tolist() for name, value in result.items()}
 
 
+def merge_statistics(
+    statistics: Sequence[dict[str, dict[str, Statistics]]], weights: Sequence[float]
+) -> dict[str, dict[str, Statistics]]:
+    """One embodiment's entry of statistics.json for several datasets of it, from the entry of each.
+
+    weights: how often each dataset is sampled, of any sum. Mean and variance are those of the mixture; the extremes
+    and, as in the original, the percentiles are the outermost. Raises ToolkitError where the datasets differ in groups
+    or sizes. (original: merge_statistics of the dataset mixture)
+    """
+    if not statistics or len(statistics) != len(weights):
+        raise ToolkitError(f"{len(statistics)} statistics and {len(weights)} weights: give one weight each.")
+    if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise ToolkitError(f"The weights of datasets must be at least 0 and not all 0, not {list(weights)}.")
+    share = np.asarray(weights, dtype=np.float64) / sum(weights)
+    merged: dict[str, dict[str, Statistics]] = {}
+    for modality in statistics[0]:
+        groups = [entry.get(modality, {}) for entry in statistics]
+        for number, found in enumerate(groups):
+            if set(found) != set(groups[0]):
+                raise ToolkitError(
+                    f"Dataset {number} has the {modality} groups {sorted(found)}, dataset 0 has {sorted(groups[0])}: "
+                    "only datasets of the same robot and modality config can be merged."
+                )
+        merged[modality] = {
+            group: _merge_group([found[group] for found in groups], share, f"{modality}.{group}") for group in groups[0]
+        }
+    return merged
+
+
+def _merge_group(parts: Sequence[Statistics], share: np.ndarray, where: str) -> Statistics:
+    """One group's statistics of several datasets, (D,) or (H, D) each, weighted with `share` (N,), which sums to 1."""
+    names = [name for name in STATISTIC_NAMES if name in parts[0]]
+    missing = [name for name in names if any(name not in part for part in parts)]
+    if missing or len({np.shape(part[name]) for part in parts for name in names}) > 1:
+        raise ToolkitError(
+            f"{where}: the datasets' statistics differ in size or in what they hold ({', '.join(missing or names)}): "
+            "make them anew with the same modality config (same action horizon)."
+        )
+    values = {name: np.asarray([part[name] for part in parts], dtype=np.float64) for name in names}
+    merged = {name: values[name].min(axis=0) for name in names if name in ("min", "q01")}
+    merged |= {name: values[name].max(axis=0) for name in names if name in ("max", "q99")}
+    constant = merged["min"] == merged["max"]
+    mean = np.tensordot(share, values["mean"], axes=1)
+    # about the common mean: the mean of squares less the squared mean cancels, and may go below zero
+    variance = np.tensordot(share, values["std"] ** 2 + (values["mean"] - mean) ** 2, axes=1)
+    merged["mean"] = np.where(constant, merged["min"], mean)
+    merged["std"] = np.where(constant, 0.0, np.sqrt(variance))
+    return {name: merged[name].tolist() for name in names}
+
+
 def start_frames(length: int, delta_indices: Sequence[int], tail: Tail) -> range:
     """The frames of an episode that may start a sample.
 
