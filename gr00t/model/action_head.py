@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from gr00t.errors import ToolkitError
 from gr00t.model.backbone import BackboneOutput
 from gr00t.model.config import Gr00tN1d7Config
-from gr00t.model.dit import DiT, KeyValue, SelfAttentionTransformer
+from gr00t.model.context import Context
+from gr00t.model.dit import DiT, KeysValues, SelfAttentionTransformer
 from gr00t.model.embodiment import ActionEncoder, EmbodimentMLP, EmbodimentRows
 
 
@@ -98,9 +99,13 @@ class ActionHead(nn.Module):
         if self.position_embedding is not None:
             nn.init.normal_(self.position_embedding.weight, std=0.02)
 
-    def context(self, backbone: BackboneOutput) -> Tensor:
+    def vl_tokens(self, backbone: BackboneOutput) -> Tensor:
         """The VLM tokens the DiT attends to, (B, S, dim): features after vlln and vl_self_attention."""
         return self.vl_self_attention(self.vlln(backbone.features))
+
+    def encode_context(self, backbone: BackboneOutput) -> list[KeysValues | None]:
+        """Keys and values of the DiT's cross-attention blocks."""
+        return self.model.encode_context(Context.of(self.vl_tokens(backbone), backbone))
 
     def encode_state(self, state: Tensor, rows: EmbodimentRows) -> Tensor:
         """State (B, history, max_state_dim) to one token (B, 1, width)."""
@@ -117,15 +122,14 @@ class ActionHead(nn.Module):
         buckets: Tensor,
         state_token: Tensor,
         rows: EmbodimentRows,
-        context: list[KeyValue | None],
-        backbone: BackboneOutput,
+        context: list[KeysValues | None],
     ) -> Tensor:
         """Predicted velocity (B, H, D) of noised actions (B, H, D) at timestep buckets (B,)."""
         tokens = self.action_encoder(actions, buckets, rows)
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding.weight[: tokens.shape[1]]
         sequence = torch.cat([state_token.to(tokens.dtype), tokens], dim=1)
-        hidden = self.model(sequence, buckets, context, backbone.attention_mask, backbone.image_mask)
+        hidden = self.model(sequence, buckets, context)
         return self.action_decoder(hidden, rows)[:, -actions.shape[1] :]
 
     def draw(self, actions: Tensor) -> Draws:
@@ -151,8 +155,8 @@ class ActionHead(nn.Module):
         t = draws.time[:, None, None]
         noised = (1 - t) * draws.noise + t * actions
         buckets = (draws.time * self.config.num_timestep_buckets).long()
-        context = self.model.encode_context(self.context(backbone))
-        predicted = self.velocity(noised, buckets, state_token, rows, context, backbone)
+        context = self.encode_context(backbone)
+        predicted = self.velocity(noised, buckets, state_token, rows, context)
         error = F.mse_loss(predicted.float(), (actions - draws.noise).float(), reduction="none") * mask
         return ActionLoss(error.sum() / (mask.sum() + 1e-6), error, mask)
 
@@ -167,7 +171,7 @@ class ActionHead(nn.Module):
         rtc: RealTimeChunking | None = None,
     ) -> Tensor:
         """Integrate the velocity from `noise` (B, H, D) in `steps` Euler steps; normalised actions (B, H, D)."""
-        context = self.model.encode_context(self.context(backbone))
+        context = self.encode_context(backbone)
         rows = EmbodimentRows(ids)
         state_token = self.encode_state(state, rows)
         actions = noise if rtc is None else rtc.start(noise)
@@ -175,6 +179,6 @@ class ActionHead(nn.Module):
         for step in range(steps):
             bucket = int(step / steps * self.config.num_timestep_buckets)
             buckets = torch.full((len(actions),), bucket, device=actions.device)
-            velocity = self.velocity(actions, buckets, state_token, rows, context, backbone)
+            velocity = self.velocity(actions, buckets, state_token, rows, context)
             actions = actions + velocity / steps if strength is None else actions + velocity * strength / steps
         return actions

@@ -7,6 +7,7 @@ Tensor names are the original's, hence `to_out.0` and `ff.net.0.proj`.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gr00t.errors import ToolkitError
+from gr00t.model.attention import attend
 from gr00t.model.config import TransformerConfig
+from gr00t.model.context import Context, Tokens
 
-KeyValue = tuple[Tensor, Tensor]  # each (B, heads, tokens, head_dim)
+
+@dataclass
+class KeysValues:
+    """Projected keys and values (B, heads, S, head_dim), and which of them may be attended to (B, S), None for all."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None = None
 
 
 class TimestepEncoder(nn.Module):
@@ -59,15 +69,15 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
 
-    def keys_values(self, context: Tensor) -> KeyValue:
-        """Project a context (B, S, context_dim)."""
-        return self._split(self.to_k(context)), self._split(self.to_v(context))
+    def keys_values(self, context: Tokens) -> KeysValues:
+        """Project context tokens (B, S, context_dim)."""
+        keys, values = self.to_k(context.values), self.to_v(context.values)
+        return KeysValues(self._split(keys), self._split(values), context.mask)
 
-    def forward(self, x: Tensor, keys_values: KeyValue, mask: Tensor | None = None) -> Tensor:
-        """x (B, T, width); mask (B, S) bool, True where a key may be attended to."""
-        keys, values = keys_values
-        allowed = None if mask is None else mask[:, None, None, :]
-        out = F.scaled_dot_product_attention(self._split(self.to_q(x)), keys, values, attn_mask=allowed)
+    def forward(self, x: Tensor, context: KeysValues) -> Tensor:
+        """x (B, T, width) attends to the context."""
+        allowed = None if context.mask is None else context.mask[:, None, None, :]
+        out = attend(self._split(self.to_q(x)), context.keys, context.values, allowed)
         out = out.transpose(1, 2).flatten(2)
         return self.to_out[1](self.to_out[0](out))
 
@@ -132,20 +142,14 @@ class TransformerBlock(nn.Module):
         positions = config.positional_embeddings == "sinusoidal"
         self.pos_embed = SinusoidalPositions(width, config.max_num_positional_embeddings) if positions else None
 
-    def forward(
-        self,
-        x: Tensor,
-        temb: Tensor | None = None,
-        keys_values: KeyValue | None = None,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Self-attention unless `keys_values` of a context are given."""
+    def forward(self, x: Tensor, temb: Tensor | None = None, context: KeysValues | None = None) -> Tensor:
+        """Self-attention unless a context is given."""
         normed = self.norm1(x, temb) if self.adaptive else self.norm1(x)
         if self.pos_embed is not None:
             normed = self.pos_embed(normed)
-        if keys_values is None:
-            keys_values = self.attn1.keys_values(normed)
-        x = x + self.final_dropout(self.attn1(normed, keys_values, mask))
+        if context is None:
+            context = self.attn1.keys_values(Tokens(normed))
+        x = x + self.final_dropout(self.attn1(normed, context))
         return x + self.ff(self.norm3(x))
 
 
@@ -170,29 +174,24 @@ class DiT(nn.Module):
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, config.output_dim)
 
-    def encode_context(self, context: Tensor) -> list[KeyValue | None]:
-        """Keys and values of every cross-attention block for VLM tokens (B, S, context_dim): constant in denoising."""
+    def encode_context(self, context: Context) -> list[KeysValues | None]:
+        """Keys and values of every cross-attention block: the same for all denoising steps."""
         blocks: list[Any] = list(self.transformer_blocks)
         return [
-            block.attn1.keys_values(context) if cross else None for block, cross in zip(blocks, self.cross, strict=True)
+            block.attn1.keys_values(self._seen_by(index, context)) if self.cross[index] else None
+            for index, block in enumerate(blocks)
         ]
 
-    def forward(
-        self,
-        tokens: Tensor,
-        buckets: Tensor,
-        context: list[KeyValue | None],
-        attention_mask: Tensor,
-        image_mask: Tensor,
-    ) -> Tensor:
-        """tokens (B, T, width), buckets (B,), masks (B, S) bool; result (B, T, output_dim)."""
+    def _seen_by(self, index: int, context: Context) -> Tokens:
+        if self.text_every is None:
+            return context.everything
+        return context.text if index % (2 * self.text_every) == 0 else context.image
+
+    def forward(self, tokens: Tensor, buckets: Tensor, context: list[KeysValues | None]) -> Tensor:
+        """tokens (B, T, width), buckets (B,), context of `encode_context`; result (B, T, output_dim)."""
         temb = self.timestep_encoder(buckets)
-        text, image = attention_mask & ~image_mask, attention_mask & image_mask
-        for index, block in enumerate(self.transformer_blocks):
-            mask = None
-            if self.cross[index] and self.text_every is not None:
-                mask = text if index % (2 * self.text_every) == 0 else image
-            tokens = block(tokens, temb, context[index], mask)
+        for block, seen in zip(self.transformer_blocks, context, strict=True):
+            tokens = block(tokens, temb, seen)
         shift, scale = self.proj_out_1(F.silu(temb)).unsqueeze(1).chunk(2, dim=-1)
         return self.proj_out_2(self.norm_out(tokens) * (1 + scale) + shift)
 

@@ -64,15 +64,15 @@ def infer_differences(path: Path) -> dict[str, float]:
     buckets = torch.zeros(len(noise), dtype=torch.int64)  # denoising starts at time 0
     with torch.no_grad():
         backbone = model.features(inputs)
-        context, state = head.context(backbone), head.encode_state(inputs["state"], rows)
-        velocity = head.velocity(noise, buckets, state, rows, head.model.encode_context(context), backbone)
+        tokens, state = head.vl_tokens(backbone), head.encode_state(inputs["state"], rows)
+        velocity = head.velocity(noise, buckets, state, rows, head.encode_context(backbone))
         actions = model.get_action(inputs, noise=noise)
     parts = {
         "image_mask": (absolute, backbone.image_mask.float(), "mid::image_mask"),
         "attention_mask": (absolute, backbone.attention_mask.float(), "mid::backbone_attention_mask"),
         "noise": (absolute, noise, "mid::noise"),
         "features": (relative, backbone.features, "mid::backbone_features"),
-        "vl_embeds": (relative, context, "mid::vl_embeds"),
+        "vl_embeds": (relative, tokens, "mid::vl_embeds"),
         "state": (relative, state, "mid::state_features"),
         "velocity": (relative, velocity, "mid::pred_velocity_step0"),
         "action_pred": (absolute, actions, "action_pred"),
@@ -123,10 +123,10 @@ def draw_differences(path: Path) -> dict[str, float]:
     time = draws.time[:, None, None]
     with torch.no_grad():
         backbone = model.features(inputs)
-        context = head.model.encode_context(head.context(backbone))
+        context = head.encode_context(backbone)
         state = head.encode_state(inputs["state"], rows)
         noised = (1 - time) * draws.noise + time * action
-        velocity = head.velocity(noised, buckets, state, rows, context, backbone)
+        velocity = head.velocity(noised, buckets, state, rows, context)
     return {
         "noise": absolute(draws.noise, data["eval::noise"]),
         "time": absolute(draws.time, data["eval::time"]),
