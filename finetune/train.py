@@ -55,8 +55,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         if start is not None and start.step >= config.train.max_steps and output_dir.is_dir():
             return FinetuneResult(output_dir, run_dir, start.step, start.state.get("loss"), already_finished=True)
 
-        model = load_base(config, base, engine)
         processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, config)
+        model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
         dataset = build_dataset(reader, processor, model.n1d7_config, config)
         optimizer = optim.build_optimizer(model, config.train)
         if start is not None:
@@ -73,12 +73,13 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         engine.close()
 
 
-def load_base(config: FinetuneConfig, base: Path, engine: Engine) -> Gr00tN1d7:
+def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: int) -> Gr00tN1d7:
     """The base on this process's device: frozen weights in the engine's precision, trained ones in fp32."""
-    tune = config.train.tune
-    model = Gr00tN1d7.from_pretrained(
-        base, dtype=engine.dtype, trained_dtype=torch.float32, tune=dataclasses.asdict(tune)
-    )
+    tune = dataclasses.asdict(config.train.tune)
+    all_embodiments = tune.pop("all_embodiments")
+    model = Gr00tN1d7.from_pretrained(base, dtype=engine.dtype, trained_dtype=torch.float32, tune=tune)
+    if not all_embodiments:
+        model.keep_embodiments([embodiment])
     if not any(True for _ in model.trained_parameters()):
         raise ToolkitError("Nothing is trained: switch one of train.tune.* on.")
     model.config.state_dropout_prob = config.augment.state_dropout

@@ -177,6 +177,10 @@ class TuneConfig:
     llm: bool = key("the whole language model", False)
     visual: bool = key("vision tower", False)
     top_llm_layers: int = key("language-model layers trained, counted from the last kept one", 0, at_least=0)
+    all_embodiments: bool = key(
+        "hold and decay the projector's weights of every embodiment, as the original does; else of this robot's only",
+        False,
+    )
 
 
 @dataclass(kw_only=True)

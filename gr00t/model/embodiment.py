@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +38,46 @@ class EmbodimentRows:
 
 
 class EmbodimentLinear(nn.Module):
-    """x @ W[id] + b[id]. Shapes: x (B, T, in), result (B, T, out)."""
+    """x @ W[id] + b[id]. Shapes: x (B, T, in), result (B, T, out).
+
+    `keep` leaves the weights of some embodiments only in `W` and `b`, so that a GPU and an optimizer hold nothing of
+    the others; `state_dict` always gives the weights of all.
+    """
 
     def __init__(self, num_embodiments: int, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.W = nn.Parameter(torch.empty(num_embodiments, in_dim, out_dim))
         self.b = nn.Parameter(torch.empty(num_embodiments, out_dim))
+        self._slot = {e: e for e in range(num_embodiments)}
+        self._set_aside: dict[str, Tensor] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.W, std=self.W.shape[1] ** -0.5)
         nn.init.zeros_(self.b)
 
+    def keep(self, embodiments: list[int]) -> None:
+        """Keep these embodiments' weights as parameters; all weights, as they are now, are set aside on the CPU."""
+        for name in ("W", "b"):
+            full = getattr(self, name)
+            self._set_aside[name] = full.detach().cpu()
+            part = full.detach()[embodiments].clone()
+            setattr(self, name, nn.Parameter(part, requires_grad=full.requires_grad))
+        self._slot = {e: slot for slot, e in enumerate(embodiments)}
+
     def forward(self, x: Tensor, rows: EmbodimentRows) -> Tensor:
-        return rows.apply(lambda part, embodiment: part @ self.W[embodiment] + self.b[embodiment], x)
+        return rows.apply(self._one, x)
+
+    def _one(self, x: Tensor, embodiment: int) -> Tensor:
+        slot = self._slot[embodiment]
+        return x @ self.W[slot] + self.b[slot]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, full in self._set_aside.items():
+            merged = full.clone()
+            merged[list(self._slot)] = getattr(self, name).detach().to(merged)
+            destination[prefix + name] = merged
 
 
 class EmbodimentMLP(nn.Module):
