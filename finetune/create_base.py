@@ -38,13 +38,10 @@ def random_model(
     """A model with random weights, the same for the same seed."""
     import torch
 
-    from gr00t.model.backbone_config import parse_backbone, resolve_backbone
+    from gr00t.model.backbone_config import parse_backbone
     from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
-    if architecture.backbone is None:
-        backbone = resolve_backbone(architecture.model_name, None)
-    else:
-        backbone = parse_backbone(_backbone_json(architecture, special_tokens), "model.architecture.backbone")
+    backbone = parse_backbone(_backbone_json(architecture, special_tokens), "model.architecture.backbone")
     default = torch.get_default_dtype()
     torch.set_default_dtype({"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
     try:
@@ -66,7 +63,17 @@ def _model_config(architecture: ArchitectureConfig) -> Any:
 
 
 def _backbone_json(architecture: ArchitectureConfig, special_tokens: dict[str, int]) -> dict[str, Any]:
-    assert architecture.backbone is not None
+    """The backbone's architecture, with the small tokenizer's control tokens."""
+    from gr00t.model.backbone_config import QWEN3_VL_2B
+
+    tokens = {
+        "image_token_id": special_tokens["<|image_pad|>"],
+        "video_token_id": special_tokens["<|video_pad|>"],
+        "vision_start_token_id": special_tokens["<|vision_start|>"],
+        "vision_end_token_id": special_tokens["<|vision_end|>"],
+    }
+    if architecture.backbone is None:
+        return {**QWEN3_VL_2B, **tokens}
     shape = asdict(architecture.backbone)
     text = {**shape["text"], "vocab_size": shape["vocab_size"], "tie_word_embeddings": True}
     sections = text.pop("mrope_section")
@@ -74,10 +81,7 @@ def _backbone_json(architecture: ArchitectureConfig, special_tokens: dict[str, i
     return {
         "model_type": "qwen3_vl",
         "tie_word_embeddings": True,
-        "image_token_id": special_tokens["<|image_pad|>"],
-        "video_token_id": special_tokens["<|video_pad|>"],
-        "vision_start_token_id": special_tokens["<|vision_start|>"],
-        "vision_end_token_id": special_tokens["<|vision_end|>"],
+        **tokens,
         "text_config": text,
         "vision_config": shape["vision"],
     }

@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkout import CONFIG_DIR
-from finetune.config.schema import CreateBaseConfig, EvaluateConfig, FinetuneConfig, PrepareConfig, SplitConfig
+from finetune.config.schema import (
+    CreateBaseConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PrefetchConfig,
+    PrepareConfig,
+    SplitConfig,
+)
 from gr00t.errors import ToolkitError, did_you_mean
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
 
 
@@ -26,6 +34,8 @@ def check(config: Any) -> None:
         check_evaluate(config)
     elif isinstance(config, CreateBaseConfig):
         check_create_base(config)
+    elif isinstance(config, PrefetchConfig):
+        check_prefetch(config)
 
 
 def check_finetune(config: FinetuneConfig) -> None:
@@ -88,13 +98,25 @@ def check_evaluate(config: EvaluateConfig) -> None:
 def check_create_base(config: CreateBaseConfig) -> None:
     """A local folder to write to, with nothing in it unless it may be replaced."""
     out = Path(config.out)
-    if is_hub_id(config.out):
+    if is_hub_id(config.out) and _HUB_ID.fullmatch(config.out):
         raise ToolkitError(
             f"out={config.out} is a Hugging Face id, not a folder. Give one: out=checkpoints/base/{config.model.name}."
         )
     _check_writable("out", out)
     if out.is_dir() and any(out.iterdir()) and not config.overwrite:
         raise ToolkitError(f"out={out} is not empty. Take another folder, or overwrite=true to replace it.")
+
+
+def check_prefetch(config: PrefetchConfig) -> None:
+    """A folder to write to, apart from the base that is copied."""
+    if config.out is None:
+        return
+    out = Path(config.out)
+    _check_writable("out", out)
+    base = Path(config.base)
+    if base.is_dir() and os.path.realpath(base) != os.path.realpath(out):
+        _refuse_inside("out", out, "base", base)
+        _refuse_inside("base", base, "out", out)
 
 
 def world_size() -> int:
@@ -125,10 +147,11 @@ def check_batch(global_batch: int, micro_batch: int | None, processes: int) -> N
 
 
 def is_hub_id(base: str) -> bool:
-    """Whether it reads as owner/name of Hugging Face: no such folder here, and no folder of the owner's name."""
+    """Whether it reads as owner/name of Hugging Face, or as owner/<a GR00T>/folder; not where such a folder, or one of
+    the owner's name, is here."""
     owner = base.split("/")[0]
     return (
-        bool(_HUB_ID.fullmatch(base))
+        bool(_HUB_ID.fullmatch(base) or _HUB_SUITE.fullmatch(base))
         and not Path(base).exists()
         and not Path(owner).is_dir()
         and owner not in _OWN_FOLDERS
@@ -143,7 +166,7 @@ def _check_base(base: str, model_name: str) -> None:
         return
     problem = f"model.base={base} has no config.json" if path.exists() else f"model.base={base} does not exist"
     remedy = (
-        f"Download it: hf download nvidia/GR00T-N1.7-3B --local-dir {base}"
+        f"Download it: python -m finetune.prefetch base=nvidia/GR00T-N1.7-3B out={base}"
         if model_name == "released"
         else f"Make it: python -m finetune.create_base model={model_name} out={base}"
     )

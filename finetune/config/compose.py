@@ -75,7 +75,8 @@ def to_object(config: DictConfig) -> Any:
         if key.bounds.get("folder"):
             section, _, name = key.name.rpartition(".")
             holder = attrgetter(section)(instance) if section else instance
-            setattr(holder, name, os.path.expanduser(getattr(holder, name)))
+            value = getattr(holder, name)
+            setattr(holder, name, value and os.path.expanduser(value))
     return instance
 
 

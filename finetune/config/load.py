@@ -21,7 +21,7 @@ _HELP = ("--help", "-h")
 
 
 def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, check_here: bool = True) -> Any:
-    """The configuration of the script "prepare", "finetune", "evaluate" or "create_base", as its dataclass.
+    """The configuration of the script that SCRIPTS calls `config_name`, as its dataclass.
 
     `--help` prints every key, `--cfg` the resolved configuration; both then exit. Bad input raises ToolkitError.
     `check_here=False` leaves out what depends on this machine (folders, number of processes), for a job that

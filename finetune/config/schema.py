@@ -295,7 +295,24 @@ class CreateBaseConfig:
     overwrite: bool = key("replace a checkpoint that is already there", False)
 
 
-Config = FinetuneConfig | PrepareConfig | EvaluateConfig | CreateBaseConfig
+@dataclass(kw_only=True)
+class PrefetchConfig:
+    """Bring a base checkpoint and its tokenizer to a folder for nodes without internet, verified."""
+
+    base: str = key(
+        "the base checkpoint: a Hugging Face id (owner/name, or owner/name/folder) or a local folder", folder=True
+    )
+    out: str | None = key("folder that receives it; null for checkpoints/base/<name of the base>", None, folder=True)
+    revision: str | None = key("branch, tag or commit of the repository; null for its main branch", None)
+    tokenizer: str | None = key(
+        "where the tokenizer of the backbone comes from: an id or a folder; null for what config.json names",
+        None,
+        folder=True,
+    )
+    overwrite: bool = key("replace a folder that is already there", False)
+
+
+Config = FinetuneConfig | PrepareConfig | EvaluateConfig | CreateBaseConfig | PrefetchConfig
 
 
 @dataclass(frozen=True)
@@ -338,5 +355,13 @@ SCRIPTS = {
         CreateBaseConfig,
         "python -m finetune.create_base",
         ("model=tiny", "model=small dtype=fp32 out=checkpoints/base/small_fp32"),
+    ),
+    "prefetch": Script(
+        PrefetchConfig,
+        "python -m finetune.prefetch",
+        (
+            "base=nvidia/GR00T-N1.7-3B out=checkpoints/base/GR00T-N1.7-3B",
+            "base=nvidia/GR00T-N1.7-LIBERO/libero_spatial tokenizer=FOLDER",
+        ),
     ),
 }

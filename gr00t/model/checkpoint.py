@@ -167,6 +167,13 @@ def check_tensor(name: str, shape: Sequence[int], wanted: Mapping[str, Tensor], 
         )
 
 
+def stored_twice(folder: Path, name: str) -> ToolkitError:
+    """For a tensor that lies in two files."""
+    return ToolkitError(
+        f'{folder}: "{name}" is stored twice, so files of two checkpoints are mixed there. Download or copy it anew.'
+    )
+
+
 def refuse_missing(missing: set[str], folder: Path) -> None:
     """Refuse a checkpoint without these tensors: nothing is ever initialised in their place."""
     if missing:

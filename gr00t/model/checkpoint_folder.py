@@ -36,7 +36,7 @@ def resolve_folder(
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    repository, subfolder = _hub_parts(str(name), folder)
+    repository, subfolder = hub_parts(str(name), folder)
     options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
     root = _snapshot(repository, SMALL_FILES, None, options)
     inside = root / subfolder
@@ -49,7 +49,7 @@ def resolve_folder(
     return inside
 
 
-def _hub_parts(name: str, folder: Path) -> tuple[str, str]:
+def hub_parts(name: str, folder: Path) -> tuple[str, str]:
     """ "owner/name/a/b" to ("owner/name", "a/b"); what cannot be a hub id is a folder that is missing."""
     parts = name.rstrip("/").split("/")
     here = Path(parts[0]).is_dir()
@@ -64,12 +64,18 @@ def _hub_parts(name: str, folder: Path) -> tuple[str, str]:
 
 def _snapshot(repository: str, allow: list[str], ignore: list[str] | None, options: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=allow, ignore_patterns=ignore, **options))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:
+        if not is_hub_error(error):
+            raise
         raise ToolkitError(hub_failure(repository, error)) from None
+
+
+def is_hub_error(error: Exception) -> bool:
+    """Whether the hub's client or its connection failed; the kinds have no class in common over its versions."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("huggingface_hub", "httpx", "httpx2")
 
 
 def hub_failure(repository: str, error: Exception) -> str:

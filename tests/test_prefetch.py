@@ -1,0 +1,222 @@
+"""Prefetch: what arrives is whole, what is broken off goes on, what is wrong is said before it is used."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from finetune import prefetch as script
+from finetune.config import PrefetchConfig
+from finetune.prefetch import prefetch
+from gr00t.errors import ToolkitError
+from gr00t.model import Gr00tN1d7
+from gr00t.model.checkpoint import LM_HEAD
+
+BASE, BACKBONE = "nvidia/GR00T-N1.7-tiny", "nvidia/tiny-backbone"
+
+
+@dataclass
+class Hub:
+    """A stand-in for the hub's client: repositories are local folders, and it can break off or close a gate."""
+
+    root: Path
+    fetched: list[str]
+    break_after: int | None = None
+    errors: dict[str, Exception] | None = None
+
+    def tree(self, repository: str, path_in_repo: str | None = None, **_: object):
+        if self.errors and repository in self.errors:
+            raise self.errors[repository]
+        top = self.root / repository
+        for path in sorted((top / (path_in_repo or "")).rglob("*")):
+            size = {"size": path.stat().st_size} if path.is_file() else {}
+            yield SimpleNamespace(path=path.relative_to(top).as_posix(), **size)
+
+    def download(self, repository: str, *, local_dir: Path, allow_patterns: list[str], **_: object) -> str:
+        for path in sorted((self.root / repository).rglob("*")):
+            name = path.relative_to(self.root / repository).as_posix()
+            target = Path(local_dir) / name
+            if not path.is_file() or target.is_file() or not any(fnmatch.fnmatch(name, p) for p in allow_patterns):
+                continue
+            if self.break_after is not None and len(self.fetched) >= self.break_after:
+                raise ConnectionResetError("secret-token")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+            self.fetched.append(f"{repository}/{name}")
+        return str(local_dir)
+
+
+@pytest.fixture
+def hub(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The tiny base as the hub would have it: no tokenizer in it, but in the repository of its backbone."""
+    root = tmp_path / "hub"
+    shutil.copytree(tiny_base, root / BASE)
+    shutil.copytree(root / BASE / "processor" / "vlm", root / BACKBONE)
+    shutil.rmtree(root / BASE / "processor" / "vlm")
+    (root / BACKBONE / "model.safetensors").write_bytes(b"many")
+    (root / BACKBONE / "model.safetensors.index.json").write_text("{}")
+    for name in ("config.json", "processor_config.json", "processor/processor_config.json"):
+        path = root / BASE / name
+        tiny_name = json.loads((tiny_base / "config.json").read_text())["model_name"]
+        path.write_text(path.read_text().replace(f'"{tiny_name}"', f'"{BACKBONE}"'))
+    (root / BASE / "optimizer.pt").write_bytes(b"unwanted")
+    stand_in = Hub(root, [])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_tree", staticmethod(stand_in.tree))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", stand_in.download)
+    monkeypatch.chdir(tmp_path)
+    return stand_in
+
+
+def test_base_and_tokenizer_come_and_need_no_hub_afterwards(hub: Hub, tmp_path: Path) -> None:
+    out, found = prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base")))
+    assert found.shards == 1 and found.parameters == sum(p.numel() for p in Gr00tN1d7.from_pretrained(out).parameters())
+    assert (out / "processor" / "vlm" / "tokenizer.json").is_file()
+    left_out = (
+        "optimizer.pt",
+        "processor/vlm/model.safetensors",
+        "processor/vlm/model.safetensors.index.json",
+        ".cache",
+    )
+    assert not any((out / name).exists() for name in left_out)
+    assert not list(tmp_path.glob(".base*"))
+
+
+def test_a_broken_off_download_goes_on_and_shows_no_secret(hub: Hub, tmp_path: Path) -> None:
+    hub.break_after = 2
+    config = PrefetchConfig(base=BASE, out=str(tmp_path / "base"))
+    with pytest.raises(ToolkitError, match=r"ConnectionResetError\).*same command again") as error:
+        prefetch(config)
+    assert "secret" not in str(error.value) and not (tmp_path / "base").exists()
+    hub.break_after = None
+    prefetch(config)
+    assert len(hub.fetched) == len(set(hub.fetched))
+    before = list(hub.fetched)
+    prefetch(config)  # there already: verified only
+    assert hub.fetched == before
+
+
+def test_one_suite_of_several_is_named_with_its_folder(hub: Hub, tmp_path: Path) -> None:
+    suites = hub.root / "nvidia" / "GR00T-N1.7-SUITES"
+    for name in ("spatial", "goal"):
+        shutil.copytree(hub.root / BASE, suites / name)
+    with pytest.raises(ToolkitError, match=r"take one of: \S+-SUITES/goal, \S+-SUITES/spatial\."):
+        prefetch(PrefetchConfig(base="nvidia/GR00T-N1.7-SUITES"))
+    out, _ = prefetch(PrefetchConfig(base="nvidia/GR00T-N1.7-SUITES/spatial"))
+    assert out == Path("checkpoints/base/spatial") and (out / "config.json").is_file()
+    assert not list((tmp_path / "checkpoints" / "base").glob(".spatial*"))
+
+
+def failure(kind: type[Exception]) -> Exception:
+    return kind.__new__(kind, "secret-token")  # without the response that the constructor asks for
+
+
+def test_a_gate_is_explained_and_the_weights_are_kept(hub: Hub, tmp_path: Path) -> None:
+    hub.errors = {BACKBONE: failure(GatedRepoError)}
+    config = PrefetchConfig(base=BASE, out=str(tmp_path / "base"))
+    with pytest.raises(ToolkitError, match=rf"{BACKBONE} is gated: accept its terms at https://huggingface") as error:
+        prefetch(config)
+    assert "HF_TOKEN" in str(error.value) and "secret" not in str(error.value)
+    fetched = list(hub.fetched)
+    config.tokenizer = str(hub.root / BACKBONE)  # a folder does as well
+    assert prefetch(config)[1].shards == 1 and hub.fetched == fetched
+
+
+def test_a_wrong_name_is_told_apart_from_a_gate(hub: Hub) -> None:
+    hub.errors = {"nvidia/wrong": failure(RepositoryNotFoundError)}
+    with pytest.raises(ToolkitError, match=r"no repository of that name.*as its page spells it"):
+        prefetch(PrefetchConfig(base="nvidia/wrong"))
+
+
+def test_an_offline_node_is_told_where_to_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ToolkitError, match=r"HF_HUB_OFFLINE is set.*where there is internet"):
+        prefetch(PrefetchConfig(base="nvidia/not-cached-anywhere"))
+
+
+def test_the_disk_is_looked_at_first(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    with pytest.raises(ToolkitError, match=r"0\.0 GB free.*out=FOLDER"):
+        prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base")))
+    assert hub.fetched == []
+
+
+def test_a_local_folder_is_copied_and_verified(tiny_base: Path, tmp_path: Path) -> None:
+    out, found = prefetch(PrefetchConfig(base=str(tiny_base), out=str(tmp_path / "copy")))
+    assert found.tags == []
+    again = Gr00tN1d7.from_pretrained(out).state_dict()
+    assert all(torch.equal(t, again[n]) for n, t in Gr00tN1d7.from_pretrained(tiny_base).state_dict().items())
+
+
+def cut(folder: Path) -> None:
+    shard = next(folder.glob("model-*"))
+    shard.write_bytes(shard.read_bytes()[:-8])
+
+
+def change_shard(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    shard = next(folder.glob("model-*"))
+    tensors = {name: tensor.clone() for name, tensor in load_file(shard).items()}
+    change(tensors)
+    save_file(tensors, shard)
+
+
+def forget(folder: Path) -> None:
+    change_shard(folder, lambda tensors: tensors.pop("action_head.vlln.weight"))
+
+
+def reshape(folder: Path) -> None:
+    change_shard(folder, lambda tensors: tensors.update({"action_head.vlln.weight": torch.ones(64, 1)}))
+
+
+def other_total(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["metadata"]["total_size"] += 1
+    path.write_text(json.dumps(index))
+
+
+def pointer(folder: Path) -> None:
+    path = folder / "processor" / "vlm" / "tokenizer.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 11422654\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "damaged or cut short"),
+        (forget, "puts .action_head.vlln.weight. into model-00001"),
+        (reshape, r"vlln\.weight.*\[64, 1\].*\[64\]"),
+        (other_total, "speaks of"),
+        (pointer, "git-lfs pointer"),
+    ],
+)
+def test_what_is_not_whole_is_not_put_in_place(damage, message: str, tiny_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "broken"))
+    damage(base)
+    with pytest.raises(ToolkitError, match=message):
+        prefetch(PrefetchConfig(base=str(base), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ToolkitError, match=rf"{message}[\s\S]*overwrite=true"):
+        prefetch(PrefetchConfig(base=str(tiny_base), out=str(base)))
+    prefetch(PrefetchConfig(base=str(tiny_base), out=str(base), overwrite=True))
+
+
+def test_an_index_that_leaves_out_the_tied_copy_in_its_size_is_right_too(tiny_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    path = base / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    head = load_file(base / index["weight_map"][LM_HEAD])[LM_HEAD]
+    index["metadata"]["total_size"] -= head.numel() * head.itemsize
+    path.write_text(json.dumps(index))
+    prefetch(PrefetchConfig(base=str(base), out=str(base)))
