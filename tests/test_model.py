@@ -49,9 +49,8 @@ def test_real_time_chunking_is_the_originals(path: Path) -> None:
 
 @pytest.mark.parametrize("path", train_files(), ids=named)
 def test_noise_time_and_velocity_of_a_training_forward_are_the_originals(path: Path) -> None:
-    found = draw_differences(path)
-    assert found["noise"] == found["time"] == found["t_disc"] == 0
-    assert found["pred_velocity"] < 1e-5
+    for part, difference in draw_differences(path).items():
+        assert difference <= (1e-5 if part == "pred_velocity" else 0), part
 
 
 @pytest.mark.parametrize(

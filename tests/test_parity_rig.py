@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -197,6 +198,13 @@ def test_without_recordings_the_cases_are_skipped_with_that_command(tmp_path: Pa
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "ss" in done.stdout
     assert f"produce_original.py --checkpoint {CHECKPOINT} --out {tmp_path}" in done.stdout
+
+
+def test_every_test_that_docs_parity_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "parity.md").read_text()))
+    defined = {n for f in (ROOT / "tests").rglob("test_*.py") for n in re.findall(r"def (test_\w+)", f.read_text())}
+    files = {f.stem for f in (ROOT / "tests").rglob("test_*.py")}
+    assert len(named) > 20 and named <= defined | files, sorted(named - defined - files)
 
 
 # the producer

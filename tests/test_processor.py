@@ -92,7 +92,8 @@ def test_the_inputs_of_the_model_are_the_originals(path):
         assert samples[-1]["text"] == str(data[f"text::{b}"])
         assert np.array_equal(samples[-1]["images"], data[f"img::{b}"])
     batch = processor.collate(samples)
-    for key in ("input_ids", "attention_mask", "image_grid_thw", "state", "embodiment_id"):
+    np.testing.assert_allclose(batch["state"], data["in::state"], rtol=0, atol=3e-7)  # closer: test_state_action
+    for key in ("input_ids", "attention_mask", "image_grid_thw", "embodiment_id"):
         assert batch[key].dtype == torch.from_numpy(data[f"in::{key}"]).dtype
         assert np.array_equal(batch[key], data[f"in::{key}"]), key
     assert batch["images"].dtype == torch.uint8
@@ -120,7 +121,8 @@ def test_the_mixed_training_batch_is_the_originals(path):
         first += frames * views
         samples.append(sample)
     batch = processor.collate(samples)
-    for key in ("input_ids", "attention_mask", "image_grid_thw", "state", "embodiment_id", "action_mask"):
+    np.testing.assert_allclose(batch["state"], data["in::state"], rtol=0, atol=3e-7)
+    for key in ("input_ids", "attention_mask", "image_grid_thw", "embodiment_id", "action_mask"):
         assert np.array_equal(batch[key], data[f"in::{key}"]), key
     assert np.array_equal(batch["images"], recorded)
     np.testing.assert_allclose(batch["action"], data["in::action"], rtol=0, atol=1e-5)  # exactly: test_state_action
@@ -309,3 +311,13 @@ def test_a_missing_tokenizer_says_where_it_was_looked_for(folder, monkeypatch):
     with pytest.raises(ToolkitError, match=r"Qwen3-VL-tiny.*processor/vlm.*hf download.*vlm_path"):
         Gr00tN1d7Processor.from_pretrained(folder)
     Gr00tN1d7Processor.from_pretrained(folder, vlm_path=Path(vlm) / "Qwen3-VL-tiny")
+
+
+def test_a_checkpoint_of_the_torchvision_transform_is_read_with_opencv_and_says_so(folder, caplog):
+    golden, text = load(golden_path("image_transforms.npz")), (folder / JSONS[0]).read_text()
+    (folder / JSONS[0]).write_text(text.replace('"use_albumentations": true', '"use_albumentations": false'))
+    images = Gr00tN1d7Processor.from_pretrained(folder).images
+    assert "use_albumentations is off" in caplog.text
+    square, wide = (images.eval(golden[f"{size}::raw"]).astype(int) for size in ("256x256", "180x320"))
+    assert np.abs(square - golden["256x256::eval_torchvision"]).max() > 0
+    assert square.shape == wide.shape == golden["180x320::eval_torchvision"].shape

@@ -55,6 +55,15 @@ def test_golden_frames_decode_bit_for_bit():
             assert np.array_equal(reader.frames([7])[0], points[f"7::image::{camera}"])
 
 
+def test_red_is_read_as_red(tmp_path):
+    red = np.zeros((3, 32, 32, 3), np.uint8)
+    red[..., 0] = 220
+    write_video(tmp_path / "red.mp4", red, 20)
+    with VideoReader(tmp_path / "red.mp4") as reader:
+        first, *others = reader.frames([1])[0].mean(axis=(0, 1))
+    assert first > 200 and max(others) < 20
+
+
 def test_real_frames_lose_little(tmp_path):
     with h5py.File(SAMPLES / "color_object/train/trajectory.h5") as recording:
         real = recording["traj_0/obs/sensor_data/hand_camera/rgb"][:12]

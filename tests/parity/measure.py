@@ -127,12 +127,13 @@ def draw_differences(path: Path) -> dict[str, float]:
         state = head.encode_state(inputs["state"], rows)
         noised = (1 - time) * draws.noise + time * action
         velocity = head.velocity(noised, buckets, state, rows, context)
-    return {
-        "noise": absolute(draws.noise, data["eval::noise"]),
-        "time": absolute(draws.time, data["eval::time"]),
-        "t_disc": absolute(buckets, data["eval::t_disc"]),
-        "pred_velocity": relative(velocity, data["eval::pred_velocity"]),
+    parts = {
+        "noise": (absolute, draws.noise),
+        "time": (absolute, draws.time),
+        "t_disc": (absolute, buckets),
+        "pred_velocity": (relative, velocity),
     }
+    return {p: measure(found, data[f"eval::{p}"]) for p, (measure, found) in parts.items() if f"eval::{p}" in data}
 
 
 def gradient_differences(path: Path, mode: str) -> dict[str, float]:

@@ -58,7 +58,7 @@ def step_table() -> list[str]:
     lines = [row(["file", *names]), row(["---"] * (len(names) + 1))]
     for path in train_files():
         drawn, stepped = draw_differences(path), step_differences(path)
-        values = [drawn["noise"], drawn["time"], drawn["pred_velocity"], *stepped.values()]
+        values = [drawn.get(part) for part in ("noise", "time", "pred_velocity")] + [*stepped.values()]
         lines.append(row([path.stem, *map(cell, values)]))
     return lines
 
