@@ -1,0 +1,103 @@
+"""Cheaper ways of computing the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from golden_files import checkpoint_of, load, train_files
+from torch.nn import functional as F
+
+from gr00t.model import Gr00tN1d7
+from gr00t.model.attention import attend
+from gr00t.model.backbone import BackboneOutput
+from gr00t.model.context import Context, pick
+from gr00t.model.embodiment import EmbodimentLinear, EmbodimentRows
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=GENERATOR)
+
+
+def test_picked_tokens_are_the_chosen_ones_in_order() -> None:
+    values, chosen = random(2, 5, 3), torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 1]]).bool()
+    tokens = pick(values, chosen)
+    assert torch.equal(tokens.values[0], values[0, [1, 3, 4]])
+    assert torch.equal(tokens.values[1, :2], values[1, [0, 4]])
+    assert tokens.mask is not None and tokens.mask.tolist() == [[True] * 3, [True, True, False]]
+
+
+def test_rows_with_equally_many_tokens_need_no_mask() -> None:
+    assert pick(random(2, 4, 3), torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1]]).bool()).mask is None
+
+
+def test_padding_is_neither_text_nor_image() -> None:
+    attention, image = torch.tensor([[False, True, True]]), torch.tensor([[True, True, False]])
+    values = random(1, 3, 2)
+    context = Context.of(values, BackboneOutput(values, attention, image))
+    assert torch.equal(context.image.values, values[:, [1]]) and torch.equal(context.text.values, values[:, [2]])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_plain_products_equal_the_fused_attention(masked: bool) -> None:
+    q, k, v = (random(2, 3, n, 8).requires_grad_() for n in (4, 6, 6))
+    allowed = (torch.arange(6) < 5)[None, None, None, :].expand(2, 1, 1, 6) if masked else None
+    plain, fused = attend(q, k, v, allowed), F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    assert torch.allclose(plain, fused, atol=1e-6)
+    weights = random(*plain.shape)
+    for a, b in zip(
+        torch.autograd.grad((plain * weights).sum(), (q, k, v)),
+        torch.autograd.grad((fused * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_rows_of_several_robots_come_back_in_the_batchs_order() -> None:
+    layer, x, ids = EmbodimentLinear(4, 3, 5), random(5, 2, 3), torch.tensor([2, 0, 2, 3, 0])
+    found = layer(x, EmbodimentRows(ids))
+    wanted = torch.bmm(x, layer.W[ids]) + layer.b[ids].unsqueeze(1)
+    assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def kept_and_whole(path: Path) -> tuple[Gr00tN1d7, Gr00tN1d7]:
+    models = [Gr00tN1d7.from_pretrained(checkpoint_of(path)) for _ in range(2)]
+    models[0].keep_embodiments([10])
+    return models[0], models[1]
+
+
+def test_kept_embodiments_act_and_learn_as_among_all() -> None:
+    path = train_files()[0]
+    kept, whole = kept_and_whole(path)
+    data = {n.removeprefix("in::"): torch.from_numpy(a) for n, a in load(path).items() if n.startswith("in::")}
+    own = (data["embodiment_id"] == 10).nonzero().flatten()
+    per_sample = (data["input_ids"] == 439).sum(1) // 64  # images of 256x256, 64 tokens each
+    chosen = torch.isin(torch.repeat_interleave(torch.arange(len(per_sample)), per_sample), own)
+    images = torch.from_numpy(load(path)["img"])[chosen]
+    batch = {n: t[own] for n, t in data.items() if n != "image_grid_thw"}
+    batch |= {"images": images, "image_grid_thw": data["image_grid_thw"][: len(images)]}
+    losses = []
+    for model in (kept, whole):
+        torch.manual_seed(3)
+        output = model.train()(batch)
+        output.loss.backward()
+        losses.append(output.loss.item())
+    assert losses[0] == losses[1]
+    slices = kept.action_head.action_decoder.layer2.W.grad
+    assert torch.equal(slices[0], whole.action_head.action_decoder.layer2.W.grad[10])
+
+
+def test_saving_merges_kept_embodiments_with_the_others(tmp_path: Path) -> None:
+    kept, whole = kept_and_whole(train_files()[0])
+    layer = kept.action_head.state_encoder.layer1
+    assert layer.W.shape[0] == 1
+    with torch.no_grad():
+        layer.W += 1
+    kept.save_pretrained(tmp_path / "saved")
+    again = Gr00tN1d7.from_pretrained(tmp_path / "saved").action_head.state_encoder.layer1.W
+    before = whole.action_head.state_encoder.layer1.W
+    assert torch.equal(again[10], before[10] + 1)
+    assert torch.equal(again[torch.arange(32) != 10], before[torch.arange(32) != 10])
