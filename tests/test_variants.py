@@ -202,9 +202,9 @@ def test_without_position_embedding_the_steps_of_a_chunk_are_exchangeable() -> N
 
 def test_without_vlln_the_features_reach_the_dit_as_they_are() -> None:
     bare, seen = head(use_vlln=False), backbone()
-    assert bare.context(seen) is seen.features
+    assert bare.vl_tokens(seen) is seen.features
     assert not any(name.startswith("vlln") for name in bare.state_dict())
-    assert torch.allclose(head().context(seen), torch.nn.functional.layer_norm(seen.features, [16]))
+    assert torch.allclose(head().vl_tokens(seen), torch.nn.functional.layer_norm(seen.features, [16]))
 
 
 def test_sinusoidal_positions_are_sines_and_cosines_of_the_position() -> None:
