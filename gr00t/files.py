@@ -82,7 +82,7 @@ def whole_folder(target: Path, *, replace: bool = True, lock: bool = True) -> It
         if target.exists() and not replace:
             raise ToolkitError(f"{target} exists already. Remove it, choose another folder, or say overwrite=true.")
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        aside.chmod(0o777 & ~_umask())
+        aside.chmod(0o777 & ~umask())
         try:
             yield aside
             _sync_tree(aside)
@@ -172,7 +172,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The process's umask."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
+from benchmarks import full_size
 from gr00t.errors import ToolkitError
 from gr00t.model import Gr00tN1d7, Gr00tN1d7Config
 from gr00t.model.checkpoint import LM_HEAD, MAX_SHARD_BYTES, plan_shards, release_tensors
@@ -34,6 +35,11 @@ def test_saving_and_loading_keeps_every_bit(tiny_base: Path, tmp_path: Path) -> 
     again = Gr00tN1d7.from_pretrained(tmp_path / "again")
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
     assert again.config.to_dict() == {**model.config.to_dict(), "architectures": ["Gr00tN1d7"], "dtype": "float32"}
+
+
+def test_weights_may_be_read_by_whom_the_umask_lets(tiny_base: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tiny_base.iterdir() if path.is_file()}
+    assert len(set(modes.values())) == 1, modes
 
 
 def test_config_json_holds_every_key_and_keeps_unknown_ones(copy: Path, tmp_path: Path) -> None:
@@ -76,6 +82,12 @@ def test_the_release_in_bf16_is_two_shards_of_4_99_and_1_92_gb() -> None:
     sizes = {n: t.numel() * 2 for n, t in release_tensors(model, torch.bfloat16).items()}
     shards = [sum(sizes[n] for n in names) / 1e9 for names in plan_shards(sizes, MAX_SHARD_BYTES)]
     assert [round(s, 2) for s in shards] == [4.99, 1.92]
+
+
+def test_the_script_for_the_full_size_runs_on_the_tiny_one(tiny_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    assert full_size.reload(base)["tensors equal"] and full_size.rewrite(base)["files equal"]
+    assert full_size.act(base)["chunk"][0] == 1 and not full_size.shards(base)["as released"]
 
 
 @pytest.mark.parametrize(
