@@ -72,9 +72,10 @@ class ProcessorConfig:
 
     @classmethod
     def from_json(cls, kwargs: dict[str, Any]) -> ProcessorConfig:
-        """Read processor_kwargs. Image keys that the file leaves out are off, not at this class's defaults."""
+        """Read processor_kwargs. Keys that the file leaves out are off, as the original takes them."""
         known = {f.name for f in fields(cls)} - {"extra", "modality_configs"}
         values: dict[str, Any] = {"shortest_image_edge": None, "crop_fraction": None}
+        values |= dict.fromkeys(("apply_sincos_state_encoding", "use_relative_action"), False)
         values |= {name: value for name, value in kwargs.items() if name in known}
         configs = {
             tag: {modality: ModalityConfig.from_json(data) for modality, data in modalities.items()}

@@ -48,10 +48,10 @@ class TimestepEncoder(nn.Module):
 class AdaLayerNorm(nn.Module):
     """LayerNorm without weights, scaled and shifted by the timestep: scale first, shift second."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, 2 * width)
-        self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
+        self.norm = nn.LayerNorm(width, eps=1e-5, elementwise_affine=False)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         scale, shift = self.linear(F.silu(temb)).unsqueeze(1).chunk(2, dim=-1)
@@ -134,7 +134,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         width = config.width
         self.adaptive = adaptive
-        self.norm1 = AdaLayerNorm(width, config.norm_eps) if adaptive else nn.LayerNorm(width, eps=config.norm_eps)
+        self.norm1 = AdaLayerNorm(width) if adaptive else nn.LayerNorm(width, eps=config.norm_eps)
         self.attn1 = Attention(width, config.num_attention_heads, context_dim or width, config.dropout)
         self.norm3 = nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=not adaptive)
         self.ff = FeedForward(width, config.dropout, config.final_dropout)
