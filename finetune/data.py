@@ -86,14 +86,15 @@ def build_loader(
         batch_sampler=sampler,  # type: ignore[arg-type]
         collate_fn=dataset.collate,
         num_workers=train.num_workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=limit_threads,
         pin_memory=engine.device.type == "cuda",
         prefetch_factor=4 if train.num_workers else None,
     )
     return loader, sampler
 
 
-def _one_thread(worker: int) -> None:
+def limit_threads(worker: int) -> None:
+    """One thread for each loader process."""
     del worker
     cv2.setNumThreads(0)  # workers are the parallelism
     torch.set_num_threads(1)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from finetune import checkpointing, optim
+from finetune.cache import use_frame_store
 from finetune.config.schema import FinetuneConfig
 from finetune.data import build_dataset, build_loader, build_processor, mask_sum, train_folder
 from finetune.engine import Engine
 from finetune.export import write_release
+from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
 from finetune.tracking import Tracker
 from gr00t.data.dataset import StepReader
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -57,7 +59,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 
         processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, config)
         model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
+        if config.dataset.frames == "store":
+            use_frame_store(config, reader, engine)
         dataset = build_dataset(reader, processor, model.n1d7_config, config)
+        if config.train.features == "cached":
+            use_cached_features(config, engine, model, dataset, identity["base"])
         optimizer = optim.build_optimizer(model, config.train)
         if start is not None:
             checkpointing.load_checkpoint(start, model, optimizer)
@@ -66,6 +72,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         loop = TrainingLoop(config, engine, model, optimizer, dataset, tracker, identity)
         loss = loop.run(start.step if start else 0)
         if engine.is_main:
+            if config.train.features == "cached":
+                restore_backbone(model, base, identity["base"], engine.dtype)
             write_release(output_dir, model, processor, resolved=resolved, layout=reader.layout)
         engine.barrier()
         return FinetuneResult(output_dir, run_dir, config.train.max_steps, loss)
@@ -89,7 +97,7 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
 
 def run_identity(config: FinetuneConfig, base: Path, reader: StepReader) -> dict[str, Any]:
     """What must not change when a run is continued: all that decides a later step's loss."""
-    keep_out = ("save_steps", "keep_last", "log_steps", "num_workers", "resume", "micro_batch_size")
+    keep_out = ("save_steps", "keep_last", "log_steps", "num_workers", "resume", "micro_batch_size", "features")
     train = {k: v for k, v in dataclasses.asdict(config.train).items() if k not in keep_out}
     return {
         **{f"train.{k}": v for k, v in train.items()},
@@ -116,7 +124,7 @@ class TrainingLoop:
     ) -> None:
         self.config, self.engine, self.model, self.optimizer = config, engine, model, optimizer
         self.dataset, self.tracker, self.identity = dataset, tracker, identity
-        self.wrapped = engine.prepare(model)
+        self.wrapped = engine.prepare(HeadOnFeatures(model) if config.train.features == "cached" else model)
         self.meter = Meter(_action_groups(dataset), engine)
 
     def run(self, first_step: int) -> float | None:

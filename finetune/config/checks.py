@@ -54,8 +54,31 @@ def check_finetune(config: FinetuneConfig) -> None:
             _refuse_inside(name, folder, "model.base", Path(config.model.base))
     _refuse_inside("run_dir", written["run_dir"], "output_dir", written["output_dir"])
     _refuse_inside("output_dir", written["output_dir"], "run_dir", written["run_dir"])
+    check_cache(config)
     _check_base(config.model.base, config.model.name)
     _check_dataset(config.dataset.data_dir, "dataset.data_dir", config.split, "train")
+
+
+def check_cache(config: FinetuneConfig) -> None:
+    """A cache folder that outlives the run, and for cached features a frozen backbone and a limited number of views."""
+    if config.dataset.frames == "store" or config.train.features == "cached":
+        _check_writable("cache_dir", Path(config.cache_dir))
+        _refuse_inside("output_dir", Path(config.output_dir), "cache_dir", Path(config.cache_dir))
+    if config.train.features == "live":
+        return
+    tune, augment = config.train.tune, config.augment
+    for name in ("llm", "visual", "top_llm_layers"):
+        if getattr(tune, name):
+            raise ToolkitError(
+                f"train.features=cached computes the backbone's output once, but train.tune.{name}="
+                f"{str(getattr(tune, name)).lower()} trains a part of it. Use train.features=live, or leave that out."
+            )
+    varied = augment.crop_fraction < 1 or augment.random_rotation_angle or augment.color_jitter
+    if varied and augment.views is None:
+        raise ToolkitError(
+            "train.features=cached needs a limited number of augmented views of a frame, each of which is computed and "
+            "stored. Say augment.views=4, or augment=none."
+        )
 
 
 def check_prepare(config: PrepareConfig) -> None:

@@ -140,6 +140,11 @@ class DatasetConfig:
         "mask",
         choices=("mask", "drop"),
     )
+    frames: str = key(
+        "video decodes a frame each time it is asked for; store decodes every frame once into cache_dir",
+        "video",
+        choices=("video", "store"),
+    )
 
 
 @dataclass(kw_only=True)
@@ -208,6 +213,11 @@ class TrainConfig:
     resume: str = key(
         "auto goes on from the newest checkpoint of run_dir; never starts anew", "auto", choices=("auto", "never")
     )
+    features: str = key(
+        "live runs the frozen backbone in every step; cached once for each of a frame's augment.views, into cache_dir",
+        "live",
+        choices=("live", "cached"),
+    )
     tune: TuneConfig = key("which parts are trained", TuneConfig)
 
 
@@ -243,6 +253,11 @@ class FinetuneConfig:
     tracking: TrackingConfig = key("where the run is logged")
     run_dir: str = key("folder of the resumable checkpoints and logs", "runs/${split.name}", folder=True)
     output_dir: str = key("folder of the finished checkpoint", "checkpoints/${split.name}", folder=True)
+    cache_dir: str = key(
+        "folder of what dataset.frames=store and train.features=cached compute once; may be deleted",
+        "cache/${split.name}",
+        folder=True,
+    )
     device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
 
 

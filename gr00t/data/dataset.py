@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gr00t.data.features import FeatureStore
+from gr00t.data.frames import FrameStore
+from gr00t.data.images import Augmentation
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.randomness import Stream, generator
@@ -41,15 +45,19 @@ class StepReader:
         self._tables = FrameTables(self.layout, sorted(columns | {self._text_column, "episode_index"}))
         self._check_widths()
         self._videos: OrderedDict[tuple[int, str], VideoReader] = OrderedDict()
+        self.frame_store: FrameStore | None = None  # takes the place of the videos
 
-    def step(self, episode: int, frame: int) -> Step:
-        """What was known and done at one frame: images (T, H, W, 3), states (T, D), actions (H, D), instruction."""
+    def step(self, episode: int, frame: int, *, images: bool = True) -> Step:
+        """What was known and done at one frame: images (T, H, W, 3), states (T, D), actions (H, D), instruction.
+
+        Without `images` no frame is read and `Step.images` is empty.
+        """
         last = self.layout.episode(episode).length - 1
         action_frames = frame + np.asarray(self.configs["action"].delta_indices)
         return Step(
             images={
                 camera: self._frames(episode, camera, self._offsets("video", frame, last))
-                for camera in self.configs["video"].modality_keys
+                for camera in (self.configs["video"].modality_keys if images else [])
             },
             states=self._values("state", episode, self._offsets("state", frame, last)),
             text=self.instruction(episode, frame),
@@ -70,6 +78,15 @@ class StepReader:
             )
         return self.layout.tasks[number]
 
+    def instructions(self, episodes: list[int]) -> list[str]:
+        """Every instruction that occurs in these episodes, sorted."""
+        found: set[str] = set()
+        for episode in episodes:
+            values = self._tables.episode(self._text_column, episode)
+            _, first = np.unique(values.reshape(len(values), -1)[:, 0].astype(str), return_index=True)
+            found.update(self.instruction(episode, int(frame)) for frame in first)
+        return sorted(found)
+
     def trajectory(self, modality: str, episode: int) -> dict[str, np.ndarray]:
         """Every group of "state" or "action" over a whole episode, (frames, D) float32."""
         return self._values(modality, episode, np.arange(self.layout.episode(episode).length))
@@ -84,6 +101,8 @@ class StepReader:
         }
 
     def _frames(self, episode: int, camera: str, frames: np.ndarray) -> np.ndarray:
+        if self.frame_store is not None:
+            return self.frame_store.frames(episode, camera, frames)
         key = (episode, camera)
         if key not in self._videos:
             if len(self._videos) >= OPEN_VIDEOS:
@@ -150,7 +169,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     """Training samples by SampleKey: everything random in one depends only on (seed, step, position).
 
     A sample is what `Gr00tN1d7Processor.encode` returns, with the draws the model is handed: noise (H, D), time and
-    drop_state_features.
+    drop_state_features. With a `feature_store`, the backbone's output for the same view takes the place of images and
+    text. Prompts are padded to the dataset's longest, so that a sample does not depend on its batch: the head's
+    self-attention reads the padding too.
     """
 
     def __init__(
@@ -172,6 +193,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
                 f"{reader.layout.root}: no episode of {len(self.episodes)} has a start frame with tail={settings.tail}."
                 " Record longer episodes or use dataset.tail=mask."
             )
+        self.feature_store: FeatureStore | None = None
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -180,11 +202,23 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         """(episode, frame) of a start."""
         return self._starts[index]
 
+    @cached_property
+    def prompts(self) -> np.ndarray:
+        """input_ids (P, L) of the dataset's P instructions, their images' tokens included, padded to the longest."""
+        images = self.vlm_inputs(0, 0)["images"]
+        texts = self.reader.instructions(self.episodes)
+        chats = [{"images": images, "text": self.processor.encode_text(text, len(images))} for text in texts]
+        return self.processor.tokenize(chats)[0]
+
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        step = self.reader.step(*self._starts[key.index])
         settings = self.settings
         drop = generator(settings.seed, Stream.STATE_DROPOUT, key.step, key.position).random(2) < settings.state_dropout
-        sample = self.processor.encode(step, self.tag, augmentation=self._augmentation(key), drop_state=bool(drop[0]))
+        step = self.reader.step(*self._starts[key.index], images=self.feature_store is None)
+        sample = self.processor.encode_robot(step, self.tag, drop_state=bool(drop[0]))
+        if self.feature_store is None:
+            sample |= self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key))
+        else:
+            sample |= self.feature_store.sample(key.index, self._view(key)[0])
         rng = generator(settings.seed, Stream.NOISE, key.step, key.position)
         time = (1.0 - rng.beta(*settings.noise_beta)) * settings.noise_s
         return {
@@ -194,18 +228,33 @@ class TrainingDataset(Dataset[dict[str, Any]]):
             "drop_state_features": bool(drop[1]),
         }
 
-    def _augmentation(self, key: SampleKey) -> Any:
+    def vlm_inputs(self, index: int, view: int) -> dict[str, Any]:
+        """What the backbone reads of one view of a start frame, as `Gr00tN1d7Processor.encode_vlm` gives it."""
+        step = self.reader.step(*self._starts[index])
+        return self.processor.encode_vlm(step, self.tag, augmentation=self._look(index, view))
+
+    def _view(self, key: SampleKey) -> tuple[int, np.random.Generator]:
+        """The view of this draw (0 where views are not limited), and the generator it came from."""
+        rng = generator(self.settings.seed, Stream.AUGMENTATION, key.step, key.position)
+        return (0 if self.settings.views is None else int(rng.integers(self.settings.views))), rng
+
+    def _look(self, index: int, view: int) -> Augmentation | None:
         if not self.settings.augment:
             return None
-        rng = generator(self.settings.seed, Stream.AUGMENTATION, key.step, key.position)
-        if self.settings.views is not None:  # the view is drawn anew each time, its look only once
-            view = int(rng.integers(self.settings.views))
-            rng = generator(self.settings.seed, Stream.VIEW, key.index, view)
-        return self.processor.images.draw(rng)
+        return self.processor.images.draw(generator(self.settings.seed, Stream.VIEW, index, view))
+
+    def _augmentation(self, key: SampleKey) -> Augmentation | None:
+        view, rng = self._view(key)
+        if self.settings.views is None and self.settings.augment:
+            return self.processor.images.draw(rng)
+        return self._look(key.index, view)  # the view is drawn anew each time, its look only once
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The processor's batch, with the draws: noise (B, H, D), time (B,), drop_state_features (B,) bool."""
-        batch = self.processor.collate(samples)
+        if self.feature_store is None:
+            batch = self.processor.collate(samples, length=self.prompts.shape[1])
+        else:
+            batch = self.processor.collate_robot(samples) | self.feature_store.collate(samples)
         batch["noise"] = torch.from_numpy(np.stack([s["noise"] for s in samples]))
         batch["time"] = torch.tensor([float(s["time"]) for s in samples], dtype=torch.float32)
         batch["drop_state_features"] = torch.tensor([s["drop_state_features"] for s in samples])

@@ -91,13 +91,17 @@ class VlmTokenizer:
         chat: list[Any] = [{"role": "user", "content": content}]
         return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=False))
 
-    def encode(self, chats: Sequence[str], image_tokens: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """Chat texts to input_ids and attention_mask, both int64 (B, L), padded on the left.
+    def encode(
+        self, chats: Sequence[str], image_tokens: Sequence[Sequence[int]], length: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Chat texts to input_ids and attention_mask, both int64 (B, L), padded on the left to the longest or to
+        `length`.
 
         image_tokens[b] holds the number of tokens of each image of chat b (a quarter of its patches).
         """
         expanded = [_expand(chat, counts) for chat, counts in zip(chats, image_tokens, strict=True)]
-        out = self._tokenizer(expanded, padding=True, return_tensors="np")
+        padding = True if length is None else "max_length"
+        out = self._tokenizer(expanded, padding=padding, max_length=length, return_tensors="np")
         return out["input_ids"].astype(np.int64), out["attention_mask"].astype(np.int64)
 
     def save(self, folder: str | Path) -> None:

@@ -150,18 +150,33 @@ class Gr00tN1d7Processor:
         are masked out of the loss and their action is 0, like the steps past the horizon.
         `augmentation` None gives the eval transform; `drop_state` zeroes the normalised state, as exclude_state does.
         """
+        return {
+            **self.encode_vlm(step, tag, augmentation=augmentation),
+            **self.encode_robot(step, tag, drop_state=drop_state),
+        }
+
+    def encode_vlm(
+        self, step: Step, tag: EmbodimentTag | str, *, augmentation: Augmentation | None = None
+    ) -> dict[str, Any]:
+        """The part of `encode` that the backbone reads: images and text."""
+        self.modality_config(tag)
+        images = self._encode_images(step.images, str(tag), augmentation)
+        return {"images": images, "text": self.encode_text(step.text, len(images))}
+
+    def encode_text(self, text: str, images: int) -> str:
+        """An instruction in the chat form, with room for that many images."""
+        if not isinstance(text, str):
+            raise ToolkitError(f"The instruction must be one string, not {type(text).__name__}.")
+        return self.vlm.chat_text(formalize(text) if self.config.formalize_language else text, images)
+
+    def encode_robot(self, step: Step, tag: EmbodimentTag | str, *, drop_state: bool = False) -> dict[str, Any]:
+        """The part of `encode` that the head reads: state, embodiment_id, and the actions where there are some."""
         name = str(tag)
         self.modality_config(name)
-        images = self._encode_images(step.images, name, augmentation)
         state = self.state_action.encode_state(step.states, name)
         if drop_state or self.config.exclude_state:
             state = np.zeros_like(state)
-        if not isinstance(step.text, str):
-            raise ToolkitError(f"The instruction must be one string, not {type(step.text).__name__}.")
-        text = formalize(step.text) if self.config.formalize_language else step.text
         sample = {
-            "images": images,
-            "text": self.vlm.chat_text(text, len(images)),
             "state": _pad(state, len(state), self.config.max_state_dim, f"{name} state"),
             "embodiment_id": self.embodiment_ids[name],
         }
@@ -169,22 +184,37 @@ class Gr00tN1d7Processor:
             sample["action"], sample["action_mask"] = self._encode_action(step, name)
         return sample
 
-    def collate(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Samples of `encode` to one batch of CPU tensors.
+    def collate(self, samples: Sequence[Mapping[str, Any]], *, length: int | None = None) -> dict[str, torch.Tensor]:
+        """Samples of `encode` to one batch of CPU tensors: those of `collate_vlm` and `collate_robot`."""
+        return {**self.collate_vlm(samples, length=length), **self.collate_robot(samples)}
 
-        input_ids and attention_mask int64 (B, L), left-padded; images uint8 (N, S, S, 3), all samples' in order (the
-        model makes pixel_values of them on its device); image_grid_thw int64 (N, 3); state float32 (B, T, Ds);
-        embodiment_id int64 (B,); with actions also action and action_mask float32 (B, H, Da).
-        """
-        factor = self.vlm.limits.factor
-        tokens = [[i.shape[0] // factor * (i.shape[1] // factor) for i in s["images"]] for s in samples]
-        input_ids, attention_mask = self.vlm.encode([s["text"] for s in samples], tokens)
+    def collate_vlm(
+        self, samples: Sequence[Mapping[str, Any]], *, length: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask int64 (B, L), padded on the left to the longest or to `length`; images uint8
+        (N, S, S, 3), all samples' in order (the model makes pixel_values of them on its device); image_grid_thw int64
+        (N, 3)."""
+        input_ids, attention_mask = self.tokenize(samples, length=length)
         images = torch.from_numpy(np.concatenate([s["images"] for s in samples]))
-        batch = {
+        return {
             "input_ids": torch.from_numpy(input_ids),
             "attention_mask": torch.from_numpy(attention_mask),
             "images": images,
             "image_grid_thw": grid_thw(images),
+        }
+
+    def tokenize(
+        self, samples: Sequence[Mapping[str, Any]], *, length: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """input_ids and attention_mask as in `collate_vlm`."""
+        factor = self.vlm.limits.factor
+        tokens = [[i.shape[0] // factor * (i.shape[1] // factor) for i in s["images"]] for s in samples]
+        return self.vlm.encode([s["text"] for s in samples], tokens, length)
+
+    def collate_robot(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """state float32 (B, T, Ds); embodiment_id int64 (B,); with actions also action and action_mask float32
+        (B, H, Da)."""
+        batch = {
             "state": torch.from_numpy(np.stack([s["state"] for s in samples])),
             "embodiment_id": torch.tensor([s["embodiment_id"] for s in samples], dtype=torch.int64),
         }

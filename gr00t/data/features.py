@@ -1,0 +1,109 @@
+"""The frozen backbone's output, computed once and kept in memory-mapped files.
+
+One row for each augmented view of each start frame: row = start x views + view. Files (`rows-<number>.safetensors`)
+hold FILE_BYTES each and appear whole, so what is there need not be computed again.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gr00t.errors import ToolkitError
+
+KEYS = ("features", "attention_mask", "image_mask")
+FILE_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The rows of `starts` x `views` samples: features (tokens, width) in `dtype`, attention_mask and image_mask
+    (tokens,) bool."""
+
+    folder: Path
+    starts: int
+    views: int
+    tokens: int
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def rows(self) -> int:
+        return self.starts * self.views
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row on the disk."""
+        return self.tokens * (self.width * self.dtype.itemsize + 2)
+
+    @property
+    def rows_per_file(self) -> int:
+        return max(1, FILE_BYTES // self.row_bytes)
+
+    def files(self) -> list[tuple[Path, range]]:
+        """Every file, and the rows it holds."""
+        size = self.rows_per_file
+        return [
+            (self.folder / f"rows-{number:05d}.safetensors", range(first, min(first + size, self.rows)))
+            for number, first in enumerate(range(0, self.rows, size))
+        ]
+
+    def missing(self) -> list[tuple[Path, range]]:
+        """The files that are still to be made."""
+        return [(path, rows) for path, rows in self.files() if not path.is_file()]
+
+    def row(self, row: int) -> dict[str, Tensor]:
+        """One row's tensors: views into the mapped file. A missing or damaged file raises, naming the remedy."""
+        number, place = divmod(row, self.rows_per_file)
+        if number not in self._open:
+            self._open[number] = self._read(*self.files()[number])
+        return {key: tensor[place] for key, tensor in self._open[number].items()}
+
+    def sample(self, start: int, view: int) -> dict[str, Tensor]:
+        """What takes the place of images and text in a training sample."""
+        return self.row(start * self.views + view)
+
+    @staticmethod
+    def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """features (B, S, width), attention_mask and image_mask (B, S) bool."""
+        return {key: torch.stack([s[key] for s in samples]) for key in KEYS}
+
+    def write(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        """One file, whole or not there; tensors (rows, ...) of KEYS on the CPU."""
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            save_file(tensors, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise ToolkitError(f"{path} cannot be written ({error}). Free some space, or move cache_dir.") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @cached_property
+    def _open(self) -> dict[int, dict[str, Tensor]]:
+        return {}
+
+    def _read(self, path: Path, rows: range) -> dict[str, Tensor]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {key: file.get_tensor(key) for key in KEYS}
+        except (SafetensorError, OSError) as error:
+            raise ToolkitError(f"{path} is damaged ({error}). Delete that file; it is then made anew.") from None
+        if found["features"].shape != (len(rows), self.tokens, self.width) or found["features"].dtype != self.dtype:
+            raise ToolkitError(f"{path} holds {tuple(found['features'].shape)}. Delete that file; it is made anew.")
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:  # another process maps the files itself
+        return {key: value for key, value in self.__dict__.items() if key != "_open"}

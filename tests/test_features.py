@@ -1,0 +1,217 @@
+"""Cached features: the losses of live training, made once, resumable, checked, and without the backbone in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_training import ROOT, losses, overrides, trained
+from test_training import config as training_config
+
+from conflict_panda_config import MODALITY_CONFIG
+from finetune import features, train
+from finetune.config import FinetuneConfig, load
+from finetune.data import build_dataset, build_processor
+from finetune.train import finetune
+from gr00t.data.dataset import StepReader, TrainingDataset
+from gr00t.data.features import FeatureStore
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.sampler import SampleKey
+from gr00t.errors import ToolkitError
+from gr00t.model import Gr00tN1d7
+
+STEPS = 10
+
+
+def config(out: Path, data: Path, base: Path, kind: str, cache: Path, *more: str) -> FinetuneConfig:
+    chosen = ["augment.views=2", f"train.max_steps={STEPS}", "train.save_steps=5", "train.learning_rate=1e-4"]
+    return training_config(out, data, base, *chosen, f"train.features={kind}", f"cache_dir={cache}", *more)
+
+
+@pytest.fixture(scope="module")
+def runs(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same ten steps live and cached, and the cache."""
+    out = tmp_path_factory.mktemp("features")
+    for kind in ("live", "cached"):
+        finetune(config(out / kind, small_data, tiny_base, kind, out / "cache"))
+    return {name: out / name for name in ("live", "cached", "cache")}
+
+
+def store_folder(cache: Path) -> Path:
+    return next(cache.glob("features-*"))
+
+
+def test_losses_are_those_of_live_training(runs: dict[str, Path]) -> None:
+    assert len(losses(runs["live"])) == STEPS
+    assert losses(runs["cached"]) == pytest.approx(losses(runs["live"]), rel=1e-5)
+
+
+def test_losses_agree_in_bf16(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    for kind in ("live", "cached"):
+        finetune(config(tmp_path / kind, small_data, tiny_base, kind, tmp_path / "cache", "train.precision=bf16"))
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-2)
+    file = next(store_folder(tmp_path / "cache").glob("rows-*"))
+    assert load_file(file)["features"].dtype == torch.bfloat16
+
+
+@pytest.mark.multiprocess
+def test_two_processes_share_the_work(runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    more = ["augment.views=2", "train.learning_rate=1e-4", "train.max_steps=10", "train.features=cached"]
+    more += [f"cache_dir={tmp_path}/cache", "dataset.frames=store"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["launch_finetune_local.py", *overrides(tmp_path, small_data, tiny_base, *more)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path) == pytest.approx(losses(runs["live"]), rel=1e-3)
+    assert (tmp_path / "done" / "config.json").is_file()
+
+
+def test_the_finished_checkpoint_holds_the_backbone(runs: dict[str, Path]) -> None:
+    live, cached = (Gr00tN1d7.from_pretrained(runs[kind] / "done").state_dict() for kind in ("live", "cached"))
+    assert live.keys() == cached.keys()
+    backbone = [name for name in live if name.startswith("backbone.")]
+    assert backbone and all(torch.equal(live[name], cached[name]) for name in backbone)
+
+
+def test_a_run_goes_on_with_the_other_kind(
+    runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    for before, after in (("live", "cached"), ("cached", "live"), ("cached", "cached")):
+        out = tmp_path / f"{before}-{after}"
+        shutil.copytree(runs[before] / "run" / "checkpoint-5", out / "run" / "checkpoint-5")
+        finetune(config(out, small_data, tiny_base, after, runs["cache"]))
+        expected = {step: loss for step, loss in losses(runs["live"]).items() if step > 5}
+        assert losses(out) == pytest.approx(expected, rel=1e-5)
+    there, here = trained(runs["cached"], STEPS), trained(tmp_path / "cached-cached", STEPS)
+    assert all(torch.equal(there[name], here[name]) for name in there | here)
+
+
+def test_the_backbone_leaves_memory(
+    runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    original = train.TrainingLoop._step
+
+    def step(loop: Any, *arguments: Any) -> None:
+        seen.append({p.device.type for p in loop.model.backbone.parameters()})
+        assert all(not name.startswith("backbone") for name, _ in loop.wrapped.named_parameters())
+        original(loop, *arguments)
+
+    monkeypatch.setattr(train.TrainingLoop, "_step", step)
+    finetune(config(tmp_path, small_data, tiny_base, "cached", runs["cache"], "train.max_steps=1"))
+    assert seen == [{"meta"}]
+
+
+def test_only_what_is_missing_is_computed(
+    runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gr00t.data.features.FILE_BYTES", 1_000_000)  # several files
+    cache, written = tmp_path / "cache", []
+    write = FeatureStore.write
+
+    def killed_at_the_third(store: FeatureStore, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        write(store, path, tensors)
+        written.append(path.name)
+
+    monkeypatch.setattr(FeatureStore, "write", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config(tmp_path, small_data, tiny_base, "cached", cache, "train.max_steps=1"))
+    kept = {path.name for path in store_folder(cache).glob("rows-*")}
+    assert kept == set(written) and len(kept) == 2
+
+    written.clear()
+    monkeypatch.setattr(FeatureStore, "write", lambda *a: (written.append(a[1].name), write(*a)))
+    finetune(config(tmp_path, small_data, tiny_base, "cached", cache, "train.max_steps=1"))
+    assert len(written) > 1 and not kept & set(written)
+    assert losses(tmp_path)[1] == pytest.approx(losses(runs["live"])[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["other features", "cut short"])
+def test_a_row_that_is_not_what_the_backbone_computes_is_refused(
+    runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path, damage: str
+) -> None:
+    cache = shutil.copytree(runs["cache"], tmp_path / "cache")
+    for path in store_folder(cache).glob("rows-*"):
+        if damage == "cut short":
+            path.write_bytes(path.read_bytes()[:-100])
+        else:
+            tensors = load_file(path)
+            save_file({**tensors, "features": tensors["features"] * 1.001}, path)
+    with pytest.raises(ToolkitError, match="Delete that"):
+        finetune(config(tmp_path, small_data, tiny_base, "cached", cache))
+    assert not (tmp_path / "done").exists()
+
+
+def test_a_base_that_changed_meanwhile_is_not_mixed_in(tiny_base: Path) -> None:
+    with pytest.raises(ToolkitError, match="has changed while training ran"):
+        features.restore_backbone(Gr00tN1d7.from_pretrained(tiny_base), tiny_base, "another", torch.float32)
+
+
+def test_a_full_disk_is_refused_before_anything_is_computed(
+    small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.cache.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(ToolkitError, match=r"features of 120 of 120 views.*cache_dir=FOLDER"):
+        finetune(config(tmp_path, small_data, tiny_base, "cached", tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.tune.llm=true", "augment.views=2"], "train.tune.llm=true trains a part of it"),
+        (["train.tune.visual=true", "augment.views=2"], "train.tune.visual=true"),
+        (["train.tune.top_llm_layers=2", "augment.views=2"], "train.tune.top_llm_layers=2"),
+        ([], "augment.views=4, or augment=none"),
+    ],
+)
+def test_what_cannot_be_cached_is_refused_with_the_reason(
+    small_data: Path, tiny_base: Path, arguments: list[str], message: str
+) -> None:
+    places = [f"model.base={tiny_base}", f"dataset.data_dir={small_data}", "local=none", "device=cpu"]
+    with pytest.raises(ToolkitError, match=message):
+        load("finetune", ["model=tiny", "train.features=cached", *places, *arguments])
+    load("finetune", ["model=tiny", "train.features=cached", *places, "augment=none"])
+
+
+def two_prompts(data: Path, base: Path, out: Path) -> TrainingDataset:
+    """Training samples of a copy of the dataset in which the last train episode has a longer instruction."""
+    folder = Path(shutil.copytree(data / "color_object" / "train", out / "train"))
+    reader = StepReader(folder, MODALITY_CONFIG)
+    last = reader.layout.train_episodes[-1]
+    reader.layout.tasks[7] = "pick up the object whose colour is that of the plate on the left"
+    column = reader._tables._columns[reader._text_column].copy()
+    start, end = reader._tables._span[last]
+    column[start:end] = 7
+    reader._tables._columns[reader._text_column] = column
+    settings = load("finetune", ["model=tiny", "local=none", f"model.base={base}", f"dataset.data_dir={data}"])
+    processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, settings)
+    return build_dataset(reader, processor, Gr00tN1d7.from_pretrained(base).n1d7_config, settings)
+
+
+def test_a_sample_does_not_depend_on_the_prompts_beside_it(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    dataset = two_prompts(small_data, tiny_base, tmp_path)
+    model = Gr00tN1d7.from_pretrained(tiny_base)
+    short, long = (dataset[SampleKey(index, 0, 0)] for index in (0, len(dataset) - 1))
+    assert len(dataset.prompts) == 2 and not np.array_equal(*dataset.prompts)
+    together, alone = dataset.collate([short, long]), dataset.collate([short])
+    assert together["input_ids"].shape[1] == alone["input_ids"].shape[1] == dataset.prompts.shape[1]
+    assert alone["attention_mask"].sum() < together["attention_mask"][1].sum()
+    one, both = model(alone).action_loss[0], model(together).action_loss[0]
+    assert torch.allclose(one, both, rtol=1e-4, atol=1e-6)
+
+
+def test_meta_json_says_what_was_cached(runs: dict[str, Path]) -> None:
+    meta = json.loads((store_folder(runs["cache"]) / "meta.json").read_text())
+    assert meta["rows"] == 120 and meta["views"] == 2 and meta["dtype"] == "float32"
