@@ -44,10 +44,10 @@ def announce(what: str, size: int, folder: Path) -> None:
     free = shutil.disk_usage(there).free
     if size * RESERVE > free:
         raise ToolkitError(
-            f"{folder}: {what} takes {_size(size)}, but only {_size(free)} are free there. Free some space, "
+            f"{folder}: {what} takes {in_bytes(size)}, but only {in_bytes(free)} are free there. Free some space, "
             "or choose another cache_dir=FOLDER."
         )
-    say(f"{what}: {_size(size)} in {folder} ({_size(free)} free)")
+    say(f"{what}: {in_bytes(size)} in {folder} ({in_bytes(free)} free)")
 
 
 def say(message: str) -> None:
@@ -91,5 +91,6 @@ def wait_until(
         time.sleep(0.2)
 
 
-def _size(size: float) -> str:
+def in_bytes(size: float) -> str:
+    """A size as users read it: 1.2 GB, 30.5 MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.cache import announce, progress, say, wait_until
+from finetune.cache import announce, in_bytes, progress, say, wait_until
 from finetune.config.schema import FinetuneConfig
 from finetune.data import limit_threads
 from finetune.engine import Engine
@@ -60,7 +60,7 @@ def use_cached_features(
     size = sum(p.numel() * p.element_size() for p in model.backbone.parameters())
     model.backbone.to("meta")
     if engine.is_main:
-        say(f"cached features: the backbone's {size / 1e9:.2f} GB are not kept in memory")
+        say(f"cached features: the backbone's {in_bytes(size)} are not kept in memory")
 
 
 class HeadOnFeatures(nn.Module):

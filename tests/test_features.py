@@ -21,6 +21,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from finetune import features, train
 from finetune.config import FinetuneConfig, load
 from finetune.data import build_dataset, build_processor
+from finetune.engine import Engine
 from finetune.train import finetune
 from gr00t.data.dataset import StepReader, TrainingDataset
 from gr00t.data.features import FeatureStore
@@ -185,6 +186,10 @@ def test_what_cannot_be_cached_is_refused_with_the_reason(
     load("finetune", ["model=tiny", "train.features=cached", *places, "augment=none"])
 
 
+def mixed_settings(data: Path, base: Path, out: Path) -> FinetuneConfig:
+    return config(out, data, base, "cached", out / "cache", "augment.state_dropout=0")
+
+
 def two_prompts(data: Path, base: Path, out: Path) -> TrainingDataset:
     """Training samples of a copy of the dataset in which the last train episode has a longer instruction."""
     folder = Path(shutil.copytree(data / "color_object" / "train", out / "train"))
@@ -195,7 +200,7 @@ def two_prompts(data: Path, base: Path, out: Path) -> TrainingDataset:
     start, end = reader._tables._span[last]
     column[start:end] = 7
     reader._tables._columns[reader._text_column] = column
-    settings = load("finetune", ["model=tiny", "local=none", f"model.base={base}", f"dataset.data_dir={data}"])
+    settings = mixed_settings(data, base, out)
     processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, settings)
     return build_dataset(reader, processor, Gr00tN1d7.from_pretrained(base).n1d7_config, settings)
 
@@ -210,6 +215,25 @@ def test_a_sample_does_not_depend_on_the_prompts_beside_it(small_data: Path, tin
     assert alone["attention_mask"].sum() < together["attention_mask"][1].sum()
     one, both = model(alone).action_loss[0], model(together).action_loss[0]
     assert torch.allclose(one, both, rtol=1e-4, atol=1e-6)
+
+
+def test_prompts_of_several_lengths_are_cached_as_they_are_padded_live(
+    small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    dataset = two_prompts(small_data, tiny_base, tmp_path)
+    model = Gr00tN1d7.from_pretrained(tiny_base)
+    keys = [SampleKey(index, step, 0) for step, index in enumerate((0, len(dataset) - 1, 30, len(dataset) - 2))]
+    live = dataset.collate([dataset[key] for key in keys])
+    with torch.no_grad():
+        expected, loss = model.features(live), model(live).action_loss
+    settings = mixed_settings(small_data, tiny_base, tmp_path)
+    features.use_cached_features(settings, Engine(settings), model, dataset, "base")
+    cached = dataset.collate([dataset[key] for key in keys])
+    assert torch.equal(cached["attention_mask"], expected.attention_mask)
+    assert torch.equal(cached["image_mask"], expected.image_mask)
+    assert torch.allclose(cached["features"], expected.features, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(model(cached).action_loss, loss, rtol=1e-4, atol=1e-5)
 
 
 def test_meta_json_says_what_was_cached(runs: dict[str, Path]) -> None:
