@@ -24,6 +24,7 @@ from gr00t.files import file_sha256, read_json, whole_folder, write_json
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
+FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -46,9 +47,9 @@ def save_checkpoint(
         save_file(trained, folder / "trained.safetensors")
         save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
         write_json(folder / "state.json", {**state, "step": step})
-        names = ("trained.safetensors", "optimizer.safetensors", "state.json")
-        write_json(folder / "manifest.json", {name: file_sha256(folder / name) for name in names})
-    for old in list_checkpoints(run_dir)[:-keep]:
+        write_json(folder / "manifest.json", {name: file_sha256(folder / name) for name in FILES})
+    others = [folder for folder in list_checkpoints(run_dir) if folder != target]
+    for old in others[: max(0, len(others) - (keep - 1))]:
         shutil.rmtree(old)
     return target
 
@@ -66,7 +67,7 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
         if problem is None:
             state = read_json(folder / "state.json")
             return Checkpoint(folder, int(state["step"]), state)
-        log.warning("%s is damaged (%s); the checkpoint before it is used.", folder, problem)
+        log.warning("%s is damaged (%s); the one before it is looked at.", folder, problem)
     return None
 
 
@@ -91,12 +92,17 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     before = checkpoint.state.get("identity", {})
     changed = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))
     if changed:
-        lines = "\n  ".join(f"{k}: {before.get(k)!r} there, {identity.get(k)!r} now" for k in changed)
+        lines = "\n  ".join(_difference(k, before.get(k), identity.get(k)) for k in changed)
         raise ToolkitError(
             f"{checkpoint.folder} belongs to a run with other settings:\n  {lines}\n"
             "Use its settings to continue it, another run_dir=... to start beside it, or train.resume=never to start "
             "anew here."
         )
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    hashed = {"base": "model.base holds other weights", "dataset": "the dataset holds other data"}
+    return f"{hashed[key]} than when the run began" if key in hashed else f"{key}: {before!r} there, {now!r} now"
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -133,8 +139,8 @@ def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
 def _damage(folder: Path) -> str | None:
     try:
         manifest = read_json(folder / "manifest.json")
-        for name, digest in manifest.items():
-            if file_sha256(folder / Path(name).name) != digest:
+        for name in FILES:
+            if file_sha256(folder / name) != manifest.get(name):
                 return f"{name} has changed since it was written"
     except (ToolkitError, OSError, SafetensorError, AttributeError) as error:
         return str(error)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import torch
@@ -19,7 +19,7 @@ from finetune.engine import Engine
 from gr00t.data.dataset import SampleSettings, StepReader, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import MicroBatchSampler, TrainingOrder
-from gr00t.data.statistics import to_processor_statistics
+from gr00t.data.statistics import Tail, to_processor_statistics
 from gr00t.model.config import Gr00tN1d7Config
 
 log = logging.getLogger(__name__)
@@ -37,13 +37,17 @@ def build_processor(base: Gr00tN1d7Processor, reader: StepReader, config: Finetu
     processor = base.with_config(
         crop_fraction=augment.crop_fraction,
         shortest_image_edge=base.images.side,
+        # the same crop once more, for readers that know these two keys only (LeRobot)
+        image_target_size=[base.images.side] * 2,
+        image_crop_size=[int(base.images.side * augment.crop_fraction)] * 2,
         random_rotation_angle=augment.random_rotation_angle,
         color_jitter_params=None if jitter is None else dataclasses.asdict(jitter),
         state_dropout_prob=augment.state_dropout,
     )
-    statistics = to_processor_statistics(
-        layout.statistics(), layout.relative_statistics(), layout.modality, MODALITY_CONFIG
-    )
+    relative = layout.relative_statistics()
+    if config.dataset.tail == "drop":  # what the dataset holds counts the starts of tail=mask
+        relative = reader.relative_statistics(layout.train_episodes, "drop")
+    statistics = to_processor_statistics(layout.statistics(), relative, layout.modality, MODALITY_CONFIG)
     return processor.with_embodiment(config.dataset.embodiment_tag, MODALITY_CONFIG, statistics)
 
 
@@ -55,7 +59,7 @@ def build_dataset(
         seed=config.train.seed,
         views=config.augment.views,
         state_dropout=config.augment.state_dropout,
-        tail=config.dataset.tail,
+        tail=cast(Tail, config.dataset.tail),
         noise_beta=(model.noise_beta_alpha, model.noise_beta_beta),
         noise_s=model.noise_s,
     )

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from finetune.checkout import CHECKOUT
+from finetune.run_folder import RELEASE_MARK, identity_digest
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.files import whole_folder, write_json
@@ -27,6 +28,7 @@ def write_release(
     *,
     resolved: dict[str, Any],
     layout: DatasetLayout,
+    identity: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last."""
@@ -39,6 +41,7 @@ def write_release(
         (experiment / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
         write_json(experiment / "dataset.json", describe_dataset(layout))
         write_json(experiment / "versions.json", versions())
+        write_json(aside / RELEASE_MARK, {"identity": identity_digest(identity)})
 
 
 def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:

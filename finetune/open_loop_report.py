@@ -17,6 +17,7 @@ from finetune.open_loop import (
     PREDICTORS,
     SECTIONS,
     SIGNED_GROUP,
+    Errors,
     Forecast,
     label,
     to_json,
@@ -80,10 +81,13 @@ def _rows(report: OpenLoopReport, group: str) -> list[tuple[str, list[str]]]:
     """One row a predictor: its name and one cell a section."""
     rows = []
     for predictor in PREDICTORS:
-        found = [report.overall[section].errors[group][predictor] for section in SECTIONS]
-        signs = ["" if e.sign_error_rate is None else f" / {e.sign_error_rate:.1%}" for e in found]
-        rows.append((label(predictor), [f"{e.mae:.4f}{sign}" for e, sign in zip(found, signs, strict=True)]))
+        rows.append((label(predictor), [_cell(report.overall[s].errors[group][predictor]) for s in SECTIONS]))
     return rows
+
+
+def _cell(errors: Errors) -> str:
+    sign = "" if errors.sign_error_rate is None else f" / {errors.sign_error_rate:.1%}"
+    return f"{errors.mae:.4f}{sign}"
 
 
 def _json(report: OpenLoopReport) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _markdown(report: OpenLoopReport, drawn: int) -> str:
     ]
     for group in report.overall["all"].errors:
         lines += ["", f"## {_measured(group)}", "", *_markdown_table(report, group)]
-    lines += ["", "## By episode (all starts, policy)", "", *_markdown_episodes(report)]
+        lines += ["", "By episode:", "", *_markdown_episodes(report, group)]
     lines += [
         "",
         f"![errors]({FIGURES}/errors.png)",
@@ -135,13 +139,13 @@ def _markdown_table(report: OpenLoopReport, group: str) -> list[str]:
     return [_line(head), _line(["---", *["---:"] * len(SECTIONS)]), *map(_line, rows)]
 
 
-def _markdown_episodes(report: OpenLoopReport) -> list[str]:
-    groups = list(report.overall["all"].errors)
-    lines = [_line(["episode", "frames", *groups]), _line(["---:"] * (2 + len(groups)))]
+def _markdown_episodes(report: OpenLoopReport, group: str) -> list[str]:
+    """One row an episode: every predictor over all starts, and over the last frames."""
+    shown = [(section, predictor) for section in ("all", "last") for predictor in PREDICTORS]
+    heads = [f"{label(predictor)}, {HEADINGS[section]}" for section, predictor in shown]
+    lines = [_line(["episode", "frames", *heads]), _line(["---:"] * (2 + len(heads)))]
     for index, sections in report.episodes.items():
-        errors = [sections["all"].errors[group][POLICY] for group in groups]
-        signs = ["" if e.sign_error_rate is None else f" / {e.sign_error_rate:.1%}" for e in errors]
-        cells = [f"{e.mae:.4f}{sign}" for e, sign in zip(errors, signs, strict=True)]
+        cells = [_cell(sections[section].errors[group][predictor]) for section, predictor in shown]
         lines.append(_line([str(index), str(sections["all"].starts), *cells]))
     return lines
 

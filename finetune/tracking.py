@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.config.schema import FinetuneConfig
+from gr00t.errors import ToolkitError
 from gr00t.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,6 @@ class Tracker:
         if self.active:
             self._progress.update(self._task, completed=step)
 
-    def say(self, message: str) -> None:
-        """A line above the progress bar."""
-        if self.active:
-            self._console.print(message, highlight=False)
-
     def finish(self, summary: dict[str, Any] | None = None, *, failed: bool = False) -> None:
         if not self.active:
             return
@@ -105,7 +101,23 @@ def _start_wandb(config: FinetuneConfig, resolved: dict[str, Any], run_dir: Path
     write_json(identity, {"wandb_id": run_id, "project": tracking.project})
     mode = tracking.mode
     if mode == "auto":
-        mode = "online" if _has_wandb_key() else "offline"
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
+    try:
+        return _init(config, resolved, run_dir, run_id, mode)
+    except (wandb.errors.Error, OSError) as error:
+        if tracking.mode == "online":
+            raise ToolkitError(
+                f"wandb cannot go online ({type(error).__name__}). Check the key and the network (wandb login), or use "
+                "tracking.mode=offline and send the run later with wandb sync."
+            ) from None
+        log.warning("wandb cannot go online (%s); the run is kept offline, wandb sync sends it.", type(error).__name__)
+        return _init(config, resolved, run_dir, run_id, "offline")
+
+
+def _init(config: FinetuneConfig, resolved: dict[str, Any], run_dir: Path, run_id: str, mode: str) -> Any:
+    import wandb
+
+    tracking = config.tracking
     return wandb.init(
         project=tracking.project,
         name=tracking.run_name,
@@ -116,7 +128,7 @@ def _start_wandb(config: FinetuneConfig, resolved: dict[str, Any], run_dir: Path
         dir=str(run_dir),
         mode=mode,  # type: ignore[arg-type]
         config=resolved,
-        settings=wandb.Settings(silent=True, console="off"),
+        settings=wandb.Settings(silent=True, console="off", init_timeout=60),
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import shutil
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,16 +20,16 @@ from finetune.data import build_dataset, build_loader, build_processor, mask_sum
 from finetune.engine import Engine
 from finetune.export import write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
+from finetune.meter import Meter, action_groups
+from finetune.run_folder import RunFolder
 from finetune.tracking import Tracker
-from gr00t.data.dataset import StepReader
+from gr00t.data.dataset import StepReader, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.randomness import Stream, torch_seed
 from gr00t.errors import ToolkitError
-from gr00t.files import remove_leftovers, write_json
+from gr00t.files import disk_errors
 from gr00t.model.checkpoint import fingerprint, resolve_folder
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         with engine.main_first():
             reader = StepReader(train_folder(config), _modality_config())
         identity = run_identity(config, base, reader)
-        start = _starting_point(config, identity, engine)
-        if start is not None and start.step >= config.train.max_steps and output_dir.is_dir():
-            return FinetuneResult(output_dir, run_dir, start.step, start.state.get("loss"), already_finished=True)
+        run = RunFolder(config, identity)
+        start = run.starting_point()
+        if run.is_finished():
+            return FinetuneResult(output_dir, run_dir, config.train.max_steps, None, already_finished=True)
 
         processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, config)
         model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
@@ -67,18 +67,36 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         optimizer = optim.build_optimizer(model, config.train)
         if start is not None:
             checkpointing.load_checkpoint(start, model, optimizer)
-        resolved = dataclasses.asdict(config)
-        tracker = Tracker(config, resolved, active=engine.is_main, first_step=start.step if start else 0)
-        loop = TrainingLoop(config, engine, model, optimizer, dataset, tracker, identity)
-        loss = loop.run(start.step if start else 0)
-        if engine.is_main:
-            if config.train.features == "cached":
-                restore_backbone(model, base, identity["base"], engine.dtype)
-            write_release(output_dir, model, processor, resolved=resolved, layout=reader.layout)
-        engine.barrier()
+        with run.opened(start, engine):
+            loss = _train_and_release(config, engine, model, optimizer, dataset, identity, reader, start)
         return FinetuneResult(output_dir, run_dir, config.train.max_steps, loss)
     finally:
         engine.close()
+
+
+def _train_and_release(
+    config: FinetuneConfig,
+    engine: Engine,
+    model: Gr00tN1d7,
+    optimizer: torch.optim.Optimizer,
+    dataset: TrainingDataset,
+    identity: dict[str, Any],
+    reader: StepReader,
+    start: checkpointing.Checkpoint | None,
+) -> float | None:
+    resolved = dataclasses.asdict(config)
+    first_step = start.step if start else 0
+    tracker = Tracker(config, resolved, active=engine.is_main, first_step=first_step)
+    loop = TrainingLoop(config, engine, model, optimizer, dataset, tracker, identity)
+    loss = loop.run(first_step)
+    if engine.is_main:
+        if config.train.features == "cached":
+            restore_backbone(model, Path(resolve_folder(config.model.base)), identity["base"], engine.dtype)
+        release = Path(config.output_dir)
+        with disk_errors(release, "The last checkpoint is whole: make room and start the same command again."):
+            write_release(release, model, dataset.processor, resolved=resolved, layout=reader.layout, identity=identity)
+    engine.barrier()
+    return loss
 
 
 def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: int) -> Gr00tN1d7:
@@ -104,7 +122,7 @@ def run_identity(config: FinetuneConfig, base: Path, reader: StepReader) -> dict
         "augment": dataclasses.asdict(config.augment),
         "dataset.tail": config.dataset.tail,
         "dataset.embodiment_tag": config.dataset.embodiment_tag,
-        "dataset": reader.layout.fingerprint,
+        "dataset": reader.layout.training_digest(),
         "base": fingerprint(base),
     }
 
@@ -118,14 +136,14 @@ class TrainingLoop:
         engine: Engine,
         model: Gr00tN1d7,
         optimizer: torch.optim.Optimizer,
-        dataset: Any,
+        dataset: TrainingDataset,
         tracker: Tracker,
         identity: dict[str, Any],
     ) -> None:
         self.config, self.engine, self.model, self.optimizer = config, engine, model, optimizer
         self.dataset, self.tracker, self.identity = dataset, tracker, identity
         self.wrapped = engine.prepare(HeadOnFeatures(model) if config.train.features == "cached" else model)
-        self.meter = Meter(_action_groups(dataset), engine)
+        self.meter = Meter(action_groups(dataset.processor, dataset.tag), engine)
 
     def run(self, first_step: int) -> float | None:
         """Train; the loss of the last logged steps. The tracker is closed in any case."""
@@ -145,16 +163,21 @@ class TrainingLoop:
             micro_batches = self._next(batches, sampler.accumulation)
             self._step(step, micro_batches)
             done = step + 1
+            saves = done % train.save_steps == 0 or done == train.max_steps
             if done % train.log_steps == 0 or done == train.max_steps:
                 self.tracker.log(done, self.meter.read(self.config, optim.learning_rate(step, train)))
                 self._refuse_nan(done)
             self.tracker.advance(done)
-            if done % train.save_steps == 0 or done == train.max_steps:
+            if saves:
+                self._refuse_nan(done)
                 self._save(done)
 
     def _next(self, batches: Iterator[dict[str, Tensor]], count: int) -> list[dict[str, Tensor]]:
         begin = time.perf_counter()
-        found = [self.engine.move(next(batches)) for _ in range(count)]
+        try:
+            found = [self.engine.move(next(batches)) for _ in range(count)]
+        except ToolkitError as error:  # a loader process puts its traceback before the message
+            raise ToolkitError(str(error).rpartition("ToolkitError: ")[2].strip()) from None
         self.meter.waited += time.perf_counter() - begin
         return found
 
@@ -181,104 +204,23 @@ class TrainingLoop:
 
     def _refuse_nan(self, step: int) -> None:
         loss = self.meter.last_loss
-        if loss is not None and loss != loss:
+        if not self.meter.finite or (loss is not None and not math.isfinite(loss)):
             raise ToolkitError(
-                f"The loss is not a number after step {step}; nothing was saved since the last checkpoint. Check the "
-                "dataset's ranges, or lower train.learning_rate."
+                f"Loss or gradients are no numbers any more at step {step}; the checkpoints from before are whole. "
+                "Check the dataset's ranges, or lower train.learning_rate."
             )
 
     def _save(self, step: int) -> None:
         if self.engine.is_main:
             state = {"identity": self.identity, "loss": self.meter.last_loss}
             train = self.config.train
-            checkpointing.save_checkpoint(
-                Path(self.config.run_dir), step, self.model, self.optimizer, state, train.keep_last
-            )
+            run_dir = Path(self.config.run_dir)
+            with disk_errors(run_dir, "The checkpoint before is whole: make room and start the same command again."):
+                checkpointing.save_checkpoint(run_dir, step, self.model, self.optimizer, state, train.keep_last)
         self.engine.barrier()
-
-
-class Meter:
-    """Sums kept on the device between two log lines, so that logging alone makes the processes wait."""
-
-    def __init__(self, groups: dict[str, slice], engine: Engine) -> None:
-        self.groups, self.engine = groups, engine
-        self.last_loss: float | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._error = torch.zeros(len(self.groups), device=self.engine.device)
-        self._count = torch.zeros_like(self._error)
-        self._norm = torch.zeros((), device=self.engine.device)
-        self._steps = 0
-        self.waited = 0.0
-        self._begin = time.perf_counter()
-
-    def add(self, action_loss: Tensor, action_mask: Tensor) -> None:
-        """Squared errors x mask and mask of one micro-batch, both (B, H, D)."""
-        error, count = action_loss.detach().sum((0, 1)), action_mask.sum((0, 1))
-        self._error += torch.stack([error[part].sum() for part in self.groups.values()])
-        self._count += torch.stack([count[part].sum() for part in self.groups.values()])
-
-    def end_step(self, norm: Tensor) -> None:
-        self._norm += norm.detach()
-        self._steps += 1
-
-    def read(self, config: FinetuneConfig, learning_rate: float) -> dict[str, float]:
-        """Means since the last reading, over all processes; starts anew."""
-        error, count = self.engine.sum(self._error), self.engine.sum(self._count)
-        self.last_loss = float(error.sum() / (count.sum() + 1e-6))
-        seconds = time.perf_counter() - self._begin
-        metrics = {
-            "loss": self.last_loss,
-            **{f"loss_{g}": float(e / (c + 1e-6)) for g, e, c in zip(self.groups, error, count, strict=True)},
-            "grad_norm": float(self._norm / self._steps),
-            "learning_rate": learning_rate,
-            "samples_per_second": config.train.global_batch_size * self._steps / seconds,
-            "data_wait_seconds": self.waited,
-            "peak_memory_gib": self.engine.peak_memory(),
-        }
-        self._reset()
-        return metrics
-
-
-def _starting_point(
-    config: FinetuneConfig, identity: dict[str, Any], engine: Engine
-) -> checkpointing.Checkpoint | None:
-    """The checkpoint to go on from, after refusing what would destroy another run's results."""
-    run_dir, output_dir = Path(config.run_dir), Path(config.output_dir)
-    start = checkpointing.newest_checkpoint(run_dir) if config.train.resume == "auto" else None
-    engine.barrier()
-    if start is not None:
-        checkpointing.check_same_run(start, identity)
-    elif output_dir.exists() and config.train.resume == "auto":
-        raise ToolkitError(
-            f"output_dir {output_dir} exists already and run_dir {run_dir} holds no run to continue. Choose another "
-            "output_dir=..., remove it, or replace it with train.resume=never."
-        )
-    if engine.is_main:
-        if config.train.resume == "never" and run_dir.is_dir():
-            for old in [*checkpointing.list_checkpoints(run_dir), run_dir / "run.json", run_dir / "metrics.jsonl"]:
-                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        for folder in (run_dir, output_dir.parent):
-            remove_leftovers(folder, "checkpoint-*" if folder == run_dir else output_dir.name)
-        write_json(run_dir / "config.json", dataclasses.asdict(config))
-    engine.barrier()
-    return start
 
 
 def _modality_config() -> Any:
     from conflict_panda_config import MODALITY_CONFIG
 
     return MODALITY_CONFIG
-
-
-def _action_groups(dataset: Any) -> dict[str, slice]:
-    """Columns of each action group in the padded action."""
-    processor, tag = dataset.processor, dataset.tag
-    groups, start = {}, 0
-    for key in processor.modality_config(tag)["action"].modality_keys:
-        width = len(processor.files.statistics[tag]["action"][key]["min"])
-        groups[key] = slice(start, start + width)
-        start += width
-    return groups

@@ -15,8 +15,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from gr00t.errors import ToolkitError
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -62,6 +65,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+@contextmanager
+def disk_errors(target: Path, remedy: str) -> Iterator[None]:
+    """A full disk or a folder that may not be written becomes a ToolkitError that ends with `remedy`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        if number in _DISK_FULL or any(f"os error {n}" in str(error) for n in _DISK_FULL):
+            what = "the disk or quota is full; nothing half-written is left."
+        else:
+            what = f"cannot be written ({error}). Check the folder's permissions."
+        raise ToolkitError(f"{target}: {what} {remedy}") from error
+
+
 def remove_leftovers(folder: Path, names: str) -> None:
     """Clear what killed writers of `folder/<names>` (a glob) left; only where no other writer can be alive."""
     for leftover in folder.glob(f".{names}.partial-*"):
@@ -77,7 +94,7 @@ def whole_folder(target: Path, *, replace: bool = True, lock: bool = True) -> It
     systems of clusters may have no locks), the caller sees to it that there is one only.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target) if lock else nullcontext():
+    with file_lock(target) if lock else nullcontext():
         recover(target)
         if target.exists() and not replace:
             raise ToolkitError(f"{target} exists already. Remove it, choose another folder, or say overwrite=true.")
@@ -85,6 +102,7 @@ def whole_folder(target: Path, *, replace: bool = True, lock: bool = True) -> It
         aside.chmod(0o777 & ~umask())
         try:
             yield aside
+            _open_to_others(aside)
             _sync_tree(aside)
             _swap(aside, target)
         finally:
@@ -120,13 +138,16 @@ def _replaced(target: Path) -> Path:
 
 
 @contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    """Hold the lock file beside `target`; the kernel frees it when the process dies, however it dies."""
+def file_lock(target: Path, *, required: bool = True) -> Iterator[None]:
+    """Hold the lock file beside `target`; the kernel frees it when the process dies, however it dies.
+
+    A second holder is refused. On a file system without locks it is refused when `required`, else goes on unlocked.
+    """
     path = target.parent / f".{target.name}.lock"
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _take(descriptor, target)
+            _take(descriptor, target, required)
         except BaseException:
             os.close(descriptor)
             raise
@@ -141,7 +162,7 @@ def _lock(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(descriptor: int, target: Path) -> None:
+def _take(descriptor: int, target: Path, required: bool) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -149,12 +170,21 @@ def _take(descriptor: int, target: Path) -> None:
             f"{target}: another process is writing it at this moment. Wait for it to end, or stop it first."
         ) from error
     except OSError as error:
+        if error.errno in _NO_LOCKS and not required:
+            return
         if error.errno in _NO_LOCKS:
             raise ToolkitError(
                 f"{target.parent}: this file system has no file locks, which keep two conversions apart. Write to a "
                 "local folder (data_dir=...) and copy the result."
             ) from error
         raise
+
+
+def _open_to_others(folder: Path) -> None:
+    """safetensors writes files that only their owner may read; colleagues read checkpoints too."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~umask())
 
 
 def _sync_tree(folder: Path) -> None:

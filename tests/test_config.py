@@ -72,7 +72,7 @@ def test_every_model_can_be_made(model: str) -> None:
 def test_evaluation_follows_the_split() -> None:
     config = compose("evaluate", "split=size_color")
     assert isinstance(config, EvaluateConfig)
-    assert (config.checkpoint, config.report_dir) == ("checkpoints/size_color", "reports/size_color")
+    assert (config.checkpoint, config.report_dir) == ("checkpoints/size_color", "reports/size_color/val")
 
 
 def test_defaults_are_the_released_model_on_color_object_with_ddp_and_wandb() -> None:

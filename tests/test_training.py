@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.checkpointing import newest_checkpoint
+from conflict_panda_config import MODALITY_CONFIG
+from finetune.checkpointing import list_checkpoints, newest_checkpoint, save_checkpoint
 from finetune.config import FinetuneConfig, TrainConfig, load
-from finetune.optim import learning_rate
+from finetune.optim import build_optimizer, learning_rate
 from finetune.train import finetune
+from gr00t.data.dataset import StepReader
 from gr00t.errors import ToolkitError
+from gr00t.files import disk_errors, file_lock
 from gr00t.model import Gr00tN1d7
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,15 +172,94 @@ def test_another_recipe_does_not_continue_a_run(finished: Path, small_data: Path
 def test_a_checkpoint_of_another_run_is_not_overwritten(
     finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ToolkitError, match="exists already"):
-        finetune(config(finished, small_data, tiny_base, f"run_dir={tmp_path}/elsewhere"))
+    with pytest.raises(ToolkitError, match="exists already and holds the checkpoint of another run"):
+        finetune(config(finished, small_data, tiny_base, f"run_dir={tmp_path}/elsewhere", "train.seed=1"))
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ToolkitError, match="not a number"):
-        finetune(config(tmp_path, small_data, tiny_base, "train.learning_rate=1e30", "train.max_grad_norm=1e30"))
+    wild = ("train.learning_rate=1e18", "train.save_steps=1", "train.log_steps=5")
+    with pytest.raises(ToolkitError, match="no numbers any more"):
+        finetune(config(tmp_path, small_data, tiny_base, *wild))
     assert not (tmp_path / "done").exists()
+    for checkpoint in list_checkpoints(tmp_path / "run"):
+        tensors = load_file(checkpoint / "trained.safetensors").values()
+        assert all(t.isfinite().all() for t in tensors), checkpoint
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_folder_of_the_users_is_never_replaced(
+    resume: str, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ToolkitError, match="never replaced"):
+        finetune(config(tmp_path, small_data, tiny_base, f"train.resume={resume}"))
+    assert (tmp_path / "done" / "thesis.txt").read_text() == "years of work"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_edited_since_does_not_continue_a_run(
+    finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "run" / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
+    data = Path(shutil.copytree(small_data, tmp_path / "data"))
+    stats = data / "color_object" / "train" / "meta" / "stats.json"
+    stats.write_text(stats.read_text() + " ")
+    with pytest.raises(ToolkitError, match="the dataset holds other data"):
+        finetune(config(tmp_path, data, tiny_base))
+
+
+def test_a_run_started_anew_and_refused_leaves_the_old_one(
+    finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    data = Path(shutil.copytree(small_data, tmp_path.parent / f"{tmp_path.name}-data"))
+    next((data / "color_object" / "train").rglob("*.mp4")).unlink()
+    with pytest.raises(ToolkitError, match="1 of 10 videos are missing"):
+        finetune(config(tmp_path, data, tiny_base, "train.resume=never"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_second_process_in_the_same_run_folder_is_refused(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    with file_lock(tmp_path / "run"), pytest.raises(ToolkitError, match="another process is writing"):
+        finetune(config(tmp_path, small_data, tiny_base))
+
+
+def test_pruning_keeps_what_was_just_saved(finished: Path, tmp_path: Path) -> None:
+    for step in (50, 60):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    model = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(model, TrainConfig())
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
+        assert tmp_path / f"checkpoint-{step}" in list_checkpoints(tmp_path)
+
+
+def test_damaged_checkpoints_alone_do_not_start_a_run_anew(
+    finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    for manifest in (tmp_path / "run").rglob("manifest.json"):
+        manifest.write_text("{}")
+    with pytest.raises(ToolkitError, match=r"Every checkpoint in .* is damaged"):
+        finetune(config(tmp_path, small_data, tiny_base))
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match=r"quota is full.*Make room\."), disk_errors(tmp_path, "Make room."):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_relative_statistics_follow_the_start_rule(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    finetune(config(tmp_path, small_data, tiny_base, "dataset.tail=drop", "train.max_steps=1"))
+    written = json.loads((tmp_path / "done" / "statistics.json").read_text())["new_embodiment"]["relative_action"]
+    reader = StepReader(small_data / "color_object" / "train", MODALITY_CONFIG)
+    train = reader.layout.train_episodes
+    assert written["arm"] == reader.relative_statistics(train, "drop")["arm"]
+    recorded = reader.layout.relative_statistics()["arm"]
+    assert recorded == reader.relative_statistics(train, "mask")["arm"] and recorded != written["arm"]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:

@@ -110,7 +110,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
             f"checkpoint={checkpoint} does not exist. Fine-tune first (python launch_finetune_local.py "
             f"{_split_arguments(config.split)}), or give the folder of a finished checkpoint, checkpoint=FOLDER."
         )
-    if not (checkpoint / "config.json").is_file():
+    if not (checkpoint / "config.json").is_file() or any(checkpoint.glob("checkpoint-*")):
         raise ToolkitError(
             f"checkpoint={checkpoint} has no config.json, so it is no finished checkpoint. "
             "Give the output_dir of a fine-tune, not its run_dir."

@@ -273,7 +273,7 @@ class PrepareConfig:
     val_fraction: float = key("part of the train episodes kept for validation", 0.1, more_than=0, less_than=1)
     seed: int = key("seed of the choice of validation episodes", 42, at_least=0)
     overwrite: bool = key("replace a dataset that is already there", False)
-    workers: int = key("processes that encode videos", 1, at_least=1)
+    workers: int = key("threads that encode videos", 1, at_least=1)
 
 
 @dataclass(kw_only=True)
@@ -285,7 +285,7 @@ class EvaluateConfig:
     checkpoint: str = key("folder of the finished checkpoint", "checkpoints/${split.name}", folder=True)
     data_dir: str = key("folder that holds the <split>/ datasets", "data", folder=True)
     report_dir: str = key(
-        "folder of figures and tables, rewritten by each evaluation", "reports/${split.name}", folder=True
+        "folder of figures and tables, rewritten by each evaluation", "reports/${split.name}/${part}", folder=True
     )
     part: str = key(
         "episodes: held out of training, trained on, or in conflict", "val", choices=("val", "train", "conflict")

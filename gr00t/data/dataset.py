@@ -20,6 +20,7 @@ from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.randomness import Stream, generator
 from gr00t.data.sampler import SampleKey
 from gr00t.data.schema import ModalityConfigs, check_modality_configs
+from gr00t.data.statistics import Tail, relative_statistics, start_frames
 from gr00t.data.tables import FrameTables
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError, did_you_mean
@@ -38,8 +39,7 @@ class StepReader:
         self.layout = DatasetLayout(root)
         self.configs = check_modality_configs(configs)
         self._groups = {m: _group_slices(self.layout, m, configs[m].modality_keys) for m in ("state", "action")}
-        for camera in configs["video"].modality_keys:
-            self.layout.video_path(self.layout.episodes[0].index, camera)
+        self._check_videos()
         self._text_column = _annotation_column(self.layout, configs["language"].modality_keys[0])
         columns = {column for groups in self._groups.values() for column, _ in groups.values()}
         self._tables = FrameTables(self.layout, sorted(columns | {self._text_column, "episode_index"}))
@@ -87,6 +87,14 @@ class StepReader:
             found.update(self.instruction(episode, int(frame)) for frame in first)
         return sorted(found)
 
+    def relative_statistics(self, episodes: list[int], tail: Tail) -> dict[str, Any]:
+        """Statistics of the relative action groups over the starts that `tail` admits (see gr00t.data.statistics)."""
+        states, actions = (
+            [np.concatenate(list(self.trajectory(modality, e).values()), axis=1) for e in episodes]
+            for modality in ("state", "action")
+        )
+        return relative_statistics(states, actions, _packed(self._groups), self.configs, tail)
+
     def trajectory(self, modality: str, episode: int) -> dict[str, np.ndarray]:
         """Every group of "state" or "action" over a whole episode, (frames, D) float32."""
         return self._values(modality, episode, np.arange(self.layout.episode(episode).length))
@@ -110,6 +118,19 @@ class StepReader:
             self._videos[key] = VideoReader(self.layout.video_path(episode, camera))
         self._videos.move_to_end(key)
         return self._videos[key].frames([int(i) for i in frames])
+
+    def _check_videos(self) -> None:
+        paths = [
+            self.layout.video_path(e.index, camera)
+            for e in self.layout.episodes
+            for camera in self.configs["video"].modality_keys
+        ]
+        missing = [path for path in paths if not path.is_file() or not path.stat().st_size]
+        if missing:
+            raise ToolkitError(
+                f"{len(missing)} of {len(paths)} videos are missing or empty, the first {missing[0]}. Copy the dataset "
+                "again, or prepare it again."
+            )
 
     def _check_widths(self) -> None:
         for modality, groups in self._groups.items():
@@ -137,6 +158,19 @@ def _group_slices(layout: DatasetLayout, modality: str, keys: list[str]) -> dict
     return found
 
 
+def _packed(groups: dict[str, dict[str, tuple[str, slice]]]) -> dict[str, dict[str, dict[str, int]]]:
+    """modality.json's form for groups that lie one behind the other, as `trajectory` gives them."""
+    packed: dict[str, dict[str, dict[str, int]]] = {}
+    for modality, parts in groups.items():
+        end = 0
+        packed[modality] = {}
+        for key, (_, part) in parts.items():
+            width = part.stop - part.start
+            packed[modality][key] = {"start": end, "end": end + width}
+            end += width
+    return packed
+
+
 def _annotation_column(layout: DatasetLayout, key: str) -> str:
     annotations = layout.modality.get("annotation", {})
     name = key.removeprefix("annotation.")
@@ -160,7 +194,7 @@ class SampleSettings:
     augment: bool = True
     views: int | None = None
     state_dropout: float = 0.0
-    tail: str = "mask"
+    tail: Tail = "mask"
     noise_beta: tuple[float, float] = (1.5, 1.0)
     noise_s: float = 0.999
 
@@ -184,9 +218,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.reader, self.processor, self.tag, self.settings = reader, processor, tag, settings
         self.episodes = reader.layout.train_episodes if episodes is None else episodes
-        span = 1 + max(reader.configs["action"].delta_indices) if settings.tail == "drop" else 1
+        deltas, tail = reader.configs["action"].delta_indices, settings.tail
         self._starts = [
-            (e, frame) for e in self.episodes for frame in range(reader.layout.episode(e).length - span + 1)
+            (e, frame) for e in self.episodes for frame in start_frames(reader.layout.episode(e).length, deltas, tail)
         ]
         if not self._starts:
             raise ToolkitError(

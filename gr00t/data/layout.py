@@ -92,6 +92,18 @@ class DatasetLayout:
         """Hash of the content: as recorded in meta/split.json, else computed (reads every file once)."""
         return str(self.split.get("fingerprint") or dataset_fingerprint(self.root, self.split))
 
+    def training_digest(self) -> str:
+        """Hash of what training reads, as it is now: meta files and frame tables in full, of videos name and size.
+
+        Unlike the recorded fingerprint it notices files that were edited since, at the cost of reading the tables.
+        """
+        digest = hashlib.sha256()
+        for path in _files(self.root):
+            what = str(path.stat().st_size) if path.suffix == ".mp4" else file_sha256(path)
+            digest.update(f"{path.relative_to(self.root).as_posix()}\0{what}\n".encode())
+        digest.update(json.dumps(self.val_episodes).encode())
+        return digest.hexdigest()
+
     def statistics(self) -> dict[str, Any]:
         """meta/stats.json: {column: {mean, std, min, max, q01, q99}}, lists of (D,)."""
         return self._meta("stats.json")

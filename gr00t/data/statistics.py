@@ -220,7 +220,16 @@ def _group_statistics(
     column = modality_json[modality][group].get("original_key") or COLUMNS[modality]
     if column not in stats:
         raise ToolkitError(f'stats.json has no column "{column}".{did_you_mean(column, stats)} {_MEND}')
-    return {name: list(stats[column][name][columns]) for name in STATISTIC_NAMES}
+    width = columns.stop - columns.start
+    found = {}
+    for name in STATISTIC_NAMES:
+        found[name] = list(stats[column].get(name, [])[columns])
+        if len(found[name]) != width or not np.isfinite(np.asarray(found[name], dtype=np.float64)).all():
+            raise ToolkitError(
+                f'stats.json: "{name}" of the column "{column}" must be {width} numbers for {modality} "{group}", not '
+                f"{found[name]}. {_MEND}"
+            )
+    return found
 
 
 _MEND = (

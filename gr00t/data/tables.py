@@ -85,7 +85,11 @@ def _load(layout: DatasetLayout, columns: list[str]) -> datasets.Dataset:
 def _cache_folder(root: Path) -> Path:
     if os.access(root, os.W_OK):
         return root / CACHE_FOLDER
-    return Path(tempfile.gettempdir()) / f"groot-tables-{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"groot-tables-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ToolkitError(f"{folder} belongs to another user. Remove it, or set TMPDIR to a folder of your own.")
+    return folder
 
 
 def _to_numpy(table: datasets.Dataset, name: str, root: Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
@@ -131,8 +132,12 @@ class GR00TPolicy(nn.Module):
         if noise is not None and tuple(noise.shape) != (len(steps), *self.noise_shape):
             expected = (len(steps), *self.noise_shape)
             raise ToolkitError(f"noise: expected the shape {expected}, found {tuple(noise.shape)}.")
+        if noise is not None and not isinstance(noise, Tensor):
+            raise ToolkitError(f"noise must be a torch tensor, not {type(noise).__name__}.")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
+            raise ToolkitError(f"seed must be a whole number, not {seed!r}.")
         if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(int(seed))
         batch = self.processor.collate([self.processor.encode(step, self.tag) for step in steps])
         predicted = self.model.get_action(
             {name: value.to(self.device) for name, value in batch.items()},
@@ -155,9 +160,9 @@ class GR00TPolicy(nn.Module):
 
 
 def _check_steps(steps: int) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise ToolkitError(f"denoising_steps must be a whole number of at least 1, not {steps!r}.")
-    return steps
+    return int(steps)
 
 
 def find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:

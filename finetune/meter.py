@@ -1,0 +1,73 @@
+"""What training measures of itself between two log lines."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from finetune.config.schema import FinetuneConfig
+from finetune.engine import Engine
+from gr00t.data.processor import Gr00tN1d7Processor
+
+
+class Meter:
+    """Sums kept on the device between two log lines, so that logging alone makes the processes wait."""
+
+    def __init__(self, groups: dict[str, slice], engine: Engine) -> None:
+        self.groups, self.engine = groups, engine
+        self.last_loss: float | None = None
+        self._finite = torch.ones((), dtype=torch.bool, device=engine.device)
+        self._reset()
+
+    @property
+    def finite(self) -> bool:
+        """Whether every gradient so far was a number; the same on all processes. Waits for the device."""
+        return bool(self._finite)
+
+    def _reset(self) -> None:
+        self._error = torch.zeros(len(self.groups), device=self.engine.device)
+        self._count = torch.zeros_like(self._error)
+        self._norm = torch.zeros((), device=self.engine.device)
+        self._steps = 0
+        self.waited = 0.0
+        self._begin = time.perf_counter()
+
+    def add(self, action_loss: Tensor, action_mask: Tensor) -> None:
+        """Squared errors x mask and mask of one micro-batch, both (B, H, D)."""
+        error, count = action_loss.detach().sum((0, 1)), action_mask.sum((0, 1))
+        self._error += torch.stack([error[part].sum() for part in self.groups.values()])
+        self._count += torch.stack([count[part].sum() for part in self.groups.values()])
+
+    def end_step(self, norm: Tensor) -> None:
+        self._norm += norm.detach()
+        self._finite &= norm.detach().isfinite()
+        self._steps += 1
+
+    def read(self, config: FinetuneConfig, learning_rate: float) -> dict[str, float]:
+        """Means since the last reading, over all processes; starts anew."""
+        error, count = self.engine.sum(self._error), self.engine.sum(self._count)
+        self.last_loss = float(error.sum() / (count.sum() + 1e-6))
+        seconds = time.perf_counter() - self._begin
+        metrics = {
+            "loss": self.last_loss,
+            **{f"loss_{g}": float(e / (c + 1e-6)) for g, e, c in zip(self.groups, error, count, strict=True)},
+            "grad_norm": float(self._norm / self._steps),
+            "learning_rate": learning_rate,
+            "samples_per_second": config.train.global_batch_size * self._steps / seconds,
+            "data_wait_seconds": self.waited,
+            "peak_memory_gib": self.engine.peak_memory(),
+        }
+        self._reset()
+        return metrics
+
+
+def action_groups(processor: Gr00tN1d7Processor, tag: str) -> dict[str, slice]:
+    """Columns of each action group in the padded action."""
+    groups, start = {}, 0
+    for key in processor.modality_config(tag)["action"].modality_keys:
+        width = len(processor.files.statistics[tag]["action"][key]["min"])
+        groups[key] = slice(start, start + width)
+        start += width
+    return groups
