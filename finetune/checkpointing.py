@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +39,73 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_checkpoint(
-    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> Path:
-    """Write `checkpoint-<step>` after `step` optimizer steps, then remove all but the newest `keep`."""
-    target = run_dir / f"checkpoint-{step}"
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of what a checkpoint holds, in CPU memory: training goes on while it is written."""
+
+    step: int
+    trained: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def take_snapshot(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
+    """The state after `step` optimizer steps."""
+    trained = {n: _copy(p) for n, p in model.named_parameters() if p.requires_grad}
+    return Snapshot(step, trained, _optimizer_tensors(optimizer), state)
+
+
+def write_snapshot(run_dir: Path, snapshot: Snapshot, keep_last: int, keep_every: int | None = None) -> Path:
+    """Write `checkpoint-<step>`, then remove all but the newest `keep_last` and those at multiples of `keep_every`."""
+    target = run_dir / f"checkpoint-{snapshot.step}"
     with whole_folder(target, lock=False) as folder:
-        trained = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / "trained.safetensors")
-        save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
-        write_json(folder / "state.json", {**state, "step": step})
+        save_file(snapshot.trained, folder / "trained.safetensors")
+        save_file(snapshot.optimizer, folder / "optimizer.safetensors")
+        write_json(folder / "state.json", {**snapshot.state, "step": snapshot.step})
         write_json(folder / "manifest.json", {name: file_sha256(folder / name) for name in FILES})
     others = [folder for folder in list_checkpoints(run_dir) if folder != target]
-    for old in others[: max(0, len(others) - (keep - 1))]:
-        shutil.rmtree(old)
+    for old in others[: len(others) - (keep_last - 1)] if len(others) >= keep_last else []:
+        if not (keep_every and _step(old) % keep_every == 0):
+            shutil.rmtree(old)
     return target
+
+
+class CheckpointWriter:
+    """Writes snapshots on a thread of its own, one at a time and in order."""
+
+    def __init__(self, run_dir: Path, keep_last: int, keep_every: int | None) -> None:
+        self._write = partial(write_snapshot, run_dir, keep_last=keep_last, keep_every=keep_every)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Begin to write; waits for the one before, so that at most one snapshot is held besides."""
+        self.wait()
+        self._pending = self._thread.submit(self._write, snapshot)
+
+    def wait(self) -> None:
+        """Until the last snapshot is on disk; an error of its writing is raised here."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Checkpoint folders, oldest first (not verified)."""
     found = [p for p in run_dir.glob("checkpoint-*") if _NAME.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    return sorted(found, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("checkpoint-"))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the CPU, with memory of its own."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
@@ -111,9 +159,9 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         moments = optimizer.state.get(parameter, {})
         for key in MOMENTS:
             if key in moments:
-                tensors[f"{key}.{name}"] = moments[key].detach().cpu().contiguous()
+                tensors[f"{key}.{name}"] = _copy(moments[key])
         if "step" in moments:
-            tensors[f"step.{name}"] = moments["step"].detach().cpu().reshape(1)
+            tensors[f"step.{name}"] = _copy(moments["step"]).reshape(1)
     return tensors
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,16 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
 
 def run_identity(config: FinetuneConfig, base: Path, reader: StepReader) -> dict[str, Any]:
     """What must not change when a run is continued: all that decides a later step's loss."""
-    keep_out = ("save_steps", "keep_last", "log_steps", "num_workers", "resume", "micro_batch_size", "features")
+    keep_out = (
+        "save_steps",
+        "keep_last",
+        "keep_every",
+        "log_steps",
+        "num_workers",
+        "resume",
+        "micro_batch_size",
+        "features",
+    )
     train = {k: v for k, v in dataclasses.asdict(config.train).items() if k not in keep_out}
     return {
         **{f"train.{k}": v for k, v in train.items()},
@@ -143,6 +153,9 @@ class TrainingLoop:
         self.config, self.engine, self.model, self.optimizer = config, engine, model, optimizer
         self.dataset, self.tracker, self.identity = dataset, tracker, identity
         self.wrapped = engine.prepare(HeadOnFeatures(model) if config.train.features == "cached" else model)
+        train, run_dir = config.train, Path(config.run_dir)
+        writes = engine.is_main
+        self.writer = checkpointing.CheckpointWriter(run_dir, train.keep_last, train.keep_every) if writes else None
         self.meter = Meter(action_groups(dataset.processor, dataset.tag), engine)
 
     def run(self, first_step: int) -> float | None:
@@ -150,8 +163,13 @@ class TrainingLoop:
         failed = True
         try:
             self._steps(first_step)
+            if self.writer is not None:
+                with self._checkpoint_errors():
+                    self.writer.wait()
             failed = False
         finally:
+            if self.writer is not None:
+                self.writer.close()
             self.tracker.finish({"loss": self.meter.last_loss}, failed=failed)
         return self.meter.last_loss
 
@@ -211,13 +229,14 @@ class TrainingLoop:
             )
 
     def _save(self, step: int) -> None:
-        if self.engine.is_main:
+        if self.writer is not None:
             state = {"identity": self.identity, "loss": self.meter.last_loss}
-            train = self.config.train
-            run_dir = Path(self.config.run_dir)
-            with disk_errors(run_dir, "The checkpoint before is whole: make room and start the same command again."):
-                checkpointing.save_checkpoint(run_dir, step, self.model, self.optimizer, state, train.keep_last)
-        self.engine.barrier()
+            with self._checkpoint_errors():
+                self.writer.submit(checkpointing.take_snapshot(step, self.model, self.optimizer, state))
+
+    def _checkpoint_errors(self) -> AbstractContextManager[None]:
+        remedy = "The checkpoint before is whole: make room and start the same command again."
+        return disk_errors(Path(self.config.run_dir), remedy)
 
 
 def _modality_config() -> Any:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.checkpointing import list_checkpoints, newest_checkpoint, save_checkpoint
+from finetune.checkpointing import list_checkpoints, newest_checkpoint, take_snapshot, write_snapshot
 from finetune.config import FinetuneConfig, TrainConfig, load
 from finetune.optim import build_optimizer, learning_rate
 from finetune.train import finetune
@@ -233,8 +236,55 @@ def test_pruning_keeps_what_was_just_saved(finished: Path, tmp_path: Path) -> No
     model = torch.nn.Linear(2, 2)
     optimizer = build_optimizer(model, TrainConfig())
     for step in (1, 2):
-        save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
+        write_snapshot(tmp_path, take_snapshot(step, model, optimizer, {}), keep_last=2)
         assert tmp_path / f"checkpoint-{step}" in list_checkpoints(tmp_path)
+
+
+def test_checkpoints_at_round_steps_are_kept_for_good(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(model, TrainConfig())
+    for step in range(1, 8):
+        write_snapshot(tmp_path, take_snapshot(step, model, optimizer, {}), keep_last=2, keep_every=3)
+    assert [p.name for p in list_checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (3, 6, 7)]
+
+
+def test_a_snapshot_does_not_change_with_the_model(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    snapshot = take_snapshot(1, model, build_optimizer(model, TrainConfig()), {})
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    assert torch.equal(snapshot.trained["weight"], before)
+
+
+@pytest.mark.multiprocess
+def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(
+    small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    more = ("train.max_steps=60", "train.save_steps=2", "train.num_workers=1")
+    finetune(config(tmp_path / "whole", small_data, tiny_base, *more))
+    command = [sys.executable, "launch_finetune_local.py", *overrides(tmp_path / "cut", small_data, tiny_base, *more)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    moments = random.Random(7)
+    for _ in range(2):
+        before = newest_step(tmp_path / "cut")
+        child = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+        while newest_step(tmp_path / "cut") <= before and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.7))
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    there, here = trained(tmp_path / "whole", 60), trained(tmp_path / "cut", 60)
+    assert all(torch.equal(there[name], here[name]) for name in there | here)
+    assert not list((tmp_path / "cut" / "run").glob(".checkpoint-*"))
+
+
+def newest_step(out: Path) -> int:
+    found = list_checkpoints(out / "run")
+    return int(found[-1].name.removeprefix("checkpoint-")) if found else 0
 
 
 def test_damaged_checkpoints_alone_do_not_start_a_run_anew(

@@ -207,7 +207,10 @@ class TrainConfig:
     seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0)
     precision: str = key("of the forward pass; auto is bf16 where the device has it", "auto", choices=PRECISIONS)
     save_steps: int = key("optimizer steps between two checkpoints", 1000, at_least=1)
-    keep_last: int = key("checkpoints kept", 2, at_least=1)
+    keep_last: int = key("newest checkpoints kept", 2, at_least=1)
+    keep_every: int | None = key(
+        "checkpoints at multiples of so many steps are kept for good; null for none", None, at_least=1
+    )
     log_steps: int = key("optimizer steps between two log lines", 10, at_least=1)
     num_workers: int = key("data loader processes per training process; 0 loads in the training process", 2, at_least=0)
     resume: str = key(
