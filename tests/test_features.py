@@ -75,6 +75,7 @@ def test_two_processes_share_the_work(runs: dict[str, Path], small_data: Path, t
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path) == pytest.approx(losses(runs["live"]), rel=1e-3)
     assert (tmp_path / "done" / "config.json").is_file()
+    assert len(list(store_folder(tmp_path / "cache").glob("rows-*"))) == 2  # one from each
 
 
 def test_the_finished_checkpoint_holds_the_backbone(runs: dict[str, Path]) -> None:
@@ -116,7 +117,7 @@ def test_the_backbone_leaves_memory(
 def test_only_what_is_missing_is_computed(
     runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gr00t.data.features.FILE_BYTES", 1_000_000)  # several files
+    monkeypatch.setattr("gr00t.data.features.ROWS_PER_FILE", 32)  # four files
     cache, written = tmp_path / "cache", []
     write = FeatureStore.write
 

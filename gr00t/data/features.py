@@ -1,7 +1,7 @@
 """The frozen backbone's output, computed once and kept in memory-mapped files.
 
 One row for each augmented view of each start frame: row = start x views + view. Files (`rows-<number>.safetensors`)
-hold FILE_BYTES each and appear whole, so what is there need not be computed again.
+hold ROWS_PER_FILE each and appear whole, so what is there need not be computed again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from gr00t.errors import ToolkitError
 
 KEYS = ("features", "attention_mask", "image_mask")
-FILE_BYTES = 1 << 28
+ROWS_PER_FILE = 64  # what a killed process loses at most, and what processes share the work by
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,10 @@ class FeatureStore:
         """Size of a row on the disk."""
         return self.tokens * (self.width * self.dtype.itemsize + 2)
 
-    @property
-    def rows_per_file(self) -> int:
-        return max(1, FILE_BYTES // self.row_bytes)
-
     def files(self) -> list[tuple[Path, range]]:
         """Every file, and the rows it holds."""
-        size = self.rows_per_file
-        return [
-            (self.folder / f"rows-{number:05d}.safetensors", range(first, min(first + size, self.rows)))
-            for number, first in enumerate(range(0, self.rows, size))
-        ]
+        firsts = range(0, self.rows, ROWS_PER_FILE)
+        return [self._file(number) for number in range(len(firsts))]
 
     def missing(self) -> list[tuple[Path, range]]:
         """The files that are still to be made."""
@@ -64,9 +57,9 @@ class FeatureStore:
 
     def row(self, row: int) -> dict[str, Tensor]:
         """One row's tensors: views into the mapped file. A missing or damaged file raises, naming the remedy."""
-        number, place = divmod(row, self.rows_per_file)
+        number, place = divmod(row, ROWS_PER_FILE)
         if number not in self._open:
-            self._open[number] = self._read(*self.files()[number])
+            self._open[number] = self._read(*self._file(number))
         return {key: tensor[place] for key, tensor in self._open[number].items()}
 
     def sample(self, start: int, view: int) -> dict[str, Tensor]:
@@ -94,6 +87,11 @@ class FeatureStore:
     @cached_property
     def _open(self) -> dict[int, dict[str, Tensor]]:
         return {}
+
+    def _file(self, number: int) -> tuple[Path, range]:
+        first = number * ROWS_PER_FILE
+        path = self.folder / f"rows-{number:05d}.safetensors"
+        return path, range(first, min(first + ROWS_PER_FILE, self.rows))
 
     def _read(self, path: Path, rows: range) -> dict[str, Tensor]:
         try:
