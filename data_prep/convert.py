@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +16,13 @@ from data_prep.lerobot import DatasetPlan, choose_val_episodes, write_dataset
 from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError
-from gr00t.files import whole_folder
+from gr00t.files import disk_errors, whole_folder
 
 PARTS = ("train", "conflict")
 # Twice what the noisiest camera measured takes in H.264, so that the check errs on the safe side.
 BYTES_PER_PIXEL = 0.3
 BYTES_PER_FRAME = 400  # a row of the frame table
 BYTES_PER_EPISODE = 40_000  # file headers
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,8 @@ def convert_split(
     _check_target(target, overwrite)
     report = ConversionReport(target)
     plans = _plan(Path(raw_dir) / split_name, instruction, val_fraction, seed, modality_configs, report)
-    with _disk_errors(target), whole_folder(target) as aside:
+    remedy = "Make room, or choose another data_dir=...."
+    with disk_errors(target, remedy), whole_folder(target) as aside:
         # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
         _check_target(target, overwrite)
         _check_disk_space(target.parent, plans)
@@ -245,17 +242,3 @@ def _write_part(root: Path, plan: DatasetPlan, workers: int, bar: Progress, task
 def _progress_bar(enabled: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled)
-
-
-@contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
-    """A full disk or a folder that may not be written becomes a ToolkitError; the partial result is gone by then."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise ToolkitError(
-                f"{target}: the disk or quota is full ({error.strerror}); nothing was left behind. Make room, or "
-                "choose another data_dir=...."
-            ) from error
-        raise ToolkitError(f"{target}: cannot be written ({error}). Check data_dir=... and its permissions.") from error

@@ -289,7 +289,7 @@ def full_disk(*_):
 
 def test_a_disk_that_fills_up_is_told_and_nothing_is_left(raw, data, monkeypatch):
     monkeypatch.setattr(lerobot, "write_video", full_disk)
-    refused(raw, data, r"disk or quota is full .* nothing was left behind.*data_dir")
+    refused(raw, data, r"disk or quota is full; nothing half-written is left.*data_dir")
 
 
 def test_too_little_free_space_is_told_before_writing(raw, data, monkeypatch):
