@@ -162,6 +162,12 @@ def test_sizes_that_do_not_fit_together_are_refused(copy: Path) -> None:
         Gr00tN1d7.from_pretrained(copy)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "bloat16", torch.int64])
+def test_a_dtype_that_holds_no_weights_is_refused(dtype: object, tiny_base: Path) -> None:
+    with pytest.raises(ToolkitError, match="is no dtype for weights"):
+        Gr00tN1d7.from_pretrained(tiny_base, dtype=dtype)
+
+
 def test_an_unknown_key_of_the_dit_gets_the_nearest_name(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
     change_config(copy, diffusion_model_cfg={**config["diffusion_model_cfg"], "num_layer": 4})

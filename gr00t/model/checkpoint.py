@@ -38,12 +38,12 @@ ROTARY_BUFFER = "inv_freq"
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A torch dtype from itself or its name; None and "auto" mean: as stored."""
-    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
-        return dtype if isinstance(dtype, torch.dtype) else None
-    found = getattr(torch, str(dtype), None)
-    if not isinstance(found, torch.dtype):
-        raise ToolkitError(f'"{dtype}" is no dtype; use "bfloat16" or "float32".')
+    """A floating dtype from itself or its name; None and "auto" mean: as stored."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ToolkitError(f'"{dtype}" is no dtype for weights; use "bfloat16" or "float32".')
     return found
 
 
