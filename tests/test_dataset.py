@@ -46,9 +46,10 @@ def same(a: dict, b: dict, *, but: tuple[str, ...] = ()) -> bool:
     return all(np.array_equal(a[k], b[k]) for k in a if k not in but)
 
 
-def test_steps_equal_what_the_original_reads_from_its_dataset() -> None:
+def test_steps_equal_what_the_original_reads_from_its_dataset(tmp_path: Path) -> None:
     points = load(golden_path("dataset_points.npz"))
-    golden = StepReader(golden_path("dataset_new_embodiment"), MODALITY_CONFIG)
+    copy = shutil.copytree(golden_path("dataset_new_embodiment"), tmp_path / "golden")
+    golden = StepReader(copy, MODALITY_CONFIG)
     for frame in (0, 7, 36):
         step = golden.step(1, frame)
         for group in ("arm", "gripper"):
@@ -175,6 +176,17 @@ def test_every_start_frame_is_seen_once_in_a_pass() -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ToolkitError, match="multiple of 10"):
         MicroBatchSampler(TrainingOrder(31, 12, 0), 5, world_size=2, last_step=1)
+
+
+def test_a_read_only_dataset_stays_as_it_is(small_data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_data / "color_object" / "train", tmp_path / "train"))
+    shutil.rmtree(copy / ".cache", ignore_errors=True)
+    copy.chmod(0o555)
+    try:
+        assert StepReader(copy, MODALITY_CONFIG).step(0, 0).text
+        assert not (copy / ".cache").exists()
+    finally:
+        copy.chmod(0o755)
 
 
 def test_a_group_that_modality_json_lacks_gets_the_nearest_name(small_data: Path, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def _load(layout: DatasetLayout, columns: list[str]) -> datasets.Dataset:
 
 
 def _cache_folder(root: Path) -> Path:
-    if os.access(root, os.W_OK):
+    # the mode besides: the superuser may write where nobody is meant to
+    if os.access(root, os.W_OK) and root.stat().st_mode & 0o222:
         return root / CACHE_FOLDER
     folder = Path(tempfile.gettempdir()) / f"groot-tables-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
