@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +179,8 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         MicroBatchSampler(TrainingOrder(31, 12, 0), 5, world_size=2, last_step=1)
 
 
-def test_a_read_only_dataset_stays_as_it_is(small_data: Path, tmp_path: Path) -> None:
+def test_a_read_only_dataset_stays_as_it_is(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     copy = Path(shutil.copytree(small_data / "color_object" / "train", tmp_path / "train"))
     shutil.rmtree(copy / ".cache", ignore_errors=True)
     copy.chmod(0o555)
