@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from finetune.engine import Engine
 from gr00t.data.dataset import StepReader
 from gr00t.data.frames import META, FrameStore, frame_shapes, frame_store_folder, write_frame_store
 from gr00t.errors import ToolkitError
+from gr00t.files import free_space
 
 RESERVE = 1.02  # of the bytes that are written
 GRACE_SECONDS = 120.0  # network file systems show new files late
@@ -40,8 +40,7 @@ def use_frame_store(config: FinetuneConfig, reader: StepReader, engine: Engine) 
 
 def announce(what: str, size: int, folder: Path) -> None:
     """Say what is about to be written and where; refuse it where the space is missing."""
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-    free = shutil.disk_usage(there).free
+    free = free_space(folder)
     if size * RESERVE > free:
         raise ToolkitError(
             f"{folder}: {what} takes {in_bytes(size)}, but only {in_bytes(free)} are free there. Free some space, "

@@ -138,10 +138,10 @@ def check_space(folder: Path, sizes: dict[str, int]) -> None:
     """Refuse before the first byte when the disk cannot hold what is still missing."""
     from finetune.sources import same_size
     from gr00t.errors import ToolkitError
+    from gr00t.files import free_space
 
     missing = sum(size for name, size in sizes.items() if not same_size(folder / name, size))
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
-    free = shutil.disk_usage(there).free
+    free = free_space(folder)
     if missing * MARGIN > free:
         raise ToolkitError(
             f"{folder.parent} has {free / 1e9:.1f} GB free, but {missing / 1e9:.1f} GB are to come. Free some space, "

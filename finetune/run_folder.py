@@ -53,6 +53,7 @@ class RunFolder:
     @contextmanager
     def opened(self, start: checkpointing.Checkpoint | None, engine: Engine) -> Iterator[None]:
         """Hold the folder for this run: clear what killed or discarded attempts left, write run_config.json."""
+        engine.barrier()  # no process still looks for its starting point
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with file_lock(self.run_dir, required=False) if engine.is_main else nullcontext():
             if engine.is_main:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conflict_panda_config import MODALITY_CONFIG
 from finetune import checkpointing, optim
 from finetune.cache import use_frame_store
 from finetune.config.schema import FinetuneConfig
@@ -51,7 +52,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     try:
         base = resolve_folder(config.model.base)
         with engine.main_first():
-            reader = StepReader(train_folder(config), _modality_config())
+            reader = StepReader(train_folder(config), MODALITY_CONFIG)
         identity = run_identity(config, base, reader)
         run = RunFolder(config, identity)
         start = run.starting_point()
@@ -69,35 +70,38 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         if start is not None:
             checkpointing.load_checkpoint(start, model, optimizer)
         with run.opened(start, engine):
-            loss = _train_and_release(config, engine, model, optimizer, dataset, identity, reader, start)
+            first_step = start.step if start else 0
+            tracker = Tracker(config, dataclasses.asdict(config), active=engine.is_main, first_step=first_step)
+            loss = TrainingLoop(config, engine, model, optimizer, dataset, tracker, identity).run(first_step)
+            _release(config, base, engine, model, dataset, identity)
         return FinetuneResult(output_dir, run_dir, config.train.max_steps, loss)
     finally:
         engine.close()
 
 
-def _train_and_release(
+def _release(
     config: FinetuneConfig,
+    base: Path,
     engine: Engine,
     model: Gr00tN1d7,
-    optimizer: torch.optim.Optimizer,
     dataset: TrainingDataset,
     identity: dict[str, Any],
-    reader: StepReader,
-    start: checkpointing.Checkpoint | None,
-) -> float | None:
-    resolved = dataclasses.asdict(config)
-    first_step = start.step if start else 0
-    tracker = Tracker(config, resolved, active=engine.is_main, first_step=first_step)
-    loop = TrainingLoop(config, engine, model, optimizer, dataset, tracker, identity)
-    loss = loop.run(first_step)
+) -> None:
+    """The finished checkpoint, written by the main process while the others wait."""
     if engine.is_main:
         if config.train.features == "cached":
-            restore_backbone(model, Path(resolve_folder(config.model.base)), identity["base"], engine.dtype)
-        release = Path(config.output_dir)
-        with disk_errors(release, "The last checkpoint is whole: make room and start the same command again."):
-            write_release(release, model, dataset.processor, resolved=resolved, layout=reader.layout, identity=identity)
+            restore_backbone(model, base, identity["base"], engine.dtype)
+        folder = Path(config.output_dir)
+        with disk_errors(folder, "The last checkpoint is whole: make room and start the same command again."):
+            write_release(
+                folder,
+                model,
+                dataset.processor,
+                resolved=dataclasses.asdict(config),
+                layout=dataset.reader.layout,
+                identity=identity,
+            )
     engine.barrier()
-    return loss
 
 
 def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: int) -> Gr00tN1d7:
@@ -237,9 +241,3 @@ class TrainingLoop:
     def _checkpoint_errors(self) -> AbstractContextManager[None]:
         remedy = "The checkpoint before is whole: make room and start the same command again."
         return disk_errors(Path(self.config.run_dir), remedy)
-
-
-def _modality_config() -> Any:
-    from conflict_panda_config import MODALITY_CONFIG
-
-    return MODALITY_CONFIG

@@ -79,6 +79,12 @@ def disk_errors(target: Path, remedy: str) -> Iterator[None]:
         raise ToolkitError(f"{target}: {what} {remedy}") from error
 
 
+def free_space(folder: Path) -> int:
+    """Free bytes on the disk where `folder` is, or is going to be."""
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
+    return shutil.disk_usage(there).free
+
+
 def remove_leftovers(folder: Path, names: str) -> None:
     """Clear what killed writers of `folder/<names>` (a glob) left; only where no other writer can be alive."""
     for leftover in folder.glob(f".{names}.partial-*"):

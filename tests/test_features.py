@@ -164,7 +164,7 @@ def test_a_base_that_changed_meanwhile_is_not_mixed_in(tiny_base: Path) -> None:
 def test_a_full_disk_is_refused_before_anything_is_computed(
     small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.cache.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(ToolkitError, match=r"features of 120 of 120 views.*cache_dir=FOLDER"):
         finetune(config(tmp_path, small_data, tiny_base, "cached", tmp_path / "cache"))
 

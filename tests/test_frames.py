@@ -114,7 +114,7 @@ def test_a_killed_writer_leaves_nothing_that_counts(
 def test_a_full_disk_is_refused_before_anything_is_written(
     settings: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     fresh = config(Path(settings.dataset.data_dir), Path(settings.model.base), tmp_path / "cache")
     with pytest.raises(ToolkitError, match=r"only 0\.0 MB are free.*cache_dir=FOLDER"):
         stored(fresh)
