@@ -232,6 +232,39 @@ class EngineConfig:
 
 
 @dataclass(kw_only=True)
+class ClusterConfig:
+    """What a SLURM job asks for, and what its site needs. No result depends on it, only where and when it comes."""
+
+    nodes: int = key("nodes of one job", 1, at_least=1)
+    gpus_per_node: int = key("GPUs, and training processes, on each node; 0 trains on the CPU", 4, at_least=0)
+    gpu_type: str | None = key("GPU type as the cluster names it (sinfo -o %G); null for any", "a100")
+    processes_per_node: int | None = key("training processes on each node; null for one per GPU", None, at_least=1)
+    cpus_per_task: int = key("CPU cores of a node", 32, at_least=1)
+    memory: str | None = key("memory of a node, as sbatch --mem takes it (0 is all of it); null for the default", None)
+    partition: str | None = key("partition; null for the cluster's default", None)
+    account: str | None = key("account that is charged; null for the user's default", None)
+    qos: str | None = key("quality of service; null for the default", None)
+    reservation: str | None = key("reservation; null for none", None)
+    constraint: str | None = key("node features, as sbatch --constraint takes them; null for any", None)
+    exclude: str | None = key("nodes never to use, as sbatch --exclude takes them; null for none", None)
+    time: str = key("wall-clock limit of one attempt, as sbatch --time takes it", "24:00:00")
+    grace_seconds: int = key("seconds before the limit at which the last checkpoint is begun", 300, at_least=1)
+    requeue: bool = key("go on in a new attempt after preemption, time-out or a crash", True)
+    max_requeues: int = key("attempts after the first, at most", 50, at_least=0)
+    max_crashes: int = key("attempts in a row that crash without a new checkpoint, at most", 3, at_least=1)
+    sbatch: list[str] = key("further options of sbatch, each as --name=value", [])
+    setup: list[str] = key("shell lines run first on the job's first node: module loads, conda activate", [])
+    environment: list[str] = key("variables of the job, each as NAME=value: proxies, NCCL settings", [])
+    container: list[str] = key("command put before python: apptainer, exec, --nv, image.sif", [])
+    python: str | None = key("python of the job; null for .venv/bin/python of the checkout, or else the caller's", None)
+    offline: bool = key("nodes have no internet: Hugging Face and wandb stay offline", False)
+    scratch: str | None = key(
+        "folder on the node for what is computed once (cache_dir), may hold $SLURM_TMPDIR; null for cache_dir itself",
+        None,
+    )
+
+
+@dataclass(kw_only=True)
 class TrackingConfig:
     """Where the run is logged."""
 
@@ -253,6 +286,7 @@ class FinetuneConfig:
     augment: AugmentConfig = key("what is varied in training samples", AugmentConfig)
     train: TrainConfig = key("the recipe", TrainConfig)
     engine: EngineConfig = key("how the processes work together")
+    cluster: ClusterConfig = key("the SLURM job, where there is one", ClusterConfig)
     tracking: TrackingConfig = key("where the run is logged")
     run_dir: str = key("folder of the resumable checkpoints and logs", "runs/${split.name}", folder=True)
     output_dir: str = key("folder of the finished checkpoint", "checkpoints/${split.name}", folder=True)
