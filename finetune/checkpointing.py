@@ -21,13 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from finetune.optim import optimizer_state, restore_optimizer
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, whole_folder, write_json
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
 FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Snapshot:
 def take_snapshot(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
     """The state after `step` optimizer steps."""
     trained = {n: _copy(p) for n, p in model.named_parameters() if p.requires_grad}
-    return Snapshot(step, trained, _optimizer_tensors(optimizer), state)
+    moments = {f"{key}.{n}": _copy(t) for n, own in optimizer_state(optimizer) for key, t in own.items()}
+    return Snapshot(step, trained, moments, state)
 
 
 def write_snapshot(run_dir: Path, snapshot: Snapshot, keep_last: int, keep_every: int | None = None) -> Path:
@@ -132,7 +133,11 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(trained[name])
-    _restore_optimizer(optimizer, load_file(checkpoint.folder / "optimizer.safetensors"))
+    stored: dict[str, dict[str, Tensor]] = {}
+    for place, tensor in load_file(checkpoint.folder / "optimizer.safetensors").items():
+        key, _, name = place.partition(".")
+        stored.setdefault(name, {})[key] = tensor
+    restore_optimizer(optimizer, stored.items())
 
 
 def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
@@ -151,37 +156,6 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
 def _difference(key: str, before: Any, now: Any) -> str:
     hashed = {"base": "model.base holds other weights", "dataset": "the dataset holds other data"}
     return f"{hashed[key]} than when the run began" if key in hashed else f"{key}: {before!r} there, {now!r} now"
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in _named(optimizer):
-        moments = optimizer.state.get(parameter, {})
-        for key in MOMENTS:
-            if key in moments:
-                tensors[f"{key}.{name}"] = _copy(moments[key])
-        if "step" in moments:
-            tensors[f"step.{name}"] = _copy(moments["step"]).reshape(1)
-    return tensors
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in _named(optimizer):
-        if f"step.{name}" not in tensors:
-            continue
-        device = parameter.device
-        optimizer.state[parameter] = {
-            "step": tensors[f"step.{name}"].reshape(()).to(device),
-            **{key: tensors[f"{key}.{name}"].to(device) for key in MOMENTS},
-        }
-
-
-def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, Tensor]]:
-    return [
-        (name, parameter)
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-    ]
 
 
 def _damage(folder: Path) -> str | None:

@@ -1,12 +1,17 @@
-"""AdamW with the original's decay groups, and its schedule: linear warm-up, then a cosine down to zero."""
+"""AdamW with the original's decay groups, plain, with 8-bit moments or on the CPU; its schedule: linear warm-up, then a
+cosine down to zero."""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from finetune.config.schema import TrainConfig
 
@@ -35,15 +40,113 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return groups
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, fused (one kernel for all of them)."""
-    return torch.optim.AdamW(
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer that train.optimizer names, over the trained parameters."""
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "adamw_8bit": _eight_bit,
+        "adamw_offload": OffloadedAdamW,
+    }
+    fused = {"fused": True} if config.optimizer == "adamw" else {}  # one kernel for all parameters
+    return kinds[config.optimizer](
         parameter_groups(model, config.weight_decay),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,
-        fused=True,
+        **fused,
     )
+
+
+def _eight_bit(groups: list[dict[str, object]], **settings: Any) -> torch.optim.Optimizer:
+    """AdamW with both moments in 8 bit, in blocks of 256 with a scale each (Dettmers et al., 2022); parameters of
+    fewer than 4096 values keep fp32 moments."""
+    # it misses a package for kernels that are never used here, and says so at each import
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(groups, **settings)
+
+
+class OffloadedAdamW(torch.optim.Optimizer):
+    """AdamW whose moments lie on the CPU, where the update is computed too, one parameter at a time.
+
+    The GPU then holds a trained parameter and its gradient alone, 8 bytes instead of 16. The arithmetic is that of
+    torch's fused AdamW on the CPU.
+    """
+
+    def __init__(self, groups: list[dict[str, object]], lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
+        self._staging: list[Tensor] = []
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.zeros(parameter.shape)
+        gradient = parameter.grad
+        assert gradient is not None
+        weight, gradient = self._on_cpu([parameter, gradient])
+        adamw(
+            [weight],
+            [gradient],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        parameter.copy_(weight)
+
+    def _on_cpu(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Themselves on a CPU; else copies in pinned memory, which is kept and as large as the largest parameter."""
+        if tensors[0].device.type == "cpu":
+            return tensors
+        if not self._staging:
+            size = max(p.numel() for group in self.param_groups for p in group["params"])
+            self._staging = [torch.empty(size, pin_memory=True) for _ in tensors]
+        copies = [b[: t.numel()].view(t.shape) for b, t in zip(self._staging, tensors, strict=True)]
+        for copy, tensor in zip(copies, tensors, strict=True):
+            copy.copy_(tensor)
+        return copies
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Name and state of each trained parameter in turn; empty before its first update."""
+    for name, parameter in _named(optimizer):
+        state = optimizer.state.get(parameter, {})
+        yield name, {key: torch.as_tensor(value) for key, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, states: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
+    """Put back what `optimizer_state` of an optimizer of the same kind gave, bit for bit."""
+    parameters = dict(_named(optimizer))
+    for name, stored in states:
+        parameter = parameters[name]
+        device = torch.device("cpu") if isinstance(optimizer, OffloadedAdamW) else parameter.device
+        state: dict[str, Any] = {key: tensor.to(device) for key, tensor in stored.items()}
+        if "state1" in state:  # bitsandbytes counts in an int
+            state["step"] = int(state["step"])
+        optimizer.state[parameter] = state
+
+
+def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

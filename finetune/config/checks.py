@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -43,6 +44,7 @@ def check_finetune(config: FinetuneConfig) -> None:
     processes = world_size()
     if config.engine.name == "single" and processes > 1:
         raise ToolkitError(f"engine=single is one process, but torchrun started {processes}. Choose engine=ddp.")
+    check_optimizer(config)
     check_batch(config.train.global_batch_size, config.train.micro_batch_size, processes)
     dataset = Path(config.dataset.data_dir) / config.split.name
     written = {"run_dir": Path(config.run_dir), "output_dir": Path(config.output_dir)}
@@ -57,6 +59,14 @@ def check_finetune(config: FinetuneConfig) -> None:
     check_cache(config)
     _check_base(config.model.base, config.model.name)
     _check_dataset(config.dataset.data_dir, "dataset.data_dir", config.split, "train")
+
+
+def check_optimizer(config: FinetuneConfig) -> None:
+    """The library that train.optimizer needs."""
+    if config.train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ToolkitError(
+            "train.optimizer=adamw_8bit needs bitsandbytes. Install it: pip install '.[optimizers]' -c constraints.txt"
+        )
 
 
 def check_cache(config: FinetuneConfig) -> None:

@@ -197,6 +197,12 @@ class TrainConfig:
     micro_batch_size: int | None = key(
         "samples per process and forward; null for global_batch_size / processes", None, at_least=1
     )
+    optimizer: str = key(
+        "adamw holds two fp32 moments of each trained value; adamw_8bit holds them in 8 bit, for GPUs of 24 to 32 GB; "
+        "adamw_offload on the CPU, which then computes the update",
+        "adamw",
+        choices=("adamw", "adamw_8bit", "adamw_offload"),
+    )
     learning_rate: float = key("peak learning rate", 1e-4, more_than=0)
     weight_decay: float = key("weight decay; biases and norms are left out", 1e-5, at_least=0)
     warmup_ratio: float = key("part of max_steps in which the learning rate rises", 0.05, at_least=0, less_than=1)
