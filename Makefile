@@ -12,10 +12,10 @@ export WANDB_CONFIG_DIR := $(CURDIR)/.cache/wandb
 DEMO := split=color_object local=none
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format clean cluster cluster-down
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/ready ## convert the sample recordings, fine-tune the tiny model, evaluate it (a few minutes on a CPU)
 	@scripts/demo.sh
@@ -27,6 +27,12 @@ lint: .venv/ready-dev ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy gr00t finetune data_prep
+
+cluster: ## a throw-away SLURM cluster on this machine: two nodes with four (fake) a100 each
+	@tests/cluster/up
+
+cluster-down: ## end it
+	@tests/cluster/down
 
 format: .venv/ready-dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -190,7 +190,7 @@ def _open_to_others(folder: Path) -> None:
     """safetensors writes files that only their owner may read; colleagues read checkpoints too."""
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
-            path.chmod(0o666 & ~umask())
+            path.chmod((0o666 | path.stat().st_mode & 0o111) & ~umask())
 
 
 def _sync_tree(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the entry scripts do
 
 from recordings import INSTRUCTION, write_split
+from slurm_cluster import Cluster, NoCluster, running_cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,3 +38,15 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("base") / "tiny"
     return create_base(load("create_base", ["model=tiny", f"out={out}", "dtype=fp32"]))
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A SLURM cluster of our own: two nodes with four (fake) a100 each. Skips where it cannot be."""
+    try:
+        with running_cluster(tmp_path_factory.mktemp("slurm")) as found:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("SLURM_CONF", found.env["SLURM_CONF"])
+                yield found
+    except NoCluster as reason:
+        pytest.skip(str(reason))

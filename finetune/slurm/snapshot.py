@@ -1,0 +1,86 @@
+"""What a job runs: a copy of the checkout's code in the run folder, and what git says of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from gr00t.errors import ToolkitError
+from gr00t.files import whole_folder, write_json
+
+REVISION_FILE = "REVISION"  # in the copy, which is no git checkout any more
+_SKIPPED = (".git", ".venv", ".cache", "__pycache__")
+_LARGEST_BYTES = 50 * 2**20
+
+
+def snapshot_code(checkout: Path, run_dir: Path) -> Path:
+    """Copy `checkout` to run_dir/code and describe it in run_dir/job/git.json and git.diff; returns the copy.
+
+    Copied are tracked, changed and new files, but none that git ignores except those of configs/local. A copy of an
+    earlier job gives way when the new one is whole.
+    """
+    files = code_files(checkout)
+    code, job = run_dir / "code", run_dir / "job"
+    revision = describe_git(checkout)
+    with whole_folder(code, lock=False) as aside:
+        for name in files:
+            target = aside / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(checkout / name, target)
+        (aside / REVISION_FILE).write_text(f"{revision['revision']}{'+changes' if revision['changed'] else ''}\n")
+    job.mkdir(exist_ok=True)
+    write_json(job / "git.json", revision)
+    (job / "git.diff").write_bytes(_git(checkout, "diff", "HEAD", "--binary") or b"")
+    return code
+
+
+def code_files(checkout: Path) -> list[str]:
+    """The files of a snapshot, relative to `checkout`; without git, all but environments and caches."""
+    listed = _git(checkout, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listed is None:
+        names = [str(path.relative_to(checkout)) for path in _walk(checkout)]
+    else:
+        names = listed.decode().split("\0")
+        names += [str(path.relative_to(checkout)) for path in (checkout / "configs" / "local").glob("*.yaml")]
+    found = sorted({name for name in names if name and (checkout / name).is_file()})
+    large = [name for name in found if (checkout / name).stat().st_size > _LARGEST_BYTES]
+    if large:
+        raise ToolkitError(
+            f"{checkout / large[0]} has more than {_LARGEST_BYTES >> 20} MiB and would be copied with the code of "
+            "every run. Move it out of the checkout, or name it in .gitignore."
+        )
+    return found
+
+
+def describe_git(checkout: Path) -> dict[str, Any]:
+    """Revision of the checkout, the files that differ from it, and the new ones; nulls where git knows nothing."""
+    revision = _git(checkout, "rev-parse", "HEAD")
+    changed = _git(checkout, "diff", "HEAD", "--name-only", "-z") or b""
+    new = _git(checkout, "ls-files", "-z", "--others", "--exclude-standard") or b""
+    return {
+        "revision": revision.decode().strip() if revision else None,
+        "changed": [name for name in changed.decode().split("\0") if name],
+        "new": [name for name in new.decode().split("\0") if name],
+    }
+
+
+def _walk(folder: Path) -> list[Path]:
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name in _SKIPPED or path.is_symlink():
+            continue
+        found += _walk(path) if path.is_dir() else [path]
+    return found
+
+
+def _git(checkout: Path, *arguments: str) -> bytes | None:
+    """Git's answer about `checkout`; None where it is no checkout of its own, or there is no git."""
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(checkout), *arguments], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout

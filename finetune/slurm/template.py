@@ -1,0 +1,112 @@
+"""The job script: what sbatch reads, the site's lines, and the one payload, finetune_jobs/run.sh."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.config.schema import ClusterConfig
+from gr00t.errors import ToolkitError
+
+RUN = "finetune_jobs/run.sh"
+IN_SUBMIT_FOLDER = "slurm-%x-%j.out"
+_LATE = ("processes_per_node", "max_requeues", "max_crashes", "scratch")
+_VARIABLE = re.compile(r"[A-Za-z_]\w*=.*")
+
+
+def render(
+    cluster: ClusterConfig,
+    *,
+    job_name: str,
+    stage: str,
+    overrides: Sequence[str],
+    about: Sequence[str] = (),
+    output: str = IN_SUBMIT_FOLDER,
+    checkout: Path | None = None,
+    code: Path | None = None,
+) -> str:
+    """A whole job script for sbatch.
+
+    `stage` is prepare, finetune or evaluate, `overrides` its key=value arguments; `output` is the job's log, in a
+    folder that exists. With `code`, a snapshot of `checkout`, the job runs that; without, it takes one when it starts
+    in the folder it was submitted from, and passes on the arguments that follow the script's name.
+    """
+    lines = ["#!/bin/bash", *[f"# {line}" for line in about]]
+    lines += [f"#SBATCH {option}" for option in _options(cluster, job_name, stage, output)]
+    lines += ["", *_site(cluster)]
+    arguments = shlex.join([stage, *overrides])
+    if code is None or checkout is None:
+        lines += [
+            f'if [ ! -x "$SLURM_SUBMIT_DIR/{RUN}" ]; then',
+            f'    echo "error: submit it in the folder of the checkout, where {RUN} is, not in $SLURM_SUBMIT_DIR" >&2',
+            "    exit 2",
+            "fi",
+            f'exec "$SLURM_SUBMIT_DIR/{RUN}" {arguments} -- "$@"',
+        ]
+    else:
+        lines += [f"export GROOT_CHECKOUT={shlex.quote(str(checkout))}"]
+        lines += [f"exec {shlex.quote(str(code / RUN))} {arguments}"]
+    return "\n".join(lines) + "\n"
+
+
+def refuse_late(arguments: Sequence[str]) -> None:
+    """Refuse what follows `sbatch SCRIPT` but would have to stand in the script, whose job has been granted by then."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name == "cluster" or (name.startswith("cluster.") and name.removeprefix("cluster.") not in _LATE):
+            raise ToolkitError(
+                f"{argument} comes too late: this job has been granted already. Give sbatch its own option before the "
+                "script (sbatch --nodes=2 ...), or write it into the scripts: "
+                f"python -m finetune.slurm.render {argument}"
+            )
+
+
+def _options(cluster: ClusterConfig, job_name: str, stage: str, output: str) -> list[str]:
+    gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
+    chosen = {
+        "job-name": job_name,
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "reservation": cluster.reservation,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": cluster.cpus_per_task,
+        "gres": f"gpu:{gpu_type}{cluster.gpus_per_node}" if cluster.gpus_per_node else None,
+        "mem": cluster.memory,
+        "time": cluster.time,
+        # to this shell, which hands it on to the processes
+        "signal": f"B:USR1@{cluster.grace_seconds}" if stage == "finetune" else None,
+        "open-mode": "append",
+        "output": output,
+    }
+    for name, value in chosen.items():
+        if isinstance(value, str) and re.search(r"[\s\"'#]", value):
+            raise ToolkitError(f'--{name}={value}: an option of sbatch holds no space, quote or "#". Mend cluster.*.')
+    options = [f"--{name}={value}" for name, value in chosen.items() if value is not None]
+    for option in cluster.sbatch:
+        if not option.startswith("--"):
+            raise ToolkitError(f'cluster.sbatch: "{option}" is no option; write --name or --name=value.')
+    return [*options, "--requeue" if cluster.requeue else "--no-requeue", *cluster.sbatch]
+
+
+def _site(cluster: ClusterConfig) -> list[str]:
+    """Shell lines before the payload: the site's own, variables, container and Python."""
+    lines = list(cluster.setup)
+    for assignment in cluster.environment:
+        if not _VARIABLE.fullmatch(assignment):
+            raise ToolkitError(f'cluster.environment: "{assignment}" is no variable; write NAME=value.')
+        name, _, value = assignment.partition("=")
+        lines.append(f"export {name}={shlex.quote(value)}")
+    if cluster.offline:
+        lines.append("export HF_HUB_OFFLINE=1 WANDB_MODE=offline")
+    if cluster.container:
+        words = "\\n".join(word.replace("\\", "\\\\").replace("'", "\\'") for word in cluster.container)
+        lines.append(f"export GROOT_CONTAINER=$'{words}' # put before python, a word a line")
+    if cluster.python:
+        lines.append(f"export GROOT_PYTHON={shlex.quote(cluster.python)}")
+    return [*lines, ""] if lines else []

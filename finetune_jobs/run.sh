@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# What every SLURM job of this toolkit runs; the job scripts end in it, nobody types it.
+#   run.sh STAGE [key=value ...]   the job, on its first node; STAGE is prepare, finetune or evaluate
+#   run.sh node|rank ...           its own further calls: once for every node, once for every process
+# It runs as a copy of the checkout's code in the run folder, so that editing the checkout changes no job.
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+container=()
+[ -z "${GROOT_CONTAINER:-}" ] || mapfile -t container <<< "$GROOT_CONTAINER"
+
+fail() { echo "error: $*" >&2; exit 2; }
+say() { echo "$(date '+%F %T') $*"; }
+
+pick_python() {
+    if [ -n "${GROOT_PYTHON:-}" ]; then
+        echo "$GROOT_PYTHON"
+    elif [ ${#container[@]} -eq 0 ] && [ -x "$GROOT_CHECKOUT/.venv/bin/python" ]; then
+        echo "$GROOT_CHECKOUT/.venv/bin/python"
+    elif [ ${#container[@]} -gt 0 ]; then
+        echo python3
+    else
+        command -v python || command -v python3
+    fi
+}
+
+ask() { # ask finetune.slurm.attempt, and export the NAME=value lines of its answer
+    local answer line
+    answer=$("${container[@]}" "$GROOT_PYTHON" -m finetune.slurm.attempt "$@") || return
+    while IFS= read -r line; do export "${line?}"; done <<< "$answer"
+}
+
+# Started by hand with sbatch: copy the code when the job first starts, and go on in the copy, with the same process id.
+enter_copy() { # STAGE [key=value ...] [-- key=value ...]
+    local GROOT_CODE='' note=$GROOT_CHECKOUT/.cache/slurm/$SLURM_JOB_ID # where the copy lies, for when the job starts again
+    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -s "$note" ]; then
+        GROOT_CODE=$(< "$note")
+    fi
+    if [ ! -x "${GROOT_CODE:-}/finetune_jobs/run.sh" ]; then
+        ask snapshot "$@" || exit
+        mkdir -p "${note%/*}" && echo "$GROOT_CODE" > "$note"
+    fi
+    for argument; do
+        shift
+        [ "$argument" = -- ] || set -- "$@" "$argument"
+    done
+    exec "$GROOT_CODE/finetune_jobs/run.sh" "$@"
+}
+
+finetune() {
+    GROOT_JOB=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2> /dev/null)
+    export GROOT_JOB
+    ask begin finetune "$@" || exit
+    scontrol write batch_script "$SLURM_JOB_ID" - > "$GROOT_ATTEMPT_DIR/../../job/script.sbatch" 2> /dev/null
+    [ -z "${GROOT_CACHE_DIR:-}" ] || set -- "$@" "cache_dir=$GROOT_CACHE_DIR"
+    say "attempt $GROOT_ATTEMPT of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $GROOT_PROCESSES processes a node"
+
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 10000))
+    export MASTER_ADDR MASTER_PORT
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+        --kill-on-bad-exit=1 --wait=60 "$root/finetune_jobs/run.sh" node "$@" &
+    local step=$! signalled status
+    trap 'signalled=yes; kill -USR1 "$step" 2> /dev/null' USR1 TERM # srun passes it to every process
+    while :; do # a signal ends `wait` before the step has ended
+        signalled=
+        wait "$step"
+        status=$?
+        [ -n "$signalled" ] || break
+    done
+    trap '' USR1 TERM # from here on a few seconds that must not be cut short
+
+    ask end "$status" || exit
+    [ "$GROOT_DECISION" = requeue ] || exit "$GROOT_EXIT"
+    say "requeue"
+    scontrol requeue "$SLURM_JOB_ID" || fail "job $SLURM_JOB_ID cannot be requeued: submit the same again to go on"
+    if [ -n "$GROOT_EXCLUDE" ]; then
+        scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$GROOT_EXCLUDE" && say "without $GROOT_EXCLUDE from now on"
+    fi
+    exit 0
+}
+
+node() { # torchrun. The signals are for its workers: it would end on them, and the workers with it.
+    trap '' USR1 USR2 TERM
+    local meet=(--standalone)
+    [ "$SLURM_JOB_NUM_NODES" -eq 1 ] || meet=(--nnodes="$SLURM_JOB_NUM_NODES" --node-rank="$SLURM_NODEID"
+        --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")
+    exec "${container[@]}" "$GROOT_PYTHON" -m torch.distributed.run "${meet[@]}" --nproc-per-node="$GROOT_PROCESSES" \
+        --signals-to-handle=SIGINT,SIGHUP,SIGQUIT --no-python "$root/finetune_jobs/run.sh" rank "$@" \
+        2> >(exec tee -a "$GROOT_ATTEMPT_DIR/node-$SLURMD_NODENAME.log" >&2)
+}
+
+rank() { # training, with a log of its own; that of rank 0 also goes to the job's
+    local train=("$GROOT_PYTHON" "$root/launch_finetune_local.py" "$@") log=$GROOT_ATTEMPT_DIR/rank-$RANK.log
+    [ "$RANK" -ne 0 ] || exec "${train[@]}" > >(trap '' INT; exec tee -a "$log") 2>&1
+    exec "${train[@]}" >> "$log" 2>&1
+}
+
+main() { # a function, so that all of this file has been read before anything runs
+    local stage=${1:-}
+    case $stage in
+        node | rank) "$@" ;;
+        prepare | finetune | evaluate) ;;
+        *) fail "run.sh: no stage \"$stage\"; prepare, finetune or evaluate" ;;
+    esac
+    [ -n "${SLURM_JOB_ID:-}" ] || fail "no SLURM job: submit a script, sbatch finetune_jobs/color_object.sbatch"
+    local copied=
+    [ -e "$root/REVISION" ] && copied=yes || export GROOT_CHECKOUT=$root
+    GROOT_PYTHON=$(pick_python) || fail "no python: name one in cluster.python, or make .venv (make test)"
+    export GROOT_PYTHON PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    cd "$GROOT_CHECKOUT" || exit # relative paths in arguments mean the checkout's folders
+    [ -n "$copied" ] || enter_copy "$@"
+    shift
+    case $stage in
+        prepare) exec "${container[@]}" "$GROOT_PYTHON" "$root/prepare_conflict_data.py" "$@" ;;
+        evaluate) exec "${container[@]}" "$GROOT_PYTHON" "$root/evaluate_conflict.py" "$@" ;;
+        finetune) finetune "$@" ;;
+    esac
+}
+main "$@"
