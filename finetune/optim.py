@@ -60,11 +60,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 def _eight_bit(groups: list[dict[str, object]], **settings: Any) -> torch.optim.Optimizer:
     """AdamW with both moments in 8 bit, in blocks of 256 with a scale each (Dettmers et al., 2022); parameters of
     fewer than 4096 values keep fp32 moments."""
-    # it misses a package for kernels that are never used here, and says so at each import
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    hush_bitsandbytes()
     from bitsandbytes.optim import AdamW8bit
 
     return AdamW8bit(groups, **settings)
+
+
+def hush_bitsandbytes() -> None:
+    """At each import it complains that a package is missing, for kernels that are never used here."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class OffloadedAdamW(torch.optim.Optimizer):

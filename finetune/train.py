@@ -22,6 +22,7 @@ from finetune.data import build_dataset, build_loader, build_processor, mask_sum
 from finetune.engine import Engine
 from finetune.export import write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
+from finetune.lora import add_adapters, merge_adapters
 from finetune.meter import Meter, action_groups
 from finetune.run_folder import RunFolder
 from finetune.tracking import Tracker
@@ -91,6 +92,8 @@ def _release(
     if engine.is_main:
         if config.train.features == "cached":
             restore_backbone(model, base, identity["base"], engine.dtype)
+        if config.train.lora.rank is not None:
+            merge_adapters(model)
         folder = Path(config.output_dir)
         with disk_errors(folder, "The last checkpoint is whole: make room and start the same command again."):
             write_release(
@@ -111,6 +114,8 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
     model = Gr00tN1d7.from_pretrained(base, dtype=engine.dtype, trained_dtype=torch.float32, tune=tune)
     if not all_embodiments:
         model.keep_embodiments([embodiment])
+    if config.train.lora.rank is not None:
+        add_adapters(model, config.train.lora, config.train.seed)
     if not any(True for _ in model.trained_parameters()):
         raise ToolkitError("Nothing is trained: switch one of train.tune.* on.")
     model.config.state_dropout_prob = config.augment.state_dropout

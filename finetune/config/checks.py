@@ -62,7 +62,9 @@ def check_finetune(config: FinetuneConfig) -> None:
 
 
 def check_optimizer(config: FinetuneConfig) -> None:
-    """The library that train.optimizer needs."""
+    """The libraries that train.optimizer and train.lora need."""
+    if config.train.lora.rank is not None and importlib.util.find_spec("peft") is None:
+        raise ToolkitError("train.lora.rank needs peft. Install it: pip install '.[lora]' -c constraints.txt")
     if config.train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ToolkitError(
             "train.optimizer=adamw_8bit needs bitsandbytes. Install it: pip install '.[optimizers]' -c constraints.txt"

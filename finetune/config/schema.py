@@ -188,6 +188,21 @@ class TuneConfig:
     )
 
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA) on the frozen language model; merged into its weights in the finished checkpoint."""
+
+    rank: int | None = key("rank of every adapter; null for no adapters", None, at_least=1, at_most=1024)
+    alpha: int = key("an adapter's output is multiplied by alpha / rank", 32, at_least=1)
+    dropout: float = key("dropout before an adapter", 0.05, at_least=0, less_than=1)
+    targets: list[str] = key(
+        f"products that get one, in every layer: of {', '.join(LORA_TARGETS)}", list(LORA_TARGETS[:4])
+    )
+
+
 @dataclass(kw_only=True)
 class TrainConfig:
     """The recipe: AdamW, cosine schedule with warm-up."""
@@ -228,6 +243,7 @@ class TrainConfig:
         choices=("live", "cached"),
     )
     tune: TuneConfig = key("which parts are trained", TuneConfig)
+    lora: LoraConfig = key("adapters on the language model", LoraConfig)
 
 
 @dataclass(kw_only=True)

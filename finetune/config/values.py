@@ -8,9 +8,16 @@ from typing import Any
 
 from finetune.config.compose import SPLIT_NAME
 from finetune.config.keys import Key, keys_of
-from finetune.config.schema import ArchitectureConfig, BackboneConfig, FinetuneConfig
+from finetune.config.schema import (
+    LORA_TARGETS,
+    ArchitectureConfig,
+    BackboneConfig,
+    FinetuneConfig,
+    LoraConfig,
+    TrainConfig,
+)
 from gr00t.data.schema import EmbodimentTag
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, did_you_mean
 
 _BOUNDS = {
     "at_least": (lambda value, bound: value >= bound, "at least"),
@@ -39,6 +46,7 @@ def check_values(config: Any) -> None:
         _check_architecture(config.model.architecture)
     if isinstance(config, FinetuneConfig):
         _check_tuned(config)
+        _check_lora(config.train)
 
 
 def _value_at(config: Any, name: str) -> Any:
@@ -81,7 +89,17 @@ def _check_embodiment_tag(name: str, tag: str | None) -> None:
 
 def _check_tuned(config: FinetuneConfig) -> None:
     tune, kept = config.train.tune, config.model.architecture.select_layer
-    if not any((tune.projector, tune.diffusion_model, tune.vlln, tune.llm, tune.visual, tune.top_llm_layers)):
+    if not any(
+        (
+            tune.projector,
+            tune.diffusion_model,
+            tune.vlln,
+            tune.llm,
+            tune.visual,
+            tune.top_llm_layers,
+            config.train.lora.rank,
+        )
+    ):
         raise ToolkitError(
             "train.tune freezes every part, so nothing is trained. Set train.tune.projector=true or another."
         )
@@ -89,6 +107,32 @@ def _check_tuned(config: FinetuneConfig) -> None:
         raise ToolkitError(
             f"train.tune.top_llm_layers={tune.top_llm_layers}: the model keeps {kept} language-model layers; "
             f"take {kept} at most, or train.tune.llm=true for all."
+        )
+
+
+def _check_lora(train: TrainConfig) -> None:
+    lora, tune = train.lora, train.tune
+    for name in lora.targets:
+        if name not in LORA_TARGETS:
+            raise ToolkitError(
+                f'train.lora.targets: the language model has no "{name}".{did_you_mean(name, LORA_TARGETS)}'
+            )
+    if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+        raise ToolkitError(f"train.lora.targets={lora.targets}: name each product once, and one at least.")
+    if lora.rank is None:
+        if lora != LoraConfig():
+            raise ToolkitError("train.lora is set, but without a rank there are no adapters. Add train.lora.rank=16.")
+        return
+    for name in ("llm", "top_llm_layers"):
+        if getattr(tune, name):
+            raise ToolkitError(
+                f"train.lora.rank={lora.rank} adapts a frozen language model, but train.tune.{name}="
+                f"{str(getattr(tune, name)).lower()} trains it itself. Leave one of the two out."
+            )
+    if train.features == "cached":
+        raise ToolkitError(
+            f"train.features=cached computes the language model's output once, but train.lora.rank={lora.rank} trains "
+            "adapters in it. Use train.features=live, or leave the adapters out."
         )
 
 

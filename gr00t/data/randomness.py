@@ -20,6 +20,7 @@ class Stream(IntEnum):
     NOISE = 3
     MODEL_DROPOUT = 4
     VIEW = 5
+    ADAPTERS = 6
 
 
 def generator(seed: int, stream: Stream, major: int = 0, minor: int = 0) -> np.random.Generator:

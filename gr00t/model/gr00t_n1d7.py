@@ -46,6 +46,7 @@ class Gr00tN1d7(PreTrainedModel):
         self.backbone_config = backbone_config
         self.backbone = Backbone(backbone_config, config.select_layer)
         self.action_head = ActionHead(config)
+        self.trained_in_frozen: list[nn.Module] = []  # adapters' dropout: in training mode although its group is frozen
         self.post_init()
         self.set_trainable(
             projector=config.tune_projector,
@@ -129,6 +130,8 @@ class Gr00tN1d7(PreTrainedModel):
                 if not self._tuned[group]:
                     for module in modules:
                         module.eval()
+            for module in self.trained_in_frozen:
+                module.train()
         return self
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
