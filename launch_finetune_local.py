@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 
 def main(config: FinetuneConfig) -> None:
-    # Imported only after the configuration has been accepted: a refusal should not wait for torch.
-    from finetune.train import finetune
+    from finetune.stop_signals import stop_signals
 
-    result = finetune(config)
+    with stop_signals():
+        # Imported only after the configuration has been accepted: a refusal should not wait for torch.
+        from finetune.train import finetune
+
+        result = finetune(config)
     if os.environ.get("RANK", "0") == "0":
-        how = "was already finished" if result.already_finished else f"finished after {result.steps} steps"
-        print(f"{config.split.name} {how}: {result.output_dir}")
+        print(f"{config.split.name} {result}")
 
 
 if __name__ == "__main__":

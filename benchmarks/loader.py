@@ -27,12 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from data_prep.convert import convert_split  # noqa: E402
+from finetune.attempt_token import AttemptToken  # noqa: E402
 from finetune.cache import use_frame_store  # noqa: E402
 from finetune.config import FinetuneConfig, load  # noqa: E402
 from finetune.create_base import create_base  # noqa: E402
 from finetune.data import build_dataset, build_loader, build_processor  # noqa: E402
 from finetune.engine import Engine  # noqa: E402
 from finetune.export import versions  # noqa: E402
+from finetune.preemption import Preemption  # noqa: E402
 from gr00t.data.dataset import StepReader, TrainingDataset  # noqa: E402
 from gr00t.data.features import KEYS, FeatureStore  # noqa: E402
 from gr00t.data.processor import Gr00tN1d7Processor  # noqa: E402
@@ -82,7 +84,8 @@ def kept_open(site: Site) -> TrainingDataset:
 
 def frame_store(site: Site) -> TrainingDataset:
     reader = site.reader()
-    use_frame_store(site.config, reader, site.engine)
+    stop = Preemption(site.engine, AttemptToken(Path(site.config.run_dir)), grace_seconds=0)
+    use_frame_store(site.config, reader, site.engine, stop)
     return site.dataset(reader)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
+from finetune.preemption import TIME_LIMIT, Preemption
+from finetune.stop_signals import received
 from gr00t.data.dataset import StepReader
 from gr00t.data.frames import META, FrameStore, frame_shapes, frame_store_folder, write_frame_store
 from gr00t.errors import ToolkitError
@@ -22,20 +24,42 @@ RESERVE = 1.02  # of the bytes that are written
 GRACE_SECONDS = 120.0  # network file systems show new files late
 
 
-def use_frame_store(config: FinetuneConfig, reader: StepReader, engine: Engine) -> None:
-    """Let `reader` take its frames from a store in cache_dir; the main process makes it where it is missing."""
+class _Interrupted(Exception):
+    """A signal came while the main process decoded."""
+
+
+def use_frame_store(config: FinetuneConfig, reader: StepReader, engine: Engine, stop: Preemption) -> None:
+    """Let `reader` take its frames from a store in cache_dir; the main process makes it where it is missing.
+
+    A signal meanwhile raises Stopped, and leaves no half store.
+    """
     layout, cameras = reader.layout, reader.configs["video"].modality_keys
     folder = frame_store_folder(Path(config.cache_dir), layout, cameras)
     if engine.is_main and not (folder / META).is_file():
         shapes = frame_shapes(layout, cameras)
         size = sum(frames * height * width * 3 for frames, height, width, _ in shapes.values())
         announce(f"decoding every frame of {layout.root} once", size, folder)
-        with progress("frames", sum(shape[0] for shape in shapes.values())) as advance:
-            write_frame_store(folder, layout, shapes, threads=len(os.sched_getaffinity(0)), on_frames=advance)
-    wait_until((folder / META).is_file, folder, busy=folder.with_name(f".{folder.name}.lock").exists)
+        with suppress(_Interrupted), progress("frames", sum(shape[0] for shape in shapes.values())) as advance:
+            on_frames = _unless_interrupted(advance)
+            write_frame_store(folder, layout, shapes, threads=len(os.sched_getaffinity(0)), on_frames=on_frames)
+
+    def ready() -> bool:
+        return (folder / META).is_file() or received() is not None
+
+    wait_until(ready, folder, busy=folder.with_name(f".{folder.name}.lock").exists)
+    stop.check(TIME_LIMIT)
     reader.frame_store = FrameStore(folder, layout, cameras)
     if engine.is_main:
         reader.frame_store.check()
+
+
+def _unless_interrupted(advance: Callable[[int], None]) -> Callable[[int], None]:
+    def on_frames(count: int) -> None:
+        advance(count)
+        if received() is not None:
+            raise _Interrupted
+
+    return on_frames
 
 
 def announce(what: str, size: int, folder: Path) -> None:

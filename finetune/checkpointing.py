@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from finetune.attempt_token import AttemptToken
 from finetune.optim import optimizer_state, restore_optimizer
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, whole_folder, write_json
@@ -56,14 +59,24 @@ def take_snapshot(step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
     return Snapshot(step, trained, moments, state)
 
 
-def write_snapshot(run_dir: Path, snapshot: Snapshot, keep_last: int, keep_every: int | None = None) -> Path:
-    """Write `checkpoint-<step>`, then remove all but the newest `keep_last` and those at multiples of `keep_every`."""
+def write_snapshot(
+    run_dir: Path,
+    snapshot: Snapshot,
+    keep_last: int,
+    keep_every: int | None = None,
+    allowed: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write `checkpoint-<step>`, then remove all but the newest `keep_last` and those at multiples of `keep_every`.
+
+    `allowed` raises where nothing must be renamed or removed.
+    """
     target = run_dir / f"checkpoint-{snapshot.step}"
-    with whole_folder(target, lock=False) as folder:
+    with whole_folder(target, lock=False, allowed=allowed) as folder:
         save_file(snapshot.trained, folder / "trained.safetensors")
         save_file(snapshot.optimizer, folder / "optimizer.safetensors")
         write_json(folder / "state.json", {**snapshot.state, "step": snapshot.step})
         write_json(folder / "manifest.json", {name: file_sha256(folder / name) for name in FILES})
+    allowed()
     others = [folder for folder in list_checkpoints(run_dir) if folder != target]
     for old in others[: len(others) - (keep_last - 1)] if len(others) >= keep_last else []:
         if not (keep_every and _step(old) % keep_every == 0):
@@ -72,12 +85,19 @@ def write_snapshot(run_dir: Path, snapshot: Snapshot, keep_last: int, keep_every
 
 
 class CheckpointWriter:
-    """Writes snapshots on a thread of its own, one at a time and in order."""
+    """Writes snapshots on a thread of its own, one at a time and in order; none once the token is lost.
 
-    def __init__(self, run_dir: Path, keep_last: int, keep_every: int | None) -> None:
-        self._write = partial(write_snapshot, run_dir, keep_last=keep_last, keep_every=keep_every)
+    `seconds` is how long the last one took.
+    """
+
+    def __init__(self, run_dir: Path, keep_last: int, keep_every: int | None, token: AttemptToken) -> None:
+        self._write_snapshot = partial(
+            write_snapshot, run_dir, keep_last=keep_last, keep_every=keep_every, allowed=token.require
+        )
+        self._token = token
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[Path] | None = None
+        self._pending: Future[None] | None = None
+        self.seconds = 0.0
 
     def submit(self, snapshot: Snapshot) -> None:
         """Begin to write; waits for the one before, so that at most one snapshot is held besides."""
@@ -92,6 +112,15 @@ class CheckpointWriter:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        begin = time.monotonic()
+        try:
+            self._write_snapshot(snapshot)
+        except Exception:  # also when the attempt after this one has cleared the half-written folder away
+            if self._token.is_ours():
+                raise
+        self.seconds = time.monotonic() - begin
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from conflict_panda_config import MODALITY_CONFIG
 from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
+from finetune.stop_signals import leave_signals_to_parent
 from gr00t.data.dataset import SampleSettings, StepReader, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import MicroBatchSampler, TrainingOrder
@@ -90,16 +91,17 @@ def build_loader(
         batch_sampler=sampler,  # type: ignore[arg-type]
         collate_fn=dataset.collate,
         num_workers=train.num_workers,
-        worker_init_fn=limit_threads,
+        worker_init_fn=begin_worker,
         pin_memory=engine.device.type == "cuda",
         prefetch_factor=4 if train.num_workers else None,
     )
     return loader, sampler
 
 
-def limit_threads(worker: int) -> None:
-    """One thread for each loader process."""
+def begin_worker(worker: int) -> None:
+    """One thread for each loader process, which ends with the training process and not before."""
     del worker
+    leave_signals_to_parent()
     cv2.setNumThreads(0)  # workers are the parallelism
     torch.set_num_threads(1)
 

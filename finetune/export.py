@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,14 @@ def write_release(
     layout: DatasetLayout,
     identity: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
+    allowed: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last."""
+    """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last.
+
+    `allowed` raises where nothing must be renamed or removed.
+    """
     mirror_processor(model, processor)
-    with whole_folder(folder, lock=False) as aside:
+    with whole_folder(folder, lock=False, allowed=allowed) as aside:
         model.save_pretrained(aside, dtype=dtype)
         processor.save_pretrained(aside)
         experiment = aside / "experiment_cfg"

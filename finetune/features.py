@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.cache import announce, in_bytes, progress, say, wait_until
 from finetune.config.schema import FinetuneConfig
-from finetune.data import limit_threads
+from finetune.data import begin_worker
 from finetune.engine import Engine
+from finetune.preemption import Preemption
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.features import KEYS, FeatureStore
 from gr00t.errors import ToolkitError
@@ -46,15 +47,16 @@ IMAGE_SETTINGS = (
 
 
 def use_cached_features(
-    config: FinetuneConfig, engine: Engine, model: Gr00tN1d7, dataset: TrainingDataset, base: str
+    config: FinetuneConfig, engine: Engine, stop: Preemption, model: Gr00tN1d7, dataset: TrainingDataset, base: str
 ) -> None:
     """Let `dataset` give features in place of images and text, and take the backbone out of memory.
 
     base: the base checkpoint's fingerprint. Rows that are missing in cache_dir are computed, each process its share,
-    and a few are compared with the live backbone. Raises ToolkitError where space is missing or a row differs.
+    and a few are compared with the live backbone. Raises ToolkitError where space is missing or a row differs, and
+    Stopped between two files of rows; those that are written stay.
     """
     store = open_store(config, engine, model, dataset, base)
-    _make_missing(store, config, engine, model, dataset)
+    _make_missing(store, config, engine, stop, model, dataset)
     check_against_live(store, engine, model, dataset)
     dataset.feature_store = store
     size = sum(p.numel() * p.element_size() for p in model.backbone.parameters())
@@ -146,7 +148,12 @@ def check_against_live(store: FeatureStore, engine: Engine, model: Gr00tN1d7, da
 
 
 def _make_missing(
-    store: FeatureStore, config: FinetuneConfig, engine: Engine, model: Gr00tN1d7, dataset: TrainingDataset
+    store: FeatureStore,
+    config: FinetuneConfig,
+    engine: Engine,
+    stop: Preemption,
+    model: Gr00tN1d7,
+    dataset: TrainingDataset,
 ) -> None:
     """Compute what is not there; the processes take every world_size-th missing file."""
     engine.barrier()
@@ -160,12 +167,15 @@ def _make_missing(
     batches = [batch for _, rows in share for batch in _batches(rows)]
     outputs = _outputs(store, engine, model, dataset, batches, workers=config.train.num_workers)
     with progress("features", sum(map(len, batches)), active=engine.is_main) as advance:
-        for path, rows in share:
+        for first in range(0, len(missing), engine.world_size):  # a file of each process, the last time of some
+            stop.check()
+            path, rows = share[first // engine.world_size] if first + engine.rank < len(missing) else (None, range(0))
             parts = []
             for batch in _batches(rows):
                 parts.append(next(outputs))
                 advance(len(batch))
-            store.write(path, {key: torch.cat([part[key] for part in parts]) for key in KEYS})
+            if path is not None:
+                store.write(path, {key: torch.cat([part[key] for part in parts]) for key in KEYS})
     engine.barrier()
     wait_until(lambda: not store.missing(), store.folder)
 
@@ -186,7 +196,7 @@ def _outputs(
         batch_sampler=batches,
         collate_fn=rows.collate,
         num_workers=workers,
-        worker_init_fn=limit_threads,
+        worker_init_fn=begin_worker,
         pin_memory=engine.device.type == "cuda",
     )
     for inputs in loader:

@@ -45,6 +45,21 @@ class Meter:
         self._finite &= norm.detach().isfinite()
         self._steps += 1
 
+    def state(self) -> list[list[float]]:
+        """What was summed since the last reading, a row for each process; all processes call it, all get it."""
+        own = torch.cat([self._error, self._count, self._norm.reshape(1), self._norm.new_tensor([self._steps])])
+        rows = own.new_zeros(self.engine.world_size, len(own))
+        rows[self.engine.rank] = own
+        return self.engine.sum(rows).tolist()
+
+    def restore(self, state: list[list[float]]) -> None:
+        """Go on from the sums of an interrupted run; of another number of processes, the first one takes them all."""
+        rows = torch.tensor(state, device=self.engine.device)
+        same = len(rows) == self.engine.world_size
+        own = rows[self.engine.rank] if same else rows.sum(0) if self.engine.is_main else torch.zeros_like(rows[0])
+        self._error, self._count = own[: len(self.groups)], own[len(self.groups) : -2]
+        self._norm, self._steps = rows[0, -2], int(rows[0, -1])
+
     def read(self, config: FinetuneConfig, learning_rate: float) -> dict[str, float]:
         """Means since the last reading, over all processes; starts anew."""
         error, count = self.engine.sum(self._error), self.engine.sum(self._count)

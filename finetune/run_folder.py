@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune import checkpointing
 from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
+from finetune.preemption import Preemption
 from gr00t.errors import ToolkitError
-from gr00t.files import file_lock, read_json, remove_leftovers, write_json
+from gr00t.files import LockHeld, file_lock, read_json, remove_leftovers, write_json
 
+log = logging.getLogger(__name__)
+LET_GO_SECONDS = 20.0  # a superseded attempt stops after its step
 RELEASE_MARK = Path("experiment_cfg") / "run.json"
 
 
@@ -51,16 +56,34 @@ class RunFolder:
         return not self.anew and self._mark() == identity_digest(self.identity)
 
     @contextmanager
-    def opened(self, start: checkpointing.Checkpoint | None, engine: Engine) -> Iterator[None]:
+    def opened(self, start: checkpointing.Checkpoint | None, engine: Engine, stop: Preemption) -> Iterator[None]:
         """Hold the folder for this run: clear what killed or discarded attempts left, write run_config.json."""
         engine.barrier()  # no process still looks for its starting point
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        with file_lock(self.run_dir, required=False) if engine.is_main else nullcontext():
+        with ExitStack() as held:
             if engine.is_main:
-                self._clear(start)
-                write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
-            engine.barrier()
+                self._lock(held, stop.token.id or "")
+                if stop.token.is_ours():
+                    self._clear(start)
+                    write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
+            stop.barrier()
             yield
+
+    def _lock(self, held: ExitStack, holder: str) -> None:
+        """Take the lock; one that an attempt of a SLURM job holds on to is no obstacle to the attempt after it, since
+        the token keeps the older one from writing."""
+        until = time.monotonic() + LET_GO_SECONDS
+        while True:
+            try:
+                held.enter_context(file_lock(self.run_dir, required=False, holder=holder))
+                return
+            except LockHeld as error:
+                if not (holder and error.holder):
+                    raise
+            if time.monotonic() > until:
+                log.warning("%s: a superseded attempt still holds its lock; going on without it.", self.run_dir)
+                return
+            time.sleep(0.5)
 
     def _check_output(self) -> None:
         if not self.output_dir.exists() or not any(self.output_dir.iterdir()):

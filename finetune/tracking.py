@@ -13,7 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from finetune.attempt_token import AttemptToken
 from finetune.config.schema import FinetuneConfig
+from finetune.stop_signals import held_back
 from gr00t.errors import ToolkitError
 from gr00t.files import read_json, write_json
 
@@ -26,8 +28,10 @@ class Tracker:
     The wandb run id is kept in run.json, so that a resumed run goes on in the same wandb run.
     """
 
-    def __init__(self, config: FinetuneConfig, resolved: dict[str, Any], *, active: bool, first_step: int) -> None:
-        self.active = active
+    def __init__(
+        self, config: FinetuneConfig, resolved: dict[str, Any], *, active: bool, first_step: int, token: AttemptToken
+    ) -> None:
+        self.active, self._token = active, token
         self._wandb: Any = None
         if not active:
             return
@@ -51,7 +55,7 @@ class Tracker:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record metrics after `step` optimizer steps."""
-        if not self.active:
+        if not self.active or not self._token.is_ours():
             return
         self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
         self._metrics.flush()
@@ -88,7 +92,9 @@ class Tracker:
                         kept.append(line)
                 except (ValueError, KeyError):  # the line a killed run was writing
                     continue
-        path.write_text("".join(line + "\n" for line in kept))
+        rest = path.with_name(f".{path.name}")
+        rest.write_text("".join(line + "\n" for line in kept))
+        rest.replace(path)  # a full disk leaves the lines that are there
         return path.open("a")
 
 
@@ -118,18 +124,19 @@ def _init(config: FinetuneConfig, resolved: dict[str, Any], run_dir: Path, run_i
     import wandb
 
     tracking = config.tracking
-    return wandb.init(
-        project=tracking.project,
-        name=tracking.run_name,
-        group=tracking.group,
-        tags=tracking.tags,
-        id=run_id,
-        resume="allow",
-        dir=str(run_dir),
-        mode=mode,  # type: ignore[arg-type]
-        config=resolved,
-        settings=wandb.Settings(silent=True, console="off", init_timeout=60),
-    )
+    with held_back():  # wandb's own process would end before the run's last words
+        return wandb.init(
+            project=tracking.project,
+            name=tracking.run_name,
+            group=tracking.group,
+            tags=tracking.tags,
+            id=run_id,
+            resume="allow",
+            dir=str(run_dir),
+            mode=mode,  # type: ignore[arg-type]
+            config=resolved,
+            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
+        )
 
 
 def _has_wandb_key() -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from conflict_panda_config import MODALITY_CONFIG
 from finetune import checkpointing, optim
+from finetune.attempt_token import AttemptToken, Superseded
 from finetune.cache import use_frame_store
 from finetune.config.schema import FinetuneConfig
 from finetune.data import build_dataset, build_loader, build_processor, mask_sum, train_folder
@@ -24,7 +25,9 @@ from finetune.export import write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
 from finetune.lora import add_adapters, merge_adapters
 from finetune.meter import Meter, action_groups
+from finetune.preemption import SUPERSEDED, TIME_LIMIT, Preemption, Stopped
 from finetune.run_folder import RunFolder
+from finetune.stop_signals import stop_signals
 from finetune.tracking import Tracker
 from gr00t.data.dataset import StepReader, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -44,58 +47,97 @@ class FinetuneResult:
     steps: int
     loss: float | None
     already_finished: bool = False
+    stopped: str | None = None  # why it ended before the last step; the same command goes on
+
+    def __str__(self) -> str:
+        if self.stopped == SUPERSEDED:
+            return f"was taken over by another attempt: {self.run_dir}"
+        if self.stopped is not None:
+            return f"stopped after {self.steps} steps ({self.stopped}): the same command goes on from {self.run_dir}"
+        how = "was already finished" if self.already_finished else f"finished after {self.steps} steps"
+        return f"{how}: {self.output_dir}"
 
 
 def finetune(config: FinetuneConfig) -> FinetuneResult:
-    """Train `config.split` and write the finished checkpoint to `config.output_dir`."""
-    run_dir, output_dir = Path(config.run_dir), Path(config.output_dir)
-    engine = Engine(config)
-    try:
-        base = resolve_folder(config.model.base)
-        with engine.main_first():
-            reader = StepReader(train_folder(config), MODALITY_CONFIG)
-        identity = run_identity(config, base, reader)
-        run = RunFolder(config, identity)
-        start = run.starting_point()
-        if run.is_finished():
-            return FinetuneResult(output_dir, run_dir, config.train.max_steps, None, already_finished=True)
+    """Train `config.split` and write the finished checkpoint to `config.output_dir`.
 
-        processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, config)
-        model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
-        if config.dataset.frames == "store":
-            use_frame_store(config, reader, engine)
-        dataset = build_dataset(reader, processor, model.n1d7_config, config)
-        if config.train.features == "cached":
-            use_cached_features(config, engine, model, dataset, identity["base"])
-        optimizer = optim.build_optimizer(model, config.train)
-        if start is not None:
-            checkpointing.load_checkpoint(start, model, optimizer)
-        with run.opened(start, engine):
-            first_step = start.step if start else 0
-            tracker = Tracker(config, dataclasses.asdict(config), active=engine.is_main, first_step=first_step)
-            loss = TrainingLoop(config, engine, model, optimizer, dataset, tracker, identity).run(first_step)
-            _release(config, base, engine, model, dataset, identity)
-        return FinetuneResult(output_dir, run_dir, config.train.max_steps, loss)
-    finally:
-        engine.close()
+    SIGTERM, SIGUSR1 and SIGUSR2, and the end of a SLURM job's time, end it early: with a checkpoint, and no error.
+    """
+    token = AttemptToken.from_environment(Path(config.run_dir))
+    with stop_signals(), token.failures():
+        engine = Engine(config)
+        stop = Preemption(engine, token, config.cluster.grace_seconds)
+        try:
+            result = _finetune(config, engine, stop)
+        except Stopped as stopped:
+            folders = Path(config.output_dir), Path(config.run_dir)
+            result = FinetuneResult(*folders, stop.step, None, stopped=str(stopped))
+        finally:
+            engine.close()
+        if engine.is_main:
+            _record(token, result)
+        return result
+
+
+def _record(token: AttemptToken, result: FinetuneResult) -> None:
+    """Tell the job how this attempt ended."""
+    status = "finished" if result.stopped is None else "stopped"
+    if result.stopped == SUPERSEDED:
+        token.record(SUPERSEDED, "another attempt has taken over the run folder", result.steps, None)
+    else:
+        checkpoints = checkpointing.list_checkpoints(result.run_dir)
+        token.record(status, result.stopped or "", result.steps, checkpoints[-1].name if checkpoints else None)
+
+
+def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> FinetuneResult:
+    run_dir, output_dir = Path(config.run_dir), Path(config.output_dir)
+    base = resolve_folder(config.model.base)
+    with engine.main_first():
+        reader = StepReader(train_folder(config), MODALITY_CONFIG)
+    identity = run_identity(config, base, reader)
+    run = RunFolder(config, identity)
+    start = run.starting_point()
+    if run.is_finished():
+        return FinetuneResult(output_dir, run_dir, config.train.max_steps, None, already_finished=True)
+    stop.step = start.step if start else 0
+
+    processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, config)
+    model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
+    if config.dataset.frames == "store":
+        use_frame_store(config, reader, engine, stop)
+    dataset = build_dataset(reader, processor, model.n1d7_config, config)
+    if config.train.features == "cached":
+        use_cached_features(config, engine, stop, model, dataset, identity["base"])
+    optimizer = optim.build_optimizer(model, config.train)
+    if start is not None:
+        checkpointing.load_checkpoint(start, model, optimizer)
+    stop.check(TIME_LIMIT)  # which is looked at after the first step: every attempt gets on
+    with run.opened(start, engine, stop):
+        resolved = dataclasses.asdict(config)
+        tracker = Tracker(config, resolved, active=engine.is_main, first_step=stop.step, token=stop.token)
+        loss = TrainingLoop(config, engine, stop, model, optimizer, dataset, tracker, identity).run(start)
+        _release(config, base, engine, stop, model, dataset, identity)
+    return FinetuneResult(output_dir, run_dir, config.train.max_steps, loss)
 
 
 def _release(
     config: FinetuneConfig,
     base: Path,
     engine: Engine,
+    stop: Preemption,
     model: Gr00tN1d7,
     dataset: TrainingDataset,
     identity: dict[str, Any],
 ) -> None:
     """The finished checkpoint, written by the main process while the others wait."""
-    if engine.is_main:
+    if engine.is_main and stop.token.is_ours():
         if config.train.features == "cached":
             restore_backbone(model, base, identity["base"], engine.dtype)
         if config.train.lora.rank is not None:
             merge_adapters(model)
         folder = Path(config.output_dir)
-        with disk_errors(folder, "The last checkpoint is whole: make room and start the same command again."):
+        remedy = "The last checkpoint is whole: make room and start the same command again."
+        with suppress(Superseded), disk_errors(folder, remedy):
             write_release(
                 folder,
                 model,
@@ -103,8 +145,9 @@ def _release(
                 resolved=dataclasses.asdict(config),
                 layout=dataset.reader.layout,
                 identity=identity,
+                allowed=stop.token.require,
             )
-    engine.barrier()
+    stop.barrier()
 
 
 def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: int) -> Gr00tN1d7:
@@ -153,6 +196,7 @@ class TrainingLoop:
         self,
         config: FinetuneConfig,
         engine: Engine,
+        stop: Preemption,
         model: Gr00tN1d7,
         optimizer: torch.optim.Optimizer,
         dataset: TrainingDataset,
@@ -160,18 +204,22 @@ class TrainingLoop:
         identity: dict[str, Any],
     ) -> None:
         self.config, self.engine, self.model, self.optimizer = config, engine, model, optimizer
+        self.stop = stop
         self.dataset, self.tracker, self.identity = dataset, tracker, identity
         self.wrapped = engine.prepare(HeadOnFeatures(model) if config.train.features == "cached" else model)
         train, run_dir = config.train, Path(config.run_dir)
-        writes = engine.is_main
-        self.writer = checkpointing.CheckpointWriter(run_dir, train.keep_last, train.keep_every) if writes else None
+        self.writer: checkpointing.CheckpointWriter | None = None
+        if engine.is_main:
+            self.writer = checkpointing.CheckpointWriter(run_dir, train.keep_last, train.keep_every, stop.token)
         self.meter = Meter(action_groups(dataset.processor, dataset.tag), engine)
 
-    def run(self, first_step: int) -> float | None:
-        """Train; the loss of the last logged steps. The tracker is closed in any case."""
-        failed = True
+    def run(self, start: checkpointing.Checkpoint | None) -> float | None:
+        """Train; the loss of the last logged steps. Raises Stopped when all is saved. The tracker is closed anyway."""
+        failed, reason = True, None
+        if start is not None and "meter" in start.state:
+            self.meter.restore(start.state["meter"])
         try:
-            self._steps(first_step)
+            reason = self._steps(start.step if start else 0)
             if self.writer is not None:
                 with self._checkpoint_errors():
                     self.writer.wait()
@@ -180,9 +228,12 @@ class TrainingLoop:
             if self.writer is not None:
                 self.writer.close()
             self.tracker.finish({"loss": self.meter.last_loss}, failed=failed)
+        if reason is not None:
+            raise Stopped(reason)
         return self.meter.last_loss
 
-    def _steps(self, first_step: int) -> None:
+    def _steps(self, first_step: int) -> str | None:
+        """All steps that are left; the reason when there is one to stop before the last."""
         train = self.config.train
         loader, sampler = build_loader(self.dataset, self.config, self.engine, first_step)
         batches = iter(loader)
@@ -190,7 +241,10 @@ class TrainingLoop:
             micro_batches = self._next(batches, sampler.accumulation)
             self._step(step, micro_batches)
             done = step + 1
-            saves = done % train.save_steps == 0 or done == train.max_steps
+            reason = self.stop.agreed(done)
+            if reason == SUPERSEDED:
+                return reason
+            saves = done % train.save_steps == 0 or done == train.max_steps or reason is not None
             if done % train.log_steps == 0 or done == train.max_steps:
                 self.tracker.log(done, self.meter.read(self.config, optim.learning_rate(step, train)))
                 self._refuse_nan(done)
@@ -198,6 +252,9 @@ class TrainingLoop:
             if saves:
                 self._refuse_nan(done)
                 self._save(done)
+            if reason is not None and done < train.max_steps:
+                return reason
+        return None
 
     def _next(self, batches: Iterator[dict[str, Tensor]], count: int) -> list[dict[str, Tensor]]:
         begin = time.perf_counter()
@@ -211,7 +268,7 @@ class TrainingLoop:
     def _step(self, step: int, micro_batches: list[dict[str, Tensor]]) -> None:
         """One optimizer step over the global batch: the loss is the mean over all its unmasked action values."""
         engine, train = self.engine, self.config.train
-        total = engine.sum(mask_sum(micro_batches)) + 1e-6
+        total = self.stop.sum(mask_sum(micro_batches)) + 1e-6
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             torch.manual_seed(
@@ -238,8 +295,9 @@ class TrainingLoop:
             )
 
     def _save(self, step: int) -> None:
+        state = {"identity": self.identity, "loss": self.meter.last_loss, "meter": self.meter.state()}
         if self.writer is not None:
-            state = {"identity": self.identity, "loss": self.meter.last_loss}
+            self.stop.save_seconds = self.writer.seconds
             with self._checkpoint_errors():
                 self.writer.submit(checkpointing.take_snapshot(step, self.model, self.optimizer, state))
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,14 @@ from gr00t.errors import ToolkitError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class LockHeld(ToolkitError):
+    """Another process holds the lock; `holder` is what it wrote there."""
+
+    def __init__(self, message: str, holder: str) -> None:
+        super().__init__(message)
+        self.holder = holder
 
 
 def parse_json(text: str, where: str | Path) -> Any:
@@ -92,13 +100,17 @@ def remove_leftovers(folder: Path, names: str) -> None:
 
 
 @contextmanager
-def whole_folder(target: Path, *, replace: bool = True, lock: bool = True) -> Iterator[Path]:
+def whole_folder(
+    target: Path, *, replace: bool = True, lock: bool = True, allowed: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Yield a new hidden folder beside `target`, which takes target's place when the block ends without an exception.
 
     An existing `target` stays until then, or is refused without `replace`. What a killed writer left is removed first,
     and a target that it had just moved away is put back. With `lock`, a second writer is refused; without (file
-    systems of clusters may have no locks), the caller sees to it that there is one only.
+    systems of clusters may have no locks), the caller sees to it that there is one only. `allowed` is asked before
+    anything is removed or renamed; it raises where that must not happen.
     """
+    allowed()
     target.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(target) if lock else nullcontext():
         recover(target)
@@ -110,6 +122,7 @@ def whole_folder(target: Path, *, replace: bool = True, lock: bool = True) -> It
             yield aside
             _open_to_others(aside)
             _sync_tree(aside)
+            allowed()
             _swap(aside, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -144,10 +157,11 @@ def _replaced(target: Path) -> Path:
 
 
 @contextmanager
-def file_lock(target: Path, *, required: bool = True) -> Iterator[None]:
+def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Iterator[None]:
     """Hold the lock file beside `target`; the kernel frees it when the process dies, however it dies.
 
-    A second holder is refused. On a file system without locks it is refused when `required`, else goes on unlocked.
+    A second holder is refused with LockHeld, which tells what the first one wrote there as `holder`. On a file system
+    without locks it is refused when `required`, else goes on unlocked.
     """
     path = target.parent / f".{target.name}.lock"
     while True:
@@ -162,6 +176,8 @@ def file_lock(target: Path, *, required: bool = True) -> Iterator[None]:
             break
         os.close(descriptor)
     try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, holder.encode())
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -172,8 +188,9 @@ def _take(descriptor: int, target: Path, required: bool) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ToolkitError(
-            f"{target}: another process is writing it at this moment. Wait for it to end, or stop it first."
+        raise LockHeld(
+            f"{target}: another process is writing it at this moment. Wait for it to end, or stop it first.",
+            os.pread(descriptor, 200, 0).decode(errors="replace"),
         ) from error
     except OSError as error:
         if error.errno in _NO_LOCKS and not required:

@@ -19,9 +19,11 @@ from test_training import config as training_config
 
 from conflict_panda_config import MODALITY_CONFIG
 from finetune import features, train
+from finetune.attempt_token import AttemptToken
 from finetune.config import FinetuneConfig, load
 from finetune.data import build_dataset, build_processor
 from finetune.engine import Engine
+from finetune.preemption import Preemption
 from finetune.train import finetune
 from gr00t.data.dataset import StepReader, TrainingDataset
 from gr00t.data.features import FeatureStore
@@ -228,7 +230,9 @@ def test_prompts_of_several_lengths_are_cached_as_they_are_padded_live(
     with torch.no_grad():
         expected, loss = model.features(live), model(live).action_loss
     settings = mixed_settings(small_data, tiny_base, tmp_path)
-    features.use_cached_features(settings, Engine(settings), model, dataset, "base")
+    engine = Engine(settings)
+    stop = Preemption(engine, AttemptToken(tmp_path), 1)
+    features.use_cached_features(settings, engine, stop, model, dataset, "base")
     cached = dataset.collate([dataset[key] for key in keys])
     assert torch.equal(cached["attention_mask"], expected.attention_mask)
     assert torch.equal(cached["image_mask"], expected.image_mask)

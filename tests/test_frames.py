@@ -11,10 +11,12 @@ import pytest
 
 from conflict_panda_config import MODALITY_CONFIG
 from finetune import cache
+from finetune.attempt_token import AttemptToken
 from finetune.cache import use_frame_store, wait_until
 from finetune.config import FinetuneConfig, load
 from finetune.data import build_dataset, build_processor
 from finetune.engine import Engine
+from finetune.preemption import Preemption
 from gr00t.data import frames
 from gr00t.data.dataset import StepReader, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -42,7 +44,8 @@ def read(settings: FinetuneConfig) -> StepReader:
 
 def stored(settings: FinetuneConfig) -> StepReader:
     reader = read(settings)
-    use_frame_store(settings, reader, Engine(settings))
+    engine = Engine(settings)
+    use_frame_store(settings, reader, engine, Preemption(engine, AttemptToken(Path(settings.run_dir)), 1))
     return reader
 
 
