@@ -11,7 +11,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune.attempt_token import AttemptToken
-from finetune.optim import optimizer_state, restore_optimizer
+from finetune.engine import Engine
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, whole_folder, write_json
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
 FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
+OptimizerState = Iterable[tuple[str, dict[str, Tensor]]]  # of each trained parameter, by name
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Snapshot:
     state: dict[str, Any]
 
 
-def take_snapshot(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
-    """The state after `step` optimizer steps."""
+def take_snapshot(step: int, model: nn.Module, optimizer: OptimizerState, state: dict[str, Any]) -> Snapshot:
+    """The state after `step` optimizer steps; `optimizer` is an engine's `optimizer_state()`."""
     trained = {n: _copy(p) for n, p in model.named_parameters() if p.requires_grad}
-    moments = {f"{key}.{n}": _copy(t) for n, own in optimizer_state(optimizer) for key, t in own.items()}
+    moments = {f"{key}.{name}": _copy(value) for name, own in optimizer for key, value in own.items()}
     return Snapshot(step, trained, moments, state)
 
 
@@ -149,8 +150,8 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
     return None
 
 
-def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's tensors into a model and an optimizer that train the same parameters."""
+def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, engine: Engine) -> None:
+    """Put a checkpoint's tensors into a model and its engine's optimizer, which train the same parameters."""
     trained = load_file(checkpoint.folder / "trained.safetensors")
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
     different = sorted(set(trained) ^ set(own))
@@ -162,11 +163,7 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.o
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(trained[name])
-    stored: dict[str, dict[str, Tensor]] = {}
-    for place, tensor in load_file(checkpoint.folder / "optimizer.safetensors").items():
-        key, _, name = place.partition(".")
-        stored.setdefault(name, {})[key] = tensor
-    restore_optimizer(optimizer, stored.items())
+    engine.restore_optimizer(_read_optimizer(checkpoint.folder / "optimizer.safetensors"))
 
 
 def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
@@ -185,6 +182,17 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
 def _difference(key: str, before: Any, now: Any) -> str:
     hashed = {"base": "model.base holds other weights", "dataset": "the dataset holds other data"}
     return f"{hashed[key]} than when the run began" if key in hashed else f"{key}: {before!r} there, {now!r} now"
+
+
+def _read_optimizer(path: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """One parameter's state after the other: all of them at once would not fit beside a large model."""
+    with safe_open(path, framework="pt") as file:
+        keys: dict[str, list[str]] = {}
+        for tensor in file.keys():  # noqa: SIM118 - not a dict
+            key, _, name = tensor.partition(".")
+            keys.setdefault(name, []).append(key)
+        for name, own in keys.items():
+            yield name, {key: file.get_tensor(f"{key}.{name}") for key in own}
 
 
 def _damage(folder: Path) -> str | None:

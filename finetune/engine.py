@@ -5,12 +5,14 @@ Mixed precision is our own: frozen weights lie in bf16, trained ones in fp32, an
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from finetune import optim
 from finetune.config.schema import FinetuneConfig
 from gr00t.errors import ToolkitError
 
@@ -33,13 +35,25 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
+def build_engine(config: FinetuneConfig) -> Engine:
+    """The engine that `engine.name` chooses."""
+    if config.engine.name == "zero2":
+        from finetune.zero import Zero2Engine  # DeepSpeed is optional
+
+        return Zero2Engine(config)
+    return Engine(config)
+
+
 class Engine:
-    """What differs between one process and many. `rank` and `world_size` come from torchrun's environment."""
+    """What differs between one process and many; this one holds the whole model in every process (DDP).
+
+    `rank` and `world_size` come from torchrun's environment. A training step is `accumulate` around the forward and
+    `backward` of each micro-batch, then `step`.
+    """
 
     def __init__(self, config: FinetuneConfig) -> None:
-        device = pick_device(config.device)
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+        self._accelerator = self._build_accelerator(config, pick_device(config.device))
+        self._max_grad_norm = config.train.max_grad_norm
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
@@ -49,9 +63,13 @@ class Engine:
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The model on its device, wrapped for gradient averaging where there are several processes."""
-        return self._accelerator.prepare_model(model)
+    def _build_accelerator(self, config: FinetuneConfig, device: torch.device) -> Accelerator:
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take over the module whose forward is trained, on its device, and its optimizer (of `build_optimizer`)."""
+        self.module, self.optimizer = self._accelerator.prepare_model(module), optimizer
 
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 forward over fp32 parameters, or nothing in fp32."""
@@ -59,9 +77,29 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def accumulate(self, model: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Gradients are exchanged on the last micro-batch of a step only."""
-        return nullcontext() if last else self._accelerator.no_sync(model)
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch: gradients are complete after the `last` one of a step."""
+        return nullcontext() if last else self._accelerator.no_sync(self.module)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this process's part of a loss that is a sum over processes and micro-batches."""
+        (loss * self.world_size).backward()  # DDP takes the mean over processes
+
+    def step(self) -> Tensor:
+        """Clip the gradients, let the optimizer step, forget them; their norm before clipping."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def optimizer_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Name and whole optimizer state of each trained parameter in turn; every process must go through them all."""
+        return optim.optimizer_state(self.optimizer)
+
+    def restore_optimizer(self, states: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
+        """Put back what `optimizer_state` gave, whatever engine gave it; call it after the trained weights are."""
+        optim.restore_optimizer(self.optimizer, states)
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over all processes, in a tensor of its own."""

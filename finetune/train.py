@@ -20,7 +20,7 @@ from finetune.attempt_token import AttemptToken, Superseded
 from finetune.cache import use_frame_store
 from finetune.config.schema import FinetuneConfig
 from finetune.data import build_dataset, build_loader, build_processor, mask_sum, train_folder
-from finetune.engine import Engine
+from finetune.engine import Engine, build_engine
 from finetune.export import write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
 from finetune.lora import add_adapters, merge_adapters
@@ -65,7 +65,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     """
     token = AttemptToken.from_environment(Path(config.run_dir))
     with stop_signals(), token.failures():
-        engine = Engine(config)
+        engine = build_engine(config)
         stop = Preemption(engine, token, config.cluster.grace_seconds)
         try:
             result = _finetune(config, engine, stop)
@@ -108,14 +108,15 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
     dataset = build_dataset(reader, processor, model.n1d7_config, config)
     if config.train.features == "cached":
         use_cached_features(config, engine, stop, model, dataset, identity["base"])
-    optimizer = optim.build_optimizer(model, config.train)
+    module = HeadOnFeatures(model) if config.train.features == "cached" else model
+    engine.prepare(module, optim.build_optimizer(model, config.train))
     if start is not None:
-        checkpointing.load_checkpoint(start, model, optimizer)
+        checkpointing.load_checkpoint(start, model, engine)
     stop.check(TIME_LIMIT)  # which is looked at after the first step: every attempt gets on
     with run.opened(start, engine, stop):
         resolved = dataclasses.asdict(config)
         tracker = Tracker(config, resolved, active=engine.is_main, first_step=stop.step, token=stop.token)
-        loss = TrainingLoop(config, engine, stop, model, optimizer, dataset, tracker, identity).run(start)
+        loss = TrainingLoop(config, engine, stop, model, dataset, tracker, identity).run(start)
         _release(config, base, engine, stop, model, dataset, identity)
     return FinetuneResult(output_dir, run_dir, config.train.max_steps, loss)
 
@@ -198,15 +199,12 @@ class TrainingLoop:
         engine: Engine,
         stop: Preemption,
         model: Gr00tN1d7,
-        optimizer: torch.optim.Optimizer,
         dataset: TrainingDataset,
         tracker: Tracker,
         identity: dict[str, Any],
     ) -> None:
-        self.config, self.engine, self.model, self.optimizer = config, engine, model, optimizer
-        self.stop = stop
+        self.config, self.engine, self.stop, self.model = config, engine, stop, model
         self.dataset, self.tracker, self.identity = dataset, tracker, identity
-        self.wrapped = engine.prepare(HeadOnFeatures(model) if config.train.features == "cached" else model)
         train, run_dir = config.train, Path(config.run_dir)
         self.writer: checkpointing.CheckpointWriter | None = None
         if engine.is_main:
@@ -274,17 +272,13 @@ class TrainingLoop:
             torch.manual_seed(
                 torch_seed(train.seed, Stream.MODEL_DROPOUT, step, engine.rank * len(micro_batches) + index)
             )
-            with engine.accumulate(self.wrapped, last):
+            with engine.accumulate(last):
                 with engine.autocast():
-                    output = self.wrapped(batch)
-                # DDP takes the mean over processes, the loss is a sum over them
-                (output.action_loss.sum() / total * engine.world_size).backward()
+                    output = engine.module(batch)
+                engine.backward(output.action_loss.sum() / total)
             self.meter.add(output.action_loss, output.action_mask)
-        norm = nn.utils.clip_grad_norm_([p for _, p in self.model.trained_parameters()], train.max_grad_norm)
-        optim.set_learning_rate(self.optimizer, optim.learning_rate(step, train))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.meter.end_step(norm)
+        optim.set_learning_rate(engine.optimizer, optim.learning_rate(step, train))
+        self.meter.end_step(engine.step())
 
     def _refuse_nan(self, step: int) -> None:
         loss = self.meter.last_loss
@@ -295,11 +289,15 @@ class TrainingLoop:
             )
 
     def _save(self, step: int) -> None:
+        optimizer = self.engine.optimizer_state()
         state = {"identity": self.identity, "loss": self.meter.last_loss, "meter": self.meter.state()}
-        if self.writer is not None:
-            self.stop.save_seconds = self.writer.seconds
-            with self._checkpoint_errors():
-                self.writer.submit(checkpointing.take_snapshot(step, self.model, self.optimizer, state))
+        if self.writer is None:
+            for _ in optimizer:  # this process gives its part of each
+                pass
+            return
+        self.stop.save_seconds = self.writer.seconds
+        with self._checkpoint_errors():
+            self.writer.submit(checkpointing.take_snapshot(step, self.model, optimizer, state))
 
     def _checkpoint_errors(self) -> AbstractContextManager[None]:
         remedy = "The checkpoint before is whole: make room and start the same command again."

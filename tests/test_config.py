@@ -46,7 +46,7 @@ def test_every_shipped_combination_composes(model, engine, tracking, augment, ex
     chosen = {"model": model, "engine": engine, "tracking": tracking, "augment": augment, "experiment": experiment}
     config = compose("finetune", *(f"{group}={option}" for group, option in chosen.items()))
     assert isinstance(config, FinetuneConfig)
-    assert (config.model.name, config.engine.name, config.tracking.name) == (model, engine, tracking)
+    assert (config.model.name, config.engine.name, config.tracking.name) == (model, engine.split("_")[0], tracking)
     assert (config.augment.color_jitter is None) == (augment == "none")
 
 
@@ -100,6 +100,12 @@ def test_experiment_conflict_is_the_published_recipe() -> None:
     jitter = config.augment.color_jitter
     assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.3, 0.4, 0.5, 0.08)
     assert (config.augment.crop_fraction, config.augment.state_dropout) == (0.95, 0.2)
+
+
+@pytest.mark.parametrize("others", [(), ("experiment=conflict", "train=default")])
+def test_zero2_bf16_is_zero2_with_bf16_forward_passes(others: tuple[str, ...]) -> None:
+    config = compose("finetune", *others, "engine=zero2_bf16")
+    assert (config.engine.name, config.train.precision) == ("zero2", "bf16")
 
 
 def test_released_architecture_is_the_released_one() -> None:

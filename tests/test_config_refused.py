@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,7 +107,7 @@ REFUSALS = {
     "augment.views=0": ("augment.views=0", "at least 1"),
     "augment.random_rotation_angle=0": ("augment.random_rotation_angle=0", "more than 0"),
     "device=gpu": ("device=gpu", "auto, cpu or cuda"),
-    "engine.name=fsdp": ("engine.name=fsdp", "single or ddp"),
+    "engine.name=fsdp": ("engine.name=fsdp", "single, ddp or zero2"),
     "tracking.mode=of": ("tracking.mode=of", "auto, online or offline"),
     "run_dir=runs/${split.nam}": ("run_dir cannot be resolved", "split.nam"),
     "run_dir=${": ("run_dir",),
@@ -243,6 +245,17 @@ def test_one_process_engine_is_refused_under_torchrun(site: Path, monkeypatch: p
     assert "engine=ddp" in refused_here("finetune", "model=tiny", "engine=single")
     monkeypatch.setenv("WORLD_SIZE", "two")
     assert 'WORLD_SIZE is "two"' in refused_here("finetune", "model=tiny")
+
+
+def test_zero2_without_deepspeed_says_what_to_install(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as if it were not installed
+    assert 'pip install ".[deepspeed]"' in refused_here("finetune", "model=tiny", "engine=zero2_bf16")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_zero2_divides_the_moments_of_plain_adamw_only(site: Path) -> None:
+    message = refused_here("finetune", "model=tiny", "engine=zero2", "train.optimizer=adamw_8bit")
+    assert "engine=ddp, or train.optimizer=adamw" in message
 
 
 def test_missing_recordings_say_where_they_are(site: Path) -> None:

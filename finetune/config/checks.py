@@ -41,11 +41,9 @@ def check(config: Any) -> None:
 
 def check_finetune(config: FinetuneConfig) -> None:
     """Processes, batch, folders that must not meet, base checkpoint, dataset."""
-    processes = world_size()
-    if config.engine.name == "single" and processes > 1:
-        raise ToolkitError(f"engine=single is one process, but torchrun started {processes}. Choose engine=ddp.")
+    check_engine(config)
     check_optimizer(config)
-    check_batch(config.train.global_batch_size, config.train.micro_batch_size, processes)
+    check_batch(config.train.global_batch_size, config.train.micro_batch_size, world_size())
     dataset = Path(config.dataset.data_dir) / config.split.name
     written = {"run_dir": Path(config.run_dir), "output_dir": Path(config.output_dir)}
     for name, folder in written.items():
@@ -59,6 +57,22 @@ def check_finetune(config: FinetuneConfig) -> None:
     check_cache(config)
     _check_base(config.model.base, config.model.name)
     _check_dataset(config.dataset.data_dir, "dataset.data_dir", config.split, "train")
+
+
+def check_engine(config: FinetuneConfig) -> None:
+    """An engine that can run here, with this many processes and this optimizer."""
+    name, optimizer = config.engine.name, config.train.optimizer
+    if name == "single" and world_size() > 1:
+        raise ToolkitError(f"engine=single is one process, but torchrun started {world_size()}. Choose engine=ddp.")
+    if name != "zero2":
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ToolkitError('engine=zero2 needs DeepSpeed. Install it: pip install ".[deepspeed]" (or use engine=ddp).')
+    if optimizer != "adamw":
+        raise ToolkitError(
+            f"train.optimizer={optimizer} is for processes that hold all moments; engine=zero2 divides them. Use one "
+            "of the two: engine=ddp, or train.optimizer=adamw."
+        )
 
 
 def check_optimizer(config: FinetuneConfig) -> None:

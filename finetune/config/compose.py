@@ -156,8 +156,9 @@ def _compose_files(config_name: str, choices: Mapping[str, str], config_dir: Pat
         del composed["hydra"]
         for group, option in choices.items():
             if group != "experiment":
-                content = read_yaml(config_dir / group / f"{option}.yaml")
-                composed.merge_with({group: {name: content[name] for name in content if name != "defaults"}})
+                path = config_dir / group / f"{option}.yaml"
+                content = {name: value for name, value in read_yaml(path).items() if name != "defaults"}
+                composed.merge_with(content if _is_global(path) else {group: content})
     # Hydra lists its choices last to first.
     files = [config_dir / group / f"{option}.yaml" for group, option in reversed(chosen)]
     return _typed(SCRIPTS[config_name].config, composed, [config_dir / f"{config_name}.yaml", *files])
@@ -192,12 +193,16 @@ def _flatten(content: Any, keys: Mapping[str, Key], prefix: str = "") -> Iterato
 def _file_with(name: str, files: list[Path]) -> str:
     """The last of the chosen files that sets the key, as users see it; `files` starts with the script's own."""
     for path in filter(Path.exists, reversed(files)):
-        is_global = path == files[0] or "@package _global_" in path.read_text(encoding="utf-8").split("\n", 1)[0]
-        package = "" if is_global else f"{path.parent.name}."
+        package = "" if path == files[0] or _is_global(path) else f"{path.parent.name}."
         content = OmegaConf.create(read_yaml(path))
         if name.startswith(package) and OmegaConf.select(content, name.removeprefix(package)) is not None:
             return _shown(path, files[0].parent)
     return files[0].parent.name
+
+
+def _is_global(path: Path) -> bool:
+    """Whether a group's file sets keys outside of its group."""
+    return "@package _global_" in path.read_text(encoding="utf-8").split("\n", 1)[0]
 
 
 def _shown(path: Path, config_dir: Path) -> str:

@@ -250,7 +250,10 @@ class TrainConfig:
 class EngineConfig:
     """How the processes work together."""
 
-    name: str = key("single is one process; ddp any number, under torchrun", choices=("single", "ddp"))
+    name: str = key(
+        "single is one process; ddp any number, under torchrun; zero2 the same, with gradients and optimizer divided",
+        choices=("single", "ddp", "zero2"),
+    )
 
 
 @dataclass(kw_only=True)
