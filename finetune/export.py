@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from gr00t.files import whole_folder, write_json
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "datasets", "numpy", "av")
+OPTIONAL = ("bitsandbytes", "peft", "deepspeed")
 
 
 def write_release(
@@ -71,8 +73,9 @@ def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """Python, packages and the git revision of this checkout (null outside a git checkout)."""
-    found = {name: metadata.version(name) for name in PACKAGES}
+    """Python, packages (optional ones where installed) and the git revision (null outside a git checkout)."""
+    names = [*PACKAGES, *(name for name in OPTIONAL if importlib.util.find_spec(name))]
+    found = {name: metadata.version(name) for name in names}
     return {"python": platform.python_version(), **found, "git_revision": git_revision()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -123,10 +124,17 @@ class OffloadedAdamW(torch.optim.Optimizer):
         if not self._staging:
             size = max(p.numel() for group in self.param_groups for p in group["params"])
             self._staging = [torch.empty(size, pin_memory=True) for _ in tensors]
+            _use_own_share_of_cores()
         copies = [b[: t.numel()].view(t.shape) for b, t in zip(self._staging, tensors, strict=True)]
         for copy, tensor in zip(copies, tensors, strict=True):
             copy.copy_(tensor)
         return copies
+
+
+def _use_own_share_of_cores() -> None:
+    """torchrun gives each of several processes one thread, which reads memory far slower than the machine can."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(torch.get_num_threads(), share))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
