@@ -162,6 +162,8 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
         add_adapters(model, config.train.lora, config.train.seed)
     if not any(True for _ in model.trained_parameters()):
         raise ToolkitError("Nothing is trained: switch one of train.tune.* on.")
+    if config.train.activation_checkpointing:
+        model.recompute_activations()
     model.config.state_dropout_prob = config.augment.state_dropout
     nn.Module.to(model, engine.device)
     return model.train()
@@ -177,6 +179,7 @@ def run_identity(config: FinetuneConfig, base: Path, reader: StepReader) -> dict
         "num_workers",
         "resume",
         "micro_batch_size",
+        "activation_checkpointing",
         "features",
     )
     train = {k: v for k, v in dataclasses.asdict(config.train).items() if k not in keep_out}

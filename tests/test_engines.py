@@ -40,6 +40,16 @@ def stopped_at_3(run: Path, out: Path) -> Path:
     return out
 
 
+def test_activation_checkpointing_continues_a_run_begun_without_it_bit_for_bit(
+    single: Path, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    again = "train.activation_checkpointing=true"
+    finetune(config(stopped_at_3(single, tmp_path), small_data, tiny_base, again))
+    assert {s: v for s, v in losses(single).items() if s > 3} == losses(tmp_path)
+    there, here = trained(single), trained(tmp_path)
+    assert all(torch.equal(there[name], here[name]) for name in there | here)
+
+
 @deepspeed
 @pytest.mark.multiprocess
 def test_zero2_gives_the_losses_of_one_process(single: Path, zero2: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from golden_files import checkpoint_of, load, train_files
+from parity.measure import MODES, training_case
+from torch import nn
 from torch.nn import functional as F
 
 from gr00t.model import Gr00tN1d7
@@ -101,3 +103,32 @@ def test_saving_merges_kept_embodiments_with_the_others(tmp_path: Path) -> None:
     before = whole.action_head.state_encoder.layer1.W
     assert torch.equal(again[10], before[10] + 1)
     assert torch.equal(again[torch.arange(32) != 10], before[torch.arange(32) != 10])
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_activations_computed_again_give_the_same_gradients_from_less_memory(mode: str) -> None:
+    found = []
+    for recompute in (False, True):
+        model, inputs, _, _ = training_case(train_files()[0], mode)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.2
+        if recompute:
+            model.recompute_activations()
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = model.train()(inputs)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        output.loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append((output.loss, gradients, sum(size for place, size in kept.items() if place not in weights)))
+    (loss, gradients, size), (loss_again, gradients_again, size_again) = found
+    assert torch.equal(loss, loss_again) and gradients.keys() == gradients_again.keys()
+    assert all(torch.equal(gradients[name], gradients_again[name]) for name in gradients)
+    assert size_again < size / 2

@@ -237,6 +237,9 @@ class TrainConfig:
     resume: str = key(
         "auto goes on from the newest checkpoint of run_dir; never starts anew", "auto", choices=("auto", "never")
     )
+    activation_checkpointing: bool = key(
+        "compute activations again in the backward pass, not keep them: less memory, more time, the same losses", False
+    )
     features: str = key(
         "live runs the frozen backbone in every step; cached once for each of a frame's augment.views, into cache_dir",
         "live",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gr00t.errors import ToolkitError
 from gr00t.model.attention import attend
@@ -134,6 +135,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         width = config.width
         self.adaptive = adaptive
+        self.recompute = False
         self.norm1 = AdaLayerNorm(width) if adaptive else nn.LayerNorm(width, eps=config.norm_eps)
         self.attn1 = Attention(width, config.num_attention_heads, context_dim or width, config.dropout)
         self.norm3 = nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=not adaptive)
@@ -143,7 +145,13 @@ class TransformerBlock(nn.Module):
         self.pos_embed = SinusoidalPositions(width, config.max_num_positional_embeddings) if positions else None
 
     def forward(self, x: Tensor, temb: Tensor | None = None, context: KeysValues | None = None) -> Tensor:
-        """Self-attention unless a context is given."""
+        """Self-attention unless a context is given. With `recompute` what lies inside is not kept for the backward
+        pass but computed again, dropout included."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, x, temb, context, use_reentrant=False)
+        return self._run(x, temb, context)
+
+    def _run(self, x: Tensor, temb: Tensor | None, context: KeysValues | None) -> Tensor:
         normed = self.norm1(x, temb) if self.adaptive else self.norm1(x)
         if self.pos_embed is not None:
             normed = self.pos_embed(normed)

@@ -7,12 +7,14 @@ checkpoints. Nothing here needs a network.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen3VLConfig
 
 from gr00t.model import checkpoint as files
@@ -20,6 +22,7 @@ from gr00t.model.action_head import ActionHead, ActionLoss, RealTimeChunking
 from gr00t.model.backbone import Backbone, BackboneOutput
 from gr00t.model.backbone_config import resolve_backbone
 from gr00t.model.config import Gr00tN1d7Config
+from gr00t.model.dit import TransformerBlock
 from gr00t.model.embodiment import EmbodimentLinear
 
 TRAINABLE_GROUPS = ("projector", "diffusion_model", "vlln", "llm", "visual")
@@ -46,7 +49,7 @@ class Gr00tN1d7(PreTrainedModel):
         self.backbone_config = backbone_config
         self.backbone = Backbone(backbone_config, config.select_layer)
         self.action_head = ActionHead(config)
-        self.trained_in_frozen: list[nn.Module] = []  # adapters' dropout: in training mode although its group is frozen
+        self.trained_in_frozen: list[nn.Module] = []  # in training mode although their group is frozen
         self.post_init()
         self.set_trainable(
             projector=config.tune_projector,
@@ -122,6 +125,19 @@ class Gr00tN1d7(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, EmbodimentLinear):
                 module.keep(embodiments)
+
+    def recompute_activations(self) -> None:
+        """Keep what enters a block only, and compute the rest again in the backward pass: less memory, more time, the
+        same numbers. Blocks of the DiT, of vl_self_attention, and those that are trained in the backbone."""
+        for module in self.action_head.modules():
+            if isinstance(module, TransformerBlock):
+                module.recompute = True
+        vlm = self.backbone.vlm
+        for layer in [*vlm.language_model.layers, *vlm.visual.blocks]:
+            if any(p.requires_grad for p in layer.parameters()):
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+                self.trained_in_frozen.append(layer)  # transformers recomputes in train mode only
 
     def train(self, mode: bool = True) -> Gr00tN1d7:
         super().train(mode)
