@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from finetune import optim
 from finetune.config.schema import FinetuneConfig
+from finetune.slurm.selftest import prove_processes_meet
 from gr00t.errors import ToolkitError
 
 
@@ -52,7 +53,9 @@ class Engine:
     """
 
     def __init__(self, config: FinetuneConfig) -> None:
-        self._accelerator = self._build_accelerator(config, pick_device(config.device))
+        device = pick_device(config.device)
+        prove_processes_meet(device)
+        self._accelerator = self._build_accelerator(config, device)
         self._max_grad_norm = config.train.max_grad_norm
         self.device: torch.device = self._accelerator.device
         self.rank: int = self._accelerator.process_index

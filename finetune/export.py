@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from finetune.checkout import CHECKOUT
 from finetune.run_folder import RELEASE_MARK, identity_digest
+from finetune.slurm.snapshot import REVISION_FILE
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.files import whole_folder, write_json
@@ -80,7 +81,9 @@ def versions() -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The commit of this checkout, with "+changes" where files differ from it."""
+    """The commit of this checkout, with "+changes" where files differ from it. A job's copy has it in a file."""
+    if (CHECKOUT / REVISION_FILE).is_file():
+        return (CHECKOUT / REVISION_FILE).read_text().strip() or None
     try:
         revision = _git("rev-parse", "HEAD")
         return revision + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")

@@ -47,20 +47,24 @@ enter_copy() { # STAGE [key=value ...] [-- key=value ...]
 }
 
 finetune() {
-    GROOT_JOB=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2> /dev/null)
-    export GROOT_JOB
+    local step='' signalled='' status
+    trap 'signalled=yes; [ -z "$step" ] || kill -USR1 "$step" 2> /dev/null' USR1 TERM # srun tells every process
+    GROOT_JOB=$(scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null)
+    GROOT_SCRIPT=$(scontrol write batch_script "$GROOT_JOB_ID" - 2> /dev/null)
+    export GROOT_JOB GROOT_SCRIPT
     ask begin finetune "$@" || exit
-    scontrol write batch_script "$SLURM_JOB_ID" - > "$GROOT_ATTEMPT_DIR/../../job/script.sbatch" 2> /dev/null
+    unset GROOT_SCRIPT
     [ -z "${GROOT_CACHE_DIR:-}" ] || set -- "$@" "cache_dir=$GROOT_CACHE_DIR"
-    say "attempt $GROOT_ATTEMPT of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $GROOT_PROCESSES processes a node"
+    say "attempt $GROOT_ATTEMPT of job $GROOT_JOB_ID on $SLURM_JOB_NODELIST, $GROOT_PROCESSES processes a node"
 
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 10000))
     export MASTER_ADDR MASTER_PORT
+    local seen='[ -x "$0" ] && exec "$0" "$@"
+        echo "error: $SLURMD_NODENAME does not see $0: put run_dir on a disk that all nodes share" >&2; exit 2'
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-        --kill-on-bad-exit=1 --wait=60 "$root/finetune_jobs/run.sh" node "$@" &
-    local step=$! signalled status
-    trap 'signalled=yes; kill -USR1 "$step" 2> /dev/null' USR1 TERM # srun passes it to every process
+        --kill-on-bad-exit=1 --wait=60 bash -c "$seen" "$root/finetune_jobs/run.sh" node "$@" &
+    step=$!
     while :; do # a signal ends `wait` before the step has ended
         signalled=
         wait "$step"
@@ -69,12 +73,12 @@ finetune() {
     done
     trap '' USR1 TERM # from here on a few seconds that must not be cut short
 
+    GROOT_JOB=$(scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null)
     ask end "$status" || exit
     [ "$GROOT_DECISION" = requeue ] || exit "$GROOT_EXIT"
-    say "requeue"
-    scontrol requeue "$SLURM_JOB_ID" || fail "job $SLURM_JOB_ID cannot be requeued: submit the same again to go on"
-    if [ -n "$GROOT_EXCLUDE" ]; then
-        scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$GROOT_EXCLUDE" && say "without $GROOT_EXCLUDE from now on"
+    scontrol requeue "$GROOT_JOB_ID" || fail "job $GROOT_JOB_ID cannot be requeued: submit the same again to go on"
+    if [ -n "$GROOT_EXCLUDE" ]; then # refused while the job runs, hence after
+        scontrol update "JobId=$GROOT_JOB_ID" "ExcNodeList=$GROOT_EXCLUDE" && say "from now on without $GROOT_EXCLUDE"
     fi
     exit 0
 }
@@ -103,8 +107,12 @@ main() { # a function, so that all of this file has been read before anything ru
         *) fail "run.sh: no stage \"$stage\"; prepare, finetune or evaluate" ;;
     esac
     [ -n "${SLURM_JOB_ID:-}" ] || fail "no SLURM job: submit a script, sbatch finetune_jobs/color_object.sbatch"
-    local copied=
-    [ -e "$root/REVISION" ] && copied=yes || export GROOT_CHECKOUT=$root
+    # The bare number of an array's last task stands for the whole array.
+    export GROOT_JOB_ID=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+    GROOT_JOB_ID=${GROOT_JOB_ID:-$SLURM_JOB_ID}
+    local copied=yes
+    [ -e "$root/REVISION" ] || { copied=; GROOT_CHECKOUT=$root; }
+    export GROOT_CHECKOUT
     GROOT_PYTHON=$(pick_python) || fail "no python: name one in cluster.python, or make .venv (make test)"
     export GROOT_PYTHON PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -1,50 +1,155 @@
-"""Jobs on a real SLURM cluster: the scripts are accepted, and train to their end on one node and on two."""
+"""Jobs on a real SLURM cluster: scripts are accepted, train to their end on one node and on two, and run what they
+were submitted with."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from slurm_cluster import ROOT, Cluster, arguments, metrics
+from omegaconf import OmegaConf
+from slurm_cluster import OVER, ROOT, Cluster, arguments, metrics
 
-from finetune.slurm import render
+from finetune.slurm import nodes, render
+from finetune.slurm.snapshot import code_files, snapshot_code
 
 JOB = "finetune_jobs/color_object.sbatch"
 
 
-@pytest.mark.parametrize("split", render.splits())
-def test_the_job_scripts_are_those_of_the_template(split: str) -> None:
-    assert (ROOT / "finetune_jobs" / f"{split}.sbatch").read_text() == render.script(split, ["local=none"])
-
-
-def test_there_is_a_script_for_each_of_the_twelve_splits(cluster: Cluster) -> None:
+def test_there_is_a_script_for_each_of_the_twelve_splits_and_slurm_accepts_it(cluster: Cluster) -> None:
     scripts = sorted((ROOT / "finetune_jobs").glob("*.sbatch"))
     assert [path.stem for path in scripts] == render.splits() and len(scripts) == 12
     for path in scripts:
         cluster.run("sbatch", "--test-only", f"finetune_jobs/{path.name}")
 
 
-def test_a_job_trains_to_its_end_with_one_process_for_each_gpu(
+@pytest.fixture(scope="module")
+def finished(
+    cluster: Cluster, small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A run on one node with one process for each of the four GPUs; its folder and the job's log."""
+    out = tmp_path_factory.mktemp("job")
+    overrides = arguments(out, small_data, tiny_base, "tracking.run_name=a name, with spaces")
+    job = cluster.submit("--cpus-per-task=4", f"--output={out}/log", JOB, *overrides)
+    assert cluster.wait_for_state(job, timeout=180) == "COMPLETED", cluster.log(job)
+    return out, cluster.log(job)
+
+
+def test_a_job_trains_to_its_end_with_one_process_for_each_gpu(finished: tuple[Path, str]) -> None:
+    out, log = finished
+    assert (out / "done" / "config.json").is_file()
+    assert [line["step"] for line in metrics(out / "run")] == [1, 2, 3, 4, 5, 6]
+    assert "step 6/6" in log and "finished after 6 steps" in log
+    assert json.loads((out / "run" / "attempts" / "0" / "ended.json").read_text())["what"] == "done"
+
+
+def test_the_run_folder_says_what_ran(finished: tuple[Path, str]) -> None:
+    run = finished[0] / "run"
+    job = run / "job"
+    assert (job / "script.sbatch").read_text() == (ROOT / JOB).read_text()
+    given = json.loads((job / "overrides.json").read_text())["overrides"]
+    assert given[0] == "split=color_object" and "tracking.run_name=a name, with spaces" in given
+    assert OmegaConf.load(job / "config.yaml").tracking.run_name == "a name, with spaces"
+    assert "torch" in json.loads((job / "environment.json").read_text())["packages"]
+    assert {path.name for path in job.iterdir()} >= {"git.json", "git.diff"}
+    copied = {str(path.relative_to(run / "code")) for path in (run / "code").rglob("*") if path.is_file()}
+    assert copied == {*code_files(ROOT), "REVISION"}
+    versions = json.loads((finished[0] / "done" / "experiment_cfg" / "versions.json").read_text())
+    assert versions["git_revision"] == (run / "code" / "REVISION").read_text().strip()
+
+
+def test_every_rank_of_an_attempt_has_a_log(finished: tuple[Path, str]) -> None:
+    attempt = finished[0] / "run" / "attempts" / "0"
+    assert {path.name for path in attempt.glob("rank-*.log")} == {f"rank-{rank}.log" for rank in range(4)}
+    assert "step 6/6" in (attempt / "rank-0.log").read_text()
+
+
+def test_a_job_of_two_nodes_is_one_run_with_what_its_site_needs(
     cluster: Cluster, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    overrides = arguments(tmp_path, small_data, tiny_base)
-    job = cluster.submit("--cpus-per-task=4", f"--output={tmp_path}/log", JOB, *overrides)
+    container = tmp_path / "my container.sh"
+    container.write_text(f'echo "$SLURMD_NODENAME $NOTE $*" >> "{tmp_path}/calls"\nexec "$@"\n')
+    site = [
+        *("local=none", "cluster.nodes=2", "cluster.cpus_per_task=4", "cluster.processes_per_node=1"),
+        *("cluster.setup=[echo modules are loaded]", "cluster.environment=['NOTE=of the site']"),
+        *(f"cluster.container=[bash,'{container}']", "cluster.offline=true"),
+    ]
+    render.main(site, tmp_path)
+    overrides = arguments(tmp_path, small_data, tiny_base, "train.max_steps=2")
+    job = cluster.submit(f"--output={tmp_path}/log", str(tmp_path / "color_object.sbatch"), *overrides)
     assert cluster.wait_for_state(job, timeout=180) == "COMPLETED", cluster.log(job)
-    assert (tmp_path / "done" / "config.json").is_file()
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
-    attempt = tmp_path / "run" / "attempts" / "0"
-    assert json.loads((attempt / "attempt.json").read_text())["processes"] == 4
-    assert len(list(attempt.glob("rank-*.log"))) == 4
-
-
-def test_a_job_of_two_nodes_is_one_run(cluster: Cluster, small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
-    overrides = arguments(tmp_path, small_data, tiny_base, "train.max_steps=2", "cluster.processes_per_node=1")
-    job = cluster.submit("--nodes=2", "--cpus-per-task=4", f"--output={tmp_path}/log", JOB, *overrides)
-    assert cluster.wait_for_state(job, timeout=180) == "COMPLETED", cluster.log(job)
-    attempt = tmp_path / "run" / "attempts" / "0"
-    assert {path.name for path in attempt.glob("*.log")} == {
-        *("node-node1.log", "node-node2.log"),
-        *("rank-0.log", "rank-1.log"),
-    }
+    logs = {path.name for path in (tmp_path / "run" / "attempts" / "0").glob("*.log")}
+    assert logs == {"node-node1.log", "node-node2.log", "rank-0.log", "rank-1.log"}
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+    assert cluster.log(job).startswith("modules are loaded\n")
+    calls = (tmp_path / "calls").read_text()
+    for node in ("node1", "node2"):
+        assert re.search(rf"^{node} of the site python3 -m torch.distributed.run ", calls, re.MULTILINE)
+
+
+def test_a_requeued_job_runs_the_code_it_began_with(
+    cluster: Cluster, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    checkout = snapshot_code(ROOT, tmp_path / "copy").rename(tmp_path / "checkout")
+    (checkout / "REVISION").unlink()
+    options = ["--gres=gpu:1", "--cpus-per-task=4", "--output=log"]
+    overrides = arguments(Path("out"), small_data, tiny_base, "train.max_steps=400", "train.save_steps=2")
+    job = cluster.submit(*options, JOB, *overrides, cwd=checkout)
+    cluster.wait_for_step(job, checkout / "out" / "run", 2)
+    for name in ("finetune/train.py", "finetune/slurm/attempt.py", "finetune/config/schema.py"):
+        (checkout / name).write_text("raise SystemExit('edited')\n")
+    run = checkout / "finetune_jobs" / "run.sh"
+    run.write_text(run.read_text().replace("--kill-on-bad-exit", "--edited"))
+    cluster.run("scontrol", "requeue", job)
+    cluster.wait(lambda: (checkout / "out/run/attempts/1/rank-0.log").is_file(), 60, "second attempt", job)
+    cluster.wait_for_step(job, checkout / "out" / "run", metrics(checkout / "out" / "run")[-1]["step"] + 2)
+    cluster.run("scancel", job)
+
+
+def test_a_job_that_cannot_work_says_why_and_is_not_requeued(
+    cluster: Cluster, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    def submit(name: str, *more: str, cwd: Path = ROOT, script: str = JOB) -> str:
+        overrides = arguments(tmp_path / name, small_data, tiny_base, *more)
+        return cluster.submit("--cpus-per-task=4", f"--output={tmp_path}/{name}.log", script, *overrides, cwd=cwd)
+
+    refused = {
+        submit("batch", "train.global_batch_size=6"): "train.global_batch_size=6 is no multiple of 4",
+        submit("data", f"dataset.data_dir={tmp_path}"): "Convert the recordings first",
+        submit("typo", "train.lr=1"): 'Did you mean "train.learning_rate"?',
+        submit("time", "cluster.grace_seconds=90000"): "gives this attempt",
+        submit("late", "cluster.nodes=2"): "cluster.nodes=2 comes too late",
+        submit("scratch", "cluster.scratch=$NOWHERE/x"): "that variable is not set in this job",
+        submit("elsewhere", cwd=tmp_path, script=str(ROOT / JOB)): "submit it in the folder of the checkout",
+    }
+    for job, message in refused.items():
+        assert cluster.wait_for_state(job, timeout=90) == "FAILED", cluster.log(job)
+        assert "error: " in cluster.log(job) and message in cluster.log(job)
+        shown = cluster.show(job)
+        assert (shown["Restarts"], shown["ExitCode"]) == ("0", "2:0")
+    assert not list(tmp_path.glob("*/done")) and not list(tmp_path.glob("*/run/attempts"))
+
+
+def test_a_run_folder_of_a_job_that_is_still_known_is_not_touched(
+    cluster: Cluster, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    held = cluster.submit("--hold", f"--output={tmp_path}/held.log", JOB)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "attempt.json").write_text(json.dumps({"job_id": held, "id": "x", "attempt": 0}))
+    job = cluster.submit(f"--output={tmp_path}/log", JOB, *arguments(tmp_path, small_data, tiny_base))
+    assert cluster.wait_for_state(job) == "FAILED"
+    assert f"belongs to job {held}, which is pending" in cluster.log(job) and f"scancel {held}" in cluster.log(job)
+    assert [path.name for path in run.iterdir()] == ["attempt.json"]
+    cluster.run("scancel", held)
+    assert cluster.state(held) in OVER
+
+
+def test_a_node_at_fault_is_left_out_while_enough_remain(cluster: Cluster) -> None:
+    job = "JobId=7 Partition=main NumNodes=1-1 ExcNodeList=(null)"
+    assert nodes.exclusion(job, ("node2",)) == "node2"
+    assert nodes.exclusion(job, ()) == ""
+    assert nodes.exclusion(job.replace("(null)", "node1"), ("node2",)) == ""
+    assert nodes.exclusion(job.replace("1-1", "2"), ("node2",)) == ""
+    assert nodes.exclusion(f"{job} ReqNodeList=node[1-2]", ("node2",)) == ""

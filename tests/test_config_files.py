@@ -98,8 +98,9 @@ def test_mistakes_in_local_defaults_are_refused_by_every_script(own_configs: Pat
         assert all(part in str(error.value) for part in parts)
 
 
-def test_the_example_in_the_local_readme_is_valid(own_configs: Path) -> None:
+@pytest.mark.parametrize("example", [1, 2])
+def test_the_examples_in_the_local_readme_are_valid(own_configs: Path, example: int) -> None:
     text = (CONFIG_DIR / "local" / "README.md").read_text()
-    (own_configs / "local" / "example.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    (own_configs / "local" / "example.yaml").write_text(text.split("```yaml\n")[example].split("```")[0])
     for name in SCRIPTS:
         compose(name, "local=example", config_dir=own_configs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from finetune.config.schema import (
 from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError, did_you_mean
 
+_VARIABLE = re.compile(r"[A-Za-z_]\w*")
+_SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+_LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")  # a proxy with user and password
 _BOUNDS = {
     "at_least": (lambda value, bound: value >= bound, "at least"),
     "more_than": (lambda value, bound: value > bound, "more than"),
@@ -46,6 +50,7 @@ def check_values(config: Any) -> None:
         _check_architecture(config.model.architecture)
     if isinstance(config, FinetuneConfig):
         _check_tuned(config)
+        _check_environment(config.cluster.environment)
         _check_lora(config.train)
 
 
@@ -134,6 +139,20 @@ def _check_lora(train: TrainConfig) -> None:
             f"train.features=cached computes the language model's output once, but train.lora.rank={lora.rank} trains "
             "adapters in it. Use train.features=live, or leave the adapters out."
         )
+
+
+def _check_environment(assignments: list[str]) -> None:
+    """Variables of a job stand in its script, in the run folder and in the logged configuration: no secrets."""
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not _VARIABLE.fullmatch(name):
+            raise ToolkitError(f'cluster.environment: "{name}" is no variable; write NAME=value.')
+        if _SECRET.search(name) or _LOGIN.search(value):
+            raise ToolkitError(
+                f"cluster.environment: {name} looks like a secret, and would be written to the job script, the run "
+                "folder and the run's log. Keep keys in their own files (hf auth login, wandb login), or export the "
+                "variable in the shell that submits the job."
+            )
 
 
 def _check_architecture(shape: ArchitectureConfig) -> None:

@@ -1,1 +1,1 @@
-"""SLURM: the job scripts, the launcher, and the record of a run's attempts. Nothing here imports torch."""
+"""SLURM: the job scripts, the launcher, and the record of a run's attempts. Only `selftest` imports torch."""

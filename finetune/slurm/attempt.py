@@ -8,10 +8,12 @@ python -m finetune.slurm.attempt end STATUS
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -24,8 +26,9 @@ from finetune.config import FinetuneConfig, load
 from finetune.config.checks import check
 from finetune.config.schema import ClusterConfig
 from finetune.slurm import decide, record
+from finetune.slurm.nodes import exclusion
 from finetune.slurm.snapshot import snapshot_code
-from finetune.slurm.template import refuse_late
+from finetune.slurm.template import refuse_late, site_lines
 from gr00t.errors import ToolkitError
 from gr00t.files import write_json
 
@@ -45,29 +48,52 @@ def snapshot(stage: str, *arguments: str) -> dict[str, str]:
 def begin(stage: str, *overrides: str) -> dict[str, str]:
     """A new attempt: refuse what cannot work, record what runs, take the token."""
     config: FinetuneConfig = load(stage, overrides, check_here=False)
-    processes = _processes(config.cluster)
-    nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
+    processes, nodes = _processes(config.cluster), int(os.environ["SLURM_JOB_NUM_NODES"])
     os.environ["WORLD_SIZE"] = str(nodes * processes)  # what torchrun will say
     check(config)
-    run_dir = Path(config.run_dir).absolute()
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir, deadline = Path(config.run_dir).absolute(), _deadline()
+    _refuse_without_time(deadline, config.cluster.grace_seconds)
+    cache_dir = _scratch_folder(config, overrides, nodes)
+    _close_earlier(run_dir, config.cluster)
     more = {
         "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "nodes": os.environ.get("SLURM_JOB_NODELIST"),
         "processes": nodes * processes,
-        "deadline": _deadline(),
+        "deadline": deadline,
     }
     attempt = record.begin(run_dir, _job_id(), more)
+    note_missing_lines(config.cluster)
     _describe(run_dir / "job", config, overrides)
     answer = {
-        "GROOT_ATTEMPT": str(attempt.number),
+        "GROOT_ATTEMPT": attempt.number,
         "GROOT_ATTEMPT_ID": attempt.begun["id"],
-        "GROOT_ATTEMPT_DIR": str(attempt.folder),
-        "GROOT_PROCESSES": str(processes),
-        "GROOT_CACHE_DIR": _scratch_folder(config, overrides, nodes),
-        "GROOT_DEADLINE": more["deadline"],
+        "GROOT_ATTEMPT_DIR": attempt.folder,
+        "GROOT_PROCESSES": processes,
+        "GROOT_CACHE_DIR": cache_dir,
+        "GROOT_DEADLINE": deadline,
     }
     return {name: str(value) for name, value in answer.items() if value is not None}
+
+
+def _refuse_without_time(deadline: float | None, grace: int) -> None:
+    left = deadline - time.time() if deadline is not None else math.inf
+    if left <= grace:
+        raise ToolkitError(
+            f"SLURM gives this attempt {left:.0f} s, of which cluster.grace_seconds={grace} are for the last "
+            "checkpoint: no time to train. Ask for more (sbatch --time=...), or lower cluster.grace_seconds."
+        )
+
+
+def _close_earlier(run_dir: Path, cluster: ClusterConfig) -> None:
+    """Record how lost attempts of this job ended; refuse one more than cluster.max_requeues allows."""
+    earlier = [attempt for attempt in record.attempts(run_dir) if attempt.begun["job_id"] == _job_id()]
+    for attempt in earlier:
+        record.close_lost(attempt)
+    if len(earlier) > cluster.max_requeues:
+        raise ToolkitError(
+            f"job {_job_id()} has had {len(earlier)} attempts, and cluster.max_requeues={cluster.max_requeues}. "
+            "Submit it again to go on."
+        )
 
 
 def end(status: str) -> dict[str, str]:
@@ -77,19 +103,20 @@ def end(status: str) -> dict[str, str]:
     settings = OmegaConf.load(run_dir / "job" / "config.yaml")
     cluster = ClusterConfig(**OmegaConf.to_container(settings.cluster))  # type: ignore[arg-type]
     history = [a for a in record.attempts(run_dir) if a.number <= int(folder.name)]
-    requeueable = "Requeue=0" not in os.environ.get("GROOT_JOB", "").split()
+    job = os.environ.get("GROOT_JOB", "")
+    requeueable = "Requeue=0" not in job.split()
     decision = decide.decide(history, int(status), cluster, record.newest_step(run_dir), requeueable)
     write_json(folder / "ended.json", {**asdict(decision), "status": int(status)})
     print(f"attempt {folder.name}: {decision.what}: {decision.reason}", file=sys.stderr)
     return {
         "GROOT_DECISION": decision.what,
         "GROOT_EXIT": str(decision.exit_status),
-        "GROOT_EXCLUDE": ",".join(decision.nodes),
+        "GROOT_EXCLUDE": exclusion(job, decision.nodes) if decision.what == decide.REQUEUE else "",
     }
 
 
 def _job_id() -> str:
-    return os.environ["SLURM_JOB_ID"]
+    return os.environ["GROOT_JOB_ID"]
 
 
 def _processes(cluster: ClusterConfig) -> int:
@@ -119,9 +146,23 @@ def _scratch_folder(config: FinetuneConfig, overrides: Sequence[str], nodes: int
     return str(Path(folder) / config.split.name)
 
 
+def note_missing_lines(cluster: ClusterConfig) -> None:
+    """Say what the site's file asks of a job, but the job's script does not have."""
+    shipped: FinetuneConfig = load("finetune", ["local=none"], check_here=False)
+    script = os.environ.get("GROOT_SCRIPT", "").splitlines()
+    missing = [x for x in site_lines(cluster) if script and x not in [*script, *site_lines(shipped.cluster)]]
+    if missing:
+        print(
+            f"note: the configuration has {len(missing)} lines that this job's script lacks, {'; '.join(missing)}: "
+            "python -m finetune.slurm.render writes them into finetune_jobs/",
+            file=sys.stderr,
+        )
+
+
 def _describe(folder: Path, config: FinetuneConfig, overrides: Sequence[str]) -> None:
     """job/: the arguments, what they resolve to, and where it runs; nothing of the user's environment."""
     folder.mkdir(exist_ok=True)
+    (folder / "script.sbatch").write_text(os.environ.get("GROOT_SCRIPT", "") + "\n", encoding="utf-8")
     write_json(folder / "overrides.json", {"overrides": list(overrides)})
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}

@@ -65,14 +65,18 @@ def requeues(history: Sequence[Attempt]) -> int:
 
 
 def crashes_without_progress(history: Sequence[Attempt], newest_step: int) -> int:
-    """Attempts of this job in a row, up to the last, that neither ended in order nor brought a newer checkpoint."""
+    """Attempts of this job in a row, up to the last, that crashed and brought no newer checkpoint.
+
+    An attempt that was lost without a word is none of them: preemption without grace is no fault of the run.
+    """
     count, after = 0, newest_step
     job = history[-1].begun["job_id"]
     for attempt in reversed(history):
         begun = attempt.begun
         if begun["job_id"] != job or attempt.outcome is not None or after > begun["from_step"]:
             break
-        count, after = count + 1, begun["from_step"]
+        count += (attempt.ended or {}).get("what") != "lost"
+        after = begun["from_step"]
     return count
 
 

@@ -73,6 +73,13 @@ def refuse_foreign_job(run_dir: Path, job_id: str) -> None:
         )
 
 
+def close_lost(attempt: Attempt) -> None:
+    """Say of an attempt that ended without a word, with its node or by KILL, that it did."""
+    if attempt.ended is None:
+        lost = {"what": "lost", "reason": "no end was recorded: the node was lost, or the job was killed"}
+        write_json(attempt.folder / "ended.json", {**lost, "on": attempt.begun["nodes"]})
+
+
 def job_state(job_id: str) -> str | None:
     """SLURM's state of a job; None when it does not know it, or its commands are not here (inside a container)."""
     if not commands.available():

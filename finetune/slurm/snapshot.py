@@ -12,6 +12,7 @@ from gr00t.files import whole_folder, write_json
 
 REVISION_FILE = "REVISION"  # in the copy, which is no git checkout any more
 _SKIPPED = (".git", ".venv", ".cache", "__pycache__")
+_OF_A_RUN = (REVISION_FILE, "attempt.json", "run_config.json")  # what lies below a folder with one of these is no code
 _LARGEST_BYTES = 50 * 2**20
 
 
@@ -29,7 +30,8 @@ def snapshot_code(checkout: Path, run_dir: Path) -> Path:
             target = aside / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(checkout / name, target)
-        (aside / REVISION_FILE).write_text(f"{revision['revision']}{'+changes' if revision['changed'] else ''}\n")
+        changes = "+changes" if revision["changed"] else ""
+        (aside / REVISION_FILE).write_text(f"{revision['revision']}{changes}\n" if revision["revision"] else "")
     job.mkdir(exist_ok=True)
     write_json(job / "git.json", revision)
     (job / "git.diff").write_bytes(_git(checkout, "diff", "HEAD", "--binary") or b"")
@@ -37,14 +39,20 @@ def snapshot_code(checkout: Path, run_dir: Path) -> Path:
 
 
 def code_files(checkout: Path) -> list[str]:
-    """The files of a snapshot, relative to `checkout`; without git, all but environments and caches."""
+    """The files of a snapshot, relative to `checkout`; without git, all but what the first level of .gitignore names.
+
+    Run folders are left out, wherever in the checkout they lie.
+    """
     listed = _git(checkout, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed is None:
-        names = [str(path.relative_to(checkout)) for path in _walk(checkout)]
+        ignored = (checkout / ".gitignore").read_text().split() if (checkout / ".gitignore").is_file() else []
+        names = [
+            str(path.relative_to(checkout)) for path in _walk(checkout, {checkout / n.strip("/") for n in ignored})
+        ]
     else:
         names = listed.decode().split("\0")
         names += [str(path.relative_to(checkout)) for path in (checkout / "configs" / "local").glob("*.yaml")]
-    found = sorted({name for name in names if name and (checkout / name).is_file()})
+    found = sorted({name for name in names if name and (checkout / name).is_file() and not _of_a_run(checkout, name)})
     large = [name for name in found if (checkout / name).stat().st_size > _LARGEST_BYTES]
     if large:
         raise ToolkitError(
@@ -66,12 +74,17 @@ def describe_git(checkout: Path) -> dict[str, Any]:
     }
 
 
-def _walk(folder: Path) -> list[Path]:
+def _of_a_run(checkout: Path, name: str) -> bool:
+    parents = Path(name).parents[:-1]  # without the checkout itself
+    return any((checkout / parent / mark).is_file() for parent in parents for mark in _OF_A_RUN)
+
+
+def _walk(folder: Path, ignored: set[Path]) -> list[Path]:
     found = []
     for path in sorted(folder.iterdir()):
-        if path.name in _SKIPPED or path.is_symlink():
+        if path.name in _SKIPPED or path in ignored or path.is_symlink():
             continue
-        found += _walk(path) if path.is_dir() else [path]
+        found += _walk(path, ignored) if path.is_dir() else [path]
     return found
 
 

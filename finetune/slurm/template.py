@@ -12,8 +12,7 @@ from gr00t.errors import ToolkitError
 
 RUN = "finetune_jobs/run.sh"
 IN_SUBMIT_FOLDER = "slurm-%x-%j.out"
-_LATE = ("processes_per_node", "max_requeues", "max_crashes", "scratch")
-_VARIABLE = re.compile(r"[A-Za-z_]\w*=.*")
+_LATE = ("processes_per_node", "grace_seconds", "max_requeues", "max_crashes", "scratch")
 
 
 def render(
@@ -49,6 +48,12 @@ def render(
         lines += [f"export GROOT_CHECKOUT={shlex.quote(str(checkout))}"]
         lines += [f"exec {shlex.quote(str(code / RUN))} {arguments}"]
     return "\n".join(lines) + "\n"
+
+
+def site_lines(cluster: ClusterConfig) -> list[str]:
+    """The lines of a job script that follow from the cluster's configuration."""
+    options = [f"#SBATCH {option}" for option in _options(cluster, "", "finetune", "")]
+    return [*[line for line in options if not line.endswith("=")], *[line for line in _site(cluster) if line]]
 
 
 def refuse_late(arguments: Sequence[str]) -> None:
@@ -98,8 +103,6 @@ def _site(cluster: ClusterConfig) -> list[str]:
     """Shell lines before the payload: the site's own, variables, container and Python."""
     lines = list(cluster.setup)
     for assignment in cluster.environment:
-        if not _VARIABLE.fullmatch(assignment):
-            raise ToolkitError(f'cluster.environment: "{assignment}" is no variable; write NAME=value.')
         name, _, value = assignment.partition("=")
         lines.append(f"export {name}={shlex.quote(value)}")
     if cluster.offline:

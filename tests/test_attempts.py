@@ -1,0 +1,171 @@
+"""What a run does after an attempt, whose turn it is to write, and what is copied for a job."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from finetune.config.schema import ClusterConfig
+from finetune.slurm import record
+from finetune.slurm.decide import Decision, crashes_without_progress, decide, failed_nodes
+from finetune.slurm.snapshot import snapshot_code
+from gr00t.errors import ToolkitError
+from gr00t.files import read_json, write_json
+
+CRASH = None
+
+
+def attempts(run: Path, *outcomes: dict | None, job: str = "7", steps: int = 0) -> list[record.Attempt]:
+    """Attempts of a job that ended so; each but the last is known to have been decided on."""
+    for outcome in outcomes:
+        attempt = record.begin(run, job, {"nodes": "node1"})
+        if outcome is not None:
+            write_json(attempt.folder / "outcome.json", outcome)
+    return record.attempts(run)
+
+
+def after(history: list[record.Attempt], newest_step: int = 0, requeueable: bool = True, **cluster) -> Decision:
+    return decide(history, 1, ClusterConfig(**cluster), newest_step, requeueable)
+
+
+STOPPED = {"status": "stopped", "reason": "signal SIGTERM"}
+
+
+def test_a_finished_run_is_done(tmp_path: Path) -> None:
+    assert after(attempts(tmp_path, {"status": "finished"})).what == "done"
+
+
+def test_a_preempted_run_goes_on(tmp_path: Path) -> None:
+    decision = after(attempts(tmp_path, STOPPED))
+    assert (decision.what, decision.exit_status, decision.reason) == ("requeue", 0, "signal SIGTERM")
+
+
+def test_a_superseded_attempt_leaves_the_job_alone(tmp_path: Path) -> None:
+    assert after(attempts(tmp_path, {"status": "superseded"})) == Decision("done", "a newer attempt has taken over")
+
+
+def test_a_refused_configuration_is_not_tried_again(tmp_path: Path) -> None:
+    decision = after(attempts(tmp_path, {"status": "failed", "reason": "model.base is damaged"}))
+    assert (decision.what, decision.exit_status, decision.reason) == ("stop", 2, "model.base is damaged")
+
+
+def test_a_cluster_without_requeueing_is_told_how_to_go_on(tmp_path: Path) -> None:
+    history = attempts(tmp_path, STOPPED)
+    for decision in (after(history, requeue=False), after(history, requeueable=False)):
+        assert (decision.what, decision.exit_status) == ("stop", 0)
+        assert "submit the same again" in decision.reason
+
+
+def test_requeues_are_bounded_for_each_submission(tmp_path: Path) -> None:
+    history = attempts(tmp_path, STOPPED, STOPPED, STOPPED)
+    assert after(history, max_requeues=3).what == "requeue"
+    decision = after(history, max_requeues=2)
+    assert decision.what == "stop" and "cluster.max_requeues=2" in decision.reason
+    assert after(attempts(tmp_path, STOPPED, job="8"), max_requeues=2).what == "requeue"
+
+
+def test_a_crash_loop_stops_with_the_end_of_the_log(tmp_path: Path) -> None:
+    history = attempts(tmp_path, CRASH, CRASH)
+    assert after(history).what == "requeue"
+    history = attempts(tmp_path, CRASH)
+    (history[-1].folder / "rank-1.log").write_text("Traceback\nRuntimeError: CUDA error\n")
+    decision = after(history)
+    assert (decision.what, decision.exit_status) == ("stop", 1)
+    assert "3 attempts in a row" in decision.reason and "CUDA error" in decision.reason
+
+
+def test_crashes_with_progress_between_them_are_no_loop(tmp_path: Path) -> None:
+    attempts(tmp_path, CRASH, CRASH)
+    (tmp_path / "checkpoint-100").mkdir()
+    history = attempts(tmp_path, CRASH)  # begins from step 100
+    assert crashes_without_progress(history, newest_step=100) == 1
+    assert crashes_without_progress(history, newest_step=200) == 0
+
+
+def test_an_attempt_lost_with_its_node_is_recorded_and_no_crash(tmp_path: Path) -> None:
+    history = attempts(tmp_path, CRASH, CRASH, CRASH)
+    record.close_lost(history[1])
+    assert read_json(history[1].folder / "ended.json")["what"] == "lost"
+    assert crashes_without_progress(record.attempts(tmp_path), 0) == 2
+
+
+def test_the_node_whose_process_was_killed_is_named(tmp_path: Path) -> None:
+    attempt = attempts(tmp_path, CRASH)[0]
+    (attempt.folder / "node-n1.log").write_text("  rank: 1\n  exitcode  : 1 (pid: 5)\n  exitcode  : -15 (pid: 6)\n")
+    (attempt.folder / "node-n2.log").write_text("  exitcode  : -9 (pid: 7)\n")
+    assert failed_nodes(attempt) == ("n2",)
+    (attempt.folder / "node-n1.log").write_text("  exitcode  : -7 (pid: 5)\n")
+    assert failed_nodes(attempt) == ()
+
+
+def test_a_new_attempt_takes_the_token(tmp_path: Path) -> None:
+    first, second = attempts(tmp_path, CRASH, CRASH)
+    held = record.token(tmp_path)
+    assert held is not None
+    assert (held["attempt"], held["id"]) == (1, second.begun["id"]) and first.begun["id"] != held["id"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with a changed file, a new one, an ignored one, and site defaults."""
+    folder = tmp_path / "checkout"
+    (folder / "configs" / "local").mkdir(parents=True)
+    (folder / "code.py").write_text("old = 1\n")
+    (folder / "gone.py").write_text("")
+    (folder / ".gitignore").write_text("/data/\n/configs/local/*\n")
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(folder), *command], check=True)
+    (folder / "code.py").write_text("new = 1\n")
+    (folder / "gone.py").unlink()
+    (folder / "added.py").write_text("added = 1\n")
+    (folder / "data").mkdir()
+    (folder / "data" / "video.mp4").write_text("...")
+    (folder / "configs" / "local" / "default.yaml").write_text("tracking: none\n")
+    return folder
+
+
+def test_a_snapshot_holds_the_code_as_it_is_now_and_nothing_that_git_ignores(checkout: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code = snapshot_code(checkout, run)
+    names = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
+    assert names == {".gitignore", "code.py", "added.py", "configs/local/default.yaml", "REVISION"}
+    assert (code / "code.py").read_text() == "new = 1\n"
+    described = read_json(run / "job" / "git.json")
+    assert described["changed"] == ["code.py", "gone.py"] and described["new"] == ["added.py"]
+    assert (code / "REVISION").read_text() == f"{described['revision']}+changes\n"
+    assert "+new = 1" in (run / "job" / "git.diff").read_text()
+
+
+def test_a_newer_snapshot_takes_the_place_of_the_old(checkout: Path, tmp_path: Path) -> None:
+    snapshot_code(checkout, tmp_path / "run")
+    (checkout / "added.py").unlink()
+    assert not (snapshot_code(checkout, tmp_path / "run") / "added.py").exists()
+
+
+def test_a_checkout_without_git_is_copied_whole(checkout: Path, tmp_path: Path) -> None:
+    subprocess.run(["rm", "-rf", str(checkout / ".git")], check=True)
+    code = snapshot_code(checkout, tmp_path / "run")
+    assert (code / "added.py").is_file() and (code / "REVISION").read_text() == ""
+    assert read_json(tmp_path / "run" / "job" / "git.json")["revision"] is None
+
+
+def test_data_left_in_the_checkout_is_not_copied_with_it(checkout: Path, tmp_path: Path) -> None:
+    with (checkout / "weights.bin").open("wb") as file:
+        file.truncate(60 * 2**20)
+    with pytest.raises(ToolkitError, match=r"weights\.bin has more than 50 MiB"):
+        snapshot_code(checkout, tmp_path / "run")
+    assert not (tmp_path / "run" / "code").exists()
+
+
+@pytest.mark.parametrize("git", [True, False])
+def test_run_folders_inside_the_checkout_are_not_copied(checkout: Path, git: bool) -> None:
+    if not git:
+        subprocess.run(["rm", "-rf", str(checkout / ".git")], check=True)
+    first = snapshot_code(checkout, checkout / "out" / "a")
+    write_json(checkout / "out" / "a" / "run_config.json", {})
+    second = snapshot_code(checkout, checkout / "out" / "b")
+    assert [p.name for p in sorted(first.iterdir())] == [p.name for p in sorted(second.iterdir())]
+    assert not (second / "data").exists()
