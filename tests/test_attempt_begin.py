@@ -1,0 +1,92 @@
+"""What an attempt finds out before it trains: its processes, time and caches; and whether the processes meet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from slurm_cluster import ROOT, arguments
+
+from finetune.slurm import attempt, record
+from gr00t.errors import ToolkitError
+from gr00t.files import read_json
+
+Overrides = list[str]
+
+
+@pytest.fixture
+def overrides(small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Overrides:
+    """Of a small run; this process believes to be the batch shell of job 7, on one node with two GPUs."""
+    job = {"GROOT_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "node1"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "1")  # `begin` sets it for its own process
+    return ["local=none", *arguments(tmp_path, small_data, tiny_base)]
+
+
+def limit(seconds: float) -> str:
+    """What `scontrol show job` says of a job that may run so long from now on."""
+    return f"JobId=7 EndTime={datetime.fromtimestamp(time.time() + seconds):%Y-%m-%dT%H:%M:%S} Requeue=1"
+
+
+def test_an_attempt_knows_its_processes_and_its_end(
+    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROOT_JOB", limit(3600))
+    answer = attempt.begin("finetune", *overrides)
+    assert answer["GROOT_PROCESSES"] == "2"
+    assert float(answer["GROOT_DEADLINE"]) == pytest.approx(time.time() + 3600, abs=30)
+    assert answer["GROOT_ATTEMPT_ID"] == read_json(tmp_path / "run" / "attempt.json")["id"]
+    assert "GROOT_CACHE_DIR" not in answer
+    answer = attempt.begin("finetune", *overrides, "cluster.processes_per_node=4")
+    assert (answer["GROOT_PROCESSES"], answer["GROOT_ATTEMPT"]) == ("4", "1")
+    lost = record.attempts(tmp_path / "run")[0]
+    assert lost.ended is not None and lost.ended["what"] == "lost"
+
+
+def test_a_job_without_a_limit_has_no_end(overrides: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROOT_JOB", "JobId=7 EndTime=Unknown")
+    assert "GROOT_DEADLINE" not in attempt.begin("finetune", *overrides)
+
+
+def test_an_attempt_without_time_to_train_is_refused(
+    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROOT_JOB", limit(200))
+    with pytest.raises(ToolkitError, match=r"cluster\.grace_seconds=300 are for the last checkpoint"):
+        attempt.begin("finetune", *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_lost_attempts_are_bounded_too(overrides: Overrides) -> None:
+    attempt.begin("finetune", *overrides, "cluster.max_requeues=1")
+    attempt.begin("finetune", *overrides, "cluster.max_requeues=1")
+    with pytest.raises(ToolkitError, match="has had 2 attempts"):
+        attempt.begin("finetune", *overrides, "cluster.max_requeues=1")
+
+
+def test_the_caches_move_to_the_disk_of_the_node(overrides: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_TMPDIR", "/tmp/of the job")
+    scratch = "cluster.scratch=$SLURM_TMPDIR/groot"
+    answer = attempt.begin("finetune", *overrides, scratch)
+    assert answer["GROOT_CACHE_DIR"] == "/tmp/of the job/groot/color_object"
+    assert "GROOT_CACHE_DIR" not in attempt.begin("finetune", *overrides, scratch, "cache_dir=cache/mine")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    with pytest.raises(ToolkitError, match="all 2 nodes must see the cache"):
+        attempt.begin("finetune", *overrides, scratch, "dataset.frames=store")
+
+
+@pytest.mark.multiprocess
+def test_processes_that_do_not_meet_say_what_to_set() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "finetune.slurm.selftest"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "ib7", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "the 2 processes do not meet" in done.stderr and "ib7" in done.stderr
+    assert "lo 127.0.0.1" in done.stderr and "cluster.environment=[NCCL_SOCKET_IFNAME=ib0" in done.stderr
