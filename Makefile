@@ -26,7 +26,7 @@ test: .venv/ready-dev lint ## lint, type-check and run every test that can run h
 lint: .venv/ready-dev ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy gr00t finetune data_prep
+	$(BIN)/mypy gr00t finetune data_prep simulation
 
 cluster: ## a throw-away SLURM cluster on this machine: two nodes with four (fake) a100 each
 	@tests/cluster/up
@@ -45,4 +45,4 @@ clean: ## remove what demo and tests made, but not .venv
 	@scripts/setup.sh "$(PYTHON)" .
 
 .venv/ready-dev: .venv/ready
-	@scripts/setup.sh "$(PYTHON)" .[dev]
+	@scripts/setup.sh "$(PYTHON)" .[dev,sim]

@@ -55,6 +55,16 @@ class DatasetPlan:
     def frames(self) -> int:
         return sum(e.length for e in self.recordings.episodes)
 
+    @property
+    def instructions(self) -> list[str]:
+        """Of each episode: its own where the recording gives one, else the split's."""
+        return [e.instruction or self.instruction for e in self.recordings.episodes]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The different instructions; their places are the task indices."""
+        return list(dict.fromkeys(self.instructions))
+
 
 @dataclass(frozen=True)
 class WrittenDataset:
@@ -88,10 +98,11 @@ def write_dataset(root: Path, plan: DatasetPlan, advance: Callable[[int], None],
     not show what was recorded.
     """
     offsets = np.cumsum([0, *(e.length for e in plan.recordings.episodes)]).tolist()
+    task_of = [plan.tasks.index(text) for text in plan.instructions]
     _make_folders(root, plan)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="encode") as pool:
         jobs = [
-            pool.submit(_write_episode, root, index, offsets[index], episode)
+            pool.submit(_write_episode, root, index, offsets[index], task_of[index], episode)
             for index, episode in enumerate(plan.recordings.episodes)
         ]
         try:
@@ -134,12 +145,12 @@ def _make_folders(root: Path, plan: DatasetPlan) -> None:
 # -- one episode -------------------------------------------------------------------------------------------------------
 
 
-def _write_episode(root: Path, index: int, offset: int, episode: Episode) -> Written:
+def _write_episode(root: Path, index: int, offset: int, task: int, episode: Episode) -> Written:
     errors = [
         _write_camera(root / _relative_path(VIDEO_PATH, index, video_key=key), episode, camera)
         for camera, key in _video_keys()
     ]
-    columns = _columns(episode, index, offset)
+    columns = _columns(episode, index, offset, task)
     pq.write_table(_table(columns), root / _relative_path(DATA_PATH, index))
     return columns, errors
 
@@ -151,7 +162,7 @@ def _write_camera(path: Path, episode: Episode, camera: str) -> float:
     return check_video(path, len(frames), {int(i): frames[i] for i in checked})
 
 
-def _columns(episode: Episode, index: int, offset: int) -> Columns:
+def _columns(episode: Episode, index: int, offset: int, task: int) -> Columns:
     """The frame table of one episode: (T, D) for state and action, (T,) for the rest."""
     length = episode.length
     frame = np.arange(length, dtype=np.int64)
@@ -159,8 +170,8 @@ def _columns(episode: Episode, index: int, offset: int) -> Columns:
         "observation.state": episode.states(),
         "action": episode.actions(),
         "timestamp": (frame / CONTROL_FREQ).astype(np.float32),
-        TASK_COLUMN: np.zeros(length, dtype=np.int64),
-        "task_index": np.zeros(length, dtype=np.int64),
+        TASK_COLUMN: np.full(length, task, dtype=np.int64),
+        "task_index": np.full(length, task, dtype=np.int64),
         "episode_index": np.full(length, index, dtype=np.int64),
         "frame_index": frame,
         "index": frame + offset,
@@ -180,8 +191,9 @@ def _write_meta(root: Path, plan: DatasetPlan, columns: list[Columns]) -> None:
     lengths = [len(c["action"]) for c in columns]
     _write_json(root / "meta/info.json", _info(plan, columns[0]))
     _write_json(root / "meta/modality.json", MODALITY)
-    _write_lines(root / "meta/tasks.jsonl", [{"task_index": 0, "task": plan.instruction}])
-    episodes = [{"episode_index": i, "tasks": [plan.instruction], "length": n} for i, n in enumerate(lengths)]
+    _write_lines(root / "meta/tasks.jsonl", [{"task_index": i, "task": t} for i, t in enumerate(plan.tasks)])
+    told = zip(plan.instructions, lengths, strict=True)
+    episodes = [{"episode_index": i, "tasks": [text], "length": n} for i, (text, n) in enumerate(told)]
     _write_lines(root / "meta/episodes.jsonl", episodes)
     held_out = set(plan.val_episodes)
     used = [c for i, c in enumerate(columns) if i not in held_out]
@@ -204,7 +216,7 @@ def _info(plan: DatasetPlan, columns: Columns) -> dict[str, Any]:
         "robot_type": "panda_wristcam",
         "total_episodes": len(episodes),
         "total_frames": plan.frames,
-        "total_tasks": 1,
+        "total_tasks": len(plan.tasks),
         "total_videos": len(episodes) * len(CAMERAS),
         "total_chunks": -(-len(episodes) // CHUNKS_SIZE),
         "chunks_size": CHUNKS_SIZE,

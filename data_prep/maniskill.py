@@ -35,7 +35,8 @@ CONVERTIBLE_CONTROL_MODES = ("pd_joint_pos", "pd_joint_delta_pos")
 class Episode:
     """One successful recorded episode; arrays are read from the file at every call.
 
-    `frame_sizes` is (height, width) by camera key of CAMERAS; `content` a hash that equal recordings share.
+    `frame_sizes` is (height, width) by camera key of CAMERAS; `content` a hash that equal recordings share;
+    `instruction` what the .json says of this episode, None where it is silent, as ManiSkill itself is.
     """
 
     file: Path
@@ -44,6 +45,7 @@ class Episode:
     length: int  # T, steps
     frame_sizes: dict[str, tuple[int, int]]
     content: str
+    instruction: str | None = None
 
     @property
     def name(self) -> str:
@@ -277,7 +279,18 @@ class _TrajectoryReader:
         qpos = self._finite("obs/agent/qpos", (len(actions) + 1, QPOS_DIM))
         sizes = {key: self._frame_size(sensor, len(actions) + 1) for key, sensor in CAMERAS.items()}
         content = hashlib.sha256(actions.tobytes() + qpos[:1].tobytes()).hexdigest()
-        return Episode(file, episode_id, entry.get("episode_seed"), len(actions), sizes, content)
+        return Episode(
+            file, episode_id, entry.get("episode_seed"), len(actions), sizes, content, self._instruction(entry)
+        )
+
+    def _instruction(self, entry: dict[str, Any]) -> str | None:
+        text = entry.get("instruction")
+        if text is not None and not (isinstance(text, str) and text.strip() and text.isprintable()):
+            raise ToolkitError(
+                f"{self.where}: the .json gives the instruction {text!r}, which is no line of text. Mend it, or take "
+                "it out: the split's instruction is used then."
+            )
+        return text
 
     def _length(self, entry: dict[str, Any]) -> int:
         actions = self._array("actions", (None, ACTION_DIM))

@@ -16,6 +16,7 @@ from finetune.config.schema import (
     FinetuneConfig,
     PrefetchConfig,
     PrepareConfig,
+    RecordConfig,
     SplitConfig,
 )
 from gr00t.errors import ToolkitError, did_you_mean
@@ -29,6 +30,8 @@ def check(config: Any) -> None:
     """Refuse a configuration that cannot run here; the message says what to do instead."""
     if isinstance(config, FinetuneConfig):
         check_finetune(config)
+    elif isinstance(config, RecordConfig):
+        _check_writable("out", Path(config.out))
     elif isinstance(config, PrepareConfig):
         check_prepare(config)
     elif isinstance(config, EvaluateConfig):

@@ -39,6 +39,7 @@ class SplitConfig:
 
     name: str = key("name of the split, which is also the name of its folders")
     instruction: str = key("what the robot is told in every episode")
+    paraphrases: list[str] = key("other ways to say it, for recordings with paraphrases=true", [])
 
 
 @dataclass(kw_only=True)
@@ -327,6 +328,23 @@ class FinetuneConfig:
 
 
 @dataclass(kw_only=True)
+class RecordConfig:
+    """Record demonstrations of a conflict split in simulation, as ManiSkill would."""
+
+    split: SplitConfig = key("the conflict split")
+    part: str = key("train, in which the cues agree, or conflict", "train", choices=("train", "conflict"))
+    episodes: int = key("successful episodes recorded", 500, at_least=1)
+    out: str = key("folder that receives <split>/<part>", "conflict_maniskill", folder=True)
+    image_size: int = key("width and height of both cameras, pixels", 224, at_least=32, at_most=1024)
+    seed: int = key("seed of the first episode; the others follow", 0, at_least=0)
+    recoveries: float = key("part of the episodes in which the arm is pushed aside once", 0.0, at_least=0, at_most=1)
+    paraphrases: bool = key("tell each episode's instruction in one of the split's ways", False)
+    workers: int = key("processes, with a simulation each", 2, at_least=1)
+    render: str = key("where images are rendered", "cpu", choices=("cpu", "gpu"))
+    overwrite: bool = key("replace a recording that is already there", False)
+
+
+@dataclass(kw_only=True)
 class PrepareConfig:
     """Turn a split's ManiSkill recordings into a checked dataset."""
 
@@ -392,7 +410,7 @@ class PrefetchConfig:
     overwrite: bool = key("replace a folder that is already there", False)
 
 
-Config = FinetuneConfig | PrepareConfig | EvaluateConfig | CreateBaseConfig | PrefetchConfig
+Config = RecordConfig | FinetuneConfig | PrepareConfig | EvaluateConfig | CreateBaseConfig | PrefetchConfig
 
 
 @dataclass(frozen=True)
@@ -405,6 +423,14 @@ class Script:
 
 
 SCRIPTS = {
+    "record": Script(
+        RecordConfig,
+        "python -m simulation.record",
+        (
+            "split=color_object part=train episodes=500",
+            "split=size_color part=conflict episodes=100 workers=8 recoveries=0.2",
+        ),
+    ),
     "prepare": Script(
         PrepareConfig,
         "python prepare_conflict_data.py",

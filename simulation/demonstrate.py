@@ -1,0 +1,133 @@
+"""One demonstration after the other, in worker processes: the expert acts, ManiSkill's RecordEpisode writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import threading
+import uuid
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from mani_skill import logger
+from mani_skill.utils.wrappers.record import RecordEpisode
+
+from simulation.environment import REBUILD, ConflictPickEnv, make_env
+from simulation.expert import Expert, Unreachable, drawn_style
+from simulation.recording import ATTEMPTS, Job, Outcome
+
+
+def start(job: Job) -> None:
+    """Make this process's environment and expert, once."""
+    global _worker
+    # Ctrl-C is the parent's to handle; when the parent is gone, however it went, there is nobody to work for.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logger.setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    _worker = Worker(job)
+
+
+def demonstrate(seed: int) -> Outcome:
+    """Write the episode of that seed to <seed>.h5 and .json in the job's folder, in this process's environment."""
+    assert _worker is not None
+    return _worker.demonstrate(seed)
+
+
+class Worker:
+    """An environment and its expert."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.env = make_env(job.split, job.part, image_size=job.image_size, render=job.render)
+        self.task: ConflictPickEnv = self.env.unwrapped  # type: ignore[assignment]
+        self.env.reset(seed=0)
+        self.expert = Expert(self.task)
+
+    def demonstrate(self, seed: int) -> Outcome:
+        """Up to ATTEMPTS tries; the successful one stays."""
+        for attempt in range(ATTEMPTS):
+            rng = random.Random(f"{self.job.split}/{self.job.part}/{seed}/{attempt}")
+            disturbed = rng.random() < self.job.recoveries
+            name = f"{seed}.partial-{uuid.uuid4().hex[:8]}"
+            success = self._record(name, seed, rng, disturbed)
+            self._finish(self.job.folder / f"{name}.h5", seed, attempt, disturbed, success, rng)
+            if success:
+                return Outcome(seed, attempt, True)
+        return Outcome(seed, ATTEMPTS, False)
+
+    def _record(self, name: str, seed: int, rng: random.Random, disturbed: bool) -> bool:
+        recorder = RecordEpisode(
+            _KeptOpen(self.env),  # type: ignore[arg-type]
+            str(self.job.folder),
+            trajectory_name=name,
+            save_video=False,
+            save_on_reset=False,
+            clean_on_close=False,
+            record_reward=False,
+            source_type="motionplanning",
+            source_desc="scripted expert: straight lines by inverse kinematics",
+        )
+        try:
+            recorder.reset(seed=seed, options=dict(REBUILD))
+            success = self._act(recorder, rng, disturbed)
+            recorder.flush_trajectory(save=success)
+        finally:
+            recorder.close()
+        return success
+
+    def _act(self, recorder: RecordEpisode, rng: random.Random, disturbed: bool) -> bool:
+        """Let the expert pick up the target; where disturbed, push the arm on its way and plan anew from there."""
+        success = False
+        try:
+            target, style = self.task.episode.target, drawn_style(rng)
+            actions = self.expert.plan(target, style)
+            if disturbed:
+                for action in actions[: rng.randint(5, 15)]:
+                    recorder.step(action)
+                self.expert.displace(rng)
+                actions = self.expert.plan(target, style)
+            for action in actions:
+                success = bool(recorder.step(action)[-1]["success"][0])
+        except Unreachable:
+            return False
+        return success
+
+    def _finish(self, h5: Path, seed: int, attempt: int, disturbed: bool, success: bool, rng: random.Random) -> None:
+        """Name the files for good, the .json first: where <seed>.h5 is, both are complete."""
+        source = h5.with_suffix(".json")
+        if success:
+            meta = json.loads(source.read_text(encoding="utf-8"))
+            extra: dict[str, Any] = {"conflict": self.task.episode.describe(), "failed_attempts": attempt}
+            extra["disturbed"] = disturbed
+            if self.job.instructions:
+                extra["instruction"] = rng.choice(self.job.instructions)
+            meta["episodes"][0].update(extra)
+            source.write_text(json.dumps(meta), encoding="utf-8")
+            source.replace(self.job.folder / f"{seed}.json")
+            h5.replace(self.job.folder / f"{seed}.h5")
+        source.unlink(missing_ok=True)
+        h5.unlink(missing_ok=True)
+
+
+class _KeptOpen(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """RecordEpisode closes its environment with its file; this one serves the next episode too."""
+
+    def close(self) -> None:
+        return None
+
+
+_worker: Worker | None = None
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,56 @@
+"""Whether this machine can render, asked in a process of its own, and what to install where it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from functools import cache
+
+from gr00t.errors import ToolkitError
+
+_PROBE = """
+import sapien, sys
+scene = sapien.Scene([sapien.physx.PhysxCpuSystem(), sapien.render.RenderSystem(sapien.Device(sys.argv[1]))])
+camera = scene.add_camera("probe", 8, 8, 1.0, 0.1, 10)
+scene.update_render()
+camera.take_picture()
+"""
+_PROBE_SECONDS = 120
+VULKAN_REMEDY = """Install Mesa's Vulkan driver, 23 or newer, which renders without a GPU:
+  Debian 12:       echo deb http://deb.debian.org/debian bookworm-backports main | sudo tee /etc/apt/sources.list.d/backports.list && sudo apt update && sudo apt install -t bookworm-backports mesa-vulkan-drivers libvulkan1
+  Debian, Ubuntu:  sudo apt install mesa-vulkan-drivers libvulkan1
+  Fedora, RHEL:    sudo dnf install mesa-vulkan-drivers vulkan-loader
+  Arch:            sudo pacman -S vulkan-swrast vulkan-icd-loader"""  # noqa: E501 - one line for each to copy
+
+
+def require_simulator() -> None:
+    """Raise ToolkitError unless ManiSkill is installed."""
+    if importlib.util.find_spec("mani_skill") is None or importlib.util.find_spec("sapien") is None:
+        raise ToolkitError(
+            "The simulator is not installed (mani_skill, sapien: about 1 GB; Python 3.11 or 3.12). Install it: "
+            "pip install -c constraints.txt -e '.[sim]'"
+        )
+
+
+@cache
+def rendering_problem(device: str = "cpu") -> str | None:
+    """Why cameras cannot be rendered on `device` (cpu or gpu); None where they can. Takes a few seconds, once."""
+    name = {"gpu": "cuda"}.get(device, device)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", _PROBE, name], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"a first picture took more than {_PROBE_SECONDS} s"
+    if result.returncode == 0:
+        return None
+    return (result.stderr.strip().splitlines() or [f"the renderer ended with status {result.returncode}"])[-1]
+
+
+def require_rendering(device: str) -> None:
+    """Raise ToolkitError with what to install unless cameras can be rendered."""
+    problem = rendering_problem(device)
+    if problem is not None:
+        other = "" if device == "cpu" else "\nOr render without a GPU: render=cpu."
+        raise ToolkitError(f"Nothing can be rendered here (render={device}: {problem}). {VULKAN_REMEDY}{other}")

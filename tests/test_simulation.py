@@ -1,0 +1,223 @@
+"""The task in the simulator: seeded resets, the expert, recordings that are killed, resumed and converted."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from config_calls import compose
+from simulator import needs_simulator, renderer
+
+from finetune.checkout import CHECKOUT
+from gr00t.errors import ToolkitError
+from simulation.factors import SPLITS, sample_episode
+
+__all__ = ["renderer"]
+pytestmark = needs_simulator
+
+
+def played(task, actions: np.ndarray) -> dict:
+    """Carry out actions (T, 8); the last step's info."""
+    for action in actions:
+        info = task.step(action)[-1]
+    return info
+
+
+def physics(split: str, part: str):
+    """The task without cameras, and its expert."""
+    from simulation.environment import make_env
+    from simulation.expert import Expert
+
+    task = make_env(split, part, obs_mode="none", render="none").unwrapped
+    return task, Expert(task)
+
+
+@pytest.fixture(scope="module")
+def color_size():
+    return physics("color_size", "conflict")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_expert_solves_the_first_episodes_of_every_split(split: str) -> None:
+    from simulation.expert import drawn_style
+
+    task, expert = physics(split, "conflict")
+    for seed in range(2):
+        task.reset(seed=seed)
+        assert task.episode == sample_episode(split, "conflict", seed)
+        info = played(task, expert.plan(task.episode.target, drawn_style(random.Random(seed))))
+        assert bool(info["success"]) and int(info["picked"]) == task.episode.target
+    task.close()
+
+
+def test_picking_the_lure_is_no_success(color_size) -> None:
+    task, expert = color_size
+    task.reset(seed=1)
+    info = played(task, expert.plan(task.episode.lure))
+    assert not bool(info["success"]) and int(info["picked"]) == task.episode.lure
+
+
+def test_doing_nothing_picks_nothing(color_size) -> None:
+    task, expert = color_size
+    task.reset(seed=1)
+    hold = np.append(expert.joints()[:7], 1).astype(np.float32)
+    assert int(played(task, np.stack([hold] * 5))["picked"]) == -1
+
+
+def states(task, expert, seed: int, **reset: object) -> list[np.ndarray]:
+    task.reset(seed=seed, **reset)
+    found = [task.get_state().numpy()]
+    for action in expert.plan(task.episode.target):
+        task.step(action)
+        found.append(task.get_state().numpy())
+    return found
+
+
+def test_the_same_seed_gives_the_same_first_state_bit_for_bit_and_nearly_the_same_motion(color_size) -> None:
+    task, expert = color_size
+    first = states(task, expert, 7)
+    states(task, expert, 8)
+    again = states(task, expert, 7)
+    assert np.array_equal(first[0], again[0])
+    assert np.abs(first[-1] - again[-1]).max() < 0.05
+
+
+def test_in_a_rebuilt_scene_the_same_seed_and_actions_give_the_same_states_bit_for_bit(color_size) -> None:
+    from simulation.environment import REBUILD
+
+    task, expert = color_size
+    first = states(task, expert, 7, options=dict(REBUILD))
+    states(task, expert, 8)
+    again = states(task, expert, 7, options=dict(REBUILD))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_after_a_push_the_expert_plans_anew_and_succeeds(color_size) -> None:
+    task, expert = color_size
+    task.reset(seed=3)
+    played(task, expert.plan(task.episode.target)[:10])
+    before = expert.hand_pose(expert.joints()).p
+    expert.displace(random.Random(0))
+    assert 0.02 <= float(np.linalg.norm((expert.hand_pose(expert.joints()).p - before)[:2])) <= 0.04
+    assert bool(played(task, expert.plan(task.episode.target))["success"])
+
+
+# -- recordings --------------------------------------------------------------------------------------------------------
+
+
+def command(out: Path, *arguments: str) -> list[str]:
+    given = ["local=none", "split=size_color", "image_size=64", f"out={out}", "workers=2", *arguments]
+    return [sys.executable, "-m", "simulation.record", *given]
+
+
+def recorded(out: Path, *arguments: str) -> str:
+    result = subprocess.run(command(out, *arguments), cwd=CHECKOUT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory, renderer: None) -> Path:
+    """3 train episodes, recorded by a run that is killed after the first and one that goes on; 2 of conflict."""
+    out = tmp_path_factory.mktemp("recordings")
+    killed = subprocess.Popen(command(out, "episodes=3", "paraphrases=true"), cwd=CHECKOUT, stderr=subprocess.DEVNULL)
+    while not list(out.glob("size_color/.train.recording/*.h5")) or killed.poll() is not None:
+        assert killed.poll() is None, "the recording ended before it could be killed"
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (out / "size_color/train").exists()
+    recorded(out, "episodes=3", "paraphrases=true")
+    recorded(out, "episodes=2", "part=conflict", "recoveries=1")
+    return out / "size_color"
+
+
+def meta_of(folder: Path) -> dict:
+    return json.loads((folder / "trajectory.json").read_text())
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_killed_recording_goes_on_and_leaves_one_complete_file(recordings: Path) -> None:
+    assert sorted(p.name for p in recordings.iterdir()) == ["conflict", "train"]
+    meta = meta_of(recordings / "train")
+    assert [e["episode_seed"] for e in meta["episodes"]] == [0, 1, 2]
+    with h5py.File(recordings / "train/trajectory.h5") as file:
+        assert sorted(file) == ["traj_0", "traj_1", "traj_2"]
+        for entry in meta["episodes"]:
+            trajectory, steps = file[f"traj_{entry['episode_id']}"], entry["elapsed_steps"]
+            assert trajectory["actions"].shape == (steps, 8) and trajectory["success"][-1]
+            for camera in ("base_camera", "hand_camera"):
+                frames = trajectory[f"obs/sensor_data/{camera}/rgb"]
+                assert frames.shape == (steps + 1, 64, 64, 3) and frames[0].std() > 10
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_the_json_says_what_each_episode_holds(recordings: Path) -> None:
+    paraphrases = compose("record", "split=size_color").split
+    for entry in meta_of(recordings / "train")["episodes"]:
+        episode = sample_episode("size_color", "train", entry["episode_seed"])
+        assert entry["conflict"] == json.loads(json.dumps(episode.describe()))
+        assert entry["instruction"] in (paraphrases.instruction, *paraphrases.paraphrases)
+    for entry in meta_of(recordings / "conflict")["episodes"]:
+        assert entry["disturbed"] and entry["conflict"]["lure"] is not None and "instruction" not in entry
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_recorded_actions_replayed_from_the_seed_give_the_recorded_states_and_succeed(recordings: Path) -> None:
+    task, _ = physics("size_color", "train")
+    with h5py.File(recordings / "train/trajectory.h5") as file:
+        for entry in meta_of(recordings / "train")["episodes"]:
+            task.reset(**entry["reset_kwargs"])
+            trajectory = file[f"traj_{entry['episode_id']}"]
+            assert bool(played(task, trajectory["actions"][:])["success"])
+            assert np.array_equal(expected := trajectory["obs/agent/qpos"][-1], task.agent.robot.qpos[0].numpy()), (
+                expected
+            )
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_recordings_are_converted_as_a_users_are(recordings: Path, tmp_path: Path) -> None:
+    from data_prep.convert import convert_split
+
+    report = convert_split(recordings.parent, tmp_path, "size_color", "pick it up", progress=False)
+    assert [(part.part, part.episodes, part.left_out) for part in report.parts] == [
+        ("train", 3, ()),
+        ("conflict", 2, ()),
+    ]
+    told = [json.loads(line) for line in (tmp_path / "size_color/train/meta/episodes.jsonl").read_text().splitlines()]
+    said = [entry["instruction"] for entry in meta_of(recordings / "train")["episodes"]]
+    assert [line["tasks"] for line in told] == [[text] for text in said]
+    tasks = (tmp_path / "size_color/conflict/meta/tasks.jsonl").read_text().splitlines()
+    assert [json.loads(line)["task"] for line in tasks] == ["pick it up"]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_finished_recording_is_left_alone_and_other_settings_are_refused(recordings: Path) -> None:
+    from simulation.recording import record
+
+    def again(*argv: str) -> list[str]:
+        given = ("local=none", "split=size_color", "image_size=64", f"out={recordings.parent}", "paraphrases=true")
+        return record(compose("record", *given, *argv))
+
+    before = (recordings / "train/trajectory.h5").stat().st_mtime_ns
+    assert "already holds these 3 episodes" in again("episodes=3")[0]
+    with pytest.raises(ToolkitError, match=r"episodes=3 \(now 4\).*overwrite=true"):
+        again("episodes=4")
+    (recordings / "train/notes.txt").write_text("mine")
+    with pytest.raises(ToolkitError, match=r"notes\.txt, which was not recorded here"):
+        again("episodes=4", "overwrite=true")
+    (recordings / "train/notes.txt").unlink()
+    assert (recordings / "train/trajectory.h5").stat().st_mtime_ns == before
