@@ -1,18 +1,22 @@
 """The plain way of training N1.7, the baseline of the benchmarks: what a straightforward implementation does.
 
 fp32 frozen weights, embodiment weights gathered for every sample and trained for all 32, cross-attention over all
-tokens under a mask, vision attention image by image.
+tokens under a mask, vision attention image by image, patches embedded by a convolution, all samples through the
+backbone at once, PyTorch's own dropout with everything kept for the backward pass.
 """
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, Qwen3VLVisionPatchEmbed
 
 from gr00t.model.context import Context, Tokens
-from gr00t.model.dit import Attention
+from gr00t.model.dit import Attention, FeedForward
+from gr00t.model.dropout import Dropout
 from gr00t.model.embodiment import EmbodimentLinear, EmbodimentRows
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
@@ -39,8 +43,16 @@ def make_plain(model: Gr00tN1d7) -> Gr00tN1d7:
                 setattr(module, name, PlainEmbodimentLinear(child))
             elif isinstance(child, Attention):
                 child.forward = _fused.__get__(child)  # type: ignore[method-assign]
+            elif isinstance(child, Dropout):
+                child.forward = nn.Dropout.forward.__get__(child)  # type: ignore[method-assign]
+            elif isinstance(child, FeedForward):
+                child.forward = child.net.forward  # type: ignore[method-assign]
     model.action_head.encode_context = _masked.__get__(model.action_head)  # type: ignore[method-assign]
     visual = model.backbone.vlm.visual
+    embedding = Qwen3VLVisionPatchEmbed(visual.config)
+    embedding.proj = visual.patch_embed.proj
+    visual.patch_embed = embedding
+    model.backbone.at_once = sys.maxsize
     for block in visual.blocks:
         plain = Qwen3VLVisionAttention(visual.config)
         plain.qkv, plain.proj = block.attn.qkv, block.attn.proj

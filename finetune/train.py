@@ -164,6 +164,7 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
         raise ToolkitError("Nothing is trained: switch one of train.tune.* on.")
     if config.train.activation_checkpointing:
         model.recompute_activations()
+    model.backbone.at_once = config.train.backbone_batch_size
     model.config.state_dropout_prob = config.augment.state_dropout
     nn.Module.to(model, engine.device)
     return model.train()
@@ -180,6 +181,7 @@ def run_identity(config: FinetuneConfig, base: Path, reader: StepReader) -> dict
         "resume",
         "micro_batch_size",
         "activation_checkpointing",
+        "backbone_batch_size",
         "features",
     )
     train = {k: v for k, v in dataclasses.asdict(config.train).items() if k not in keep_out}

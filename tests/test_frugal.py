@@ -15,6 +15,8 @@ from gr00t.model import Gr00tN1d7
 from gr00t.model.attention import attend
 from gr00t.model.backbone import BackboneOutput
 from gr00t.model.context import Context, pick
+from gr00t.model.dit import FeedForward
+from gr00t.model.dropout import Dropout
 from gr00t.model.embodiment import EmbodimentLinear, EmbodimentRows
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -132,3 +134,59 @@ def test_activations_computed_again_give_the_same_gradients_from_less_memory(mod
     assert torch.equal(loss, loss_again) and gradients.keys() == gradients_again.keys()
     assert all(torch.equal(gradients[name], gradients_again[name]) for name in gradients)
     assert size_again < size / 2
+
+
+def test_dropout_hides_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    values = Dropout(0.2)(torch.ones(1000, 1003, requires_grad=True))
+    shown = values[values != 0]
+    assert values.eq(0).float().mean().item() == pytest.approx(0.2, abs=2e-3)
+    assert shown.min() == shown.max() and shown[0].item() == pytest.approx(1.25, rel=1e-4)
+    columns = values.ne(0).float().mean(dim=0)  # no position is favoured
+    assert columns.min() > 0.7 and columns.max() < 0.9
+
+
+def test_dropout_hides_nothing_outside_training() -> None:
+    x = random(4, 5)
+    assert torch.equal(Dropout(0.2).eval()(x), x)
+
+
+def test_what_the_backward_pass_computes_again_gives_the_same_gradients() -> None:
+    layer, x = FeedForward(16, dropout=0.3, final_dropout=True), random(2, 5, 16).requires_grad_()
+    torch.manual_seed(1)
+    out = layer(x)
+    weights = random(*out.shape)
+    found = torch.autograd.grad((out * weights).sum(), [x, *layer.parameters()])
+    torch.manual_seed(1)
+    plain = layer.net(x)  # draws the same masks, keeps everything
+    wanted = torch.autograd.grad((plain * weights).sum(), [x, *layer.parameters()])
+    assert torch.equal(out, plain) and all(map(torch.equal, found, wanted))
+
+
+def test_a_backbone_in_pieces_gives_the_features_of_the_whole_batch(tiny_base: Path) -> None:
+    model = Gr00tN1d7.from_pretrained(tiny_base)
+    token = model.backbone.image_token_id
+    ids = torch.tensor([[20, *[token] * 4, 30, 31]] * 5)
+    images = torch.randint(0, 255, (5, 64, 64, 3), generator=GENERATOR, dtype=torch.uint8)
+    grid = torch.tensor([[1, 4, 4]] * 5)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "images": images, "image_grid_thw": grid}
+    with torch.no_grad():
+        whole = model.features(batch)
+        model.backbone.at_once = 2
+        pieces = model.features(batch)
+    assert torch.allclose(pieces.features, whole.features, rtol=1e-5, atol=1e-5)
+    assert torch.equal(pieces.image_mask, whole.image_mask) and pieces.features.shape[0] == 5
+
+
+def test_samples_with_other_numbers_of_images_are_not_cut_apart(tiny_base: Path) -> None:
+    model = Gr00tN1d7.from_pretrained(tiny_base)
+    token = model.backbone.image_token_id
+    one, three = [*[token] * 4, *[20] * 11], [*[token] * 4, 20] * 3
+    ids = torch.tensor([one, three])
+    images = torch.randint(0, 255, (4, 64, 64, 3), generator=GENERATOR, dtype=torch.uint8)
+    grid = torch.tensor([[1, 4, 4]] * 4)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "images": images, "image_grid_thw": grid}
+    with torch.no_grad():
+        whole = model.features(batch)
+        model.backbone.at_once = 1
+        assert torch.equal(model.features(batch).features, whole.features)

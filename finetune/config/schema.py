@@ -219,6 +219,11 @@ class TrainConfig:
         "adamw",
         choices=("adamw", "adamw_8bit", "adamw_offload"),
     )
+    backbone_batch_size: int | None = key(
+        "samples per forward of the frozen backbone; null for 8 on a CPU, for its caches, and a micro-batch on a GPU",
+        None,
+        at_least=1,
+    )
     learning_rate: float = key("peak learning rate", 1e-4, more_than=0)
     weight_decay: float = key("weight decay; biases and norms are left out", 1e-5, at_least=0)
     warmup_ratio: float = key("part of max_steps in which the learning rate rises", 0.05, at_least=0, less_than=1)

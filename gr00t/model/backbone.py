@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from gr00t.data.pixels import pixel_values as to_pixel_values
 from gr00t.errors import ToolkitError
-from gr00t.model.vision_attention import ImageAttention, ImageLengths
+from gr00t.model.vision_attention import ImageAttention, ImageLengths, PatchEmbedding
+
+CPU_AT_ONCE = 8
+READ = ("input_ids", "attention_mask", "image_grid_thw", "images", "pixel_values")
 
 
 @dataclass
@@ -46,6 +49,9 @@ class Backbone(nn.Module):
 
     The features equal the original's `hidden_states[-1]` of transformers 4.57: after the last kept layer (with its
     deepstack features), before the norm.
+
+    `at_once`: samples of a forward without gradients; more are computed in pieces. None is 8 on a CPU, whose caches
+    then hold what a layer works on, and all on a GPU.
     """
 
     def __init__(self, config: Qwen3VLConfig, select_layer: int, attention: str = "sdpa") -> None:
@@ -55,11 +61,13 @@ class Backbone(nn.Module):
         self.image_token_id: int = config.image_token_id
         vlm = Qwen3VLModel(kept)
         vlm.language_model.norm = UnusedRMSNorm(vlm.language_model.config.hidden_size)
+        vlm.visual.patch_embed = PatchEmbedding(vlm.visual.patch_embed)
         if attention != "flash_attention_2":
             lengths = ImageLengths()
             for block in vlm.visual.blocks:
                 block.attn = ImageAttention(block.attn, lengths)
         self.model = nn.ModuleDict({"model": vlm})
+        self.at_once: int | None = None
 
     @property
     def vlm(self) -> Any:
@@ -69,6 +77,29 @@ class Backbone(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> BackboneOutput:
         """inputs: input_ids, attention_mask (B, S); image_grid_thw (N, 3); and the N images of the batch in order,
         as `pixel_values` (patches, 1536) float or as `images` (N, H, W, 3) uint8."""
+        parts = [self._piece(part) for part in self._pieces(inputs)]
+        if len(parts) == 1:
+            return parts[0]
+        return BackboneOutput(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(BackboneOutput)))
+
+    def _pieces(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """The inputs of every forward; all in one where samples differ in their images."""
+        count = len(inputs["input_ids"])
+        size = self.at_once or (CPU_AT_ONCE if self._weight_device().type == "cpu" else count)
+        if count <= size or torch.is_grad_enabled() or not self._alike(inputs):
+            yield inputs
+            return
+        each = {name: tensor.unflatten(0, (count, -1)) for name, tensor in inputs.items() if name in READ}
+        for start in range(0, count, size):
+            yield {name: samples[start : start + size].flatten(0, 1) for name, samples in each.items()}
+
+    def _alike(self, inputs: dict[str, Tensor]) -> bool:
+        """Whether every sample has as many images as the others, all of one size."""
+        ids, grid = inputs["input_ids"], inputs["image_grid_thw"]
+        tokens = (ids == self.image_token_id).sum(1)
+        return len(grid) % len(ids) == 0 and bool((grid == grid[0]).all() and (tokens == tokens[0]).all())
+
+    def _piece(self, inputs: dict[str, Tensor]) -> BackboneOutput:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         image_mask = ids == self.image_token_id
         pixels = inputs.get("pixel_values")

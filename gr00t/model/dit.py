@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from gr00t.errors import ToolkitError
 from gr00t.model.attention import attend
 from gr00t.model.config import TransformerConfig
 from gr00t.model.context import Context, Tokens
+from gr00t.model.dropout import Dropout, drop, kept
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(context_dim, width)
         self.to_v = nn.Linear(context_dim, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
+        self.to_out = nn.ModuleList([nn.Linear(width, width), Dropout(dropout)])
 
     def keys_values(self, context: Tokens) -> KeysValues:
         """Project context tokens (B, S, context_dim)."""
@@ -100,13 +101,25 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, dropout: float, final_dropout: bool) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_GeluProjection(width, 4 * width), nn.Dropout(dropout), nn.Linear(4 * width, width)]
+        layers: list[nn.Module] = [_GeluProjection(width, 4 * width), Dropout(dropout), nn.Linear(4 * width, width)]
         if final_dropout:
-            layers.append(nn.Dropout(dropout))
+            layers.append(Dropout(dropout))
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        """On a CPU the widest tensors of the head are not kept for the backward pass, but computed again in it."""
+        graph = self.training and torch.is_grad_enabled()
+        if not graph or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.net(x)
+        project, dropout, contract, *last = self.net
+        p = cast(nn.Dropout, dropout).p
+
+        def second(inner: Tensor, keep: Tensor) -> Tensor:
+            return contract(drop(F.gelu(inner, approximate="tanh"), keep, p))
+
+        inner = cast(_GeluProjection, project).proj(x)
+        out = checkpoint(second, inner, kept(inner.shape, p), use_reentrant=False, preserve_rng_state=False)
+        return last[0](out) if last else out
 
 
 class SinusoidalPositions(nn.Module):
@@ -140,7 +153,7 @@ class TransformerBlock(nn.Module):
         self.attn1 = Attention(width, config.num_attention_heads, context_dim or width, config.dropout)
         self.norm3 = nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=not adaptive)
         self.ff = FeedForward(width, config.dropout, config.final_dropout)
-        self.final_dropout = nn.Dropout(config.dropout) if config.final_dropout else nn.Identity()
+        self.final_dropout = Dropout(config.dropout) if config.final_dropout else nn.Identity()
         positions = config.positional_embeddings == "sinusoidal"
         self.pos_embed = SinusoidalPositions(width, config.max_num_positional_embeddings) if positions else None
 

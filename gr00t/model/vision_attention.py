@@ -1,7 +1,8 @@
-"""Attention within each image, for all images of a batch in one call.
+"""The vision tower's attention within each image, for all images of a batch in one call, and its patch embedding.
 
 transformers runs Qwen3-VL's vision attention image by image, in a Python loop of every block, unless flash-attention
-is installed. Images of one size, which is what the processor makes, need no loop: they are a batch.
+is installed. Images of one size, which is what the processor makes, need no loop: they are a batch. It embeds patches
+by a 3-D convolution whose kernel covers a whole patch: the same as a matrix product, and slower.
 """
 
 from __future__ import annotations
@@ -11,6 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gr00t.model.attention import attend
+
+
+class PatchEmbedding(nn.Module):
+    """In place of Qwen3VLVisionPatchEmbed, with its weights (`proj`): patches (N, 1536) to (N, width)."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.proj: nn.Conv3d = original.proj
+
+    def forward(self, patches: Tensor) -> Tensor:
+        weight = self.proj.weight.flatten(1)
+        return F.linear(patches.to(weight.dtype), weight, self.proj.bias)
 
 
 class ImageLengths:
@@ -57,7 +72,7 @@ class ImageAttention(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(images, patches, heads, dim) to (images, patches, heads * dim)."""
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2).flatten(2)
 
 
