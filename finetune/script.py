@@ -14,8 +14,13 @@ REFUSED, INTERRUPTED = 2, 130
 SPEAK_AFTER_SECONDS = 10.0
 
 
-def run_main(main: Callable[[Any], object], config_name: str, argv: Sequence[str] | None = None) -> None:
-    """Load the configuration and call `main` with it.
+def run_main(
+    main: Callable[[Any], object],
+    config_name: str,
+    argv: Sequence[str] | None = None,
+    read: Callable[[Sequence[str]], Any] | None = None,
+) -> None:
+    """Load the configuration (or what `read` makes of the arguments) and call `main` with it.
 
     A ToolkitError ends with `error: ...` on stderr and status 2, Ctrl-C with status 130; anything else is a bug and
     propagates. Under torchrun a refused configuration is reported once per node, an error of `main` by every rank.
@@ -32,7 +37,8 @@ def run_main(main: Callable[[Any], object], config_name: str, argv: Sequence[str
 
     loaded = False
     try:
-        config = load(config_name, sys.argv[1:] if argv is None else argv)
+        arguments = sys.argv[1:] if argv is None else argv
+        config = read(arguments) if read else load(config_name, arguments)
         loaded = True
         main(config)
     except ToolkitError as error:

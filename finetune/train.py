@@ -18,6 +18,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from finetune import checkpointing, optim
 from finetune.attempt_token import AttemptToken, Superseded
 from finetune.cache import use_frame_store
+from finetune.config.identity import recipe
 from finetune.config.schema import FinetuneConfig
 from finetune.data import build_dataset, build_loader, build_processor, mask_sum, train_folder
 from finetune.engine import Engine, build_engine
@@ -172,24 +173,8 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
 
 def run_identity(config: FinetuneConfig, base: Path, reader: StepReader) -> dict[str, Any]:
     """What must not change when a run is continued: all that decides a later step's loss."""
-    keep_out = (
-        "save_steps",
-        "keep_last",
-        "keep_every",
-        "log_steps",
-        "num_workers",
-        "resume",
-        "micro_batch_size",
-        "activation_checkpointing",
-        "backbone_batch_size",
-        "features",
-    )
-    train = {k: v for k, v in dataclasses.asdict(config.train).items() if k not in keep_out}
     return {
-        **{f"train.{k}": v for k, v in train.items()},
-        "augment": dataclasses.asdict(config.augment),
-        "dataset.tail": config.dataset.tail,
-        "dataset.embodiment_tag": config.dataset.embodiment_tag,
+        **recipe(dataclasses.asdict(config)),
         "dataset": reader.layout.training_digest(),
         "base": fingerprint(base),
     }

@@ -54,6 +54,7 @@ finetune() {
     export GROOT_JOB GROOT_SCRIPT
     ask begin finetune "$@" || exit
     unset GROOT_SCRIPT
+    [ -z "${GROOT_RESUME:-}" ] || set -- "${@/#train.resume=*/train.resume=auto}" train.resume=auto
     [ -z "${GROOT_CACHE_DIR:-}" ] || set -- "$@" "cache_dir=$GROOT_CACHE_DIR"
     say "attempt $GROOT_ATTEMPT of job $GROOT_JOB_ID on $SLURM_JOB_NODELIST, $GROOT_PROCESSES processes a node"
 

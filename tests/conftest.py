@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 yield found
     except NoCluster as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture
+def site(tmp_path: Path, small_data: Path, tiny_base: Path) -> Callable[..., list[str]]:
+    """Arguments for the launcher: small runs of three splits, whose every folder lies in tmp_path."""
+    for name in ("color_object", "color_size", "size_color"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        shutil.copytree(small_data / "color_object", tmp_path / "data" / name)
+
+    def arguments(*more: str) -> list[str]:
+        names = [argument.partition("=")[0] for argument in more]
+        small = [
+            *("local=none", "model=tiny", f"model.base={tiny_base}", f"dataset.data_dir={tmp_path}/data"),
+            *(f"run_dir={tmp_path}/runs/${{split.name}}", f"output_dir={tmp_path}/done/${{split.name}}"),
+            *("train.max_steps=2", "train.global_batch_size=4", "train.log_steps=1", "train.num_workers=0"),
+            *("tracking=none", "device=cpu", f"runs_dir={tmp_path}/runs", "cluster.time=0:30:00"),
+            *("cluster.gpus_per_node=1", "cluster.cpus_per_task=2"),
+        ]
+        return [argument for argument in small if argument.partition("=")[0] not in names] + list(more)
+
+    return arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from finetune.config.schema import ClusterConfig
 from finetune.slurm import record
+from finetune.slurm.attempt import has_begun_anew
 from finetune.slurm.decide import Decision, crashes_without_progress, decide, failed_nodes
 from finetune.slurm.snapshot import snapshot_code
 from gr00t.errors import ToolkitError
@@ -105,6 +107,19 @@ def test_a_new_attempt_takes_the_token(tmp_path: Path) -> None:
     held = record.token(tmp_path)
     assert held is not None
     assert (held["attempt"], held["id"]) == (1, second.begun["id"]) and first.begun["id"] != held["id"]
+
+
+def test_a_run_that_began_anew_goes_on_when_its_job_starts_again(tmp_path: Path, monkeypatch) -> None:
+    write_json(tmp_path / "run_config.json", {"of": "a run before"})
+    os.utime(tmp_path / "run_config.json", (0, 0))
+    monkeypatch.setenv("GROOT_JOB_ID", "7")
+    attempts(tmp_path, CRASH, CRASH)
+    assert not has_begun_anew(tmp_path)  # the first one crashed before it cleared the folder
+    write_json(tmp_path / "run_config.json", {"of": "job 7"})
+    assert has_begun_anew(tmp_path)
+    monkeypatch.setenv("GROOT_JOB_ID", "8")
+    attempts(tmp_path, CRASH, job="8")
+    assert not has_begun_anew(tmp_path)
 
 
 @pytest.fixture

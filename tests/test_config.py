@@ -24,6 +24,7 @@ from finetune.config import (
 )
 from finetune.config.keys import keys_of, nearest
 from finetune.config.schema import SCRIPTS
+from finetune.slurm.request import read as read_request
 
 FACTORS = ("color", "object", "size", "position")
 
@@ -199,7 +200,8 @@ def test_help_shows_defaults_types_and_options(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_examples_in_the_help_compose(name: str) -> None:
     for example in SCRIPTS[name].examples:
-        compose(name, *shlex.split(example))
+        arguments = shlex.split(example)
+        read_request(["local=none", *arguments]) if name == "launch" else compose(name, *arguments)
 
 
 def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,11 +42,16 @@ def check(config: Any) -> None:
         check_prefetch(config)
 
 
-def check_finetune(config: FinetuneConfig) -> None:
-    """Processes, batch, folders that must not meet, base checkpoint, dataset."""
-    check_engine(config)
+def check_finetune(config: FinetuneConfig, processes: int | None = None, *, dataset_comes: bool = False) -> None:
+    """Processes, batch, folders that must not meet, base checkpoint, dataset.
+
+    processes: how many there will be, in a job; None for those of this torchrun. `dataset_comes` is for a dataset that
+    another job makes first.
+    """
+    processes = world_size() if processes is None else processes
+    check_engine(config, processes)
     check_optimizer(config)
-    check_batch(config.train.global_batch_size, config.train.micro_batch_size, world_size())
+    check_batch(config.train.global_batch_size, config.train.micro_batch_size, processes)
     dataset = Path(config.dataset.data_dir) / config.split.name
     written = {"run_dir": Path(config.run_dir), "output_dir": Path(config.output_dir)}
     for name, folder in written.items():
@@ -59,14 +64,15 @@ def check_finetune(config: FinetuneConfig) -> None:
     _refuse_inside("output_dir", written["output_dir"], "run_dir", written["run_dir"])
     check_cache(config)
     _check_base(config.model.base, config.model.name)
-    _check_dataset(config.dataset.data_dir, "dataset.data_dir", config.split, "train")
+    if not dataset_comes:
+        _check_dataset(config.dataset.data_dir, "dataset.data_dir", config.split, "train")
 
 
-def check_engine(config: FinetuneConfig) -> None:
+def check_engine(config: FinetuneConfig, processes: int) -> None:
     """An engine that can run here, with this many processes and this optimizer."""
     name, optimizer = config.engine.name, config.train.optimizer
-    if name == "single" and world_size() > 1:
-        raise ToolkitError(f"engine=single is one process, but torchrun started {world_size()}. Choose engine=ddp.")
+    if name == "single" and processes > 1:
+        raise ToolkitError(f"engine=single is one process, but torchrun starts {processes}. Choose engine=ddp.")
     if name != "zero2":
         return
     if importlib.util.find_spec("deepspeed") is None:
@@ -128,23 +134,32 @@ def check_prepare(config: PrepareConfig) -> None:
     raise ToolkitError(f"{problem}{_near_split(raw_dir, split)}")
 
 
-def check_evaluate(config: EvaluateConfig) -> None:
-    """The checkpoint, the dataset of the evaluated part, and a report folder apart from both."""
+def check_evaluate(config: EvaluateConfig, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
+    """The checkpoint, the dataset of the evaluated part, and a report folder apart from both.
+
+    `checkpoint_comes` and `dataset_comes` are for what other jobs make first.
+    """
     checkpoint, report_dir = Path(config.checkpoint), Path(config.report_dir)
     _check_writable("report_dir", report_dir)
     _refuse_inside("report_dir", report_dir, "checkpoint", checkpoint)
     _refuse_inside("report_dir", report_dir, "the dataset", Path(config.data_dir) / config.split.name)
+    if not checkpoint_comes:
+        _check_finished(checkpoint, config.split)
+    if not dataset_comes:
+        _check_dataset(config.data_dir, "data_dir", config.split, "conflict" if config.part == "conflict" else "train")
+
+
+def _check_finished(checkpoint: Path, split: SplitConfig) -> None:
     if not checkpoint.is_dir():
         raise ToolkitError(
             f"checkpoint={checkpoint} does not exist. Fine-tune first (python launch_finetune_local.py "
-            f"{_split_arguments(config.split)}), or give the folder of a finished checkpoint, checkpoint=FOLDER."
+            f"{_split_arguments(split)}), or give the folder of a finished checkpoint, checkpoint=FOLDER."
         )
     if not (checkpoint / "config.json").is_file() or any(checkpoint.glob("checkpoint-*")):
         raise ToolkitError(
             f"checkpoint={checkpoint} has no config.json, so it is no finished checkpoint. "
             "Give the output_dir of a fine-tune, not its run_dir."
         )
-    _check_dataset(config.data_dir, "data_dir", config.split, "conflict" if config.part == "conflict" else "train")
 
 
 def check_create_base(config: CreateBaseConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def help_text(config_name: str, config_dir: Path, defaults: DictConfig) -> str:
     """Help of one entry script; `defaults` is its composed configuration without overrides."""
     script = SCRIPTS[config_name]
     paragraphs = [
-        (script.config.__doc__ or "").strip(),
+        inspect.cleandoc(script.config.__doc__ or ""),
         f"Usage: {script.command} [GROUP=OPTION ...] [KEY=VALUE ...] [--cfg | --help]",
         _groups(config_name, config_dir),
         "Keys, with their defaults (null is an empty value, a list is written [A,B]):",

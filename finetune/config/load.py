@@ -33,11 +33,16 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     config = to_object(_compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir))
     check_values(config)
     if "--cfg" in argv:
-        print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="")
+        print(as_yaml(config), end="")
         raise SystemExit(0)
     if check_here:
         check(config)
     return config
+
+
+def as_yaml(config: Any) -> str:
+    """A configuration, every value resolved, as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _compose(config_name: str, argv: Sequence[str], config_dir: Path) -> DictConfig:

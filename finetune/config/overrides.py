@@ -31,7 +31,7 @@ def parse(argv: Sequence[str], groups: Collection[str], keys: Mapping[str, Key])
     overrides = Overrides(COMMAND_LINE)
     seen: dict[str, str] = {}
     for index, argument in enumerate(argv):
-        name, raw = _split(argument, argv[index + 1 :], [*groups, *keys])
+        name, raw = split_argument(argument, argv[index + 1 :], [*groups, *keys])
         if seen.setdefault(name, raw) != raw:
             raise ToolkitError(f'{name} is given twice: "{seen[name]}" and "{raw}". Keep one of them.')
         if name in groups:
@@ -50,7 +50,8 @@ def known_key(name: str, groups: Collection[str], keys: Mapping[str, Key], origi
     raise ToolkitError(f'{origin}There is no key "{name}". {hint}')
 
 
-def _split(argument: str, rest: Sequence[str], names: Collection[str]) -> tuple[str, str]:
+def split_argument(argument: str, rest: Sequence[str], names: Collection[str]) -> tuple[str, str]:
+    """The name and the raw value of `argument`; `rest` (what follows it) and the known `names` serve its refusal."""
     if argument.startswith("-"):
         raise ToolkitError(_flag_message(argument, rest, names))
     name, equals, raw = argument.partition("=")

@@ -415,7 +415,45 @@ class PrefetchConfig:
     overwrite: bool = key("replace a folder that is already there", False)
 
 
-Config = RecordConfig | FinetuneConfig | PrepareConfig | EvaluateConfig | CreateBaseConfig | PrefetchConfig
+@dataclass(kw_only=True)
+class LaunchConfig:
+    """Submit fine-tunes to SLURM: one job, an array of the points of a sweep, or a chain of stages for each of them.
+
+    Takes every key of launch_finetune_local.py (cluster.* is what a job asks for) and, with their stages, those of
+    prepare_conflict_data.py and evaluate_conflict.py; see their --help. A comma list is a sweep: split=A,B
+    train.seed=1,2 is four runs, each with folders of its own.
+    """
+
+    stages: str = key("what is done for each point, in this order: prepare, finetune, evaluate", "finetune")
+    max_parallel: int | None = key("fine-tunes that run at once; null for no limit", None, at_least=1)
+    dry_run: bool = key("print each job script and resolved configuration, submit and write nothing", False)
+    runs_dir: str = key("folder of the launcher's own records, and where finetune.jobs looks", "runs", folder=True)
+
+
+@dataclass(kw_only=True)
+class JobsConfig:
+    """The runs of this project and their SLURM jobs, also after the jobs are gone or where SLURM is not installed.
+
+    `list` is what is done without a command; `follow RUN` shows the newest attempt's log as it grows, across requeues,
+    until the run ends; `cancel RUN` (or all) ends its jobs; `resubmit RUN` submits its saved job script again. RUN is
+    the name of a run folder, of a split, or a run folder's path.
+    """
+
+    runs_dir: str = key("folder with the run folders and the launcher's records", "runs", folder=True)
+    json: bool = key("list the runs as JSON", False)
+    lines: int = key("lines of the log that follow shows first", 20, at_least=0)
+
+
+Config = (
+    RecordConfig
+    | FinetuneConfig
+    | PrepareConfig
+    | EvaluateConfig
+    | CreateBaseConfig
+    | PrefetchConfig
+    | LaunchConfig
+    | JobsConfig
+)
 
 
 @dataclass(frozen=True)
@@ -474,5 +512,19 @@ SCRIPTS = {
             "base=nvidia/GR00T-N1.7-3B out=checkpoints/base/GR00T-N1.7-3B",
             "base=nvidia/GR00T-N1.7-LIBERO/libero_spatial tokenizer=FOLDER",
         ),
+    ),
+    "launch": Script(
+        LaunchConfig,
+        "python launch_finetune_slurm.py",
+        (
+            "split=color_object,color_size max_parallel=2",
+            "split=color_object train.learning_rate=1e-4,5e-5 dry_run=true",
+            "split=size_color stages=prepare,finetune,evaluate raw_dir=conflict_maniskill cluster.partition=gpu",
+        ),
+    ),
+    "jobs": Script(
+        JobsConfig,
+        "python -m finetune.jobs [list | follow RUN | cancel RUN | resubmit RUN]",
+        ("json=true", "runs_dir=/scratch/me/runs"),
     ),
 }

@@ -60,6 +60,8 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
         "nodes": os.environ.get("SLURM_JOB_NODELIST"),
         "processes": nodes * processes,
         "deadline": deadline,
+        "job_name": os.environ.get("SLURM_JOB_NAME"),
+        "log": _job_log(),
     }
     attempt = record.begin(run_dir, _job_id(), more)
     note_missing_lines(config.cluster)
@@ -71,8 +73,17 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
         "GROOT_PROCESSES": processes,
         "GROOT_CACHE_DIR": cache_dir,
         "GROOT_DEADLINE": deadline,
+        "GROOT_RESUME": "auto" if config.train.resume == "never" and has_begun_anew(run_dir) else None,
     }
     return {name: str(value) for name, value in answer.items() if value is not None}
+
+
+def has_begun_anew(run_dir: Path) -> bool:
+    """Whether an earlier attempt of this job has cleared the run folder, so that this one goes on from there."""
+    earlier = [attempt for attempt in record.attempts(run_dir) if attempt.begun["job_id"] == _job_id()][:-1]
+    cleared = run_dir / "run_config.json"  # written when training has cleared the folder
+    begun = earlier[0].folder / "attempt.json" if earlier else None
+    return begun is not None and cleared.is_file() and cleared.stat().st_mtime >= begun.stat().st_mtime
 
 
 def _refuse_without_time(deadline: float | None, grace: int) -> None:
@@ -119,6 +130,12 @@ def _job_id() -> str:
     return os.environ["GROOT_JOB_ID"]
 
 
+def _job_log() -> str | None:
+    """The file that receives the job's output; None when scontrol is not here to tell."""
+    found = re.search(r"\bStdOut=(/.*?)(?: \w+=|$)", os.environ.get("GROOT_JOB", ""))
+    return found[1] if found else None
+
+
 def _processes(cluster: ClusterConfig) -> int:
     """Processes on each node: as configured, or one for each GPU that the job really has."""
     return cluster.processes_per_node or int(os.environ.get("SLURM_GPUS_ON_NODE", "0")) or 1
@@ -162,7 +179,8 @@ def note_missing_lines(cluster: ClusterConfig) -> None:
 def _describe(folder: Path, config: FinetuneConfig, overrides: Sequence[str]) -> None:
     """job/: the arguments, what they resolve to, and where it runs; nothing of the user's environment."""
     folder.mkdir(exist_ok=True)
-    (folder / "script.sbatch").write_text(os.environ.get("GROOT_SCRIPT", "") + "\n", encoding="utf-8")
+    if script := os.environ.get("GROOT_SCRIPT"):  # not where scontrol is missing, as in a container
+        (folder / "script.sbatch").write_text(script + "\n", encoding="utf-8")
     write_json(folder / "overrides.json", {"overrides": list(overrides)})
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}

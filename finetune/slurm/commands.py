@@ -16,13 +16,18 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def slurm(*command: str, check: bool = True, timeout: float = TIMEOUT_SECONDS) -> subprocess.CompletedProcess[str]:
-    """Run e.g. `slurm("squeue", "--me", "--noheader")`; with `check`, a failure is a ToolkitError with its message."""
+def slurm(
+    *command: str, check: bool = True, timeout: float = TIMEOUT_SECONDS, text: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run e.g. `slurm("squeue", "--me", "--noheader")`, with `text` on its standard input.
+
+    With `check`, a failure is a ToolkitError with its message.
+    """
     name = command[0]
     if shutil.which(name) is None:
         raise ToolkitError(f"{name} is not on this machine. Log in to a node of the SLURM cluster, and start it there.")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, input=text)
     except subprocess.TimeoutExpired:
         raise ToolkitError(
             f"{_shown(command)} gave no answer in {timeout:.0f} s: is slurmctld up? (scontrol ping)"

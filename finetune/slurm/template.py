@@ -25,18 +25,26 @@ def render(
     output: str = IN_SUBMIT_FOLDER,
     checkout: Path | None = None,
     code: Path | None = None,
+    elements: Path | None = None,
 ) -> str:
     """A whole job script for sbatch.
 
     `stage` is prepare, finetune or evaluate, `overrides` its key=value arguments; `output` is the job's log, in a
     folder that exists. With `code`, a snapshot of `checkout`, the job runs that; without, it takes one when it starts
-    in the folder it was submitted from, and passes on the arguments that follow the script's name.
+    in the folder it was submitted from, and passes on the arguments that follow the script's name. An array has its
+    elements' whole commands in the folder `elements`, in a file for each index, every word ended by NUL.
     """
     lines = ["#!/bin/bash", *[f"# {line}" for line in about]]
     lines += [f"#SBATCH {option}" for option in _options(cluster, job_name, stage, output)]
     lines += ["", *_site(cluster)]
     arguments = shlex.join([stage, *overrides])
-    if code is None or checkout is None:
+    if elements is not None and checkout is not None:
+        lines += [
+            f"export GROOT_CHECKOUT={shlex.quote(str(checkout))}",
+            f'mapfile -d "" -t command < {shlex.quote(str(elements))}/"$SLURM_ARRAY_TASK_ID" || exit 2',
+            'exec "${command[@]}"',
+        ]
+    elif code is None or checkout is None:
         lines += [
             f'if [ ! -x "$SLURM_SUBMIT_DIR/{RUN}" ]; then',
             f'    echo "error: submit it in the folder of the checkout, where {RUN} is, not in $SLURM_SUBMIT_DIR" >&2',

@@ -1,0 +1,145 @@
+"""The list of runs and what can be done to their jobs, with SLURM and after it has forgotten them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import ROOT, Cluster
+
+from finetune.config.load import as_yaml, load
+from finetune.slurm.follow import cancel, find, follow, resubmit
+from finetune.slurm.launcher import launch
+from finetune.slurm.request import read
+from finetune.slurm.watch import View, views
+from gr00t.errors import ToolkitError
+
+SLEEPS = "cluster.setup=[echo it sleeps,exec sleep 300]"
+
+
+def write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def past_run(runs_dir: Path, name: str, *, ended: dict | None, outcome: dict | None = None) -> Path:
+    """A run folder as an attempt that logged two steps of 10 left it."""
+    run_dir = runs_dir / name
+    begun = {"attempt": 1, "id": "x", "job_id": "7", "started": "2026-11-20T10:00:00+00:00", "job_name": name}
+    write(run_dir / "attempt.json", begun)
+    write(run_dir / "attempts" / "1" / "attempt.json", begun)
+    (run_dir / "attempts" / "1" / "rank-0.log").write_text("".join(f"line {n}\n" for n in range(100)))
+    for file, content in (("ended.json", ended), ("outcome.json", outcome)):
+        if content is not None:
+            write(run_dir / "attempts" / "1" / file, content)
+    lines = [{"step": step, "loss": 1 / step, "samples_per_second": 4.0} for step in (1, 2)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo')
+    config = load("finetune", ["local=none", "train.max_steps=10", f"split={name}"], check_here=False)
+    (run_dir / "job").mkdir()
+    (run_dir / "job" / "config.yaml").write_text(as_yaml(config))
+    return run_dir
+
+
+@pytest.fixture
+def without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+
+
+def jobs(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "finetune.jobs", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ))
+
+
+def test_runs_are_listed_from_their_folders_where_there_is_no_slurm(tmp_path: Path, without_slurm: None) -> None:
+    past_run(tmp_path, "color_object", ended={"what": "done", "reason": "training is finished"})
+    past_run(tmp_path / "deeper", "color_size", ended={"what": "stop", "reason": "3 attempts in a row crashed\ntail"})
+    past_run(tmp_path, "size_color", ended=None)
+    past_run(tmp_path, "size_object", ended=None, outcome={"status": "stopped", "reason": "signal SIGTERM"})
+    found = {view.name: view for view in views(tmp_path)}
+    assert {name: (view.state, view.reason) for name, view in found.items()} == {
+        "color_object": ("finished", "training is finished"),
+        "color_size": ("stopped", "3 attempts in a row crashed"),
+        "size_color": ("unknown", "SLURM is not on this machine"),
+        "size_object": ("stopped", "signal SIGTERM"),
+    }
+    one = found["size_color"]
+    assert (one.job, one.attempt, one.step, one.steps, one.loss) == ("7", 1, 2, 10, 0.5)
+    assert one.log == str(tmp_path / "size_color" / "attempts" / "1" / "rank-0.log")
+
+
+def test_the_list_is_a_table_or_json(tmp_path: Path, without_slurm: None) -> None:
+    past_run(tmp_path, "color_object", ended={"what": "done", "reason": "training is finished"})
+    table = jobs(f"runs_dir={tmp_path}")
+    assert table.returncode == 0 and "color_object" in table.stdout and "2/10" in table.stdout, table.stderr
+    (entry,) = json.loads(jobs("list", f"runs_dir={tmp_path}", "json=true").stdout)
+    assert entry["split"] == "color_object" and entry["samples_per_second"] == 4.0
+    assert "no runs in" in jobs(f"runs_dir={tmp_path}/none").stdout
+
+
+def test_following_a_run_that_has_ended_shows_its_last_lines(tmp_path: Path, without_slurm: None) -> None:
+    past_run(tmp_path, "color_object", ended={"what": "done", "reason": "training is finished"})
+    shown: list[str] = []
+    assert follow(tmp_path, "color_object", 3, shown.append).state == "finished"
+    assert "".join(shown).splitlines()[1:] == ["line 97", "line 98", "line 99"]
+
+
+def test_a_wrong_name_or_command_is_refused_with_the_nearest(tmp_path: Path, without_slurm: None) -> None:
+    past_run(tmp_path / "a", "color_object", ended=None)
+    with pytest.raises(ToolkitError, match=r'no run "color_objec".*Did you mean "color_object"'):
+        find(tmp_path, "color_objec")
+    past_run(tmp_path / "b", "color_object", ended=None)
+    with pytest.raises(ToolkitError, match=rf"may be any of these runs: {tmp_path}/a/color_object, "):
+        find(tmp_path, "color_object")
+    assert find(tmp_path, str(tmp_path / "b" / "color_object")).run_dir == str(tmp_path / "b" / "color_object")
+    assert 'no command "folow". Did you mean "follow"?' in jobs("folow", "x").stderr
+    assert "follow takes one name" in jobs("follow").stderr
+    assert "list takes no name" in jobs("list", "x").stderr
+
+
+def by_name(runs_dir: Path) -> dict[str, View]:
+    return {view.name: view for view in views(runs_dir)}
+
+
+def test_only_jobs_of_our_run_folders_are_cancelled_and_one_can_be_submitted_again(
+    cluster: Cluster, site, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    foreign = cluster.submit("--wrap=sleep 300", "--cpus-per-task=1", f"--output={tmp_path}/foreign")
+    launch(read(site("split=color_object,color_size", SLEEPS)))
+    cluster.wait(lambda: by_name(runs)["color_size"].state == "running", 60, "running", foreign)
+    first = by_name(runs)["color_size"].job
+    assert [view.name for view in cancel(runs, "color_size")] == ["color_size"]
+    assert cluster.wait_for_state(str(first)) == "CANCELLED" and by_name(runs)["color_object"].alive
+    with pytest.raises(ToolkitError, match=r"color_object is \w+ as job .*cancel color_object"):
+        resubmit(runs, "color_object")
+    again = resubmit(runs, "color_size")
+    assert again != first and again.endswith("_1")
+    cluster.wait(lambda: by_name(runs)["color_size"].state == "running", 60, "running", foreign)
+    assert by_name(runs)["color_size"].job == again
+    assert {view.job for view in cancel(runs, "all")} == {again, by_name(runs)["color_object"].job}
+    assert cluster.state(foreign) == "RUNNING"
+    cluster.run("scancel", foreign)
+
+
+def test_a_job_number_that_slurm_gave_to_another_job_is_not_ours(cluster: Cluster, tmp_path: Path) -> None:
+    foreign = cluster.submit("--wrap=sleep 300", "--job-name=other", "--cpus-per-task=1", f"--output={tmp_path}/log")
+    run_dir = past_run(tmp_path / "runs", "color_object", ended=None)
+    token = json.loads((run_dir / "attempt.json").read_text())
+    write(run_dir / "attempt.json", {**token, "job_id": foreign})
+    assert by_name(tmp_path / "runs")["color_object"].state == "lost"
+    assert cancel(tmp_path / "runs", "all") == [] and cluster.state(foreign) != "CANCELLED"
+    cluster.run("scancel", foreign)
+
+
+def test_follow_goes_on_over_a_requeue_and_ends_with_the_run(cluster: Cluster, site, tmp_path: Path) -> None:
+    again = '[ "$SLURM_RESTART_COUNT" = 1 ] && { echo second start; exit 0; }'
+    lines = [again, "echo first start", "scontrol requeue $SLURM_JOB_ID; sleep 60"]
+    launch(read(site("split=color_object", f"cluster.setup={json.dumps(lines)}")))
+    shown: list[str] = []
+    ended = follow(tmp_path / "runs", "color_object", 20, shown.append)
+    assert ended.state == "completed" and "first start\n" in "".join(shown)
+    assert "".join(shown).endswith("second start\n")

@@ -1,0 +1,309 @@
+"""The launcher: what a command line asks for, what is refused before it queues, and jobs on a real cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from recordings import write_split
+from slurm_cluster import ROOT, Cluster, metrics
+
+from finetune.slurm import inventory
+from finetune.slurm.batch import batches_of
+from finetune.slurm.launcher import launch
+from finetune.slurm.request import Request, read
+from finetune.slurm.submit import submit
+from gr00t.errors import ToolkitError
+
+
+def asked(*argv: str) -> Request:
+    return read(argv if "local=none" in argv else ["local=none", *argv])
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(ToolkitError) as error:
+        asked(*argv)
+    return str(error.value)
+
+
+def overrides(request: Request, name: str) -> list[str]:
+    return [o.partition("=")[2] for task in request.tasks for o in task.overrides if o.startswith(f"{name}=")]
+
+
+def test_a_comma_list_of_splits_is_one_run_each() -> None:
+    request = asked("split=color_object,color_size")
+    assert [task.run.run_dir for task in request.tasks] == ["runs/color_object", "runs/color_size"]
+    assert request.notes == []
+
+
+def test_a_sweep_is_the_product_of_its_lists_and_each_point_has_folders_of_its_own() -> None:
+    request = asked("split=color_object,color_size", "train.learning_rate=1e-4,5e-5", "train.seed=1,2")
+    assert len(request.tasks) == 8
+    first = request.tasks[0].config
+    assert (first.run_dir, first.output_dir, first.tracking.run_name) == (
+        "runs/color_object-learning_rate_1e-4-seed_1",
+        "checkpoints/color_object-learning_rate_1e-4-seed_1",
+        "color_object-learning_rate_1e-4-seed_1",
+    )
+    assert len({task.config.run_dir for task in request.tasks}) == 8
+    assert request.tasks[7].config.train.learning_rate == 5e-5 and "run_dir" in request.notes[0]
+
+
+def test_ones_own_run_dir_is_kept_where_it_tells_the_points_apart() -> None:
+    request = asked("train.seed=1,2", "run_dir=runs/s${train.seed}", "output_dir=out/s${train.seed}")
+    assert [task.config.run_dir for task in request.tasks] == ["runs/s1", "runs/s2"]
+    message = refusal("train.seed=1,2", "run_dir=runs/mine")
+    assert "train.seed=1 and train.seed=2" in message and "same run_dir" in message and "${train.seed}" in message
+
+
+@pytest.mark.parametrize(
+    "argument, points",
+    [
+        ("split.instruction=pick up the red, then the blue", 1),
+        ("split.instruction='pick it up','lift it'", 2),
+        ("cluster.partition=main,low", 1),
+        ("cluster.exclude=node1,node2", 1),
+        ("tracking.tags=[a,b]", 1),
+        ("tracking.tags=[a,b],[c]", 2),
+        ("train.tune.llm=true,false", 2),
+        ("train.precision=bf16,fp32", 2),
+        ("augment=default,none", 2),
+        ("model.base=a/b,c/d", 2),
+        ("run_dir=${oc.env:HOME,x}/runs", 1),
+    ],
+)
+def test_only_lists_of_values_are_sweeps(argument: str, points: int) -> None:
+    request = asked(argument)
+    assert len(request.tasks) == points
+    assert len({task.config.run_dir for task in request.tasks}) == points
+
+
+def test_a_stage_is_given_the_keys_it_knows_and_follows_the_one_before() -> None:
+    request = asked(
+        "split=color_object,color_size",
+        "stages=evaluate,prepare,finetune",
+        "raw_dir=raw",
+        "data_dir=elsewhere",
+        "train.max_steps=7",
+        "part=val,conflict",
+    )
+    assert [task.stage for task in request.tasks] == ["prepare"] * 2 + ["finetune"] * 2 + ["evaluate"] * 4
+    assert {task.config.raw_dir for task in request.of_stage("prepare")} == {"raw"}
+    assert {task.config.dataset.data_dir for task in request.of_stage("finetune")} == {"elsewhere"}
+    last = request.tasks[-1]
+    assert (last.config.checkpoint, last.config.part, last.config.data_dir) == (
+        "checkpoints/color_size",
+        "conflict",
+        "elsewhere",
+    )
+    assert [task.name for task in last.after] == ["color_size"]
+    assert [task.name for task in last.after[0].after] == ["color_size-prepare"]
+
+
+def test_points_of_one_dataset_share_its_conversion() -> None:
+    request = asked("train.seed=1,2", "stages=prepare,finetune,evaluate", "raw_dir=raw")
+    assert [task.stage for task in request.tasks] == ["prepare", *["finetune"] * 2, *["evaluate"] * 2]
+    assert overrides(request, "report_dir") == ["reports/color_object-seed_1/val", "reports/color_object-seed_2/val"]
+
+
+REFUSALS = {
+    "train.sed=1,2": ('no key "train.sed"', '"train.seed"'),
+    "max_paralel=2": ('no key "max_paralel"', '"max_parallel"'),
+    "raw_dir=raw": ("raw_dir belongs to the stage prepare", "stages=prepare,finetune"),
+    "part=val": ("part belongs to the stage evaluate", "stages=finetune,evaluate"),
+    "stages=prepare,tune": ('no stage "tune"', '"finetune"'),
+    "train.seed=1,,2": ("empty value",),
+    "train.seed=1,1": ("1 is there twice",),
+    "split=color_object,color_siz": ('There is no split "color_siz"', '"color_size"'),
+    "train.seed=1,two": ("train.seed expects int",),
+    "max_parallel=0": ("max_parallel=0", "at least 1"),
+    "dry_run=maybe": ("dry_run expects true or false",),
+    "--dry-run": ("Options are written key=value",),
+    "split": ('"split" is no key=value',),
+}
+
+
+@pytest.mark.parametrize("argument", REFUSALS)
+def test_a_refusal_names_the_argument_and_the_remedy(argument: str) -> None:
+    message = refusal(argument)
+    assert all(part in message for part in REFUSALS[argument]) and "\n" not in message
+
+
+def test_two_places_for_one_dataset_are_refused() -> None:
+    message = refusal("stages=prepare,finetune", "dataset.data_dir=a", "data_dir=b")
+    assert "dataset.data_dir=a and data_dir=b" in message
+
+
+def test_times_and_gpus_are_read_as_slurm_writes_them() -> None:
+    assert [inventory.seconds_of(t) for t in ("30", "5:30", "1:00:00", "2-0", "1-2:30", "1-02:03:04")] == [
+        *(1800, 330, 3600, 172800, 95400, 93784),
+    ]
+    assert inventory.seconds_of("UNLIMITED") is None
+    assert inventory.gpus_of("gpu:a100:4(S:0-1),gpu:v100:2") == {"a100": 4, "v100": 2}
+    assert inventory.gpus_of("gpu:8,shard:32") == {"": 8} and inventory.gpus_of("(null)") == {}
+
+
+def refused_here(tmp_path: Path, arguments: list[str]) -> str:
+    """The message of a launch that is refused, and leaves no file."""
+    with pytest.raises(ToolkitError) as error:
+        launch(read(arguments))
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "done").exists()
+    return str(error.value)
+
+
+def test_what_can_only_fail_is_refused_without_asking_slurm(site, tmp_path: Path) -> None:
+    def refused(*more: str) -> str:
+        return refused_here(tmp_path, site(*more))
+
+    assert "color_position/train does not exist" in refused("split=color_object,color_position")
+    assert "nowhere does not exist" in refused("model.base=nowhere")
+    message = refused("cluster.nodes=2", "cluster.gpus_per_node=4", "train.global_batch_size=12")
+    assert "12 is no multiple of 8 (8 processes)" in message
+    assert "engine=single is one process" in refused("engine=single", "cluster.gpus_per_node=2")
+    message = refused("cluster.offline=true", "model.base=nvidia/GR00T-N1.7-3B")
+    assert "nodes have no internet" in message and "finetune.prefetch" in message
+    assert "raw/color_object/train does not exist" in refused(
+        "stages=prepare,finetune", f"raw_dir={tmp_path}/raw", f"dataset.data_dir={tmp_path}/none"
+    )
+
+
+def without_slurm() -> dict[str, str]:
+    return {**os.environ, "PATH": str(Path(sys.executable).parent)}
+
+
+def test_a_dry_run_prints_scripts_and_configurations_and_writes_nothing(site, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "launch_finetune_slurm.py")]
+    arguments = site("split=color_object,color_size", "max_parallel=1", "dry_run=true")
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=without_slurm())
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --array=0-1%1" in done.stdout and "#SBATCH --gres=gpu:a100:1" in done.stdout
+    assert done.stdout.count("# ----- configuration of color_") == 2 and "max_steps: 2" in done.stdout
+    assert "nothing was submitted" in done.stdout and not (tmp_path / "runs").exists()
+
+
+def test_nothing_of_the_launcher_needs_torch(site) -> None:
+    code = (
+        "import sys; from finetune.slurm.launcher import launch; from finetune.slurm.request import read;"
+        "from finetune.slurm import follow, submit; import submitit.slurm.slurm; launch(read(sys.argv[1:]));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *site("dry_run=true")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=without_slurm())
+    assert done.returncode == 0, done.stderr
+
+
+IMPOSSIBLE = {
+    "cluster.partition=mian": ('no partition "mian"', '"main"'),
+    "cluster.gpu_type=h100": ("cluster.gpu_type=h100", '"a100"'),
+    "cluster.gpus_per_node=8": ("have 4 a100 GPUs at most", "cluster.gpus_per_node=4"),
+    "cluster.nodes=4": ("2 nodes that fit", "cluster.nodes=2"),
+    "cluster.cpus_per_task=1000": ("no node of partition main has as much",),
+    "cluster.memory=9000G": ("no node of partition main has as much",),
+    "cluster.memory=plenty": ("no size that sbatch takes", "64G"),
+    "cluster.time=soon": ("no time that sbatch takes", "24:00:00"),
+    "cluster.time=0:04:00": ("no time to train", "grace_seconds=300"),
+    "cluster.constraint=gold": ("SLURM would refuse",),
+    "cluster.sbatch=[--colour=red]": ("SLURM would refuse",),
+}
+
+
+@pytest.mark.parametrize("argument", IMPOSSIBLE)
+def test_what_the_cluster_does_not_have_is_refused(cluster: Cluster, site, tmp_path: Path, argument: str) -> None:
+    message = refused_here(tmp_path, site("train.global_batch_size=8", argument))
+    assert all(part in message for part in IMPOSSIBLE[argument]) and "\n" not in message
+    assert cluster.run("squeue", "--noheader") == ""
+
+
+def test_a_controller_that_is_down_is_said(cluster: Cluster, site, tmp_path: Path, monkeypatch) -> None:
+    settings = (cluster.folder / "etc" / "slurm.conf").read_text()
+    away = re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=9", settings)
+    (tmp_path / "slurm.conf").write_text(re.sub(r"MessageTimeout=\d+", "MessageTimeout=2", away))
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    assert "SLURM does not answer" in refused_here(tmp_path, site())
+
+
+def test_a_submission_that_fails_half_way_leaves_neither_jobs_nor_files(cluster: Cluster, site, tmp_path: Path) -> None:
+    mine = tmp_path / "runs" / "color_object" / "job" / "mine"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("of an earlier job")
+    request = asked(*site("split=color_object,color_size", "stages=prepare,finetune", f"raw_dir={tmp_path}"))
+    batches = batches_of(request, tmp_path / "runs" / ".launcher" / "now")
+    batches[-1].script = batches[-1].script.replace("#SBATCH --nodes=1", "#SBATCH --nodes=some")
+    with pytest.raises(ToolkitError, match="sbatch refused the job"):
+        submit(batches, tmp_path / "runs" / ".launcher" / "now")
+    assert cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING") == ""
+    assert [path for path in (tmp_path / "runs").rglob("*") if path.is_file()] == [mine]
+    assert not (tmp_path / "runs" / "color_size").exists()
+
+
+def small_checkout(folder: Path) -> Path:
+    """A checkout of one's own, to edit: what jobs need of this one."""
+    for name in ("gr00t", "finetune", "data_prep", "configs", "finetune_jobs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "default.yaml"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy2(path, folder)
+    shutil.copytree(ROOT / "configs", folder / "configs", dirs_exist_ok=True)
+    return folder
+
+
+def submitted(checkout: Path, arguments: list[str]) -> str:
+    command = [sys.executable, "launch_finetune_slurm.py", *arguments]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_an_array_of_three_splits_trains_with_the_code_of_its_submission(
+    cluster: Cluster, site, tmp_path: Path
+) -> None:
+    splits, runs = ["color_object", "color_size", "size_color"], tmp_path / "runs"
+    checkout = small_checkout(tmp_path / "checkout")
+    shown = submitted(checkout, site(f"split={','.join(splits)}", "max_parallel=2"))
+    (checkout / "launch_finetune_local.py").write_text("raise SystemExit('edited after submission')\n")
+    (checkout / "finetune_jobs" / "run.sh").write_text("exit 1\n")
+    noted = [json.loads((runs / split / "job" / "submitted.json").read_text()) for split in splits]
+    assert [job["job_id"].partition("_")[2] for job in noted] == ["0", "1", "2"]
+    assert all(job["job_id"] in shown for job in noted) and "finetune.jobs follow" in shown
+    array = noted[0]["job_id"].partition("_")[0]
+    assert cluster.show(f"{array}_2")["ArrayTaskThrottle"] == "2"
+    for job in noted:
+        assert cluster.wait_for_state(job["job_id"], timeout=240) == "COMPLETED", Path(job["log"]).read_text()
+    for split in splits:
+        assert [line["step"] for line in metrics(runs / split)] == [1, 2]
+        assert (tmp_path / "done" / split / "config.json").is_file()
+        assert {path.name for path in (runs / split / "job").iterdir()} >= {
+            *("script.sbatch", "overrides.json", "config.yaml", "git.json", "git.diff", "environment.json"),
+        }
+    (own,) = (runs / ".launcher").glob("2*")
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+
+
+@pytest.mark.slow
+def test_a_chain_prepares_trains_and_evaluates(cluster: Cluster, site, tmp_path: Path) -> None:
+    raw = write_split(tmp_path / "raw", train=[20, 24, 18], conflict=[20])
+    stages = site(
+        *(
+            "stages=prepare,finetune,evaluate",
+            f"raw_dir={raw}",
+            f"dataset.data_dir={tmp_path}/made",
+            "split=color_object",
+        ),
+        *(f"report_dir={tmp_path}/reports", "train.max_steps=1", "max_episodes=1"),
+    )
+    batches = launch(read(stages))
+    jobs = [batch.job_id for batch in batches]
+    assert cluster.show(jobs[2])["Dependency"] == f"afterok:{jobs[1]}(unfulfilled)"
+    with pytest.raises(ToolkitError, match=rf"belongs to job {jobs[1]}.*finetune.jobs cancel"):
+        launch(read(stages))
+    for job in jobs:
+        assert cluster.wait_for_state(job, timeout=240) == "COMPLETED", cluster.log(job)
+    assert (tmp_path / "reports" / "open_loop.json").is_file()
+    assert "TresPerNode" not in cluster.show(jobs[0])  # converting takes no GPU
