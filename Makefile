@@ -12,7 +12,7 @@ export WANDB_CONFIG_DIR := $(CURDIR)/.cache/wandb
 DEMO := split=color_object local=none
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean cluster cluster-down
+.PHONY: help demo test test-cluster lint format clean cluster cluster-down
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ demo: .venv/ready ## convert the sample recordings, fine-tune the tiny model, ev
 
 test: .venv/ready-dev lint ## lint, type-check and run every test that can run here
 	$(BIN)/python -m pytest
+
+test-cluster: .venv/ready-dev ## kill jobs of a throw-away SLURM cluster in every way; each must end as if nothing had been
+	$(BIN)/python -m pytest -m cluster_heavy tests/test_survival.py
 
 lint: .venv/ready-dev ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -17,9 +17,10 @@ from finetune.attempt_token import AttemptToken
 from finetune.config.schema import FinetuneConfig
 from finetune.stop_signals import held_back
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json, write_json
+from gr00t.files import disk_errors, read_json, write_json
 
 log = logging.getLogger(__name__)
+REMEDY = "The last checkpoint is whole: make room and start the same command again."
 
 
 class Tracker:
@@ -38,7 +39,8 @@ class Tracker:
         self._run_dir = Path(config.run_dir)
         self._console = Console(stderr=True)
         self._total = config.train.max_steps
-        self._metrics = self._open_metrics(first_step)
+        with disk_errors(self._run_dir, REMEDY):
+            self._metrics = self._open_metrics(first_step)
         if config.tracking.name == "wandb":
             self._wandb = _start_wandb(config, resolved, self._run_dir)
         self._progress = Progress(
@@ -57,8 +59,9 @@ class Tracker:
         """Record metrics after `step` optimizer steps."""
         if not self.active or not self._token.is_ours():
             return
-        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._metrics.flush()
+        with disk_errors(self._run_dir, REMEDY):
+            self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._metrics.flush()
         note = f"loss {metrics['loss']:.4f}  {metrics['samples_per_second']:.1f} samples/s"
         self._progress.update(self._task, note=note)
         if not self._console.is_terminal:  # a log file: lines instead of a bar

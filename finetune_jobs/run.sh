@@ -46,9 +46,13 @@ enter_copy() { # STAGE [key=value ...] [-- key=value ...]
     exec "$GROOT_CODE/finetune_jobs/run.sh" "$@"
 }
 
+tell() { # PID: srun tells every process; again and again, those that have just been started do not listen yet
+    while kill -USR1 "$1" 2> /dev/null; do sleep 1; done
+}
+
 finetune() {
-    local step='' signalled='' status
-    trap 'signalled=yes; [ -z "$step" ] || kill -USR1 "$step" 2> /dev/null' USR1 TERM # srun tells every process
+    local step signalled='' told='' status
+    trap 'signalled=yes' USR1 TERM
     GROOT_JOB=$(scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null)
     GROOT_SCRIPT=$(scontrol write batch_script "$GROOT_JOB_ID" - 2> /dev/null)
     export GROOT_JOB GROOT_SCRIPT
@@ -67,6 +71,7 @@ finetune() {
         --kill-on-bad-exit=1 --wait=60 bash -c "$seen" "$root/finetune_jobs/run.sh" node "$@" &
     step=$!
     while :; do # a signal ends `wait` before the step has ended
+        [ -z "$signalled" ] || [ -n "$told" ] || { tell "$step" & told=yes; }
         signalled=
         wait "$step"
         status=$?

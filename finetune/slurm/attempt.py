@@ -30,7 +30,7 @@ from finetune.slurm.nodes import exclusion
 from finetune.slurm.snapshot import snapshot_code
 from finetune.slurm.template import refuse_late, site_lines
 from gr00t.errors import ToolkitError
-from gr00t.files import write_json
+from gr00t.files import disk_errors, write_json
 
 REFUSED = 2
 
@@ -63,9 +63,10 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
         "job_name": os.environ.get("SLURM_JOB_NAME"),
         "log": _job_log(),
     }
-    attempt = record.begin(run_dir, _job_id(), more)
+    with disk_errors(run_dir, "Then submit the same again."):
+        attempt = record.begin(run_dir, _job_id(), more)
+        _describe(run_dir / "job", config, overrides)
     note_missing_lines(config.cluster)
-    _describe(run_dir / "job", config, overrides)
     answer = {
         "GROOT_ATTEMPT": attempt.number,
         "GROOT_ATTEMPT_ID": attempt.begun["id"],
@@ -116,9 +117,13 @@ def end(status: str) -> dict[str, str]:
     history = [a for a in record.attempts(run_dir) if a.number <= int(folder.name)]
     job = os.environ.get("GROOT_JOB", "")
     requeueable = "Requeue=0" not in job.split()
-    decision = decide.decide(history, int(status), cluster, record.newest_step(run_dir), requeueable)
-    write_json(folder / "ended.json", {**asdict(decision), "status": int(status)})
+    if (record.token(run_dir) or {}).get("id") != os.environ["GROOT_ATTEMPT_ID"]:
+        decision = decide.SUPERSEDED  # however it ended: a requeue would end the newer attempt
+    else:
+        decision = decide.decide(history, int(status), cluster, record.newest_step(run_dir), requeueable)
     print(f"attempt {folder.name}: {decision.what}: {decision.reason}", file=sys.stderr)
+    with disk_errors(folder, "Then submit the same again."):
+        write_json(folder / "ended.json", {**asdict(decision), "status": int(status)})
     return {
         "GROOT_DECISION": decision.what,
         "GROOT_EXIT": str(decision.exit_status),

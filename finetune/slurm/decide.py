@@ -24,6 +24,9 @@ class Decision:
     nodes: tuple[str, ...] = ()
 
 
+SUPERSEDED = Decision(DONE, "a newer attempt has taken over")
+
+
 def decide(
     history: Sequence[Attempt], exit_status: int, cluster: ClusterConfig, newest_step: int, requeueable: bool
 ) -> Decision:
@@ -38,7 +41,7 @@ def decide(
     if status == "finished":
         return Decision(DONE, "training is finished")
     if status == "superseded":
-        return Decision(DONE, "a newer attempt has taken over")
+        return SUPERSEDED
     if status == "failed":
         return Decision(STOP, str(reason), REFUSED)
     if status == "crashed":
