@@ -46,13 +46,15 @@ enter_copy() { # STAGE [key=value ...] [-- key=value ...]
     exec "$GROOT_CODE/finetune_jobs/run.sh" "$@"
 }
 
-tell() { # PID: srun tells every process; again and again, those that have just been started do not listen yet
-    while kill -USR1 "$1" 2> /dev/null; do sleep 1; done
+tell() { # srun tells every process; again and again, since those that have just been started do not listen yet
+    [ -z "$told" ] || return 0
+    told=yes
+    while kill -USR1 "$step" 2> /dev/null; do sleep 1; done &
 }
 
 finetune() {
-    local step signalled='' told='' status
-    trap 'signalled=yes' USR1 TERM
+    local step status early='' told=''
+    trap 'early=yes' USR1 TERM
     GROOT_JOB=$(scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null)
     GROOT_SCRIPT=$(scontrol write batch_script "$GROOT_JOB_ID" - 2> /dev/null)
     export GROOT_JOB GROOT_SCRIPT
@@ -70,13 +72,9 @@ finetune() {
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
         --kill-on-bad-exit=1 --wait=60 bash -c "$seen" "$root/finetune_jobs/run.sh" node "$@" &
     step=$!
-    while :; do # a signal ends `wait` before the step has ended
-        [ -z "$signalled" ] || [ -n "$told" ] || { tell "$step" & told=yes; }
-        signalled=
-        wait "$step"
-        status=$?
-        [ -n "$signalled" ] || break
-    done
+    trap tell USR1 TERM
+    [ -z "$early" ] || tell
+    while wait "$step"; status=$?; kill -0 "$step" 2> /dev/null; do :; done # a signal ends `wait`, not the step
     trap '' USR1 TERM # from here on a few seconds that must not be cut short
 
     GROOT_JOB=$(scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null)
