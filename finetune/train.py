@@ -35,7 +35,9 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.randomness import Stream, torch_seed
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors
+from gr00t.model.attention import flash_attention
 from gr00t.model.checkpoint import fingerprint, resolve_folder
+from gr00t.model.compilation import compile_for_training, compiles
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 
@@ -166,6 +168,10 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
     if config.train.activation_checkpointing:
         model.recompute_activations()
     model.backbone.at_once = config.train.backbone_batch_size
+    if config.train.attention == "flash":
+        model.backbone.use_attention(flash_attention(engine.device, engine.dtype) or "sdpa")
+    if compiles(config.train.compile, engine.device):
+        compile_for_training(model.action_head)
     model.config.state_dropout_prob = config.augment.state_dropout
     nn.Module.to(model, engine.device)
     return model.train()

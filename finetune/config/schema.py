@@ -243,6 +243,15 @@ class TrainConfig:
     resume: str = key(
         "auto goes on from the newest checkpoint of run_dir; never starts anew", "auto", choices=("auto", "never")
     )
+    compile: bool | None = key(
+        "compile the blocks of the action head with torch.compile; null where there is CUDA and a compiler", None
+    )
+    attention: str = key(
+        "of the language model: sdpa is PyTorch's own; flash the package flash-attn, where it is installed and the GPU "
+        "computes in bf16, else sdpa",
+        "sdpa",
+        choices=("sdpa", "flash"),
+    )
     activation_checkpointing: bool = key(
         "compute activations again in the backward pass, not keep them: less memory, more time, the same losses", False
     )

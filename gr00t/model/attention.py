@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -19,6 +20,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Te
             scores = scores.masked_fill(~allowed, float("-inf"))
         return scores.softmax(dim=-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+
+def flash_attention(device: torch.device, dtype: torch.dtype) -> str | None:
+    """transformers' name of the flash-attn package that can compute there; None where there is none."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    hopper = torch.cuda.get_device_capability(device)[0] == 9
+    if hopper and is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if is_flash_attn_2_available() else None
 
 
 def _trains(*tensors: Tensor) -> bool:

@@ -54,18 +54,17 @@ class Backbone(nn.Module):
     then hold what a layer works on, and all on a GPU.
     """
 
-    def __init__(self, config: Qwen3VLConfig, select_layer: int, attention: str = "sdpa") -> None:
+    def __init__(self, config: Qwen3VLConfig, select_layer: int) -> None:
         super().__init__()
         kept = _truncated(config, select_layer)
-        kept._attn_implementation = attention
+        kept._attn_implementation = "sdpa"
         self.image_token_id: int = config.image_token_id
         vlm = Qwen3VLModel(kept)
         vlm.language_model.norm = UnusedRMSNorm(vlm.language_model.config.hidden_size)
         vlm.visual.patch_embed = PatchEmbedding(vlm.visual.patch_embed)
-        if attention != "flash_attention_2":
-            lengths = ImageLengths()
-            for block in vlm.visual.blocks:
-                block.attn = ImageAttention(block.attn, lengths)
+        lengths = ImageLengths()
+        for block in vlm.visual.blocks:
+            block.attn = ImageAttention(block.attn, lengths)
         self.model = nn.ModuleDict({"model": vlm})
         self.at_once: int | None = None
 
@@ -114,6 +113,11 @@ class Backbone(nn.Module):
             use_cache=False,
         )
         return BackboneOutput(output.last_hidden_state, mask.bool(), image_mask)
+
+    def use_attention(self, implementation: str) -> None:
+        """Attention of the language model by transformers' name of it ("sdpa", "flash_attention_2", ...). The vision
+        tower keeps PyTorch's fused attention, which is flash attention on a GPU in bf16."""
+        self.vlm.language_model.set_attn_implementation(implementation)
 
     def refresh_rotary(self) -> None:
         """Recompute the rotary frequencies in fp32: they are in no checkpoint, meta devices lose them, and casting

@@ -16,6 +16,7 @@ from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.schema import ActionConfig, EmbodimentTag, ModalityConfig, ModalityConfigs, check_modality_configs
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.model import checkpoint as files
+from gr00t.model.compilation import compile_for_acting
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 
@@ -76,6 +77,13 @@ class GR00TPolicy(nn.Module):
             found = ", ".join(sorted(map(str, dtypes)))
             raise ToolkitError(f"{folder} stores weights of several types ({found}): give torch_dtype=torch.bfloat16.")
         return cls(model, processor, tag, modality_config, denoising_steps)
+
+    def compile_head(self, mode: str | None = None) -> GR00TPolicy:
+        """Compile the action head (torch.compile; `mode` is its own), for shorter waits on the same actions up to
+        rounding. Call it on the final device; the first action then takes a minute or more. Raises ToolkitError where
+        a compiler is missing."""
+        compile_for_acting(self.model.action_head, mode)
+        return self
 
     def train(self, mode: bool = True) -> GR00TPolicy:
         """Stays in eval mode whatever is asked: dropout would only make the robot shake."""

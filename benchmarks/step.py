@@ -1,0 +1,200 @@
+"""One measurement of a training step or of acting, on random weights; benchmarks.training_step and benchmarks.gpu run
+it in processes of their own: `python -m benchmarks.step '{"model": "small", "precision": "bf16"}'`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from benchmarks.machine import synchronize
+from benchmarks.plain import make_plain
+from finetune.config import TrainConfig, load
+from finetune.create_base import random_model
+from finetune.optim import build_optimizer
+from gr00t.model.compilation import compile_for_acting, compile_for_training
+from gr00t.model.embodiment import EmbodimentLinear
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+
+TOKENS = {"<|image_pad|>": 6, "<|video_pad|>": 7, "<|vision_start|>": 3, "<|vision_end|>": 4}
+EMBODIMENT = 10
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured, and how."""
+
+    model: str = "small"  # of configs/model
+    device: str = "cpu"
+    batch: int = 32
+    steps: int = 3
+    warmup: int = 1
+    precision: str = "bf16"
+    plain: bool = False
+    cached: bool = False
+    compiled: bool = False
+    recompute: bool = False
+    optimizer: str = "adamw"
+    micro_batch: int | None = None
+    acting: bool = False  # get_action of one sample in place of a training step
+    mode: str | None = None  # of torch.compile, for acting
+
+
+def build(case: Case) -> Gr00tN1d7:
+    """A model with random weights as training holds it: on its device, frozen weights in the precision."""
+    architecture = load("create_base", [f"model={case.model}", "out=unused"], check_here=False).model.architecture
+    frozen = "fp32" if case.plain else case.precision
+    with torch.device(case.device):
+        model = random_model(architecture, TOKENS, seed=0, dtype=frozen)
+    model.set_trainable(projector=True, diffusion_model=True, vlln=True)
+    if case.acting:
+        return model.eval()
+    if case.plain:
+        make_plain(model)
+    else:
+        model.keep_embodiments([EMBODIMENT])
+        _drop_waiting(model)
+    for _, parameter in model.trained_parameters():
+        parameter.data = parameter.data.float()
+    nn.Module.to(model, case.device)
+    if case.recompute:
+        model.recompute_activations()
+    model.train()
+    if case.cached:
+        del model.backbone
+    return model
+
+
+def _drop_waiting(model: Gr00tN1d7) -> None:
+    """Weights of other embodiments wait in the base's file in a run: they are no part of what training holds."""
+    for module in model.modules():
+        if isinstance(module, EmbodimentLinear):
+            module._set_aside = {}
+
+
+def make_batch(config: Any, case: Case, size: int) -> dict[str, Tensor]:
+    """Two 256x256 views and 22 text tokens a sample: 150 tokens, as a conflict split's instruction gives."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.full((size, 150), 20)
+    ids[:, 5:69] = ids[:, 71:135] = TOKENS["<|image_pad|>"]
+    shape = (size, config.action_horizon, config.max_action_dim)
+    mask = torch.zeros(shape)
+    mask[:, :16, :8] = 1
+    batch = {
+        "attention_mask": torch.ones_like(ids),
+        "state": torch.randn((size, 1, config.max_state_dim), generator=generator),
+        "embodiment_id": torch.full((size,), EMBODIMENT),
+        "action": torch.randn(shape, generator=generator),
+        "action_mask": mask,
+        "noise": torch.randn(shape, generator=generator),
+        "time": torch.rand((size,), generator=generator),
+    }
+    if case.cached:
+        features = torch.randn((size, 150, config.backbone_embedding_dim), generator=generator)
+        batch |= {"features": features.to(DTYPES[case.precision]), "image_mask": ids == TOKENS["<|image_pad|>"]}
+    else:
+        images = torch.randint(0, 255, (2 * size, 256, 256, 3), generator=generator, dtype=torch.uint8)
+        batch |= {"input_ids": ids, "images": images, "image_grid_thw": torch.tensor([[1, 16, 16]] * 2 * size)}
+    return {name: tensor.to(case.device) for name, tensor in batch.items()}
+
+
+def training_step(case: Case) -> dict[str, float]:
+    """Median seconds of a step, memory, trained parameters, and the FLOPs of its matrix products (eager only)."""
+    before = resident()
+    model = build(case)
+    batch = make_batch(model.config, case, case.batch)
+    micro_batches = list(_cut(batch, case.batch, case.micro_batch or case.batch))
+    optimizer = build_optimizer(model, TrainConfig(optimizer=case.optimizer))
+    if case.compiled:
+        compile_for_training(model.action_head)
+    if case.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    def step() -> Tensor:
+        total = torch.zeros((), device=case.device)
+        for part in micro_batches:
+            with torch.autocast(case.device, torch.bfloat16, enabled=case.precision == "bf16"):
+                error = model(part).action_loss.sum() / batch["action_mask"].sum()
+            error.backward()
+            total += error.detach()
+        nn.utils.clip_grad_norm_([p for _, p in model.trained_parameters()], 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    seconds = statistics.median(_timed(step, case))
+    found = {
+        "seconds": seconds,
+        "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if case.device == "cuda" else resident() - before,
+        "trained": float(sum(p.numel() for _, p in model.trained_parameters())),
+        "loss": float(step()),
+    }
+    return found if case.compiled or case.recompute or case.plain else {**found, "flops": products(step)}
+
+
+def get_action(case: Case) -> dict[str, float]:
+    """Median seconds of an action chunk for one sample, and of the backbone in it; the highest memory on a GPU."""
+    model = build(case)
+    batch = make_batch(model.config, case, 1)
+    inputs = {name: batch[name] for name in batch if name not in ("action", "action_mask", "noise", "time")}
+    if case.compiled:
+        compile_for_acting(model.action_head, case.mode)
+    with torch.inference_mode():
+        whole = statistics.median(_timed(lambda: model.get_action(inputs), case))
+        backbone = statistics.median(_timed(lambda: model.features(inputs), case))
+    memory = torch.cuda.max_memory_allocated() / 2**30 if case.device == "cuda" else resident()
+    return {"seconds": whole, "backbone": backbone, "memory_gib": memory}
+
+
+def products(step: Any) -> float:
+    """FLOPs of the matrix products and attentions of one call."""
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}  # which PyTorch does not count
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+        step()
+    return float(counter.get_total_flops())
+
+
+def resident() -> float:
+    """Highest resident size of this process so far, GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _cut(batch: dict[str, Tensor], size: int, piece: int) -> Iterator[dict[str, Tensor]]:
+    for start in range(0, size, piece):
+        yield {n: t[start * len(t) // size : (start + piece) * len(t) // size] for n, t in batch.items()}
+
+
+def _timed(call: Any, case: Case) -> list[float]:
+    times = []
+    for _ in range(case.warmup + case.steps):
+        synchronize(case.device)
+        begin = time.perf_counter()
+        call()
+        synchronize(case.device)
+        times.append(time.perf_counter() - begin)
+    return times[case.warmup :]
+
+
+def main() -> None:
+    case = Case(**json.loads(sys.argv[1]))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as the engine sets it
+    print(json.dumps(get_action(case) if case.acting else training_step(case)))
+
+
+if __name__ == "__main__":
+    main()
