@@ -24,14 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune.attempt_token import AttemptToken
-from finetune.engine import Engine
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, whole_folder, write_json
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
 FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
-OptimizerState = Iterable[tuple[str, dict[str, Tensor]]]  # of each trained parameter, by name
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,16 @@ class Snapshot:
     state: dict[str, Any]
 
 
-def take_snapshot(step: int, model: nn.Module, optimizer: OptimizerState, state: dict[str, Any]) -> Snapshot:
-    """The state after `step` optimizer steps; `optimizer` is an engine's `optimizer_state()`."""
-    trained = {n: _copy(p) for n, p in model.named_parameters() if p.requires_grad}
+def take_snapshot(
+    step: int,
+    trained: Iterable[tuple[str, Tensor]],
+    optimizer: Iterable[tuple[str, dict[str, Tensor]]],
+    state: dict[str, Any],
+) -> Snapshot:
+    """The state after `step` optimizer steps, from an engine's `trained_weights` and `optimizer_state`."""
+    weights = {name: _copy(weight) for name, weight in trained}
     moments = {f"{key}.{name}": _copy(value) for name, own in optimizer for key, value in own.items()}
-    return Snapshot(step, trained, moments, state)
+    return Snapshot(step, weights, moments, state)
 
 
 def write_snapshot(
@@ -150,8 +153,8 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
     return None
 
 
-def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, engine: Engine) -> None:
-    """Put a checkpoint's tensors into a model and its engine's optimizer, which train the same parameters."""
+def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Put a checkpoint's trained weights into a model that trains the same ones, before an engine divides them."""
     trained = load_file(checkpoint.folder / "trained.safetensors")
     own = {n: p for n, p in model.named_parameters() if p.requires_grad}
     different = sorted(set(trained) ^ set(own))
@@ -163,7 +166,17 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, engine: Engine) ->
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(trained[name])
-    engine.restore_optimizer(_read_optimizer(checkpoint.folder / "optimizer.safetensors"))
+
+
+def read_optimizer(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Name and optimizer state of one trained parameter after the other: all at once need not fit into memory."""
+    with safe_open(checkpoint.folder / "optimizer.safetensors", framework="pt") as file:
+        keys: dict[str, list[str]] = {}
+        for tensor in file.keys():  # noqa: SIM118 - not a dict
+            key, _, name = tensor.partition(".")
+            keys.setdefault(name, []).append(key)
+        for name, own in keys.items():
+            yield name, {key: file.get_tensor(f"{key}.{name}") for key in own}
 
 
 def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
@@ -182,17 +195,6 @@ def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
 def _difference(key: str, before: Any, now: Any) -> str:
     hashed = {"base": "model.base holds other weights", "dataset": "the dataset holds other data"}
     return f"{hashed[key]} than when the run began" if key in hashed else f"{key}: {before!r} there, {now!r} now"
-
-
-def _read_optimizer(path: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """One parameter's state after the other: all of them at once would not fit beside a large model."""
-    with safe_open(path, framework="pt") as file:
-        keys: dict[str, list[str]] = {}
-        for tensor in file.keys():  # noqa: SIM118 - not a dict
-            key, _, name = tensor.partition(".")
-            keys.setdefault(name, []).append(key)
-        for name, own in keys.items():
-            yield name, {key: file.get_tensor(f"{key}.{name}") for key in own}
 
 
 def _damage(folder: Path) -> str | None:

@@ -5,6 +5,7 @@ Mixed precision is our own: frozen weights lie in bf16, trained ones in fp32, an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -42,7 +43,18 @@ def build_engine(config: FinetuneConfig) -> Engine:
         from finetune.zero import Zero2Engine  # DeepSpeed is optional
 
         return Zero2Engine(config)
+    if config.engine.name == "fsdp2":
+        from finetune.fsdp import Fsdp2Engine
+
+        return Fsdp2Engine(config)
     return Engine(config)
+
+
+def join_alone(device: torch.device) -> None:
+    """A process group of one, where torchrun did not start the process and the engine needs a group."""
+    if "RANK" not in os.environ and not torch.distributed.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 class Engine:
@@ -96,13 +108,21 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def trained_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole tensor of each trained parameter in turn; every process must go through them all."""
+        for group in self.optimizer.param_groups:
+            yield from zip(group["names"], group["params"], strict=True)
+
     def optimizer_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Name and whole optimizer state of each trained parameter in turn; every process must go through them all."""
         return optim.optimizer_state(self.optimizer)
 
     def restore_optimizer(self, states: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
-        """Put back what `optimizer_state` gave, whatever engine gave it; call it after the trained weights are."""
+        """Put back what `optimizer_state` gave, whatever engine gave it."""
         optim.restore_optimizer(self.optimizer, states)
+
+    def gather_weights(self) -> None:
+        """Give the main process's model its whole trained weights again, when training is over."""
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over all processes, in a tensor of its own."""

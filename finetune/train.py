@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -111,10 +112,12 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
     dataset = build_dataset(reader, processor, model.n1d7_config, config)
     if config.train.features == "cached":
         use_cached_features(config, engine, stop, model, dataset, identity["base"])
+    if start is not None:
+        checkpointing.load_weights(start, model)
     module = HeadOnFeatures(model) if config.train.features == "cached" else model
     engine.prepare(module, optim.build_optimizer(model, config.train))
     if start is not None:
-        checkpointing.load_checkpoint(start, model, engine)
+        engine.restore_optimizer(checkpointing.read_optimizer(start))
     stop.check(TIME_LIMIT)  # which is looked at after the first step: every attempt gets on
     with run.opened(start, engine, stop):
         resolved = dataclasses.asdict(config)
@@ -134,6 +137,7 @@ def _release(
     identity: dict[str, Any],
 ) -> None:
     """The finished checkpoint, written by the main process while the others wait."""
+    engine.gather_weights()
     if engine.is_main and stop.token.is_ours():
         if config.train.features == "cached":
             restore_backbone(model, base, identity["base"], engine.dtype)
@@ -285,15 +289,15 @@ class TrainingLoop:
             )
 
     def _save(self, step: int) -> None:
-        optimizer = self.engine.optimizer_state()
+        weights, optimizer = self.engine.trained_weights(), self.engine.optimizer_state()
         state = {"identity": self.identity, "loss": self.meter.last_loss, "meter": self.meter.state()}
         if self.writer is None:
-            for _ in optimizer:  # this process gives its part of each
+            for _ in itertools.chain(weights, optimizer):  # this process gives its part of each
                 pass
             return
         self.stop.save_seconds = self.writer.seconds
         with self._checkpoint_errors():
-            self.writer.submit(checkpointing.take_snapshot(step, self.model, optimizer, state))
+            self.writer.submit(checkpointing.take_snapshot(step, weights, optimizer, state))
 
     def _checkpoint_errors(self) -> AbstractContextManager[None]:
         remedy = "The checkpoint before is whole: make room and start the same command again."

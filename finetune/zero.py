@@ -16,7 +16,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from torch import Tensor, nn
 
 from finetune.config.schema import FinetuneConfig
-from finetune.engine import Engine
+from finetune.engine import Engine, join_alone
 
 BUCKET = 50_000_000  # elements exchanged at once: 200 MB of fp32 beside the gradients
 
@@ -26,7 +26,8 @@ class Zero2Engine(Engine):
 
     def _build_accelerator(self, config: FinetuneConfig, device: torch.device) -> Accelerator:
         _prepare_deepspeed(device)
-        _join_processes(device)
+        join_alone(device)
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
         PartialState(cpu=device.type == "cpu")  # Accelerator(cpu=True) would leave DeepSpeed out
         return Accelerator(mixed_precision="no", deepspeed_plugin=DeepSpeedPlugin(_deepspeed_config(config, device)))
 
@@ -48,6 +49,9 @@ class Zero2Engine(Engine):
         self._deepspeed.step()
         return torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device)
 
+    def trained_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return (pair for named in self._named for pair in named)
+
     def optimizer_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for group, named in zip(self.optimizer.param_groups, self._named, strict=True):
             flat = group["params"][0]
@@ -56,7 +60,6 @@ class Zero2Engine(Engine):
                 yield name, {k: _gather(parameter, v) if v.shape == flat.shape else v for k, v in state.items()}
 
     def restore_optimizer(self, states: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
-        self._deepspeed.optimizer.refresh_fp32_params()
         shares = {
             n: (p, g["params"][0])
             for g, named in zip(self.optimizer.param_groups, self._named, strict=True)
@@ -81,14 +84,6 @@ def _prepare_deepspeed(device: torch.device) -> None:
     from deepspeed.ops import __compatible_ops__
 
     __compatible_ops__["deepspeed_shm_comm"] = False  # else compiled for a minute at the first use, on the CPU
-
-
-def _join_processes(device: torch.device) -> None:
-    """A process group of one where torchrun did not start the process: DeepSpeed needs one."""
-    if "RANK" not in os.environ and not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed asks for it
 
 
 def _deepspeed_config(config: FinetuneConfig, device: torch.device) -> dict[str, Any]:

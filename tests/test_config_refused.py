@@ -16,6 +16,10 @@ from finetune.config import (
 from finetune.script import SPEAK_AFTER_SECONDS, run_main
 from gr00t.errors import ToolkitError
 
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason='DeepSpeed is not installed: pip install ".[deepspeed]"'
+)
+
 
 @pytest.fixture(autouse=True)
 def outside_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +111,7 @@ REFUSALS = {
     "augment.views=0": ("augment.views=0", "at least 1"),
     "augment.random_rotation_angle=0": ("augment.random_rotation_angle=0", "more than 0"),
     "device=gpu": ("device=gpu", "auto, cpu or cuda"),
-    "engine.name=fsdp": ("engine.name=fsdp", "single, ddp or zero2"),
+    "engine.name=fsdp": ("engine.name=fsdp", "single, ddp, zero2 or fsdp2"),
     "tracking.mode=of": ("tracking.mode=of", "auto, online or offline"),
     "run_dir=runs/${split.nam}": ("run_dir cannot be resolved", "split.nam"),
     "run_dir=${": ("run_dir",),
@@ -252,10 +256,15 @@ def test_zero2_without_deepspeed_says_what_to_install(site: Path, monkeypatch: p
     assert 'pip install ".[deepspeed]"' in refused_here("finetune", "model=tiny", "engine=zero2_bf16")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-def test_zero2_divides_the_moments_of_plain_adamw_only(site: Path) -> None:
-    message = refused_here("finetune", "model=tiny", "engine=zero2", "train.optimizer=adamw_8bit")
+@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("zero2", marks=needs_deepspeed)])
+def test_moments_are_divided_or_shrunk_but_not_both(engine: str, site: Path) -> None:
+    message = refused_here("finetune", "model=tiny", f"engine={engine}", "train.optimizer=adamw_8bit")
     assert "engine=ddp, or train.optimizer=adamw" in message
+
+
+@pytest.mark.parametrize("part", ["tune.llm=true", "tune.visual=true", "tune.top_llm_layers=1", "lora.rank=4"])
+def test_fsdp2_trains_the_head_only(part: str, site: Path) -> None:
+    assert "divides the action head" in refused_here("finetune", "model=tiny", "engine=fsdp2", f"train.{part}")
 
 
 def test_missing_recordings_say_where_they_are(site: Path) -> None:

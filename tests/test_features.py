@@ -108,7 +108,7 @@ def test_the_backbone_leaves_memory(
 
     def step(loop: Any, *arguments: Any) -> None:
         seen.append({p.device.type for p in loop.model.backbone.parameters()})
-        assert all(not name.startswith("backbone") for name, _ in loop.wrapped.named_parameters())
+        assert all(not name.startswith("backbone") for name, _ in loop.engine.module.named_parameters())
         original(loop, *arguments)
 
     monkeypatch.setattr(train.TrainingLoop, "_step", step)

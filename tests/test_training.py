@@ -240,20 +240,20 @@ def test_pruning_keeps_what_was_just_saved(finished: Path, tmp_path: Path) -> No
         (tmp_path / f"checkpoint-{step}").mkdir()
     model = torch.nn.Linear(2, 2)
     for step in (1, 2):
-        write_snapshot(tmp_path, take_snapshot(step, model, [], {}), keep_last=2)
+        write_snapshot(tmp_path, take_snapshot(step, model.named_parameters(), [], {}), keep_last=2)
         assert tmp_path / f"checkpoint-{step}" in list_checkpoints(tmp_path)
 
 
 def test_checkpoints_at_round_steps_are_kept_for_good(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
     for step in range(1, 8):
-        write_snapshot(tmp_path, take_snapshot(step, model, [], {}), keep_last=2, keep_every=3)
+        write_snapshot(tmp_path, take_snapshot(step, model.named_parameters(), [], {}), keep_last=2, keep_every=3)
     assert [p.name for p in list_checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (3, 6, 7)]
 
 
 def test_a_snapshot_does_not_change_with_the_model(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
-    snapshot = take_snapshot(1, model, [], {})
+    snapshot = take_snapshot(1, model.named_parameters(), [], {})
     before = model.weight.detach().clone()
     with torch.no_grad():
         model.weight += 1

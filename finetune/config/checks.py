@@ -69,18 +69,25 @@ def check_finetune(config: FinetuneConfig, processes: int | None = None, *, data
 
 
 def check_engine(config: FinetuneConfig, processes: int) -> None:
-    """An engine that can run here, with this many processes and this optimizer."""
-    name, optimizer = config.engine.name, config.train.optimizer
+    """An engine that can run here, with this many processes, this optimizer and what is trained."""
+    name, optimizer, tune = config.engine.name, config.train.optimizer, config.train.tune
     if name == "single" and processes > 1:
         raise ToolkitError(f"engine=single is one process, but torchrun starts {processes}. Choose engine=ddp.")
-    if name != "zero2":
+    if name not in ("zero2", "fsdp2"):
         return
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ToolkitError('engine=zero2 needs DeepSpeed. Install it: pip install ".[deepspeed]" (or use engine=ddp).')
+    if name == "zero2" and importlib.util.find_spec("deepspeed") is None:
+        raise ToolkitError(
+            'engine=zero2 needs DeepSpeed. Install it: pip install ".[deepspeed]" (or use engine=fsdp2, or ddp).'
+        )
     if optimizer != "adamw":
         raise ToolkitError(
-            f"train.optimizer={optimizer} is for processes that hold all moments; engine=zero2 divides them. Use one "
+            f"train.optimizer={optimizer} is for processes that hold all moments; engine={name} divides them. Use one "
             "of the two: engine=ddp, or train.optimizer=adamw."
+        )
+    if name == "fsdp2" and (tune.llm or tune.visual or tune.top_llm_layers or config.train.lora.rank is not None):
+        raise ToolkitError(
+            "engine=fsdp2 divides the action head, and train.tune or train.lora train a part of the backbone besides. "
+            "Use engine=zero2, or ddp."
         )
 
 

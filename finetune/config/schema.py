@@ -269,8 +269,8 @@ class EngineConfig:
     """How the processes work together."""
 
     name: str = key(
-        "single is one process; ddp any number, under torchrun; zero2 the same, with gradients and optimizer divided",
-        choices=("single", "ddp", "zero2"),
+        "single is one process; ddp any number, under torchrun; zero2 and fsdp2 divide memory among them",
+        choices=("single", "ddp", "zero2", "fsdp2"),
     )
 
 
