@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from gr00t.files import file_sha256, read_json, whole_folder, write_json
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
+SEEN_SECONDS = 60.0
 FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -151,6 +153,20 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
             return Checkpoint(folder, int(state["step"]), state)
         log.warning("%s is damaged (%s); the one before it is looked at.", folder, problem)
     return None
+
+
+def read_checkpoint(run_dir: Path, step: int) -> Checkpoint:
+    """A checkpoint that another process of this run has found whole; a shared folder may show it some seconds late."""
+    folder = run_dir / f"checkpoint-{step}"
+    until = time.monotonic() + SEEN_SECONDS
+    while not (folder / "state.json").is_file():
+        if time.monotonic() > until:
+            raise ToolkitError(
+                f"{folder} is there for the first process, but not on {socket.gethostname()}: all nodes must share "
+                "run_dir. Give a folder on the cluster's file system, run_dir=FOLDER."
+            )
+        time.sleep(0.5)
+    return Checkpoint(folder, step, read_json(folder / "state.json"))
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:

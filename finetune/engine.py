@@ -128,6 +128,13 @@ class Engine:
         """Sum over all processes, in a tensor of its own."""
         return self._accelerator.reduce(value.detach().clone().to(self.device), reduction="sum")
 
+    def tell(self, text: str) -> str:
+        """The main process's text, in every process; as numbers, since torch's way to send objects pickles them."""
+        data = torch.tensor(list(text.encode() if self.is_main else b""), dtype=torch.int32)
+        length = int(self.sum(torch.tensor(len(data))))
+        everywhere = self.sum(data if self.is_main else torch.zeros(length, dtype=torch.int32))
+        return bytes(everywhere.tolist()).decode()
+
     def main_first(self) -> AbstractContextManager[None]:
         """The main process runs the block before the others do."""
         return self._accelerator.main_process_first()

@@ -38,8 +38,28 @@ class RunFolder:
         self.run_dir, self.output_dir = Path(config.run_dir), Path(config.output_dir)
         self.anew = config.train.resume == "never"
 
-    def starting_point(self) -> checkpointing.Checkpoint | None:
-        """The checkpoint to go on from, None to begin; refuses what would destroy other results."""
+    def starting_point(self, engine: Engine) -> tuple[checkpointing.Checkpoint | None, bool]:
+        """The checkpoint to go on from, None to begin, and whether output_dir holds what this very run would write.
+
+        The main process looks and checks the hashes for all: a shared folder may show files to others later. What
+        would destroy other results is refused.
+        """
+        found: checkpointing.Checkpoint | None = None
+        answer: dict[str, Any] = {}
+        if engine.is_main:
+            try:
+                found = self._look()
+                answer = {"step": found and found.step, "finished": self.is_finished()}
+            except ToolkitError as error:
+                answer = {"refused": str(error)}
+        answer = json.loads(engine.tell(json.dumps(answer)))
+        if "refused" in answer:
+            raise ToolkitError(answer["refused"])
+        if answer["step"] is not None and not engine.is_main:
+            found = checkpointing.read_checkpoint(self.run_dir, answer["step"])
+        return found, answer["finished"]
+
+    def _look(self) -> checkpointing.Checkpoint | None:
         start = None if self.anew else checkpointing.newest_checkpoint(self.run_dir)
         if start is not None:
             checkpointing.check_same_run(start, self.identity)

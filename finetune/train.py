@@ -100,8 +100,8 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
         reader = StepReader(train_folder(config), MODALITY_CONFIG)
     identity = run_identity(config, base, reader)
     run = RunFolder(config, identity)
-    start = run.starting_point()
-    if run.is_finished():
+    start, finished = run.starting_point(engine)
+    if finished:
         return FinetuneResult(output_dir, run_dir, config.train.max_steps, None, already_finished=True)
     stop.step = start.step if start else 0
 
