@@ -56,7 +56,7 @@ def test_a_refused_configuration_is_not_tried_again(tmp_path: Path) -> None:
 def test_a_cluster_without_requeueing_is_told_how_to_go_on(tmp_path: Path) -> None:
     history = attempts(tmp_path, STOPPED)
     for decision in (after(history, requeue=False), after(history, requeueable=False)):
-        assert (decision.what, decision.exit_status) == ("stop", 0)
+        assert (decision.what, decision.exit_status) == ("stop", 3)
         assert "submit the same again" in decision.reason
 
 

@@ -123,7 +123,7 @@ def test_a_job_that_must_not_be_requeued(
     job = submit(cluster, tmp_path, run(tmp_path), "--no-requeue")
     cluster.wait_for_step(job, tmp_path / "run", 3)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
-    assert cluster.wait_for_state(job) == "COMPLETED"
+    assert cluster.wait_for_state(job) == "FAILED"
     assert "submit the same again to go on" in cluster.log(job)
     again = submit(cluster, tmp_path, run(tmp_path), "--no-requeue")
     assert_undisturbed(cluster, again, tmp_path, undisturbed)

@@ -10,7 +10,7 @@ from finetune.config.schema import ClusterConfig
 from finetune.slurm.record import Attempt
 
 DONE, REQUEUE, STOP = "done", "requeue", "stop"
-REFUSED, CRASHED = 2, 1
+REFUSED, CRASHED, UNFINISHED = 2, 1, 3
 _TAIL_LINES = 15
 
 
@@ -51,7 +51,7 @@ def decide(
             counted = f"{crashes} attempts in a row" if crashes > 1 else "the attempt"
             tail = _tail(last)
             return Decision(STOP, f"{counted} crashed without a new checkpoint; the last lines:\n{tail}", CRASHED)
-    failed = CRASHED if status == "crashed" else 0
+    failed = CRASHED if status == "crashed" else UNFINISHED  # so that jobs that wait for success do not start
     if not (cluster.requeue and requeueable):
         how = "cluster.requeue=false" if not cluster.requeue else "the job was submitted with --no-requeue"
         return Decision(STOP, f"{reason}; {how}: submit the same again to go on", failed)

@@ -13,14 +13,15 @@ from gr00t.files import whole_folder, write_json
 REVISION_FILE = "REVISION"  # in the copy, which is no git checkout any more
 _SKIPPED = (".git", ".venv", ".cache", "__pycache__")
 _OF_A_RUN = (REVISION_FILE, "attempt.json", "run_config.json")  # what lies below a folder with one of these is no code
+_NOT_RUN = ("tests", "samples", "docs")  # nine tenths of the checkout, and no job needs them
 _LARGEST_BYTES = 50 * 2**20
 
 
 def snapshot_code(checkout: Path, run_dir: Path) -> Path:
     """Copy `checkout` to run_dir/code and describe it in run_dir/job/git.json and git.diff; returns the copy.
 
-    Copied are tracked, changed and new files, but none that git ignores except those of configs/local. A copy of an
-    earlier job gives way when the new one is whole.
+    Copied are tracked, changed and new files, without tests, samples and docs, and none that git ignores except those
+    of configs/local. A copy of an earlier job gives way when the new one is whole.
     """
     files = code_files(checkout)
     code, job = run_dir / "code", run_dir / "job"
@@ -52,7 +53,8 @@ def code_files(checkout: Path) -> list[str]:
     else:
         names = listed.decode().split("\0")
         names += [str(path.relative_to(checkout)) for path in (checkout / "configs" / "local").glob("*.yaml")]
-    found = sorted({name for name in names if name and (checkout / name).is_file() and not _of_a_run(checkout, name)})
+    code = {name for name in names if name and Path(name).parts[0] not in _NOT_RUN and (checkout / name).is_file()}
+    found = sorted(name for name in code if not _of_a_run(checkout, name))
     large = [name for name in found if (checkout / name).stat().st_size > _LARGEST_BYTES]
     if large:
         raise ToolkitError(
