@@ -80,7 +80,12 @@ finetune() {
     GROOT_JOB=$(scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null)
     ask end "$status" || exit
     [ "$GROOT_DECISION" = requeue ] || exit "$GROOT_EXIT"
-    scontrol requeue "$GROOT_JOB_ID" || fail "job $GROOT_JOB_ID cannot be requeued: submit the same again to go on"
+    local trial
+    for trial in {1..30}; do # a controller that is being started anew is away for some minutes
+        scontrol requeue "$GROOT_JOB_ID" && break
+        [ "$trial" -lt 30 ] || fail "job $GROOT_JOB_ID cannot be requeued: submit the same again to go on"
+        scontrol ping > /dev/null || sleep 10
+    done
     if [ -n "$GROOT_EXCLUDE" ]; then # refused while the job runs, hence after
         scontrol update "JobId=$GROOT_JOB_ID" "ExcNodeList=$GROOT_EXCLUDE" && say "from now on without $GROOT_EXCLUDE"
     fi

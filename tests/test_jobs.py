@@ -71,6 +71,25 @@ def test_runs_are_listed_from_their_folders_where_there_is_no_slurm(tmp_path: Pa
     assert one.log == str(tmp_path / "size_color" / "attempts" / "1" / "rank-0.log")
 
 
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("attempt.json", '{"attempt": 1, "id'),
+        ("attempts/1/ended.json", "{}"),
+        ("job/config.yaml", ""),
+        ("job/config.yaml", "train: ["),
+        ("job/submitted.json", "{}"),
+    ],
+)
+def test_a_run_with_damaged_records_does_not_hide_the_others(
+    tmp_path: Path, without_slurm: None, file: str, content: str
+) -> None:
+    for name in ("color_object", "color_size"):
+        past_run(tmp_path, name, ended={"what": "done", "reason": "training is finished"})
+    (tmp_path / "color_object" / file).write_text(content)
+    assert {view.name: view.state for view in views(tmp_path)} == {"color_object": "damaged", "color_size": "finished"}
+
+
 def test_the_list_is_a_table_or_json(tmp_path: Path, without_slurm: None) -> None:
     past_run(tmp_path, "color_object", ended={"what": "done", "reason": "training is finished"})
     table = jobs(f"runs_dir={tmp_path}")

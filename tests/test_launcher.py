@@ -229,6 +229,17 @@ def test_a_controller_that_is_down_is_said(cluster: Cluster, site, tmp_path: Pat
     assert "SLURM does not answer" in refused_here(tmp_path, site())
 
 
+def test_of_two_launches_at_once_only_one_queues_the_run(cluster: Cluster, site, tmp_path: Path) -> None:
+    command = [sys.executable, "launch_finetune_slurm.py", *site("cluster.setup=[exec sleep 300]")]
+    both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    messages = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode == 0 for process in both) == [False, True]
+    assert any("belongs to job" in message for message in messages)
+    jobs = cluster.run("squeue", "--noheader", "--format=%i").split()
+    assert len(jobs) == 1
+    cluster.run("scancel", *jobs)
+
+
 def test_a_submission_that_fails_half_way_leaves_neither_jobs_nor_files(cluster: Cluster, site, tmp_path: Path) -> None:
     mine = tmp_path / "runs" / "color_object" / "job" / "mine"
     mine.parent.mkdir(parents=True)

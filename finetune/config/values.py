@@ -13,6 +13,7 @@ from finetune.config.schema import (
     LORA_TARGETS,
     ArchitectureConfig,
     BackboneConfig,
+    ClusterConfig,
     FinetuneConfig,
     LoraConfig,
     TrainConfig,
@@ -20,6 +21,8 @@ from finetune.config.schema import (
 from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError, did_you_mean
 
+_OPTIONS_OF_OURS = ("array", "cpus-per-task", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal")
+_ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=(?![\"']?\$)")  # but what a command or a file tells when the job starts
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 _SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 _LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")  # a proxy with user and password
@@ -51,6 +54,7 @@ def check_values(config: Any) -> None:
     if isinstance(config, FinetuneConfig):
         _check_tuned(config)
         _check_environment(config.cluster.environment)
+        _check_job_words(config.cluster)
         _check_lora(config.train)
 
 
@@ -141,6 +145,29 @@ def _check_lora(train: TrainConfig) -> None:
         )
 
 
+def _check_job_words(cluster: ClusterConfig) -> None:
+    """Further options, shell lines and container: no secrets in them, and no option that the job script has already."""
+    for option in cluster.sbatch:
+        name = option.removeprefix("--").partition("=")[0]
+        if name in _OPTIONS_OF_OURS:
+            raise ToolkitError(
+                f"cluster.sbatch: --{name} is for the toolkit to set. Say it with a key of cluster.* (--help lists "
+                "them); several runs are one call of the launcher (split=A,B), and output lies in the run folder."
+            )
+    for key in ("sbatch", "setup", "container"):
+        for name in _ASSIGNED.findall("\n".join(getattr(cluster, key))):
+            if _SECRET.search(name):
+                raise ToolkitError(_secret(f"cluster.{key}", name))
+
+
+def _secret(key: str, name: str) -> str:
+    return (
+        f"{key}: {name} looks like a secret, and would be written to the job script, the run folder and the run's log. "
+        "Keep keys in their own files (hf auth login, wandb login), or export the variable in the shell that submits "
+        "the job."
+    )
+
+
 def _check_environment(assignments: list[str]) -> None:
     """Variables of a job stand in its script, in the run folder and in the logged configuration: no secrets."""
     for assignment in assignments:
@@ -148,11 +175,7 @@ def _check_environment(assignments: list[str]) -> None:
         if not equals or not _VARIABLE.fullmatch(name):
             raise ToolkitError(f'cluster.environment: "{name}" is no variable; write NAME=value.')
         if _SECRET.search(name) or _LOGIN.search(value):
-            raise ToolkitError(
-                f"cluster.environment: {name} looks like a secret, and would be written to the job script, the run "
-                "folder and the run's log. Keep keys in their own files (hf auth login, wandb login), or export the "
-                "variable in the shell that submits the job."
-            )
+            raise ToolkitError(_secret("cluster.environment", name))
 
 
 def _check_architecture(shape: ArchitectureConfig) -> None:

@@ -14,7 +14,7 @@ from finetune.config.schema import ClusterConfig
 from finetune.slurm import runs
 from finetune.slurm.commands import slurm
 from finetune.slurm.queue import Queue
-from finetune.slurm.submit import sbatch
+from finetune.slurm.submit import one_at_a_time, sbatch
 from finetune.slurm.template import render
 from finetune.slurm.watch import View, view, views
 from gr00t.errors import ToolkitError, did_you_mean
@@ -86,9 +86,16 @@ def cancel(runs_dir: Path, name: str) -> list[View]:
 
 def resubmit(runs_dir: Path, name: str) -> str:
     """Submit a run's saved job script again, with the code and overrides of then; returns the new job's id."""
+    with one_at_a_time(runs_dir.absolute()):
+        return _resubmit(runs_dir, name)
+
+
+def _resubmit(runs_dir: Path, name: str) -> str:
     Queue.answered()
     found = find(runs_dir, name)
     if found.alive:
+        if found.state == "completing":
+            raise ToolkitError(f"{found.name} is ending as job {found.job}. Try again in some seconds.")
         raise ToolkitError(
             f"{found.name} is {found.state} as job {found.job}. Cancel it first: python -m finetune.jobs cancel {name}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from finetune.slurm.commands import slurm
 from finetune.slurm.refusals import check_request
 from finetune.slurm.request import Request
 from finetune.slurm.runs import OWN_FOLDER, note_elsewhere
-from finetune.slurm.submit import submit
+from finetune.slurm.submit import one_at_a_time, submit
 from gr00t.errors import ToolkitError
 
 
@@ -25,11 +26,16 @@ def launch(request: Request) -> list[Batch]:
     console = Console(highlight=False, soft_wrap=True)
     for note in request.notes:
         console.print(note, markup=False)
+    runs_dir = Path(request.launch.runs_dir).absolute()
+    with nullcontext() if request.launch.dry_run else one_at_a_time(runs_dir):
+        return _launch(request, runs_dir, console)
+
+
+def _launch(request: Request, runs_dir: Path, console: Console) -> list[Batch]:
     asked = check_request(request, lambda note: console.print(note, markup=False))
     if not request.tasks:
         console.print("nothing is left to do, nothing was submitted")
         return []
-    runs_dir = Path(request.launch.runs_dir).absolute()
     folder = runs_dir / OWN_FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     batches = batches_of(request, folder)
     for batch in batches if asked else []:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +22,9 @@ from finetune.slurm.request import Task
 from finetune.slurm.runs import RECORD, job_folder, now
 from finetune.slurm.snapshot import snapshot_code
 from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, write_json
+from gr00t.files import LockHeld, disk_errors, file_lock, write_json
+
+WAIT_SECONDS = 300.0
 
 
 def submit(batches: Sequence[Batch], folder: Path) -> None:
@@ -43,6 +46,32 @@ def submit(batches: Sequence[Batch], folder: Path) -> None:
             _note(batch, folder)
         if hold:
             slurm("scontrol", "release", ",".join(batch.job_id for batch in batches))
+
+
+@contextmanager
+def one_at_a_time(runs_dir: Path) -> Iterator[None]:
+    """Wait for other launchers with this runs_dir: between asking SLURM for a run's jobs and noting its new ones, two
+    would both find it free."""
+    with ExitStack() as held:
+        with disk_errors(runs_dir, "Nothing was submitted."):
+            held.enter_context(_new_folders(runs_dir))
+            held.enter_context(_lock_in_turn(runs_dir / "launcher"))
+        yield
+
+
+@contextmanager
+def _lock_in_turn(target: Path) -> Iterator[None]:
+    with ExitStack() as held:
+        end = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                held.enter_context(file_lock(target, required=False))
+                break
+            except LockHeld:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+        yield
 
 
 def sbatch(script: str, options: Sequence[str], folder: Path) -> str:

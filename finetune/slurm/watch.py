@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from finetune.slurm import record, runs
 from finetune.slurm.queue import Job, Queue
+from gr00t.errors import ToolkitError
 
 _TAIL_BYTES = 65536
+_DAMAGED = (ToolkitError, OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
 _WORDS = {"done": "finished", "stop": "stopped", "requeue": "between attempts"}
 
 
@@ -44,9 +48,54 @@ class View:
 
 def views(runs_dir: Path) -> list[View]:
     """Every run below `runs_dir` or submitted from there, by name."""
-    found = [(folder, noted) for folder in runs.run_folders(runs_dir) for noted in runs.jobs_of(folder)]
+    found = [(folder, noted) for folder in runs.run_folders(runs_dir) for noted in _jobs_of(folder)]
     queue = Queue.read([str(noted["job_id"]) for _, noted in found if noted.get("job_id")])
-    return [view(folder, noted, queue) for folder, noted in found]
+    return [_readable(folder, noted, queue) for folder, noted in found]
+
+
+def _jobs_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The jobs of a run; one entry that tells what is wrong where the records are damaged."""
+    try:
+        return runs.jobs_of(run_dir)
+    except _DAMAGED as error:
+        return [{"name": run_dir.name, "stage": "finetune", "split": None, "damaged": _told(error)}]
+
+
+def _readable(run_dir: Path, noted: dict[str, Any], queue: Queue) -> View:
+    """As `view`; one run's damaged records must not hide the other runs."""
+    try:
+        if "damaged" in noted:
+            return _without_records(run_dir, noted, queue, noted["damaged"])
+        return view(run_dir, noted, queue)
+    except _DAMAGED as error:
+        return _without_records(run_dir, noted, queue, _told(error))
+
+
+def _without_records(run_dir: Path, noted: dict[str, Any], queue: Queue, damage: str) -> View:
+    job = queue.find(noted) if noted.get("job_id") else None
+    return View(
+        name=noted["name"],
+        split=noted["split"],
+        stage=noted["stage"],
+        run_dir=str(run_dir),
+        job=noted.get("job_id"),
+        state=job.state.lower() if job and job.alive else "damaged",
+        reason=damage,
+        alive=bool(job and job.alive),
+        nodes=job.nodes if job else "",
+        attempt=None,
+        step=None,
+        steps=None,
+        samples_per_second=None,
+        training_left=None,
+        job_left=job.time_left if job and job.alive else "",
+        loss=None,
+        log=noted.get("log"),
+    )
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, ToolkitError) else f"its records are damaged ({str(error).splitlines()[0]})"
 
 
 def view(run_dir: Path, noted: dict[str, Any], queue: Queue) -> View:
