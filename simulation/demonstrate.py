@@ -89,7 +89,7 @@ class Worker:
             target, style = self.task.episode.target, drawn_style(rng)
             actions = self.expert.plan(target, style)
             if disturbed:
-                for action in actions[: rng.randint(5, 15)]:
+                for action in actions[: rng.randint(4, 10)]:
                     recorder.step(action)
                 self.expert.displace(rng)
                 actions = self.expert.plan(target, style)

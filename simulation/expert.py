@@ -45,7 +45,7 @@ def drawn_style(rng: random.Random) -> Style:
         speed=rng.uniform(0.24, 0.36),
         clearance=rng.uniform(0.08, 0.12),
         bow=(rng.uniform(-0.03, 0.03), rng.uniform(-0.03, 0.03), rng.uniform(0.0, 0.03)),
-        depth=rng.uniform(-0.002, 0.004),
+        depth=rng.uniform(-0.003, 0.001),
         lift=rng.uniform(0.13, 0.17),
     )
 

@@ -10,11 +10,10 @@ from functools import cache
 from gr00t.errors import ToolkitError
 
 _PROBE = """
-import sapien, sys
-scene = sapien.Scene([sapien.physx.PhysxCpuSystem(), sapien.render.RenderSystem(sapien.Device(sys.argv[1]))])
-camera = scene.add_camera("probe", 8, 8, 1.0, 0.1, 10)
-scene.update_render()
-camera.take_picture()
+import os, sys
+import sapien
+system = sapien.render.RenderSystem(sapien.Device(sys.argv[1]))
+os._exit(0)
 """
 _PROBE_SECONDS = 120
 VULKAN_REMEDY = """Install Mesa's Vulkan driver, 23 or newer, which renders without a GPU:
@@ -35,14 +34,14 @@ def require_simulator() -> None:
 
 @cache
 def rendering_problem(device: str = "cpu") -> str | None:
-    """Why cameras cannot be rendered on `device` (cpu or gpu); None where they can. Takes a few seconds, once."""
+    """Why cameras cannot be rendered on `device` (cpu or gpu); None where they can. Asked once."""
     name = {"gpu": "cuda"}.get(device, device)
     try:
         result = subprocess.run(
             [sys.executable, "-c", _PROBE, name], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"a first picture took more than {_PROBE_SECONDS} s"
+        return f"the renderer did not start within {_PROBE_SECONDS} s"
     if result.returncode == 0:
         return None
     return (result.stderr.strip().splitlines() or [f"the renderer ended with status {result.returncode}"])[-1]
