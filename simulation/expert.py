@@ -19,7 +19,8 @@ from simulation.environment import ConflictPickEnv
 
 OPEN, CLOSED = 1.0, -1.0
 ANGULAR_SPEED = 1.5  # rad/s
-CLOSING_STEPS, HOLDING_STEPS = 6, 3
+# The arm is a step or two behind its targets: fingers that close at once would close above a small object.
+SETTLING_STEPS, CLOSING_STEPS, HOLDING_STEPS = 2, 5, 3
 _LOWEST_GRASP = 0.015  # m, of the point between the fingertips
 _DOWN = np.array([0.0, 0.0, -1.0])
 
@@ -107,6 +108,7 @@ class _Plan:
         grasp = self._grasp_pose(goal)
         self._move(sapien.Pose(grasp.p + style.clearance * above, grasp.q), np.array(style.bow))
         self._move(grasp)
+        self._hold(SETTLING_STEPS)
         self.gripper = CLOSED
         self._hold(CLOSING_STEPS)
         self._move(sapien.Pose(grasp.p + style.lift * above, grasp.q))

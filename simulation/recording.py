@@ -72,6 +72,7 @@ def record(config: RecordConfig) -> list[str]:
     if not config.overwrite and _recorded_settings(target) == settings_of(config):
         return [f"{target}: already holds these {config.episodes} episodes."]
     require_simulator()
+    require_rendering(config.render)
     work = target.with_name(f".{config.part}.recording")
     with disk_errors(target, "Make room, or choose another out=FOLDER."):
         work.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,6 @@ def _record_missing(work: Path, config: RecordConfig) -> int:
     missing = [s for s in itertools.islice(seeds, config.episodes) if not (work / f"{s}.h5").is_file()]
     if not missing:
         return 0
-    require_rendering(config.render)
     with _progress_bar() as bar, _pool(_job(work, config), min(config.workers, len(missing))) as pool:
         total, failed = config.episodes, 0
         task = bar.add_task(f"{config.split.name} {config.part}", total=total, completed=total - len(missing), note="")
