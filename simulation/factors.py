@@ -31,7 +31,7 @@ FIRST_EVALUATION_SEED = 1_000_000
 
 # Metres, in the robot's frame turned to the table: x away from the robot, y to the base camera's right.
 HALF_SIZE = {"small": 0.015, "large": 0.028}  # half a cube's edge
-OBJECT_X = (-0.11, 0.09)
+OBJECT_X = (-0.11, 0.075)
 OBJECT_Y = (0.065, 0.20)  # distance from the middle line, where the waiting hand would hide an object
 SPACING = 0.10  # between centres: an open hand fits between two large objects
 PLATE_X, PLATE_Y, PLATE_JITTER = 0.19, 0.12, 0.01
