@@ -82,9 +82,8 @@ def unavailable(case: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def report(chosen: argparse.Namespace, found: dict[str, dict[str, dict[str, Any]]]) -> str:
+def report(chosen: argparse.Namespace, peak: float, found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The results file: machine, versions, command, and a table of each kind."""
-    peak = product_peak(chosen.device, "bf16")
     command = f"python -m benchmarks.gpu --config {chosen.config} --device {chosen.device}"
     lines = [
         f"# Training step and acting, {chosen.config} size on {chosen.device}, {datetime.now(UTC):%Y-%m-%d}\n",
@@ -129,9 +128,10 @@ def main() -> None:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, dict[str, Any]]] = {"training": {}, "acting": {}}
+    peak = product_peak(chosen.device, "bf16")
     for kind, name, result in measure(chosen):
         found[kind][name] = result
-        out.write_text(report(chosen, found))  # after each: a job that is killed keeps what was measured
+        out.write_text(report(chosen, peak, found))  # after each: a job that is killed keeps what was measured
     print(out.read_text() if any(found.values()) else f"Nothing is named like --only {chosen.only}.")
 
 

@@ -1,6 +1,7 @@
 """Training step: samples/s, share of the machine's matrix products and memory, beside the plain way, in one run.
 
     python -m benchmarks.training_step model=small batch=32 steps=3
+    python -m benchmarks.training_step only=bf16      # the plain way, and what has this in its name
 
 model is tiny, small or released (a GPU's memory). Each setting runs in a process of its own, on random weights and one
 fixed batch (two 256x256 views, one instruction). Memory is the highest resident size over that of the process before
@@ -19,8 +20,9 @@ import torch
 
 from benchmarks.machine import describe, in_own_process, product_peak, say
 
+PLAIN = "plain, fp32"
 SETTINGS: dict[str, dict[str, Any]] = {
-    "plain, fp32": {"plain": True, "precision": "fp32"},
+    PLAIN: {"plain": True, "precision": "fp32"},
     "live, fp32": {"precision": "fp32"},
     "live, bf16": {"precision": "bf16"},
     "live, bf16, micro-batches of a quarter": {"precision": "bf16", "micro_batch": 4},
@@ -31,7 +33,7 @@ MODELS = ("tiny", "small", "released")
 
 
 def main() -> None:
-    options = {"model": "small", "batch": "32", "steps": "3", **dict(a.split("=", 1) for a in sys.argv[1:])}
+    options = {"model": "small", "batch": "32", "steps": "3", "only": "", **dict(a.split("=", 1) for a in sys.argv[1:])}
     if options["model"] not in MODELS:
         raise SystemExit(f"model={options['model']}: choose one of {', '.join(MODELS)}.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,6 +42,8 @@ def main() -> None:
     size, steps = int(options["batch"]), int(options["steps"])
     rows = {}
     for name, setting in SETTINGS.items():
+        if options["only"] not in name and name != PLAIN:
+            continue
         case = {"model": options["model"], "device": device, "batch": size, "steps": steps, **setting}
         if "micro_batch" in case:
             case["micro_batch"] = max(1, size // case["micro_batch"])
@@ -55,13 +59,13 @@ def report(rows: dict[str, dict[str, Any]], size: int, device: str) -> None:
     print("matrix products: " + ", ".join(f"{p} {peak / 1e9:,.0f} GFLOP/s" for p, peak in peaks.items()) + "\n")
     columns = ("samples/s", "x plain", "share", "memory, GiB", "of plain", "trained, M")
     print(f"| setting | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    plain = rows["plain, fp32"]
+    plain = rows[PLAIN]
     for name, row in rows.items():
         if "error" in row:
             print(f"| {name} | failed: {row['error']} |{' |' * (len(columns) - 1)}")
             continue
-        counted = rows["cached features, bf16" if "cached" in name else "live, bf16"].get("flops", float("nan"))
-        share = counted / row["seconds"] / peaks["bf16" if "bf16" in name else "fp32"]
+        counted = [r["flops"] for n, r in rows.items() if "flops" in r and ("cached" in n) == ("cached" in name)]
+        share = counted[0] / row["seconds"] / peaks["bf16" if "bf16" in name else "fp32"] if counted else float("nan")
         print(
             f"| {name} | {size / row['seconds']:.2f} | {_ratio(plain, 'seconds', row, inverse=True)} | {share:.0%} "
             f"| {row['memory_gib']:.2f} | {_ratio(plain, 'memory_gib', row)} | {row['trained'] / 1e6:.1f} |"

@@ -220,7 +220,7 @@ class TrainConfig:
         choices=("adamw", "adamw_8bit", "adamw_offload"),
     )
     backbone_batch_size: int | None = key(
-        "samples per forward of the frozen backbone; null for 8 on a CPU, for its caches, and a micro-batch on a GPU",
+        "samples per forward of the frozen backbone; null for 4 on a CPU, for its caches, and a micro-batch on a GPU",
         None,
         at_least=1,
     )

@@ -16,7 +16,7 @@ from gr00t.data.pixels import pixel_values as to_pixel_values
 from gr00t.errors import ToolkitError
 from gr00t.model.vision_attention import ImageAttention, ImageLengths, PatchEmbedding
 
-CPU_AT_ONCE = 8
+CPU_AT_ONCE = 4
 READ = ("input_ids", "attention_mask", "image_grid_thw", "images", "pixel_values")
 
 
@@ -50,7 +50,7 @@ class Backbone(nn.Module):
     The features equal the original's `hidden_states[-1]` of transformers 4.57: after the last kept layer (with its
     deepstack features), before the norm.
 
-    `at_once`: samples of a forward without gradients; more are computed in pieces. None is 8 on a CPU, whose caches
+    `at_once`: samples of a forward without gradients; more are computed in pieces. None is 4 on a CPU, whose caches
     then hold what a layer works on, and all on a GPU.
     """
 

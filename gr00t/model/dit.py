@@ -19,7 +19,7 @@ from gr00t.errors import ToolkitError
 from gr00t.model.attention import attend
 from gr00t.model.config import TransformerConfig
 from gr00t.model.context import Context, Tokens
-from gr00t.model.dropout import Dropout, drop, kept
+from gr00t.model.dropout import Dropout
 
 
 @dataclass
@@ -107,18 +107,17 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """On a CPU the widest tensors of the head are not kept for the backward pass, but computed again in it."""
+        """On a CPU the widest tensors of the head, and the dropout's mask, are not kept for the backward pass but made
+        again in it."""
         graph = self.training and torch.is_grad_enabled()
         if not graph or x.device.type != "cpu" or torch.compiler.is_compiling():
             return self.net(x)
         project, dropout, contract, *last = self.net
-        p = cast(nn.Dropout, dropout).p
 
-        def second(inner: Tensor, keep: Tensor) -> Tensor:
-            return contract(drop(F.gelu(inner, approximate="tanh"), keep, p))
+        def second(inner: Tensor) -> Tensor:
+            return contract(dropout(F.gelu(inner, approximate="tanh")))
 
-        inner = cast(_GeluProjection, project).proj(x)
-        out = checkpoint(second, inner, kept(inner.shape, p), use_reentrant=False, preserve_rng_state=False)
+        out = checkpoint(second, cast(_GeluProjection, project).proj(x), use_reentrant=False)
         return last[0](out) if last else out
 
 

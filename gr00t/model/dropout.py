@@ -14,16 +14,8 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
-        return drop(x, kept(x.shape, self.p), self.p)
-
-
-def kept(shape: torch.Size, p: float) -> Tensor:
-    """Which values stay, a bool tensor of that shape on the CPU, from PyTorch's own generator."""
-    count = shape.numel()
-    draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    return draws.view(torch.int16)[:count].view(shape) >= round(p * LEVELS) - LEVELS // 2
-
-
-def drop(x: Tensor, keep: Tensor, p: float) -> Tensor:
-    """x where it is kept, scaled so that the expectation stays, else 0."""
-    return (x * keep).mul_(LEVELS / (LEVELS - round(p * LEVELS)))
+        dropped = min(round(self.p * LEVELS), LEVELS - 1)
+        count = x.numel()
+        draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = draws[:count].view(x.shape) >= dropped - LEVELS // 2
+        return (x * kept).mul_(LEVELS / (LEVELS - dropped))
