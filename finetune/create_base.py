@@ -52,7 +52,8 @@ def random_model(
 
 
 def _model_config(architecture: ArchitectureConfig) -> Any:
-    from gr00t.model.config import DEFAULT_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION, released_config
+    from gr00t.model.config import released_config
+    from gr00t.model.released import DEFAULT_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
 
     values = asdict(architecture)
     values.pop("backbone")
@@ -64,7 +65,7 @@ def _model_config(architecture: ArchitectureConfig) -> Any:
 
 def _backbone_json(architecture: ArchitectureConfig, special_tokens: dict[str, int]) -> dict[str, Any]:
     """The backbone's architecture, with the small tokenizer's control tokens."""
-    from gr00t.model.backbone_config import QWEN3_VL_2B
+    from gr00t.model.released import QWEN3_VL_2B
 
     tokens = {
         "image_token_id": special_tokens["<|image_pad|>"],

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from finetune import optim
 from finetune.config.schema import FinetuneConfig
+from finetune.planning.machine import available_memory
 from finetune.slurm.selftest import prove_processes_meet
 from gr00t.errors import ToolkitError
 
@@ -153,6 +154,12 @@ class Engine:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+
+    def free_memory(self) -> int | None:
+        """Bytes that this process's device has left: of the GPU, or of the host for all that run on it."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return available_memory()
 
     def close(self) -> None:
         self._accelerator.end_training()

@@ -27,6 +27,7 @@ from finetune.export import write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
 from finetune.lora import add_adapters, merge_adapters
 from finetune.meter import Meter, action_groups
+from finetune.planning.fits import check_here
 from finetune.preemption import SUPERSEDED, TIME_LIMIT, Preemption, Stopped
 from finetune.run_folder import RunFolder
 from finetune.stop_signals import stop_signals
@@ -104,6 +105,7 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
     if finished:
         return FinetuneResult(output_dir, run_dir, config.train.max_steps, None, already_finished=True)
     stop.step = start.step if start else 0
+    check_room(config, engine)
 
     processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, config)
     model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
@@ -156,6 +158,18 @@ def _release(
                 allowed=stop.token.require,
             )
     stop.barrier()
+
+
+def check_room(config: FinetuneConfig, engine: Engine) -> None:
+    """Refuse what cannot fit on this process's device, or on the disks."""
+    check_here(
+        config,
+        engine.world_size,
+        engine.free_memory(),
+        bf16=engine.dtype == torch.bfloat16,
+        cuda=engine.device.type == "cuda",
+        writes=engine.is_main,
+    )
 
 
 def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: int) -> Gr00tN1d7:

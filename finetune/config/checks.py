@@ -14,6 +14,7 @@ from finetune.config.schema import (
     CreateBaseConfig,
     EvaluateConfig,
     FinetuneConfig,
+    PlanConfig,
     PrefetchConfig,
     PrepareConfig,
     RecordConfig,
@@ -28,7 +29,9 @@ _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
 
 def check(config: Any) -> None:
     """Refuse a configuration that cannot run here; the message says what to do instead."""
-    if isinstance(config, FinetuneConfig):
+    if isinstance(config, PlanConfig):
+        check_plan(config)
+    elif isinstance(config, FinetuneConfig):
         check_finetune(config)
     elif isinstance(config, RecordConfig):
         _check_writable("out", Path(config.out))
@@ -70,15 +73,21 @@ def check_finetune(config: FinetuneConfig, processes: int | None = None, *, data
 
 def check_engine(config: FinetuneConfig, processes: int) -> None:
     """An engine that can run here, with this many processes, this optimizer and what is trained."""
-    name, optimizer, tune = config.engine.name, config.train.optimizer, config.train.tune
+    name = config.engine.name
     if name == "single" and processes > 1:
         raise ToolkitError(f"engine=single is one process, but torchrun starts {processes}. Choose engine=ddp.")
-    if name not in ("zero2", "fsdp2"):
-        return
     if name == "zero2" and importlib.util.find_spec("deepspeed") is None:
         raise ToolkitError(
             'engine=zero2 needs DeepSpeed. Install it: pip install ".[deepspeed]" (or use engine=fsdp2, or ddp).'
         )
+    check_divided(config)
+
+
+def check_divided(config: FinetuneConfig) -> None:
+    """What an engine that divides memory among the processes cannot do."""
+    name, optimizer, tune = config.engine.name, config.train.optimizer, config.train.tune
+    if name not in ("zero2", "fsdp2"):
+        return
     if optimizer != "adamw":
         raise ToolkitError(
             f"train.optimizer={optimizer} is for processes that hold all moments; engine={name} divides them. Use one "
@@ -121,6 +130,16 @@ def check_cache(config: FinetuneConfig) -> None:
             "train.features=cached needs a limited number of augmented views of a frame, each of which is computed and "
             "stored. Say augment.views=4, or augment=none."
         )
+
+
+def check_plan(config: PlanConfig) -> None:
+    """What does not depend on this machine: a plan is made before the data, the base and the GPUs are there."""
+    check_cache(config)
+    check_divided(config)
+    if config.engine.name == "single" and (config.gpus or 1) > 1:
+        raise ToolkitError(f"engine=single is one process, not gpus={config.gpus}. Choose engine=ddp.")
+    if config.gpus is not None:
+        check_batch(config.train.global_batch_size, config.train.micro_batch_size, config.gpus)
 
 
 def check_prepare(config: PrepareConfig) -> None:

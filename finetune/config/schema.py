@@ -339,6 +339,20 @@ class FinetuneConfig:
         folder=True,
     )
     device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
+    check_fit: bool = key(
+        "refuse to start what cannot fit in memory or on the disk (see python -m finetune.plan)", True
+    )
+
+
+@dataclass(kw_only=True)
+class PlanConfig(FinetuneConfig):
+    """What a fine-tune will need: parameters, memory by part, disk, time. Takes every key of the fine-tune."""
+
+    gpus: int | None = key("training processes, one on each GPU; null for what cluster asks for", None, at_least=1)
+    gpu: str | None = key("GPU by name (a100, a100-80gb, h100, h200, l40s, 4090, ...); null for cluster.gpu_type", None)
+    gpu_memory_gb: float | None = key("memory of a GPU, in GB; null for what the table says", None, more_than=0)
+    host_memory_gb: float | None = key("memory of a node, in GB; null leaves it unchecked", None, more_than=0)
+    json: bool = key("print JSON in place of tables", False)
 
 
 @dataclass(kw_only=True)
@@ -456,6 +470,7 @@ class JobsConfig:
 Config = (
     RecordConfig
     | FinetuneConfig
+    | PlanConfig
     | PrepareConfig
     | EvaluateConfig
     | CreateBaseConfig
@@ -499,6 +514,15 @@ SCRIPTS = {
             "experiment=conflict split=size_color",
             "experiment=demo",
             'split=my_split split.instruction="pick up the heavy object"',
+        ),
+    ),
+    "plan": Script(
+        PlanConfig,
+        "python -m finetune.plan",
+        (
+            "split=color_object gpus=4 gpu=a100",
+            "model=released gpus=1 gpu_memory_gb=24 train.features=cached augment.views=4",
+            "model=small device=cpu json=true",
         ),
     ),
     "evaluate": Script(

@@ -13,29 +13,7 @@ from transformers import PretrainedConfig
 
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.model.checkpoint_kind import MODEL_TYPE
-
-DEFAULT_DIFFUSION_MODEL = {
-    "positional_embeddings": None,
-    "num_layers": 16,
-    "num_attention_heads": 32,
-    "attention_head_dim": 48,
-    "norm_type": "ada_norm",
-    "dropout": 0.2,
-    "final_dropout": True,
-    "output_dim": 1024,
-    "interleave_self_attention": True,
-}
-
-RELEASED_DIFFUSION_MODEL = {**DEFAULT_DIFFUSION_MODEL, "num_layers": 32}
-
-RELEASED_VL_SELF_ATTENTION = {
-    "positional_embeddings": None,
-    "num_layers": 4,
-    "num_attention_heads": 32,
-    "attention_head_dim": 64,
-    "dropout": 0.2,
-    "final_dropout": True,
-}
+from gr00t.model.released import DEFAULT_DIFFUSION_MODEL, RELEASED_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def unreadable_base(folder: Path, base: str, reason: ToolkitError) -> ToolkitErr
 
 def merged_config(base: dict[str, Any], policy: dict[str, Any]) -> dict[str, Any]:
     """config.json of the N1.7 inside: the base's keys, LeRobot's defaults for those it lacks, the policy's choices."""
-    from gr00t.model.config import RELEASED_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
+    from gr00t.model.released import RELEASED_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
 
     defaults = {
         "select_layer": 16,

@@ -1,0 +1,94 @@
+"""What a run writes to disk: checkpoints to resume from, the finished one, and what is computed once into cache_dir."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from conflict_panda_config import MODALITY_CONFIG
+from finetune.config.schema import FinetuneConfig
+from finetune.planning.memory import Run, checkpoint_size
+from gr00t.data.layout import DatasetLayout
+from gr00t.errors import ToolkitError
+
+SMALL_FILES = 20_000_000  # tokenizer and configurations
+
+
+@dataclass(frozen=True)
+class DiskPart:
+    """Bytes below a folder; None where they cannot be known yet, `note` then says why."""
+
+    name: str
+    folder: Path
+    size: int | None
+    note: str = ""
+
+
+def disk(run: Run, layout: DatasetLayout | None) -> list[DiskPart]:
+    """Everything a run writes, at its fullest."""
+    config = run.config
+    parts = [checkpoints(run), DiskPart("finished checkpoint", Path(config.output_dir), release_size(run), "bf16")]
+    if config.dataset.frames == "store":
+        parts.append(_frames(config, layout))
+    if run.cached:
+        parts.append(_features(run, layout))
+    return parts
+
+
+def checkpoints(run: Run) -> DiskPart:
+    """Those that are kept, and one more while it is written."""
+    train = run.config.train
+    saved = math.ceil(train.max_steps / train.save_steps)
+    for_good = train.max_steps // math.lcm(train.save_steps, train.keep_every) if train.keep_every else 0
+    kept = min(saved, train.keep_last + for_good)
+    writing = 1 if saved > kept else 0
+    note = f"{kept} kept" + (", one being written" if writing else "")
+    note += f"; {checkpoint_size(run) / 1e9:.1f} GB each"
+    return DiskPart("checkpoints", Path(run.config.run_dir), (kept + writing) * checkpoint_size(run), note)
+
+
+def release_size(run: Run) -> int:
+    """bf16, with the copy of the token embeddings that the release holds."""
+    embeddings = next(p.count for p in run.parameters if p.name.endswith("embed_tokens.weight"))
+    return 2 * (sum(max(p.count, p.waiting) for p in run.parameters) + embeddings) + SMALL_FILES
+
+
+def find_layout(config: FinetuneConfig) -> DatasetLayout | None:
+    """The dataset's meta data, None where it is not converted yet."""
+    folder = Path(config.dataset.data_dir) / config.split.name / "train"
+    return DatasetLayout(folder) if (folder / "meta" / "info.json").is_file() else None
+
+
+def _frames(config: FinetuneConfig, layout: DatasetLayout | None) -> DiskPart:
+    folder = Path(config.cache_dir)
+    if layout is None:
+        return DiskPart("frame store", folder, None, "known when the dataset is converted")
+    frames = sum(episode.length for episode in layout.episodes)
+    size = sum(frames * _pixels(layout, camera) * 3 for camera in MODALITY_CONFIG["video"].modality_keys)
+    return DiskPart("frame store", folder, size, f"{frames} frames of {len(layout.cameras)} cameras")
+
+
+def _pixels(layout: DatasetLayout, camera: str) -> int:
+    column = layout.modality.get("video", {}).get(camera, {}).get("original_key") or f"observation.images.{camera}"
+    shape = layout.info.get("features", {}).get(column, {}).get("shape")
+    if not isinstance(shape, list) or len(shape) != 3:
+        raise ToolkitError(f"{layout.root}/meta/info.json: {column} has no shape of three numbers; prepare it again.")
+    height, width = shape[1:] if shape[0] == 3 else shape[:2]
+    return int(height) * int(width)
+
+
+def _features(run: Run, layout: DatasetLayout | None) -> DiskPart:
+    folder = Path(run.config.cache_dir)
+    if layout is None:
+        return DiskPart("feature cache", folder, None, "known when the dataset is converted")
+    starts, views = start_count(run.config, layout), run.config.augment.views or 1
+    row = run.batch.tokens * (run.shape.context * run.kernels.size + 2)
+    return DiskPart("feature cache", folder, starts * views * row, f"{starts} start frames x {views} views")
+
+
+def start_count(config: FinetuneConfig, layout: DatasetLayout) -> int:
+    """Start frames of the training episodes, by dataset.tail."""
+    offsets = MODALITY_CONFIG["action"].delta_indices
+    lost = max(0, max(offsets)) + max(0, -min(offsets)) if config.dataset.tail == "drop" else 0
+    return sum(max(0, layout.episode(index).length - lost) for index in layout.train_episodes)

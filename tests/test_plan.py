@@ -1,0 +1,210 @@
+"""The plan: its counts are the model's, and it says before a run starts what will not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from config_calls import compose, refusal
+
+from finetune.config import FinetuneConfig, load
+from finetune.config.compose import read_yaml
+from finetune.config.schema import ModelConfig
+from finetune.create_base import _backbone_json, _model_config
+from finetune.lora import add_adapters
+from finetune.plan import check_disk, check_fits, plan
+from finetune.planning.build import make_plan
+from finetune.planning.machine import available_memory
+from finetune.planning.parameters import parameters
+from finetune.planning.report import as_json
+from finetune.planning.shapes import shape_of_architecture, shape_of_checkpoint
+from finetune.train import finetune
+from gr00t.errors import ToolkitError
+from gr00t.model import Gr00tN1d7
+from gr00t.model.backbone_config import parse_backbone
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKENS = {"<|image_pad|>": 6, "<|video_pad|>": 7, "<|vision_start|>": 3, "<|vision_end|>": 4}
+GB = 1_000_000_000
+
+
+def model_config(name: str) -> ModelConfig:
+    return compose("create_base", f"model={name}", "out=unused").model
+
+
+def on_meta(name: str) -> Gr00tN1d7:
+    """The real model of that name, without memory for its weights."""
+    architecture = model_config(name).architecture
+    with torch.device("meta"):
+        return Gr00tN1d7(_model_config(architecture), parse_backbone(_backbone_json(architecture, TOKENS), "test"))
+
+
+def configuration(*argv: str) -> FinetuneConfig:
+    return compose("finetune", *argv)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "released"])
+def test_the_shapes_worked_out_are_those_of_the_model(name: str) -> None:
+    shape = shape_of_architecture(model_config(name).architecture)
+    assert shape.tensors == {n: tuple(p.shape) for n, p in on_meta(name).named_parameters()}
+
+
+def test_the_shapes_of_a_checkpoint_are_read_from_its_headers(tiny_base: Path) -> None:
+    shape, worked_out = shape_of_checkpoint(tiny_base), shape_of_architecture(model_config("tiny").architecture)
+    assert {**vars(shape), "source": ""} == {**vars(worked_out), "source": ""}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["train.tune.all_embodiments=true"],
+        ["train.tune.projector=false", "train.tune.vlln=false"],
+        ["train.tune.diffusion_model=false", "train.tune.top_llm_layers=2"],
+        ["train.tune.llm=true", "train.tune.visual=true"],
+        ["train.lora.rank=8", "train.lora.targets=[q_proj,down_proj]"],
+    ],
+)
+def test_what_is_trained_is_what_the_model_trains(settings: list[str]) -> None:
+    train = configuration("model=tiny", *settings).train
+    if train.lora.rank:
+        pytest.importorskip("peft", reason="peft is not installed")
+    model = Gr00tN1d7(on_meta("tiny").config, on_meta("tiny").backbone_config)
+    tune = dataclasses.asdict(train.tune)
+    every_robot = tune.pop("all_embodiments")
+    model.set_trainable(**tune)
+    if not every_robot:
+        model.keep_embodiments([10])
+    if train.lora.rank:
+        add_adapters(model, train.lora, seed=0)
+    found = parameters(shape_of_architecture(model_config("tiny").architecture), train)
+    assert {p.name: p.count for p in found if p.trained} == {n: p.numel() for n, p in model.trained_parameters()}
+
+
+def test_the_released_size_takes_what_the_project_aims_at() -> None:
+    live = make_plan(configuration(), 1)
+    assert live.run.trained * 16 == pytest.approx(20.9 * GB, rel=0.01)
+    cached = make_plan(configuration("train.features=cached", "augment.views=4"), 1)
+    eight_bit = make_plan(configuration("train.optimizer=adamw_8bit"), 1)
+    allocated = [max(p.device.moments.values()) for p in (live, cached, eight_bit)]
+    assert allocated[0] < 32 * GB and allocated[1] < 26 * GB and allocated[2] < 24 * GB
+
+
+def test_a_plan_needs_neither_torch_nor_data_nor_weights(tmp_path: Path) -> None:
+    script = (
+        "import sys, runpy; sys.argv = ['plan', 'local=none', 'gpus=4', 'json=true']; "
+        "runpy.run_module('finetune.plan', run_name='__main__'); "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["gpus"] == 4 and found["verdicts"][0]["fits"] and found["time"]["step"] > 0
+
+
+def test_tables_and_json_name_the_same_total(capsys: pytest.CaptureFixture[str]) -> None:
+    from finetune.plan import main
+
+    config = compose("plan", "gpus=1", "gpu_memory_gb=40", "train.features=cached", "augment.views=2")
+    made, verdicts = plan(config)
+    main(config)
+    shown = capsys.readouterr().out
+    total = as_json(made, verdicts)["device_memory"]["total"]
+    assert f"each GPU fits: {total / GB:.1f} of 40.0 GB" in shown
+    assert total == sum(part.size for part in made.device.parts)
+
+
+def test_what_does_not_fit_is_refused_with_what_makes_it_fit() -> None:
+    with pytest.raises(ToolkitError) as error:
+        check_fits(configuration(), 1, 24 * GB)
+    message = str(error.value)
+    assert "each GPU does not fit" in message and "of 24.0 GB" in message
+    settings = ["micro_batch_size=1", "train.features=cached augment.views=4", "train.optimizer=adamw_8bit"]
+    places = [message.index(setting) for setting in settings]
+    assert places == sorted(places)
+    check_fits(configuration("train.micro_batch_size=1", *" ".join(settings[1:]).split()), 1, 24 * GB)
+
+
+def test_a_smaller_micro_batch_is_tried_first() -> None:
+    batch = ["train.global_batch_size=128"]
+    with pytest.raises(ToolkitError, match=r"What makes it fit:\n  train.micro_batch_size=\d+: [\d.]+ GB\n"):
+        check_fits(configuration(*batch), 1, 40 * GB)
+
+
+def test_what_no_setting_mends_is_said() -> None:
+    with pytest.raises(ToolkitError, match="No setting makes it fit"):
+        check_fits(configuration(), 1, 8 * GB)
+
+
+def test_check_fit_false_goes_on() -> None:
+    check_fits(configuration("check_fit=false"), 1, 8 * GB)
+
+
+def test_training_refuses_what_cannot_fit_and_leaves_nothing(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    places = [f"model.base={tiny_base}", f"dataset.data_dir={small_data}", f"run_dir={tmp_path}/run"]
+    huge = ["train.global_batch_size=1000000", "tracking=none", "device=cpu", f"output_dir={tmp_path}/done"]
+    with pytest.raises(ToolkitError, match="this machine's memory does not fit"):
+        finetune(load("finetune", ["local=none", "model=tiny", *places, *huge]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_that_fill_the_disk_are_refused(tmp_path: Path) -> None:
+    kept = ["train.save_steps=1", "train.keep_every=1", "train.max_steps=1000000000", f"run_dir={tmp_path}/run"]
+    with pytest.raises(ToolkitError, match=r"(?s)The disk has .* checkpoints: [\d.,]+ GB in .*train.keep_last"):
+        check_disk(configuration(*kept, f"output_dir={tmp_path}/done"), 1)
+
+
+def test_caches_are_counted_from_the_dataset(small_data: Path, tiny_base: Path) -> None:
+    where = ["model=tiny", f"model.base={tiny_base}", f"dataset.data_dir={small_data}", "device=cpu"]
+    config = configuration(*where, "dataset.frames=store", "train.features=cached", "augment.views=3")
+    made = make_plan(config, 1, cuda=False)
+    sizes = {part.name: part.size for part in made.disk}
+    lengths = [20, 24, 18, 22, 20]
+    side = json.loads((small_data / "color_object/train/meta/info.json").read_text())["features"][
+        "observation.images.image"
+    ]["shape"][0]
+    assert sizes["frame store"] == sum(lengths) * 2 * side * side * 3
+    held_out = json.loads((small_data / "color_object/train/meta/split.json").read_text())["val_episodes"]
+    starts = sum(length for episode, length in enumerate(lengths) if episode not in held_out)
+    assert sizes["feature cache"] == starts * 3 * made.run.batch.tokens * (64 * 4 + 2)
+
+
+def test_a_control_groups_limit_counts(tmp_path: Path) -> None:
+    job = tmp_path / "cgroup" / "slurm" / "job"
+    job.mkdir(parents=True)
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text("0::/slurm/job\n")
+    room = [tmp_path / "proc", tmp_path / "cgroup"]
+    assert available_memory(*room) == 8_000_000 * 1024
+    for name, value in (("max", "3000"), ("current", "1500"), ("stat", "inactive_file 200\nactive_file 300\n")):
+        (job.parent / f"memory.{name}").write_text(value)
+    assert available_memory(*room) == 2000
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["gpu=a1000"], 'Did you mean "a100"'),
+        (["gpus=3"], "is no multiple of 3"),
+        (["engine=single", "gpus=2"], "engine=single is one process"),
+        (["gpus=0"], "at least 1"),
+        (["gpu_memory_gb=-1"], "more than 0"),
+        (["engine=zero2", "train.optimizer=adamw_8bit"], "Use one of the two"),
+        (["--json"], "json=VALUE"),
+    ],
+)
+def test_bad_input_is_named(argv: list[str], message: str) -> None:
+    with pytest.raises(ToolkitError, match=message):
+        plan(load("plan", ["local=none", *argv]))
+
+
+def test_the_plan_takes_the_fine_tunes_choices() -> None:
+    files = [read_yaml(ROOT / "configs" / f"{name}.yaml") for name in ("finetune", "plan")]
+    assert files[0] == files[1]
+    assert "gpu_memroy_gb" in refusal("plan", "gpu_memroy_gb=3")

@@ -1,0 +1,72 @@
+"""The plan's memory beside what PyTorch really keeps and allocates, on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from benchmarks.machine import in_own_process
+from benchmarks.memory_plan import predict
+from benchmarks.step import Case, build, make_batch
+from finetune.config import TrainConfig
+from finetune.optim import build_optimizer
+from finetune.planning.activations import CPU_AT_ONCE
+from finetune.planning.memory import FEATURE_BATCH
+
+
+def allocated(case: Case) -> int:
+    """Bytes that PyTorch's allocator held at most during one step, above weights and moments."""
+    model = build(case)
+    batch = make_batch(model.config, case, case.batch)
+    optimizer = build_optimizer(model, TrainConfig())
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
+            loss = model(batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("tiny", batch=8, precision="fp32"),
+        Case("tiny", batch=16, precision="bf16"),
+        Case("tiny", batch=8, precision="fp32", cached=True),
+        Case("tiny", batch=8, precision="bf16", cached=True),
+        Case("tiny", batch=128, precision="bf16", recompute=True),
+    ],
+    ids=["live-fp32", "live-bf16", "cached-fp32", "cached-bf16", "recomputed-bf16"],
+)
+def test_a_step_allocates_what_the_plan_says(case: Case) -> None:
+    plan = predict(case)
+    lying = ("frozen weights", "trained weights", "optimizer moments", "batch")
+    steady = sum(part.size for part in plan.parts if part.name in lying)
+    assert max(plan.moments.values()) - steady == pytest.approx(allocated(case), rel=0.12)
+
+
+def test_the_resident_size_lies_between_the_plan_without_and_with_its_allowance() -> None:
+    case = Case("tiny", batch=32, precision="fp32", steps=2)
+    measured, plan = in_own_process("benchmarks.memory_plan", asdict(case))["measured"], predict(case)
+    assert 0.9 * (plan.total - plan.parts[-1].size) < measured < 1.1 * plan.total
+
+
+def test_the_plan_knows_how_many_samples_pass_the_frozen_backbone_at_once() -> None:
+    from finetune.features import BATCH
+    from gr00t.model.backbone import CPU_AT_ONCE as PIECE
+
+    assert (FEATURE_BATCH, CPU_AT_ONCE) == (BATCH, PIECE)
