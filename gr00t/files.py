@@ -9,9 +9,10 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,22 @@ def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Itera
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextmanager
+def lock_in_turn(target: Path, seconds: float) -> Iterator[None]:
+    """As file_lock, unlocked where there are no locks; a second holder waits, and is refused after `seconds` only."""
+    end = time.monotonic() + seconds
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(file_lock(target, required=False))
+                break
+            except LockHeld:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+        yield
 
 
 def _take(descriptor: int, target: Path, required: bool) -> None:

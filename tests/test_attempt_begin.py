@@ -49,6 +49,18 @@ def test_an_attempt_knows_its_processes_and_its_end(
     assert lost.ended is not None and lost.ended["what"] == "lost"
 
 
+def test_two_jobs_that_start_at_once_do_not_clear_each_others_copy_of_the_code(
+    overrides: Overrides, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "finetune.slurm.attempt", "snapshot", "finetune", *overrides]
+    both = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [process.communicate() for process in both]
+    assert said == [(f"GROOT_CODE={tmp_path}/run/code\n", "")] * 2
+    assert (tmp_path / "run" / "code" / "finetune_jobs" / "run.sh").is_file()
+
+
 def test_a_job_without_a_limit_has_no_end(overrides: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROOT_JOB", "JobId=7 EndTime=Unknown")
     assert "GROOT_DEADLINE" not in attempt.begin("finetune", *overrides)

@@ -93,6 +93,7 @@ def test_lines_of_the_site_run_before_the_payload(tmp_path: Path) -> None:
         ("cluster.environment=['https_proxy=http://me:word@proxy:80']", "https_proxy looks like a secret"),
         ("cluster.setup=['export HF_TOKEN=hf_abc']", "cluster.setup: HF_TOKEN looks like a secret"),
         ("cluster.sbatch=['--export=ALL,WANDB_API_KEY=1']", "cluster.sbatch: WANDB_API_KEY looks like a secret"),
+        ("cluster.time=86400", "in a file in quotes"),
         ("cluster.sbatch=[--array=0-3]", "--array is for the toolkit to set"),
         ("cluster.environment=[NCCL]", '"NCCL" is no variable'),
     ],

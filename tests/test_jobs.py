@@ -162,3 +162,16 @@ def test_follow_goes_on_over_a_requeue_and_ends_with_the_run(cluster: Cluster, s
     ended = follow(tmp_path / "runs", "color_object", 20, shown.append)
     assert ended.state == "completed" and "first start\n" in "".join(shown)
     assert "".join(shown).endswith("second start\n")
+
+
+def test_a_plain_job_in_a_folder_with_an_odd_name_can_be_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    run_dir = past_run(tmp_path, "color_object", ended=None).rename(tmp_path / "try #2")
+    (run_dir / "code").mkdir()
+    write(run_dir / "job" / "overrides.json", {"overrides": ["split=color_object"]})
+    with pytest.raises(ToolkitError, match="takes no path with spaces"):
+        resubmit(tmp_path, str(run_dir))
+    run_dir = run_dir.rename(tmp_path / "try(2)")
+    job = resubmit(tmp_path, str(run_dir))
+    shown = cluster.run("scontrol", "show", "job", job)
+    assert f"StdOut={run_dir}/slurm-finetune-{job}.out" in shown and "JobName=try-2-" in shown
+    cluster.run("scancel", job)

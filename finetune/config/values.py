@@ -146,7 +146,13 @@ def _check_lora(train: TrainConfig) -> None:
 
 
 def _check_job_words(cluster: ClusterConfig) -> None:
-    """Further options, shell lines and container: no secrets in them, and no option that the job script has already."""
+    """No secrets in further options, shell lines and container; no option that the job script has already; no time that
+    was not meant."""
+    if cluster.time.strip().isdecimal():
+        raise ToolkitError(
+            f"cluster.time={cluster.time}: a bare number would be minutes, and is what YAML makes of 24:00:00 without "
+            'quotes. Write hours:minutes:seconds, in a file in quotes: time: "24:00:00".'
+        )
     for option in cluster.sbatch:
         name = option.removeprefix("--").partition("=")[0]
         if name in _OPTIONS_OF_OURS:

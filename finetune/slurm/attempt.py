@@ -30,9 +30,10 @@ from finetune.slurm.nodes import exclusion
 from finetune.slurm.snapshot import snapshot_code
 from finetune.slurm.template import refuse_late, site_lines
 from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, write_json
+from gr00t.files import disk_errors, lock_in_turn, write_json
 
 REFUSED = 2
+_SECONDS_OF_A_COPY = 300.0
 
 
 def snapshot(stage: str, *arguments: str) -> dict[str, str]:
@@ -41,8 +42,11 @@ def snapshot(stage: str, *arguments: str) -> dict[str, str]:
         refuse_late(arguments[arguments.index("--") + 1 :])
     config: FinetuneConfig = load(stage, [text for text in arguments if text != "--"], check_here=False)
     run_dir = Path(config.run_dir).absolute()
-    record.refuse_foreign_job(run_dir, _job_id())
-    return {"GROOT_CODE": str(snapshot_code(CHECKOUT, run_dir))}
+    with disk_errors(run_dir, "Then submit the same again."):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with lock_in_turn(run_dir / "code", _SECONDS_OF_A_COPY):  # two jobs for one folder may start at once
+            record.refuse_foreign_job(run_dir, _job_id())
+            return {"GROOT_CODE": str(snapshot_code(CHECKOUT, run_dir))}
 
 
 def begin(stage: str, *overrides: str) -> dict[str, str]:

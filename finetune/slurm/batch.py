@@ -60,7 +60,7 @@ def batches_of(request: Request, folder: Path) -> list[Batch]:
     batches: dict[Task, Batch] = {}
     for task in tasks:
         after = [batches[other] for other in task.after]
-        batches[task] = Batch([task], _script(task, tasks), _job_name(task.name), after)
+        batches[task] = Batch([task], _script(task, tasks), job_name_of(task.name), after)
     tuned = [batches[task] for task in request.of_stage("finetune")]
     for one, next_one in zip(tuned, tuned[bound:] if bound else [], strict=False):
         next_one.turn = one
@@ -78,7 +78,7 @@ def log_file(task: Task) -> Path:
     return task.run_dir / f"slurm-{task.label}-%j.out"
 
 
-def _output(folder: Path, name: str) -> str:
+def output_in(folder: Path, name: str) -> str:
     """An --output for sbatch, which would take a % in the folder's name for a pattern, and no space at all."""
     if re.search(r"[\s\"'#\\]", str(folder)):
         raise ToolkitError(
@@ -107,11 +107,11 @@ def element_arguments(task: Task, tasks: Sequence[Task]) -> list[str]:
 def _script(task: Task, tasks: Sequence[Task]) -> str:
     return render(
         cluster_of(task),
-        job_name=_job_name(task.name),
+        job_name=job_name_of(task.name),
         stage=task.stage,
         overrides=task.overrides,
         about=[f"{task.stage} of {task.run_dir}, submitted by launch_finetune_slurm.py"],
-        output=_output(task.run_dir, log_file(task).name),
+        output=output_in(task.run_dir, log_file(task).name),
         checkout=CHECKOUT,
         code=code_folder(task, tasks),
     )
@@ -127,13 +127,13 @@ def _array(tasks: Sequence[Task], bound: int | None, folder: Path) -> Batch:
         stage="finetune",
         overrides=[],
         about=[f"{index}: {task.run_dir}" for index, task in enumerate(tasks)],
-        output=_output(folder, "%A_%a.out"),
+        output=output_in(folder, "%A_%a.out"),
         checkout=CHECKOUT,
         elements=folder / "elements",
     )
     return Batch(list(tasks), script, ARRAY_NAME, arguments=folder / "elements")
 
 
-def _job_name(name: str) -> str:
+def job_name_of(name: str) -> str:
     """A name made of letters that a job script takes."""
     return re.sub(r"[^\w.+=-]+", "-", name)

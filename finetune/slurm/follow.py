@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from finetune.checkout import CHECKOUT
 from finetune.config.schema import ClusterConfig
 from finetune.slurm import runs
+from finetune.slurm.batch import job_name_of, output_in
 from finetune.slurm.commands import slurm
 from finetune.slurm.queue import Queue
 from finetune.slurm.submit import one_at_a_time, sbatch
@@ -123,10 +124,10 @@ def _script_of_a_plain_job(found: View) -> str:
     cluster = ClusterConfig(**dict(OmegaConf.load(job / "config.yaml").cluster))
     return render(
         cluster,
-        job_name=found.name,
+        job_name=job_name_of(found.name),
         stage="finetune",
         overrides=read_json(job / "overrides.json")["overrides"],
-        output=str(run_dir / "slurm-finetune-%j.out"),
+        output=output_in(run_dir, "slurm-finetune-%j.out"),
         checkout=CHECKOUT,
         code=run_dir / "code",
     )

@@ -8,7 +8,6 @@ import platform
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -22,7 +21,7 @@ from finetune.slurm.request import Task
 from finetune.slurm.runs import RECORD, job_folder, now
 from finetune.slurm.snapshot import snapshot_code
 from gr00t.errors import ToolkitError
-from gr00t.files import LockHeld, disk_errors, file_lock, write_json
+from gr00t.files import disk_errors, lock_in_turn, write_json
 
 WAIT_SECONDS = 300.0
 
@@ -55,22 +54,7 @@ def one_at_a_time(runs_dir: Path) -> Iterator[None]:
     with ExitStack() as held:
         with disk_errors(runs_dir, "Nothing was submitted."):
             held.enter_context(_new_folders(runs_dir))
-            held.enter_context(_lock_in_turn(runs_dir / "launcher"))
-        yield
-
-
-@contextmanager
-def _lock_in_turn(target: Path) -> Iterator[None]:
-    with ExitStack() as held:
-        end = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                held.enter_context(file_lock(target, required=False))
-                break
-            except LockHeld:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.2)
+            held.enter_context(lock_in_turn(runs_dir / "launcher", WAIT_SECONDS))
         yield
 
 
