@@ -2,7 +2,7 @@
 
 Importing this module registers it with ManiSkill. One environment per process, physics on the CPU. A reset with a seed
 builds `factors.sample_episode(split, part, seed)`, so seed, split and part say everything about an episode: its first
-state is the same bit for bit. PhysX remembers contacts of earlier episodes, which changes motions by some 1e-4; with
+state is the same bit for bit. PhysX remembers contacts of earlier episodes, which changes motions a little; with
 options=REBUILD (1 s) the whole scene is new and motions too are the same bit for bit.
 """
 

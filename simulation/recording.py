@@ -69,11 +69,12 @@ def record(config: RecordConfig) -> list[str]:
     split_factors(config.split.name)
     _check_config(config)
     target = Path(config.out) / config.split.name / config.part
+    work = target.with_name(f".{config.part}.recording")
     if not config.overwrite and _recorded_settings(target) == settings_of(config):
+        _remove_leftover(work, config)
         return [f"{target}: already holds these {config.episodes} episodes."]
     require_simulator()
     require_rendering(config.render)
-    work = target.with_name(f".{config.part}.recording")
     with disk_errors(target, "Make room, or choose another out=FOLDER."):
         work.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(work):
@@ -111,6 +112,13 @@ def _recorded_settings(target: Path) -> dict[str, Any] | None:
         return None
     recording = read_json(target / JSON).get("recording")
     return recording.get("settings") if isinstance(recording, dict) else None
+
+
+def _remove_leftover(work: Path, config: RecordConfig) -> None:
+    """The single episodes of a finished recording that was killed before it could remove them."""
+    if (work / SETTINGS).is_file() and read_json(work / SETTINGS) == settings_of(config):
+        with file_lock(work):
+            shutil.rmtree(work)
 
 
 def _check_target(target: Path, config: RecordConfig) -> None:

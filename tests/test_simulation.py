@@ -211,7 +211,12 @@ def test_a_finished_recording_is_left_alone_and_other_settings_are_refused(recor
         return record(compose("record", *given, *argv))
 
     before = (recordings / "train/trajectory.h5").stat().st_mtime_ns
+    leftover = recordings / ".train.recording"
+    leftover.mkdir()
+    settings = meta_of(recordings / "train")["recording"]["settings"]
+    (leftover / "settings.json").write_text(json.dumps(settings))
     assert "already holds these 3 episodes" in again("episodes=3")[0]
+    assert not leftover.exists()
     with pytest.raises(ToolkitError, match=r"episodes=3 \(now 4\).*overwrite=true"):
         again("episodes=4")
     (recordings / "train/notes.txt").write_text("mine")
