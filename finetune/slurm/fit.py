@@ -98,12 +98,13 @@ def _no_room(cluster: ClusterConfig, partition: Partition, partitions: Mapping[s
 
 
 def _fits(cluster: ClusterConfig, node: Node) -> bool:
-    memory = _megabytes(cluster.memory) if cluster.memory else 0
+    memory = megabytes(cluster.memory) if cluster.memory else 0
     gpus = inventory.most([node], cluster.gpu_type) >= cluster.gpus_per_node
     return gpus and node.cpus >= cluster.cpus_per_task and node.memory >= memory
 
 
-def _megabytes(text: str) -> float:
+def megabytes(text: str) -> float:
+    """A size as sbatch --mem takes it, in MB (2**20)."""
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "M")
     if not number.isdecimal() or unit not in _MEMORY_UNITS:
         raise ToolkitError(f"cluster.memory={text} is no size that sbatch takes. Write 64G, or 0 for all of a node.")

@@ -11,7 +11,9 @@ import yaml
 from finetune.config import checks
 from finetune.config.identity import recipe
 from finetune.config.schema import FinetuneConfig
-from finetune.slurm.fit import check_fits
+from finetune.planning import fits
+from finetune.planning.gpus import gpu_of_cluster
+from finetune.slurm.fit import check_fits, megabytes
 from finetune.slurm.queue import Queue
 from finetune.slurm.request import Request, Task
 from finetune.slurm.runs import jobs_of
@@ -90,12 +92,30 @@ def check_task(task: Task, tasks: Sequence[Task]) -> None:
     else:
         checks.check_finetune(task.config, processes(task.config), dataset_comes=prepared)
         _check_base_offline(task.config)
+        _check_room(task.config)
 
 
 def processes(config: FinetuneConfig) -> int:
     """Training processes of the whole job."""
     cluster = config.cluster
     return cluster.nodes * (cluster.processes_per_node or cluster.gpus_per_node or 1)
+
+
+def _check_room(config: FinetuneConfig) -> None:
+    """Memory of the GPU type that the job asks for, memory of its nodes where it names one, and the disks."""
+    cluster, count = config.cluster, processes(config)
+    cuda = config.device != "cpu" and cluster.gpus_per_node > 0
+    gpu = gpu_of_cluster(cluster.gpu_type) if cuda else None
+    asked = megabytes(cluster.memory) if cluster.memory else 0
+    fits.check_fits(
+        config,
+        count,
+        int(gpu.memory * 1e9) if gpu else None,
+        per_node=count // cluster.nodes,
+        cuda=cuda,
+        host_memory_bytes=int(asked * 2**20) or None,
+    )
+    fits.check_disk(config, count, cuda=cuda)
 
 
 def _check_base_offline(config: FinetuneConfig) -> None:
