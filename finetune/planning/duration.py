@@ -70,7 +70,8 @@ def _dit(run: Run) -> float:
         projected = _numbers(run.parameters, f"{prefix}attn1.to_k", f"{prefix}attn1.to_v")
         timestep = _numbers(run.parameters, f"{prefix}norm1")  # once a sample
         rest = _numbers(run.parameters, prefix) - projected - timestep
-        total += TRAINED * (keys * projected + steps * rest + timestep) + 3 * 4 * shape.width * steps * keys
+        each = TRAINED if _trained(run.parameters, prefix) else WITH_INPUT_GRADIENT
+        total += each * (keys * projected + steps * rest + timestep) + 3 * 4 * shape.width * steps * keys
     return total
 
 
