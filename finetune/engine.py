@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from finetune import optim
@@ -18,6 +19,9 @@ from finetune.config.schema import FinetuneConfig
 from finetune.planning.machine import available_memory
 from finetune.slurm.selftest import prove_processes_meet
 from gr00t.errors import ToolkitError
+
+# The main process writes 20 GB and more while the others wait; NCCL would end them after ten minutes.
+PATIENCE = timedelta(minutes=30)
 
 
 def pick_device(device: str) -> torch.device:
@@ -81,7 +85,8 @@ class Engine:
 
     def _build_accelerator(self, config: FinetuneConfig, device: torch.device) -> Accelerator:
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp])
+        group = InitProcessGroupKwargs(timeout=PATIENCE)
+        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp, group])
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take over the module whose forward is trained, on its device, and its optimizer (of `build_optimizer`)."""
@@ -161,7 +166,11 @@ class Engine:
             return torch.cuda.mem_get_info(self.device)[0]
         return available_memory()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the process group. A process that failed leaves without a word: the others may wait in a sum for it,
+        and NCCL takes its leave of all together, so that the error would come when they are tired of waiting."""
+        if failed and self.world_size > 1:
+            return
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

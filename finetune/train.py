@@ -77,8 +77,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         except Stopped as stopped:
             folders = Path(config.output_dir), Path(config.run_dir)
             result = FinetuneResult(*folders, stop.step, None, stopped=str(stopped))
-        finally:
-            engine.close()
+        except BaseException:
+            engine.close(failed=True)
+            raise
+        engine.close()
         if engine.is_main:
             _record(token, result)
         return result

@@ -16,7 +16,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from torch import Tensor, nn
 
 from finetune.config.schema import FinetuneConfig
-from finetune.engine import Engine, join_alone
+from finetune.engine import PATIENCE, Engine, join_alone, pick_precision
 
 BUCKET = 50_000_000  # elements exchanged at once: 200 MB of fp32 beside the gradients
 
@@ -28,7 +28,8 @@ class Zero2Engine(Engine):
         _prepare_deepspeed(device)
         join_alone(device)
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-        PartialState(cpu=device.type == "cpu")  # Accelerator(cpu=True) would leave DeepSpeed out
+        # Accelerator(cpu=True) would leave DeepSpeed out
+        PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
         return Accelerator(mixed_precision="no", deepspeed_plugin=DeepSpeedPlugin(_deepspeed_config(config, device)))
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -92,6 +93,12 @@ def _deepspeed_config(config: FinetuneConfig, device: torch.device) -> dict[str,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.train.max_grad_norm,
         "zero_allow_untested_optimizer": True,
+        # DeepSpeed switches an autocast around it off on a GPU; without modules named here, gradients stay in fp32
+        "torch_autocast": {
+            "enabled": pick_precision(config.train.precision, device) == torch.bfloat16,
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "zero_optimization": {
             "stage": 2,
             "overlap_comm": device.type == "cuda",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import STEPS, config, losses, overrides, run_processes, trained
+from test_training import ROOT, STEPS, config, losses, overrides, run_processes, trained
 
 from finetune.train import finetune
 
@@ -104,3 +106,27 @@ def test_resumed_there_a_run_repeats_the_uninterrupted_one_bit_for_bit(
     assert {s: v for s, v in losses(divided).items() if s > 3} == losses(tmp_path)
     there, here = trained(divided), trained(tmp_path)
     assert all(torch.equal(there[name], here[name]) for name in there | here)
+
+
+UNDER_A_GPUS_AUTOCAST = """
+import torch
+from finetune.config import TrainConfig, load
+from finetune.optim import build_optimizer
+from finetune.zero import Zero2Engine
+engine = Zero2Engine(load("finetune", ["local=none", "device=cpu", "engine=zero2_bf16"], check_here=False))
+module = torch.nn.Linear(4, 4)
+engine.prepare(module, build_optimizer(module, TrainConfig()))
+torch.set_autocast_enabled("cuda", True)  # what DeepSpeed looks at
+with engine.autocast():
+    output = engine.module(torch.ones(1, 4))
+engine.backward(output.sum())
+print(output.dtype, module.weight.dtype, float(engine.step()) > 0)
+engine.close()
+"""
+
+
+@deepspeed
+def test_deepspeed_leaves_the_autocast_of_a_gpu_on() -> None:
+    command = [sys.executable, "-c", UNDER_A_GPUS_AUTOCAST]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["torch.bfloat16 torch.float32 True"], done.stderr[-3000:]
