@@ -89,7 +89,8 @@ def resumable(case: Case, folder: Path) -> dict[str, float]:
     writer = checkpointing.CheckpointWriter(folder, 2, None, AttemptToken(folder))
     usual = training.usual()
     begin, steps = time.perf_counter(), 0
-    writer.submit(checkpointing.take_snapshot(1, training.model, training.engine.optimizer_state(), {}))
+    engine = training.engine
+    writer.submit(checkpointing.take_snapshot(1, engine.trained_weights(), engine.optimizer_state(), {}))
     while not (folder / "checkpoint-1").exists():
         training.step()
         steps += 1
@@ -100,7 +101,8 @@ def resumable(case: Case, folder: Path) -> dict[str, float]:
     def restore() -> None:
         found = checkpointing.newest_checkpoint(folder)
         assert found is not None
-        checkpointing.load_checkpoint(found, training.model, training.engine)
+        checkpointing.load_weights(found, training.model)
+        engine.restore_optimizer(checkpointing.read_optimizer(found))
 
     return {"save": writer.seconds, "waits": max(0.0, waits), "load": _seconds(restore), "gb": _gigabytes(folder)}
 
