@@ -18,6 +18,7 @@ from gr00t.model.action_head import ActionHead
 from gr00t.model.dit import SelfAttentionTransformer
 
 log = logging.getLogger(__name__)
+LENGTHS = 64  # of prompts, and kinds of blocks, that are compiled; further ones run eagerly
 
 
 def missing_for_compilation(device: torch.device) -> str | None:
@@ -47,11 +48,12 @@ def compile_for_training(head: ActionHead) -> None:
     """Compile every block of the two transformers on its own: blocks alike share their code, so that it takes a minute
     however many there are, and a block may still be computed again in the backward pass (activation checkpointing).
 
-    A length that changes (another prompt) is compiled once more, then for any length.
+    Every length (of another prompt) is compiled on its own, and no kernel is chosen by timing it: what a step computes
+    then does not depend on the steps before it, or on the machine's load, so that a resumed run repeats it.
     """
     for transformer in _transformers(head):
         for block in transformer.transformer_blocks:
-            block.compile()
+            block.compile(dynamic=False, recompile_limit=LENGTHS, options={"deterministic": True})
 
 
 def compile_for_acting(head: ActionHead, mode: str | None = None) -> None:
