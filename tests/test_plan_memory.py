@@ -56,7 +56,7 @@ def test_a_step_allocates_what_the_plan_says(case: Case) -> None:
     plan = predict(case)
     lying = ("frozen weights", "trained weights", "optimizer moments", "batch")
     steady = sum(part.size for part in plan.parts if part.name in lying)
-    assert max(plan.moments.values()) - steady == pytest.approx(allocated(case), rel=0.12)
+    assert max(plan.moments.values()) - steady == pytest.approx(allocated(case), rel=0.15)
 
 
 def test_the_resident_size_lies_between_the_plan_without_and_with_its_allowance() -> None:

@@ -3,7 +3,7 @@
 Derived from the code of gr00t/model (dit.py, action_head.py, attention.py, vision_attention.py) and checked against
 the tensors that autograd really saves (tests/test_plan_memory.py). Per token of a transformer block, in numbers of its
 width: the two norms' inputs, the norm's result before the timestep scales it, the inputs of all products, queries (and
-keys and values), both sides of the GELU, and the masks of four dropouts, one byte each.
+keys and values), both sides of the GELU, and the masks of four dropouts, one byte each (on a CPU of three).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from finetune.planning.shapes import HEAD, LLM, VISION, VL, Shape
 
 FP32 = 4
 SECOND = "ff.net.2.weight"  # of a feed-forward, whose wide half a CPU computes again in the backward
-CPU_AT_ONCE = 8  # samples of a forward of the frozen backbone, as in gr00t/model/backbone.py
+CPU_AT_ONCE = 4  # samples of a forward of the frozen backbone, as in gr00t/model/backbone.py
 VISION_HEAD = 64  # width of a head of Qwen3-VL's vision tower
 PIXELS = 768  # numbers of a patch before the vision tower's temporal doubling
 
@@ -246,7 +246,7 @@ def _block_kept(kernels: Kernels, stream: int, dropout: float, *, adaptive: bool
     size, mask = kernels.size, 1 if dropout else 0
     inputs = size if stream == size or not own_keys else 3 * size  # one cast for each of queries, keys and values
     attention = stream + (stream if adaptive else 0) + inputs + size * (3 if own_keys else 1) + size + 2 * mask
-    wide = 4 * size + 4 * mask if kernels.cuda else 4  # a CPU computes the second half again, from a mask
+    wide = 4 * size + 4 * mask if kernels.cuda else 0  # a CPU computes the second half again, with its mask
     feed_forward = stream + size + 4 * size + wide + mask
     return attention + feed_forward
 
