@@ -1,0 +1,58 @@
+"""The benchmarks run: what they measure would otherwise break unseen."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.checkpoint import KINDS
+from benchmarks.machine import ROOT, in_own_process
+from benchmarks.step import Case, get_action, training_step
+from benchmarks.training_step import report
+
+TINY = {"model": "tiny", "batch": 2, "steps": 1, "warmup": 0}
+
+
+def test_settings_of_the_training_step_run_and_count_the_products_they_need() -> None:
+    live, cached = (training_step(Case(**TINY, cached=cached)) for cached in (False, True))
+    plain = training_step(Case(**TINY, plain=True, precision="fp32"))
+    assert live["flops"] > cached["flops"] > 0 and "flops" not in plain
+    assert live["trained"] == cached["trained"] < plain["trained"]
+    assert all(math.isfinite(row["loss"]) for row in (live, cached, plain))
+
+
+def test_micro_batches_and_recomputation_train_on_the_same_batch() -> None:
+    whole, cut = (training_step(Case(**TINY, precision="fp32", micro_batch=size)) for size in (None, 1))
+    assert whole["flops"] == cut["flops"]
+
+
+def test_acting_is_split_into_backbone_and_head() -> None:
+    found = get_action(Case(**TINY, acting=True))
+    assert found["backbone"] > 0 and found["seconds"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_of_each_kind_are_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    measured, setting = KINDS[kind]
+    found = measured(Case(**{**TINY, **setting}), tmp_path)
+    assert found["gb"] > 0 and found["load"] > 0
+
+
+def test_a_measurement_that_fails_is_said_and_does_not_end_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = in_own_process("benchmarks.step", {"model": "enormous"})
+    assert "enormous" in failed["error"]
+    row = {"seconds": 1.0, "memory_gib": 1.0, "trained": 1e6, "flops": 1e9}
+    report({"plain, fp32": failed, "live, bf16": row}, 4, "cpu")
+    table = capsys.readouterr().out
+    assert "| plain, fp32 | failed: " in table and "| live, bf16 | 4.00 | - |" in table
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_its_benchmark_says_so() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "--config tiny --device cpu" in done.stderr
