@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +82,9 @@ def running_cluster(folder: Path, **settings: str) -> Iterator[Cluster]:
     done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=120)
     if done.returncode != 0:
         raise NoCluster(f"the test cluster does not come up: {done.stderr.strip()}")
-    env = {**os.environ, "SLURM_CONF": str(folder.resolve() / "etc" / "slurm.conf")}
+    # jobs that look for python on PATH find the one that runs the tests, whose environment need not be activated
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "SLURM_CONF": str(folder.resolve() / "etc" / "slurm.conf"), "PATH": path}
     try:
         yield Cluster(folder, env)
     finally:
