@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -129,9 +131,12 @@ def main() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, dict[str, Any]]] = {"training": {}, "acting": {}}
     peak = product_peak(chosen.device, "bf16")
-    for kind, name, result in measure(chosen):
-        found[kind][name] = result
-        out.write_text(report(chosen, peak, found))  # after each: a job that is killed keeps what was measured
+    with tempfile.TemporaryDirectory() as compiled:
+        # of its own: a process killed while it compiles leaves half a file there, which all later ones would load
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
+        for kind, name, result in measure(chosen):
+            found[kind][name] = result
+            out.write_text(report(chosen, peak, found))  # after each: a job that is killed keeps what was measured
     print(out.read_text() if any(found.values()) else f"Nothing is named like --only {chosen.only}.")
 
 

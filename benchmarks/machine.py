@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -70,8 +71,8 @@ def in_own_process(module: str, case: dict[str, Any], timeout: float = 1800) -> 
         return {"error": f"not done after {timeout:.0f} s"}
     if done.returncode == 0 and done.stdout.strip():
         return json.loads(done.stdout.splitlines()[-1])
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return {"error": lines[-1][:300] if lines else f"ended with code {done.returncode} (-9: out of memory)"}
+    raised = re.findall(r"^[\w.]+(?:Error|Exception)\b.*", done.stderr, re.MULTILINE)
+    return {"error": raised[-1][:300] if raised else f"ended with code {done.returncode} (-9: killed, out of memory?)"}
 
 
 def say(text: str) -> None:
