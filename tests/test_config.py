@@ -23,7 +23,7 @@ from finetune.config import (
     load,
 )
 from finetune.config.keys import keys_of, nearest
-from finetune.config.schema import SCRIPTS
+from finetune.config.scripts import SCRIPTS
 from finetune.slurm.request import read as read_request
 
 FACTORS = ("color", "object", "size", "position")

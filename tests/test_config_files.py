@@ -12,7 +12,7 @@ from finetune.checkout import CONFIG_DIR
 from finetune.config import (
     load,
 )
-from finetune.config.schema import SCRIPTS
+from finetune.config.scripts import SCRIPTS
 from gr00t.errors import ToolkitError
 
 

@@ -23,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from finetune.config.keys import Key, keys_of
 from finetune.config.overrides import COMMAND_LINE, Overrides, known_key
-from finetune.config.schema import SCRIPTS
+from finetune.config.scripts import SCRIPTS
 from gr00t.errors import ToolkitError, did_you_mean
 
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from finetune.config.compose import default_choices, options
 from finetune.config.keys import Key, keys_of
-from finetune.config.schema import SCRIPTS
+from finetune.config.scripts import SCRIPTS
 from finetune.config.values import bounds_in_words
 
 _WIDTH, _COLUMN = 118, 46

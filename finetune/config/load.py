@@ -14,7 +14,7 @@ from finetune.config.compose import compose, default_choices, read_local, to_obj
 from finetune.config.help import help_text
 from finetune.config.keys import keys_of
 from finetune.config.overrides import parse
-from finetune.config.schema import SCRIPTS
+from finetune.config.scripts import SCRIPTS
 from finetune.config.values import check_values
 
 _HELP = ("--help", "-h")

@@ -14,7 +14,8 @@ from finetune.config.compose import default_choices
 from finetune.config.keys import Key, keys_of
 from finetune.config.load import as_yaml, load
 from finetune.config.overrides import known_key
-from finetune.config.schema import SCRIPTS, FinetuneConfig, LaunchConfig
+from finetune.config.schema import FinetuneConfig, LaunchConfig
+from finetune.config.scripts import SCRIPTS
 from finetune.slurm.sweep import Point, expand, point_names
 from gr00t.errors import ToolkitError, did_you_mean
 
