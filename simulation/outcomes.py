@@ -67,8 +67,8 @@ class Evaluation:
         """The reverse of to_json; anything else raises ToolkitError with `where` in its message."""
         if data.get("format") != FORMAT:
             raise ToolkitError(
-                f"{where}: is no closed-loop result of this version (format {data.get('format')!r}, expected {FORMAT}). Evaluate "
-                "again: python evaluate_conflict.py mode=closed_loop ..."
+                f"{where}: is no closed-loop result of format {FORMAT} (found {data.get('format')!r}). Evaluate again: "
+                "python evaluate_conflict.py mode=closed_loop ..."
             )
         names = {field.name for field in fields(EpisodeOutcome)}
         try:
