@@ -146,6 +146,15 @@ def test_dropout_hides_its_share_and_keeps_the_mean() -> None:
     assert columns.min() > 0.7 and columns.max() < 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dropout_lets_the_gradient_through_where_it_shows_the_value(dtype: torch.dtype) -> None:
+    x = random(7, 9).to(dtype).T.requires_grad_()  # not contiguous
+    out = Dropout(0.5)(x)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(gradient, torch.where(out != 0, 2.0, 0.0).to(dtype))
+    assert torch.equal(out, x * gradient)
+
+
 def test_dropout_hides_nothing_outside_training() -> None:
     x = random(4, 5)
     assert torch.equal(Dropout(0.2).eval()(x), x)

@@ -3,7 +3,7 @@
 Derived from the code of gr00t/model (dit.py, action_head.py, attention.py, vision_attention.py) and checked against
 the tensors that autograd really saves (tests/test_plan_memory.py). Per token of a transformer block, in numbers of its
 width: the two norms' inputs, the norm's result before the timestep scales it, the inputs of all products, queries (and
-keys and values), both sides of the GELU, and the masks of four dropouts, one byte each (on a CPU of three).
+keys and values), both sides of the GELU, and the masks of four dropouts, one byte each (on a CPU three of two bytes).
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _dit(shape: Shape, weights: _Weights, batch: Batch, kernels: Kernels) -> lis
 
 def _block_kept(kernels: Kernels, stream: int, dropout: float, *, adaptive: bool, own_keys: bool) -> int:
     """Bytes a transformer block keeps for each of its numbers of width and token. stream: of the residual."""
-    size, mask = kernels.size, 1 if dropout else 0
+    size, mask = kernels.size, (1 if kernels.cuda else 2) if dropout else 0
     inputs = size if stream == size or not own_keys else 3 * size  # one cast for each of queries, keys and values
     attention = stream + (stream if adaptive else 0) + inputs + size * (3 if own_keys else 1) + size + 2 * mask
     wide = 4 * size + 4 * mask if kernels.cuda else 0  # a CPU computes the second half again, with its mask

@@ -59,9 +59,9 @@ class ImageAttention(nn.Module):
         self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
     ) -> Tensor:
         lengths = self._lengths(cu_seqlens)
-        q, k, v = self.qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).unbind(1)  # each (patches, heads, dim)
-        cos, sin = (part.unsqueeze(1) for part in position_embeddings)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        both, v = self.qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).split([2, 1], dim=1)
+        q, k = _rotate(both, *position_embeddings).unbind(1)  # each (patches, heads, dim)
+        v = v.squeeze(1)
         if len(set(lengths)) == 1:
             out = _attend(*(part.unflatten(0, (len(lengths), -1)) for part in (q, k, v)))
             return self.proj(out.flatten(0, 1))
@@ -77,7 +77,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions, computed in float32 as transformers does."""
-    first, second = x.float().chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (x.float() * cos.float() + turned * sin.float()).to(x.dtype)
+    """Rotary positions of x (patches, 2, heads, dim), computed in float32 as transformers does.
+
+    cos and sin (patches, dim) hold every frequency twice, in the first and in the second half of dim.
+    """
+    half = x.shape[-1] // 2
+    cos, sin = (part[:, None, None, :half].float() for part in (cos, sin))
+    first, second = x.float().split(half, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
