@@ -57,6 +57,7 @@ def _model_config(architecture: ArchitectureConfig) -> Any:
 
     values = asdict(architecture)
     values.pop("backbone")
+    values.pop("image_size")
     values["diffusion_model_cfg"] = {**DEFAULT_DIFFUSION_MODEL, **values.pop("diffusion_model")}
     attention = values.pop("vl_self_attention")
     values["vl_self_attention_cfg"] = attention and {**RELEASED_VL_SELF_ATTENTION, **attention}
@@ -143,16 +144,20 @@ def write_small_tokenizer(folder: Path) -> dict[str, int]:
 
 def _write_processor(folder: Path, architecture: ArchitectureConfig) -> None:
     """processor_config.json and its companions: sizes of the model, and no robot."""
+    from dataclasses import replace
+
     from gr00t.data.language import VlmTokenizer
     from gr00t.data.processor import Gr00tN1d7Processor
     from gr00t.data.processor_files import ProcessorConfig, ProcessorFiles, default_projector_index
     from gr00t.data.schema import EmbodimentTag
 
+    size = architecture.image_size
     config = ProcessorConfig(
         modality_configs={},
         # as in the release; LeRobot takes crop_fraction for this target size only
-        image_crop_size=[230, 230],
-        image_target_size=[256, 256],
+        image_crop_size=[int(size * 0.9)] * 2,
+        image_target_size=[size] * 2,
+        shortest_image_edge=size,
         model_name=architecture.model_name,
         max_state_dim=architecture.max_state_dim,
         max_action_dim=architecture.max_action_dim,
@@ -160,7 +165,9 @@ def _write_processor(folder: Path, architecture: ArchitectureConfig) -> None:
         apply_sincos_state_encoding=False,
     )
     ids = {tag.value: default_projector_index(tag) for tag in EmbodimentTag}
-    processor = Gr00tN1d7Processor(ProcessorFiles(config, {}, ids), VlmTokenizer(folder / "processor" / "vlm"))
+    vlm = VlmTokenizer(folder / "processor" / "vlm")
+    vlm.limits = replace(vlm.limits, min_pixels=min(vlm.limits.min_pixels, size**2))  # else views are enlarged to 256
+    processor = Gr00tN1d7Processor(ProcessorFiles(config, {}, ids), vlm)
     processor.save_pretrained(folder)
 
 

@@ -194,7 +194,7 @@ def test_help_shows_defaults_types_and_options(capsys: pytest.CaptureFixture[str
     text = " ".join(capsys.readouterr().out.split())
     assert "train.max_steps=10000 optimizer steps (int, at least 1)" in text
     assert "train.max_grad_norm=1.0" in text and "train.tune.llm=false" in text
-    assert "released*, small, tiny" in text and "conflict, demo" in text
+    assert "released*, scratch, small, tiny" in text and "conflict, demo, scratch" in text
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

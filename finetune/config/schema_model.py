@@ -81,6 +81,7 @@ class ArchitectureConfig:
     """Shape of the model; read when a base with random weights is made. A checkpoint brings its own."""
 
     model_name: str = key("name of the backbone, as written to config.json")
+    image_size: int = key("side of the views that the vision tower reads, pixels; a multiple of 32", 256, at_least=32)
     select_layer: int = key("LLM layers kept, counted from the first", at_least=1)
     action_horizon: int = key("action steps the head predicts", at_least=1)
     max_state_dim: int = key("padded state width", at_least=1)

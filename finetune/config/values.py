@@ -186,6 +186,8 @@ def _check_environment(assignments: list[str]) -> None:
 
 def _check_architecture(shape: ArchitectureConfig) -> None:
     dit, attention = shape.diffusion_model, shape.vl_self_attention
+    if shape.image_size % 32:
+        raise ToolkitError(f"model.architecture.image_size={shape.image_size}: it must be a multiple of 32.")
     dit_width = dit.num_attention_heads * dit.attention_head_dim
     _must_equal("input_embedding_dim", shape.input_embedding_dim,
                 "diffusion_model.num_attention_heads x attention_head_dim", dit_width)  # fmt: skip

@@ -22,7 +22,7 @@ from gr00t.errors import ToolkitError
 from gr00t.files import read_json
 from gr00t.model.checkpoint_folder import resolve_folder
 
-SIDE, TEXT_TOKENS = 256, 22  # of a conflict split, where no base says otherwise
+TEXT_TOKENS = 22  # of a conflict split, where no base says otherwise
 CHAT = "<|im_start|>user\n{images}{text}<|im_end|>\n"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -58,7 +58,8 @@ def make_run(
     video = MODALITY_CONFIG["video"]
     images = len(video.modality_keys) * len(video.delta_indices)
     text = _text_tokens(folder, _instructions(config, layout), images)
-    batch = Batch(_samples(config, gpus), images, _image_side(folder), text, config.train.backbone_batch_size)
+    side = _image_side(folder, config.model.architecture.image_size)
+    batch = Batch(_samples(config, gpus), images, side, text, config.train.backbone_batch_size)
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and cuda)
     found = parameters(shape, config.train)
     return Run(config, shape, found, gpus, per_node or gpus, batch, Kernels(bf16=bf16, cuda=cuda))
@@ -87,10 +88,10 @@ def base_folder(config: FinetuneConfig) -> Path | None:
         return None
 
 
-def _image_side(folder: Path | None) -> int:
+def _image_side(folder: Path | None, otherwise: int) -> int:
     path = folder / "processor_config.json" if folder else None
     settings = read_json(path).get("processor_kwargs", {}) if path and path.is_file() else {}
-    target = settings.get("image_target_size") or [SIDE]
+    target = settings.get("image_target_size") or [otherwise]
     side = settings.get("shortest_image_edge") or target[0]
     return max(32, int(side) // 32 * 32)
 
