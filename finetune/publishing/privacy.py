@@ -1,0 +1,139 @@
+"""What must never be published: keys, and what tells of this machine and its users. Every file is looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from getpass import getuser
+from pathlib import Path
+
+from safetensors import safe_open
+
+from finetune.checkout import CHECKOUT, ROOT
+from finetune.config.values import SECRET_NAME
+from gr00t.errors import ToolkitError
+
+_KEYS = {
+    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
+    "a wandb key": re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{20,}"),
+    "a GitHub token": re.compile(r"\b(?:gh[pousr]_|github_pat_)[A-Za-z0-9_]{30,}"),
+    "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b"),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "a login in an address": re.compile(r"://[\w.~%+-]+:[^\s/@\"'{}$]+@[\w.-]"),
+    "a key or password": re.compile(
+        r"(?i)(?:api[_-]?key|token|secret|passw(?:or)?d)[\"']?\s*[:=\s]\s*[\"']?"
+        r"(?=[\w+/-]*\d)(?=[\w+/-]*[a-z])[\w+/-]{24,}"
+    ),
+}
+_HOME = re.compile(r"(?<![\w.])(?:/home|/Users|[A-Za-z]:\\+Users\\)[/\\]*\w[^/\\\s\"'<>]*")
+_ABSOLUTE = re.compile(r"(?<![\w.:/<>\\~$}-])/(?:[\w.+-]+/)+[\w.+-]+")
+_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
+_LEAST_SECRET = 8
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What tells of this machine: folders (absolute paths), names (login, host), and the values of secret variables."""
+
+    folders: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    secrets: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls, run_folders: Iterable[str] = ()) -> Machine:
+        """This machine, and the folders that a run's own records name."""
+        folders = {str(Path.home()), str(CHECKOUT), str(ROOT), str(Path.cwd()), *run_folders}
+        host = socket.gethostname()
+        names = {host, host.split(".")[0], Path.home().name, _login()}
+        secrets = {
+            value: name
+            for name, value in os.environ.items()
+            if SECRET_NAME.search(name) and len(value.strip()) >= _LEAST_SECRET and not _is_path(value)
+        }
+        deep = tuple(sorted(f for f in folders if _is_path(f) and (len(Path(f).parts) > 2 or f == str(Path.home()))))
+        return cls(deep, tuple(sorted(name for name in names if len(name) > 2)), secrets)
+
+
+def _login() -> str:
+    try:
+        return getuser()
+    except (OSError, KeyError):  # a user without a name, as in some containers
+        return ""
+
+
+def _is_path(text: str) -> bool:
+    return Path(text).is_absolute() and Path(text) != Path("/")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line that must not be published. What stands there is not repeated."""
+
+    place: str
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}:{self.line}: {self.what}"
+
+
+def refuse_private(tree: Path, places: Iterable[str], machine: Machine) -> None:
+    """Raise ToolkitError, naming file and line, where one of these files holds a key or tells of this machine."""
+    found = list(find_private(tree, places, machine))
+    if found:
+        listed = "\n  ".join(map(str, found[:_SHOWN])) + (f"\n  and {len(found) - _SHOWN} more" * (len(found) > _SHOWN))
+        raise ToolkitError(
+            f"The release would hold what must not be published:\n  {listed}\n"
+            "Take it out there (scripts/ and gr00t/ are this checkout's files, checkpoints/ the checkpoint's), then "
+            "start the same command again. A key that has been in a file is best replaced by a new one."
+        )
+
+
+def find_private(tree: Path, places: Iterable[str], machine: Machine) -> Iterator[Finding]:
+    """Everything of that kind, file by file."""
+    texts = {place: text for place in sorted(places) if (text := _text(tree / place)) is not None}
+    code = set(re.findall(r"[\w-]+", "\n".join(text for place, text in texts.items() if not _of_run(place))))
+    # A login such as "train" or "data" is a word of the toolkit as well and gives nobody away.
+    names = [name for name in machine.names if not set(re.findall(r"[\w-]+", name)) <= code]
+    for place, text in texts.items():
+        patterns = _patterns(place, machine, names)
+        for number, line in enumerate(text.splitlines(), start=1):
+            for what, pattern in patterns:
+                if pattern.search(line):
+                    yield Finding(place, number, what)
+                    break
+
+
+def _of_run(place: str) -> bool:
+    """Whether a file was made by a run, and not by the authors of the code."""
+    return place.startswith("checkpoints/") or place == "README.md"
+
+
+def _patterns(place: str, machine: Machine, names: list[str]) -> list[tuple[str, re.Pattern[str]]]:
+    """What to look for in a file. A vocabulary holds words of all kinds, and pieces of paths among them."""
+    vocabulary = Path(place).name in _VOCABULARY
+    secrets = [(f"the value of {name}", re.compile(re.escape(value))) for value, name in machine.secrets.items()]
+    folders = [
+        ("a folder of this machine", re.compile(rf"(?<![\w./-]){re.escape(f)}(?![\w-])")) for f in machine.folders
+    ]
+    found = [*_KEYS.items(), *secrets, *(() if vocabulary else folders)]
+    if not vocabulary:
+        found.append(("a home folder", _HOME))
+    if _of_run(place) and not vocabulary:
+        found.append(("an absolute path", _ABSOLUTE))
+        found += [("a login or host name", re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")) for name in names]
+    return found
+
+
+def _text(path: Path) -> str | None:
+    """A file's text, or what a weight file says of itself; None for pictures."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as shard:
+            return json.dumps(shard.metadata() or {})
+    content = path.read_bytes()
+    return None if b"\0" in content else content.decode("utf-8", errors="replace")
