@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.config.checks import is_hub_id
 from finetune.config.schema import ReleaseConfig
 from finetune.publishing.card import Publication, check_card, write_card
 from finetune.publishing.facts import RunFacts, read_facts
@@ -26,12 +26,12 @@ from finetune.publishing.files import (
     small_files,
 )
 from finetune.publishing.hub import check_login, upload
-from finetune.publishing.licence import Licence, licence_of
+from finetune.publishing.licence import Licence, hub_id_of, licence_of
 from finetune.publishing.privacy import Machine, refuse_private
 from finetune.publishing.results import read_results
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, read_json, whole_folder, write_json
+from gr00t.files import disk_errors, read_json, whole_folder
 from gr00t.model.checkpoint_folder import weight_files
 from gr00t.model.gr00t_n1 import check_same_modalities
 
@@ -84,14 +84,34 @@ def _refuse_foreign(out: Path) -> None:
 
 def _existing(out: Path) -> Release:
     """A release that is there: its files, edited ones too, looked at again before they leave."""
-    files = [str(name) for name in read_json(out / MARK).get("files", [])]
-    missing = [name for name in files if not (out / name).is_file()]
-    if missing or not files:
-        raise ToolkitError(f"{out} is no whole release any more: it lacks {', '.join(missing[:3]) or 'everything'}. "
-                           "Make it anew with overwrite=true.")  # fmt: skip
+    files = [str(name) for name in read_json(out / MARK).get("files") or []]
+    bad = [name for name in files if ".." in Path(name).parts or not (out / name).is_file()]
+    if bad or CARD not in files:
+        raise ToolkitError(f"{out} is no whole release any more ({', '.join(bad[:3]) or CARD}). Say overwrite=true.")
     check_card((out / CARD).read_text(encoding="utf-8"), out / CARD)
-    refuse_private(out, files, Machine.here())
+    refuse_private({name: out / name for name in files}, Machine.here())
     return Release(out, files, made=False)
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """What goes in, by its place: copied files, texts made here, and the large weight files."""
+
+    sources: dict[str, Path]
+    texts: dict[str, str]
+    weights: dict[str, Path]
+
+    @property
+    def places(self) -> list[str]:
+        return sorted({*self.sources, *self.texts, *self.weights})
+
+    def write(self, folder: Path, *, link: bool) -> None:
+        for place, source in self.sources.items():
+            _copy(source, folder / place)
+        for place, text in self.texts.items():
+            (folder / place).write_text(text, encoding="utf-8")
+        for place, source in self.weights.items():
+            (_link if link else _copy)(source, folder / place)
 
 
 def _make(configs: Sequence[ReleaseConfig], out: Path) -> Release:
@@ -100,33 +120,40 @@ def _make(configs: Sequence[ReleaseConfig], out: Path) -> Release:
         _check_interface(run)
     published = [_publication(run, config) for run, config in zip(facts, configs, strict=True)]
     licence = _licence(published, configs[0])
-    card = write_card(published, licence, repo_id=configs[0].repo_id, datasets=configs[0].datasets, folder=out.name)
+    tree = _tree(published, licence, configs[0])
+    machine = Machine.here(folder for run in facts for folder in run.folders())
+    refuse_private({**tree.sources, **tree.weights, **tree.texts}, machine)
+    check_space(out, [*tree.sources.values(), *tree.weights.values()], configs[0].link)
+    with disk_errors(out, _REMEDY), whole_folder(out) as aside:
+        tree.write(aside, link=configs[0].link)
+    return Release(out, tree.places, _notes(published, licence))
+
+
+def _tree(published: Sequence[Publication], licence: Licence, config: ReleaseConfig) -> _Tree:
+    card = write_card(
+        published, licence, repo_id=config.repo_id, datasets=config.datasets, folder=Path(config.out).name
+    )
     sources = {**code_sources(), **licence.files}
     weights: dict[str, Path] = {}
-    for run in facts:
-        place = f"checkpoints/{run.split}"
-        sources |= {f"{place}/{name}": path for name, path in small_files(run.checkpoint).items()}
-        weights |= {f"{place}/{path.name}": path for path in weight_files(run.checkpoint)}
-    check_space(out, [*sources.values(), *weights.values()], configs[0].link)
-    with disk_errors(out, _REMEDY), whole_folder(out) as aside:
-        for place, source in sources.items():
-            _copy(source, aside / place)
-        texts = {**package_files(), CARD: card, **{_config_place(run): _config_text(run) for run in facts}}
-        for place, text in texts.items():
-            (aside / place).write_text(text, encoding="utf-8")
-        files = sorted({*sources, *texts, *weights, MARK})
-        write_json(aside / MARK, {"format": FORMAT, "runs": {run.split: run.identity for run in facts}, "files": files})
-        machine = Machine.here(folder for run in facts for folder in run.folders())
-        refuse_private(aside, [*sources, *texts, MARK], machine)
-        for place, source in weights.items():
-            _link(source, aside / place) if configs[0].link else _copy(source, aside / place)
-        refuse_private(aside, weights, machine)
-    return Release(out, files, _notes(published, licence))
+    texts = {**package_files(), CARD: card}
+    for facts in (run.facts for run in published):
+        place = f"checkpoints/{facts.split}"
+        sources |= {f"{place}/{name}": path for name, path in small_files(facts.checkpoint).items()}
+        weights |= {f"{place}/{path.name}": path for path in weight_files(facts.checkpoint)}
+        # Checkpoints of an earlier toolkit have the folders of their machine in it.
+        texts[f"{place}/{EXPERIMENT}/config.yaml"] = OmegaConf.to_yaml(OmegaConf.create(facts.config))
+    sources = {place: source for place, source in sources.items() if place not in texts}
+    mark = {
+        "format": FORMAT,
+        "runs": {run.split: run.facts.identity for run in published},
+        "files": sorted({*sources, *texts, *weights, MARK}),
+    }
+    texts[MARK] = json.dumps(mark, indent=2) + "\n"
+    return _Tree(sources, texts, weights)
 
 
 def _publication(run: RunFacts, config: ReleaseConfig) -> Publication:
-    base = str(run.typed["model"]["base"])
-    base_model = config.base_model or (base if is_hub_id(base) else None)
+    base_model = config.base_model or hub_id_of(str(run.typed["model"]["base"]))
     return Publication(run, read_results(Path(config.reports_dir), run.checkpoint, run.split), base_model)
 
 
@@ -151,14 +178,6 @@ def _check_interface(run: RunFacts) -> None:
         raise ToolkitError(
             f"conflict_panda_config.py is not the one that {run.checkpoint} was trained with: {error}"
         ) from None
-
-
-def _config_place(run: RunFacts) -> str:
-    return f"checkpoints/{run.split}/{EXPERIMENT / 'config.yaml'}"
-
-
-def _config_text(run: RunFacts) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(run.config))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -66,7 +67,7 @@ def check_card(text: str, where: str | Path) -> dict[str, Any]:
     """The metadata of a card; ToolkitError where the hub's client cannot read it."""
     try:
         found: dict[str, Any] = ModelCard(text).data.to_dict()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ToolkitError(
             f"{where}: the metadata between the --- lines cannot be read ({' '.join(str(error).split())}). Mend it, or "
             "make the release anew with overwrite=true."
@@ -162,10 +163,9 @@ def _terms(runs: Sequence[Publication], licence: Licence) -> str:
 
 def _best(best: dict[str, Any] | None) -> str | None:
     """The run's best evaluation, in words."""
-    if best is None or "step" not in best:
+    if best is None:
         return None
-    metric = f" ({best['name']} {best['metric']})" if {"name", "metric"} <= best.keys() else ""
-    return f"that after step {best['step']} was the best{metric}"
+    return f"the weights after step {best['step']:,} were the best ({best['name']} {best['metric']:.4g})"
 
 
 # -- the rows of the tables: name, and the value of a run --------------------------------------------------------------
@@ -173,6 +173,14 @@ def _best(best: dict[str, Any] | None) -> str | None:
 
 def _train(run: Publication) -> dict[str, Any]:
     return dict(run.facts.config["train"])
+
+
+def _steps(run: Publication) -> str:
+    planned, step = _train(run)["max_steps"], run.facts.step
+    if step is None or step == planned:
+        return f"{planned:,}"
+    which = "best evaluation" if _train(run).get("export") == "best" else "end"
+    return f"{step:,}, the {which} of a run of at most {planned:,}"
 
 
 def _gpus(run: Publication) -> str:
@@ -238,7 +246,7 @@ def _tail(run: Publication) -> str:
 
 _TRAINING: dict[str, Callable[[Publication], str]] = {
     "Base model": _base,
-    "Steps": lambda run: f"{_train(run)['max_steps']:,}",
+    "Steps": _steps,
     "GPUs": _gpus,
     "Global batch size": lambda run: str(_train(run)["global_batch_size"]),
     "Learning rate": lambda run: f"{_train(run)['learning_rate']:g}",

@@ -30,7 +30,8 @@ class RunFacts:
 
     config: as it is published; typed: as the run had it, with its folders. dataset, versions, hardware: what
     experiment_cfg/ holds (hardware is of the last attempt, None where it was not recorded). best: the run's best.json.
-    identity: of the run. model: config.json.
+    identity: of the run. step: optimizer steps that the weights have seen, None where it was not recorded. model:
+    config.json.
     """
 
     checkpoint: Path
@@ -43,6 +44,7 @@ class RunFacts:
     hardware: dict[str, Any] | None
     best: dict[str, Any] | None
     identity: str
+    step: int | None
     model: dict[str, Any]
     whole: CheckpointSummary
     interface: Interface
@@ -61,7 +63,8 @@ def read_facts(config: ReleaseConfig) -> RunFacts:
     experiment = checkpoint / EXPERIMENT
     recorded = read_yaml(experiment / "config.yaml")
     _check_split(config, _at(recorded, "split.name"))
-    identity = str(read_json(checkpoint / RELEASE_MARK).get("identity"))
+    mark = read_json(checkpoint / RELEASE_MARK)
+    identity = str(mark.get("identity"))
     run_dir = _own_run_dir(Path(config.run_dir), identity)
     processor = Gr00tN1d7Processor.from_pretrained(checkpoint)
     return RunFacts(
@@ -75,6 +78,7 @@ def read_facts(config: ReleaseConfig) -> RunFacts:
         hardware=_json_in(experiment, "hardware.json"),
         best=_json_in(run_dir, BEST),
         identity=identity,
+        step=mark.get("step"),
         model=read_json(checkpoint / "config.json"),
         whole=whole,
         interface=interface_of(processor, find_tag(processor, str(_at(recorded, "dataset.embodiment_tag")))),
@@ -94,7 +98,9 @@ def _own_run_dir(run_dir: Path, identity: str) -> Path | None:
     kept = checkpointing.list_checkpoints(run_dir)
     if not kept:
         return None
-    if identity_digest(read_json(kept[-1] / "state.json").get("identity") or {}) != identity:
+    found = read_json(kept[-1] / "state.json").get("identity") or {}
+    # A finished checkpoint of the best evaluation is told apart from one of the last step.
+    if identity not in (identity_digest(found), identity_digest({**found, "train.export": "best"})):
         raise ToolkitError(
             f"run_dir={run_dir} holds another run than the one that made the checkpoint. Give that run's folder, "
             "run_dir=..., or one that does not exist if it is gone."

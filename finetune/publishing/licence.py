@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 
+from finetune.config.checks import is_hub_id
+from finetune.prefetch import ORIGIN
 from gr00t.errors import ToolkitError
+from gr00t.files import read_json
 
 _FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 _NAME = "terms-of-the-base-model"
@@ -22,6 +26,14 @@ class Licence:
     name: str | None = None
     link: str | None = None
     files: dict[str, Path] = field(default_factory=dict)
+
+
+def hub_id_of(base: str) -> str | None:
+    """The repository of a base: itself, or where finetune.prefetch had it from; None where nothing says."""
+    if is_hub_id(base):
+        return "/".join(base.split("/")[:2])
+    origin = Path(base) / ORIGIN
+    return str(read_json(origin)["base_model"]) if origin.is_file() else None
 
 
 def licence_of(base: str, base_model: str | None, chosen: str | None, repo_id: str | None) -> Licence:
@@ -60,6 +72,6 @@ def _stated(readme: Path) -> dict[str, str]:
         return {}
     try:
         data = ModelCard.load(readme, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, yaml.YAMLError) as error:
         raise ToolkitError(f"{readme} cannot be read ({type(error).__name__}). Mend it, or say licence=...") from None
     return {name: str(value) for name, value in data.items() if name.startswith("license") and value}

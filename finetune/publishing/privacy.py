@@ -6,7 +6,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
@@ -82,30 +82,33 @@ class Finding:
         return f"{self.place}:{self.line}: {self.what}"
 
 
-def refuse_private(tree: Path, places: Iterable[str], machine: Machine) -> None:
-    """Raise ToolkitError, naming file and line, where one of these files holds a key or tells of this machine."""
-    found = list(find_private(tree, places, machine))
+def refuse_private(contents: Mapping[str, Path | str], machine: Machine) -> None:
+    """Raise ToolkitError, naming file and line, where a file (or a text) of a release holds a key or tells of this
+    machine. `contents`: by their place in the release."""
+    found = list(find_private(contents, machine))
     if found:
         listed = "\n  ".join(map(str, found[:_SHOWN])) + (f"\n  and {len(found) - _SHOWN} more" * (len(found) > _SHOWN))
         raise ToolkitError(
             f"The release would hold what must not be published:\n  {listed}\n"
-            "Take it out there (scripts/ and gr00t/ are this checkout's files, checkpoints/ the checkpoint's), then "
-            "start the same command again. A key that has been in a file is best replaced by a new one."
+            "Take it out there, then start the same command again. A key that has been in a file is best replaced by a "
+            "new one."
         )
 
 
-def find_private(tree: Path, places: Iterable[str], machine: Machine) -> Iterator[Finding]:
+def find_private(contents: Mapping[str, Path | str], machine: Machine) -> Iterator[Finding]:
     """Everything of that kind, file by file."""
-    texts = {place: text for place in sorted(places) if (text := _text(tree / place)) is not None}
+    read = {place: _text(content) for place, content in sorted(contents.items())}
+    texts = {place: text for place, text in read.items() if text is not None}
     code = set(re.findall(r"[\w-]+", "\n".join(text for place, text in texts.items() if not _of_run(place))))
     # A login such as "train" or "data" is a word of the toolkit as well and gives nobody away.
     names = [name for name in machine.names if not set(re.findall(r"[\w-]+", name)) <= code]
     for place, text in texts.items():
-        patterns = _patterns(place, machine, names)
+        patterns = [(what, p) for what, p in _patterns(place, machine, names) if p.search(text)]
+        content = contents[place]
         for number, line in enumerate(text.splitlines(), start=1):
             for what, pattern in patterns:
                 if pattern.search(line):
-                    yield Finding(place, number, what)
+                    yield Finding(str(content) if isinstance(content, Path) else place, number, what)
                     break
 
 
@@ -130,10 +133,12 @@ def _patterns(place: str, machine: Machine, names: list[str]) -> list[tuple[str,
     return found
 
 
-def _text(path: Path) -> str | None:
+def _text(content: Path | str) -> str | None:
     """A file's text, or what a weight file says of itself; None for pictures."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as shard:
+    if isinstance(content, str):
+        return content
+    if content.suffix == ".safetensors":
+        with safe_open(content, framework="pt") as shard:
             return json.dumps(shard.metadata() or {})
-    content = path.read_bytes()
-    return None if b"\0" in content else content.decode("utf-8", errors="replace")
+    read = content.read_bytes()
+    return None if b"\0" in read else read.decode("utf-8", errors="replace")
