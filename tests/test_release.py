@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -35,6 +36,7 @@ from gr00t.files import write_json
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.verify import verify_checkpoint
 
+CLIENT = huggingface_hub.HfApi
 TOKEN = "hf_" + "aB3" * 12
 PACKAGES = Path(np.__file__).resolve().parents[1]
 
@@ -395,7 +397,7 @@ PRIVATE = {
     "-----BEGIN OPENSSH PRIVATE KEY-----": "a private key",
     "github_pat_11ABCDEFG0abcdefghijklmnopqrstuvwxyz": "a GitHub token",
 }
-MACHINE = Machine(("/var/lab42",), ("ann_example", "node-17", "train"), {})
+MACHINE = Machine(("/var/lab42",), ("/scratch/shared/base",), ("ann_example", "node-17", "train"), {})
 
 
 @pytest.mark.parametrize("line", PRIVATE)
@@ -411,6 +413,12 @@ def test_every_kind_of_private_line_is_found(line: str) -> None:
 )  # fmt: skip
 def test_no_false_alarm(line: str) -> None:
     assert not list(find_private({"checkpoints/a/notes.json": line, "gr00t/x.py": "train"}, MACHINE))
+
+
+def test_an_example_in_the_guide_may_be_what_a_run_was_given() -> None:
+    line = "model.base=/scratch/shared/base"
+    assert not list(find_private({"finetune.md": line}, MACHINE))
+    assert list(find_private({"checkpoints/a/notes.json": line, "gr00t/x.py": ""}, MACHINE))
 
 
 def test_a_vocabulary_may_hold_names_and_pieces_of_paths() -> None:
@@ -449,6 +457,15 @@ def test_another_split_or_run_is_named(home: Path, copy: Path, tmp_path: Path) -
     assert "holds another run than the one that made the checkpoint" in refusal(copy, tmp_path / "out")
 
 
+def test_a_damaged_record_is_named(copy: Path, tmp_path: Path) -> None:
+    config = copy / "checkpoints/color_object/experiment_cfg/config.yaml"
+    config.write_text(config.read_text().replace("max_steps:", "maxsteps:"))
+    assert "lacks 'max_steps'" in refusal(copy, tmp_path / "out")
+    report = copy / "reports/color_object/val/open_loop.json"
+    report.write_text(report.read_text().replace('"overall"', '"overal"'))
+    assert "open_loop.json is damaged (KeyError: 'overall')" in refusal(copy, tmp_path / "out")
+
+
 def test_another_robots_configuration_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = dict(build.MODALITY_CONFIG)
     configs["video"] = type(configs["video"])(delta_indices=[0], modality_keys=["image"])
@@ -476,19 +493,15 @@ def test_a_release_does_not_lie_in_what_it_is_made_of(home: Path, tmp_path: Path
 def test_too_small_a_disk_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "free_space", lambda _: 5_000_000)
     assert "has 0.0 GB free, but the release takes 0.0" in refusal(home, tmp_path / "out")
-    assert publish(home, tmp_path / "out", "link=true").out.is_dir()
 
 
-def test_weights_are_copied_unless_links_are_asked_for(home: Path, tmp_path: Path) -> None:
-    weights = "checkpoints/color_object/model-00001-of-00001.safetensors"
-    assert not (publish(home, tmp_path / "copied").out / weights).samefile(home / weights)
+def test_weights_are_copied_unless_links_are_asked_for(home: Path, tree: Path, tmp_path: Path) -> None:
+    place = "checkpoints/color_object/model-00001-of-00001.safetensors"
+    assert not (tree / place).samefile(home / place)
     linked = publish(home, tmp_path / "linked", "link=true").out
-    assert (linked / weights).samefile(home / weights)
-    assert not any(
-        path.samefile(home / path.relative_to(linked))
-        for path in (linked / "checkpoints").rglob("*.json")
-        if path.is_file()
-    )
+    assert (linked / place).samefile(home / place)
+    others = [path for path in (linked / "checkpoints").rglob("*.json") if path.is_file()]
+    assert others and not any(path.samefile(home / path.relative_to(linked)) for path in others)
 
 
 @pytest.mark.parametrize(
@@ -501,6 +514,10 @@ def test_names_the_hub_does_not_take_are_refused(argument: str, told: str, home:
 
 
 # -- upload ------------------------------------------------------------------------------------------------------------
+
+
+def as_the_client_takes_it(method: str, *arguments: Any, **named: Any) -> None:
+    inspect.signature(getattr(CLIENT, method)).bind(None, *arguments, **named)
 
 
 @dataclass
@@ -517,10 +534,12 @@ class Hub:
         return {"name": "me"}
 
     def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> None:
-        assert repo_type == "model" and exist_ok
+        as_the_client_takes_it("create_repo", repo_id, repo_type=repo_type, private=private, exist_ok=exist_ok)
         self.repositories[repo_id] = private
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], **_: str) -> None:
+    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], **more: str) -> None:
+        named = {"repo_id": repo_id, "folder_path": folder_path, "allow_patterns": allow_patterns}
+        as_the_client_takes_it("upload_folder", **named, **more)
         paths = [path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()]
         chosen = huggingface_hub.utils.filter_repo_objects(paths, allow_patterns=allow_patterns)
         self.sent = {name: (folder_path / name).read_bytes() for name in chosen}

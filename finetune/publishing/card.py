@@ -54,7 +54,14 @@ def write_card(
     runs: Sequence[Publication], licence: Licence, *, repo_id: str | None, datasets: Sequence[str], folder: str
 ) -> str:
     """The text of README.md: front matter and body. `folder` is the name of the released folder."""
-    body = _environment().get_template("card.md").render(_values(runs, licence, repo_id, folder))
+    try:
+        values = _values(runs, licence, repo_id, folder)
+    except KeyError as error:
+        raise ToolkitError(
+            f"{', '.join(str(run.facts.checkpoint) for run in runs)}: experiment_cfg/ or config.json lacks {error}. It "
+            "was edited by hand, or written by another version: copy the checkpoint anew, or release with that version."
+        ) from None
+    body = _environment().get_template("card.md").render(values)
     body = re.sub(r"\n{3,}", "\n\n", body)
     metadata = _metadata(runs, licence, datasets)
     text = f"---\n{metadata.to_yaml()}\n---\n\n{body.strip()}\n"

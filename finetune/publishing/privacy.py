@@ -38,25 +38,35 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Machine:
-    """What tells of this machine: folders (absolute paths), names (login, host), and the values of secret variables."""
+    """What tells of this machine: its folders, and those a run was given (absolute paths); names (login, host); the
+    values of secret variables, with the variables' names."""
 
     folders: tuple[str, ...] = ()
+    run_folders: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     secrets: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def here(cls, run_folders: Iterable[str] = ()) -> Machine:
         """This machine, and the folders that a run's own records name."""
-        folders = {str(Path.home()), str(CHECKOUT), str(ROOT), str(Path.cwd()), *run_folders}
-        host = socket.gethostname()
-        names = {host, host.split(".")[0], Path.home().name, _login()}
+        home, host = str(Path.home()), socket.gethostname()
+        names = {host, host.split(".")[0], Path(home).name, _login()}
         secrets = {
             value: name
             for name, value in os.environ.items()
-            if SECRET_NAME.search(name) and len(value.strip()) >= _LEAST_SECRET and not _is_path(value)
+            if SECRET_NAME.search(name) and len(value.strip()) >= _LEAST_SECRET and not Path(value).is_absolute()
         }
-        deep = tuple(sorted(f for f in folders if _is_path(f) and (len(Path(f).parts) > 2 or f == str(Path.home()))))
-        return cls(deep, tuple(sorted(name for name in names if len(name) > 2)), secrets)
+        return cls(
+            folders=(*_deep({str(CHECKOUT), str(ROOT), str(Path.cwd())} - {home}), home),
+            run_folders=_deep(run_folders),
+            names=tuple(sorted(name for name in names if len(name) > 2)),
+            secrets=secrets,
+        )
+
+
+def _deep(folders: Iterable[str]) -> tuple[str, ...]:
+    """Without those of one part, such as /data, which every second machine has."""
+    return tuple(sorted(folder for folder in set(folders) if len(Path(folder).parts) > 2))
 
 
 def _login() -> str:
@@ -64,10 +74,6 @@ def _login() -> str:
         return getuser()
     except (OSError, KeyError):  # a user without a name, as in some containers
         return ""
-
-
-def _is_path(text: str) -> bool:
-    return Path(text).is_absolute() and Path(text) != Path("/")
 
 
 @dataclass(frozen=True)
@@ -119,18 +125,19 @@ def _of_run(place: str) -> bool:
 
 def _patterns(place: str, machine: Machine, names: list[str]) -> list[tuple[str, re.Pattern[str]]]:
     """What to look for in a file. A vocabulary holds words of all kinds, and pieces of paths among them."""
-    vocabulary = Path(place).name in _VOCABULARY
     secrets = [(f"the value of {name}", re.compile(re.escape(value))) for value, name in machine.secrets.items()]
-    folders = [
-        ("a folder of this machine", re.compile(rf"(?<![\w./-]){re.escape(f)}(?![\w-])")) for f in machine.folders
-    ]
-    found = [*_KEYS.items(), *secrets, *(() if vocabulary else folders)]
-    if not vocabulary:
-        found.append(("a home folder", _HOME))
-    if _of_run(place) and not vocabulary:
-        found.append(("an absolute path", _ABSOLUTE))
-        found += [("a login or host name", re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])")) for name in names]
+    found = [*_KEYS.items(), *secrets]
+    if Path(place).name in _VOCABULARY:
+        return found
+    folders = [*machine.folders, *(machine.run_folders if _of_run(place) else ())]
+    found += [("a folder of this machine", _whole(folder)) for folder in folders] + [("a home folder", _HOME)]
+    if _of_run(place):
+        found += [("an absolute path", _ABSOLUTE), *(("a login or host name", _whole(name)) for name in names)]
     return found
+
+
+def _whole(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w./-]){re.escape(text)}(?![\w-])")
 
 
 def _text(content: Path | str) -> str | None:
