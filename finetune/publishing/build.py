@@ -121,7 +121,7 @@ def _make(configs: Sequence[ReleaseConfig], out: Path) -> Release:
     published = [_publication(run, config) for run, config in zip(facts, configs, strict=True)]
     licence = _licence(published, configs[0])
     tree = _tree(published, licence, configs[0])
-    machine = Machine.here(folder for run in facts for folder in run.folders())
+    machine = Machine.here(folder for run in facts for folder in run.folders)
     refuse_private({**tree.sources, **tree.weights, **tree.texts}, machine)
     check_space(out, [*tree.sources.values(), *tree.weights.values()], configs[0].link)
     with disk_errors(out, _REMEDY), whole_folder(out) as aside:
@@ -153,16 +153,13 @@ def _tree(published: Sequence[Publication], licence: Licence, config: ReleaseCon
 
 
 def _publication(run: RunFacts, config: ReleaseConfig) -> Publication:
-    base_model = config.base_model or hub_id_of(str(run.typed["model"]["base"]))
+    base_model = config.base_model or hub_id_of(run.base)
     return Publication(run, read_results(Path(config.reports_dir), run.checkpoint, run.split), base_model)
 
 
 def _licence(published: Sequence[Publication], config: ReleaseConfig) -> Licence:
     """One licence for all weights of a release: several bases with different terms need releases of their own."""
-    found = [
-        licence_of(str(run.facts.typed["model"]["base"]), run.base_model, config.licence, config.repo_id)
-        for run in published
-    ]
+    found = [licence_of(run.facts.base, run.base_model, config.licence, config.repo_id) for run in published]
     if any((other.id, other.name, other.link) != (found[0].id, found[0].name, found[0].link) for other in found):
         raise ToolkitError("These runs start from bases with different licences. Release them one by one.")
     return found[0]

@@ -28,7 +28,8 @@ BEST = "best.json"
 class RunFacts:
     """One finished checkpoint.
 
-    config: as it is published; typed: as the run had it, with its folders. dataset, versions, hardware: what
+    config: as it is published. base: the base as the run was given it, a folder or hub id; None where no more than a
+    folder's name is left of it. folders: absolute ones that the run's records name. dataset, versions, hardware: what
     experiment_cfg/ holds (hardware is of the last attempt, None where it was not recorded). best: the run's best.json.
     identity: of the run. step: optimizer steps that the weights have seen, None where it was not recorded. model:
     config.json.
@@ -38,7 +39,8 @@ class RunFacts:
     split: str
     instruction: str
     config: dict[str, Any]
-    typed: dict[str, Any]
+    base: str | None
+    folders: tuple[str, ...]
     dataset: dict[str, Any]
     versions: dict[str, Any]
     hardware: dict[str, Any] | None
@@ -48,11 +50,6 @@ class RunFacts:
     model: dict[str, Any]
     whole: CheckpointSummary
     interface: Interface
-
-    def folders(self) -> list[str]:
-        """Absolute folders that the run's records name."""
-        values = [_at(self.typed, key.name) for key in keys_of(FinetuneConfig).values() if key.bounds.get("folder")]
-        return [value for value in values if isinstance(value, str) and Path(value).is_absolute()]
 
 
 def read_facts(config: ReleaseConfig) -> RunFacts:
@@ -66,13 +63,16 @@ def read_facts(config: ReleaseConfig) -> RunFacts:
     mark = read_json(checkpoint / RELEASE_MARK)
     identity = str(mark.get("identity"))
     run_dir = _own_run_dir(Path(config.run_dir), identity)
+    typed = _json_in(run_dir, "run_config.json")
+    base = str(_at(typed or recorded, "model.base"))
     processor = Gr00tN1d7Processor.from_pretrained(checkpoint)
     return RunFacts(
         checkpoint=checkpoint,
         split=config.split.name,
         instruction=str(_at(recorded, "split.instruction")),
         config=publishable(recorded),
-        typed=_json_in(run_dir, "run_config.json") or recorded,
+        base=base if typed or "/" in base else None,
+        folders=_folders(typed or recorded),
         dataset=read_json(experiment / "dataset.json"),
         versions=read_json(experiment / "versions.json"),
         hardware=_json_in(experiment, "hardware.json"),
@@ -106,6 +106,11 @@ def _own_run_dir(run_dir: Path, identity: str) -> Path | None:
             "run_dir=..., or one that does not exist if it is gone."
         )
     return run_dir
+
+
+def _folders(typed: Mapping[str, Any]) -> tuple[str, ...]:
+    values = [_at(typed, key.name) for key in keys_of(FinetuneConfig).values() if key.bounds.get("folder")]
+    return tuple(value for value in values if isinstance(value, str) and Path(value).is_absolute())
 
 
 def _json_in(folder: Path | None, name: str) -> dict[str, Any] | None:

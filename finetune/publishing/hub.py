@@ -8,8 +8,6 @@ from pathlib import Path
 from gr00t.errors import ToolkitError
 from gr00t.model.checkpoint_folder import is_hub_error
 
-_OFFLINE = "Where there is internet, start the same command again."
-
 
 def check_login(repo_id: str) -> None:
     """Refuse to begin where nobody is logged in or the hub cannot be reached: making a release takes minutes."""
@@ -36,11 +34,11 @@ def upload(tree: Path, places: Sequence[str], repo_id: str, *, private: bool) ->
             commit_message=f"Release {tree.name}",
         )
     except Exception as error:
-        raise _refusal(repo_id, error) from None
+        raise _refusal(repo_id, error, f" {tree} is whole and will be sent as it is.") from None
     return f"https://huggingface.co/{repo_id}"
 
 
-def _refusal(repo_id: str, error: Exception) -> Exception:
+def _refusal(repo_id: str, error: Exception, told: str = "") -> Exception:
     """What the user can do about it; messages of the client are left out, they may show an address with a token."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -49,14 +47,15 @@ def _refusal(repo_id: str, error: Exception) -> Exception:
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return ToolkitError(
-            f"upload=true: nobody is logged in, or the token is no longer valid. Run `hf auth login`. {_OFFLINE}"
+            f"upload=true: nobody is logged in, or the token is no longer valid. Run `hf auth login`.{told}"
         )
     if status == 403:
         return ToolkitError(
             f"upload=true: this account may not write to {repo_id}. Take a token with write access (`hf auth login`), "
-            "or another repo_id=owner/name."
+            f"or another repo_id=owner/name.{told}"
         )
-    told = f"{type(error).__name__}{f', status {status}' if status else ''}"
+    kind = f"{type(error).__name__}{f', status {status}' if status else ''}"
     return ToolkitError(
-        f"upload=true: {repo_id} cannot be sent to the hub ({told}). The release is whole here. {_OFFLINE}"
+        f"upload=true: the hub cannot be reached or did not take {repo_id} ({kind}). Where there is internet, start "
+        f"the same command again.{told}"
     )

@@ -28,22 +28,23 @@ class Licence:
     files: dict[str, Path] = field(default_factory=dict)
 
 
-def hub_id_of(base: str) -> str | None:
+def hub_id_of(base: str | None) -> str | None:
     """The repository of a base: itself, or where finetune.prefetch had it from; None where nothing says."""
+    if base is None:
+        return None
     if is_hub_id(base):
         return "/".join(base.split("/")[:2])
     origin = Path(base) / ORIGIN
     return str(read_json(origin)["base_model"]) if origin.is_file() else None
 
 
-def licence_of(base: str, base_model: str | None, chosen: str | None, repo_id: str | None) -> Licence:
-    """The licence of weights that were tuned from `base`, a folder or a hub id; `chosen` wins.
+def licence_of(base: str | None, base_model: str | None, chosen: str | None, repo_id: str | None) -> Licence:
+    """The licence of weights that were tuned from `base`, a folder or a hub id (None: unknown); `chosen` wins.
 
     base_model: the base's hub id, where there is one: its page has its terms. repo_id: where the release will be.
     """
-    folder = Path(base)
-    files = _carried(folder) if folder.is_dir() else {}
-    stated = _stated(folder / "README.md")
+    folder = Path(base) if base is not None and Path(base).is_dir() else None
+    files, stated = (_carried(folder), _stated(folder / "README.md")) if folder else ({}, {})
     found = chosen or stated.get("license") or ("other" if files or base_model else None)
     if found != "other":
         return Licence(found, files=files)
