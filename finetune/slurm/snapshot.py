@@ -43,8 +43,8 @@ def snapshot_code(checkout: Path, run_dir: Path) -> Path:
 def _sources(checkout: Path) -> dict[str, Path]:
     """Name in the copy: file. A published tree has gr00t/ beside its scripts; the copy is a plain checkout again."""
     sources = {name: checkout / name for name in code_files(checkout)}
-    if not (checkout / "gr00t").is_dir():
-        gr00t = checkout.parent / "gr00t"
+    gr00t = checkout.parent / "gr00t"
+    if not (checkout / "gr00t").is_dir() and gr00t.is_dir():
         sources |= {f"gr00t/{name}": gr00t / name for name in code_files(gr00t)}
     return sources
 
