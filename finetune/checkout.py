@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+# A published tree has gr00t/, the guide and the licence one folder above the scripts.
+ROOT = CHECKOUT if (CHECKOUT / "gr00t").is_dir() else CHECKOUT.parent
 CONFIG_DIR = CHECKOUT / "configs"
 
 
@@ -13,18 +15,18 @@ def ensure_own_gr00t() -> None:
     """Raise ToolkitError when Python finds another `gr00t` before ours (NVIDIA's distribution has that name too)."""
     spec = importlib.util.find_spec("gr00t")
     found = Path(spec.origin).resolve() if spec and spec.origin else None
-    if found == CHECKOUT / "gr00t" / "__init__.py":
+    if found == ROOT / "gr00t" / "__init__.py":
         return
     raise _toolkit_error()(
         f"Python finds another package named gr00t ({found.parent if found else 'without a file'}) before the one of "
-        f"this checkout, {CHECKOUT / 'gr00t'}. Run from the checkout (cd {CHECKOUT}), or remove the other one "
-        f"(pip uninstall gr00t), or put the checkout first (export PYTHONPATH={CHECKOUT})."
+        f"this checkout, {ROOT / 'gr00t'}. Run from the checkout (cd {CHECKOUT}), or remove the other one "
+        f"(pip uninstall gr00t), or put the checkout first (export PYTHONPATH={ROOT})."
     )
 
 
 def _toolkit_error() -> type[ValueError]:
     """Our ToolkitError, read from its file: `import gr00t.errors` would look into the other package."""
-    spec = importlib.util.spec_from_file_location("own_errors", CHECKOUT / "gr00t" / "errors.py")
+    spec = importlib.util.spec_from_file_location("own_errors", ROOT / "gr00t" / "errors.py")
     if spec is None or spec.loader is None:
         return ValueError
     module = importlib.util.module_from_spec(spec)

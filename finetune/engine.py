@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -87,6 +88,12 @@ class Engine:
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         group = InitProcessGroupKwargs(timeout=PATIENCE)
         return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp, group])
+
+    def hardware(self) -> dict[str, Any]:
+        """What computes: processes, device, the GPU's name (null without one) and the forward's precision."""
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
+        return {"processes": self.world_size, "device": self.device.type, "gpu": gpu, "precision": precision}
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take over the module whose forward is trained, on its device, and its optimizer (of `build_optimizer`)."""

@@ -25,7 +25,7 @@ from gr00t.data.randomness import Stream, generator
 from gr00t.data.statistics import check_relative_statistics
 from gr00t.errors import ToolkitError
 from gr00t.files import read_json
-from gr00t.model.checkpoint import read_config, weight_files
+from gr00t.model.checkpoint import fingerprint, read_config, weight_files
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 
 
@@ -246,6 +246,7 @@ def _info(config: EvaluateConfig, policy: GR00TPolicy, data: _Data, dtype: torch
         "split": config.split.name,
         "part": config.part,
         "checkpoint": config.checkpoint,
+        "checkpoint_fingerprint": fingerprint(Path(config.checkpoint)),
         "dataset": str(layout.root),
         "dataset_fingerprint": layout.fingerprint,
         "fps": layout.fps,

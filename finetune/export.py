@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from finetune.checkout import CHECKOUT
+from finetune.config.publishable import publishable
 from finetune.run_folder import RELEASE_MARK, identity_digest
 from finetune.slurm.snapshot import REVISION_FILE
 from gr00t.data.layout import DatasetLayout
@@ -31,6 +32,7 @@ def write_release(
     processor: Gr00tN1d7Processor,
     *,
     resolved: dict[str, Any],
+    hardware: dict[str, Any],
     layout: DatasetLayout,
     identity: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
@@ -38,7 +40,7 @@ def write_release(
 ) -> None:
     """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last.
 
-    `allowed` raises where nothing must be renamed or removed.
+    hardware: what it was trained on (`Engine.hardware`). `allowed` raises where nothing must be renamed or removed.
     """
     mirror_processor(model, processor)
     with whole_folder(folder, lock=False, allowed=allowed) as aside:
@@ -46,8 +48,9 @@ def write_release(
         processor.save_pretrained(aside)
         experiment = aside / "experiment_cfg"
         experiment.mkdir()
-        (experiment / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+        (experiment / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(publishable(resolved))))
         write_json(experiment / "dataset.json", describe_dataset(layout))
+        write_json(experiment / "hardware.json", hardware)
         write_json(experiment / "versions.json", versions())
         write_json(aside / RELEASE_MARK, {"identity": identity_digest(identity)})
 
@@ -66,6 +69,8 @@ def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
     return {
         "fingerprint": layout.fingerprint,
         "episodes": len(layout.episodes),
+        "frames": sum(episode.length for episode in layout.episodes),
+        "train_frames": sum(layout.episode(index).length for index in layout.train_episodes),
         "train_episodes": layout.train_episodes,
         "val_episodes": layout.val_episodes,
         "fps": layout.fps,

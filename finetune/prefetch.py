@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "*.safetensors"
 SMALL = ("*.json", "*.jinja", "*.txt")
+TERMS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")  # a release of what is tuned from it tells them
+ORIGIN = "origin.json"  # the repository it came from, for the same
 VLM = Path("processor") / "vlm"
 TOKENIZER = ("tokenizer.json", "vocab.json")
 MARGIN = 1.02  # of disk space
@@ -32,7 +34,7 @@ def prefetch(config: PrefetchConfig) -> tuple[Path, CheckpointSummary]:
     """Fetch (or copy) `config.base` and its tokenizer to `config.out`, verified; an `out` that is there is verified."""
     from finetune.sources import source_of
     from gr00t.errors import ToolkitError
-    from gr00t.files import whole_folder
+    from gr00t.files import whole_folder, write_json
     from gr00t.model.verify import verify_checkpoint
 
     out = Path(config.out or default_out(config.base))
@@ -45,6 +47,8 @@ def prefetch(config: PrefetchConfig) -> tuple[Path, CheckpointSummary]:
     staging = out.parent / f".{out.name}.prefetch"
     folder = fetch_base(source_of(config.base, config.revision), staging)
     fetch_tokenizer(folder, config.tokenizer)
+    if not Path(config.base).is_dir():
+        write_json(folder / ORIGIN, {"base_model": "/".join(config.base.split("/")[:2])})
     summary = verify_checkpoint(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     with whole_folder(out) as aside:
@@ -87,7 +91,7 @@ def _suites(name: str, files: Iterable[str]) -> str:
 
 def _belongs(name: str) -> bool:
     top = "/" not in name
-    return (top and fnmatch(name, WEIGHTS)) or (
+    return (top and any(fnmatch(name, pattern) for pattern in (WEIGHTS, *TERMS))) or (
         any(fnmatch(name, pattern) for pattern in SMALL) and (top or name.startswith(("processor/", "experiment_cfg/")))
     )
 

@@ -155,6 +155,7 @@ def _release(
                 model,
                 dataset.processor,
                 resolved=dataclasses.asdict(config),
+                hardware=engine.hardware(),
                 layout=dataset.reader.layout,
                 identity=identity,
                 allowed=stop.token.require,

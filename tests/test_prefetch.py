@@ -118,6 +118,16 @@ def test_one_suite_of_several_is_named_with_its_folder(hub: Hub, tmp_path: Path)
     assert not list((tmp_path / "checkpoints" / "base").glob(".spatial*"))
 
 
+def test_where_it_comes_from_and_its_terms_come_along(hub: Hub, tmp_path: Path) -> None:
+    for name in ("README.md", "LICENSE", "NOTICE.txt"):
+        (hub.root / BASE / name).write_text("terms")
+    out, _ = prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base")))
+    assert all((out / name).read_text() == "terms" for name in ("README.md", "LICENSE", "NOTICE.txt"))
+    assert json.loads((out / "origin.json").read_text()) == {"base_model": BASE}
+    copied, _ = prefetch(PrefetchConfig(base=str(out), out=str(tmp_path / "copy")))
+    assert (copied / "origin.json").is_file() and (copied / "LICENSE").is_file()
+
+
 def failure(kind: type[Exception]) -> Exception:
     return kind.__new__(kind, "secret-token")  # without the response that the constructor asks for
 

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from finetune.checkout import CONFIG_DIR
+from finetune.checkout import CHECKOUT, CONFIG_DIR
 from finetune.config.schema import (
     CreateBaseConfig,
     EvaluateConfig,
@@ -18,12 +18,14 @@ from finetune.config.schema import (
     PrefetchConfig,
     PrepareConfig,
     RecordConfig,
+    ReleaseConfig,
     SplitConfig,
 )
 from gr00t.errors import ToolkitError, did_you_mean
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
 
 
@@ -43,6 +45,8 @@ def check(config: Any) -> None:
         check_create_base(config)
     elif isinstance(config, PrefetchConfig):
         check_prefetch(config)
+    elif isinstance(config, ReleaseConfig):
+        check_release(config)
 
 
 def check_finetune(config: FinetuneConfig, processes: int | None = None, *, dataset_comes: bool = False) -> None:
@@ -210,6 +214,27 @@ def check_prefetch(config: PrefetchConfig) -> None:
     if base.is_dir() and os.path.realpath(base) != os.path.realpath(out):
         _refuse_inside("out", out, "base", base)
         _refuse_inside("base", base, "out", out)
+
+
+def check_release(config: ReleaseConfig) -> None:
+    """A finished checkpoint, a folder to write to apart from it and its run, and names as the hub takes them."""
+    out = Path(config.out)
+    _check_writable("out", out)
+    _check_finished(Path(config.checkpoint), config.split)
+    for name in ("checkpoint", "run_dir", "reports_dir"):
+        _refuse_inside("out", out, name, Path(getattr(config, name)))
+        _refuse_inside(name, Path(getattr(config, name)), "out", out)
+    _refuse_inside("out", out, "this checkout", CHECKOUT)
+    if config.upload and config.repo_id is None:
+        raise ToolkitError("upload=true needs to know where to: say repo_id=owner/name.")
+    named = [("repo_id", config.repo_id), ("base_model", config.base_model)]
+    for name, hub_id in [*named, *(("datasets", hub_id) for hub_id in config.datasets)]:
+        if hub_id is not None and not _HUB_ID.fullmatch(hub_id):
+            raise ToolkitError(f"{name}={hub_id}: a repository of Hugging Face is written owner/name.")
+    if config.licence is not None and not _LICENCE.fullmatch(config.licence):
+        raise ToolkitError(
+            f"licence={config.licence}: write it as Hugging Face does, apache-2.0 or cc-by-nc-4.0, or other."
+        )
 
 
 def world_size() -> int:

@@ -59,6 +59,7 @@ __all__ = [
     "PrefetchConfig",
     "PrepareConfig",
     "RecordConfig",
+    "ReleaseConfig",
     "SelfAttentionConfig",
     "SplitConfig",
     "TextConfig",
@@ -164,6 +165,30 @@ class PrefetchConfig:
 
 
 @dataclass(kw_only=True)
+class ReleaseConfig:
+    """Make the published tree of a run: checkpoint, code, guide and a model card; upload it when asked.
+
+    split=A,B puts several runs into one tree (with out=FOLDER).
+    """
+
+    split: SplitConfig = key("the conflict split")
+    checkpoint: str = key("folder of the finished checkpoint", "checkpoints/${split.name}", folder=True)
+    run_dir: str = key("folder of the run that made it, for its card; may be gone", "runs/${split.name}", folder=True)
+    reports_dir: str = key("folder with the evaluations of it, at any depth", "reports/${split.name}", folder=True)
+    out: str = key("folder that receives the published tree", "release/${split.name}", folder=True)
+    base_model: str | None = key("Hugging Face id of the base, owner/name; null for what the run was given", None)
+    licence: str | None = key(
+        "licence of the weights, as Hugging Face names it; null for what the base says of itself", None
+    )
+    datasets: list[str] = key("Hugging Face ids of the published training data, owner/name", [])
+    repo_id: str | None = key("Hugging Face repository of the release, owner/name", None)
+    upload: bool = key("send the release to repo_id, with the login of hf auth login or HF_TOKEN", False)
+    private: bool = key("where upload=true makes the repository, only its owner sees it", True)
+    link: bool = key("share the weight files with the checkpoint (hard links): no room needed, but one content", False)
+    overwrite: bool = key("make a release anew that is already there", False)
+
+
+@dataclass(kw_only=True)
 class LaunchConfig:
     """Submit fine-tunes to SLURM: one job, an array of the points of a sweep, or a chain of stages for each of them.
 
@@ -200,6 +225,7 @@ Config = (
     | EvaluateConfig
     | CreateBaseConfig
     | PrefetchConfig
+    | ReleaseConfig
     | LaunchConfig
     | JobsConfig
 )

@@ -15,6 +15,7 @@ from finetune.config.schema import (
     PrefetchConfig,
     PrepareConfig,
     RecordConfig,
+    ReleaseConfig,
 )
 
 
@@ -82,6 +83,14 @@ SCRIPTS = {
         (
             "base=nvidia/GR00T-N1.7-3B out=checkpoints/base/GR00T-N1.7-3B",
             "base=nvidia/GR00T-N1.7-LIBERO/libero_spatial tokenizer=FOLDER",
+        ),
+    ),
+    "release": Script(
+        ReleaseConfig,
+        "python -m finetune.release",
+        (
+            "split=color_object base_model=nvidia/GR00T-N1.7-3B",
+            "split=color_object repo_id=owner/name upload=true",
         ),
     ),
     "launch": Script(

@@ -24,7 +24,7 @@ from gr00t.errors import ToolkitError, did_you_mean
 _OPTIONS_OF_OURS = ("array", "cpus-per-task", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal")
 _ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=(?![\"']?\$)")  # but what a command or a file tells when the job starts
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
-_SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 _LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")  # a proxy with user and password
 _BOUNDS = {
     "at_least": (lambda value, bound: value >= bound, "at least"),
@@ -162,7 +162,7 @@ def _check_job_words(cluster: ClusterConfig) -> None:
             )
     for key in ("sbatch", "setup", "container"):
         for name in _ASSIGNED.findall("\n".join(getattr(cluster, key))):
-            if _SECRET.search(name):
+            if SECRET_NAME.search(name):
                 raise ToolkitError(_secret(f"cluster.{key}", name))
 
 
@@ -180,7 +180,7 @@ def _check_environment(assignments: list[str]) -> None:
         name, equals, value = assignment.partition("=")
         if not equals or not _VARIABLE.fullmatch(name):
             raise ToolkitError(f'cluster.environment: "{name}" is no variable; write NAME=value.')
-        if _SECRET.search(name) or _LOGIN.search(value):
+        if SECRET_NAME.search(name) or _LOGIN.search(value):
             raise ToolkitError(_secret("cluster.environment", name))
 
 

@@ -12,7 +12,8 @@ from gr00t.files import whole_folder, write_json
 
 REVISION_FILE = "REVISION"  # in the copy, which is no git checkout any more
 _SKIPPED = (".git", ".venv", ".cache", "__pycache__")
-_OF_A_RUN = (REVISION_FILE, "attempt.json", "run_config.json")  # what lies below a folder with one of these is no code
+# What lies below a folder with one of these is no code of ours.
+_OF_A_RUN = (REVISION_FILE, "attempt.json", "run_config.json", "release.json")
 _NOT_RUN = ("tests", "samples", "docs")  # nine tenths of the checkout, and no job needs them
 _LARGEST_BYTES = 50 * 2**20
 
@@ -23,20 +24,29 @@ def snapshot_code(checkout: Path, run_dir: Path) -> Path:
     Copied are tracked, changed and new files, without tests, samples and docs, and none that git ignores except those
     of configs/local. A copy of an earlier job gives way when the new one is whole.
     """
-    files = code_files(checkout)
+    files = _sources(checkout)
     code, job = run_dir / "code", run_dir / "job"
     revision = describe_git(checkout)
     with whole_folder(code, lock=False) as aside:
-        for name in files:
+        for name, source in files.items():
             target = aside / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(checkout / name, target)
+            shutil.copy2(source, target)
         changes = "+changes" if revision["changed"] else ""
         (aside / REVISION_FILE).write_text(f"{revision['revision']}{changes}\n" if revision["revision"] else "")
     job.mkdir(exist_ok=True)
     write_json(job / "git.json", revision)
     (job / "git.diff").write_bytes(_git(checkout, "diff", "HEAD", "--binary") or b"")
     return code
+
+
+def _sources(checkout: Path) -> dict[str, Path]:
+    """Name in the copy: file. A published tree has gr00t/ beside its scripts; the copy is a plain checkout again."""
+    sources = {name: checkout / name for name in code_files(checkout)}
+    gr00t = checkout.parent / "gr00t"
+    if not (checkout / "gr00t").is_dir() and gr00t.is_dir():
+        sources |= {f"gr00t/{name}": gr00t / name for name in code_files(gr00t)}
+    return sources
 
 
 def code_files(checkout: Path) -> list[str]:

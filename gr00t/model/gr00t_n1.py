@@ -44,7 +44,7 @@ class GR00TPolicy(nn.Module):
         self.tag = find_tag(processor, embodiment_tag)
         self.modality_configs = processor.modality_config(self.tag)
         if modality_config is not None:
-            _check_same(modality_config, self.modality_configs, self.tag)
+            check_same_modalities(modality_config, self.modality_configs, self.tag)
         own_steps = model.config.num_inference_timesteps
         self.denoising_steps = _check_steps(own_steps if denoising_steps is None else denoising_steps)
         state_dims = {group.name: group.dim for group in processor.state_action.groups(self.tag, "state")}
@@ -70,7 +70,7 @@ class GR00TPolicy(nn.Module):
         processor = Gr00tN1d7Processor.from_pretrained(folder)
         tag = find_tag(processor, embodiment_tag)
         if modality_config is not None:
-            _check_same(modality_config, processor.modality_config(tag), tag)
+            check_same_modalities(modality_config, processor.modality_config(tag), tag)
         model = Gr00tN1d7.from_pretrained(folder, dtype=torch_dtype)
         dtypes = {p.dtype for p in model.parameters()}
         if len(dtypes) > 1:
@@ -190,7 +190,7 @@ def find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:
     return name
 
 
-def _check_same(given: ModalityConfigs, found: ModalityConfigs, tag: str) -> None:
+def check_same_modalities(given: ModalityConfigs, found: ModalityConfigs, tag: str) -> None:
     """Refuse a modality config that differs from the checkpoint's, naming every difference."""
     check_modality_configs(given)
     differences = []
