@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from finetune.config import EvaluateConfig
 from finetune.page import data_uri, render_page
 from simulation.factors import OBJECT_X, OBJECT_Y, PARTS, PLATE_X, PLATE_Y
 from simulation.outcomes import CONDITIONS, PICKS, EpisodeOutcome, Evaluation
@@ -32,8 +34,6 @@ from simulation.summary import AS_IT_IS, Summary, thing
 
 EMBEDDED_BYTES = 12_000_000  # of videos; a page that is larger opens slowly and cannot be mailed
 HISTOGRAM_BARS = 20
-# Keys of evaluate_conflict.py that stand in info under the same name.
-_KEYS = ("split", "checkpoint", "n_action_steps", "max_steps", "seed", "denoising_steps", "precision", "device")
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,27 @@ WORDS: dict[str, Any] = {
 
 
 def command(info: dict[str, Any]) -> str:
-    """The command that evaluates the same again, as far as info tells it."""
-    arguments = [f"{name}={info[name]}" for name in _KEYS if info.get(name) is not None]
-    return shlex.join(["python", "evaluate_conflict.py", "mode=closed_loop", *arguments])
+    """The command that evaluates the same again: what its configuration says besides the defaults."""
+    config, instruction = dict(info.get("config", {})), f"pick up the {info['split'].split('_')[0]}-matching object"
+    given = {"split": info["split"], "mode": "closed_loop"}
+    if info["instruction"] != instruction:  # not the one that ships
+        given["split.instruction"] = info["instruction"]
+    for field in dataclasses.fields(EvaluateConfig):
+        if field.name not in given and field.name in config and config[field.name] != _default(field):
+            given[field.name] = config[field.name]
+    return shlex.join(["python", "evaluate_conflict.py", *(f"{k}={_written(v)}" for k, v in given.items())])
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """A field's default; a list's is made anew."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _written(value: Any) -> str:
+    """As it is typed on a command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def facts(info: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The report of a closed-loop evaluation: closed_loop.json, closed_loop.md, closed_loop.html, tables on the terminal."""
+"""The report of a closed-loop evaluation: closed_loop.json, .md and .html, and tables on the terminal."""
 
 from __future__ import annotations
 
