@@ -101,14 +101,18 @@ WORDS: dict[str, Any] = {
 
 
 def command(info: dict[str, Any]) -> str:
-    """The command that evaluates the same again: what its configuration says besides the defaults."""
+    """The command that evaluates the same again: what its configuration says besides the defaults.
+
+    report_dir is left out: who repeats it wants to keep what is there.
+    """
     config, instruction = dict(info.get("config", {})), f"pick up the {info['split'].split('_')[0]}-matching object"
     given = {"split": info["split"], "mode": "closed_loop"}
     if info["instruction"] != instruction:  # not the one that ships
         given["split.instruction"] = info["instruction"]
     for field in dataclasses.fields(EvaluateConfig):
-        if field.name not in given and field.name in config and config[field.name] != _default(field):
-            given[field.name] = config[field.name]
+        name = field.name
+        if name not in (*given, "report_dir") and name in config and config[name] != _default(field):
+            given[name] = config[name]
     return shlex.join(["python", "evaluate_conflict.py", *(f"{k}={_written(v)}" for k, v in given.items())])
 
 

@@ -64,7 +64,7 @@ def cue_preference(summary: Summary) -> Reading:
 def verdict(share: Share, cues: tuple[str, str]) -> tuple[str, str]:
     """(answer, the same in few words) of a cue preference."""
     if share.n < LEAST_PICKS:
-        return UNKNOWN, f"cannot be said with {share.n} pick{'s' * (share.n != 1)}"
+        return UNKNOWN, f"cannot be said with {_picks(share.n)}"
     if share.low > 0.5:
         return A, f"follows {cues[0]}"
     if share.high < 0.5:
@@ -82,10 +82,15 @@ def least_shown(n: int) -> int:
 
 def _looks(summary: Summary) -> Reading | None:
     """Another episode's images are real ones, so a fall with them is no mere shock: they count before blank ones."""
-    changes = [c for name in ("other_image", "blank_image") if (c := summary.change(name)) is not None]
+    other, blank = summary.change("other_image"), summary.change("blank_image")
+    changes = [c for c in (other, blank) if c is not None]
     if not changes:
         return None
-    answer, headline = _fall(changes[0], "it looks at the images", "no sign that it looks at the images")
+    answer, headline = UNKNOWN, ""
+    if other is not None:
+        answer, headline = _fall(other, "it looks at the images", "no sign that it looks at the images")
+    if blank is not None and answer == UNKNOWN:
+        answer, headline = _fall(blank, "it needs images", "no sign that it looks at the images")
     return Reading("Does it look?", answer, headline, " ".join(map(_success_words, changes)))
 
 
@@ -105,14 +110,16 @@ def _listens(summary: Summary) -> Reading | None:
             return None
         return Reading(question, UNKNOWN, "cannot be said", "That takes conflict episodes under another instruction.")
     moved, n, picks = changed.target_picks, changed.before.n, changed.before.preference.n
+    if n == 0:
+        return Reading(question, UNKNOWN, "cannot be said: no episode was played both ways", "")
     text = (
         f"With another instruction the target's share of the first picks changes by {points(moved)}; something else is "
         f"picked first in {changed.other_pick.count} of the {n} conflict episodes that were played both ways."
     )
     if moved.shown:
-        return Reading(question, YES, "its picks follow the instruction's change", text)
+        return Reading(question, YES, "its picks change with the instruction", text)
     if picks < LEAST_PICKS:
-        return Reading(question, UNKNOWN, f"cannot be said: it picks target or lure in {picks} of {n} anyway", text)
+        return Reading(question, UNKNOWN, f"cannot be said with {_picks(picks)} of target or lure", text)
     if _small(moved):
         return Reading(question, NO, "no sign that it listens", text)
     return Reading(question, UNKNOWN, f"cannot be said with {n} episodes", text)
@@ -120,6 +127,8 @@ def _listens(summary: Summary) -> Reading | None:
 
 def _fall(changed: Change, yes: str, no: str) -> tuple[str, str]:
     """(answer, headline) to whether success falls."""
+    if changed.before.n == 0:
+        return UNKNOWN, "cannot be said: no episode was played both ways"
     if changed.success.high < 0:
         return YES, yes
     if changed.success.low > 0:
@@ -185,6 +194,10 @@ def weak_spot_words(spot: WeakSpot) -> str:
         f"{spot.part}, {spot.whose}'s {spot.factor} {spot.value}: success in {words(spot.success)}, with the other "
         f"values in {words(spot.others)}."
     )
+
+
+def _picks(count: int) -> str:
+    return f"{count} pick{'s' * (count != 1)}"
 
 
 def _beside_chance(success: Share, chance: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -122,7 +123,8 @@ def markdown(evaluation: Evaluation, summary: Summary) -> str:
     for part, whose in dict.fromkeys((table.part, table.whose) for table in summary.factors):
         head = [f"{whose}'s", *_PICKED]
         lines += ["", f"## By the {whose}'s factors, {part}", "", *_rows(head, _factors(summary, part, whose))]
-    return "\n".join([*lines, "", "## To repeat it", "", f"    {command(info)}"]) + "\n"
+    code = textwrap.indent(command(info), "    ", lambda _: True)
+    return "\n".join([*lines, "", "## To repeat it", "", code]) + "\n"
 
 
 def _steps(counted: Counted) -> str:

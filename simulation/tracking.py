@@ -46,10 +46,10 @@ def numbers(summary: Summary) -> dict[str, float | str]:
     """Every share under a name of its own, with the ends of its interval; shares of no episodes are left out."""
     shares = {}
     for condition, parts in summary.counted.items():
+        place = PREFIX if condition == AS_IT_IS else f"{PREFIX}/{condition}"
         for part, counted in parts.items():
-            place = f"{PREFIX}/{part}" if condition == AS_IT_IS else f"{PREFIX}/{condition}/{part}"
-            shares[f"{place}/success"] = counted.success
-            shares |= {f"{place}/picked_{pick}": share for pick, share in counted.picks.items()}
+            shares[f"{place}/{part}/success"] = counted.success
+            shares |= {f"{place}/{part}/picked_{pick}": share for pick, share in counted.picks.items()}
             if part == "conflict":
                 shares[f"{place}/cue_preference"] = counted.preference
     found: dict[str, float | str] = {}
