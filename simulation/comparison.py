@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from finetune.config import CompareConfig
 from finetune.page import render_page
 from gr00t.errors import ToolkitError
+from gr00t.files import disk_errors, read_json, write_json, write_text
 from simulation.factors import FACTORS, PARTS
 from simulation.outcomes import CONDITIONS, EpisodeOutcome, Evaluation
 from simulation.page import WORDS
-from simulation.readings import A, B, verdict
-from simulation.report import PAGE_FILE
+from simulation.readings import A, B, verdict, words
+from simulation.report import PAGE_FILE, write_report
 from simulation.results import JSON_FILE, find_evaluations, read_evaluation
 from simulation.shares import Difference, difference, paired_difference
 from simulation.summary import AS_IT_IS, Summary, summarize
@@ -124,6 +126,45 @@ def _unlike(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 # -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def write_comparison(config: CompareConfig) -> list[str]:
+    """Write the page and its numbers, and with `pages` those of every evaluation; returns what there is to say.
+
+    Raises ToolkitError for anything the user can mend.
+    """
+    out = Path(config.out).expanduser()
+    numbers = _numbers_of(out)
+    comparison = compare(Path(config.reports_dir))
+    if config.pages:
+        for entry in comparison.entries:
+            write_report(entry.evaluation, entry.path.parent)
+    with disk_errors(out, "Choose another out=FILE.html."):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(numbers, as_json(comparison))
+        write_text(out, page(comparison, out.parent))
+    return [*map(_line, comparison.entries), *(f"note: left out {reason}" for reason in comparison.skipped), str(out)]
+
+
+def _numbers_of(out: Path) -> Path:
+    """The JSON file beside the page; refused where something else has that name."""
+    numbers = out.with_suffix(".json")
+    if out.suffix != ".html":
+        raise ToolkitError(f"out={out}: the page is an HTML file. Write out={out.with_suffix('.html')}")
+    if out.is_dir() or numbers.is_dir():
+        raise ToolkitError(f"out={out}: a folder has this name, or that of {numbers}. Choose another out=FILE.html.")
+    if numbers.exists() and read_json(numbers).get("kind") != KIND:
+        raise ToolkitError(
+            f"out={out}: its numbers would take the place of {numbers}, which is no comparison. Choose another "
+            "out=FILE.html."
+        )
+    return numbers
+
+
+def _line(entry: Entry) -> str:
+    success = ", ".join(f"{part} {words(entry.summary.of(part).success)}" for part in entry.summary.chance)
+    preference = f"; {entry.verdict[1]}" if "conflict" in entry.summary.chance else ""
+    return f"{entry.split}  {entry.name}: success {success}{preference}"
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
