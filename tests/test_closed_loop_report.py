@@ -294,4 +294,6 @@ def test_a_key_stays_out_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WANDB_API_KEY", secret)
     write_report(whole(), tmp_path)
     log_to_wandb(whole(), tmp_path, TrackingConfig(name="wandb", mode="offline"))
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert records(folder)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
