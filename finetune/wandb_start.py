@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def start_run(tracking: TrackingConfig, folder: Path, **options: Any) -> Any:
-    """A wandb run whose files lie in <folder>/wandb; `options` go to wandb.init (id, config, job_type, ...).
+    """A wandb run whose files lie in <folder>/wandb; `options` go to wandb.init (id, config, job_type, tags, ...).
 
     mode=auto is offline where there is no key or no network; mode=online then raises ToolkitError.
     """
@@ -24,7 +24,7 @@ def start_run(tracking: TrackingConfig, folder: Path, **options: Any) -> Any:
 
     mode = tracking.mode
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
     try:
         return _init(tracking, folder, mode, options)
     except (wandb.errors.Error, OSError) as error:
@@ -40,20 +40,21 @@ def start_run(tracking: TrackingConfig, folder: Path, **options: Any) -> Any:
 def _init(tracking: TrackingConfig, folder: Path, mode: str, options: dict[str, Any]) -> Any:
     import wandb
 
+    chosen: dict[str, Any] = {
+        "project": tracking.project,
+        "name": tracking.run_name,
+        "group": tracking.group,
+        "tags": tracking.tags,
+        # The git revision is among our versions; wandb would add the remote's address, which may hold a token.
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=60, disable_git=True, save_code=False),
+        **options,
+    }
     with held_back():  # wandb's own process would end before the run's last words
-        return wandb.init(
-            project=tracking.project,
-            name=tracking.run_name,
-            group=tracking.group,
-            tags=tracking.tags,
-            dir=str(folder),
-            mode=mode,  # type: ignore[arg-type]
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
-            **options,
-        )
+        return wandb.init(dir=str(folder), mode=mode, **chosen)  # type: ignore[arg-type]
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether wandb would find a key here."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
