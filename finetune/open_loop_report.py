@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,7 +23,7 @@ from finetune.open_loop import (
 )
 from finetune.plots import draw_episode, draw_errors, unit_of
 from gr00t.data.dataset import StepReader
-from gr00t.files import whole_folder, write_json
+from gr00t.files import whole_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from finetune.evaluate import OpenLoopReport
@@ -45,7 +44,7 @@ def write_report(report: OpenLoopReport, forecasts: Sequence[Forecast], reader: 
             draw_episode(forecast, reader, aside / f"episode_{forecast.episode:06d}.png")
         draw_errors(report.overall, _title(report), aside / "errors.png")
         (folder / JSON_FILE).unlink(missing_ok=True)
-    _write_text(folder / TEXT_FILE, _markdown(report, len(drawn)))
+    write_text(folder / TEXT_FILE, _markdown(report, len(drawn)))
     write_json(folder / JSON_FILE, _json(report))
 
 
@@ -152,9 +151,3 @@ def _markdown_episodes(report: OpenLoopReport, group: str) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import netrc
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune.attempt_token import AttemptToken
 from finetune.config.schema import FinetuneConfig
-from finetune.stop_signals import held_back
-from gr00t.errors import ToolkitError
+from finetune.wandb_start import start_run
 from gr00t.files import disk_errors, read_json, write_json
 
-log = logging.getLogger(__name__)
 REMEDY = "The last checkpoint is whole: make room and start the same command again."
 
 
@@ -102,50 +97,7 @@ class Tracker:
 
 
 def _start_wandb(config: FinetuneConfig, resolved: dict[str, Any], run_dir: Path) -> Any:
-    import wandb
-
-    tracking = config.tracking
     identity = run_dir / "run.json"
     run_id = read_json(identity)["wandb_id"] if identity.is_file() else uuid.uuid4().hex[:12]
-    write_json(identity, {"wandb_id": run_id, "project": tracking.project})
-    mode = tracking.mode
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
-    try:
-        return _init(config, resolved, run_dir, run_id, mode)
-    except (wandb.errors.Error, OSError) as error:
-        if tracking.mode == "online":
-            raise ToolkitError(
-                f"wandb cannot go online ({type(error).__name__}). Check the key and the network (wandb login), or use "
-                "tracking.mode=offline and send the run later with wandb sync."
-            ) from None
-        log.warning("wandb cannot go online (%s); the run is kept offline, wandb sync sends it.", type(error).__name__)
-        return _init(config, resolved, run_dir, run_id, "offline")
-
-
-def _init(config: FinetuneConfig, resolved: dict[str, Any], run_dir: Path, run_id: str, mode: str) -> Any:
-    import wandb
-
-    tracking = config.tracking
-    with held_back():  # wandb's own process would end before the run's last words
-        return wandb.init(
-            project=tracking.project,
-            name=tracking.run_name,
-            group=tracking.group,
-            tags=tracking.tags,
-            id=run_id,
-            resume="allow",
-            dir=str(run_dir),
-            mode=mode,  # type: ignore[arg-type]
-            config=resolved,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
-        )
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    write_json(identity, {"wandb_id": run_id, "project": config.tracking.project})
+    return start_run(config.tracking, run_dir, id=run_id, resume="allow", config=resolved)

@@ -57,10 +57,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: Any, *, sort_keys: bool = False) -> None:
     """JSON that is complete or absent, also after a crash."""
+    write_text(path, json.dumps(data, indent=2, sort_keys=sort_keys) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text that is complete or absent, also after a crash."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(data, indent=2, sort_keys=sort_keys) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

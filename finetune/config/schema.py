@@ -44,6 +44,7 @@ __all__ = [
     "BackboneConfig",
     "ClusterConfig",
     "ColorJitterConfig",
+    "CompareConfig",
     "Config",
     "CreateBaseConfig",
     "DatasetConfig",
@@ -137,6 +138,15 @@ class EvaluateConfig:
 
 
 @dataclass(kw_only=True)
+class CompareConfig:
+    """One page over all closed-loop evaluations below a folder: splits, checkpoints, and what differs between them."""
+
+    reports_dir: str = key("folder below which each closed_loop.json is taken", "reports", folder=True)
+    out: str = key("the page, an .html file; a .json of that name beside it holds the numbers", "reports/compare.html")
+    pages: bool = key("make each evaluation's own page and tables anew, from its closed_loop.json", False)
+
+
+@dataclass(kw_only=True)
 class CreateBaseConfig:
     """Make a base checkpoint with random weights, to try everything without the released one."""
 
@@ -223,6 +233,7 @@ Config = (
     | PlanConfig
     | PrepareConfig
     | EvaluateConfig
+    | CompareConfig
     | CreateBaseConfig
     | PrefetchConfig
     | ReleaseConfig

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config.schema import (
+    CompareConfig,
     CreateBaseConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -71,6 +72,11 @@ SCRIPTS = {
             "split=color_object",
             "split=color_object part=conflict checkpoint=checkpoints/color_object report_dir=reports/conflict",
         ),
+    ),
+    "compare": Script(
+        CompareConfig,
+        "python -m simulation.compare",
+        ("reports_dir=reports out=reports/compare.html", "reports_dir=reports/color_object pages=true"),
     ),
     "create_base": Script(
         CreateBaseConfig,

@@ -1,0 +1,157 @@
+"""The page over all closed-loop evaluations: the twelve splits, damaged files, differences between checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from config_calls import compose
+from outcomes import HELD, NONE, WRONG, evaluation, outcome, played
+from test_closed_loop_report import EVIL, Page
+
+from finetune.script import run_main
+from gr00t.errors import ToolkitError
+from simulation.compare import main
+from simulation.comparison import compare, tint
+from simulation.factors import FIRST_EVALUATION_SEED
+from simulation.report import write_report
+
+
+def write(folder: Path, conflict: dict, train: dict | None = None, first: int = 0, **info) -> None:
+    split = info.get("split", "color_object")
+    episodes = []
+    for part, endings in (("train", train or {HELD: 20}), ("conflict", conflict)):
+        rows = [ending for ending, count in endings.items() for _ in range(count)]
+        episodes += [outcome(part, first + n, ending, split=split) for n, ending in enumerate(rows)]
+    write_report(evaluation(episodes, **info), folder)
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    folder = tmp_path / "reports"
+    write(folder / "color_object" / "closed_loop", {HELD: 27, WRONG: 3})
+    write(folder / "color_object" / "drop", {HELD: 5, WRONG: 23, NONE: 2}, {HELD: 4, NONE: 16})
+    write(folder / "size_color" / "closed_loop", {HELD: 16, WRONG: 14}, split="size_color")
+    return folder
+
+
+def run(reports: Path, *more: str) -> None:
+    main(compose("compare", f"reports_dir={reports}", f"out={reports}/compare.html", *more))
+
+
+def test_every_evaluation_is_in_the_matrix_the_table_and_the_numbers(reports: Path, capsys) -> None:
+    run(reports)
+    page, told = Page(reports / "compare.html"), json.loads((reports / "compare.json").read_text())
+    found = {e["name"]: e["cue_preference"]["in_words"] for e in told["evaluations"]}
+    assert found == {
+        "color_object/closed_loop": "follows color",
+        "color_object/drop": "follows object",
+        "size_color/closed_loop": "no preference shown",
+    }
+    for name, headline in found.items():
+        assert page.text.count(name) >= 3 and headline in page.text
+    assert page.text.count("not evaluated") == 10
+    assert "90 % color" in page.text and "27/30" in page.text
+    assert "follows object" in capsys.readouterr().out
+
+
+def test_links_lead_to_the_pages_and_nothing_is_loaded(reports: Path) -> None:
+    run(reports)
+    page = Page(reports / "compare.html")
+    assert page.loaded == [] and "script" not in page.tags
+    assert len(set(page.links)) == 3 and all((reports / link).is_file() for link in page.links)
+
+
+def test_the_colour_is_of_the_preference_that_is_shown(reports: Path) -> None:
+    first, second, third = compare(reports).entries
+    assert tint(first)[0] == "target" and tint(second)[0] == "lure" and tint(third)[1] == 0
+    assert tint(first)[1] == 48
+
+
+def test_checkpoints_of_one_split_are_compared_on_the_same_episodes(reports: Path) -> None:
+    found = {c.what: c for c in compare(reports).contrasts}
+    assert set(found) == {"success, train", "success, conflict", "cue preference"}
+    train = found["success, train"]
+    assert (train.split, train.first, train.second) == ("color_object", "color_object/closed_loop", "color_object/drop")
+    assert train.same_episodes and train.difference.value == pytest.approx(-0.8) and train.difference.shown
+    assert found["cue preference"].difference.value == pytest.approx(5 / 28 - 27 / 30)
+
+
+def test_other_episodes_and_settings_are_told_apart(reports: Path) -> None:
+    write(reports / "color_object" / "later", {HELD: 20}, first=FIRST_EVALUATION_SEED, max_steps=80)
+    later = [c for c in compare(reports).contrasts if "later" in c.second]
+    assert later and not any(c.same_episodes for c in later)
+    assert all(c.note == "max_steps: 100 / 80" for c in later)
+
+
+def test_damaged_and_hidden_files_are_left_out_by_name(reports: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {"cut": '{"format": 1,', "old": '{"format": 0}', ".hidden": "x"}.items():
+        (reports / name).mkdir()
+        (reports / name / "closed_loop.json").write_text(text)
+    run(reports)
+    shown, page = capsys.readouterr().out, Page(reports / "compare.html").text
+    for text in (shown, page):
+        assert "cut/closed_loop.json: not valid JSON" in text and "old/closed_loop.json: is no closed-loop" in text
+        assert ".hidden" not in text
+
+
+def test_names_of_people_stay_names(tmp_path: Path) -> None:
+    write(tmp_path / "<script>alert(2)<" / "x", {HELD: 12}, policy=EVIL)
+    run(tmp_path)
+    page = Page(tmp_path / "compare.html")
+    assert "script" not in page.tags and EVIL in page.text and "<script>alert(2)<" in page.text
+    assert [(tmp_path / "<script>alert(2)<" / "x" / "closed_loop.html").name] == [Path(x).name for x in set(page.links)]
+
+
+def test_pages_are_made_anew_from_the_numbers(reports: Path) -> None:
+    page = reports / "color_object" / "drop" / "closed_loop.html"
+    before = page.read_bytes()
+    page.unlink()
+    run(reports)
+    assert not page.exists()
+    run(reports, "pages=true")
+    assert page.read_bytes() == before and Page(reports / "compare.html").links
+
+
+def test_comparing_again_replaces_the_comparison(reports: Path) -> None:
+    run(reports)
+    write(reports / "size_object" / "closed_loop", {HELD: 12}, split="size_object")
+    run(reports)
+    assert len(json.loads((reports / "compare.json").read_text())["evaluations"]) == 4
+
+
+@pytest.mark.parametrize(
+    "out, named",
+    [
+        ("color_object/drop/closed_loop.html", "is no comparison"),
+        ("compare.htm", "Write out="),
+        ("compare", "Write out="),
+        ("color_object", "Write out="),
+        ("color_object/drop/closed_loop.md/compare.html", "closed_loop.md"),
+    ],
+)
+def test_an_out_that_would_harm_is_refused(out: str, named: str, reports: Path) -> None:
+    before = {p: p.read_bytes() for p in reports.rglob("*") if p.is_file()}
+    with pytest.raises(ToolkitError, match=named):
+        main(compose("compare", f"reports_dir={reports}", f"out={reports}/{out}"))
+    assert {p: p.read_bytes() for p in reports.rglob("*") if p.is_file()} == before
+
+
+def test_nothing_to_compare_is_refused_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ToolkitError, match="does not exist"):
+        run(tmp_path / "nowhere")
+    (tmp_path / "closed_loop.json").write_text("{")
+    with pytest.raises(SystemExit) as stop:
+        run_main(main, "compare", ["local=none", f"reports_dir={tmp_path}", f"out={tmp_path}/compare.html"])
+    assert stop.value.code == 2
+    assert (
+        "holds no closed_loop.json that can be read" in (said := capsys.readouterr().err) and "not valid JSON" in said
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["closed_loop.json"]
+
+
+def test_an_evaluation_of_train_alone_has_no_preference(tmp_path: Path) -> None:
+    write_report(evaluation(played({HELD: 12}, part="train")), tmp_path / "a")
+    run(tmp_path)
+    assert "no pick of target or lure" in Page(tmp_path / "compare.html").text
