@@ -24,7 +24,6 @@ from gr00t.errors import ToolkitError, did_you_mean
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
 
 
@@ -170,34 +169,10 @@ def check_evaluate(config: EvaluateConfig, *, checkpoint_comes: bool = False, da
     _check_writable("report_dir", report_dir)
     _refuse_inside("report_dir", report_dir, "checkpoint", checkpoint)
     _refuse_inside("report_dir", report_dir, "the dataset", Path(config.data_dir) / config.split.name)
-    if config.mode == "closed_loop":
-        check_closed_loop(config)
     if not checkpoint_comes and config.policy == "checkpoint" and config.server is None:
         _check_finished(checkpoint, config.split)
     if config.mode == "open_loop" and not dataset_comes:
         _check_dataset(config.data_dir, "data_dir", config.split, "conflict" if config.part == "conflict" else "train")
-
-
-def check_closed_loop(config: EvaluateConfig) -> None:
-    """Keys that do not fit each other."""
-    for name in ("parts", "ablations"):
-        values = getattr(config, name)
-        if len(set(values)) < len(values) or (name == "parts" and not values):
-            raise ToolkitError(f"{name}={values}: name each once{', and one at least' if name == 'parts' else ''}.")
-    scripted = config.policy != "checkpoint"
-    if scripted and config.server is not None:
-        raise ToolkitError(
-            f"server={config.server} and policy={config.policy} name two policies. Leave one of them out."
-        )
-    if scripted and config.ablations:
-        raise ToolkitError(
-            f"ablations={config.ablations} change what a policy observes; policy={config.policy} knows the "
-            "simulation's state and does not look. Leave them out."
-        )
-    if not scripted and config.render == "none":
-        raise ToolkitError("render=none is for policy=expert, lure, random and replay; others need images: render=cpu.")
-    if config.server is not None and not _ADDRESS.fullmatch(config.server):
-        raise ToolkitError(f"server={config.server}: write HOST:PORT, as in server=127.0.0.1:5555.")
 
 
 def _check_finished(checkpoint: Path, split: SplitConfig) -> None:
