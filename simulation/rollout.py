@@ -202,6 +202,7 @@ class _Crew:
 
     def film(self, outcomes: Sequence[EpisodeOutcome], folder: Path) -> list[EpisodeOutcome]:
         """Write the videos; the outcomes, which now name them."""
+        folder.mkdir(parents=True, exist_ok=True)
         chosen = {id(o): f"{o.part}_{o.seed}.mp4" for o in _to_film(outcomes, self.settings.videos)}
         films = [
             (self._worker_of(o), Film(o.part, o.seed, _caption(o), folder / chosen[id(o)]))
