@@ -2,6 +2,7 @@
 
 python evaluate_conflict.py split=color_object
 python evaluate_conflict.py split=color_object part=conflict report_dir=reports/color_object_conflict
+python evaluate_conflict.py split=color_object mode=closed_loop episodes=200
 python evaluate_conflict.py --help
 """
 
@@ -17,9 +18,14 @@ if TYPE_CHECKING:
 
 def main(config: EvaluateConfig) -> None:
     # Imported only after the configuration has been accepted: a refusal should not wait for torch.
-    from finetune.evaluate import evaluate_open_loop
+    if config.mode == "open_loop":
+        from finetune.evaluate import evaluate_open_loop
 
-    evaluate_open_loop(config)
+        evaluate_open_loop(config)
+    else:
+        from simulation.closed_loop import evaluate_closed_loop
+
+        evaluate_closed_loop(config)
 
 
 if __name__ == "__main__":

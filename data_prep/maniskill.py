@@ -57,8 +57,7 @@ class Episode:
 
     def states(self) -> np.ndarray:
         """(T, 8) float32: 7 joint positions (rad), gripper width (m)."""
-        qpos = self._read("obs/agent/qpos")[: self.length].astype(np.float32)
-        return np.concatenate([qpos[:, :7], qpos[:, 7:8] + qpos[:, 8:9]], axis=1)
+        return state_of(self._read("obs/agent/qpos")[: self.length])
 
     def successes(self) -> np.ndarray:
         """(T,) bool: whether the task counts as solved after each step."""
@@ -91,6 +90,12 @@ class Recordings:
     left_out: list[LeftOut] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def state_of(qpos: np.ndarray) -> np.ndarray:
+    """Joint positions (..., 9) as datasets hold them, (..., 8) float32: 7 joints (rad), gripper width (m)."""
+    qpos = qpos.astype(np.float32)
+    return np.concatenate([qpos[..., :7], qpos[..., 7:8] + qpos[..., 8:9]], axis=-1)
 
 
 def find_recordings(folder: Path) -> list[Path]:

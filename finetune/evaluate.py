@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from finetune.config.schema import EvaluateConfig
 from finetune.engine import pick_device, pick_precision
 from finetune.export import versions
+from finetune.finished import read_processor, read_trained_on
 from finetune.open_loop import SECTIONS, Baselines, Chunks, Forecast, Section, findings, measure
 from finetune.open_loop_report import print_report, write_report
 from gr00t.data.dataset import StepReader
@@ -24,8 +25,7 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.randomness import Stream, generator
 from gr00t.data.statistics import check_relative_statistics
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json
-from gr00t.model.checkpoint import fingerprint, read_config, weight_files
+from gr00t.model.checkpoint import fingerprint
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 
 
@@ -63,7 +63,7 @@ def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
     checkpoint = Path(config.checkpoint)
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
-    processor = _read_processor(checkpoint)
+    processor = read_processor(checkpoint)
     tag = find_tag(processor, config.embodiment_tag)
     data = _open_data(config, processor, tag)
     policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype).to(device)
@@ -75,7 +75,7 @@ def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
         overall=overall,
         episodes={f.episode: {s: measure([f], s) for s in SECTIONS} for f in forecasts},
         findings=data.notes + findings(overall),
-        folder=Path(config.report_dir),
+        folder=config.report_folder,
     )
     write_report(report, forecasts, data.reader)
     print_report(report)
@@ -85,23 +85,12 @@ def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
 # -- before anything heavy ---------------------------------------------------------------------------------------------
 
 
-def _read_processor(checkpoint: Path) -> Gr00tN1d7Processor:
-    if not checkpoint.is_dir():
-        raise ToolkitError(
-            f"checkpoint={checkpoint} does not exist. Fine-tune first (launch_finetune_local.py), or give the folder "
-            "of a finished checkpoint, checkpoint=FOLDER."
-        )
-    read_config(checkpoint)
-    weight_files(checkpoint)
-    return Gr00tN1d7Processor.from_pretrained(checkpoint)
-
-
 def _open_data(config: EvaluateConfig, processor: Gr00tN1d7Processor, tag: str) -> _Data:
     """The datasets, refused where they do not fit the checkpoint."""
     configs = processor.modality_config(tag)
     training = StepReader(_folder(config, "train"), configs)
     reader = StepReader(_folder(config, "conflict"), configs) if config.part == "conflict" else training
-    trained_on = _trained_on(Path(config.checkpoint))
+    trained_on = read_trained_on(Path(config.checkpoint))
     for opened in (training, reader):
         _check_dims(opened, processor, tag)
         _check_fps(opened.layout, trained_on)
@@ -152,12 +141,6 @@ def _check_dims(reader: StepReader, processor: Gr00tN1d7Processor, tag: str) -> 
                     f'{reader.layout.root}: {modality} "{group.name}" has {found} dimensions; the checkpoint was '
                     f"trained with {group.dim}. It is another robot's dataset, or meta/modality.json is wrong."
                 )
-
-
-def _trained_on(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint of this toolkit says about its dataset; {} for others."""
-    path = checkpoint / "experiment_cfg" / "dataset.json"
-    return read_json(path) if path.is_file() else {}
 
 
 def _check_fps(layout: DatasetLayout, trained_on: dict[str, Any]) -> None:

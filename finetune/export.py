@@ -23,7 +23,7 @@ from gr00t.files import whole_folder, write_json
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "datasets", "numpy", "av")
-OPTIONAL = ("bitsandbytes", "peft", "deepspeed")
+OPTIONAL = ("bitsandbytes", "peft", "deepspeed", "mani_skill", "sapien")
 
 
 def write_release(
@@ -74,6 +74,7 @@ def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
         "train_episodes": layout.train_episodes,
         "val_episodes": layout.val_episodes,
         "fps": layout.fps,
+        "frame_sizes": {camera: layout.frame_size(camera) for camera in layout.cameras},
         "instructions": sorted(layout.tasks.values()),
     }
 

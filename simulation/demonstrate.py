@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import random
-import signal
-import threading
 import uuid
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import torch
-from mani_skill import logger
 from mani_skill.utils.wrappers.record import RecordEpisode
 
 from simulation.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.expert import Expert, Unreachable, drawn_style
+from simulation.processes import settle_in
 from simulation.recording import ATTEMPTS, Job, Outcome
 
 
 def start(job: Job) -> None:
     """Make this process's environment and expert, once."""
     global _worker
-    # Ctrl-C is the parent's to handle; when the parent is gone, however it went, there is nobody to work for.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    logger.setLevel(logging.ERROR)
-    torch.set_num_threads(1)
+    settle_in()
     _worker = Worker(job)
 
 
@@ -124,10 +114,3 @@ class _KeptOpen(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 _worker: Worker | None = None
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

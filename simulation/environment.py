@@ -25,6 +25,7 @@ from mani_skill.utils.scene_builder.table import TableSceneBuilder
 from mani_skill.utils.structs.actor import Actor
 
 from simulation.factors import HALF_SIZE, Episode, Thing, sample_episode
+from simulation.physics_only import without_materials
 
 ENV_ID = "ConflictPick-v1"
 MAX_EPISODE_STEPS = 100
@@ -74,6 +75,11 @@ class ConflictPickEnv(BaseEnv):
 
     # -- the scene -----------------------------------------------------------------------------------------------------
 
+    def reset(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """As ManiSkill's."""
+        with without_materials(self._render_device is None):
+            return super().reset(*args, **kwargs)
+
     def _load_agent(self, options: dict[str, Any]) -> None:
         super()._load_agent(options, sapien.Pose(p=[-0.615, 0, 0]))
         # The wrist camera's housing has 72 % of all triangles: without it rendering is 3 times faster.
@@ -121,6 +127,19 @@ class ConflictPickEnv(BaseEnv):
         return actors.build_box(self.scene, [*sides, PLATE_THICKNESS], color, **common)
 
     # -- observations and outcome --------------------------------------------------------------------------------------
+
+    def render_when_asked(self) -> None:
+        """From now on neither reset nor step renders; `look` does."""
+        self._obs_mode = "none"
+
+    def look(self) -> dict[str, np.ndarray]:
+        """The image (H, W, 3) uint8 RGB of each camera in the present state, rendered now."""
+        found = self._get_obs_sensor_data()
+        return {name: images["rgb"][0].cpu().numpy() for name, images in found.items()}
+
+    def qpos(self) -> np.ndarray:
+        """The robot's joint positions now, (9,): 7 joints (rad), 2 fingers (m)."""
+        return self.agent.robot.get_qpos()[0].cpu().numpy()
 
     def _get_obs_extra(self, info: dict[str, Any]) -> dict[str, Any]:
         return {"tcp_pose": self.agent.tcp_pose.raw_pose}

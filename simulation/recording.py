@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from finetune.config import RecordConfig
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors, file_lock, free_space, read_json, whole_folder, write_json
 from simulation.factors import FIRST_EVALUATION_SEED, split_factors
+from simulation.processes import one_thread_each
 from simulation.rendering import require_rendering, require_simulator
 
 H5, JSON = "trajectory.h5", "trajectory.json"
@@ -222,12 +222,10 @@ def _job(work: Path, config: RecordConfig) -> Job:
 @contextmanager
 def _pool(job: Job, workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes with an environment each, gone when the block ends, however it ends."""
-    # Each worker keeps one core busy: threads of its own would only get in the others' way.
-    for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(job,))
     try:
-        yield pool
+        with one_thread_each():
+            yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 

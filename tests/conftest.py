@@ -15,8 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the entry scripts do
 
 from recordings import INSTRUCTION, write_split
+from simulator import record_split, renderer
 from slurm_cluster import Cluster, NoCluster, running_cluster
 
+__all__ = ["renderer"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,6 +41,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("base") / "tiny"
     return create_base(load("create_base", ["model=tiny", f"out={out}", "dtype=fp32"]))
+
+
+@pytest.fixture(scope="session")
+def recordings(tmp_path_factory: pytest.TempPathFactory, renderer: None) -> Path:
+    """Recordings of size_color in the simulator: 3 train episodes in several phrases, 2 of conflict, pushed aside."""
+    return record_split(tmp_path_factory.mktemp("recordings"))
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from finetune.checkout import CHECKOUT
 from simulation.rendering import rendering_problem
 
 needs_simulator = pytest.mark.skipif(
@@ -20,3 +26,28 @@ def renderer() -> None:
     problem = rendering_problem()
     if problem is not None:
         pytest.skip(f"no Vulkan driver ({problem}): apt install mesa-vulkan-drivers (Debian 12: from backports)")
+
+
+def command(out: Path, *arguments: str) -> list[str]:
+    given = ["local=none", "split=size_color", "image_size=64", f"out={out}", *arguments]
+    return [sys.executable, "-m", "simulation.record", *given]
+
+
+def recorded(out: Path, *arguments: str) -> str:
+    result = subprocess.run(command(out, *arguments), cwd=CHECKOUT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def record_split(out: Path) -> Path:
+    """out/size_color: 3 train episodes by a run that is killed after the first and one that goes on; 2 of conflict."""
+    killed = subprocess.Popen(command(out, "episodes=3", "paraphrases=true"), cwd=CHECKOUT, stderr=subprocess.DEVNULL)
+    while not list(out.glob("size_color/.train.recording/*.h5")) or killed.poll() is not None:
+        assert killed.poll() is None, "the recording ended before it could be killed"
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (out / "size_color/train").exists()
+    recorded(out, "episodes=3", "paraphrases=true")
+    recorded(out, "episodes=2", "part=conflict", "recoveries=1", "workers=1")
+    return out / "size_color"

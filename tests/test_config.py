@@ -73,7 +73,10 @@ def test_every_model_can_be_made(model: str) -> None:
 def test_evaluation_follows_the_split() -> None:
     config = compose("evaluate", "split=size_color")
     assert isinstance(config, EvaluateConfig)
-    assert (config.checkpoint, config.report_dir) == ("checkpoints/size_color", "reports/size_color/val")
+    assert (config.checkpoint, str(config.report_folder)) == ("checkpoints/size_color", "reports/size_color/val")
+    closed = compose("evaluate", "split=size_color", "mode=closed_loop")
+    assert str(closed.report_folder) == "reports/size_color/closed_loop"
+    assert str(compose("evaluate", "report_dir=elsewhere").report_folder) == "elsewhere"
 
 
 def test_defaults_are_the_released_model_on_color_object_with_ddp_and_wandb() -> None:

@@ -176,7 +176,9 @@ def test_shapes_that_do_not_fit_are_refused(change: str) -> None:
 
 def test_other_scripts_have_keys_of_their_own() -> None:
     assert '"data_dir"' in refusal("prepare", "dataset.data_dir=x")
-    assert "open_loop" in refusal("evaluate", "mode=closed_loop")
+    assert "open_loop or closed_loop" in refusal("evaluate", "mode=closed")
+    assert "list of train or conflict" in refusal("evaluate", "parts=[val]")
+    assert "other_image, blank_image" in refusal("evaluate", "ablations=[image]")
     assert "val_fraction=1.0" in refusal("prepare", "val_fraction=1")
     assert "val, train or conflict" in refusal("evaluate", "part=test")
     assert "bf16 or fp32" in refusal("create_base", "dtype=fp16")

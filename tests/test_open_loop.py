@@ -8,40 +8,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from finished import finished_checkpoint
 from golden_files import golden_path
 
 from conflict_panda_config import MODALITY_CONFIG
 from finetune import evaluate, open_loop_report
 from finetune.config.schema import EvaluateConfig, SplitConfig
 from finetune.evaluate import evaluate_open_loop
-from finetune.export import describe_dataset
 from finetune.open_loop import Baselines, findings, measure
 from gr00t.data.dataset import StepReader
-from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.statistics import to_processor_statistics
 from gr00t.errors import ToolkitError
-from gr00t.files import write_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
-from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 HORIZON = 16
 
 
 @pytest.fixture(scope="module")
 def checkpoint(small_data, tmp_path_factory):
-    """The tiny model with the statistics of the small dataset, and a note of what it was trained on."""
-    layout = DatasetLayout(small_data / "color_object/train")
-    statistics = to_processor_statistics(
-        layout.statistics(), layout.relative_statistics(), layout.modality, MODALITY_CONFIG
-    )
-    folder = tmp_path_factory.mktemp("checkpoint")
-    Gr00tN1d7.from_pretrained(golden_path("tiny_h40")).save_pretrained(folder)
-    processor = Gr00tN1d7Processor.from_pretrained(golden_path("tiny_h40"))
-    processor.with_embodiment("new_embodiment", MODALITY_CONFIG, statistics).save_pretrained(folder)
-    (folder / "experiment_cfg").mkdir()
-    write_json(folder / "experiment_cfg/dataset.json", describe_dataset(layout))
-    return folder
+    return finished_checkpoint(golden_path("tiny_h40"), small_data, tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")

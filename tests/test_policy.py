@@ -326,3 +326,31 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(ToolkitError, match=r"config\.json"):
             GR00TPolicy.from_pretrained(path)
+
+
+# for closed loop
+
+
+def test_a_list_of_seeds_gives_each_sample_the_noise_it_gets_alone(policy):
+    together = policy.get_action(observation(batch=2), seed=[5, 6])
+    alone = [
+        policy.get_action({k: v[b : b + 1] for k, v in observation(batch=2).items()}, seed=seed)
+        for b, seed in enumerate((5, 6))
+    ]
+    for name, values in together.items():
+        assert np.allclose(values, np.concatenate([one[name] for one in alone]), atol=1e-5)
+    single = policy.get_action(observation(), seed=[5])
+    assert same(single, policy.get_action(observation(), seed=5))
+    with pytest.raises(ToolkitError, match="2 seeds for 1 samples"):
+        policy.get_action(observation(), seed=[5, 6])
+    with pytest.raises(ToolkitError, match="whole number"):
+        policy.get_action(observation(), seed=[0.5])
+
+
+def test_a_hidden_state_reaches_the_actions_only_as_their_origin(policy):
+    here = observation()
+    moved = {**here, "state.arm": here["state.arm"] + np.float32(0.25)}
+    hidden = [policy.get_action(values, seed=1, drop_state=True)["action.arm"] for values in (here, moved)]
+    assert np.allclose(hidden[1] - hidden[0], 0.25, atol=1e-5)
+    seen = [policy.get_action(values, seed=1)["action.arm"] for values in (here, moved)]
+    assert not np.allclose(seen[1] - seen[0], 0.25, atol=1e-5)

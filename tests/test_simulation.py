@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from config_calls import compose
-from simulator import needs_simulator, renderer
+from simulator import needs_simulator
 
-from finetune.checkout import CHECKOUT
 from gr00t.errors import ToolkitError
 from simulation.factors import SPLITS, sample_episode
 
-__all__ = ["renderer"]
 pytestmark = needs_simulator
 
 
@@ -109,33 +103,6 @@ def test_after_a_push_the_expert_plans_anew_and_succeeds(color_size) -> None:
 
 
 # -- recordings --------------------------------------------------------------------------------------------------------
-
-
-def command(out: Path, *arguments: str) -> list[str]:
-    given = ["local=none", "split=size_color", "image_size=64", f"out={out}", *arguments]
-    return [sys.executable, "-m", "simulation.record", *given]
-
-
-def recorded(out: Path, *arguments: str) -> str:
-    result = subprocess.run(command(out, *arguments), cwd=CHECKOUT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory, renderer: None) -> Path:
-    """3 train episodes, recorded by a run that is killed after the first and one that goes on; 2 of conflict."""
-    out = tmp_path_factory.mktemp("recordings")
-    killed = subprocess.Popen(command(out, "episodes=3", "paraphrases=true"), cwd=CHECKOUT, stderr=subprocess.DEVNULL)
-    while not list(out.glob("size_color/.train.recording/*.h5")) or killed.poll() is not None:
-        assert killed.poll() is None, "the recording ended before it could be killed"
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (out / "size_color/train").exists()
-    recorded(out, "episodes=3", "paraphrases=true")
-    recorded(out, "episodes=2", "part=conflict", "recoveries=1", "workers=1")
-    return out / "size_color"
 
 
 def meta_of(folder: Path) -> dict:

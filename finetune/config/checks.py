@@ -169,13 +169,13 @@ def check_evaluate(config: EvaluateConfig, *, checkpoint_comes: bool = False, da
 
     `checkpoint_comes` and `dataset_comes` are for what other jobs make first.
     """
-    checkpoint, report_dir = Path(config.checkpoint), Path(config.report_dir)
+    checkpoint, report_dir = Path(config.checkpoint), config.report_folder
     _check_writable("report_dir", report_dir)
     _refuse_inside("report_dir", report_dir, "checkpoint", checkpoint)
     _refuse_inside("report_dir", report_dir, "the dataset", Path(config.data_dir) / config.split.name)
-    if not checkpoint_comes:
+    if not checkpoint_comes and config.policy == "checkpoint" and config.server is None:
         _check_finished(checkpoint, config.split)
-    if not dataset_comes:
+    if config.mode == "open_loop" and not dataset_comes:
         _check_dataset(config.data_dir, "data_dir", config.split, "conflict" if config.part == "conflict" else "train")
 
 

@@ -33,7 +33,8 @@ class Key:
         """What may be written, in words: 'int or null', 'auto, bf16 or fp32', 'list of text'."""
         word = {int: "int", float: "number", bool: "true or false", str: "text"}.get(self.type, "section")
         word = "folder" if self.bounds.get("folder") else word
-        words = [*self.bounds.get("choices", [f"list of {word}" if self.is_list else word])]
+        words = [*self.bounds.get("choices", [word])]
+        words[0] = f"list of {words[0]}" if self.is_list else words[0]
         words += ["null"] if self.optional else []
         return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 

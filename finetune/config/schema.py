@@ -9,6 +9,7 @@ Defaults stand here and in the modules beside it (schema_model, schema_train); t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from finetune.config.schema_key import DEVICES, PRECISIONS, key
 from finetune.config.schema_model import (
@@ -36,6 +37,7 @@ from finetune.config.schema_train import (
 )
 
 __all__ = [
+    "ABLATIONS",
     "DEVICES",
     "LORA_TARGETS",
     "PRECISIONS",
@@ -71,6 +73,10 @@ __all__ = [
 ]
 
 
+PARTS = ("train", "conflict")
+ABLATIONS = ("other_image", "blank_image", "other_instruction", "zero_state")  # conditions of simulation/outcomes.py
+
+
 @dataclass(kw_only=True)
 class PlanConfig(FinetuneConfig):
     """What a fine-tune will need: parameters, memory by part, disk, time. Takes every key of the fine-tune."""
@@ -87,7 +93,7 @@ class RecordConfig:
     """Record demonstrations of a conflict split in simulation, as ManiSkill would."""
 
     split: SplitConfig = key("the conflict split")
-    part: str = key("train, in which the cues agree, or conflict", "train", choices=("train", "conflict"))
+    part: str = key("train, in which the cues agree, or conflict", "train", choices=PARTS)
     episodes: int = key("successful episodes recorded", 500, at_least=1)
     out: str = key("folder that receives <split>/<part>", "conflict_maniskill", folder=True)
     image_size: int = key("width and height of both cameras, pixels", 224, at_least=32, at_most=1024)
@@ -116,25 +122,79 @@ class PrepareConfig:
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """Evaluate a fine-tuned checkpoint on a split."""
+    """Evaluate a fine-tuned checkpoint on a split: on recordings (open loop) or acting in simulation (closed loop)."""
 
     split: SplitConfig = key("the conflict split")
-    mode: str = key("open_loop compares predicted with recorded actions", "open_loop", choices=("open_loop",))
+    mode: str = key(
+        "open_loop compares predicted with recorded actions; closed_loop lets the policy act in simulation",
+        "open_loop",
+        choices=("open_loop", "closed_loop"),
+    )
     checkpoint: str = key("folder of the finished checkpoint", "checkpoints/${split.name}", folder=True)
-    data_dir: str = key("folder that holds the <split>/ datasets", "data", folder=True)
-    report_dir: str = key(
-        "folder of figures and tables, rewritten by each evaluation", "reports/${split.name}/${part}", folder=True
+    data_dir: str = key("open loop: folder that holds the <split>/ datasets", "data", folder=True)
+    report_dir: str | None = key(
+        "folder of figures, tables and videos, rewritten by each evaluation; null for reports/<split>/<part>, and in "
+        "closed loop reports/<split>/closed_loop",
+        None,
+        folder=True,
     )
     part: str = key(
-        "episodes: held out of training, trained on, or in conflict", "val", choices=("val", "train", "conflict")
+        "open loop: episodes held out of training, trained on, or in conflict",
+        "val",
+        choices=("val", "train", "conflict"),
     )
     denoising_steps: int | None = key("denoising steps; null for the checkpoint's own", None, at_least=1)
-    batch_size: int = key("samples per forward", 16, at_least=1)
+    batch_size: int = key("open loop: samples per forward", 16, at_least=1)
     device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
     precision: str = key("auto is bf16 where the device has it", "auto", choices=PRECISIONS)
     seed: int = key("seed of the noise", 42, at_least=0)
     embodiment_tag: str = key("robot tag the checkpoint was trained under", "new_embodiment")
-    max_episodes: int | None = key("episodes at most; null for all", None, at_least=1)
+    max_episodes: int | None = key("open loop: episodes at most; null for all", None, at_least=1)
+    policy: str = key(
+        "closed loop: who acts; to check the loop itself expert, lure (picks up the lure), random (any object) or "
+        "replay (the recordings of raw_dir)",
+        "checkpoint",
+        choices=("checkpoint", "expert", "lure", "random", "replay"),
+    )
+    server: str | None = key(
+        "closed loop: HOST:PORT of a policy server that acts in place of the checkpoint (environment variable "
+        "GROOT_API_TOKEN: its token)",
+        None,
+    )
+    parts: list[str] = key("closed loop: what is evaluated", [*PARTS], choices=PARTS)
+    episodes: int = key("closed loop: episodes of each part, under each condition", 100, at_least=1)
+    n_action_steps: int = key("closed loop: steps executed of each action chunk", 8, at_least=1)
+    max_steps: int = key("closed loop: steps of 1/20 s until an episode counts as failed", 100, at_least=1)
+    ablations: list[str] = key(
+        "closed loop: evaluated as well, each as many episodes again: images of another episode, black ones, the "
+        "instruction for the split's other cue, no state",
+        [],
+        choices=ABLATIONS,
+    )
+    videos: int = key("closed loop: videos of successes, and as many of failures, of each part", 2, at_least=0)
+    workers: int = key("closed loop: processes, with a simulation each", 2, at_least=1)
+    image_size: int | None = key(
+        "closed loop: width and height of both cameras, pixels; null for what the checkpoint was trained on",
+        None,
+        at_least=32,
+        at_most=1024,
+    )
+    render: str = key(
+        "closed loop: where images are rendered; none for policies that need none",
+        "cpu",
+        choices=("cpu", "gpu", "none"),
+    )
+    raw_dir: str = key(
+        "closed loop: folder that holds the recordings <split>/<part> of policy=replay",
+        "conflict_maniskill",
+        folder=True,
+    )
+
+    @property
+    def report_folder(self) -> Path:
+        """report_dir, or what stands for null."""
+        name = self.part if self.mode == "open_loop" else self.mode
+        return Path(self.report_dir or f"reports/{self.split.name}/{name}")
 
 
 @dataclass(kw_only=True)

@@ -71,6 +71,8 @@ SCRIPTS = {
         (
             "split=color_object",
             "split=color_object part=conflict checkpoint=checkpoints/color_object report_dir=reports/conflict",
+            "split=color_object mode=closed_loop episodes=200 'ablations=[other_image,zero_state]'",
+            "split=color_object mode=closed_loop policy=expert",
         ),
     ),
     "compare": Script(

@@ -14,6 +14,7 @@ from finetune.config.schema import (
     ArchitectureConfig,
     BackboneConfig,
     ClusterConfig,
+    EvaluateConfig,
     FinetuneConfig,
     LoraConfig,
     TrainConfig,
@@ -25,6 +26,7 @@ _OPTIONS_OF_OURS = ("array", "cpus-per-task", "job-name", "nodes", "ntasks-per-n
 _ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=(?![\"']?\$)")  # but what a command or a file tells when the job starts
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
 _LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")  # a proxy with user and password
 _BOUNDS = {
     "at_least": (lambda value, bound: value >= bound, "at least"),
@@ -56,6 +58,8 @@ def check_values(config: Any) -> None:
         _check_environment(config.cluster.environment)
         _check_job_words(config.cluster)
         _check_lora(config.train)
+    if isinstance(config, EvaluateConfig) and config.mode == "closed_loop":
+        _check_closed_loop(config)
 
 
 def _value_at(config: Any, name: str) -> Any:
@@ -143,6 +147,28 @@ def _check_lora(train: TrainConfig) -> None:
             f"train.features=cached computes the language model's output once, but train.lora.rank={lora.rank} trains "
             "adapters in it. Use train.features=live, or leave the adapters out."
         )
+
+
+def _check_closed_loop(config: EvaluateConfig) -> None:
+    """Keys that do not fit each other."""
+    for name in ("parts", "ablations"):
+        values = getattr(config, name)
+        if len(set(values)) < len(values) or (name == "parts" and not values):
+            raise ToolkitError(f"{name}={values}: name each once{', and one at least' if name == 'parts' else ''}.")
+    scripted = config.policy != "checkpoint"
+    if scripted and config.server is not None:
+        raise ToolkitError(
+            f"server={config.server} and policy={config.policy} name two policies. Leave one of them out."
+        )
+    if scripted and config.ablations:
+        raise ToolkitError(
+            f"ablations={config.ablations} change what a policy observes; policy={config.policy} knows the "
+            "simulation's state and does not look. Leave them out."
+        )
+    if not scripted and config.render == "none":
+        raise ToolkitError("render=none is for policy=expert, lure, random and replay; others need images: render=cpu.")
+    if config.server is not None and not _ADDRESS.fullmatch(config.server):
+        raise ToolkitError(f"server={config.server}: write HOST:PORT, as in server=127.0.0.1:5555.")
 
 
 def _check_job_words(cluster: ClusterConfig) -> None:

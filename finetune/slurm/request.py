@@ -198,7 +198,7 @@ class _Composer:
         """The script's own default, under the run folder's name and with what is swept of the evaluation itself."""
         config = self._load("evaluate", [f"{name}={raw}" for name, raw in own.items()])
         run_name = Path(os.path.abspath(run.run_dir)).name
-        parts = [run_name if part == config.split.name else part for part in Path(config.report_dir).parts]
+        parts = [run_name if part == config.split.name else part for part in config.report_folder.parts]
         swept = [name for name in point.swept if name in own and name != "part" and not self._knows("finetune", name)]
         return "-".join([str(Path(*parts)), *point_names([point], swept)] if swept else [str(Path(*parts))])
 

@@ -65,6 +65,13 @@ class DatasetLayout:
         """The video keys of modality.json, e.g. ["image", "wrist_image"]."""
         return list(self.modality.get("video", {}))
 
+    def frame_size(self, camera: str) -> list[int] | None:
+        """[height, width] of a camera's frames, as info.json tells; None where it does not."""
+        column = self.modality["video"][camera].get("original_key") or f"observation.images.{camera}"
+        feature = self.info.get("features", {}).get(column, {})
+        sides = dict(zip(feature.get("names") or [], feature.get("shape", []), strict=False))
+        return [int(sides[side]) for side in ("height", "width")] if {"height", "width"} <= sides.keys() else None
+
     @property
     def val_episodes(self) -> list[int]:
         """Indices held out of training and statistics (empty for a dataset without meta/split.json)."""

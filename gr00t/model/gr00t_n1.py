@@ -105,19 +105,29 @@ class GR00TPolicy(nn.Module):
         observation: Mapping[str, Any],
         *,
         denoising_steps: int | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        drop_state: bool = False,
     ) -> dict[str, np.ndarray]:
         """Action chunks for a batch of observations: {"action.<group>": (B, horizon, D) float32} in robot units.
 
         The observation is flat or nested (gr00t.data.observation), each value with its batch size. The noise is
         `noise` (B, *noise_shape), or drawn from `seed`, from `generator` (on the CPU), or else from PyTorch's own
-        state; a seed gives the same noise on every device. Prompts of different lengths in one batch are padded, and
-        padding reaches the result slightly, as in the original. Raises ToolkitError for anything but what is expected.
+        state; a seed gives the same noise on every device, and a list of seeds gives each sample the noise it would get
+        alone. `drop_state` hides the state from the model, as state dropout in training does; relative actions still
+        start from it. Prompts of different lengths in one batch are padded, and padding reaches the result slightly, as
+        in the original. Raises ToolkitError for anything but what is expected.
         """
         steps = self._reader.read(observation)
-        actions = self.predict(steps, denoising_steps=denoising_steps, seed=seed, generator=generator, noise=noise)
+        actions = self.predict(
+            steps,
+            denoising_steps=denoising_steps,
+            seed=seed,
+            generator=generator,
+            noise=noise,
+            drop_state=drop_state,
+        )
         return {f"action.{group}": values.astype(np.float32) for group, values in actions.items()}
 
     def forward(self, observation: Mapping[str, Any], **options: Any) -> dict[str, np.ndarray]:
@@ -130,9 +140,10 @@ class GR00TPolicy(nn.Module):
         steps: Sequence[Step],
         *,
         denoising_steps: int | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        drop_state: bool = False,
     ) -> dict[str, np.ndarray]:
         """Action chunks {group: (B, horizon, D)} for steps as a dataset gives them; options as in `get_action`."""
         if sum(given is not None for given in (seed, generator, noise)) > 1:
@@ -142,11 +153,12 @@ class GR00TPolicy(nn.Module):
             raise ToolkitError(f"noise: expected the shape {expected}, found {tuple(noise.shape)}.")
         if noise is not None and not isinstance(noise, Tensor):
             raise ToolkitError(f"noise must be a torch tensor, not {type(noise).__name__}.")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
-            raise ToolkitError(f"seed must be a whole number, not {seed!r}.")
-        if seed is not None:
-            generator = torch.Generator().manual_seed(int(seed))
-        batch = self.processor.collate([self.processor.encode(step, self.tag) for step in steps])
+        if isinstance(seed, Sequence):
+            noise = self._noise_of_each(seed, len(steps))
+        elif seed is not None:
+            generator = _seeded(seed)
+        samples = [self.processor.encode(step, self.tag, drop_state=drop_state) for step in steps]
+        batch = self.processor.collate(samples)
         predicted = self.model.get_action(
             {name: value.to(self.device) for name, value in batch.items()},
             denoising_steps=_check_steps(self.denoising_steps if denoising_steps is None else denoising_steps),
@@ -158,6 +170,14 @@ class GR00TPolicy(nn.Module):
         self._check_finite(actions)
         return actions
 
+    def _noise_of_each(self, seeds: Sequence[int], count: int) -> Tensor:
+        """(B, *noise_shape): of each sample what its seed draws for it alone."""
+        if len(seeds) != count:
+            raise ToolkitError(f"seed: {len(seeds)} seeds for {count} samples. Give one a sample, or one for all.")
+        return torch.stack(
+            [torch.randn(self.noise_shape, generator=_seeded(seed), dtype=self.model.dtype) for seed in seeds]
+        )
+
     def _check_finite(self, actions: Mapping[str, np.ndarray]) -> None:
         for group, values in actions.items():
             if not np.isfinite(values).all():
@@ -165,6 +185,12 @@ class GR00TPolicy(nn.Module):
                     f'The model\'s "{group}" actions are not finite (weights in {self.model.dtype}): do not run them. '
                     "Try torch_dtype=torch.float32; if they stay so, the checkpoint's weights are broken."
                 )
+
+
+def _seeded(seed: int) -> torch.Generator:
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise ToolkitError(f"seed must be a whole number, not {seed!r}.")
+    return torch.Generator().manual_seed(int(seed))
 
 
 def _check_steps(steps: int) -> int:
