@@ -193,12 +193,14 @@ _ENCODER_AT_FAULT = "The encoder of this PyAV build is at fault: reinstall av in
 
 
 def _check_content(path: str | Path, indices: list[int], decoded: np.ndarray, originals: np.ndarray) -> None:
+    swapped = _shows(decoded, originals[..., ::-1], instead_of=originals)  # (N,)
+    stuck = _shows(decoded[:, None], originals[None], instead_of=originals[:, None])  # (N, N): the one for the other
     for k, index in enumerate(indices):
-        if _shows(decoded[k], originals[k, ..., ::-1], instead_of=originals[k]):
+        if swapped[k]:
             raise ToolkitError(f"{path}: frame {index} has red and blue swapped (BGR instead of RGB).")
-        for j, other in enumerate(indices):
-            if _shows(decoded[k], originals[j], instead_of=originals[k]):
-                raise ToolkitError(f"{path}: frame {index} shows frame {other} instead. {_ENCODER_AT_FAULT}")
+        if stuck[k].any():
+            other = indices[int(stuck[k].argmax())]
+            raise ToolkitError(f"{path}: frame {index} shows frame {other} instead. {_ENCODER_AT_FAULT}")
 
 
 def _blocks(frames: np.ndarray) -> np.ndarray:
@@ -210,8 +212,14 @@ def _blocks(frames: np.ndarray) -> np.ndarray:
     return cut.reshape(count, rows, side, columns, side, 3).mean(axis=(2, 4))
 
 
-def _shows(decoded: np.ndarray, other: np.ndarray, instead_of: np.ndarray) -> bool:
-    """Whether `decoded` is nearer to `other` than to its own original, where the two can be told apart at all."""
-    if np.square(other - instead_of).mean() < CLEARLY_DIFFERENT:
-        return False
-    return bool(2 * np.square(decoded - other).mean() < np.square(decoded - instead_of).mean())
+def _shows(decoded: np.ndarray, other: np.ndarray, instead_of: np.ndarray) -> np.ndarray:
+    """Whether `decoded` is nearer to `other` than to its own original, where the two can be told apart at all.
+
+    All are frames (..., H, W, 3) that broadcast; one answer for each.
+    """
+    told_apart = _distance(other, instead_of) >= CLEARLY_DIFFERENT
+    return told_apart & (2 * _distance(decoded, other) < _distance(decoded, instead_of))
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.square(a - b).mean(axis=(-3, -2, -1))
