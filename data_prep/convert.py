@@ -9,14 +9,24 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 from rich.text import Text
 
 from conflict_panda_config import MODALITY_CONFIG
@@ -33,7 +43,7 @@ from data_prep.lerobot import (
     stamp,
     write_episode,
 )
-from data_prep.maniskill import Episode, LeftOut, read_recordings
+from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
 from data_prep.unfinished import Unfinished
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError
@@ -105,17 +115,18 @@ def convert_split(
     """Convert raw_dir/<split_name>/{train,conflict} to data_dir/<split_name>/{train,conflict}.
 
     Everything but pixels is checked before anything is written; the result appears whole or not at all. Started again
-    after an interruption, or with more recordings, it goes on with the episodes that are written already. The conflict
-    part may be missing (a warning says so). Per-step statistics are made for the action horizon of `modality_configs`.
-    `workers` is the number of processes, None for one per core where there is enough to do. Raises ToolkitError for
-    anything the user can mend.
+    after an interruption, it goes on with the episodes that are written and whose recordings are unchanged. The
+    conflict part may be missing (a warning says so). Per-step statistics are made for the action horizon of
+    `modality_configs`. `workers` is the number of processes, None for one per core where there is enough to do. Raises
+    ToolkitError for anything the user can mend.
     """
     started = time.monotonic()
     target = Path(data_dir) / split_name
     _check_arguments(split_name, instruction, workers)
     _check_target(target, overwrite)
     report = ConversionReport(target)
-    plans = _plan(Path(raw_dir) / split_name, instruction, val_fraction, seed, modality_configs, report)
+    recordings = _read(Path(raw_dir) / split_name, progress, report)
+    plans = _plan(recordings, instruction, val_fraction, seed, modality_configs)
     jobs = [job for plan in plans for job in episode_jobs(plan)]
     remedy = "Make room and start again: it goes on with what is converted. Or choose another data_dir=...."
     with disk_errors(target, remedy):
@@ -163,21 +174,15 @@ def _check_target(target: Path, overwrite: bool) -> None:
             )
 
 
-def _plan(
-    raw: Path,
-    instruction: str,
-    val_fraction: float,
-    seed: int,
-    modality_configs: ModalityConfigs,
-    report: ConversionReport,
-) -> list[DatasetPlan]:
-    """Read and check both parts; remarks go to `report`."""
+def _read(raw: Path, progress: bool, report: ConversionReport) -> dict[str, Recordings]:
+    """Read and check the recordings of each part; remarks go to `report`."""
     if not raw.is_dir():
         raise ToolkitError(f"{raw}: no such folder. raw_dir must hold {raw.name}/train and {raw.name}/conflict.")
     parts = [part for part in PARTS if part == "train" or (raw / part).is_dir()]
-    recordings = {part: read_recordings(raw / part) for part in parts}
+    recordings = {part: read_recordings(raw / part, _shown(f"{part}: checking", progress)) for part in parts}
     for found in recordings.values():
         check_no_duplicates(found)
+        report.notes += found.notes
     if "conflict" in recordings:
         check_apart(recordings["train"], recordings["conflict"])
     else:
@@ -186,7 +191,16 @@ def _plan(
             "on recordings."
         )
     _check_one_frame_size([e for part in recordings.values() for e in part.episodes])
-    report.notes += [note for part in recordings.values() for note in part.notes]
+    return recordings
+
+
+def _plan(
+    recordings: dict[str, Recordings],
+    instruction: str,
+    val_fraction: float,
+    seed: int,
+    modality_configs: ModalityConfigs,
+) -> list[DatasetPlan]:
     val = choose_val_episodes(len(recordings["train"].episodes), val_fraction, seed)
     held_out: dict[str, tuple[int, ...]] = {"train": val, "conflict": ()}
     plans = [
@@ -304,6 +318,15 @@ def _finish(unfinished: Unfinished, plan: DatasetPlan) -> PartReport:
         size_bytes=sum(p.stat().st_size for p in root.rglob("*") if p.is_file()),
         fingerprint=written.fingerprint,
     )
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+def _shown(what: str, enabled: bool) -> Callable[[list[Path]], Iterable[Path]]:
+    """Goes through files with a bar that tells how far it has got, and that vanishes."""
+    settings: dict[str, Any] = {"console": Console(stderr=True), "transient": True, "disable": not enabled}
+    return lambda files: track(files, what, **settings)
 
 
 class _FrameRate(ProgressColumn):

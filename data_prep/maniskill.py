@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,13 +110,14 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 
-def read_recordings(folder: Path) -> Recordings:
+def read_recordings(folder: Path, shown: Callable[[list[Path]], Iterable[Path]] = iter) -> Recordings:
     """Read and check everything below `folder` except pixels; raises ToolkitError at the first fault.
 
-    The episodes are in the order of find_recordings, and of their episode_id within a file.
+    The episodes are in the order of find_recordings, and of their episode_id within a file. `shown` goes through the
+    files in their order, and may show how far it has got.
     """
     result = Recordings(folder)
-    for h5_path in find_recordings(folder):
+    for h5_path in shown(find_recordings(folder)):
         meta = _read_meta(h5_path)
         try:
             _check_environment(h5_path, meta)
