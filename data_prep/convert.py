@@ -262,9 +262,8 @@ def _convert(
     space.check()
     make_folders(unfinished.dataset, jobs)
     with _progress_bar(progress) as bar:
-        tasks = {plan.part: bar.add_task(plan.part, total=plan.frames) for plan in plans}
-        for record in unfinished.records.values():
-            bar.advance(tasks[record.part], record.frames)
+        there = {plan.part: sum(record.frames for record in unfinished.of(plan.part)) for plan in plans}
+        tasks = {plan.part: bar.add_task(plan.part, total=plan.frames, completed=there[plan.part]) for plan in plans}
         for record in _written(unfinished.dataset, missing, _processes(workers, len(missing))):
             unfinished.add(record)
             bar.advance(tasks[record.part], record.frames)

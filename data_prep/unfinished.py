@@ -68,11 +68,15 @@ class Unfinished:
         except BaseException as error:
             if not self.records:
                 self.remove()
-            elif isinstance(error, ToolkitError):
-                raise ToolkitError(
-                    f"{error}\n{len(self.records)} of {total} episodes are converted and wait in {self.folder}: the "
-                    "same command goes on with them."
-                ) from error
+                raise
+            there = (
+                f"{len(self.records)} of {total} episodes are converted and wait in {self.folder}: the same command "
+                "goes on with them."
+            )
+            if isinstance(error, ToolkitError):
+                raise ToolkitError(f"{error}\n{there}") from error
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(there) from error
             raise
 
     def remove(self) -> None:

@@ -65,8 +65,8 @@ def journal(data: Path) -> Path:
     return data / f".{SPLIT}.converting/episodes.jsonl"
 
 
-def interrupted(raw: Path, data: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException) -> None:
-    """A conversion that `error` ends after so many episodes."""
+def interrupted(raw: Path, data: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException) -> str:
+    """A conversion that `error` ends after so many episodes: what it says."""
     begun: list[int] = []
 
     def write(root: Path, job: object) -> object:
@@ -76,9 +76,10 @@ def interrupted(raw: Path, data: Path, monkeypatch: pytest.MonkeyPatch, after: i
         return real(root, job)  # type: ignore[arg-type]
 
     real = convert.write_episode
-    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, ToolkitError)):
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, ToolkitError)) as told:
         patch.setattr(convert, "write_episode", write)
         run(raw, data)
+    return str(told.value)
 
 
 def counted(raw: Path, data: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> list[tuple[str, int]]:
@@ -180,11 +181,18 @@ def test_processes_write_the_same_files_bit_for_bit(raw: Path, data: Path, expec
     assert report.lines()[-1].startswith(f"{report.parts[0].frames + report.parts[1].frames} frames converted in ")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_an_interrupted_conversion_goes_on_with_what_is_there(
-    raw: Path, data: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, error: BaseException
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), "10 of 26 episodes are converted and wait in"),
+        (OSError(28, "No space left on device"), "Make room and start again: it goes on with what is converted"),
+        (ToolkitError("a damaged recording"), "a damaged recording\n10 of 26 episodes are converted"),
+    ],
+)
+def test_an_interrupted_conversion_says_so_and_goes_on_with_what_is_there(
+    raw: Path, data: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str
 ) -> None:
-    interrupted(raw, data, monkeypatch, after=10, error=error)
+    assert told in interrupted(raw, data, monkeypatch, after=10, error=error)
     assert [path.name for path in data.iterdir()] == [f".{SPLIT}.converting"]
     written = counted(raw, data, monkeypatch)
     assert written == [*(("train", index) for index in range(10, 24)), ("conflict", 0), ("conflict", 1)]
