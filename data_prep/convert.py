@@ -136,6 +136,7 @@ def convert_split(
             # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
             _check_target(target, overwrite)
             unfinished = Unfinished(target)
+            unfinished.take_up(jobs, begin_anew=overwrite)
             with unfinished.kept(len(jobs)):
                 _convert(unfinished, plans, jobs, workers, progress, report)
                 publish(unfinished.dataset, target)
@@ -252,7 +253,6 @@ def _convert(
     report: ConversionReport,
 ) -> None:
     """Write the episodes that are not there yet, then what the datasets say of themselves."""
-    unfinished.take_up(jobs)
     missing = [job for job in jobs if (job.part, job.index) not in unfinished.records]
     report.taken_up = len(unfinished.records)
     report.converted = sum(job.episode.length for job in missing)

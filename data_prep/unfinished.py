@@ -35,8 +35,11 @@ class Unfinished:
         self.dropped = 0
         self._journal = self.folder / "episodes.jsonl"
 
-    def take_up(self, jobs: Sequence[EpisodeJob]) -> None:
-        """Keep what an earlier start has written of these episodes, and clear away everything else."""
+    def take_up(self, jobs: Sequence[EpisodeJob], begin_anew: bool) -> None:
+        """Keep what an earlier start has written of these episodes, and clear away everything else.
+
+        Where nothing fits, it was another conversion: raises ToolkitError unless `begin_anew`.
+        """
         wanted = {(job.part, job.index): job for job in jobs}
         # Without the folder it was published: killed then, the journal is all that is left of it.
         found = self._read_journal() if self.dataset.is_dir() and self._journal.is_file() else {}
@@ -45,6 +48,12 @@ class Unfinished:
             if place in wanted and self._fits(record, wanted[place]):
                 self.records[place] = record
         self.dropped = len(found) - len(self.records)
+        if found and not self.records and not begin_anew:
+            raise ToolkitError(
+                f"{self.folder}: holds {len(found)} episodes of a conversion that was interrupted, and none of them fits: "
+                "these are other recordings, or were changed since, or the converter was of another version. Give the "
+                "same recordings; or drop what is there and begin anew: overwrite=true."
+            )
         self._clear()
         # Anew, so that no line of another conversion, or cut off in the middle, stays in it.
         with whole_file(self._journal) as temporary:

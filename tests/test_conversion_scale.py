@@ -258,6 +258,19 @@ def test_leftovers_that_no_longer_fit_are_told(data: Path, tmp_path: Path, monke
     assert report.taken_up == 2
 
 
+def test_leftovers_of_other_recordings_are_dropped_only_when_told(
+    raw: Path, data: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_recording(tmp_path / "others" / SPLIT / "train", [16, 16, 16], seed=77)
+    interrupted(tmp_path / "others", data, monkeypatch, after=2, error=KeyboardInterrupt())
+    before = tree(data)
+    with pytest.raises(ToolkitError, match=r"holds 2 episodes of a conversion that was interrupted.*overwrite=true"):
+        run(raw, data)
+    assert tree(data) == before
+    run(raw, data, overwrite=True)
+    assert tree(data) == expected
+
+
 def test_a_recording_that_changes_under_the_conversion_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = write_recording(tmp_path / "raw" / SPLIT / "train", [16, 16, 16])
     real = convert.write_episode
