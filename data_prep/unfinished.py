@@ -50,9 +50,9 @@ class Unfinished:
         self.dropped = len(found) - len(self.records)
         if found and not self.records and not begin_anew:
             raise ToolkitError(
-                f"{self.folder}: holds {len(found)} episodes of a conversion that was interrupted, and none of them fits: "
-                "these are other recordings, or were changed since, or the converter was of another version. Give the "
-                "same recordings; or drop what is there and begin anew: overwrite=true."
+                f"{self.folder}: holds {len(found)} episodes of a conversion that was interrupted, and none of them "
+                "fits: these are other recordings, or were changed since, or the converter was of another version. "
+                "Give the same recordings; or drop what is there and begin anew: overwrite=true."
             )
         self._clear()
         # Anew, so that no line of another conversion, or cut off in the middle, stays in it.
