@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -264,10 +265,12 @@ def _convert(
     with _progress_bar(progress) as bar:
         there = {plan.part: sum(record.frames for record in unfinished.of(plan.part)) for plan in plans}
         tasks = {plan.part: bar.add_task(plan.part, total=plan.frames, completed=there[plan.part]) for plan in plans}
-        for record in _written(unfinished.dataset, missing, _processes(workers, len(missing))):
-            unfinished.add(record)
-            bar.advance(tasks[record.part], record.frames)
-            space.written(record)
+        # Closed, so that the processes are gone when an error ends the loop.
+        with closing(_written(unfinished.dataset, missing, _processes(workers, len(missing)))) as records:
+            for record in records:
+                unfinished.add(record)
+                bar.advance(tasks[record.part], record.frames)
+                space.written(record)
         _check_unchanged(jobs)
         for plan in plans:
             bar.update(tasks[plan.part], description=f"{plan.part}: statistics")
@@ -280,7 +283,7 @@ def _processes(workers: int | None, episodes: int) -> int:
     return max(1, min(workers, episodes))
 
 
-def _written(root: Path, jobs: Sequence[EpisodeJob], processes: int) -> Iterator[EpisodeRecord]:
+def _written(root: Path, jobs: Sequence[EpisodeJob], processes: int) -> Generator[EpisodeRecord]:
     """The records of the episodes, each as soon as its files are there."""
     if processes == 1:
         yield from (write_episode(root, job) for job in jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from recordings import INSTRUCTION, edit_json, write_recording
 from data_prep import convert, disk_space
 from data_prep.convert import ConversionReport, convert_split
 from data_prep.maniskill import read_recordings
+from data_prep.unfinished import Unfinished
 from gr00t.errors import ToolkitError
 
 ROOT = Path(__file__).parents[1]
@@ -278,6 +280,17 @@ def test_a_recording_that_changes_under_the_conversion_is_told(tmp_path: Path, m
     with pytest.raises(ToolkitError, match=r"trajectory\.h5: was changed while it was converted"):
         run(tmp_path / "raw", tmp_path / "data")
     assert not (tmp_path / "data" / SPLIT).exists()
+
+
+def test_no_process_goes_on_when_a_conversion_is_interrupted(
+    raw: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt) as held:  # as the entry script holds it while it ends
+        monkeypatch.setattr(Unfinished, "add", interrupt)
+        run(raw, data, workers=2)
+    assert multiprocessing.active_children() == []
+    del held
+    assert list(data.iterdir()) == []
 
 
 ENDED_AFTER_THE_FIRST = """
