@@ -285,11 +285,10 @@ def test_a_recording_that_changes_under_the_conversion_is_told(tmp_path: Path, m
 def test_no_process_goes_on_when_a_conversion_is_interrupted(
     raw: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(KeyboardInterrupt) as held:  # as the entry script holds it while it ends
+    with pytest.raises(KeyboardInterrupt):
         monkeypatch.setattr(Unfinished, "add", interrupt)
         run(raw, data, workers=2)
     assert multiprocessing.active_children() == []
-    del held
     assert list(data.iterdir()) == []
 
 
