@@ -1,28 +1,58 @@
-"""A conflict split's recordings, checked as a whole, to two datasets that appear together or not at all."""
+"""A conflict split's recordings, checked as a whole, to two datasets that appear together or not at all.
+
+Each episode is written on its own, from its own recording, so neither the number of workers nor an interruption changes
+the datasets.
+"""
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
+from rich.text import Text
 
 from conflict_panda_config import MODALITY_CONFIG
-from data_prep.lerobot import DatasetPlan, choose_val_episodes, write_dataset
+from data_prep.disk_space import DiskSpace
+from data_prep.duplicates import check_apart, check_no_duplicates
+from data_prep.lerobot import (
+    DatasetPlan,
+    EpisodeJob,
+    EpisodeRecord,
+    choose_val_episodes,
+    episode_jobs,
+    finish_dataset,
+    make_folders,
+    stamp,
+    write_episode,
+)
 from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
+from data_prep.unfinished import Unfinished
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, whole_folder
+from gr00t.files import disk_errors, file_lock, publish, recover
+from gr00t.processes import worker_pool
 
 PARTS = ("train", "conflict")
-# Twice what the noisiest camera measured takes in H.264, so that the check errs on the safe side.
-BYTES_PER_PIXEL = 0.3
-BYTES_PER_FRAME = 400  # a row of the frame table
-BYTES_PER_EPISODE = 40_000  # file headers
+EPISODES_WORTH_A_PROCESS = 16  # starting one takes as long as about so many small episodes
 
 
 @dataclass(frozen=True)
@@ -41,12 +71,17 @@ class PartReport:
 
 @dataclass
 class ConversionReport:
-    """Outcome of convert_split: the folder, what each part holds, warnings to show loudly, seconds taken."""
+    """Outcome of convert_split: the folder, what each part holds, warnings to show loudly, seconds taken.
+
+    `converted` and `taken_up` are the frames and episodes written now and by an interrupted start before.
+    """
 
     folder: Path
     parts: list[PartReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    converted: int = 0
+    taken_up: int = 0
     seconds: float = 0.0
 
     def lines(self) -> list[str]:
@@ -59,6 +94,9 @@ class ConversionReport:
             )
             for reason, count in Counter(e.reason for e in part.left_out).items():
                 text.append(f"  left out, {reason}: {count}")
+        rate = self.converted / max(self.seconds, 1e-3)
+        before = f", after {self.taken_up} episodes of an interrupted start" if self.taken_up else ""
+        text.append(f"{self.converted} frames converted in {self.seconds:.1f} s ({rate:.0f} frames/s){before}")
         return text
 
 
@@ -71,29 +109,39 @@ def convert_split(
     val_fraction: float = 0.1,
     seed: int = 42,
     overwrite: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
     progress: bool = True,
     modality_configs: ModalityConfigs = MODALITY_CONFIG,
 ) -> ConversionReport:
     """Convert raw_dir/<split_name>/{train,conflict} to data_dir/<split_name>/{train,conflict}.
 
-    Everything but pixels is checked before anything is written; the result appears whole or not at all, and an
-    interrupted conversion is simply started again. The conflict part may be missing (a warning says so). Per-step
-    statistics are made for the action horizon of `modality_configs`. `workers` is the number of encoding threads.
-    Raises ToolkitError for anything the user can mend.
+    Everything but pixels is checked before anything is written; the result appears whole or not at all. Started again
+    after an interruption, it goes on with the episodes that are written and whose recordings are unchanged. The
+    conflict part may be missing (a warning says so). Per-step statistics are made for the action horizon of
+    `modality_configs`. `workers` is the number of processes, None for one per core where there is enough to do. Raises
+    ToolkitError for anything the user can mend.
     """
     started = time.monotonic()
     target = Path(data_dir) / split_name
     _check_arguments(split_name, instruction, workers)
     _check_target(target, overwrite)
     report = ConversionReport(target)
-    plans = _plan(Path(raw_dir) / split_name, instruction, val_fraction, seed, modality_configs, report)
-    remedy = "Make room, or choose another data_dir=...."
-    with disk_errors(target, remedy), whole_folder(target) as aside:
-        # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
-        _check_target(target, overwrite)
-        _check_disk_space(target.parent, plans)
-        report.parts = _write(aside, plans, workers, progress)
+    recordings = _read(Path(raw_dir) / split_name, progress, report)
+    plans = _plan(recordings, instruction, val_fraction, seed, modality_configs)
+    jobs = [job for plan in plans for job in episode_jobs(plan)]
+    remedy = "Make room and start again: it goes on with what is converted. Or choose another data_dir=...."
+    with disk_errors(target, remedy):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(target):
+            recover(target)
+            # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
+            _check_target(target, overwrite)
+            unfinished = Unfinished(target)
+            unfinished.take_up(jobs, begin_anew=overwrite)
+            with unfinished.kept(len(jobs)):
+                _convert(unfinished, plans, jobs, workers, progress, report)
+                publish(unfinished.dataset, target)
+            unfinished.remove()
     report.seconds = time.monotonic() - started
     return report
 
@@ -101,7 +149,7 @@ def convert_split(
 # -- before anything is written ----------------------------------------------------------------------------------------
 
 
-def _check_arguments(split_name: str, instruction: str, workers: int) -> None:
+def _check_arguments(split_name: str, instruction: str, workers: int | None) -> None:
     if not split_name or split_name.startswith(".") or Path(split_name).name != split_name:
         raise ToolkitError(f'split name "{split_name}": give a plain folder name such as color_object.')
     if not instruction.strip() or "\n" in instruction:
@@ -109,8 +157,8 @@ def _check_arguments(split_name: str, instruction: str, workers: int) -> None:
             f'The split "{split_name}" has no one-line instruction; recordings hold no language, so say it: '
             'split.instruction="pick up the color-matching object".'
         )
-    if workers < 1:
-        raise ToolkitError(f"workers is {workers}; give the number of encoding threads, 1 or more.")
+    if workers is not None and workers < 1:
+        raise ToolkitError(f"workers is {workers}; give the number of processes, 1 or more.")
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -128,28 +176,33 @@ def _check_target(target: Path, overwrite: bool) -> None:
             )
 
 
-def _plan(
-    raw: Path,
-    instruction: str,
-    val_fraction: float,
-    seed: int,
-    modality_configs: ModalityConfigs,
-    report: ConversionReport,
-) -> list[DatasetPlan]:
-    """Read and check both parts; remarks go to `report`."""
+def _read(raw: Path, progress: bool, report: ConversionReport) -> dict[str, Recordings]:
+    """Read and check the recordings of each part; remarks go to `report`."""
     if not raw.is_dir():
         raise ToolkitError(f"{raw}: no such folder. raw_dir must hold {raw.name}/train and {raw.name}/conflict.")
-    recordings = {"train": read_recordings(raw / "train")}
-    if (raw / "conflict").is_dir():
-        recordings["conflict"] = read_recordings(raw / "conflict")
-        _check_apart(recordings["train"], recordings["conflict"])
+    parts = [part for part in PARTS if part == "train" or (raw / part).is_dir()]
+    recordings = {part: read_recordings(raw / part, _shown(f"{part}: checking", progress)) for part in parts}
+    for found in recordings.values():
+        check_no_duplicates(found)
+        report.notes += found.notes
+    if "conflict" in recordings:
+        check_apart(recordings["train"], recordings["conflict"])
     else:
         report.warnings.append(
             f"{raw}/conflict is missing: the policy can be trained, but which cue it follows cannot be measured "
             "on recordings."
         )
     _check_one_frame_size([e for part in recordings.values() for e in part.episodes])
-    report.notes += [note for part in recordings.values() for note in part.notes]
+    return recordings
+
+
+def _plan(
+    recordings: dict[str, Recordings],
+    instruction: str,
+    val_fraction: float,
+    seed: int,
+    modality_configs: ModalityConfigs,
+) -> list[DatasetPlan]:
     val = choose_val_episodes(len(recordings["train"].episodes), val_fraction, seed)
     held_out: dict[str, tuple[int, ...]] = {"train": val, "conflict": ()}
     plans = [
@@ -174,16 +227,6 @@ def _check_horizon(plan: DatasetPlan) -> None:
         )
 
 
-def _check_apart(train: Recordings, conflict: Recordings) -> None:
-    known = {e.content: e for e in train.episodes}
-    for episode in conflict.episodes:
-        if episode.content in known:
-            raise ToolkitError(
-                f"{episode.name} is also a train episode ({known[episode.content].name}). Conflict episodes must never "
-                "enter training: remove it from one of the two."
-            )
-
-
 def _check_one_frame_size(episodes: list[Episode]) -> None:
     first = episodes[0]
     for episode in episodes:
@@ -199,34 +242,74 @@ def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _check_disk_space(folder: Path, plans: list[DatasetPlan]) -> None:
-    needed = sum(_expected_bytes(e) for plan in plans for e in plan.recordings.episodes)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ToolkitError(
-            f"{folder}: about {needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free. Make room, or choose "
-            "another data_dir=...."
-        )
-
-
-def _expected_bytes(episode: Episode) -> int:
-    pixels = sum(height * width for height, width in episode.frame_sizes.values())
-    return int(episode.length * (pixels * BYTES_PER_PIXEL + BYTES_PER_FRAME) + BYTES_PER_EPISODE)
-
-
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def _write(aside: Path, plans: list[DatasetPlan], workers: int, progress: bool) -> list[PartReport]:
+def _convert(
+    unfinished: Unfinished,
+    plans: list[DatasetPlan],
+    jobs: list[EpisodeJob],
+    workers: int | None,
+    progress: bool,
+    report: ConversionReport,
+) -> None:
+    """Write the episodes that are not there yet, then what the datasets say of themselves."""
+    missing = [job for job in jobs if (job.part, job.index) not in unfinished.records]
+    report.taken_up = len(unfinished.records)
+    report.converted = sum(job.episode.length for job in missing)
+    if unfinished.dropped:
+        report.notes.append(f"{unfinished.dropped} episodes of an interrupted start no longer fit and were made anew.")
+    space = DiskSpace(unfinished.dataset, missing, unfinished.records.values())
+    space.check()
+    make_folders(unfinished.dataset, jobs)
     with _progress_bar(progress) as bar:
-        tasks = [bar.add_task(plan.part, total=plan.frames) for plan in plans]
-        return [
-            _write_part(aside / plan.part, plan, workers, bar, task) for plan, task in zip(plans, tasks, strict=True)
-        ]
+        there = {plan.part: sum(record.frames for record in unfinished.of(plan.part)) for plan in plans}
+        tasks = {plan.part: bar.add_task(plan.part, total=plan.frames, completed=there[plan.part]) for plan in plans}
+        # Closed, so that the processes are gone when an error ends the loop.
+        with closing(_written(unfinished.dataset, missing, _processes(workers, len(missing)))) as records:
+            for record in records:
+                unfinished.add(record)
+                bar.advance(tasks[record.part], record.frames)
+                space.written(record)
+        _check_unchanged(jobs)
+        for plan in plans:
+            bar.update(tasks[plan.part], description=f"{plan.part}: statistics")
+            report.parts.append(_finish(unfinished, plan))
 
 
-def _write_part(root: Path, plan: DatasetPlan, workers: int, bar: Progress, task: TaskID) -> PartReport:
-    written = write_dataset(root, plan, lambda frames: bar.advance(task, frames), workers)
+def _processes(workers: int | None, episodes: int) -> int:
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), 1 + episodes // EPISODES_WORTH_A_PROCESS)
+    return max(1, min(workers, episodes))
+
+
+def _written(root: Path, jobs: Sequence[EpisodeJob], processes: int) -> Generator[EpisodeRecord]:
+    """The records of the episodes, each as soon as its files are there."""
+    if processes == 1:
+        yield from (write_episode(root, job) for job in jobs)
+        return
+    try:
+        with worker_pool(processes) as pool:
+            for done in as_completed([pool.submit(write_episode, root, job) for job in jobs]):
+                yield done.result()
+    except BrokenProcessPool as error:
+        raise ToolkitError(
+            "A worker process died, perhaps for lack of memory: each holds one camera's frames of one episode. Start "
+            "again with a smaller workers=...."
+        ) from error
+
+
+def _check_unchanged(jobs: list[EpisodeJob]) -> None:
+    for file, before in {job.episode.file: job.stamp for job in jobs}.items():
+        if not file.is_file() or stamp(file) != before:
+            raise ToolkitError(
+                f"{file}: was changed while it was converted. Wait until the recording is complete, then start again."
+            )
+
+
+def _finish(unfinished: Unfinished, plan: DatasetPlan) -> PartReport:
+    root = unfinished.dataset / plan.part
+    written = finish_dataset(root, plan, unfinished.of(plan.part))
     return PartReport(
         part=plan.part,
         episodes=len(plan.recordings.episodes),
@@ -239,6 +322,22 @@ def _write_part(root: Path, plan: DatasetPlan, workers: int, bar: Progress, task
     )
 
 
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+def _shown(what: str, enabled: bool) -> Callable[[list[Path]], Iterable[Path]]:
+    """Goes through files with a bar that tells how far it has got, and that vanishes."""
+    settings: dict[str, Any] = {"console": Console(stderr=True), "transient": True, "disable": not enabled}
+    return lambda files: track(files, what, **settings)
+
+
+class _FrameRate(ProgressColumn):
+    """Frames/s of the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f}/s" if task.speed else "")
+
+
 def _progress_bar(enabled: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), _FrameRate())
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled)

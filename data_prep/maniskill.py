@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,10 +99,12 @@ def state_of(qpos: np.ndarray) -> np.ndarray:
 
 
 def find_recordings(folder: Path) -> list[Path]:
-    """Every .h5 below `folder` in natural order (trajectory_2 before trajectory_10); raises when there is none."""
+    """Every .h5 below `folder`, in natural order of the paths (rank2 before rank10); raises when there is none."""
     if not folder.is_dir():
         raise ToolkitError(f"{folder}: no such folder of recordings. Put ManiSkill's trajectory.h5 and .json there.")
-    found = sorted(folder.rglob("*.h5"), key=lambda p: natural_key(p.relative_to(folder).as_posix()))
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*.h5")}
+    # The name itself decides between rank1 and rank01, which are the same number.
+    found = [folder / name for name in sorted(names, key=lambda name: (natural_key(name), name))]
     if not found:
         raise ToolkitError(f"{folder}: holds no .h5 file. Put ManiSkill's trajectory.h5 and trajectory.json there.")
     return found
@@ -110,21 +112,25 @@ def find_recordings(folder: Path) -> list[Path]:
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key in which numbers inside names count as numbers."""
-    return [(1, int(p), "") if p.isdigit() else (0, 0, p) for p in re.split(r"(\d+)", name) if p]
+    return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 
-def read_recordings(folder: Path) -> Recordings:
-    """Read and check everything below `folder` except pixels; raises ToolkitError at the first fault."""
+def read_recordings(folder: Path, shown: Callable[[list[Path]], Iterable[Path]] = iter) -> Recordings:
+    """Read and check everything below `folder` except pixels; raises ToolkitError at the first fault.
+
+    The episodes are in the order of find_recordings, and of their episode_id within a file. `shown` goes through the
+    files in their order, and may show how far it has got.
+    """
     result = Recordings(folder)
-    for h5_path in find_recordings(folder):
+    for h5_path in shown(find_recordings(folder)):
         meta = _read_meta(h5_path)
         try:
             _check_environment(h5_path, meta)
         except ToolkitError:
-            replays = _replays_of(h5_path)
-            if not replays:
+            note = _passed_over(h5_path, meta)
+            if not note:
                 raise
-            result.notes.append(f"{h5_path}: passed over, its replay {replays[0].name} is used.")
+            result.notes.append(note)
             continue
         result.files.append(h5_path)
         _read_episodes(h5_path, meta, result)
@@ -133,7 +139,6 @@ def read_recordings(folder: Path) -> Recordings:
             f"{folder}: none of the {len(result.left_out)} recorded episodes is successful at its last step, so there "
             "is nothing to learn from. Check the expert or the task's success condition and record again."
         )
-    _check_no_duplicates(result.episodes)
     return result
 
 
@@ -162,6 +167,29 @@ def _replays_of(h5_path: Path) -> list[Path]:
     stem = h5_path.name.split(".")[0]
     pattern = f"{stem}.rgb*.{CONTROL_MODE}.*h5"
     return sorted(p for p in h5_path.parent.glob(pattern) if p != h5_path)
+
+
+def _passed_over(h5_path: Path, meta: dict[str, Any]) -> str:
+    """What to say of a recording that is replaced by replays of it; empty where there is no replay of its episodes."""
+    replays = _replays_of(h5_path)
+    seeds = _seeds(meta)
+    replayed = set().union(*(_seeds(_read_meta(replay)) for replay in replays))
+    if not replays or (seeds and replayed and not seeds & replayed):
+        return ""
+    note = f"{h5_path}: passed over, its replay {replays[0].name} is used."
+    if seeds and seeds - replayed:
+        note += (
+            f" {len(seeds - replayed)} of its {len(seeds)} episodes are not in it: ManiSkill leaves out what fails "
+            "when replayed, and replays of two recordings of one folder overwrite each other where their names are "
+            "equal up to the first dot."
+        )
+    return note
+
+
+def _seeds(meta: dict[str, Any]) -> set[str]:
+    return {
+        str(e["episode_seed"]) for e in meta["episodes"] if isinstance(e, dict) and e.get("episode_seed") is not None
+    }
 
 
 def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
@@ -365,14 +393,3 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             f"{path}: cannot be read ({error}). The file is truncated, damaged or still being written: wait for the "
             "recording to end, copy it again or record again."
         ) from error
-
-
-def _check_no_duplicates(episodes: list[Episode]) -> None:
-    first: dict[str, Episode] = {}
-    for episode in episodes:
-        twin = first.setdefault(episode.content, episode)
-        if twin is not episode:
-            raise ToolkitError(
-                f"{episode.name} is the same recording as {twin.name} (equal actions and start). Remove one of the "
-                "files; a raw recording and its replay both with images count twice."
-            )

@@ -22,8 +22,9 @@ def run_main(
 ) -> None:
     """Load the configuration (or what `read` makes of the arguments) and call `main` with it.
 
-    A ToolkitError ends with `error: ...` on stderr and status 2, Ctrl-C with status 130; anything else is a bug and
-    propagates. Under torchrun a refused configuration is reported once per node, an error of `main` by every rank.
+    A ToolkitError ends with `error: ...` on stderr and status 2, Ctrl-C with status 130 (and what the KeyboardInterrupt
+    says); anything else is a bug and propagates. Under torchrun a refused configuration is reported once per node, an
+    error of `main` by every rank.
     """
     # Threads that wait without spinning: beside data loader workers, or other jobs, spinning made steps 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -43,8 +44,8 @@ def run_main(
         main(config)
     except ToolkitError as error:
         _refuse(error, once=not loaded)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

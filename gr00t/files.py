@@ -62,12 +62,18 @@ def write_json(path: Path, data: Any, *, sort_keys: bool = False) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A text that is complete or absent, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a new hidden path beside `path`, which takes path's place when the block ends without an exception."""
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -126,12 +132,17 @@ def whole_folder(
         aside.chmod(0o777 & ~umask())
         try:
             yield aside
-            _open_to_others(aside)
-            _sync_tree(aside)
-            allowed()
-            _swap(aside, target)
+            publish(aside, target, allowed)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def publish(folder: Path, target: Path, allowed: Callable[[], None] = lambda: None) -> None:
+    """Put a finished folder on the same disk in target's place, whole or not at all; the caller holds target's lock."""
+    _open_to_others(folder)
+    _sync_tree(folder)
+    allowed()
+    _swap(folder, target)
 
 
 def recover(target: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.checkpoint import KINDS
+from benchmarks.conversion import converter, plain, write_recordings
 from benchmarks.machine import ROOT, in_own_process
 from benchmarks.step import Case, get_action, training_step
 from benchmarks.training_step import report
@@ -41,6 +42,14 @@ def test_checkpoints_of_each_kind_are_saved_and_loaded(kind: str, tmp_path: Path
     measured, setting = KINDS[kind]
     found = measured(Case(**{**TINY, **setting}), tmp_path)
     assert found["gb"] > 0 and found["load"] > 0
+
+
+def test_the_plain_way_of_converting_and_ours_write_the_same_episodes(tmp_path: Path) -> None:
+    write_recordings(tmp_path / "raw/color_object/train", files=1)
+    for number, way in enumerate((plain, converter(1))):
+        way(tmp_path / "raw", tmp_path / str(number))
+        assert len(list((tmp_path / str(number)).rglob("*.mp4"))) == 16
+        assert len(list((tmp_path / str(number)).rglob("*.parquet"))) == 8
 
 
 def test_a_measurement_that_fails_is_said_and_does_not_end_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Bad recordings, full disks, interruptions: refused with what, where and how to mend it, and nothing is left."""
+"""Bad recordings, full disks, interruptions: refused with what, where and how to mend it; no half dataset is left."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from recordings import INSTRUCTION, edit_json, replace, write_recording, write_split
 
-from data_prep import convert, lerobot
+from data_prep import lerobot
 from data_prep.convert import convert_split
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
@@ -141,13 +141,17 @@ def test_a_truncated_h5_is_refused(raw, data):
     refused(raw, data, r"trajectory\.h5: cannot be read .*truncated")
 
 
-def test_pixels_that_turn_out_damaged_leave_nothing_behind(raw, data):
+def test_pixels_that_turn_out_damaged_leave_no_dataset(raw, data):
     with h5py.File(h5(raw)) as recording:
         chunk = recording[f"traj_1/{HAND}/rgb"].id.get_chunk_info(0)
     content = bytearray(h5(raw).read_bytes())
     content[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
     h5(raw).write_bytes(content)
-    refused(raw, data, r"trajectory\.h5: cannot be read")
+    with pytest.raises(
+        ToolkitError, match=r"trajectory\.h5: cannot be read[\s\S]*1 of 5 episodes are converted and wait"
+    ):
+        run(raw, data)
+    assert not (data / "color_object").exists()
 
 
 def test_a_trajectory_that_only_the_json_knows_is_named(raw, data):
@@ -294,11 +298,11 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_left(raw, data, monkeypatch
 
 def test_too_little_free_space_is_told_before_writing(raw, data, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
-    monkeypatch.setattr(convert.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused(raw, data, r"about 0 MB are needed and 0 MB are free")
 
 
-def test_conflict_failing_after_train_leaves_nothing(raw, data, monkeypatch):
+def test_conflict_failing_after_train_leaves_no_dataset(raw, data, monkeypatch):
     real = lerobot.write_video
 
     def fail_in_conflict(path, frames, fps):
@@ -307,7 +311,9 @@ def test_conflict_failing_after_train_leaves_nothing(raw, data, monkeypatch):
         real(path, frames, fps)
 
     monkeypatch.setattr(lerobot, "write_video", fail_in_conflict)
-    refused(raw, data, "disk or quota is full")
+    with pytest.raises(ToolkitError, match="disk or quota is full"):
+        run(raw, data)
+    assert not (data / "color_object").exists()
 
 
 def test_an_encoder_that_writes_other_colours_is_caught(raw, data, monkeypatch):
@@ -359,7 +365,7 @@ def test_a_killed_conversion_leaves_no_dataset_and_the_next_start_cleans_up(half
     os.kill(halfway.pid, signal.SIGKILL)
     halfway.wait()
     assert not (data / "color_object").exists()
-    assert list(data.glob(".color_object.partial-*"))
+    assert list(data.glob(".color_object.converting"))
     run(raw, data)
     assert [p.name for p in data.iterdir()] == ["color_object"]
     assert len(DatasetLayout(data / "color_object/train").episodes) == 4

@@ -117,7 +117,7 @@ class PrepareConfig:
     val_fraction: float = key("part of the train episodes kept for validation", 0.1, more_than=0, less_than=1)
     seed: int = key("seed of the choice of validation episodes", 42, at_least=0)
     overwrite: bool = key("replace a dataset that is already there", False)
-    workers: int = key("threads that encode videos", 1, at_least=1)
+    workers: int | None = key("processes; null for one per core where there is enough to do", None, at_least=1)
 
 
 @dataclass(kw_only=True)

@@ -7,10 +7,8 @@ python -m finetune.slurm.attempt end STATUS
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
-import platform
 import re
 import sys
 import time
@@ -26,6 +24,7 @@ from finetune.config import FinetuneConfig, load
 from finetune.config.checks import check
 from finetune.config.schema import ClusterConfig
 from finetune.slurm import decide, record
+from finetune.slurm.environment import write_environment
 from finetune.slurm.nodes import exclusion
 from finetune.slurm.snapshot import snapshot_code
 from finetune.slurm.template import refuse_late, site_lines
@@ -192,15 +191,7 @@ def _describe(folder: Path, config: FinetuneConfig, overrides: Sequence[str]) ->
         (folder / "script.sbatch").write_text(script + "\n", encoding="utf-8")
     write_json(folder / "overrides.json", {"overrides": list(overrides)})
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    environment = {
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "packages": dict(sorted(packages.items())),
-    }
-    write_json(folder / "environment.json", environment)
+    write_environment(folder)
 
 
 COMMANDS: dict[str, Callable[..., dict[str, str]]] = {"snapshot": snapshot, "begin": begin, "end": end}

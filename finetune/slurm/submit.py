@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,6 +14,7 @@ from finetune.checkout import CHECKOUT
 from finetune.config.load import as_yaml
 from finetune.slurm.batch import Batch, code_folder, element_arguments
 from finetune.slurm.commands import slurm
+from finetune.slurm.environment import write_environment
 from finetune.slurm.request import Task
 from finetune.slurm.runs import RECORD, job_folder, now
 from finetune.slurm.snapshot import snapshot_code
@@ -175,15 +173,7 @@ def _describe(folder: Path, task: Task, batch: Batch) -> None:
     (folder / "script.sbatch").write_text(batch.script, encoding="utf-8")
     write_json(folder / "overrides.json", {"overrides": task.overrides})
     (folder / "config.yaml").write_text(as_yaml(task.config), encoding="utf-8")
-    packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-    environment = {
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "packages": dict(sorted(packages.items())),
-    }
-    write_json(folder / "environment.json", environment)
+    write_environment(folder)
 
 
 def _note(batch: Batch, folder: Path) -> None:
