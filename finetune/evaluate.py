@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.config.schema import EvaluateConfig
-from finetune.engine import pick_device, pick_precision
 from finetune.export import versions
 from finetune.open_loop import SECTIONS, Baselines, Chunks, Forecast, Section, findings, measure
 from finetune.open_loop_report import print_report, write_report
@@ -27,6 +26,7 @@ from gr00t.errors import ToolkitError
 from gr00t.files import read_json
 from gr00t.model.checkpoint import read_config, weight_files
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
+from gr00t.model.placement import pick_device, pick_precision
 
 
 @dataclass(frozen=True)
