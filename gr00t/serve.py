@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr00t.errors import ToolkitError
@@ -42,7 +43,7 @@ class ServeConfig:
     this machine too, where others may be logged in. Ctrl-C or SIGTERM ends it after the request it is at.
     """
 
-    checkpoint: str = option("the folder of a finished checkpoint, or a hub id")
+    checkpoint: str = option("the folder of a finished checkpoint")
     host: str = option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
     port: int = option("the port to listen on; 0 takes any free one", 5555, at_least=0)
     embodiment_tag: str = option("whose statistics and projectors to act with", "new_embodiment")
@@ -79,6 +80,11 @@ def serve(config: ServeConfig) -> None:
     """Serve until a signal or the endpoint kill. What can be refused is refused before the weights are read."""
     token = os.environ.get(TOKEN) or None
     check_free(find_address(config.host, config.port, token))
+    if not Path(config.checkpoint).expanduser().is_dir():
+        raise ToolkitError(
+            f"checkpoint={config.checkpoint} is no folder. Fine-tune first (launch_finetune_local.py), or give the folder "
+            "of a finished checkpoint."
+        )
     from gr00t.server import PolicyServer  # needs the packages of the extra "serve"
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)

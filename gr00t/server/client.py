@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from types import TracebackType
@@ -15,6 +16,7 @@ from gr00t.errors import ToolkitError
 from gr00t.server.messages import MAX_MESSAGE, decode, pack, unpack
 
 _PROBE_SECONDS = 1.0
+_HOST = re.compile(r"[\w.-]+|[0-9a-fA-F.:]*::?[0-9a-fA-F.:]*(%\w+)?")  # a name or IPv4 address, or an IPv6 one
 
 
 class ServerRefusal(ToolkitError):
@@ -35,6 +37,12 @@ class PolicyClient:
         self, host: str = "localhost", port: int = 5555, timeout_ms: int = 15000, api_token: str | None = None
     ) -> None:
         """timeout_ms: how long to wait for each answer. Nothing is sent yet, so the server may start later."""
+        if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+            raise ToolkitError(f"port={port!r}: a server's port is a whole number from 1 to 65535.")
+        if not _HOST.fullmatch(host):
+            raise ToolkitError(
+                f'"{host}" is no host. Give a name or an address alone, as in localhost; the port apart.'
+            )
         self.host, self.port, self.timeout_ms = host, port, timeout_ms
         self._token = api_token
         self._context = zmq.Context()
@@ -98,13 +106,7 @@ class PolicyClient:
         connected.setsockopt(zmq.IPV6, int(":" in self.host))
         connected.setsockopt(zmq.LINGER, 0)
         connected.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-        try:
-            connected.connect(self.url)
-        except (zmq.ZMQError, TypeError):
-            connected.close()
-            raise ToolkitError(
-                f"{self.url} is no address of a server. Give a host name, and a port of 1 to 65535."
-            ) from None
+        connected.connect(self.url)
         return connected
 
     def _call(self, endpoint: str, data: dict[str, Any] | None = None) -> Any:
