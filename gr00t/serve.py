@@ -82,8 +82,8 @@ def serve(config: ServeConfig) -> None:
     check_free(find_address(config.host, config.port, token))
     if not Path(config.checkpoint).expanduser().is_dir():
         raise ToolkitError(
-            f"checkpoint={config.checkpoint} is no folder. Fine-tune first (launch_finetune_local.py), or give the folder "
-            "of a finished checkpoint."
+            f"checkpoint={config.checkpoint} is no folder. Fine-tune first (launch_finetune_local.py), or give the "
+            "folder of a finished checkpoint."
         )
     from gr00t.server import PolicyServer  # needs the packages of the extra "serve"
 

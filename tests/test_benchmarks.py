@@ -12,8 +12,10 @@ import torch
 
 from benchmarks.checkpoint import KINDS
 from benchmarks.machine import ROOT, in_own_process
+from benchmarks.serve import compare, make_checkpoint, observation, serving
 from benchmarks.step import Case, get_action, training_step
 from benchmarks.training_step import report
+from gr00t.model.gr00t_n1 import GR00TPolicy
 
 TINY = {"model": "tiny", "batch": 2, "steps": 1, "warmup": 0}
 
@@ -41,6 +43,13 @@ def test_checkpoints_of_each_kind_are_saved_and_loaded(kind: str, tmp_path: Path
     measured, setting = KINDS[kind]
     found = measured(Case(**{**TINY, **setting}), tmp_path)
     assert found["gb"] > 0 and found["load"] > 0
+
+
+def test_served_actions_are_measured_beside_equal_local_ones(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint("tiny", tmp_path / "checkpoint")
+    with serving(checkpoint) as client:
+        row = compare(GR00TPolicy.from_pretrained(checkpoint), client, observation(1, 32, 48), rounds=1)
+    assert row["served"] > row["ping"] > 0 and row["difference"] < 1e-5
 
 
 def test_a_measurement_that_fails_is_said_and_does_not_end_the_table(capsys: pytest.CaptureFixture[str]) -> None:

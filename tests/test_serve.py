@@ -85,7 +85,7 @@ REFUSED = {
     "open to others": (("checkpoint=x", "host=0.0.0.0"), TOKEN),
     "unknown host": (("checkpoint=x", "host=no.such.host.invalid"), "knows no such address"),
     "no folder": (("checkpoint=no/such/folder", "port=0"), "checkpoint=no/such/folder is no folder"),
-    "no checkpoint in it": ((f"checkpoint={TINY.parent}", "port=0"), "config.json"),
+    "no checkpoint in it": ((f"checkpoint={ROOT}/docs", "port=0"), "config.json"),
     "other embodiment": ((*HERE, "embodiment_tag=new_embodimnt"), 'Did you mean "new_embodiment"'),
 }
 

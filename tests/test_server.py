@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgpack
 import numpy as np
@@ -138,14 +139,15 @@ def test_what_is_no_policy_server_is_said_to_be_none():
     port = other.bind_to_random_port("tcp://127.0.0.1")
 
     def answer():
-        for reply in (b"\xc1", msgpack.packb("hello"), msgpack.packb([])):
+        for reply in (b"\xc1", msgpack.packb("hello"), msgpack.packb([]), msgpack.packb([{"arm": "up"}, {}])):
             other.recv()
             other.send(reply)
 
     thread = threading.Thread(target=answer)
     thread.start()
     with PolicyClient("127.0.0.1", port) as client:
-        for call in (client.reset, client.get_modality_config, lambda: client.get_action(observation())):
+        act = partial(client.get_action, observation())
+        for call in (client.reset, client.get_modality_config, act, act):
             with pytest.raises(NoAnswer, match="policy server"):
                 call()
     thread.join(10)

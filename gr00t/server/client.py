@@ -68,9 +68,10 @@ class PolicyClient:
         """
         options = None if seed is None else {"seed": int(seed) if isinstance(seed, np.integer) else seed}
         reply = self._call("get_action", {"observation": nested(observation), "options": options})
-        if not isinstance(reply, list) or not reply or not isinstance(reply[0], dict):
+        actions = reply[0] if isinstance(reply, list) and reply else None
+        if not isinstance(actions, dict) or not all(isinstance(values, np.ndarray) for values in actions.values()):
             raise self._strange("get_action")
-        return {f"action.{group}": values for group, values in reply[0].items()}
+        return {f"action.{group}": values for group, values in actions.items()}
 
     def reset(self) -> None:
         """Begin a new episode. Our policies remember nothing; others may."""
