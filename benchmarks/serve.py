@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import ROOT, describe, say
+from benchmarks.machine import ROOT, describe, in_own_process
 from finetune.config import load
 from finetune.create_base import create_base
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -95,21 +95,34 @@ def compare(policy: GR00TPolicy, client: PolicyClient, given: dict[str, Any], ro
     return {**{name: median(values[1:]) for name, values in times.items()}, "difference": difference}
 
 
-def main() -> None:
-    options = {"model": "small", "rounds": "20", **dict(a.split("=") for a in sys.argv[1:])}
-    print(f"model={options['model']}, fp32\n{describe()}\n")
-    print("| request | MB sent | local, ms | served, ms | more, ms | ratio | ping, ms | difference |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+def child(case: dict[str, Any]) -> None:
+    """Every request with one model, in a process that waits as the server does (see in_own_process)."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = make_checkpoint(options["model"], Path(folder) / "checkpoint")
+        checkpoint = make_checkpoint(case["model"], Path(folder) / "checkpoint")
         policy = GR00TPolicy.from_pretrained(checkpoint)
         with serving(checkpoint) as client:
-            for batch, height, width in CASES:
-                say(json.dumps({"batch": batch, "height": height, "width": width}))
-                given = observation(batch, height, width)
-                row = compare(policy, client, given, int(options["rounds"]))
-                sent = sum(value.nbytes for value in given.values() if isinstance(value, np.ndarray)) / 1e6
-                print(f"| {batch} x two views of {height} x {width} | {sent:.2f} | {_cells(row)} |")
+            rows = {
+                f"{batch} x two views of {height} x {width}": compare(
+                    policy, client, observation(batch, height, width), case["rounds"]
+                )
+                for batch, height, width in CASES
+            }
+    print(json.dumps(rows))
+
+
+def main() -> None:
+    if sys.argv[1:] and sys.argv[1].startswith("{"):
+        child(json.loads(sys.argv[1]))
+        return
+    options = {"model": "small", "rounds": "20", **dict(a.split("=") for a in sys.argv[1:])}
+    print(f"model={options['model']}, fp32\n{describe()}\n")
+    rows = in_own_process("benchmarks.serve", {"model": options["model"], "rounds": int(options["rounds"])})
+    if "error" in rows:
+        sys.exit(f"failed: {rows['error']}")
+    print("| request | local, ms | served, ms | more, ms | ratio | ping, ms | difference |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, row in rows.items():
+        print(f"| {name} | {_cells(row)} |")
 
 
 def _cells(row: dict[str, float]) -> str:

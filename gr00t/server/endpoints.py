@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -47,6 +48,7 @@ class Endpoints:
     def __init__(self, policy: Policy, api_token: str | None = None, max_batch: int = MAX_BATCH) -> None:
         self._policy, self._max_batch = policy, max_batch
         self._token = None if api_token is None else api_token.encode()
+        self._told: set[tuple[str, int | None]] = set()  # the lines of code that failed
 
     def answer(self, message: bytes | memoryview) -> Reply:
         """The reply to a message; {"error": text} where it is refused or the policy fails."""
@@ -58,7 +60,7 @@ class Endpoints:
         except ToolkitError as refusal:
             return error_reply(str(refusal), endpoint)
         except Exception as error:  # whatever a request sets off, the next one is served
-            log.exception("%s failed", endpoint)
+            self._tell(error, endpoint)
             return error_reply(f"The server failed ({type(error).__name__}); its log says more.", endpoint)
 
     def _open(self, message: bytes | memoryview) -> dict[str, Any]:
@@ -74,6 +76,13 @@ class Endpoints:
         if self._token is None:
             return True
         return isinstance(token, str) and hmac.compare_digest(token.encode(), self._token)
+
+    def _tell(self, error: Exception, endpoint: str) -> None:
+        """The log gets the traceback of each failing line once, so that a client cannot fill a disk."""
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        if (last.filename, last.lineno) not in self._told:
+            self._told.add((last.filename, last.lineno))
+            log.exception("%s failed", endpoint)
 
     def _call(self, endpoint: str, data: Any) -> Any:
         if endpoint == "get_action":
@@ -97,7 +106,7 @@ class Endpoints:
 
 def error_reply(text: str, endpoint: str = UNKNOWN) -> Reply:
     """A refusal. What a request wrote into it can neither flood the log nor steer the terminal that shows it."""
-    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text[:_SHOWN])
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_SHOWN])
     return Reply(endpoint, pack({"error": shown + ("..." if len(text) > _SHOWN else "")}), shown)
 
 
