@@ -170,10 +170,10 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_at_once_and_without_taking_memory(name):
     tracemalloc.start()
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(ToolkitError):
         decode(unpack(BOMBS[name]))
-    seconds, (_, peak) = time.perf_counter() - begin, tracemalloc.get_traced_memory()
+    seconds, (_, peak) = time.process_time() - begin, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < 2 and peak < 100 * 2**20
 

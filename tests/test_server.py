@@ -326,12 +326,14 @@ def test_the_log_has_a_line_of_latency_now_and_then_and_one_refusal_a_second(pol
     with served(policy, log_every=3) as server, PolicyClient("127.0.0.1", server.port) as client:
         for _ in range(6):
             client.get_action(observation(), seed=0)
+        begin = time.monotonic()
         for _ in range(50):
             with pytest.raises(ServerRefusal):
                 client.get_action({"state.arm\n\x1b[2J": 0})
+        seconds = time.monotonic() - begin
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("gr00t.server")]
     assert [line.partition(":")[0] for line in lines if "ms" in line] == [f"get_action {n}" for n in (1, 3, 6)]
-    assert 1 <= sum("refused" in line for line in lines) <= 3
+    assert 1 <= sum("refused" in line for line in lines) <= 2 + seconds
     assert not any("\x1b" in line or "\n" in line for line in lines)
 
 
