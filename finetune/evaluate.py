@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.config.schema import EvaluateConfig
-from finetune.engine import pick_device, pick_precision
 from finetune.export import versions
 from finetune.finished import read_processor, read_trained_on
 from finetune.open_loop import SECTIONS, Baselines, Chunks, Forecast, Section, findings, measure
@@ -27,6 +26,7 @@ from gr00t.data.statistics import check_relative_statistics
 from gr00t.errors import ToolkitError
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
+from gr00t.model.placement import pick_device, pick_precision
 
 
 @dataclass(frozen=True)

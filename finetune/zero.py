@@ -16,7 +16,8 @@ from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from torch import Tensor, nn
 
 from finetune.config.schema import FinetuneConfig
-from finetune.engine import PATIENCE, Engine, join_alone, pick_precision
+from finetune.engine import PATIENCE, Engine, join_alone
+from gr00t.model.placement import pick_precision
 
 BUCKET = 50_000_000  # elements exchanged at once: 200 MB of fp32 beside the gradients
 

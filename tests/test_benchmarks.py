@@ -13,8 +13,10 @@ import torch
 from benchmarks.checkpoint import KINDS
 from benchmarks.conversion import converter, plain, write_recordings
 from benchmarks.machine import ROOT, in_own_process
+from benchmarks.serve import compare, make_checkpoint, observation, serving
 from benchmarks.step import Case, get_action, training_step
 from benchmarks.training_step import report
+from gr00t.model.gr00t_n1 import GR00TPolicy
 
 TINY = {"model": "tiny", "batch": 2, "steps": 1, "warmup": 0}
 
@@ -50,6 +52,13 @@ def test_the_plain_way_of_converting_and_ours_write_the_same_episodes(tmp_path: 
         way(tmp_path / "raw", tmp_path / str(number))
         assert len(list((tmp_path / str(number)).rglob("*.mp4"))) == 16
         assert len(list((tmp_path / str(number)).rglob("*.parquet"))) == 8
+
+
+def test_served_actions_are_measured_beside_equal_local_ones(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint("tiny", tmp_path / "checkpoint")
+    with serving(checkpoint) as client:
+        row = compare(GR00TPolicy.from_pretrained(checkpoint), client, observation(1, 32, 48), rounds=1)
+    assert row["served"] > row["transport"] > 0 and row["difference"] < 1e-5
 
 
 def test_a_measurement_that_fails_is_said_and_does_not_end_the_table(capsys: pytest.CaptureFixture[str]) -> None:

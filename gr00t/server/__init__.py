@@ -1,0 +1,31 @@
+"""A policy over the network, in the protocol of NVIDIA's GR00T N1.7: `PolicyServer` and `PolicyClient`.
+
+The client needs neither torch nor a checkpoint. Both are imported on first use, when their packages have to be there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from gr00t.errors import ToolkitError
+
+if TYPE_CHECKING:
+    from gr00t.server.client import PolicyClient
+    from gr00t.server.server import PolicyServer
+
+__all__ = ["PolicyClient", "PolicyServer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for module, package in {"zmq": "pyzmq", "msgpack": "msgpack"}.items():
+        if importlib.util.find_spec(module) is None:
+            raise ToolkitError(
+                f"The policy server and its client need {package}. Install it: "
+                "pip install '.[serve]' -c constraints.txt"
+            )
+    from gr00t.server import client, server
+
+    return {"PolicyClient": client.PolicyClient, "PolicyServer": server.PolicyServer}[name]

@@ -1,0 +1,197 @@
+"""The client of a policy server: a policy that computes elsewhere. It needs numpy, pyzmq and msgpack only."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import zmq
+
+from gr00t.data.schema import ModalityConfig, ModalityConfigs
+from gr00t.errors import ToolkitError
+from gr00t.server.messages import MAX_MESSAGE, decode, pack, unpack
+
+_PROBE_SECONDS = 1.0
+_HOST = re.compile(r"[\w.-]+|[0-9a-fA-F.:]*::?[0-9a-fA-F.:]*(%\w+)?")  # a name or IPv4 address, or an IPv6 one
+
+
+class ServerRefusal(ToolkitError):
+    """The server answered with an error; the message is its own, with the server's address."""
+
+
+class NoAnswer(ToolkitError):
+    """The server did not answer in time, or what answered is no policy server."""
+
+
+class PolicyClient:
+    """Acts as the policy of a server does: `get_action` gives what the local GR00TPolicy gives, bit for bit.
+
+    Works with NVIDIA's server too, but for the seed, which that one ignores. For one thread at a time.
+    """
+
+    def __init__(
+        self, host: str = "localhost", port: int = 5555, timeout_ms: int = 15000, api_token: str | None = None
+    ) -> None:
+        """timeout_ms: how long to wait for each answer. Nothing is sent yet, so the server may start later."""
+        if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+            raise ToolkitError(f"port={port!r}: a server's port is a whole number from 1 to 65535.")
+        if not _HOST.fullmatch(host):
+            raise ToolkitError(
+                f'"{host}" is no host. Give a name or an address alone, as in localhost; the port apart.'
+            )
+        self.host, self.port, self.timeout_ms = host, port, timeout_ms
+        self._token = api_token
+        self._context = zmq.Context()
+        self._socket = self._connect()
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
+
+    def ping(self) -> bool:
+        """Whether a server answers; raises ToolkitError where it does, but refuses (the token)."""
+        try:
+            self._call("ping")
+        except NoAnswer:
+            return False
+        return True
+
+    def get_action(self, observation: Mapping[str, Any], seed: int | None = None) -> dict[str, np.ndarray]:
+        """{"action.<group>": (B, horizon, D) float32} in robot units, from a flat or nested observation.
+
+        Raises ServerRefusal with what is wrong with the observation, NoAnswer where none comes in time.
+        """
+        options = None if seed is None else {"seed": int(seed) if isinstance(seed, np.integer) else seed}
+        reply = self._call("get_action", {"observation": nested(observation), "options": options})
+        actions = reply[0] if isinstance(reply, list) and reply else None
+        if not isinstance(actions, dict) or not all(isinstance(values, np.ndarray) for values in actions.values()):
+            raise self._strange("get_action")
+        return {f"action.{group}": values for group, values in actions.items()}
+
+    def reset(self) -> None:
+        """Begin a new episode. Our policies remember nothing; others may."""
+        self._call("reset", {"options": None})
+
+    def get_modality_config(self) -> ModalityConfigs:
+        """The four modalities that the served policy was trained with."""
+        reply = self._call("get_modality_config")
+        try:
+            return {name: ModalityConfig.from_json(config["as_json"]) for name, config in reply.items()}
+        except (AttributeError, KeyError, TypeError):
+            raise self._strange("get_modality_config") from None
+
+    def kill(self) -> None:
+        """Stop the server."""
+        self._call("kill")
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._socket.close(0)
+        self._context.term()
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _connect(self) -> zmq.Socket:
+        connected = self._context.socket(zmq.REQ)
+        connected.setsockopt(zmq.IPV6, int(":" in self.host))
+        connected.setsockopt(zmq.LINGER, 0)
+        connected.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        connected.connect(self.url)
+        return connected
+
+    def _call(self, endpoint: str, data: dict[str, Any] | None = None) -> Any:
+        request: dict[str, Any] = {"endpoint": endpoint}
+        request |= {} if data is None else {"data": data}
+        request |= {} if self._token is None else {"api_token": self._token}
+        message = pack(request)
+        if len(message) > MAX_MESSAGE:
+            raise ToolkitError(
+                f"The observation has {len(message) / 2**20:.0f} MiB; {MAX_MESSAGE / 2**20:.0f} fit into a message. "
+                "Send fewer robots, or smaller images, at once."
+            )
+        reply = self._exchange(message, endpoint)
+        if isinstance(reply, dict) and "error" in reply:
+            raise ServerRefusal(f"{self.url}: {reply['error']}")
+        return reply
+
+    def _exchange(self, message: bytes, endpoint: str) -> Any:
+        try:
+            self._socket.send(message)
+            if self._socket.poll(self.timeout_ms):
+                return decode(unpack(self._socket.recv()))
+        except ToolkitError:
+            self._renew()
+            raise self._strange(endpoint) from None
+        except BaseException:
+            self._renew()
+            raise
+        self._renew()
+        raise NoAnswer(f"{self.url}: no answer to {endpoint} within {self.timeout_ms / 1000:g} s. {self._advice()}")
+
+    def _renew(self) -> None:
+        """A socket that was not answered takes no other request: a new one does."""
+        self._socket.close(0)
+        self._socket = self._connect()
+
+    def _advice(self) -> str:
+        try:
+            socket.create_connection((self.host, self.port), _PROBE_SECONDS).close()
+        except OSError:
+            return (
+                "Nothing listens there: start the server (python -m gr00t.serve checkpoint=... port="
+                f"{self.port}), and look at the host, the port and, from another machine, the tunnel or firewall."
+            )
+        return (
+            "Something listens there: it may be busy with others, or no policy server; else give a longer timeout_ms."
+        )
+
+    def _strange(self, endpoint: str) -> NoAnswer:
+        return NoAnswer(
+            f"{self.url}: what answers there gave no answer to {endpoint}. Is it a GR00T N1.7 policy server?"
+        )
+
+
+def nested(observation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """An observation as NVIDIA's server reads it: {"video": {view: array}, "state": {group: array}, "language": {key:
+    [[str]]}}. What does not belong there is left for the server to name."""
+    if not isinstance(observation, Mapping):
+        raise ToolkitError(f"An observation is a dict of video, state and language, not {type(observation).__name__}.")
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in observation.items():
+        if key in ("video", "state", "language") and isinstance(value, Mapping):
+            modality, values = key, dict(value)
+        else:
+            modality, _, name = str(key).partition(".")
+            known = modality in ("video", "state")
+            modality, values = (modality, {name: value}) if known else ("language", {str(key): value})
+        for name, entry in values.items():
+            if name in found.setdefault(modality, {}):
+                raise ToolkitError(f'The observation gives "{modality}.{name}" twice, nested and flat. Give it once.')
+            found[modality][name] = _texts(entry) if modality == "language" else _numbers(entry)
+    return found
+
+
+def _numbers(value: Any) -> Any:
+    """Arrays as they are, PyTorch's as numpy's (which has no bfloat16)."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    return value
+
+
+def _texts(value: Any) -> Any:
+    """[[str], ...] of one text, a list or an array of them."""
+    rows = value.tolist() if isinstance(value, np.ndarray) else value
+    rows = [rows] if isinstance(rows, str) else rows
+    return [[row] if isinstance(row, str) else row for row in rows] if isinstance(rows, list | tuple) else rows
