@@ -1,4 +1,4 @@
-"""A GR00T-flavoured LeRobot v2.1 dataset as steps (what the robot saw, felt and did) and as training samples."""
+"""A GR00T-flavoured LeRobot dataset (v2.1 or v3.0) as steps (what the robot saw, felt and did) and as training samples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gr00t.data.episode_video import EpisodeVideo
 from gr00t.data.features import FeatureStore
 from gr00t.data.frames import FrameStore
 from gr00t.data.images import Augmentation
@@ -22,7 +23,6 @@ from gr00t.data.sampler import SampleKey
 from gr00t.data.schema import ModalityConfigs, check_modality_configs
 from gr00t.data.statistics import Tail, relative_statistics, start_frames
 from gr00t.data.tables import FrameTables
-from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError, did_you_mean
 
 OPEN_VIDEOS = 64  # containers a process keeps open; each holds a few frames' worth of memory
@@ -44,7 +44,7 @@ class StepReader:
         columns = {column for groups in self._groups.values() for column, _ in groups.values()}
         self._tables = FrameTables(self.layout, sorted(columns | {self._text_column, "episode_index"}))
         self._check_widths()
-        self._videos: OrderedDict[tuple[int, str], VideoReader] = OrderedDict()
+        self._videos: OrderedDict[Path, dict[tuple[int, str], EpisodeVideo]] = OrderedDict()
         self.frame_store: FrameStore | None = None  # takes the place of the videos
 
     def step(self, episode: int, frame: int, *, images: bool = True) -> Step:
@@ -111,20 +111,29 @@ class StepReader:
     def _frames(self, episode: int, camera: str, frames: np.ndarray) -> np.ndarray:
         if self.frame_store is not None:
             return self.frame_store.frames(episode, camera, frames)
-        key = (episode, camera)
-        if key not in self._videos:
+        return self._video(episode, camera).frames(frames.tolist())
+
+    def _video(self, episode: int, camera: str) -> EpisodeVideo:
+        """The video of an episode, kept open with its file, which others may lie in too (v3.0)."""
+        path = self.layout.video_path(episode, camera)
+        if path not in self._videos:
             if len(self._videos) >= OPEN_VIDEOS:
-                self._videos.popitem(last=False)[1].close()
-            self._videos[key] = VideoReader(self.layout.video_path(episode, camera))
-        self._videos.move_to_end(key)
-        return self._videos[key].frames([int(i) for i in frames])
+                for video in self._videos.popitem(last=False)[1].values():
+                    video.reader.close()
+            self._videos[path] = {}
+        self._videos.move_to_end(path)
+        of_file = self._videos[path]
+        if (episode, camera) not in of_file:
+            shared = next(iter(of_file.values())).reader if of_file else None
+            of_file[episode, camera] = EpisodeVideo(self.layout, episode, camera, shared)
+        return of_file[episode, camera]
 
     def _check_videos(self) -> None:
-        paths = [
-            self.layout.video_path(e.index, camera)
+        paths = {
+            self.layout.video_path(e.index, camera): None
             for e in self.layout.episodes
             for camera in self.configs["video"].modality_keys
-        ]
+        }
         missing = [path for path in paths if not path.is_file() or not path.stat().st_size]
         if missing:
             raise ToolkitError(
