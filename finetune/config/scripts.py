@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config.schema import (
+    AdoptConfig,
     CreateBaseConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -43,6 +44,11 @@ SCRIPTS = {
             "split=color_object raw_dir=conflict_maniskill data_dir=data",
             'split=my_split split.instruction="pick up the heavy object" overwrite=true',
         ),
+    ),
+    "adopt": Script(
+        AdoptConfig,
+        "python -m data_prep.adopt",
+        ("dataset=data/so100_cubes", "dataset=data/so100_cubes val_fraction=0 write=true"),
     ),
     "finetune": Script(
         FinetuneConfig,

@@ -25,8 +25,9 @@ FINGERPRINTED_SPLIT_KEYS = ("part", "instruction", "seed", "val_fraction", "val_
 class DatasetLayout:
     """The meta data of the dataset at `root`, checked, and the paths that follow from it.
 
-    Attributes: root; info (meta/info.json); version ("v2.0", "v2.1", "v3.0"); fps (frames a second); chunks_size;
-    modality (meta/modality.json); tasks ({task_index: instruction}); episodes (sorted by index); split (meta/split.json, {} where there is none).
+    Attributes: root; info (meta/info.json); version ("v2.0", "v2.1" or "v3.0"); fps (frames a second); chunks_size;
+    modality (meta/modality.json); tasks ({task_index: instruction}); episodes (sorted by index); split
+    (meta/split.json, {} where there is none).
     Raises ToolkitError for a missing folder or file, unreadable JSON, missing keys, or another LeRobot version.
     """
 

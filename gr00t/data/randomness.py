@@ -21,6 +21,7 @@ class Stream(IntEnum):
     MODEL_DROPOUT = 4
     VIEW = 5
     ADAPTERS = 6
+    MIXTURE = 7
 
 
 def generator(seed: int, stream: Stream, major: int = 0, minor: int = 0) -> np.random.Generator:

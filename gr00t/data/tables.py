@@ -76,7 +76,7 @@ def _load(layout: DatasetLayout, columns: list[str]) -> datasets.Dataset:
     had_bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        table = datasets.Dataset.from_parquet([str(p) for p in paths], cache_dir=str(_cache_folder(layout.root)))
+        table = datasets.Dataset.from_parquet([str(p) for p in paths], cache_dir=str(cache_folder(layout.root)))
     except Exception as error:  # datasets wraps what pyarrow says in many types
         raise ToolkitError(f"{layout.root}/data cannot be read ({error}). Prepare the dataset again.") from error
     finally:
@@ -89,7 +89,8 @@ def _load(layout: DatasetLayout, columns: list[str]) -> datasets.Dataset:
     return table
 
 
-def _cache_folder(root: Path) -> Path:
+def cache_folder(root: Path) -> Path:
+    """The folder of what is made from a dataset: beside it, or below the temporary folder where it is read-only."""
     # the mode besides: the superuser may write where nobody is meant to
     if os.access(root, os.W_OK) and root.stat().st_mode & 0o222:
         return root / CACHE_FOLDER
