@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.lerobot import choose_val_episodes
 from data_prep.modality import Proposal, propose
-from gr00t.data.layout import CODEBASE_VERSION, DatasetLayout
+from gr00t.data.layout import CODEBASE_VERSION, DatasetLayout, dataset_fingerprint
 from gr00t.data.meta import MetaFolder, by_number, read_episodes
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.files import disk_errors, write_json
@@ -41,16 +41,17 @@ def adopt(config: AdoptConfig) -> list[str]:
         _check_columns(root, proposal)
         files[MODALITY] = proposal.modality
         lines += _described(root, proposal)
-    if not meta.has(SPLIT) and config.val_fraction > 0:
+    if not meta.has(SPLIT):
         files[SPLIT] = _split(meta, config.val_fraction, config.seed)
-        lines.append(f"held out of training, for evaluation: episodes {files[SPLIT]['val_episodes']}")
+        held_out = ", ".join(map(str, files[SPLIT]["val_episodes"])) or "none"
+        lines.append(f"episodes held out of training, for evaluation: {held_out}")
     return lines + (_write(root, files) if config.write else _how_to_write(root, files))
 
 
 def _split(meta: MetaFolder, val_fraction: float, seed: int) -> dict[str, Any]:
     episodes = read_episodes(meta, str(meta.json("info.json").get("codebase_version", CODEBASE_VERSION)))
     try:
-        chosen = choose_val_episodes(len(episodes), val_fraction, seed)
+        chosen = choose_val_episodes(len(episodes), val_fraction, seed) if val_fraction else ()
     except ToolkitError as error:
         raise ToolkitError(f"{error} Or hold none out: val_fraction=0") from None
     return {"seed": seed, "val_fraction": val_fraction, "val_episodes": [episodes[i].index for i in chosen]}
@@ -134,6 +135,8 @@ def _write(root: Path, files: dict[str, Any]) -> list[str]:
         f"{root.absolute()}/data {root.absolute()}/videos OWN/; cp -r {root}/meta OWN/"
     )
     for name, value in files.items():
+        if name == SPLIT:  # last: the fingerprint is also of what was just written
+            value["fingerprint"] = dataset_fingerprint(root, value)
         with disk_errors(root / "meta" / name, remedy):
             write_json(root / "meta" / name, value)
     layout = DatasetLayout(root)

@@ -27,7 +27,7 @@ from data_prep.modality import propose
 from finetune.config import load
 from gr00t.data.episode_video import EpisodeVideo
 from gr00t.data.frames import FrameStore, frame_shapes, write_frame_store
-from gr00t.data.layout import DatasetLayout
+from gr00t.data.layout import DatasetLayout, dataset_fingerprint
 from gr00t.data.own_statistics import training_statistics
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import feature_statistics
@@ -149,9 +149,10 @@ def test_fingerprints_notice_every_change(name: str, tmp_path: Path) -> None:
     folder = adopted(name, tmp_path)
     before = DatasetLayout(folder)
     seen = before.fingerprint, before.training_digest()
+    assert seen[0] == dataset_fingerprint(folder, before.split)
     edit_table(folder / EPISODES, lambda columns: columns["tasks"].__setitem__(0, ["another"]))
     after = DatasetLayout(folder)
-    assert after.fingerprint != seen[0] and after.training_digest() != seen[1]
+    assert dataset_fingerprint(folder, after.split) != seen[0] and after.training_digest() != seen[1]
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
@@ -221,6 +222,7 @@ def test_adoption_writes_only_when_asked_and_never_over_what_is_there(tmp_path: 
     assert "nothing to write" in adopt(load("adopt", [*arguments, "write=true"]))
     assert (folder / "meta/modality.json").read_text() == before
     assert len(DatasetLayout(folder).val_episodes) == 2
+    assert DatasetLayout(adopted("maniskill", tmp_path, "val_fraction=0")).train_episodes == [0, 1, 2]
 
 
 def test_groups_follow_the_names_of_dimensions() -> None:

@@ -196,7 +196,7 @@ def test_other_weights_are_another_run(finished: Path, two: list[Path], tiny_bas
 def test_stored_frames_and_cached_features_give_the_losses_of_live_training(
     two: list[Path], tiny_base: Path, tmp_path: Path
 ) -> None:
-    shared = ["augment.views=2", "train.max_steps=4", f"cache_dir={tmp_path}/cache"]
+    shared = ["augment.views=1", "train.max_steps=3", f"cache_dir={tmp_path}/cache"]
     finetune(settings(two, tiny_base, tmp_path / "live", *shared))
     finetune(settings(two, tiny_base, tmp_path / "fast", *shared, "dataset.frames=store", "train.features=cached"))
     assert losses(tmp_path / "fast") == pytest.approx(losses(tmp_path / "live"), rel=1e-4)
