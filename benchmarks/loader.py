@@ -66,8 +66,9 @@ class OpenedEachTime(StepReader):
 
     def _frames(self, *arguments: Any) -> Any:
         found = super()._frames(*arguments)
-        for video in self._videos.values():
-            video.close()
+        for of_file in self._videos.values():
+            for video in of_file.values():
+                video.reader.close()
         self._videos.clear()
         return found
 

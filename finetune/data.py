@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from pathlib import Path
 from typing import Any, cast
 
 import cv2
@@ -14,26 +13,34 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from conflict_panda_config import MODALITY_CONFIG
+from finetune.config.mixture import datasets
 from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
 from finetune.stop_signals import leave_signals_to_parent
-from gr00t.data.dataset import SampleSettings, StepReader, TrainingDataset
+from gr00t.data.dataset import SampleSettings, TrainingDataset
+from gr00t.data.mixture import Mixture
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.sampler import MicroBatchSampler, TrainingOrder
-from gr00t.data.statistics import Tail, to_processor_statistics
+from gr00t.data.sampler import MicroBatchSampler, MixtureOrder
+from gr00t.data.statistics import Tail
+from gr00t.data.steps import StepReader
 from gr00t.model.config import Gr00tN1d7Config
 
 log = logging.getLogger(__name__)
 
 
-def train_folder(config: FinetuneConfig) -> Path:
-    """The dataset that is trained on; `conflict` beside it never is."""
-    return Path(config.dataset.data_dir) / config.split.name / "train"
+def open_datasets(config: FinetuneConfig) -> Mixture:
+    """The datasets that are trained on, their frame tables mapped and their statistics there."""
+    parts = datasets(config)
+    mixture = Mixture([StepReader(part.folder, MODALITY_CONFIG) for part in parts], [part.weight for part in parts])
+    mixture.statistics(cast(Tail, config.dataset.tail))
+    return mixture
 
 
-def build_processor(base: Gr00tN1d7Processor, reader: StepReader, config: FinetuneConfig) -> Gr00tN1d7Processor:
-    """The base's processor with this robot, the statistics of this dataset and this augmentation."""
-    augment, layout = config.augment, reader.layout
+def build_processor(
+    base: Gr00tN1d7Processor, reader: StepReader | Mixture, config: FinetuneConfig
+) -> Gr00tN1d7Processor:
+    """The base's processor with this robot, the statistics of what is trained on and this augmentation."""
+    augment = config.augment
     jitter = augment.color_jitter
     processor = base.with_config(
         crop_fraction=augment.crop_fraction,
@@ -45,15 +52,13 @@ def build_processor(base: Gr00tN1d7Processor, reader: StepReader, config: Finetu
         color_jitter_params=None if jitter is None else dataclasses.asdict(jitter),
         state_dropout_prob=augment.state_dropout,
     )
-    relative = layout.relative_statistics()
-    if config.dataset.tail == "drop":  # what the dataset holds counts the starts of tail=mask
-        relative = reader.relative_statistics(layout.train_episodes, "drop")
-    statistics = to_processor_statistics(layout.statistics(), relative, layout.modality, MODALITY_CONFIG)
+    mixture = Mixture([reader]) if isinstance(reader, StepReader) else reader
+    statistics = mixture.statistics(cast(Tail, config.dataset.tail))
     return processor.with_embodiment(config.dataset.embodiment_tag, MODALITY_CONFIG, statistics)
 
 
 def build_dataset(
-    reader: StepReader, processor: Gr00tN1d7Processor, model: Gr00tN1d7Config, config: FinetuneConfig
+    reader: StepReader | Mixture, processor: Gr00tN1d7Processor, model: Gr00tN1d7Config, config: FinetuneConfig
 ) -> TrainingDataset:
     """Training samples of the episodes that are not held out."""
     settings = SampleSettings(
@@ -78,7 +83,7 @@ def build_loader(
     """This process's micro-batches from `first_step` on, prefetched by worker processes."""
     train = config.train
     sampler = MicroBatchSampler(
-        TrainingOrder(len(dataset), train.global_batch_size, train.seed),
+        MixtureOrder(dataset.lengths, dataset.mixture.shares, train.global_batch_size, train.seed),
         train.micro_batch_size or train.global_batch_size // engine.world_size,
         rank=engine.rank,
         world_size=engine.world_size,

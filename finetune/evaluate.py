@@ -20,9 +20,9 @@ from finetune.open_loop import SECTIONS, Baselines, Chunks, Forecast, Section, f
 from finetune.open_loop_report import print_report, write_report
 from gr00t.data.dataset import StepReader
 from gr00t.data.layout import DatasetLayout
+from gr00t.data.own_statistics import training_statistics
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.randomness import Stream, generator
-from gr00t.data.statistics import check_relative_statistics
 from gr00t.errors import ToolkitError
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
@@ -94,12 +94,7 @@ def _open_data(config: EvaluateConfig, processor: Gr00tN1d7Processor, tag: str) 
     for opened in (training, reader):
         _check_dims(opened, processor, tag)
         _check_fps(opened.layout, trained_on)
-    check_relative_statistics(
-        training.layout.relative_statistics(),
-        training.layout.modality,
-        configs,
-        training.layout.root / "meta/relative_stats.json",
-    )
+    training_statistics(training, "mask")  # made for another horizon, they are refused
     episodes = _episodes(config, reader.layout)
     return _Data(reader, episodes, training, _notes(config, training.layout, trained_on, episodes))
 
@@ -157,8 +152,10 @@ def _notes(
     """What makes the numbers mean less than they seem to."""
     if not trained_on:
         return ["the checkpoint does not say what it was trained on: held-out episodes may have been among it"]
-    if trained_on.get("fingerprint") == training.fingerprint:
+    if training.fingerprint in [part.get("fingerprint") for part in trained_on.get("mixture", [trained_on])]:
         return []
+    if "mixture" in trained_on:
+        return [f"the checkpoint was trained on a mixture that does not hold {training.root} as it is now"]
     note = f"the checkpoint was trained on another version of {training.root}"
     seen = len(set(episodes) & set(trained_on.get("train_episodes", [])))
     if config.part == "val" and seen:

@@ -18,6 +18,7 @@ from finetune.config.publishable import publishable
 from finetune.run_folder import RELEASE_MARK, identity_digest
 from finetune.slurm.snapshot import REVISION_FILE
 from gr00t.data.layout import DatasetLayout
+from gr00t.data.mixture import Mixture
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.files import whole_folder, write_json
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
@@ -33,7 +34,7 @@ def write_release(
     *,
     resolved: dict[str, Any],
     hardware: dict[str, Any],
-    layout: DatasetLayout,
+    mixture: Mixture,
     identity: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
     allowed: Callable[[], None] = lambda: None,
@@ -49,7 +50,7 @@ def write_release(
         experiment = aside / "experiment_cfg"
         experiment.mkdir()
         (experiment / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(publishable(resolved))))
-        write_json(experiment / "dataset.json", describe_dataset(layout))
+        write_json(experiment / "dataset.json", describe_datasets(mixture))
         write_json(experiment / "hardware.json", hardware)
         write_json(experiment / "versions.json", versions())
         write_json(aside / RELEASE_MARK, {"identity": identity_digest(identity)})
@@ -62,6 +63,15 @@ def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:
         if key not in ("model_name", "model_type"):
             setattr(model.config, key, values[key])
     model.config.use_albumentations_transforms = values["use_albumentations"]
+
+
+def describe_datasets(mixture: Mixture) -> dict[str, Any]:
+    """What was trained on, without a path of this machine: the dataset, or all of a mixture with their shares."""
+    found = [describe_dataset(reader.layout) for reader in mixture.readers]
+    if len(found) == 1:
+        return found[0]
+    parts = [{"share": share, **of} for share, of in zip(mixture.shares, found, strict=True)]
+    return {"fingerprint": mixture.fingerprint, "fps": found[0]["fps"], "mixture": parts}
 
 
 def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:

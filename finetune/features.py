@@ -116,8 +116,8 @@ def store_identity(config: FinetuneConfig, engine: Engine, dataset: TrainingData
         "format": FORMAT,
         "base": base,
         "dtype": str(engine.dtype).removeprefix("torch."),
-        "dataset": dataset.reader.layout.fingerprint,
-        "episodes": dataset.episodes,
+        "dataset": dataset.mixture.fingerprint,
+        "episodes": dataset.episodes if len(dataset.episodes) > 1 else dataset.episodes[0],
         "tail": config.dataset.tail,
         "seed": config.train.seed,
         "views": config.augment.views or 1,
@@ -205,8 +205,9 @@ def _outputs(
         tokens = output.features.shape[1]
         if tokens != store.tokens:
             raise ToolkitError(
-                f"{dataset.reader.layout.root}: a sample has {tokens} tokens, {store.tokens} were expected for its "
-                "longest instruction, so its images differ in size. Use train.features=live."
+                f"A sample has {tokens} tokens, {store.tokens} were expected for the longest instruction of "
+                f"{', '.join(str(reader.layout.root) for reader in dataset.mixture.readers)}, so its images differ in "
+                "size. Use train.features=live."
             )
         yield {
             "features": output.features.to(store.dtype).cpu(),

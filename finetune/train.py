@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conflict_panda_config import MODALITY_CONFIG
 from finetune import checkpointing, optim
 from finetune.attempt_token import AttemptToken, Superseded
 from finetune.cache import use_frame_store
 from finetune.config.identity import recipe
 from finetune.config.schema import FinetuneConfig
-from finetune.data import build_dataset, build_loader, build_processor, mask_sum, train_folder
+from finetune.data import build_dataset, build_loader, build_processor, mask_sum, open_datasets
 from finetune.engine import Engine, build_engine
 from finetune.export import write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
@@ -32,9 +31,11 @@ from finetune.preemption import SUPERSEDED, TIME_LIMIT, Preemption, Stopped
 from finetune.run_folder import RunFolder
 from finetune.stop_signals import stop_signals
 from finetune.tracking import Tracker
-from gr00t.data.dataset import StepReader, TrainingDataset
+from gr00t.data.dataset import TrainingDataset
+from gr00t.data.mixture import Mixture
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.randomness import Stream, torch_seed
+from gr00t.data.steps import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors
 from gr00t.model.attention import flash_attention
@@ -100,8 +101,8 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
     run_dir, output_dir = Path(config.run_dir), Path(config.output_dir)
     base = resolve_folder(config.model.base)
     with engine.main_first():
-        reader = StepReader(train_folder(config), MODALITY_CONFIG)
-    identity = run_identity(config, base, reader)
+        mixture = open_datasets(config)
+    identity = run_identity(config, base, mixture)
     run = RunFolder(config, identity)
     start, finished = run.starting_point(engine)
     if finished:
@@ -109,11 +110,12 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
     stop.step = start.step if start else 0
     check_room(config, engine)
 
-    processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, config)
+    processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), mixture, config)
     model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
     if config.dataset.frames == "store":
-        use_frame_store(config, reader, engine, stop)
-    dataset = build_dataset(reader, processor, model.n1d7_config, config)
+        for reader in mixture.readers:
+            use_frame_store(config, reader, engine, stop)
+    dataset = build_dataset(mixture, processor, model.n1d7_config, config)
     if config.train.features == "cached":
         use_cached_features(config, engine, stop, model, dataset, identity["base"])
     if start is not None:
@@ -156,7 +158,7 @@ def _release(
                 dataset.processor,
                 resolved=dataclasses.asdict(config),
                 hardware=engine.hardware(),
-                layout=dataset.reader.layout,
+                mixture=dataset.mixture,
                 identity=identity,
                 allowed=stop.token.require,
             )
@@ -205,11 +207,11 @@ def trains_language_model(model: Gr00tN1d7) -> bool:
     return any(parameter.requires_grad for parameter in model.backbone.vlm.language_model.parameters())
 
 
-def run_identity(config: FinetuneConfig, base: Path, reader: StepReader) -> dict[str, Any]:
+def run_identity(config: FinetuneConfig, base: Path, data: StepReader | Mixture) -> dict[str, Any]:
     """What must not change when a run is continued: all that decides a later step's loss."""
     return {
         **recipe(dataclasses.asdict(config)),
-        "dataset": reader.layout.training_digest(),
+        "dataset": (data.layout if isinstance(data, StepReader) else data).training_digest(),
         "base": fingerprint(base),
     }
 

@@ -275,8 +275,8 @@ def test_unknown_cameras_and_episodes_are_named(dataset):
 
 
 def test_a_dataset_of_another_lerobot_version_is_refused(dataset):
-    edit_meta(dataset, "info.json", lambda info: info.update(codebase_version="v3.0"))
-    with pytest.raises(ToolkitError, match=r"LeRobot v3\.0 dataset; v2\.1 is needed"):
+    edit_meta(dataset, "info.json", lambda info: info.update(codebase_version="v1.6"))
+    with pytest.raises(ToolkitError, match=r"LeRobot v1\.6 dataset; v2\.0, v2\.1 and v3\.0 are read"):
         DatasetLayout(dataset)
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch, transformers or datasets, so help and refusals are q
 
 from finetune.config.load import load
 from finetune.config.schema import (
+    AdoptConfig,
     ArchitectureConfig,
     AugmentConfig,
     BackboneConfig,
@@ -34,6 +35,7 @@ from finetune.config.schema import (
 )
 
 __all__ = [
+    "AdoptConfig",
     "ArchitectureConfig",
     "AugmentConfig",
     "BackboneConfig",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkout import CHECKOUT, CONFIG_DIR
+from finetune.config.mixture import datasets
 from finetune.config.schema import (
     CreateBaseConfig,
     EvaluateConfig,
@@ -59,19 +60,21 @@ def check_finetune(config: FinetuneConfig, processes: int | None = None, *, data
     check_engine(config, processes)
     check_optimizer(config)
     check_batch(config.train.global_batch_size, config.train.micro_batch_size, processes)
-    dataset = Path(config.dataset.data_dir) / config.split.name
     written = {"run_dir": Path(config.run_dir), "output_dir": Path(config.output_dir)}
     for name, folder in written.items():
         _check_writable(name, folder)
-        _refuse_inside(name, folder, "the dataset", dataset)
-        _refuse_inside("the dataset", dataset, name, folder)
+        for dataset in _dataset_folders(config):
+            _refuse_inside(name, folder, "the dataset", dataset)
+            _refuse_inside("the dataset", dataset, name, folder)
         if not is_hub_id(config.model.base):
             _refuse_inside(name, folder, "model.base", Path(config.model.base))
     _refuse_inside("run_dir", written["run_dir"], "output_dir", written["output_dir"])
     _refuse_inside("output_dir", written["output_dir"], "run_dir", written["run_dir"])
     check_cache(config)
     _check_base(config.model.base, config.model.name)
-    if not dataset_comes:
+    if config.dataset.mixture:
+        _check_parts(config, dataset_comes)
+    elif not dataset_comes:
         _check_dataset(config.dataset.data_dir, "dataset.data_dir", config.split, "train")
 
 
@@ -289,6 +292,28 @@ def _check_base(base: str, model_name: str) -> None:
         else f"Make it: python -m finetune.create_base model={model_name} out={base}"
     )
     raise ToolkitError(f"{problem}. {remedy} (or give the folder of a checkpoint, model.base=FOLDER).")
+
+
+def _dataset_folders(config: FinetuneConfig) -> list[Path]:
+    """What is read, which nothing may be written into: the split's folder with its parts, and those of a mixture."""
+    own = Path(config.dataset.data_dir) / config.split.name
+    return [own, *(part.folder for part in datasets(config))] if config.dataset.mixture else [own]
+
+
+def _check_parts(config: FinetuneConfig, dataset_comes: bool) -> None:
+    """The datasets of a mixture; with `dataset_comes` the split's own may still be missing."""
+    own = Path(os.path.realpath(config.dataset.data_dir)) / config.split.name
+    for part in datasets(config):
+        coming = dataset_comes and Path(os.path.realpath(part.folder)).is_relative_to(own)
+        if coming or (part.folder / "meta" / "info.json").is_file():
+            continue
+        if (part.folder / "train" / "meta").is_dir():
+            raise ToolkitError(f"dataset.mixture: {part.folder} holds several datasets. Name one: {part.folder}/train.")
+        problem = "has no meta/info.json" if part.folder.is_dir() else "does not exist"
+        raise ToolkitError(
+            f"dataset.mixture: {part.folder} {problem}. Give the folder of a dataset, which holds meta/, data/ and "
+            "videos/, and its weight behind a colon."
+        )
 
 
 def _check_dataset(data_dir: str, key: str, split: SplitConfig, part: str) -> None:

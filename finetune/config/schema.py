@@ -41,6 +41,7 @@ __all__ = [
     "DEVICES",
     "LORA_TARGETS",
     "PRECISIONS",
+    "AdoptConfig",
     "ArchitectureConfig",
     "AugmentConfig",
     "BackboneConfig",
@@ -118,6 +119,24 @@ class PrepareConfig:
     seed: int = key("seed of the choice of validation episodes", 42, at_least=0)
     overwrite: bool = key("replace a dataset that is already there", False)
     workers: int | None = key("processes; null for one per core where there is enough to do", None, at_least=1)
+
+
+@dataclass(kw_only=True)
+class AdoptConfig:
+    """Make a LeRobot dataset (v2.1 or v3.0) of another source trainable: propose meta/modality.json, hold episodes out.
+
+    Prints what it proposes and what it assumed; writes with write=true, and never over a file that is there.
+    """
+
+    dataset: str = key("folder of the dataset, which holds meta/, data/ and videos/", folder=True)
+    val_fraction: float = key(
+        "part of the episodes held out of training (two at least), for evaluation; 0 for none",
+        0.1,
+        at_least=0,
+        less_than=1,
+    )
+    seed: int = key("seed of the choice of held-out episodes", 42, at_least=0)
+    write: bool = key("write meta/modality.json and meta/split.json where they are missing", False)
 
 
 @dataclass(kw_only=True)
@@ -292,6 +311,7 @@ Config = (
     | FinetuneConfig
     | PlanConfig
     | PrepareConfig
+    | AdoptConfig
     | EvaluateConfig
     | CompareConfig
     | CreateBaseConfig

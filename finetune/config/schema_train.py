@@ -15,6 +15,11 @@ class DatasetConfig:
     """The converted dataset, as prepare_conflict_data.py leaves it."""
 
     data_dir: str = key("folder that holds <split>/train", "data", folder=True)
+    mixture: list[str] = key(
+        "datasets of one robot, trained on in place of the split's own: [FOLDER:WEIGHT,...], a weight (1 where none is "
+        "given) saying how often a dataset is drawn",
+        [],
+    )
     embodiment_tag: str = key("robot tag whose weights are trained", "new_embodiment")
     tail: str = key(
         "start steps near an episode's end: mask keeps them and masks the missing future; "

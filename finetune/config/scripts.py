@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.config.schema import (
     CompareConfig,
+    AdoptConfig,
     CreateBaseConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -45,6 +46,11 @@ SCRIPTS = {
             "split=color_object raw_dir=conflict_maniskill data_dir=data",
             'split=my_split split.instruction="pick up the heavy object" overwrite=true',
         ),
+    ),
+    "adopt": Script(
+        AdoptConfig,
+        "python -m data_prep.adopt",
+        ("dataset=data/so100_cubes", "dataset=data/so100_cubes val_fraction=0 write=true"),
     ),
     "finetune": Script(
         FinetuneConfig,

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.config.compose import SPLIT_NAME
 from finetune.config.keys import Key, keys_of
+from finetune.config.mixture import check_mixture
 from finetune.config.schema import (
     LORA_TARGETS,
     ArchitectureConfig,
@@ -58,6 +59,7 @@ def check_values(config: Any) -> None:
         _check_environment(config.cluster.environment)
         _check_job_words(config.cluster)
         _check_lora(config.train)
+        check_mixture(config.dataset.mixture)
     if isinstance(config, EvaluateConfig) and config.mode == "closed_loop":
         _check_closed_loop(config)
 

@@ -10,7 +10,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from finetune.config.checks import is_hub_id
 from finetune.config.schema import FinetuneConfig
 from finetune.planning.activations import Batch, Kernels
-from finetune.planning.disk import DiskPart, disk, find_layout
+from finetune.planning.disk import DiskPart, disk, find_layouts
 from finetune.planning.duration import Duration, on_gpu
 from finetune.planning.gpus import Gpu
 from finetune.planning.memory import DeviceMemory, Part, Run, device_memory, host_memory
@@ -43,21 +43,21 @@ def make_plan(
     config: FinetuneConfig, gpus: int, *, per_node: int | None = None, cuda: bool = True, gpu: Gpu | None = None
 ) -> Plan:
     """The plan of `gpus` processes, `per_node` of them on a node (None: all)."""
-    layout = find_layout(config)
-    run = make_run(config, gpus, per_node=per_node, cuda=cuda, layout=layout)
+    layouts = find_layouts(config)
+    run = make_run(config, gpus, per_node=per_node, cuda=cuda, layouts=layouts)
     duration = on_gpu(run, gpu) if cuda and gpu else None
-    return Plan(run, device_memory(run), host_memory(run), disk(run, layout), gpu, duration)
+    return Plan(run, device_memory(run), host_memory(run), disk(run, layouts), gpu, duration)
 
 
 def make_run(
-    config: FinetuneConfig, gpus: int, *, per_node: int | None, cuda: bool, layout: DatasetLayout | None
+    config: FinetuneConfig, gpus: int, *, per_node: int | None, cuda: bool, layouts: list[DatasetLayout]
 ) -> Run:
     """What decides memory and time."""
     folder = base_folder(config)
     shape = shape_of_checkpoint(folder) if folder else shape_of_architecture(config.model.architecture)
     video = MODALITY_CONFIG["video"]
     images = len(video.modality_keys) * len(video.delta_indices)
-    text = _text_tokens(folder, _instructions(config, layout), images)
+    text = _text_tokens(folder, _instructions(config, layouts), images)
     side = _image_side(folder, config.model.architecture.image_size)
     batch = Batch(_samples(config, gpus), images, side, text, config.train.backbone_batch_size)
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and cuda)
@@ -96,8 +96,8 @@ def _image_side(folder: Path | None, otherwise: int) -> int:
     return max(32, int(side) // 32 * 32)
 
 
-def _instructions(config: FinetuneConfig, layout: DatasetLayout | None) -> list[str]:
-    return sorted(layout.tasks.values()) if layout else [config.split.instruction]
+def _instructions(config: FinetuneConfig, layouts: list[DatasetLayout]) -> list[str]:
+    return sorted({text for layout in layouts for text in layout.tasks.values()}) or [config.split.instruction]
 
 
 def _text_tokens(folder: Path | None, instructions: list[str], images: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conflict_panda_config import MODALITY_CONFIG
+from finetune.config.mixture import datasets
 from finetune.config.schema import FinetuneConfig
 from finetune.planning.memory import Run, checkpoint_size
 from gr00t.data.layout import DatasetLayout
@@ -25,14 +26,14 @@ class DiskPart:
     note: str = ""
 
 
-def disk(run: Run, layout: DatasetLayout | None) -> list[DiskPart]:
+def disk(run: Run, layouts: list[DatasetLayout]) -> list[DiskPart]:
     """Everything a run writes, at its fullest."""
     config = run.config
     parts = [checkpoints(run), DiskPart("finished checkpoint", Path(config.output_dir), release_size(run), "bf16")]
     if config.dataset.frames == "store":
-        parts.append(_frames(config, layout))
+        parts.append(_frames(config, layouts))
     if run.cached:
-        parts.append(_features(run, layout))
+        parts.append(_features(run, layouts))
     return parts
 
 
@@ -54,23 +55,26 @@ def release_size(run: Run) -> int:
     return 2 * (sum(max(p.count, p.waiting) for p in run.parameters) + embeddings) + SMALL_FILES
 
 
-def find_layout(config: FinetuneConfig) -> DatasetLayout | None:
-    """The dataset's meta data, None where it is not converted yet."""
-    folder = Path(config.dataset.data_dir) / config.split.name / "train"
-    return DatasetLayout(folder) if (folder / "meta" / "info.json").is_file() else None
+def find_layouts(config: FinetuneConfig) -> list[DatasetLayout]:
+    """The datasets' meta data; none where one is not converted yet."""
+    folders = [part.folder for part in datasets(config)]
+    there = all((folder / "meta" / "info.json").is_file() for folder in folders)
+    return [DatasetLayout(folder) for folder in folders] if there else []
 
 
-def _frames(config: FinetuneConfig, layout: DatasetLayout | None) -> DiskPart:
+def _frames(config: FinetuneConfig, layouts: list[DatasetLayout]) -> DiskPart:
     folder = Path(config.cache_dir)
-    if layout is None:
+    if not layouts:
         return DiskPart("frame store", folder, None, "known when the dataset is converted")
-    frames = sum(episode.length for episode in layout.episodes)
-    size = sum(frames * _pixels(layout, camera) * 3 for camera in MODALITY_CONFIG["video"].modality_keys)
-    return DiskPart("frame store", folder, size, f"{frames} frames of {len(layout.cameras)} cameras")
+    cameras = MODALITY_CONFIG["video"].modality_keys
+    frames = [sum(episode.length for episode in layout.episodes) for layout in layouts]
+    pixels = [sum(_pixels(layout, camera) for camera in cameras) for layout in layouts]
+    size = sum(count * of_frame * 3 for count, of_frame in zip(frames, pixels, strict=True))
+    return DiskPart("frame store", folder, size, f"{sum(frames)} frames of {len(cameras)} cameras")
 
 
 def _pixels(layout: DatasetLayout, camera: str) -> int:
-    column = layout.modality.get("video", {}).get(camera, {}).get("original_key") or f"observation.images.{camera}"
+    column = layout.video_column(camera)
     shape = layout.info.get("features", {}).get(column, {}).get("shape")
     if not isinstance(shape, list) or len(shape) != 3:
         raise ToolkitError(f"{layout.root}/meta/info.json: {column} has no shape of three numbers; prepare it again.")
@@ -78,11 +82,11 @@ def _pixels(layout: DatasetLayout, camera: str) -> int:
     return int(height) * int(width)
 
 
-def _features(run: Run, layout: DatasetLayout | None) -> DiskPart:
+def _features(run: Run, layouts: list[DatasetLayout]) -> DiskPart:
     folder = Path(run.config.cache_dir)
-    if layout is None:
+    if not layouts:
         return DiskPart("feature cache", folder, None, "known when the dataset is converted")
-    starts, views = start_count(run.config, layout), run.config.augment.views or 1
+    starts, views = sum(start_count(run.config, layout) for layout in layouts), run.config.augment.views or 1
     row = run.batch.tokens * (run.shape.context * run.kernels.size + 2)
     return DiskPart("feature cache", folder, starts * views * row, f"{starts} start frames x {views} views")
 

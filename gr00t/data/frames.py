@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gr00t.data.episode_video import EpisodeVideo
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
@@ -43,7 +45,7 @@ class FrameStore:
         for episode in {episodes[len(episodes) * i // CHECKED_EPISODES] for i in range(CHECKED_EPISODES)}:
             wanted = np.array([0, episode.length - 1])
             for camera in self.cameras:
-                with VideoReader(self.layout.video_path(episode.index, camera)) as video:
+                with EpisodeVideo(self.layout, episode.index, camera) as video:
                     if not np.array_equal(video.frames(wanted.tolist()), self.frames(episode.index, camera, wanted)):
                         raise self._damaged(f"episode {episode.index} differs from its video")
 
@@ -74,7 +76,7 @@ def frame_shapes(layout: DatasetLayout, cameras: list[str]) -> dict[str, tuple[i
     total = sum(e.length for e in layout.episodes)
     found = {}
     for camera in cameras:
-        with VideoReader(layout.video_path(layout.episodes[0].index, camera)) as video:
+        with EpisodeVideo(layout, layout.episodes[0].index, camera) as video:
             found[camera] = (total, *video.frames([0]).shape[1:])
     return found
 
@@ -91,20 +93,21 @@ def write_frame_store(
 
     `on_frames` hears how many frames came in. Decoding leaves Python's lock free, so threads run side by side.
     """
-    first = first_rows(layout)
+    first, own = first_rows(layout), threading.local()
 
     def decode(camera: str, episode: int, length: int, target: np.ndarray) -> int:
-        path = layout.video_path(episode, camera)
-        rows = target[first[episode] : first[episode] + length]
-        with VideoReader(path) as video:
-            for start in range(0, length, PIECE):
-                frames = video.frames(range(start, min(start + PIECE, length)))
-                if frames.shape[1:] != rows.shape[1:]:
-                    raise ToolkitError(
-                        f"{path}: frames are {frames.shape[1:3]}, those of the first episode {rows.shape[1:3]}. A "
-                        "frame store needs one size a camera: use dataset.frames=video."
-                    )
-                rows[start : start + PIECE] = frames
+        path, rows = layout.video_path(episode, camera), target[first[episode] : first[episode] + length]
+        if not hasattr(own, "reader") or own.reader.path != path:  # a file may hold many episodes
+            own.reader = VideoReader(path)
+        video = EpisodeVideo(layout, episode, camera, own.reader)
+        for start in range(0, length, PIECE):
+            frames = video.frames(range(start, min(start + PIECE, length)))
+            if frames.shape[1:] != rows.shape[1:]:
+                raise ToolkitError(
+                    f"{path}: frames are {frames.shape[1:3]}, those of the first episode {rows.shape[1:3]}. A frame "
+                    "store needs one size a camera: use dataset.frames=video."
+                )
+            rows[start : start + PIECE] = frames
         return length
 
     with whole_folder(folder) as aside, ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""Where everything of one dataset folder lies (GR00T-flavoured LeRobot v2.1): meta files, frame tables, videos.
+"""Where everything of one dataset folder lies (GR00T-flavoured LeRobot v2.1 or v3.0): meta files, frame tables, videos.
 
 Reads only `meta/`, so it is cheap; frame tables and videos are opened by others through the paths given here.
 """
@@ -9,33 +9,25 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gr00t.data.meta import V2, V3, EpisodeInfo, MetaFolder, by_number, read_episodes, read_tasks
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.files import file_sha256, parse_json
+from gr00t.files import file_sha256
 
 CODEBASE_VERSION = "v2.1"
 SPLIT_FILE = "meta/split.json"
 FINGERPRINTED_SPLIT_KEYS = ("part", "instruction", "seed", "val_fraction", "val_episodes")
 
 
-@dataclass(frozen=True)
-class EpisodeInfo:
-    """One line of meta/episodes.jsonl: number of frames and the instructions that occur in it."""
-
-    index: int
-    length: int
-    tasks: tuple[str, ...]
-
-
 class DatasetLayout:
     """The meta data of the dataset at `root`, checked, and the paths that follow from it.
 
-    Attributes: root; info (meta/info.json); fps (frames a second); chunks_size; modality (meta/modality.json);
-    tasks ({task_index: instruction}); episodes (sorted by index); split (meta/split.json, {} where there is none).
+    Attributes: root; info (meta/info.json); version ("v2.0", "v2.1" or "v3.0"); fps (frames a second); chunks_size;
+    modality (meta/modality.json); tasks ({task_index: instruction}); episodes (sorted by index); split
+    (meta/split.json, {} where there is none).
     Raises ToolkitError for a missing folder or file, unreadable JSON, missing keys, or another LeRobot version.
     """
 
@@ -46,17 +38,16 @@ class DatasetLayout:
                 f"{self.root}: no such dataset folder. Give the folder that holds meta/, data/ and videos/, "
                 "or write it with prepare_conflict_data.py."
             )
-        self.info: dict[str, Any] = self._meta("info.json")
-        self._check_version()
-        self.fps = float(self._info("fps"))
-        self.chunks_size = int(self.info.get("chunks_size", 1000))
-        self.modality: dict[str, dict[str, dict[str, Any]]] = self._meta("modality.json")
-        self.tasks = {
-            int(t["task_index"]): str(t["task"]) for t in self._meta_lines("tasks.jsonl", "task_index", "task")
-        }
-        self.episodes = self._read_episodes()
+        self.meta = MetaFolder(self.root)
+        self.info = self.meta.json("info.json")
+        self.version = self._version()
+        self.fps = self._positive("fps", self._info("fps"))
+        self.chunks_size = int(self._positive("chunks_size", self.info.get("chunks_size", 1000)))
+        self.modality: dict[str, dict[str, dict[str, Any]]] = self.meta.json("modality.json")
+        self.tasks = read_tasks(self.meta, self.version)
+        self.episodes = read_episodes(self.meta, self.version)
         self._by_index = {e.index: e for e in self.episodes}
-        self.split: dict[str, Any] = self._meta("split.json") if (self.root / SPLIT_FILE).is_file() else {}
+        self.split = self.meta.json("split.json") if self.meta.has("split.json") else {}
 
     # -- what is in it ---------------------------------------------------------------------------------------------
 
@@ -90,7 +81,8 @@ class DatasetLayout:
         """The episode of that index; an unknown one raises."""
         if index not in self._by_index:
             raise ToolkitError(
-                f"{self.root}: there is no episode {index} in meta/episodes.jsonl ({len(self.episodes)})."
+                f"{self.root}: there is no episode {index} in meta/episodes"
+                f"{'' if self.version == V3 else '.jsonl'} ({len(self.episodes)})."
             )
         return self._by_index[index]
 
@@ -113,37 +105,66 @@ class DatasetLayout:
 
     def statistics(self) -> dict[str, Any]:
         """meta/stats.json: {column: {mean, std, min, max, q01, q99}}, lists of (D,)."""
-        return self._meta("stats.json")
+        return self.meta.json("stats.json")
 
     def relative_statistics(self) -> dict[str, Any]:
         """meta/relative_stats.json: {action group: {stat: (H, dim) lists}}."""
-        return self._meta("relative_stats.json")
+        return self.meta.json("relative_stats.json")
 
     # -- where it lies ---------------------------------------------------------------------------------------------
 
     def parquet_path(self, episode: int) -> Path:
-        """The frame table of one episode (the file may be missing; the path lies inside the folder)."""
-        return self._path("data_path", episode)
+        """The frame table of one episode (the file may be missing; the path lies inside the folder).
 
-    def video_path(self, episode: int, camera: str) -> Path:
-        """The video of one episode; `camera` is a key of modality.json's video section."""
+        In v3.0 the table of many, as meta/episodes says; LeRobot's own converter may name the one before it there.
+        """
+        return self._path("data_path", episode, "data")
+
+    def data_files(self) -> list[Path]:
+        """Every frame table: one an episode, in order of their index, or (v3.0) all below data/, in order of number."""
+        named = list(dict.fromkeys(self.parquet_path(e.index) for e in self.episodes))
+        return named if self.version != V3 else by_number({*named, *(self.root / "data").glob("*/*.parquet")})
+
+    def video_column(self, camera: str) -> str:
+        """The dataset's own name of a camera, a key of modality.json's video section."""
         cameras = self.modality.get("video", {})
         if camera not in cameras:
             raise ToolkitError(
                 f'{self.root}: no camera "{camera}" in meta/modality.json.{did_you_mean(camera, cameras)}'
             )
-        column = cameras[camera].get("original_key") or f"observation.images.{camera}"
-        return self._path("video_path", episode, video_key=column)
+        return str(cameras[camera].get("original_key") or f"observation.images.{camera}")
 
-    def _path(self, template_key: str, episode: int, **names: str) -> Path:
-        self.episode(episode)
+    def video_path(self, episode: int, camera: str) -> Path:
+        """The video of one episode, in v3.0 of many; `camera` is a key of modality.json's video section."""
+        column = self.video_column(camera)
+        return self._path("video_path", episode, f"videos/{column}", video_key=column)
+
+    def video_start(self, episode: int, camera: str) -> float | None:
+        """The second of the video at which the episode begins; None where the video holds that episode only."""
+        if self.version != V3:
+            return None
+        return self._place(episode, f"videos/{self.video_column(camera)}/from_timestamp")
+
+    def _place(self, episode: int, name: str) -> float:
+        places = self.episode(episode).places
+        if name not in places:
+            raise ToolkitError(
+                f"{self.root}/meta/episodes: episode {episode} has no {name}.{did_you_mean(name, places)} Mend "
+                "original_key in meta/modality.json, or download or copy the dataset again."
+            )
+        return places[name]
+
+    def _path(self, template_key: str, episode: int, place: str, **names: str) -> Path:
         template = str(self._info(template_key))
+        numbers = {"episode_chunk": self.episode(episode).index // self.chunks_size, "episode_index": episode}
+        if self.version == V3:
+            numbers = {key: int(self._place(episode, f"{place}/{key}")) for key in ("chunk_index", "file_index")}
         try:
-            relative = template.format(episode_chunk=episode // self.chunks_size, episode_index=episode, **names)
+            relative = template.format(**numbers, **names)
         except (KeyError, IndexError, AttributeError, ValueError) as error:
             where = f'{self.root}/meta/info.json: {template_key} "{template}"'
             raise ToolkitError(
-                f"{where} cannot be filled in ({error}); LeRobot's default is one file an episode."
+                f"{where} cannot be filled in ({error}); put back what LeRobot {self.version} writes there."
             ) from error
         normal = os.path.normpath(relative)
         # Lexical on purpose: links that the user has put inside the folder (a download cache) stay usable.
@@ -161,56 +182,19 @@ class DatasetLayout:
             raise ToolkitError(f'{self.root}/meta/info.json: the key "{key}" is missing.{did_you_mean(key, self.info)}')
         return self.info[key]
 
-    def _check_version(self) -> None:
-        version = self.info.get("codebase_version", CODEBASE_VERSION)
-        if version not in ("v2.0", CODEBASE_VERSION):
+    def _positive(self, key: str, value: Any) -> float:
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ToolkitError(f"{self.root}/meta/info.json: {key} is {value}; it must be a number above 0.")
+        return float(value)
+
+    def _version(self) -> str:
+        version = str(self.info.get("codebase_version", CODEBASE_VERSION))
+        if version not in (*V2, V3):
             raise ToolkitError(
-                f"{self.root}: this is a LeRobot {version} dataset; {CODEBASE_VERSION} is needed "
-                "(one parquet and one mp4 per episode). Convert it back, or prepare it with prepare_conflict_data.py."
+                f"{self.root}: this is a LeRobot {version} dataset; {', '.join(V2)} and {V3} are read. Convert it with "
+                "LeRobot, or prepare it with prepare_conflict_data.py."
             )
-
-    def _read_episodes(self) -> list[EpisodeInfo]:
-        lines = self._meta_lines("episodes.jsonl", "episode_index", "length")
-        episodes = [
-            EpisodeInfo(int(e["episode_index"]), int(e["length"]), tuple(map(str, e.get("tasks", [])))) for e in lines
-        ]
-        if not episodes:
-            raise ToolkitError(f"{self.root}/meta/episodes.jsonl lists no episode; prepare the dataset again.")
-        if len({e.index for e in episodes}) != len(episodes):
-            raise ToolkitError(f"{self.root}/meta/episodes.jsonl names an episode twice; prepare the dataset again.")
-        return sorted(episodes, key=lambda e: e.index)
-
-    def _text(self, name: str) -> str:
-        path = self.root / "meta" / name
-        try:
-            return path.read_text(encoding="utf-8")
-        except OSError as error:
-            hint = (
-                " LeRobot's own datasets have no modality.json: write one that gives state and action groups "
-                '{"arm": {"start": 0, "end": 7}}, video and annotation {key: {"original_key": column}}.'
-            )
-            raise ToolkitError(
-                f"{path}: cannot be read ({error.strerror}).{hint if name == 'modality.json' else ''}"
-            ) from error
-
-    def _meta(self, name: str) -> dict[str, Any]:
-        value = parse_json(self._text(name), self.root / "meta" / name)
-        if not isinstance(value, dict):
-            raise ToolkitError(f"{self.root}/meta/{name}: expected a JSON object, found {type(value).__name__}.")
-        return value
-
-    def _meta_lines(self, name: str, *keys: str) -> list[dict[str, Any]]:
-        records = []
-        for number, line in enumerate(self._text(name).splitlines(), start=1):
-            if not line.strip():
-                continue
-            where = f"{self.root}/meta/{name}, line {number}"
-            record = parse_json(line, where)
-            missing = [key for key in keys if not isinstance(record, dict) or key not in record]
-            if missing:
-                raise ToolkitError(f"{where}: {', '.join(missing)} is missing; prepare the dataset again.")
-            records.append(record)
-        return records
+        return version
 
 
 def dataset_fingerprint(root: Path, split: dict[str, Any]) -> str:

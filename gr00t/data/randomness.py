@@ -21,6 +21,7 @@ class Stream(IntEnum):
     MODEL_DROPOUT = 4
     VIEW = 5
     ADAPTERS = 6
+    MIXTURE = 7
     ROLLOUT = 8
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from gr00t.data.randomness import Stream, generator
 from gr00t.errors import ToolkitError
+
+MIXTURE_BLOCK = 10_000  # weights are kept to a ten-thousandth
 
 
 @dataclass(frozen=True)
@@ -20,26 +23,90 @@ class SampleKey:
     position: int
 
 
-class TrainingOrder:
-    """The endless stream of samples: one shuffled pass over all start frames after another."""
+class Order(Protocol):
+    """Which sample stands where."""
 
-    def __init__(self, length: int, global_batch_size: int, seed: int) -> None:
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a step."""
+
+    def key(self, step: int, position: int) -> SampleKey:
+        """The sample at `position` of the global batch of `step` (both from 0)."""
+
+
+class TrainingOrder:
+    """The endless stream of samples of one dataset: one shuffled pass over all start frames after another.
+
+    `source` tells datasets of a mixture apart; each has an order of its own.
+    """
+
+    def __init__(self, length: int, global_batch_size: int, seed: int, *, source: int = 0) -> None:
         if length < 1:
             raise ToolkitError("The dataset has no start frame to train on.")
-        self.length, self.global_batch_size, self.seed = length, global_batch_size, seed
+        self.length, self.global_batch_size, self.seed, self.source = length, global_batch_size, seed, source
         self._pass = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
     def key(self, step: int, position: int) -> SampleKey:
         """The sample at `position` of the global batch of `step` (both from 0)."""
-        number = step * self.global_batch_size + position
-        return SampleKey(self._index(number // self.length, number % self.length), step, position)
+        return SampleKey(self.index(step * self.global_batch_size + position), step, position)
 
-    def _index(self, passes: int, offset: int) -> int:
+    def index(self, number: int) -> int:
+        """The start frame that is drawn as the `number`-th (from 0)."""
+        passes, offset = divmod(number, self.length)
         if passes != self._pass:
-            self._permutation = generator(self.seed, Stream.ORDER, passes).permutation(self.length)
+            self._permutation = generator(self.seed, Stream.ORDER, passes, self.source).permutation(self.length)
             self._pass = passes
         return int(self._permutation[offset])
+
+
+class MixtureOrder:
+    """The endless stream of samples of several datasets, numbered one behind the other, drawn by their shares.
+
+    Every MIXTURE_BLOCK samples hold a whole number of each dataset's, in shuffled places; so how many of a dataset came
+    before any sample is known without counting, and each dataset's own order goes on from there. Of one dataset it is
+    that dataset's TrainingOrder.
+    """
+
+    def __init__(self, lengths: Sequence[int], shares: Sequence[float], global_batch_size: int, seed: int) -> None:
+        self.global_batch_size, self.seed = global_batch_size, seed
+        self._orders = [TrainingOrder(n, global_batch_size, seed, source=d) for d, n in enumerate(lengths)]
+        self._firsts = np.cumsum([0, *lengths])
+        self._counts = _block_counts(shares)
+        self._block = -1
+        self._sources = self._earlier = np.empty(0, dtype=np.int64)
+
+    def key(self, step: int, position: int) -> SampleKey:
+        """The sample at `position` of the global batch of `step` (both from 0)."""
+        block, offset = divmod(step * self.global_batch_size + position, MIXTURE_BLOCK)
+        if block != self._block:
+            self._shuffle(block)
+        source = int(self._sources[offset])
+        number = block * int(self._counts[source]) + int(self._earlier[offset])
+        return SampleKey(int(self._firsts[source]) + self._orders[source].index(number), step, position)
+
+    def _shuffle(self, block: int) -> None:
+        """The dataset of each place of a block, and how many of the same come before it there."""
+        sources = np.repeat(np.arange(len(self._counts)), self._counts)
+        self._sources = generator(self.seed, Stream.MIXTURE, block).permutation(sources)
+        self._earlier = np.empty(MIXTURE_BLOCK, dtype=np.int64)
+        for source, count in enumerate(self._counts):
+            self._earlier[self._sources == source] = np.arange(count)
+        self._block = block
+
+
+def _block_counts(shares: Sequence[float]) -> np.ndarray:
+    """Samples of each dataset in a block: whole numbers nearest to the shares, of the right sum."""
+    exact = np.asarray(shares, dtype=np.float64) / sum(shares) * MIXTURE_BLOCK
+    counts = np.floor(exact).astype(np.int64)
+    largest_rests = np.argsort(counts - exact, kind="stable")
+    counts[largest_rests[: MIXTURE_BLOCK - counts.sum()]] += 1
+    if counts.min() < 1:
+        raise ToolkitError(
+            f"Dataset {int(counts.argmin())} of the mixture would give less than one of {MIXTURE_BLOCK} samples: raise "
+            "its weight, or leave it out."
+        )
+    return counts
 
 
 class MicroBatchSampler:
@@ -51,7 +118,7 @@ class MicroBatchSampler:
 
     def __init__(
         self,
-        order: TrainingOrder,
+        order: Order,
         micro_batch_size: int,
         *,
         rank: int = 0,

@@ -234,7 +234,8 @@ def _group_statistics(
 
 _MEND = (
     "Write the dataset's statistics again: "
-    "python prepare_conflict_data.py split=<split> raw_dir=<recordings> data_dir=<datasets> overwrite=true"
+    "python prepare_conflict_data.py split=<split> raw_dir=<recordings> data_dir=<datasets> overwrite=true (or, for a "
+    "dataset of another source, remove that file: it is then computed)"
 )
 
 

@@ -14,10 +14,11 @@ from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError, did_you_mean
 
 CACHE_FOLDER = ".cache"
+EPISODE = "episode_index"
 
 
 class FrameTables:
-    """Columns of all episodes, one row a frame, episodes in order of their index.
+    """Columns of all episodes, one row a frame.
 
     The parquet files are converted once to Arrow (in `.cache/` of the dataset folder, or of the temporary folder
     where the dataset is read-only) and mapped into memory; processes of one machine share the pages.
@@ -25,17 +26,15 @@ class FrameTables:
 
     def __init__(self, layout: DatasetLayout, columns: list[str]) -> None:
         self.root = layout.root
-        lengths = [e.length for e in layout.episodes]
-        ends = np.cumsum(lengths)
-        self._span = {e.index: (int(end) - e.length, int(end)) for e, end in zip(layout.episodes, ends, strict=True)}
         table = _load(layout, columns)
-        if table.num_rows != ends[-1]:
+        promised = sum(e.length for e in layout.episodes)
+        if table.num_rows != promised:
             raise ToolkitError(
-                f"{self.root}: the frame tables hold {table.num_rows} rows, meta/episodes.jsonl promises {ends[-1]}. "
+                f"{self.root}: the frame tables hold {table.num_rows} rows, meta/episodes promises {promised}. "
                 "Prepare the dataset again."
             )
-        self._columns = {name: _to_numpy(table, name, layout.root) for name in columns}
-        self._check_episode_column(layout)
+        self._columns = {name: _to_numpy(table, name, layout.root) for name in dict.fromkeys([*columns, EPISODE])}
+        self._span = _spans(layout, self._columns[EPISODE])
 
     def rows(self, column: str, episode: int, frames: np.ndarray) -> np.ndarray:
         """Values (len(frames), ...) of `column` at frame numbers within an episode."""
@@ -49,40 +48,49 @@ class FrameTables:
         start, end = self._span[episode]
         return self._columns[column][start:end]
 
-    def _check_episode_column(self, layout: DatasetLayout) -> None:
-        numbers = self._columns.get("episode_index")
-        if numbers is None:
-            return
-        for e in layout.episodes:
-            if not (self.episode("episode_index", e.index) == e.index).all():
-                raise ToolkitError(
-                    f"{layout.parquet_path(e.index)}: the episode_index column does not say {e.index} in its "
-                    f"{e.length} rows. Prepare the dataset again."
-                )
+
+def _spans(layout: DatasetLayout, numbers: np.ndarray) -> dict[int, tuple[int, int]]:
+    """{episode: (first row, one past the last)} from the column of episode indices (rows,).
+
+    Where rows lie is read from the rows: in LeRobot v3.0 files hold many episodes, and its own converter may write the
+    wrong file into meta/episodes.
+    """
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    ends = np.append(starts[1:], len(numbers))
+    found = {int(numbers[start]): (int(start), int(end)) for start, end in zip(starts, ends, strict=True)}
+    for e in layout.episodes:
+        start, end = found.get(e.index, (0, 0))
+        if end - start != e.length or len(starts) != len(found):
+            raise ToolkitError(
+                f"{layout.parquet_path(e.index)}: the episode_index column does not say {e.index} in {e.length} rows "
+                "that follow each other. Prepare the dataset again."
+            )
+    return found
 
 
 def _load(layout: DatasetLayout, columns: list[str]) -> datasets.Dataset:
-    paths = [layout.parquet_path(e.index) for e in layout.episodes]
+    paths = layout.data_files()
     for path in paths:
         if not path.is_file():
             raise ToolkitError(f"{path} is missing. Prepare the dataset again.")
     had_bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        table = datasets.Dataset.from_parquet([str(p) for p in paths], cache_dir=str(_cache_folder(layout.root)))
+        table = datasets.Dataset.from_parquet([str(p) for p in paths], cache_dir=str(cache_folder(layout.root)))
     except Exception as error:  # datasets wraps what pyarrow says in many types
         raise ToolkitError(f"{layout.root}/data cannot be read ({error}). Prepare the dataset again.") from error
     finally:
         if had_bars:
             datasets.enable_progress_bars()
     assert isinstance(table, datasets.Dataset)
-    for name in columns:
+    for name in [*columns, EPISODE]:
         if name not in table.column_names:
             raise ToolkitError(f'{layout.root}/data: no column "{name}".{did_you_mean(name, table.column_names)}')
     return table
 
 
-def _cache_folder(root: Path) -> Path:
+def cache_folder(root: Path) -> Path:
+    """The folder of what is made from a dataset: beside it, or below the temporary folder where it is read-only."""
     # the mode besides: the superuser may write where nobody is meant to
     if os.access(root, os.W_OK) and root.stat().st_mode & 0o222:
         return root / CACHE_FOLDER

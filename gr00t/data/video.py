@@ -24,6 +24,7 @@ X264_PARAMS = "mbtree=0"
 # Mean squared difference of 8x8 block means above which two images count as different. ManiSkill episodes move by 200
 # to 2000 from first to last frame; the codec's own error is 2 to 3.
 CLEARLY_DIFFERENT = 16.0
+_NONE = np.empty(0, dtype=np.int64)
 
 
 class VideoReader:
@@ -37,8 +38,8 @@ class VideoReader:
         self.path = Path(path)
         self._container: Any = None
         self._pid = -1
-        self._pts: list[int] = []  # of every frame, in display order
-        self._keys: list[int] = []  # indices of the frames that can be decoded on their own
+        self._pts = _NONE  # of every frame, in display order
+        self._keys = _NONE  # indices of the frames that can be decoded on their own
 
     def __len__(self) -> int:
         self._open()
@@ -67,6 +68,11 @@ class VideoReader:
             raise self._undecodable(error) from error
         return np.stack([found[int(i)] for i in indices])
 
+    def times(self) -> np.ndarray:
+        """(N,) float64: seconds after the first frame at which each frame is shown."""
+        self._open()
+        return (self._pts - self._pts[0]) * float(self._stream.time_base)
+
     def close(self) -> None:
         """Close the file; the next use opens it again."""
         # A container inherited through fork shares its file position with the parent: drop it, do not close it.
@@ -81,7 +87,7 @@ class VideoReader:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_container": None, "_pid": -1, "_pts": [], "_keys": []}
+        return {"path": self.path, "_container": None, "_pid": -1, "_pts": _NONE, "_keys": _NONE}
 
     @property
     def _stream(self) -> Any:
@@ -106,18 +112,19 @@ class VideoReader:
             raise ToolkitError(f"{self.path}: the video holds no frames; prepare the dataset again.")
         packets.sort()
         self._pid = os.getpid()
-        self._pts = [pts for pts, _ in packets]
-        self._keys = [i for i, (_, is_key) in enumerate(packets) if is_key]
+        self._pts = np.array([pts for pts, _ in packets], dtype=np.int64)
+        self._keys = np.flatnonzero([is_key for _, is_key in packets])
 
     def _decode(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        index_of = {self._pts[i]: i for i in wanted}
+        index_of = {int(self._pts[i]): i for i in wanted}
         found: dict[int, np.ndarray] = {}
         position = -1  # index of the last decoded frame
         decoder: Any = iter(())
         colours = VideoReformatter()  # one for all frames: made anew for each, it takes a third of the time
         for target in wanted:
-            if position < 0 or any(position < key <= target for key in self._keys):
-                self._container.seek(self._pts[target], stream=self._stream, backward=True)
+            entries = np.searchsorted(self._keys, [position, target], side="right")
+            if position < 0 or entries[0] < entries[1]:  # decoding can begin nearer to the target
+                self._container.seek(int(self._pts[target]), stream=self._stream, backward=True)
                 decoder = self._container.decode(self._stream)
             while target not in found:
                 frame = next(decoder)
