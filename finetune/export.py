@@ -33,12 +33,13 @@ def write_release(
     resolved: dict[str, Any],
     layout: DatasetLayout,
     identity: dict[str, Any],
+    step: int,
     dtype: torch.dtype = torch.bfloat16,
     allowed: Callable[[], None] = lambda: None,
 ) -> None:
     """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last.
 
-    `allowed` raises where nothing must be renamed or removed.
+    step: how many optimizer steps the weights have seen. `allowed` raises where nothing must be renamed or removed.
     """
     mirror_processor(model, processor)
     with whole_folder(folder, lock=False, allowed=allowed) as aside:
@@ -49,7 +50,7 @@ def write_release(
         (experiment / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
         write_json(experiment / "dataset.json", describe_dataset(layout))
         write_json(experiment / "versions.json", versions())
-        write_json(aside / RELEASE_MARK, {"identity": identity_digest(identity)})
+        write_json(aside / RELEASE_MARK, {"identity": identity_digest(identity), "step": step})
 
 
 def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -262,6 +263,11 @@ class TrainingDataset(Dataset[dict[str, Any]]):
             "drop_state_features": bool(drop[1]),
         }
 
+    def images(self, key: SampleKey) -> np.ndarray:
+        """(T*V, S, S, 3) uint8: the augmented images of a sample, also where a feature store stands in for them."""
+        step = self.reader.step(*self._starts[key.index])
+        return self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key))["images"]
+
     def vlm_inputs(self, index: int, view: int) -> dict[str, Any]:
         """What the backbone reads of one view of a start frame, as `Gr00tN1d7Processor.encode_vlm` gives it."""
         step = self.reader.step(*self._starts[index])
@@ -282,6 +288,16 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         if self.settings.views is None and self.settings.augment:
             return self.processor.images.draw(rng)
         return self._look(key.index, view)  # the view is drawn anew each time, its look only once
+
+    def observations(self, starts: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A batch of start frames as a policy sees them when it acts: nothing augmented, hidden or drawn."""
+        live = self.feature_store is None
+        steps = [self.reader.step(*self._starts[index], images=live) for index in starts]
+        batch = self.processor.collate_robot([self.processor.encode_robot(step, self.tag) for step in steps])
+        if self.feature_store is not None:
+            return batch | self.feature_store.collate([self.feature_store.sample(index, 0) for index in starts])
+        vlm = [self.processor.encode_vlm(step, self.tag) for step in steps]
+        return batch | self.processor.collate_vlm(vlm, length=self.prompts.shape[1])
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The processor's batch, with the draws: noise (B, H, D), time (B,), drop_state_features (B,) bool."""
