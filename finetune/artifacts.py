@@ -13,10 +13,11 @@ from typing import Any
 
 import wandb
 
+from finetune.best import Best
 from finetune.config.schema import FinetuneConfig
+from finetune.run_files import ARTIFACTS
 from gr00t.files import file_sha256, read_json, write_json
 
-FOLDER = "artifacts"  # in run_dir: what offline runs need until they are sent
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -25,7 +26,7 @@ class Artifacts:
 
     def __init__(self, config: FinetuneConfig) -> None:
         self._config, self._uploads = config, config.tracking.artifacts == "upload"
-        self._folder = Path(config.run_dir) / FOLDER
+        self._folder = Path(config.run_dir) / ARTIFACTS
 
     def dataset(self, described: Mapping[str, Any]) -> wandb.Artifact:
         """What is trained on, as `describe_dataset` has it."""
@@ -37,10 +38,12 @@ class Artifacts:
         base = self._config.model.base
         return self._make(f"{Path(base).name}-base", "model", Path(base), {"fingerprint": fingerprint})
 
-    def checkpoint(self, folder: Path, metric: Mapping[str, Any]) -> wandb.Artifact:
+    def checkpoint(self, folder: Path) -> wandb.Artifact:
         """A checkpoint to resume from, by the hashes of its manifest. Only this run reads it: it is not uploaded."""
-        files = _sizes(folder, read_json(folder / "manifest.json"))
-        described = {"step": int(folder.name.rpartition("-")[2]), "files": files, **metric}
+        state, files = read_json(folder / "state.json"), _sizes(folder, read_json(folder / "manifest.json"))
+        best = Best.restored(state)
+        metric = {best.name: best.metric} if best.step == state["step"] else {}
+        described = {"step": state["step"], "files": files, **metric}
         return self._make(f"{self._config.split.name}-training-state", "training-state", folder, described)
 
     def policy(self, folder: Path, step: int) -> wandb.Artifact:

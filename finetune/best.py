@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.run_files import BEST
 from gr00t.files import read_json, write_json
 
 log = logging.getLogger(__name__)
-FILE = "best.json"
 
 
 @dataclass
@@ -54,9 +54,9 @@ class Best:
     def write(self, run_dir: Path) -> None:
         """best.json, where the best step's checkpoint is there; a stale one goes."""
         if self.step is None:
-            (run_dir / FILE).unlink(missing_ok=True)
+            (run_dir / BEST).unlink(missing_ok=True)
         elif (run_dir / f"checkpoint-{self.step}").is_dir():
-            write_json(run_dir / FILE, {"step": self.step, "metric": self.metric, "name": self.name})
+            write_json(run_dir / BEST, {"step": self.step, "metric": self.metric, "name": self.name})
 
     def forget_lost(self, run_dir: Path) -> None:
         """Look for a new best one where the checkpoint of the old one is not there any more."""
@@ -67,5 +67,5 @@ class Best:
 
 def read_best(run_dir: Path) -> dict[str, Any] | None:
     """{"step", "metric", "name"} of the best evaluated checkpoint; None where nothing was evaluated."""
-    path = run_dir / FILE
+    path = run_dir / BEST
     return read_json(path) if path.is_file() else None

@@ -20,7 +20,6 @@ from finetune.plots import PREDICTED, RECORDED, save, tidy, unit_of
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.sampler import SampleKey
 
-PICTURE = "first_batch.png"
 SHOWN = 4  # samples
 
 

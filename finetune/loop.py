@@ -20,6 +20,7 @@ from finetune.data import build_loader, mask_sum
 from finetune.engine import Engine
 from finetune.meter import Meter, action_groups, trained_parts
 from finetune.preemption import SUPERSEDED, Preemption, Stopped
+from finetune.run_files import FIRST_BATCH
 from finetune.tracking import Tracker
 from finetune.validation import Validation
 from gr00t.data.dataset import TrainingDataset
@@ -144,7 +145,7 @@ class TrainingLoop:
 
     def _show_first(self, keys: list[SampleKey], batch: dict[str, Tensor]) -> None:
         seen = first_batch.look(self.dataset, keys, batch)
-        picture = Path(self.config.run_dir) / first_batch.PICTURE
+        picture = Path(self.config.run_dir) / FIRST_BATCH
         with self._checkpoint_errors():
             first_batch.draw(seen, picture)
         apart = ", ".join(f"{group} {value:.1g}" for group, value in first_batch.differences(seen).items())
@@ -201,9 +202,7 @@ class TrainingLoop:
 
     def _tell_checkpoints(self) -> None:
         for folder in self.writer.written() if self.writer is not None else []:
-            best = folder.name == f"checkpoint-{self.best.step}"
-            metric = {self.best.name: self.best.metric} if best else {}
-            self.tracker.checkpoint_written(folder, metric, ["latest", *(["best"] if best else [])])
+            self.tracker.checkpoint_written(folder, best=folder.name == f"checkpoint-{self.best.step}")
 
     def _checkpoint_errors(self) -> AbstractContextManager[None]:
         remedy = "The checkpoint before is whole: make room and start the same command again."

@@ -17,6 +17,7 @@ from finetune import checkpointing
 from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
 from finetune.preemption import Preemption
+from finetune.run_files import ARTIFACTS, BEST, EVALUATIONS, FIRST_BATCH, METRICS, STATUS
 from gr00t.errors import ToolkitError
 from gr00t.files import LockHeld, file_lock, read_json, remove_leftovers, write_json
 
@@ -138,9 +139,9 @@ class RunFolder:
         if self.anew:
             for old in checkpoints:
                 shutil.rmtree(old)
-            for name in ("run.json", "metrics.jsonl", "best.json", "first_batch.png"):
+            for name in ("run.json", METRICS, STATUS, BEST, FIRST_BATCH):
                 (self.run_dir / name).unlink(missing_ok=True)
-            for name in ("artifacts", "evaluations"):
+            for name in (ARTIFACTS, EVALUATIONS):
                 shutil.rmtree(self.run_dir / name, ignore_errors=True)
         elif start is not None:
             for newer in checkpoints[checkpoints.index(start.folder) + 1 :]:  # damaged, or start would be one of them

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from finetune.attempt_token import AttemptToken
 from finetune.config.schema import FinetuneConfig
 from finetune.preemption import Stopped
+from finetune.run_files import METRICS, STATUS
 from finetune.stall import StallWatch
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors, write_json
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from finetune.wandb_run import WandbRun
 
 log = logging.getLogger(__name__)
-METRICS, STATUS = "metrics.jsonl", "status.json"
 REMEDY = "The last checkpoint is whole: make room and start the same command again."
 
 
@@ -120,10 +120,10 @@ class Tracker:
             self._stall.beat()
             self._progress.update(self._task, completed=step)
 
-    def checkpoint_written(self, folder: Path, metric: Mapping[str, Any], aliases: list[str]) -> None:
-        """A checkpoint to resume from is on the disk; metric: what was measured of it, if anything."""
+    def checkpoint_written(self, folder: Path, *, best: bool) -> None:
+        """A checkpoint to resume from is on the disk; best: of all that were evaluated."""
         if self._artifacts is not None and self._wandb is not None and self._writes() and folder.is_dir():
-            self._wandb.made(self._artifacts.checkpoint(folder, metric), aliases)
+            self._wandb.made(self._artifacts.checkpoint(folder), ["latest", *(["best"] if best else [])])
 
     def released(self, folder: Path, step: int) -> None:
         """The finished checkpoint is on the disk, made of the weights after `step` steps."""
@@ -141,7 +141,7 @@ class Tracker:
             self._wandb.log(step, values)
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _start_wandb(self) -> None:
         from finetune.artifacts import Artifacts  # wandb takes a second to import

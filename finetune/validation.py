@@ -32,13 +32,12 @@ from finetune.open_loop import (
     measure,
 )
 from finetune.plots import draw_episode, draw_errors
+from finetune.run_files import EVALUATIONS
 from finetune.stop_signals import received
 from gr00t.data.dataset import SampleSettings, StepReader, TrainingDataset
 from gr00t.data.randomness import Stream, generator
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
-
-FOLDER = "evaluations"  # of pictures, in run_dir
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Validation:
 
     def draw(self, evaluation: Evaluation, step: int) -> dict[str, Path]:
         """The errors and the first episode as pictures in the run folder, by the name they are logged under."""
-        folder = Path(self.config.run_dir) / FOLDER
+        folder = Path(self.config.run_dir) / EVALUATIONS
         folder.mkdir(exist_ok=True)
         errors, episode = folder / f"step-{step}-errors.png", folder / f"step-{step}-episode.png"
         draw_errors(evaluation.overall, f"{self.config.split.name} after {step} steps, held-out episodes", errors)

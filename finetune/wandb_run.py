@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import netrc
 import os
 import uuid
 from collections.abc import Mapping
@@ -13,11 +11,9 @@ from typing import Any
 import wandb
 
 from finetune.config.schema import FinetuneConfig
-from finetune.stop_signals import held_back
-from gr00t.errors import ToolkitError
+from finetune.wandb_start import start_run
 from gr00t.files import read_json, write_json
 
-log = logging.getLogger(__name__)
 LONGEST_TAG = 64  # what wandb takes
 FAILED, STOPPED, FINISHED = "failed", "stopped", "finished"
 
@@ -31,22 +27,14 @@ class WandbRun:
         identity = run_dir / "run.json"
         run_id = read_json(identity)["wandb_id"] if identity.is_file() else uuid.uuid4().hex[:12]
         write_json(identity, {"wandb_id": run_id, "project": config.tracking.project})
-        logged = as_typed({**resolved, "run": dict(facts)})
-        mode = config.tracking.mode
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        try:
-            self._run = _init(config, logged, run_id, mode)
-        except (wandb.errors.Error, OSError) as error:
-            if config.tracking.mode == "online":
-                raise ToolkitError(
-                    f"wandb cannot go online ({type(error).__name__}). Check the key and the network (wandb login), or "
-                    "use tracking.mode=offline and send the run later with wandb sync."
-                ) from None
-            log.warning(
-                "wandb cannot go online (%s); the run is kept offline, wandb sync sends it.", type(error).__name__
-            )
-            self._run = _init(config, logged, run_id, "offline")
+        self._run = start_run(
+            config.tracking,
+            run_dir,
+            id=run_id,
+            resume="allow",
+            tags=run_tags(config),
+            config=as_typed({**resolved, "run": dict(facts)}),
+        )
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         self._run.log(dict(values), step=step)
@@ -76,24 +64,6 @@ class WandbRun:
         self._run.finish(exit_code=0 if status == FINISHED else 1)
 
 
-def _init(config: FinetuneConfig, logged: dict[str, Any], run_id: str, mode: str) -> Any:
-    tracking = config.tracking
-    with held_back():  # wandb's own process would end before the run's last words
-        return wandb.init(
-            project=tracking.project,
-            name=tracking.run_name,
-            group=tracking.group,
-            tags=run_tags(config),
-            id=run_id,
-            resume="allow",
-            dir=config.run_dir,
-            mode=mode,  # type: ignore[arg-type]
-            config=logged,
-            # the git revision is in the configuration; wandb would add the remote's address, which may hold a token
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60, disable_git=True, save_code=False),
-        )
-
-
 def run_tags(config: FinetuneConfig) -> list[str]:
     """Split, cluster ("local" outside of SLURM) and engine, then the user's own."""
     cluster = os.environ.get("SLURM_CLUSTER_NAME", "slurm") if "SLURM_JOB_ID" in os.environ else "local"
@@ -111,13 +81,3 @@ def as_typed(values: Any) -> Any:
     if isinstance(values, str) and (values == home or values.startswith(home + os.sep)):
         return "~" + values[len(home) :]
     return values
-
-
-def has_key() -> bool:
-    """Whether wandb would find a key here."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

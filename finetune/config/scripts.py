@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.config.schema import (
     CreateBaseConfig,
+    DashboardConfig,
     EvaluateConfig,
     FinetuneConfig,
     JobsConfig,
@@ -15,6 +16,7 @@ from finetune.config.schema import (
     PrefetchConfig,
     PrepareConfig,
     RecordConfig,
+    ReportConfig,
 )
 
 
@@ -97,5 +99,15 @@ SCRIPTS = {
         JobsConfig,
         "python -m finetune.jobs [list | follow RUN | cancel RUN | resubmit RUN]",
         ("json=true", "runs_dir=/scratch/me/runs"),
+    ),
+    "dashboard": Script(
+        DashboardConfig,
+        "python -m finetune.dashboard",
+        ("out=workspace.json", "split=color_object out=color_object.json", "create=true entity=my-team"),
+    ),
+    "report": Script(
+        ReportConfig,
+        "python -m finetune.report [RUN ...]",
+        ("runs_dir=/scratch/me/runs", "out=report.html"),
     ),
 }
