@@ -1,4 +1,5 @@
-"""Curves that can be looked at closely: drag to zoom (all of a page follow), double-click to go back, hover for values,
+"""Curves that can be looked at closely: drag to zoom (the steps of all plots of a page follow),
+double-click to go back, hover for values,
 click a name in the legend to hide its line. Drawn by Bokeh, whose script is part of the page."""
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ def draw_panels(panels: Sequence[Panel]) -> Drawn:
     first = min((line.steps[0] for panel in panels for line in panel.lines), default=0)
     margin = max(1, last - first) * 0.02
     steps = Range1d(first - margin, last + margin, name="steps")
-    script, places = components([_draw(panel, steps) for panel in panels])
+    plots = [_draw(panel, steps) for panel in panels]
+    for plot in plots:
+        plot.js_on_event("doubletap", CustomJS(args={"plots": plots}, code="for (const p of plots) p.reset.emit()"))
+    script, places = components(plots)
     library = Resources(mode="inline", components=["bokeh"]).render_js()
     return Drawn(Markup(library), Markup(script), [Markup(place) for place in places])
 
@@ -74,14 +78,10 @@ def _draw(panel: Panel, steps: Range1d) -> figure:
         sizing_mode="stretch_width",
         min_border_left=64,  # axes of plots below each other in line
         x_range=steps,
-        window_axis="x",  # zoomed in, values fill the height
-        tools=[
-            BoxZoomTool(dimensions="width"),
-            HoverTool(tooltips=[("", "$name"), ("step", "@x"), ("", "@y{0.[00000]}")]),
-        ],
+        window_axis="x",  # where another plot is zoomed, the values of those steps fill this one's height
+        tools=[BoxZoomTool(dimensions="auto")],
         toolbar_location=None,
     )
-    plot.js_on_event("doubletap", CustomJS(args={"steps": steps}, code="steps.reset()"))
     items = []
     for line in panel.lines:
         every = -(-len(line.steps) // POINTS)
@@ -89,6 +89,9 @@ def _draw(panel: Panel, steps: Range1d) -> figure:
         path = plot.line(x, y, line_width=1.6, line_dash=line.dash, color=line.color, name=line.name)
         dots = plot.scatter(x, y, size=4 if len(x) < FEW else 1, color=line.color, name=line.name)
         items.append((line.name, [path, dots]))
+    values = [("", "$name"), ("step", "@x"), ("", "@y{0.[00000]}")]
+    paths = [path for _, (path, _) in items]
+    plot.add_tools(HoverTool(renderers=paths, mode="vline", line_policy="nearest", tooltips=values))
     for mark in panel.marks:
         _draw_mark(plot, mark)
     _tidy(plot, items)
