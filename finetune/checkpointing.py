@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune.attempt_token import AttemptToken
+from finetune.best import Best
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, whole_folder, write_json
 
@@ -52,6 +53,11 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
 
+    @property
+    def best(self) -> Best:
+        """The best evaluation up to this step."""
+        return Best.restored(self.state)
+
 
 def take_snapshot(
     step: int,
@@ -72,7 +78,8 @@ def write_snapshot(
     keep_every: int | None = None,
     allowed: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write `checkpoint-<step>`, then remove all but the newest `keep_last` and those at multiples of `keep_every`.
+    """Write `checkpoint-<step>`, then remove all but the newest `keep_last`, those at multiples of `keep_every`, and
+    the best evaluated one, which best.json names.
 
     `allowed` raises where nothing must be renamed or removed.
     """
@@ -83,9 +90,10 @@ def write_snapshot(
         write_json(folder / "state.json", {**snapshot.state, "step": snapshot.step})
         write_json(folder / "manifest.json", {name: file_sha256(folder / name) for name in FILES})
     allowed()
+    snapshot.best.write(run_dir)
     others = [folder for folder in list_checkpoints(run_dir) if folder != target]
     for old in others[: len(others) - (keep_last - 1)] if len(others) >= keep_last else []:
-        if not (keep_every and _step(old) % keep_every == 0):
+        if not (keep_every and _step(old) % keep_every == 0) and _step(old) != snapshot.best.step:
             shutil.rmtree(old)
     return target
 
@@ -103,6 +111,7 @@ class CheckpointWriter:
         self._token = token
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._written: list[Path] = []
         self.seconds = 0.0
 
     def submit(self, snapshot: Snapshot) -> None:
@@ -119,10 +128,15 @@ class CheckpointWriter:
     def close(self) -> None:
         self._thread.shutdown(wait=True)
 
+    def written(self) -> list[Path]:
+        """The checkpoints written since the last call."""
+        found, self._written = self._written, []
+        return found
+
     def _write(self, snapshot: Snapshot) -> None:
         begin = time.monotonic()
         try:
-            self._write_snapshot(snapshot)
+            self._written.append(self._write_snapshot(snapshot))
         except Exception:  # also when the attempt after this one has cleared the half-written folder away
             if self._token.is_ours():
                 raise
@@ -142,6 +156,15 @@ def _step(folder: Path) -> int:
 def _copy(tensor: Tensor) -> Tensor:
     """On the CPU, with memory of its own."""
     return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def whole_checkpoint(run_dir: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step; a damaged or missing one raises."""
+    folder = run_dir / f"checkpoint-{step}"
+    problem = _damage(folder)
+    if problem is not None:
+        raise ToolkitError(f"{folder} is damaged or missing ({problem}). Choose another checkpoint of {run_dir}.")
+    return Checkpoint(folder, step, read_json(folder / "state.json"))
 
 
 def newest_checkpoint(run_dir: Path) -> Checkpoint | None:

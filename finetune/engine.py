@@ -49,7 +49,8 @@ class Engine:
     """What differs between one process and many; this one holds the whole model in every process (DDP).
 
     `rank` and `world_size` come from torchrun's environment. A training step is `accumulate` around the forward and
-    `backward` of each micro-batch, then `step`.
+    `backward` of each micro-batch, then `step`. `part_norms` holds the norm of each trained part's gradients in the
+    last step, before clipping; nothing where the engine does not say.
     """
 
     def __init__(self, config: FinetuneConfig) -> None:
@@ -61,6 +62,7 @@ class Engine:
         self.rank: int = self._accelerator.process_index
         self.world_size: int = self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
+        self.part_norms: dict[str, Tensor] = {}
         self.dtype = pick_precision(config.train.precision, self.device)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = True
@@ -97,8 +99,15 @@ class Engine:
 
     def step(self) -> Tensor:
         """Clip the gradients, let the optimizer step, forget them; their norm before clipping."""
+        gradients: dict[str, list[Tensor]] = {}
+        for group in self.optimizer.param_groups:
+            for part, parameter in zip(group["parts"], group["params"], strict=True):
+                if parameter.grad is not None:
+                    gradients.setdefault(part, []).append(parameter.grad)
+        self.part_norms = {part: nn.utils.get_total_norm(own) for part, own in gradients.items()}
+        norm = torch.linalg.vector_norm(torch.stack(list(self.part_norms.values())))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
+        nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

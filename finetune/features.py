@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,24 @@ IMAGE_SETTINGS = (
 
 
 def use_cached_features(
-    config: FinetuneConfig, engine: Engine, stop: Preemption, model: Gr00tN1d7, dataset: TrainingDataset, base: str
+    config: FinetuneConfig,
+    engine: Engine,
+    stop: Preemption,
+    model: Gr00tN1d7,
+    datasets: Sequence[TrainingDataset],
+    base: str,
 ) -> None:
-    """Let `dataset` give features in place of images and text, and take the backbone out of memory.
+    """Let `datasets` give features in place of images and text, and take the backbone out of memory.
 
     base: the base checkpoint's fingerprint. Rows that are missing in cache_dir are computed, each process its share,
     and a few are compared with the live backbone. Raises ToolkitError where space is missing or a row differs, and
     Stopped between two files of rows; those that are written stay.
     """
-    store = open_store(config, engine, model, dataset, base)
-    _make_missing(store, config, engine, stop, model, dataset)
-    check_against_live(store, engine, model, dataset)
-    dataset.feature_store = store
+    for dataset in datasets:
+        store = open_store(config, engine, model, dataset, base)
+        _make_missing(store, config, engine, stop, model, dataset)
+        check_against_live(store, engine, model, dataset)
+        dataset.feature_store = store
     size = sum(p.numel() * p.element_size() for p in model.backbone.parameters())
     model.backbone.to("meta")
     if engine.is_main:
@@ -97,7 +103,7 @@ def open_store(
     store = FeatureStore(
         folder=Path(config.cache_dir) / f"features-{digest[:16]}",
         starts=len(dataset),
-        views=config.augment.views or 1,
+        views=dataset.settings.views or 1,
         tokens=dataset.prompts.shape[1],
         width=model.n1d7_config.backbone_embedding_dim,
         dtype=engine.dtype,
@@ -118,9 +124,10 @@ def store_identity(config: FinetuneConfig, engine: Engine, dataset: TrainingData
         "dtype": str(engine.dtype).removeprefix("torch."),
         "dataset": dataset.mixture.fingerprint,
         "episodes": dataset.episodes if len(dataset.episodes) > 1 else dataset.episodes[0],
-        "tail": config.dataset.tail,
+        "tail": dataset.settings.tail,
         "seed": config.train.seed,
-        "views": config.augment.views or 1,
+        "views": dataset.settings.views or 1,
+        **({} if dataset.settings.augment else {"augment": False}),
         "video": {"modality_keys": video.modality_keys, "delta_indices": video.delta_indices},
         "images": {name: getattr(processor.config, name) for name in IMAGE_SETTINGS},
         "image_limits": dataclasses.asdict(processor.vlm.limits),

@@ -44,7 +44,9 @@ class Fsdp2Engine(Engine):
         return nullcontext()  # each micro-batch adds to this process's share of the gradients
 
     def step(self) -> Tensor:
-        return _whole(super().step())
+        norm = _whole(super().step())
+        self.part_norms = {part: _whole(own) for part, own in self.part_norms.items()}
+        return norm
 
     def trained_weights(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, _whole(weight)) for name, weight in super().trained_weights())

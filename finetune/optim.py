@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from finetune.config.schema import TrainConfig
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 # by name, as the original's trainer does; LayerNorms are found by their type besides
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
@@ -26,8 +27,10 @@ def decays(name: str, owner: nn.Module) -> bool:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups, decaying and not, of the parameters that are trained, with their names under "names"."""
+    """Two groups, decaying and not, of the parameters that are trained, with their names under "names", and under
+    "parts" what part of the model each belongs to."""
     groups: list[dict[str, object]] = []
+    parts = _parts(model)
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     for decay in (True, False):
         chosen = [(n, p) for n, p in trained if decays(n, model.get_submodule(n.rpartition(".")[0])) is decay]
@@ -35,10 +38,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
             {
                 "params": [p for _, p in chosen],
                 "names": [n for n, _ in chosen],
+                "parts": [parts.get(id(p), "other") for _, p in chosen],
                 "weight_decay": weight_decay if decay else 0.0,
             }
         )
     return groups
+
+
+def _parts(model: nn.Module) -> dict[int, str]:
+    """The part of the model (a name of `Gr00tN1d7.groups`) that each parameter belongs to, by its id."""
+    if not isinstance(model, Gr00tN1d7):
+        return {}
+    return {id(p): part for part, modules in model.groups().items() for m in modules for p in m.parameters()}
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -51,14 +51,14 @@ def draw_episode(forecast: Forecast, reader: StepReader, path: Path) -> None:
     figure.suptitle(
         f'Episode {forecast.episode}, {length} frames: "{reader.instruction(forecast.episode)}"', fontsize=11
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_dim(panel: Axes, forecast: Forecast, group: str, d: int, fps: float, state: np.ndarray | None) -> None:
     length = len(forecast.exists)
     recorded = forecast.recorded[group][:, 0, d]
     time = np.arange(length) / fps
-    _tidy(panel)
+    tidy(panel)
     if state is not None:
         _draw_state(panel, time, state, same_unit=group != SIGNED_GROUP)
     panel.plot(time, recorded, color=RECORDED, linewidth=1.8, zorder=3)
@@ -113,11 +113,11 @@ def draw_errors(overall: Mapping[str, Section], title: str, path: Path) -> None:
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
     )
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_bars(panel: Axes, heights: Mapping[str, list[float]], form: str) -> None:
-    _tidy(panel)
+    tidy(panel)
     places = np.arange(len(SECTIONS))
     for number, (predictor, values) in enumerate(heights.items()):
         bars = panel.bar(places + 0.27 * (number - 1), values, 0.25, color=BARS[predictor], label=label(predictor))
@@ -141,7 +141,8 @@ def _dim_names(reader: StepReader) -> dict[str, list[str]]:
     return found
 
 
-def _tidy(panel: Axes) -> None:
+def tidy(panel: Axes) -> None:
+    """The look of every panel: few lines, in grey."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.spines[["left", "bottom"]].set_color("#bbbbbb")
     panel.tick_params(colors="#666666", labelsize=8, length=3)
@@ -149,5 +150,6 @@ def _tidy(panel: Axes) -> None:
     panel.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     FigureCanvasAgg(figure).print_png(str(path))

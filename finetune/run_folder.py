@@ -17,6 +17,7 @@ from finetune import checkpointing
 from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
 from finetune.preemption import Preemption
+from finetune.run_files import ARTIFACTS, BEST, EVALUATIONS, FIRST_BATCH, METRICS, STATUS
 from gr00t.errors import ToolkitError
 from gr00t.files import LockHeld, file_lock, read_json, remove_leftovers, write_json
 
@@ -73,7 +74,13 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """Whether output_dir holds what this very run would write."""
-        return not self.anew and self._mark() == identity_digest(self.identity)
+        return not self.anew and self._mark() == identity_digest(self.release_identity)
+
+    @property
+    def release_identity(self) -> dict[str, Any]:
+        """What makes a finished checkpoint the same: all that makes the run, and which of its weights were exported."""
+        best = self.config.train.export == "best"
+        return {**self.identity, "train.export": "best"} if best else self.identity
 
     @contextmanager
     def opened(self, start: checkpointing.Checkpoint | None, engine: Engine, stop: Preemption) -> Iterator[None]:
@@ -114,10 +121,11 @@ class RunFolder:
                 f"output_dir {self.output_dir} exists and holds other files than a finished checkpoint of this "
                 "toolkit; it is never replaced. Choose another output_dir=...."
             )
-        if mark != identity_digest(self.identity) and not self.anew:
+        if mark != identity_digest(self.release_identity) and not self.anew:
             raise ToolkitError(
-                f"output_dir {self.output_dir} exists already and holds the checkpoint of another run. Choose another "
-                "output_dir=..., remove it, or replace it with train.resume=never."
+                f"output_dir {self.output_dir} exists already and holds the checkpoint of another run, or of other "
+                "steps of it (train.export). Choose another output_dir=..., remove it, or replace it with "
+                "train.resume=never."
             )
 
     def _mark(self) -> str | None:
@@ -131,8 +139,10 @@ class RunFolder:
         if self.anew:
             for old in checkpoints:
                 shutil.rmtree(old)
-            for name in ("run.json", "metrics.jsonl"):
+            for name in ("run.json", METRICS, STATUS, BEST, FIRST_BATCH):
                 (self.run_dir / name).unlink(missing_ok=True)
+            for name in (ARTIFACTS, EVALUATIONS):
+                shutil.rmtree(self.run_dir / name, ignore_errors=True)
         elif start is not None:
             for newer in checkpoints[checkpoints.index(start.folder) + 1 :]:  # damaged, or start would be one of them
                 shutil.rmtree(newer.with_name(newer.name + ".damaged"), ignore_errors=True)

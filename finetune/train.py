@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from finetune import checkpointing, optim
 from finetune.attempt_token import AttemptToken, Superseded
 from finetune.cache import use_frame_store
 from finetune.config.identity import recipe
 from finetune.config.schema import FinetuneConfig
-from finetune.data import build_dataset, build_loader, build_processor, mask_sum, open_datasets
+from finetune.data import build_dataset, build_processor, open_datasets
 from finetune.engine import Engine, build_engine
-from finetune.export import write_release
+from finetune.export import describe_datasets, versions, write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
+from finetune.loop import TrainingLoop
 from finetune.lora import add_adapters, merge_adapters
-from finetune.meter import Meter, action_groups
 from finetune.planning.fits import check_here
 from finetune.preemption import SUPERSEDED, TIME_LIMIT, Preemption, Stopped
 from finetune.run_folder import RunFolder
 from finetune.stop_signals import stop_signals
 from finetune.tracking import Tracker
+from finetune.validation import Validation, held_out
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.mixture import Mixture
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.randomness import Stream, torch_seed
 from gr00t.data.steps import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors
@@ -116,8 +112,10 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
         for reader in mixture.readers:
             use_frame_store(config, reader, engine, stop)
     dataset = build_dataset(mixture, processor, model.n1d7_config, config)
+    unseen = held_out(config, dataset)
     if config.train.features == "cached":
-        use_cached_features(config, engine, stop, model, dataset, identity["base"])
+        datasets = [dataset, *([unseen] if unseen else [])]
+        use_cached_features(config, engine, stop, model, datasets, identity["base"])
     if start is not None:
         checkpointing.load_weights(start, model)
     module = HeadOnFeatures(model) if config.train.features == "cached" else model
@@ -126,11 +124,26 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
         engine.restore_optimizer(checkpointing.read_optimizer(start))
     stop.check(TIME_LIMIT)  # which is looked at after the first step: every attempt gets on
     with run.opened(start, engine, stop):
-        resolved = dataclasses.asdict(config)
-        tracker = Tracker(config, resolved, active=engine.is_main, first_step=stop.step, token=stop.token)
-        loss = TrainingLoop(config, engine, stop, model, dataset, tracker, identity).run(start)
-        _release(config, base, engine, stop, model, dataset, identity)
-    return FinetuneResult(output_dir, run_dir, config.train.max_steps, loss)
+        facts = _facts(config, engine, mixture, identity)
+        with Tracker(config, facts, active=engine.is_main, first_step=stop.step, token=stop.token) as tracker:
+            validation = Validation(config, engine, model, unseen) if unseen else None
+            loop = TrainingLoop(config, engine, stop, model, dataset, tracker, identity, validation)
+            loss = loop.run(start)
+            exported = _release(config, base, engine, stop, model, dataset, run, loop)
+            tracker.released(output_dir, exported)
+    return FinetuneResult(output_dir, run_dir, loop.done, loss)
+
+
+def _facts(config: FinetuneConfig, engine: Engine, mixture: Mixture, identity: dict[str, Any]) -> dict[str, Any]:
+    """What a run is made of that its configuration does not say."""
+    return {
+        "dataset": {**describe_datasets(mixture), "training_digest": identity["dataset"]},
+        "base": identity["base"],
+        "versions": versions(),
+        "processes": engine.world_size,
+        "device": engine.device.type,
+        "precision": str(engine.dtype).removeprefix("torch."),
+    }
 
 
 def _release(
@@ -140,13 +153,18 @@ def _release(
     stop: Preemption,
     model: Gr00tN1d7,
     dataset: TrainingDataset,
-    identity: dict[str, Any],
-) -> None:
-    """The finished checkpoint, written by the main process while the others wait."""
+    run: RunFolder,
+    loop: TrainingLoop,
+) -> int:
+    """The finished checkpoint, written by the main process while the others wait; the step its weights are from."""
     engine.gather_weights()
+    step = loop.done
     if engine.is_main and stop.token.is_ours():
+        if config.train.export == "best" and loop.best.step is not None:
+            step = loop.best.step
+            checkpointing.load_weights(checkpointing.whole_checkpoint(run.run_dir, step), model)
         if config.train.features == "cached":
-            restore_backbone(model, base, identity["base"], engine.dtype)
+            restore_backbone(model, base, run.identity["base"], engine.dtype)
         if config.train.lora.rank is not None:
             merge_adapters(model)
         folder = Path(config.output_dir)
@@ -159,10 +177,12 @@ def _release(
                 resolved=dataclasses.asdict(config),
                 hardware=engine.hardware(),
                 mixture=dataset.mixture,
-                identity=identity,
+                identity=run.release_identity,
+                step=step,
                 allowed=stop.token.require,
             )
     stop.barrier()
+    return step
 
 
 def check_room(config: FinetuneConfig, engine: Engine) -> None:
@@ -214,117 +234,3 @@ def run_identity(config: FinetuneConfig, base: Path, data: StepReader | Mixture)
         "dataset": (data.layout if isinstance(data, StepReader) else data).training_digest(),
         "base": fingerprint(base),
     }
-
-
-class TrainingLoop:
-    """Optimizer steps from a starting point to max_steps, with metrics and checkpoints."""
-
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        engine: Engine,
-        stop: Preemption,
-        model: Gr00tN1d7,
-        dataset: TrainingDataset,
-        tracker: Tracker,
-        identity: dict[str, Any],
-    ) -> None:
-        self.config, self.engine, self.stop, self.model = config, engine, stop, model
-        self.dataset, self.tracker, self.identity = dataset, tracker, identity
-        train, run_dir = config.train, Path(config.run_dir)
-        self.writer: checkpointing.CheckpointWriter | None = None
-        if engine.is_main:
-            self.writer = checkpointing.CheckpointWriter(run_dir, train.keep_last, train.keep_every, stop.token)
-        self.meter = Meter(action_groups(dataset.processor, dataset.tag), engine)
-
-    def run(self, start: checkpointing.Checkpoint | None) -> float | None:
-        """Train; the loss of the last logged steps. Raises Stopped when all is saved. The tracker is closed anyway."""
-        failed, reason = True, None
-        if start is not None and "meter" in start.state:
-            self.meter.restore(start.state["meter"])
-        try:
-            reason = self._steps(start.step if start else 0)
-            if self.writer is not None:
-                with self._checkpoint_errors():
-                    self.writer.wait()
-            failed = False
-        finally:
-            if self.writer is not None:
-                self.writer.close()
-            self.tracker.finish({"loss": self.meter.last_loss}, failed=failed)
-        if reason is not None:
-            raise Stopped(reason)
-        return self.meter.last_loss
-
-    def _steps(self, first_step: int) -> str | None:
-        """All steps that are left; the reason when there is one to stop before the last."""
-        train = self.config.train
-        loader, sampler = build_loader(self.dataset, self.config, self.engine, first_step)
-        batches = iter(loader)
-        for step in range(first_step, train.max_steps):
-            micro_batches = self._next(batches, sampler.accumulation)
-            self._step(step, micro_batches)
-            done = step + 1
-            reason = self.stop.agreed(done)
-            if reason == SUPERSEDED:
-                return reason
-            saves = done % train.save_steps == 0 or done == train.max_steps or reason is not None
-            if done % train.log_steps == 0 or done == train.max_steps:
-                self.tracker.log(done, self.meter.read(self.config, optim.learning_rate(step, train)))
-                self._refuse_nan(done)
-            self.tracker.advance(done)
-            if saves:
-                self._refuse_nan(done)
-                self._save(done)
-            if reason is not None and done < train.max_steps:
-                return reason
-        return None
-
-    def _next(self, batches: Iterator[dict[str, Tensor]], count: int) -> list[dict[str, Tensor]]:
-        begin = time.perf_counter()
-        try:
-            found = [self.engine.move(next(batches)) for _ in range(count)]
-        except ToolkitError as error:  # a loader process puts its traceback before the message
-            raise ToolkitError(str(error).rpartition("ToolkitError: ")[2].strip()) from None
-        self.meter.waited += time.perf_counter() - begin
-        return found
-
-    def _step(self, step: int, micro_batches: list[dict[str, Tensor]]) -> None:
-        """One optimizer step over the global batch: the loss is the mean over all its unmasked action values."""
-        engine, train = self.engine, self.config.train
-        total = self.stop.sum(mask_sum(micro_batches)) + 1e-6
-        for index, batch in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            torch.manual_seed(
-                torch_seed(train.seed, Stream.MODEL_DROPOUT, step, engine.rank * len(micro_batches) + index)
-            )
-            with engine.accumulate(last):
-                with engine.autocast():
-                    output = engine.module(batch)
-                engine.backward(output.action_loss.sum() / total)
-            self.meter.add(output.action_loss, output.action_mask)
-        optim.set_learning_rate(engine.optimizer, optim.learning_rate(step, train))
-        self.meter.end_step(engine.step())
-
-    def _refuse_nan(self, step: int) -> None:
-        loss = self.meter.last_loss
-        if not self.meter.finite or (loss is not None and not math.isfinite(loss)):
-            raise ToolkitError(
-                f"Loss or gradients are no numbers any more at step {step}; the checkpoints from before are whole. "
-                "Check the dataset's ranges, or lower train.learning_rate."
-            )
-
-    def _save(self, step: int) -> None:
-        weights, optimizer = self.engine.trained_weights(), self.engine.optimizer_state()
-        state = {"identity": self.identity, "loss": self.meter.last_loss, "meter": self.meter.state()}
-        if self.writer is None:
-            for _ in itertools.chain(weights, optimizer):  # this process gives its part of each
-                pass
-            return
-        self.stop.save_seconds = self.writer.seconds
-        with self._checkpoint_errors():
-            self.writer.submit(checkpointing.take_snapshot(step, weights, optimizer, state))
-
-    def _checkpoint_errors(self) -> AbstractContextManager[None]:
-        remedy = "The checkpoint before is whole: make room and start the same command again."
-        return disk_errors(Path(self.config.run_dir), remedy)

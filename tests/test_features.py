@@ -18,7 +18,7 @@ from test_training import ROOT, losses, overrides, trained
 from test_training import config as training_config
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune import features, train
+from finetune import features, loop
 from finetune.attempt_token import AttemptToken
 from finetune.config import FinetuneConfig, load
 from finetune.data import build_dataset, build_processor
@@ -104,14 +104,14 @@ def test_the_backbone_leaves_memory(
     runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[set[str]] = []
-    original = train.TrainingLoop._step
+    original = loop.TrainingLoop._step
 
-    def step(loop: Any, *arguments: Any) -> None:
-        seen.append({p.device.type for p in loop.model.backbone.parameters()})
-        assert all(not name.startswith("backbone") for name, _ in loop.engine.module.named_parameters())
-        original(loop, *arguments)
+    def step(training: Any, *arguments: Any) -> None:
+        seen.append({p.device.type for p in training.model.backbone.parameters()})
+        assert all(not name.startswith("backbone") for name, _ in training.engine.module.named_parameters())
+        original(training, *arguments)
 
-    monkeypatch.setattr(train.TrainingLoop, "_step", step)
+    monkeypatch.setattr(loop.TrainingLoop, "_step", step)
     finetune(config(tmp_path, small_data, tiny_base, "cached", runs["cache"], "train.max_steps=1"))
     assert seen == [{"meta"}]
 
@@ -232,7 +232,7 @@ def test_prompts_of_several_lengths_are_cached_as_they_are_padded_live(
     settings = mixed_settings(small_data, tiny_base, tmp_path)
     engine = Engine(settings)
     stop = Preemption(engine, AttemptToken(tmp_path), 1)
-    features.use_cached_features(settings, engine, stop, model, dataset, "base")
+    features.use_cached_features(settings, engine, stop, model, [dataset], "base")
     cached = dataset.collate([dataset[key] for key in keys])
     assert torch.equal(cached["attention_mask"], expected.attention_mask)
     assert torch.equal(cached["image_mask"], expected.image_mask)

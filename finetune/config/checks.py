@@ -59,6 +59,7 @@ def check_finetune(config: FinetuneConfig, processes: int | None = None, *, data
     processes = world_size() if processes is None else processes
     check_engine(config, processes)
     check_optimizer(config)
+    check_evaluation(config)
     check_batch(config.train.global_batch_size, config.train.micro_batch_size, processes)
     written = {"run_dir": Path(config.run_dir), "output_dir": Path(config.output_dir)}
     for name, folder in written.items():
@@ -107,6 +108,29 @@ def check_divided(config: FinetuneConfig) -> None:
         )
 
 
+def check_evaluation(config: FinetuneConfig) -> None:
+    """Evaluation during training: an engine whose processes hold whole weights, and a step at which it happens."""
+    train = config.train
+    if train.eval_steps is None:
+        for name, wanted in (("patience", train.patience is not None), ("export", train.export == "best")):
+            if wanted:
+                raise ToolkitError(
+                    f"train.{name}={getattr(train, name)} needs evaluations during training. Say how often: "
+                    "train.eval_steps=1000."
+                )
+        return
+    if train.eval_steps > train.max_steps:
+        raise ToolkitError(
+            f"train.eval_steps={train.eval_steps} is more than train.max_steps={train.max_steps}, so nothing would be "
+            "evaluated. Take a smaller one, or leave it out."
+        )
+    if config.engine.name == "fsdp2":
+        raise ToolkitError(
+            "engine=fsdp2 divides the weights among the processes, and an evaluation during training needs them "
+            "whole in one. Use engine=ddp or zero2, or leave train.eval_steps out and evaluate the finished checkpoint."
+        )
+
+
 def check_optimizer(config: FinetuneConfig) -> None:
     """The libraries that train.optimizer and train.lora need."""
     if config.train.lora.rank is not None and importlib.util.find_spec("peft") is None:
@@ -143,6 +167,7 @@ def check_plan(config: PlanConfig) -> None:
     """What does not depend on this machine: a plan is made before the data, the base and the GPUs are there."""
     check_cache(config)
     check_divided(config)
+    check_evaluation(config)
     if config.engine.name == "single" and (config.gpus or 1) > 1:
         raise ToolkitError(f"engine=single is one process, not gpus={config.gpus}. Choose engine=ddp.")
     if config.gpus is not None:

@@ -50,6 +50,7 @@ __all__ = [
     "CompareConfig",
     "Config",
     "CreateBaseConfig",
+    "DashboardConfig",
     "DatasetConfig",
     "DiffusionModelConfig",
     "EngineConfig",
@@ -64,6 +65,7 @@ __all__ = [
     "PrepareConfig",
     "RecordConfig",
     "ReleaseConfig",
+    "ReportConfig",
     "SelfAttentionConfig",
     "SplitConfig",
     "TextConfig",
@@ -306,6 +308,40 @@ class JobsConfig:
     lines: int = key("lines of the log that follow shows first", 20, at_least=0)
 
 
+@dataclass(kw_only=True)
+class DashboardConfig:
+    """Define the wandb project's workspace: of one split, or of all splits side by side.
+
+    It is printed as JSON, which needs no account; out=FILE saves it, create=true makes it in the project.
+    """
+
+    split: str | None = key("the split whose runs it shows; null for all splits side by side", None)
+    group: str | None = key("show the runs of this wandb group only; null for all", None)
+    project: str = key("wandb project", "groot-conflict")
+    entity: str | None = key("wandb user or team; null for the one the key belongs to", None)
+    out: str | None = key("file that receives the workspace as JSON; null prints it", None, folder=True)
+    saved: str | None = key("a file of out=, used in place of what is defined here; null for none", None, folder=True)
+    create: bool = key("make the workspace in the project; needs a wandb key", False)
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    """One HTML page of a run's curves, or of several runs', that needs neither account nor network.
+
+    RUN is a run folder, or a folder that holds some; without one all below runs_dir are shown. One run's page goes into
+    its folder, several runs' page into the folder that was named, as report.html.
+    """
+
+    runs_dir: str = key("folder with the run folders", "runs", folder=True)
+    out: str | None = key("file of the page; null for report.html in the folder that is shown", None, folder=True)
+    reports_dir: str = key(
+        "folder of evaluations (<split>/<part>/open_loop.json, closed_loop.json), shown where they are of the run's "
+        "checkpoint",
+        "reports",
+        folder=True,
+    )
+
+
 Config = (
     RecordConfig
     | FinetuneConfig
@@ -319,4 +355,6 @@ Config = (
     | ReleaseConfig
     | LaunchConfig
     | JobsConfig
+    | DashboardConfig
+    | ReportConfig
 )

@@ -125,6 +125,21 @@ class TrainConfig:
         "checkpoints at multiples of so many steps are kept for good; null for none", None, at_least=1
     )
     log_steps: int = key("optimizer steps between two log lines", 10, at_least=1)
+    eval_steps: int | None = key(
+        "optimizer steps between two open-loop evaluations on held-out episodes; null for none. The best evaluated "
+        "checkpoint is kept, and best.json names it",
+        None,
+        at_least=1,
+    )
+    eval_episodes: int | None = key("held-out episodes evaluated, the first ones; null for all", 8, at_least=1)
+    patience: int | None = key(
+        "evaluations in a row without a better one after which training ends; null for never", None, at_least=1
+    )
+    export: str = key(
+        "weights of the finished checkpoint: those of the last step, or of the best evaluation",
+        "last",
+        choices=("last", "best"),
+    )
     num_workers: int = key("data loader processes per training process; 0 loads in the training process", 2, at_least=0)
     resume: str = key(
         "auto goes on from the newest checkpoint of run_dir; never starts anew", "auto", choices=("auto", "never")
@@ -200,9 +215,18 @@ class TrackingConfig:
     name: str = key("wandb, or none for the terminal only", choices=("wandb", "none"))
     project: str = key("wandb project", "groot-conflict")
     mode: str = key("auto is offline when there is no wandb key", "auto", choices=("auto", "online", "offline"))
-    group: str | None = key("wandb group", None)
+    group: str | None = key("wandb group: the suite of runs that are looked at together", "conflict-${model.name}")
     run_name: str | None = key("wandb name of the run", "${split.name}")
-    tags: list[str] = key("wandb tags", [])
+    tags: list[str] = key("wandb tags, beside split, cluster and engine", [])
+    artifacts: str = key(
+        "dataset, base and checkpoints as wandb artifacts: reference holds hashes and sizes, upload also the files of "
+        "the dataset and of the finished checkpoint",
+        "reference",
+        choices=("none", "reference", "upload"),
+    )
+    stall_minutes: float | None = key(
+        "minutes without a step after which a warning is sent; null for never", 20.0, more_than=0
+    )
 
 
 @dataclass(kw_only=True)

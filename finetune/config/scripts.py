@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config.schema import (
-    CompareConfig,
     AdoptConfig,
+    CompareConfig,
     CreateBaseConfig,
+    DashboardConfig,
     EvaluateConfig,
     FinetuneConfig,
     JobsConfig,
@@ -18,6 +19,7 @@ from finetune.config.schema import (
     PrepareConfig,
     RecordConfig,
     ReleaseConfig,
+    ReportConfig,
 )
 
 
@@ -120,5 +122,15 @@ SCRIPTS = {
         JobsConfig,
         "python -m finetune.jobs [list | follow RUN | cancel RUN | resubmit RUN]",
         ("json=true", "runs_dir=/scratch/me/runs"),
+    ),
+    "dashboard": Script(
+        DashboardConfig,
+        "python -m finetune.dashboard",
+        ("out=workspace.json", "split=color_object out=color_object.json", "create=true entity=my-team"),
+    ),
+    "report": Script(
+        ReportConfig,
+        "python -m finetune.report [RUN ...]",
+        ("runs_dir=/scratch/me/runs", "out=report.html"),
     ),
 }

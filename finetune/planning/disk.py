@@ -38,12 +38,13 @@ def disk(run: Run, layouts: list[DatasetLayout]) -> list[DiskPart]:
 
 
 def checkpoints(run: Run) -> DiskPart:
-    """Those that are kept, and one more while it is written."""
+    """Those that are kept, the best evaluated one among them, and one more while it is written."""
     train = run.config.train
     saved = math.ceil(train.max_steps / train.save_steps)
     for_good = train.max_steps // math.lcm(train.save_steps, train.keep_every) if train.keep_every else 0
-    kept = min(saved, train.keep_last + for_good)
-    writing = 1 if saved > kept else 0
+    best = 0 if train.eval_steps is None else 1
+    kept = min(saved + best, train.keep_last + for_good + best)
+    writing = 1 if saved + best > kept else 0
     note = f"{kept} kept" + (", one being written" if writing else "")
     note += f"; {checkpoint_size(run) / 1e9:.1f} GB each"
     return DiskPart("checkpoints", Path(run.config.run_dir), (kept + writing) * checkpoint_size(run), note)
@@ -88,7 +89,16 @@ def _features(run: Run, layouts: list[DatasetLayout]) -> DiskPart:
         return DiskPart("feature cache", folder, None, "known when the dataset is converted")
     starts, views = sum(start_count(run.config, layout) for layout in layouts), run.config.augment.views or 1
     row = run.batch.tokens * (run.shape.context * run.kernels.size + 2)
-    return DiskPart("feature cache", folder, starts * views * row, f"{starts} start frames x {views} views")
+    unseen = held_out_count(run.config, layouts[0])
+    note = f"{starts} start frames x {views} views" + (f", {unseen} held-out frames" if unseen else "")
+    return DiskPart("feature cache", folder, (starts * views + unseen) * row, note)
+
+
+def held_out_count(config: FinetuneConfig, layout: DatasetLayout) -> int:
+    """Frames that are evaluated during training."""
+    if config.train.eval_steps is None:
+        return 0
+    return sum(layout.episode(index).length for index in layout.val_episodes[: config.train.eval_episodes])
 
 
 def start_count(config: FinetuneConfig, layout: DatasetLayout) -> int:

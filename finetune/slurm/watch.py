@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
+from finetune.run_files import STATUS
 from finetune.slurm import record, runs
 from finetune.slurm.queue import Job, Queue
 from gr00t.errors import ToolkitError
+from gr00t.files import read_json
 
 _TAIL_BYTES = 65536
 _DAMAGED = (ToolkitError, OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
@@ -107,7 +109,7 @@ def view(run_dir: Path, noted: dict[str, Any], queue: Queue) -> View:
     settings = runs.resolved(run_dir).get("train", {}) if tuned else {}
     metrics = last_metrics(run_dir) if tuned else {}
     state, reason = _state(job, last, queue.silence, bool(noted.get("job_id")))
-    if state == "local" and metrics.get("step") == settings.get("max_steps", -1):
+    if state == "local" and (metrics.get("step") == settings.get("max_steps", -1) or _finished_early(run_dir)):
         state = "finished"
     return View(
         name=noted["name"],
@@ -131,7 +133,7 @@ def view(run_dir: Path, noted: dict[str, Any], queue: Queue) -> View:
 
 
 def last_metrics(run_dir: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl; {} before the first."""
+    """The last whole line of metrics.jsonl that training measured; {} before the first."""
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return {}
@@ -143,7 +145,7 @@ def last_metrics(run_dir: Path) -> dict[str, Any]:
             found = json.loads(line)
         except ValueError:  # the line that is being written
             continue
-        if isinstance(found, dict) and "step" in found:
+        if isinstance(found, dict) and "step" in found and "loss" in found:
             return found
     return {}
 
@@ -163,6 +165,12 @@ def _state(job: Job | None, last: record.Attempt | None, silence: str, was_job: 
     if not was_job:
         return "local", ""
     return ("unknown", silence) if silence else ("lost", "its job is gone and left no word")
+
+
+def _finished_early(run_dir: Path) -> bool:
+    """Whether training ended by itself before max_steps, as train.patience lets it."""
+    path = run_dir / STATUS
+    return path.is_file() and read_json(path).get("status") == "finished"
 
 
 def _training_left(metrics: dict[str, Any], settings: dict[str, Any]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -97,7 +97,8 @@ class TrainingDataset(Dataset[dict[str, Any]]):
             for frame in start_frames(length, deltas, settings.tail):
                 yield source, episode, frame
 
-    def _step(self, index: int, *, images: bool = True) -> Step:
+    def step(self, index: int, *, images: bool = True) -> Step:
+        """A start as the reader of its dataset gives it."""
         source, episode, frame = self._starts[index]
         return self.mixture.readers[source].step(episode, frame, images=images)
 
@@ -112,7 +113,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         settings = self.settings
         drop = generator(settings.seed, Stream.STATE_DROPOUT, key.step, key.position).random(2) < settings.state_dropout
-        step = self._step(key.index, images=self.feature_store is None)
+        step = self.step(key.index, images=self.feature_store is None)
         sample = self.processor.encode_robot(step, self.tag, drop_state=bool(drop[0]))
         if self.feature_store is None:
             sample |= self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key))
@@ -127,9 +128,14 @@ class TrainingDataset(Dataset[dict[str, Any]]):
             "drop_state_features": bool(drop[1]),
         }
 
+    def images(self, key: SampleKey) -> np.ndarray:
+        """(T*V, S, S, 3) uint8: the augmented images of a sample, also where a feature store stands in for them."""
+        step = self.step(key.index)
+        return self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key))["images"]
+
     def vlm_inputs(self, index: int, view: int) -> dict[str, Any]:
         """What the backbone reads of one view of a start frame, as `Gr00tN1d7Processor.encode_vlm` gives it."""
-        step = self._step(index)
+        step = self.step(index)
         return self.processor.encode_vlm(step, self.tag, augmentation=self._look(index, view))
 
     def _view(self, key: SampleKey) -> tuple[int, np.random.Generator]:
@@ -147,6 +153,16 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         if self.settings.views is None and self.settings.augment:
             return self.processor.images.draw(rng)
         return self._look(key.index, view)  # the view is drawn anew each time, its look only once
+
+    def observations(self, starts: Sequence[int]) -> dict[str, torch.Tensor]:
+        """A batch of start frames as a policy sees them when it acts: nothing augmented, hidden or drawn."""
+        live = self.feature_store is None
+        steps = [self.step(index, images=live) for index in starts]
+        batch = self.processor.collate_robot([self.processor.encode_robot(step, self.tag) for step in steps])
+        if self.feature_store is not None:
+            return batch | self.feature_store.collate([self.feature_store.sample(index, 0) for index in starts])
+        vlm = [self.processor.encode_vlm(step, self.tag) for step in steps]
+        return batch | self.processor.collate_vlm(vlm, length=self.prompts.shape[1])
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The processor's batch, with the draws: noise (B, H, D), time (B,), drop_state_features (B,) bool."""

@@ -1,0 +1,9 @@
+"""Names of what a run folder holds for people and for other programs, beside its checkpoints."""
+
+METRICS = "metrics.jsonl"  # a line each time something was measured
+STATUS = "status.json"  # running, finished, stopped or failed, and why
+FIRST_BATCH = "first_batch.png"
+EVALUATIONS = "evaluations"  # pictures of the evaluations during training
+ARTIFACTS = "artifacts"  # what wandb artifacts hold; an offline run needs it until it is sent
+BEST = "best.json"  # the best evaluated step, whose checkpoint is kept
+REPORT = "report.html"

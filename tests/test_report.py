@@ -1,0 +1,144 @@
+"""Reports of runs: one self-contained page, whose curves can be zoomed in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, opened
+from PIL import Image
+
+from finetune.report import main, read
+from finetune.run_history import read_history, read_series
+from gr00t.errors import ToolkitError
+
+NOT_A_NAME = 'a<b>\'s & "x" <script>'
+STEPS_SHOWN = "(() => {const r = Bokeh.documents[0].get_model_by_name('steps'); return [r.start, r.end]})()"
+FIRST_PLOT = """(() => {
+    const view = Object.values(Bokeh.index.roots ?? Bokeh.index)[0];
+    const [element, frame] = [view.el.getBoundingClientRect(), view.frame.bbox];
+    return [element.left + frame.left, element.top + frame.top, frame.width, frame.height];
+})()"""
+
+
+def write_run(folder: Path, rate: float = 1e-4, steps: int = 300, **more: object) -> Path:
+    """A run folder as training leaves it: curves of `steps` steps, evaluations at every hundredth."""
+    folder.mkdir(parents=True)
+    settings = {
+        "split": {"name": "color_object"},
+        "model": {"base": "base"},
+        "engine": {"name": "ddp"},
+        "dataset": {"data_dir": "data", "tail": "mask", "embodiment_tag": "new_embodiment"},
+        "augment": {"views": None},
+        "train": {"max_steps": steps, "learning_rate": rate, "global_batch_size": 32},
+        "output_dir": str(folder.parent / "done"),
+    }
+    (folder / "run_config.json").write_text(json.dumps(settings))
+    lines = []
+    for step in range(10, steps + 1, 10):
+        loss = 1 / step
+        lines.append({"step": step, "loss": loss, "loss_arm": loss / 2, "grad_norm": 1.0, "learning_rate": rate})
+        lines[-1] |= {"samples_per_second": 40.0, "data_wait_seconds": 0.1, "peak_memory_gib": 3.0}
+        if step % 100 == 0:
+            lines.append({"step": step, "val/arm_mae": 2 * loss, "val/arm_mae_hold_still": 0.06})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status = {"status": "finished", "reason": "", "step": steps, **more}
+    (folder / "status.json").write_text(json.dumps(status))
+    return folder
+
+
+def write_attempt(run: Path, number: int, from_step: int, ended: str) -> None:
+    folder = run / "attempts" / str(number)
+    folder.mkdir(parents=True)
+    (folder / "attempt.json").write_text(json.dumps({"from_step": from_step, "nodes": "n1"}))
+    (folder / "ended.json").write_text(json.dumps({"what": "requeue", "reason": ended}))
+
+
+def report(*arguments: object) -> None:
+    main(read(["local=none", *map(str, arguments)]))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+def test_a_page_of_runs_can_be_zoomed_in_a_browser(tmp_path: Path) -> None:
+    for name, rate in (("one", 1e-4), (NOT_A_NAME, 2e-4)):
+        write_attempt(write_run(tmp_path / "runs" / name, rate), 0, 0, "signal SIGUSR1")
+    report(tmp_path / "runs", f"reports_dir={tmp_path}")
+    with opened(tmp_path / "runs" / "report.html", tmp_path / "profile") as page:
+        page.wait_for("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
+        whole, seen = page.value(STEPS_SHOWN), page.picture()
+        left, top, width, height = page.value(FIRST_PLOT)
+        page.drag((left + width / 4, top + height / 4), (left + width / 2, top + height * 0.8))
+        page.wait_for(f"{STEPS_SHOWN}[1] < {whole[1]}")
+        low, high = page.value(STEPS_SHOWN)
+        at = [whole[0] + part * (whole[1] - whole[0]) for part in (0.25, 0.5)]
+        assert [low, high] == pytest.approx(at, abs=2)
+        zoomed = page.picture()
+        page.double_click(left + width / 2, top + height / 2)
+        page.wait_for(f"{STEPS_SHOWN}[1] === {whole[1]}")
+        assert page.value("document.querySelectorAll('main script').length") == 0  # the name stayed a name
+        assert page.complaints == []
+    assert len(np.unique(pixels(seen).reshape(-1, 3), axis=0)) > 100
+    assert (pixels(seen) != pixels(zoomed)).any(axis=-1).mean() > 0.005
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_a_page_needs_no_network_and_stays_small(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "one", steps=10_000)
+    report(run, f"reports_dir={tmp_path}")
+    text = (run / "report.html").read_text()
+    assert len(text) < 3e6
+    outside = [part for part in ('src="http', 'href="http', "@import") if part in text.split("</style>")[1][:5000]]
+    assert outside == [] and "cdn.bokeh.org" not in text.rpartition("</main>")[0]
+
+
+def test_only_settings_that_differ_are_shown_for_several_runs(tmp_path: Path) -> None:
+    one, two = write_run(tmp_path / "one", 1e-4), write_run(tmp_path / "two", 2e-4)
+    report(one, two, f"reports_dir={tmp_path}", f"out={tmp_path}/page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "train.learning_rate" in text and "train.global_batch_size" not in text
+
+
+def test_attempts_and_evaluations_of_the_checkpoint_are_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "one")
+    write_attempt(run, 0, 0, "signal SIGUSR1")
+    write_attempt(run, 1, 150, "training is finished")
+    found = tmp_path / "reports" / "color_object" / "val" / "open_loop.json"
+    found.parent.mkdir(parents=True)
+    errors = {"arm": {"policy": {"mae": 0.0123}, "hold_still": {"mae": 0.06}}}
+    sections = {section: {"errors": errors} for section in ("all", "last")}
+    checkpoint = {"checkpoint": str(tmp_path / "runs" / "done"), "part": "val", "overall": sections}
+    found.write_text(json.dumps(checkpoint))
+    history = read_history(run, tmp_path / "reports")
+    assert [(start.step, start.reason) for start in history.starts] == [(0, ""), (150, "signal SIGUSR1")]
+    assert [(result.kind, result.part) for result in history.evaluations] == [("open loop", "val")]
+    assert "arm error 0.0123" in history.evaluations[0].said
+    found.write_text(json.dumps({**checkpoint, "checkpoint": "elsewhere"}))
+    assert read_history(run, tmp_path / "reports").evaluations == []
+    found.write_text("{")
+    assert read_history(run, tmp_path / "reports").evaluations[0].kind == "damaged"
+
+
+def test_lines_that_are_no_measurements_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n[]\n{"loss": 1}\n{"step": 3, "lo')
+    assert read_series(path) == {"loss": ([1], [2.0])}
+
+
+def test_a_run_that_is_going_on_says_when_it_last_logged(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", status="running")
+    history = read_history(run, tmp_path)
+    assert history.status == "running" and "last logged 0 minutes" in history.reason
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty"])
+def test_a_folder_without_runs_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ToolkitError, match=r"is no run folder and holds none.*Give the run_dir of a fine-tune"):
+        report(tmp_path / name)
+    assert not list(tmp_path.rglob("*.html"))

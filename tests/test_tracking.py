@@ -1,0 +1,220 @@
+"""What a run logs to wandb: kept offline, and read back here with wandb's own tool."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_training import config
+
+from finetune.attempt_token import AttemptToken
+from finetune.config import FinetuneConfig
+from finetune.preemption import Stopped
+from finetune.stall import StallWatch
+from finetune.stop_signals import SIGNALS
+from finetune.tracking import Tracker
+from finetune.train import finetune
+from finetune.wandb_run import as_typed, run_tags
+from gr00t.errors import ToolkitError
+
+WANDB = Path(sys.executable).with_name("wandb")
+OFFLINE = ("tracking=wandb", "tracking.mode=offline", "train.log_steps=2")
+FACTS = {"dataset": {"fingerprint": "f"}, "base": "b", "versions": {}}
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """Every record of a run's newest wandb file, as `wandb leet inspect` prints them."""
+    path = max((out / "run" / "wandb").glob("offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns)
+    done = subprocess.run([WANDB, "leet", "inspect", "--json", path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def of_type(found: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [record[kind] for record in found if record["type"] == kind]
+
+
+def history(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry["item"] for entry in of_type(found, "history")]
+
+
+@pytest.fixture(scope="module")
+def out(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four steps."""
+    out = tmp_path_factory.mktemp("tracked")
+    more = ("train.max_steps=4", "train.eval_steps=2", "train.eval_episodes=1", "tracking.tags=[mine]")
+    finetune(config(out, small_data, tiny_base, *OFFLINE, *more))
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(out: Path) -> list[dict[str, Any]]:
+    return records(out)
+
+
+def test_a_run_says_what_it_is(found: list[dict[str, Any]]) -> None:
+    run = of_type(found, "run")[0]
+    assert (run["project"], run["display_name"]) == ("groot-conflict", "color_object")
+    assert run["run_group"] == "conflict-tiny"
+    assert run["tags"] == ["color_object", "local", "ddp", "mine"]
+    logged = run["config"]["update"]
+    assert logged["train"]["max_steps"] == 4 and logged["split"]["name"] == "color_object"
+    assert len(logged["run"]["dataset"]["fingerprint"]) == 64 and logged["run"]["processes"] == 1
+    assert logged["run"]["versions"]["torch"] and "git_revision" in logged["run"]["versions"]
+
+
+def test_losses_gradients_speed_and_errors_are_logged(out: Path, found: list[dict[str, Any]]) -> None:
+    lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    logged = {entry["_step"]: entry for entry in history(found)}
+    assert [line["step"] for line in trained] == [2, 4]
+    for line in trained:
+        assert logged[line["step"]]["train/loss"] == pytest.approx(line["loss"])
+        parts = [line[f"grad_norm_{part}"] for part in ("projector", "diffusion_model", "vlln")]
+        # the mean over two steps of a norm is at most the norm of the means
+        assert line["grad_norm"] == pytest.approx(sum(p * p for p in parts) ** 0.5, rel=0.02)
+        assert {"loss_arm", "loss_gripper", "learning_rate", "samples_per_second", "peak_memory_gib"} <= set(line)
+    assert logged[4]["val/arm_mae"] > 0 and logged[4]["val/arm_mae_last"] > 0
+
+
+def test_the_first_batch_and_the_evaluations_are_pictures(out: Path, found: list[dict[str, Any]]) -> None:
+    first = history(found)[0]
+    assert "pick up the color-matching object" in first["first_batch.caption"]
+    assert "arm" in first["first_batch.caption"] and (out / "run" / "first_batch.png").is_file()
+    pictures = [entry for entry in history(found) if "val/errors.path" in entry]
+    assert [entry["_step"] for entry in pictures] == [2, 4]
+    files = next((out / "run" / "wandb").glob("offline-run-*")) / "files"
+    assert all((files / entry[f"val/{name}.path"]).is_file() for entry in pictures for name in ("errors", "episode"))
+
+
+def test_lineage_leads_from_dataset_and_base_to_the_policy(out: Path, found: list[dict[str, Any]]) -> None:
+    artifacts = {(a["name"], tuple(a["aliases"])): a for a in of_type(found, "artifact")}
+    names = {name: artifact for (name, _), artifact in artifacts.items()}
+    read = {name for name, artifact in names.items() if artifact.get("use_after_commit")}
+    assert read == {"color_object-dataset", "tiny-base"}
+    assert {"color_object-policy", "color_object-training-state"} == set(names) - read
+    assert any("best" in aliases for _, aliases in artifacts)
+    for artifact in names.values():
+        entries = artifact["manifest"]["contents"]
+        assert [entry["path"] for entry in entries] == ["reference.json"]  # hashes only
+        assert Path(entries[0]["local_path"]).is_relative_to(out / "run")  # nothing lies in the user's home
+    policy = json.loads(Path(names["color_object-policy"]["manifest"]["contents"][0]["local_path"]).read_text())
+    assert policy["step"] == 4 and "model-00001-of-00001.safetensors" in policy["files"]
+
+
+def test_the_end_is_told_once(found: list[dict[str, Any]]) -> None:
+    assert [(a["title"], a["level"]) for a in of_type(found, "alert")] == [("color_object finished", "INFO")]
+    assert of_type(found, "exit")[0].get("exit_code", 0) == 0
+
+
+def test_uploaded_artifacts_hold_the_files(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    more = ("train.max_steps=1", "tracking.artifacts=upload")
+    finetune(config(tmp_path, small_data, tiny_base, *OFFLINE, *more))
+    names = {a["name"]: {e["path"] for e in a["manifest"]["contents"]} for a in of_type(records(tmp_path), "artifact")}
+    assert "model-00001-of-00001.safetensors" in names["color_object-policy"]
+    assert "meta/info.json" in names["color_object-dataset"]
+    assert names["color_object-training-state"] == names["tiny-base"] == {"reference.json"}
+
+
+def test_a_loss_that_is_no_number_is_told(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match="no numbers any more"):
+        finetune(config(tmp_path, small_data, tiny_base, *OFFLINE, "train.learning_rate=1e18", "train.save_steps=1"))
+    found = records(tmp_path)
+    alert = of_type(found, "alert")[-1]
+    assert (alert["title"], alert["level"]) == ("color_object failed", "ERROR")
+    assert "no numbers any more" in alert["text"] and of_type(found, "exit")[0]["exit_code"] == 1
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+
+
+@contextmanager
+def tracked(settings: FinetuneConfig) -> Iterator[Tracker]:
+    Path(settings.run_dir).mkdir(parents=True, exist_ok=True)
+    token = AttemptToken(Path(settings.run_dir))
+    with Tracker(settings, FACTS, active=True, first_step=0, token=token) as tracker:
+        yield tracker
+
+
+def test_a_stopped_run_goes_on_as_the_same_one(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    settings = config(tmp_path, small_data, tiny_base, *OFFLINE, "tracking.artifacts=none")
+    with pytest.raises(Stopped), tracked(settings):
+        raise Stopped(f"signal {SIGNALS[0].name}")
+    before = records(tmp_path)
+    assert of_type(before, "preempting") and not of_type(before, "alert")
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["status"], status["reason"]) == ("stopped", "signal SIGTERM")
+    with tracked(settings):
+        pass
+    after = records(tmp_path)
+    assert of_type(after, "run")[0]["run_id"] == of_type(before, "run")[0]["run_id"]
+    assert of_type(after, "alert")[0]["title"] == "color_object finished"
+
+
+def test_a_stall_is_told_while_it_lasts(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    more = ("tracking.stall_minutes=0.001", "tracking.artifacts=none")
+    with tracked(config(tmp_path, small_data, tiny_base, *OFFLINE, *more)):
+        time.sleep(0.5)
+    found = [alert for alert in of_type(records(tmp_path), "alert") if "stalls" in alert["title"]]
+    assert len(found) == 1 and found[0]["level"] == "WARN" and "no step for" in found[0]["text"]
+
+
+def test_a_stall_is_told_once_and_again_after_a_step() -> None:
+    silences: list[float] = []
+    watch = StallWatch(0.05, silences.append)
+    time.sleep(0.3)
+    assert len(silences) == 1
+    watch.beat()
+    time.sleep(0.3)
+    watch.close()
+    assert len(silences) == 2
+
+
+def test_no_secret_and_no_home_is_logged(
+    small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "5ec7e7" * 6 + "0000")
+    monkeypatch.setenv("HOME", str(small_data.parent))
+    settings = config(tmp_path, small_data, tiny_base, *OFFLINE, "tracking.artifacts=none")
+    with tracked(settings):
+        pass
+    logged = of_type(records(tmp_path), "run")[0]["config"]["update"]
+    assert logged["dataset"]["data_dir"] == "~/data"
+    for path in (tmp_path / "run").rglob("*"):
+        assert not path.is_file() or b"5ec7e7" not in path.read_bytes(), path
+
+
+def test_only_the_home_itself_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert as_typed({"a": ["/home/me/x", "/home/meg/x", "/home/me", 3]}) == {"a": ["~/x", "/home/meg/x", "~", 3]}
+
+
+def test_runs_of_a_cluster_are_tagged_with_it(
+    small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "leonardo")
+    settings = config(tmp_path, small_data, tiny_base, "tracking.tags=[ddp,x]")
+    assert run_tags(settings) == ["color_object", "leonardo", "ddp", "x"]
+
+
+def test_the_first_batch_shows_actions_that_are_not_what_was_recorded(
+    small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from finetune import first_batch
+
+    seen: list[list[first_batch.Seen]] = []
+    original = first_batch.draw
+    monkeypatch.setattr(first_batch, "draw", lambda *arguments: (seen.append(arguments[0]), original(*arguments)))
+    finetune(config(tmp_path, small_data, tiny_base, "train.max_steps=1"))
+    samples = seen[0]
+    assert all(sample.text == "pick up the color-matching object" for sample in samples)
+    assert all(sample.images.dtype == "uint8" and len(sample.images) == 2 for sample in samples)
+    assert max(first_batch.differences(samples).values()) < 1e-6
+    samples[0].recorded["arm"][3] += 0.5  # as an action convention that does not match would
+    assert first_batch.differences(samples)["arm"] == pytest.approx(0.5, abs=1e-6)
