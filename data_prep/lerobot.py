@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.doctor.footage import sketch_to_text
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
 from gr00t.data.layout import CODEBASE_VERSION, dataset_fingerprint
 from gr00t.data.schema import ModalityConfigs
@@ -111,13 +112,23 @@ def write_dataset(root: Path, plan: DatasetPlan, advance: Callable[[int], None],
             pool.shutdown(cancel_futures=True)
             raise
     _write_meta(root, plan, [columns for columns, _ in written])
-    errors = [error for _, of_episode in written for error in of_episode]
-    fingerprint = _write_split(root, plan)
+    errors = [camera.error for _, cameras in written for camera in cameras.values()]
+    fingerprint = _write_split(root, plan, [cameras for _, cameras in written])
     return WrittenDataset(float(np.mean(errors)), fingerprint)
 
 
 Columns = dict[str, np.ndarray]
-Written = tuple[Columns, list[float]]
+
+
+@dataclass(frozen=True)
+class WrittenVideo:
+    """Mean absolute difference to the recording (of 255), and a sketch of the recorded first frame."""
+
+    error: float
+    first_frame: str
+
+
+Written = tuple[Columns, dict[str, WrittenVideo]]  # by camera
 
 
 def _finished(written: Written, advance: Callable[[int], None]) -> Written:
@@ -146,20 +157,21 @@ def _make_folders(root: Path, plan: DatasetPlan) -> None:
 
 
 def _write_episode(root: Path, index: int, offset: int, task: int, episode: Episode) -> Written:
-    errors = [
-        _write_camera(root / _relative_path(VIDEO_PATH, index, video_key=key), episode, camera)
+    videos = {
+        camera: _write_camera(root / _relative_path(VIDEO_PATH, index, video_key=key), episode, camera)
         for camera, key in _video_keys()
-    ]
+    }
     columns = _columns(episode, index, offset, task)
     pq.write_table(_table(columns), root / _relative_path(DATA_PATH, index))
-    return columns, errors
+    return columns, videos
 
 
-def _write_camera(path: Path, episode: Episode, camera: str) -> float:
+def _write_camera(path: Path, episode: Episode, camera: str) -> WrittenVideo:
     frames = episode.frames(camera)
     write_video(path, frames, CONTROL_FREQ)
     checked = np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).round().astype(int))
-    return check_video(path, len(frames), {int(i): frames[i] for i in checked})
+    error = check_video(path, len(frames), {int(i): frames[i] for i in checked})
+    return WrittenVideo(error, sketch_to_text(frames[0]))
 
 
 def _columns(episode: Episode, index: int, offset: int, task: int) -> Columns:
@@ -255,7 +267,7 @@ def _video_feature(size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _write_split(root: Path, plan: DatasetPlan) -> str:
+def _write_split(root: Path, plan: DatasetPlan, videos: list[dict[str, WrittenVideo]]) -> str:
     """Write meta/split.json: what is held out, where everything came from; returns the fingerprint."""
     folder = plan.recordings.folder
     split: dict[str, Any] = {
@@ -274,6 +286,7 @@ def _write_split(root: Path, plan: DatasetPlan) -> str:
                 "file": e.file.relative_to(folder).as_posix(),
                 "trajectory": f"traj_{e.episode_id}",
                 "episode_seed": e.seed,
+                "first_frame": {camera: video.first_frame for camera, video in videos[index].items()},
             }
             for index, e in enumerate(plan.recordings.episodes)
         ],

@@ -1,0 +1,181 @@
+"""Do the videos decode, have their episode's length, and does something happen in them?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.doctor.findings import PREPARE_AGAIN, Finding, episodes, error, split_message, warning
+from data_prep.doctor.footage import BLANK
+from data_prep.doctor.subject import Subject
+from gr00t.files import file_sha256
+
+RUN = 4  # frames that stand still while the arm moves
+STILL = 0.08  # of the usual change between frames: what the codec alone makes of the same picture twice
+MOVING = 0.5  # of the usual speed
+MEND_STUCK = (
+    "The decoder or the camera stuck when this was written. Prepare the dataset again with the package versions of the "
+    "constraints file; if the recording itself stands still, leave the episode out."
+)
+
+
+def check_decoding(subject: Subject) -> Iterator[Finding]:
+    """Every video opens (in the full examination: decodes to its end) and has one frame for each row."""
+    lengths = {e.index: e.length for e in subject.episodes}
+    for camera in subject.cameras:
+        footage = {i: f for (i, c), f in subject.footage.items() if c == camera}
+        broken = [i for i, f in footage.items() if f.problem and not f.problem.endswith(("is missing.", "is empty."))]
+        if broken:
+            found, remedy = split_message(footage[broken[0]].problem)
+            yield error(f"videos/, {camera}, {episodes(broken, len(lengths))}", found, remedy)
+        wrong = [i for i, f in footage.items() if not f.problem and f.length != lengths[i]]
+        if wrong:
+            found = (
+                f"The video of episode {wrong[0]} has {footage[wrong[0]].length} frames, its table should have "
+                f"{lengths[wrong[0]]}: images and states drift apart."
+            )
+            yield error(f"videos/, {camera}, {episodes(wrong, len(lengths))}", found)
+
+
+def check_sizes(subject: Subject) -> Iterator[Finding]:
+    """One frame size for each camera, the one that meta/info.json says."""
+    for camera in subject.cameras:
+        sizes: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for (i, c), f in subject.footage.items():
+            if c == camera and f.size:
+                sizes[f.size].append(i)
+        if not sizes:
+            continue
+        usual = max(sizes, key=lambda size: len(sizes[size]))
+        other = sorted(i for size, found in sizes.items() if size != usual for i in found)
+        if other:
+            size = next(size for size, found in sizes.items() if other[0] in found)
+            found = f"Frames are {size[0]}x{size[1]}, those of the other episodes {usual[0]}x{usual[1]}."
+            remedy = f"Record the whole dataset with one size. {PREPARE_AGAIN}"
+            yield error(f"videos/, {camera}, {episodes(other, len(subject.episodes))}", found, remedy)
+        entry = subject.layout.modality["video"][camera]
+        shape = subject.feature(entry.get("original_key") or f"observation.images.{camera}").get("shape")
+        if isinstance(shape, list) and len(shape) == 3 and sorted(shape)[1:] != sorted(usual):
+            if not set(usual) <= set(shape):
+                found = f"{camera} has frames of {usual[0]}x{usual[1]}, the features say {shape}."
+                yield warning("meta/info.json", found, "Correct shape in the features of meta/info.json.")
+
+
+def check_frozen(subject: Subject) -> Iterator[Finding]:
+    """Frames change while the robot moves."""
+    speeds = speed_by_episode(subject)
+    for camera in subject.cameras:
+        motion = {
+            i: f.motion
+            for (i, c), f in subject.footage.items()
+            if c == camera and f.motion is not None and len(f.motion) > 1
+        }
+        if not motion:
+            continue
+        dead = [i for i, m in motion.items() if m.max() < 0.05]
+        alive = [m for i, m in motion.items() if i not in dead]
+        usual = float(np.median(np.concatenate(alive))) if alive else 0.0
+        runs = {i: still_run(m, speeds.get(i), STILL * usual) for i, m in motion.items() if i not in dead}
+        stuck = {i: run for i, run in runs.items() if run[1] >= RUN}
+        where = f"videos/, {camera}, "
+        if dead:
+            found = "All frames show the same picture."
+            yield error(where + episodes(dead, len(subject.episodes)), found, MEND_STUCK)
+        if stuck:
+            first = next(iter(stuck))
+            start, count, share = stuck[first]
+            found = (
+                f"The picture stands still while the robot moves: {count} frames from {start} on in episode {first} "
+                f"({share:.0%} of it)."
+            )
+            level = error if count >= 2 * RUN or share > 0.25 else warning
+            yield level(where + episodes(list(stuck), len(subject.episodes)), found, MEND_STUCK)
+        repeated = [i for i, m in motion.items() if i not in dead and i not in stuck and _repeats(m, usual)]
+        if repeated:
+            found = "Every other frame repeats the one before: a video of half the rate was stretched."
+            yield error(where + episodes(repeated, len(subject.episodes)), found, MEND_STUCK)
+
+
+def speed_by_episode(subject: Subject) -> dict[int, np.ndarray]:
+    """{episode: (T-1,)}: how fast the state changes, each dimension measured by its own usual speed."""
+    tables = subject.state_tables
+    if not tables:
+        return {}
+    steps = {i: np.abs(np.diff(v, axis=0)) for i, v in tables.items()}
+    usual = np.concatenate(list(steps.values())).mean(axis=0)
+    usual = np.where(usual > 0, usual, np.inf)
+    return {i: (s / usual).mean(axis=1) for i, s in steps.items()}
+
+
+def still_run(motion: np.ndarray, speed: np.ndarray | None, limit: float) -> tuple[int, int, float]:
+    """(first frame, frames, share of the episode) of the longest run without change while the state moves."""
+    still = motion <= limit
+    if speed is None or len(speed) != len(motion):
+        return 0, 0, 0.0
+    moving = speed > MOVING * np.median(speed)
+    start = best_start = best = 0
+    for t in range(len(motion)):
+        if not still[t]:
+            start = t + 1
+        elif moving[start : t + 1].sum() > best:
+            best, best_start = int(moving[start : t + 1].sum()), start
+    return best_start, best, best / len(motion)
+
+
+def _repeats(motion: np.ndarray, usual: float) -> bool:
+    """Whether changes come in every other frame only."""
+    if len(motion) < 8:
+        return False
+    even, odd = np.median(motion[::2]), np.median(motion[1::2])
+    return bool(min(even, odd) < STILL * usual and max(even, odd) > usual)
+
+
+def check_blank(subject: Subject) -> Iterator[Finding]:
+    """Frames that show nothing, and single frames that belong elsewhere."""
+    for camera in subject.cameras:
+        footage = {i: f for (i, c), f in subject.footage.items() if c == camera}
+        where = f"videos/, {camera}, "
+        blank = {i: np.flatnonzero(f.contrast < BLANK) for i, f in footage.items() if f.contrast is not None}
+        blank = {i: frames for i, frames in blank.items() if len(frames)}
+        if blank:
+            first = next(iter(blank))
+            found = f"{len(blank[first])} frames of episode {first} show a single colour, the first frame {blank[first][0]}."
+            remedy = "A camera that was off or a lost frame: leave the episode out, or record it again."
+            yield error(where + episodes(list(blank), len(subject.episodes)), found, remedy)
+        foreign = {i: t for i, f in footage.items() if i not in blank and (t := _foreign_frame(f.motion, f.leaps))}
+        if foreign:
+            first = next(iter(foreign))
+            found = f"Frame {foreign[first]} of episode {first} is unlike both of its neighbours, which are alike."
+            remedy = f"A damaged or misplaced frame. {PREPARE_AGAIN}"
+            yield warning(where + episodes(list(foreign), len(subject.episodes)), found, remedy)
+
+
+def _foreign_frame(motion: np.ndarray | None, leaps: np.ndarray | None) -> int | None:
+    """An inner frame far off both neighbours, which resemble each other."""
+    if motion is None or leaps is None or len(leaps) < 5:
+        return None
+    off = np.minimum(motion[:-1], motion[1:])
+    odd = (off > 4 * leaps) & (off > 5 * np.median(motion)) & (off > 3.0)
+    return int(np.flatnonzero(odd)[0]) + 1 if odd.any() else None
+
+
+def check_copies(subject: Subject) -> Iterator[Finding]:
+    """No two videos are the same file."""
+    by_size: dict[int, list[tuple[int, str, Path]]] = defaultdict(list)
+    for e in subject.episodes:
+        for camera in subject.cameras:
+            path = subject.video_path(e.index, camera)
+            if isinstance(path, Path) and path.is_file() and path.stat().st_size:
+                by_size[path.stat().st_size].append((e.index, camera, path))
+    for group in by_size.values():
+        if len({path for _, _, path in group}) < 2:
+            continue
+        first: dict[str, tuple[int, str, Path]] = {}
+        for index, camera, path in group:
+            twin = first.setdefault(file_sha256(path), (index, camera, path))
+            if twin[2] != path:
+                found = f"Is the same file as {twin[1]} of episode {twin[0]}."
+                yield error(f"videos/, {camera}, episode {index}", found)
