@@ -22,6 +22,7 @@ from finetune.cache import use_frame_store
 from finetune.config.identity import recipe
 from finetune.config.schema import FinetuneConfig
 from finetune.data import build_dataset, build_loader, build_processor, mask_sum, train_folder
+from finetune.dataset_check import check_dataset
 from finetune.engine import Engine, build_engine
 from finetune.export import write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
@@ -100,6 +101,8 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
     run_dir, output_dir = Path(config.run_dir), Path(config.output_dir)
     base = resolve_folder(config.model.base)
     with engine.main_first():
+        if config.dataset.check and engine.is_main:
+            check_dataset(config)
         reader = StepReader(train_folder(config), MODALITY_CONFIG)
     identity = run_identity(config, base, reader)
     run = RunFolder(config, identity)

@@ -16,6 +16,7 @@ from data_prep.doctor.subject import Subject
 
 MARGIN = 5  # frames at both ends left out, so that every shift is judged on the same ones
 SHIFTS = range(-MARGIN, MARGIN + 1)
+ROWS_FOR_A_WEIGHT = 5  # below that anything can be explained
 EXPLAINED = 0.7  # correlation from which on the two belong together
 MEND = (
     "Shift the video or the table so that frame t shows what state[t] was, cutting the ends; or prepare the dataset "
@@ -31,6 +32,7 @@ def check_alignment(subject: Subject) -> Iterator[Finding]:
     for camera in subject.cameras:
         changes = _changes(subject, camera)
         if not changes:
+            yield remark(f"videos/, {camera}", "too few frames to compare picture and state")
             continue
         weights = {shift: _fit(changes, shift) for shift in SHIFTS}
         scores = {shift: _score(changes, shift, weights[shift]) for shift in SHIFTS}
@@ -40,7 +42,11 @@ def check_alignment(subject: Subject) -> Iterator[Finding]:
             yield remark(where, f"The robot's motion does not tell in the picture (correlation {scores[best]:.2f}).")
             continue
         if best != 0 and 1 - scores[0] ** 2 > 1.25 * (1 - scores[best] ** 2):
-            yield error(f"{where}, all episodes", f"{_in_words(best)} (correlation {scores[best]:.2f}, in place {scores[0]:.2f}).", MEND)
+            yield error(
+                f"{where}, all episodes",
+                f"{_in_words(best)} (correlation {scores[best]:.2f}, in place {scores[0]:.2f}).",
+                MEND,
+            )
             continue
         yield remark(where, f"Picture and state change together (correlation {scores[0]:.2f}).")
         yield from _by_episode(subject, where, changes, best)
@@ -49,11 +55,14 @@ def check_alignment(subject: Subject) -> Iterator[Finding]:
 def _changes(subject: Subject, camera: str) -> Changes:
     states, found = subject.state_tables, {}
     for (i, c), f in subject.footage.items():
-        if c == camera and f.motion is not None and i in states and len(f.motion) == len(states[i]) - 1:
-            if len(f.motion) > 2 * MARGIN + 4:
-                # Square roots: the picture changes less than twice as much where the arm is twice as fast.
-                found[i] = (np.sqrt(f.motion), np.sqrt(np.abs(np.diff(states[i], axis=0))))
-    return found
+        if c != camera or f.motion is None or i not in states or len(f.motion) != len(states[i]) - 1:
+            continue
+        if len(f.motion) > 2 * MARGIN + 4:
+            # Square roots: the picture changes less than twice as much where the arm is twice as fast.
+            found[i] = (np.sqrt(f.motion), np.sqrt(np.abs(np.diff(states[i], axis=0))))
+    rows = sum(len(motion) - 2 * MARGIN for motion, _ in found.values())
+    weights = next((speed.shape[1] + 1 for _, speed in found.values()), 1)
+    return found if rows >= ROWS_FOR_A_WEIGHT * weights else {}
 
 
 def _inputs(changes: Changes, shift: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +120,9 @@ def _by_episode(subject: Subject, where: str, changes: Changes, best: int) -> It
     for text in dict.fromkeys(text for _, text in foreign):
         indices = [i for i, said in foreign if said == text]
         level = error if text == "runs backwards" else warning
-        yield level(f"{where}, {episodes(indices, total)}", f"The video {text}, as it does in the others.", MEND_FOREIGN)
+        yield level(
+            f"{where}, {episodes(indices, total)}", f"The video {text}, as it does in the others.", MEND_FOREIGN
+        )
 
 
 def _backwards(changes: tuple[np.ndarray, np.ndarray], shift: int, weights: np.ndarray) -> float:

@@ -6,7 +6,7 @@ trains without complaint and fails on the robot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -30,7 +30,9 @@ MEND_COPY = (
     "Write the commands that were sent. Where none were recorded, take the next frame's state: action[t] = state[t+1]."
 )
 MEND_ORDER = "Bring states and actions into the same order, signs and units, then write the statistics again."
-MEND_FOREIGN = "The actions belong to another episode or another convention: prepare the episode again, or leave it out."
+MEND_FOREIGN = (
+    "The actions belong to another episode or another convention: prepare the episode again, or leave it out."
+)
 
 
 def check_convention(subject: Subject) -> Iterator[Finding]:
@@ -91,28 +93,29 @@ def _dimensions(subject: Subject, group: str, pursuit: Pursuit) -> Iterator[Find
     """Each action dimension goes with its own state dimension, with the same sign and scale."""
     action = np.concatenate([a[:-1] for _, _, a in pursuit])
     following = np.concatenate([s[1:] for _, s, _ in pursuit])
-    names = subject.dim_names("action", group)
+    names, where = subject.dim_names("action", group), f'action "{group}"'
+    lines = [_line(following[:, d], action[:, d]) for d in range(len(names))]  # (slope, part explained)
     apart = np.sqrt(np.square(action[:, :, None] - following[:, None, :]).mean(axis=0))  # (action dim, state dim)
-    crossed = [d for d in range(len(names)) if 4 * apart[d].min() < apart[d, d]]
+    crossed = [d for d, (_, fit) in enumerate(lines) if fit < 0.8 and 4 * apart[d].min() < apart[d, d]]
     if crossed:
         pairs = ", ".join(f"{names[d]} follows {names[int(apart[d].argmin())]}" for d in crossed)
-        yield error(f'action "{group}"', f"The order of dimensions differs from the state's: {pairs}.", MEND_ORDER)
+        yield error(where, f"The order of dimensions differs from the state's: {pairs}.", MEND_ORDER)
         return
-    for d, name in enumerate(names):
-        spread = np.square(following[:, d] - following[:, d].mean()).sum()
-        if spread < 1e-9:
-            continue
-        centred = following[:, d] - following[:, d].mean()
-        slope = float((action[:, d] * centred).sum() / spread)
-        fit = 1 - np.square(action[:, d] - action[:, d].mean() - slope * centred).sum() / max(
-            1e-12, np.square(action[:, d] - action[:, d].mean()).sum()
-        )
+    for d, (slope, fit) in enumerate(lines):
+        beside = float((action[:, d] - following[:, d]).mean())
         if fit > 0.8 and not 0.5 < slope < 2.0:
-            yield error(f'action "{group}"', _scale(name, slope), MEND_ORDER)
-        elif fit > 0.8 and abs(offset := float((action[:, d] - following[:, d]).mean())) > max(
-            0.2, 3 * following[:, d].std()
-        ):
-            yield error(f'action "{group}"', f"{name} lies {offset:.3g} beside the state all the time.", MEND_ORDER)
+            yield error(where, _scale(names[d], slope), MEND_ORDER)
+        elif fit > 0.8 and abs(beside) > max(0.2, 3 * following[:, d].std()):
+            yield error(where, f"{names[d]} lies {beside:.3g} beside the state all the time.", MEND_ORDER)
+
+
+def _line(given: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Slope of the straight line through (given, values), and the part of the values' variance that it explains."""
+    x, y = given - given.mean(), values - values.mean()
+    if x @ x < 1e-9 or y @ y < 1e-9:
+        return 1.0, 0.0
+    slope = float(x @ y / (x @ x))
+    return slope, float(1 - np.square(y - slope * x).sum() / (y @ y))
 
 
 def _scale(name: str, slope: float) -> str:
@@ -152,25 +155,22 @@ def check_lead(subject: Subject) -> Iterator[Finding]:
 
 
 def _shifted(subject: Subject, where: str, pursuit: Pursuit) -> Iterator[Finding]:
-    """Which command explains each step of the state best."""
-    together = unexplained(pursuit)
-    shift = SHIFTS[int(together.argmin())]
-    if _is_wrong(subject, shift, together):
-        yield error(f"{where}, all episodes", _shift_in_words(shift, together), MEND_LEAD)
+    """Which command explains each step of the state best: of the dataset as a whole, and of each episode."""
+    left = {i: unexplained([(i, s, a)]) for i, s, a in pursuit}  # by SHIFTS
+    usual = np.median(list(left.values()), axis=0)
+    best = SHIFTS[int(usual.argmin())]
+    if _is_wrong(subject, best, usual):
+        yield error(f"{where}, all episodes", _shift_in_words(best, usual), MEND_LEAD)
         return
-    yield remark(where, f"Commands act on the step they are given for: {1 - together[SHIFTS.index(0)]:.1%} explained.")
-    weights = _weights(pursuit, 0)
-    wrong = []
-    for i, state, action in pursuit:
-        own = unexplained([(i, state, action)])
-        at = SHIFTS[int(own.argmin())]
-        usual = _unexplained_by(pursuit, 0, weights)
-        if at != shift and _is_wrong(subject, at, own) and _unexplained_by([(i, state, action)], 0, weights) > 3 * usual:
-            wrong.append((i, at, own))
-    if wrong and len(pursuit) > 1:
-        indices = [i for i, _, _ in wrong]
-        where = f"{where}, {episodes(indices, len(subject.episodes))}"
-        yield error(where, _shift_in_words(wrong[0][1], wrong[0][2]), MEND_LEAD)
+    yield remark(where, f"Commands act on the step they are given for: {1 - usual[SHIFTS.index(0)]:.1%} explained.")
+    wrong: dict[int, list[int]] = {}
+    for i, own in left.items():
+        shift = SHIFTS[int(own.argmin())]
+        if shift != best and _is_wrong(subject, shift, own) and own[SHIFTS.index(0)] > 3 * usual[SHIFTS.index(0)]:
+            wrong.setdefault(shift, []).append(i)
+    for shift, indices in wrong.items():
+        found = _shift_in_words(shift, left[indices[0]])
+        yield error(f"{where}, {episodes(indices, len(subject.episodes))}", found, MEND_LEAD)
 
 
 def _is_wrong(subject: Subject, shift: int, left: np.ndarray) -> bool:
@@ -188,7 +188,9 @@ def _shift_in_words(shift: int, left: np.ndarray) -> str:
     now, best = left[SHIFTS.index(0)], left[SHIFTS.index(shift)]
     steps = f"{abs(shift)} step{'s' if abs(shift) > 1 else ''}"
     told = f"late by {steps}: the state moves before its command" if shift > 0 else f"early by {steps}"
-    return f"The actions come {told}. Shifted back they leave {best:.2%} of the motion unexplained, as they are {now:.2%}."
+    return (
+        f"The actions come {told}. Shifted back they leave {best:.2%} of the motion unexplained, as they are {now:.2%}."
+    )
 
 
 def unexplained(pursuit: Pursuit) -> np.ndarray:
@@ -219,8 +221,8 @@ def _weights(pursuit: Pursuit, shift: int) -> np.ndarray:
     return weights
 
 
-def _unexplained_by(pursuit: Pursuit | Sequence[tuple[int, np.ndarray, np.ndarray]], shift: int, w: np.ndarray) -> float:
-    rows, steps = _regression(list(pursuit), shift)
+def _unexplained_by(pursuit: Pursuit, shift: int, w: np.ndarray) -> float:
+    rows, steps = _regression(pursuit, shift)
     return float(np.square(steps - rows @ w).sum() / max(1e-12, np.square(steps).sum()))
 
 

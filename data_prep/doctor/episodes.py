@@ -191,4 +191,3 @@ def _sources(subject: Subject) -> Iterator[Finding]:
         if twin != e.get("episode_index", -1):
             found = f"Episodes {twin} and {e.get('episode_index')} come from the same recording ({', '.join(source)})."
             yield error("meta/split.json", found, MEND_TWIN)
-

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.doctor.findings import CheckResult, DatasetReport, Finding, Report, error, split_message, warning
 from data_prep.doctor.registry import CHECKS, PAIR_CHECKS
-from data_prep.doctor.subject import Subject
+from data_prep.doctor.subject import Progress, Subject
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, did_you_mean
 
@@ -18,26 +19,25 @@ PARTS = ("train", "conflict")
 BETWEEN = "train and conflict"
 READABLE = ("layout", "can the dataset be read at all?")
 
-Progress = Callable[[str], object]
-
 
 def examine(
     path: str | Path,
     configs: ModalityConfigs = MODALITY_CONFIG,
     *,
     fast: bool = False,
-    progress: Progress = lambda what: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> tuple[Report, list[Subject]]:
     """Every check of the dataset at `path`, or of train/ and conflict/ below it; with what was examined.
 
-    fast: only what needs no decoding of whole videos. `progress` is told what is being looked at.
+    fast: only what needs no decoding of whole videos. `progress` is told (what, done, of how many).
     Raises ToolkitError where there is no dataset.
     """
     started = time.monotonic()
-    subjects = [Subject(root, configs, fast=fast) for root in dataset_folders(Path(path))]
-    reports = [examine_one(subject, progress) for subject in subjects]
+    folders = dataset_folders(Path(path))
+    subjects = [Subject(root, configs, fast=fast, progress=progress) for root in folders]
+    reports = [examine_one(subject) for subject in subjects]
     if len(subjects) == 2 and not any(subject.refusal for subject in subjects):
-        reports.append(_between(Path(path), subjects[0], subjects[1], progress))
+        reports.append(_between(Path(path), subjects[0], subjects[1]))
     return Report(Path(path), tuple(reports), fast, time.monotonic() - started), subjects
 
 
@@ -57,7 +57,7 @@ def dataset_folders(path: Path) -> list[Path]:
     raise ToolkitError(f"{path}: is neither a dataset (with meta/, data/, videos/) nor a split (with train/).{hint}")
 
 
-def examine_one(subject: Subject, progress: Progress = lambda what: None) -> DatasetReport:
+def examine_one(subject: Subject) -> DatasetReport:
     """Every check of one dataset that can be made."""
     if subject.refusal:
         found, remedy = split_message(subject.refusal)
@@ -65,26 +65,24 @@ def examine_one(subject: Subject, progress: Progress = lambda what: None) -> Dat
         skipped = [CheckResult(c.name, c.question, skipped="the dataset cannot be read") for c in CHECKS]
         return DatasetReport(subject.name, subject.root, (refused, *skipped), {})
     results = [CheckResult(*READABLE)]
-    for check in CHECKS:
+    for number, check in enumerate(CHECKS):
         if check.full and subject.fast:
             results.append(CheckResult(check.name, check.question, skipped="not part of the fast examination"))
             continue
-        progress(f"{subject.name}: {check.name}")
-        results.append(_made(check.name, check.question, lambda check=check: check.examine(subject)))
+        subject.progress(f"{subject.name}: {check.name}", number, len(CHECKS))
+        results.append(_made(check.name, check.question, partial(check.examine, subject)))
     return DatasetReport(subject.name, subject.root, tuple(results), _facts(subject))
 
 
-def _between(path: Path, train: Subject, conflict: Subject, progress: Progress) -> DatasetReport:
-    results = []
-    for check in PAIR_CHECKS:
-        progress(check.name)
-        results.append(_made(check.name, check.question, lambda check=check: check.examine(train, conflict)))
+def _between(path: Path, train: Subject, conflict: Subject) -> DatasetReport:
+    results = [_made(c.name, c.question, partial(c.examine, train, conflict)) for c in PAIR_CHECKS]
     return DatasetReport(BETWEEN, path, tuple(results), {})
 
 
 def _made(name: str, question: str, make: Callable[[], Iterable[Finding]]) -> CheckResult:
     """A check's result; one that stumbles over data of an unforeseen form says so, and the others go on."""
-    started, findings = time.monotonic(), []
+    findings: list[Finding] = []
+    started = time.monotonic()
     try:
         findings += make()
     except ToolkitError as refusal:

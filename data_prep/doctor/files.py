@@ -127,9 +127,7 @@ def _strangers(subject: Subject) -> Iterator[Finding]:
         known |= {Path(path) for camera in subject.layout.cameras if (path := subject.video_path(e.index, camera))}
     tables = [p for p in (subject.root / "data").rglob("*.parquet") if p not in known]
     named = {str(subject.layout.modality["video"][c].get("original_key")) for c in subject.layout.cameras}
-    videos = [
-        p for p in (subject.root / "videos").rglob("*.mp4") if p not in known and named & set(p.parts)
-    ]
+    videos = [p for p in (subject.root / "videos").rglob("*.mp4") if p not in known and named & set(p.parts)]
     for kind, found in (("frame tables", tables), ("videos", videos)):
         if found:
             yield warning(
@@ -152,7 +150,7 @@ def check_features(subject: Subject) -> Iterator[Finding]:
                 f"data/, column {name}, {episodes(wrong, len(subject.episodes))}",
                 f"Rows have {widths[wrong[0]]} values, meta/info.json promises {promised}.",
             )
-    used = {entry[0] for m, g in subject.groups() if (entry := subject.group_entry(m, g))}
+    used = {place[0] for m, g in subject.groups() if (place := subject.group_entry(m, g))}
     for name in sorted(used):
         kinds = {v.dtype.kind for v in subject.column(name).values()}
         if kinds - set("f"):

@@ -22,7 +22,8 @@ Thumbnail = np.ndarray  # (SIDE, SIDE, 3) float32, RGB
 class Footage:
     """Facts of one video of T frames. Where `problem` is set nothing else is; the rest of what is not measured is None.
 
-    size: (height, width). first and mean: thumbnails of the first frame and of all; sketch: of the first frame, see `sketch`. motion: mean absolute change between neighbouring frames (T-1,), of 255.
+    size: (height, width). first and mean: thumbnails of the first frame and of all; sketch: of the first frame, see
+    the function. motion: mean absolute change between neighbouring frames (T-1,), of 255.
     leaps: change between the frames on both sides of each inner frame (T-2,). contrast: standard deviation over each
     frame (T,). unrest: median over the thumbnail's pixels of their deviation in time.
     """

@@ -45,14 +45,14 @@ def check_told(subject: Subject) -> Iterator[Finding]:
         known = did_you_mean(str(numbers[0]), map(str, tasks)).replace("Known:", "Listed:")
         found = f'Column "{column}" refers to instruction {numbers[0]}, which meta/tasks.jsonl does not list.{known}'
         yield error(f"data/, {episodes(lost, len(subject.episodes))}", found, MEND)
-    used = Counter(text for found in told.values() for n in found if (text := tasks.get(n)))
+    used = Counter(tasks[n] for found in told.values() for n in found if n in tasks)
     for text, count in used.most_common(SHOWN):
         yield remark(PLACE, f'"{text}": {count} episodes')
     if len(used) > SHOWN:
         yield remark(PLACE, f"and {len(used) - SHOWN} more instructions")
     unused = [text for text in tasks.values() if text not in used]
     if unused and told:
-        yield remark(PLACE, f"{len(unused)} listed instructions are not used, the first \"{unused[0]}\"")
+        yield remark(PLACE, f'{len(unused)} listed instructions are not used, the first "{unused[0]}"')
     yield from _as_listed(subject, told)
 
 

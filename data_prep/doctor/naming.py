@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from data_prep.doctor.findings import Finding, error, remark, warning
@@ -28,7 +29,9 @@ def check_names(subject: Subject) -> Iterator[Finding]:
         for key in _keys(subject, modality):
             if key not in entries:
                 hint = did_you_mean(key, entries)
-                yield error(PLACE, f'There is no {modality} "{key}", which the modality configuration names.{hint}', MEND)
+                yield error(
+                    PLACE, f'There is no {modality} "{key}", which the modality configuration names.{hint}', MEND
+                )
             elif not isinstance(entries[key], dict):
                 yield error(PLACE, f'{modality} "{key}" must be an object, not {type(entries[key]).__name__}.', MEND)
             else:
@@ -48,7 +51,9 @@ def _source(subject: Subject, modality: str, key: str, entry: dict[str, Any]) ->
         column = entry.get("original_key") or f"observation.images.{key}"
         if features and column not in features:
             hint = did_you_mean(column, features)
-            yield error(PLACE, f'video "{key}" is taken from "{column}", which meta/info.json does not list.{hint}', MEND)
+            yield error(
+                PLACE, f'video "{key}" is taken from "{column}", which meta/info.json does not list.{hint}', MEND
+            )
         return
     default = COLUMNS.get(modality, f"annotation.{key}")
     column = str(entry.get("original_key") or default)
@@ -81,7 +86,7 @@ def _fit(subject: Subject, modality: str, column: str, parts: list[tuple[int, in
         if widths and end > min(widths):
             text = f'{modality} "{group}" is {start} to {end} of "{column}", which has {min(widths)} values.'
             yield error(PLACE, text, MEND)
-    for (_, end, one), (start, _, other) in zip(parts, parts[1:], strict=False):
+    for (_, end, one), (start, _, other) in pairwise(parts):
         if start < end:
             yield error(PLACE, f'{modality} "{one}" and "{other}" overlap in "{column}" ({start} before {end}).', MEND)
     covered = {d for start, end, _ in parts for d in range(start, end)}

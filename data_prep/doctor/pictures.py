@@ -16,7 +16,10 @@ from data_prep.doctor.footage import sketch_from_text
 from data_prep.doctor.subject import Subject
 
 CLOSE = 3.0  # of 255: what the codec does to the mean colour of a field
-CLEAR = 6.0  # a difference that it does not make
+CLEAR = 5.0  # a difference that it does not make
+EXPLAINED = 0.2  # of a difference, that may be left of it by what explains it
+ENOUGH = 4  # episodes that tell what is usual
+UNLIKE = 12.0  # mean difference of thumbnails that needs an explanation
 WARM, COOL = 20.0, 20.0  # red over blue, and blue over red
 MEND_COLOURS = (
     "Red and blue were swapped between decoder and encoder (OpenCV reads BGR): swap them back (frame[..., ::-1]), or "
@@ -47,7 +50,7 @@ def check_first_frames(subject: Subject) -> Iterator[Finding]:
             verdicts.setdefault((camera, *verdict), []).append(i)
     for (camera, found, remedy), indices in verdicts.items():
         where = f"videos/, {camera}, {episodes(indices, len(subject.episodes))}"
-        yield error(where, f"The first frame {found}: it is not what was recorded.", remedy)
+        yield error(where, f"The first frame {found}; it is not what was recorded.", remedy)
 
 
 def _recorded(subject: Subject) -> dict[tuple[int, str], np.ndarray]:
@@ -69,15 +72,15 @@ def _verdict(
     if own <= CLEAR:
         return None
     for name, (change, remedy) in CHANGES.items():
-        if _apart(change(seen), recorded[episode, camera]) < CLOSE:
+        if _apart(change(seen), recorded[episode, camera]) < max(CLEAR, EXPLAINED * own):
             return name, remedy
     others = {key: _apart(seen, colours) for key, colours in recorded.items() if key != (episode, camera)}
     nearest = min(others, key=lambda key: others[key], default=None)
-    if nearest is not None and others[nearest] < CLOSE:
+    if nearest is not None and others[nearest] < max(CLOSE, EXPLAINED * own):
         if nearest[1] != camera:
             return f"is the camera {nearest[1]}'s", MEND_CAMERAS
         return f"is that of episode {nearest[0]}", MEND_EPISODE
-    return f"differs by {own:.0f} of 255", f"A damaged or foreign video. {PREPARE_AGAIN}"
+    return "shows something else", f"A damaged, shifted or foreign video. {PREPARE_AGAIN}"
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
@@ -91,11 +94,16 @@ def check_alike(subject: Subject) -> Iterator[Finding]:
         for camera in subject.cameras
     }
     templates = {
-        camera: np.median(np.stack(list(found.values())), axis=0) for camera, found in means.items() if len(found) >= 3
+        camera: np.median(np.stack(list(found.values())), axis=0)
+        for camera, found in means.items()
+        if len(found) >= ENOUGH
     }
     for camera, template in templates.items():
         changed: dict[tuple[str, str], list[int]] = {}
+        usual = float(np.median([np.abs(picture - template).mean() for picture in means[camera].values()]))
         for i, picture in means[camera].items():
+            if np.abs(picture - template).mean() < max(UNLIKE, 2.5 * usual):
+                continue
             verdict = _change(picture, template, {c: t for c, t in templates.items() if c != camera})
             if verdict:
                 changed.setdefault(verdict, []).append(i)
@@ -107,8 +115,6 @@ def check_alike(subject: Subject) -> Iterator[Finding]:
 
 def _change(picture: np.ndarray, usual: np.ndarray, others: dict[str, np.ndarray]) -> tuple[str, str] | None:
     own = float(np.abs(picture - usual).mean())
-    if own < 2 * CLEAR:
-        return None
     for name, (change, remedy) in CHANGES.items():
         if np.abs(change(picture) - usual).mean() < 0.4 * own:
             return name, remedy
@@ -127,14 +133,16 @@ def check_colours(subject: Subject) -> Iterator[Finding]:
     shares = []
     for camera in subject.cameras:
         pictures = [f.mean if f.mean is not None else f.first for (_, c), f in subject.footage.items() if c == camera]
-        pictures = [p for p in pictures if p is not None]
-        if not pictures:
+        seen = [p for p in pictures if p is not None]
+        if not seen:
             return
-        red_over_blue = np.concatenate([(p[..., 0] - p[..., 2]).ravel() for p in pictures])
+        red_over_blue = np.concatenate([(p[..., 0] - p[..., 2]).ravel() for p in seen])
         shares.append(((red_over_blue < -COOL).mean(), (red_over_blue > WARM).mean()))
     blue = shares and all(cool > 0.5 and warm < 0.1 for cool, warm in shares)
     if blue and min(warm for _, warm in shares) < 0.02:
-        found = f"Nearly everything is bluish ({min(cool for cool, _ in shares):.0%} and more of each camera's picture)."
+        found = (
+            f"Nearly everything is bluish ({min(cool for cool, _ in shares):.0%} and more of each camera's picture)."
+        )
         remedy = f"Look at the pictures (html=FILE). If wood and skin are blue there: {MEND_COLOURS}"
         yield warning(f"videos/, {', '.join(subject.cameras)}", found, remedy)
 

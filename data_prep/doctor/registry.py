@@ -57,7 +57,11 @@ CHECKS = (
     Check("units", "radians, metres, commands?", values.check_units),
     Check("constants", "does every dimension move?", values.check_constant),
     Check("outliers", "are there spikes and jumps?", values.check_outliers),
-    Check("action convention", "are actions absolute targets, in the state's order and units?", convention.check_convention),
+    Check(
+        "action convention",
+        "are actions absolute targets, in the state's order and units?",
+        convention.check_convention,
+    ),
     Check("action lead", "does action[t] lead from state[t] to state[t+1]?", convention.check_lead),
     Check("gripper", "does it close when told to?", convention.check_gripper_direction),
     Check("statistics", "is stats.json made from this data?", statistics.check_statistics),

@@ -25,8 +25,8 @@ from gr00t.data.statistics import (
 from gr00t.errors import ToolkitError
 
 MEND = (
-    "Write the statistics again from the data as it is now: prepare_conflict_data.py with overwrite=true does, with the "
-    "action horizon of conflict_panda_config.py."
+    "Write the statistics again from the data as it is now, for the action horizon of conflict_panda_config.py: "
+    "prepare_conflict_data.py with overwrite=true does."
 )
 # Of the dimension's range. Other writers estimate percentiles from samples or histograms.
 TOLERANCE = {"mean": 0.01, "std": 0.01, "min": 1e-3, "max": 1e-3, "q01": 0.05, "q99": 0.05}
@@ -38,6 +38,9 @@ TAG = "new_embodiment"
 
 def check_statistics(subject: Subject) -> Iterator[Finding]:
     """meta/stats.json against the training episodes' values."""
+    if reason := _not_comparable(subject):
+        yield remark("meta/stats.json", reason)
+        return
     try:
         recorded = subject.layout.statistics()
     except ToolkitError as refusal:
@@ -45,6 +48,16 @@ def check_statistics(subject: Subject) -> Iterator[Finding]:
         return
     for column in sorted({entry[0] for m, g in subject.groups() if (entry := subject.group_entry(m, g))}):
         yield from _column(subject, column, recorded.get(column))
+
+
+def _not_comparable(subject: Subject) -> str:
+    """Why the data as it is now says nothing about its statistics; empty where it does. Other checks say more."""
+    training = [e.index for e in subject.episodes if e.index not in subject.held_out]
+    if [i for i in training if i not in subject.motion_tables]:
+        return "not compared: some training episodes cannot be read, or hold no finite numbers"
+    if set(subject.listed_val) != subject.held_out:
+        return "not compared: which episodes are held out cannot be said"
+    return "" if training else "not compared: no episode is trained on"
 
 
 def _column(subject: Subject, column: str, recorded: Any) -> Iterator[Finding]:
@@ -105,6 +118,9 @@ def check_relative(subject: Subject) -> Iterator[Finding]:
         check_relative_statistics(recorded, subject.layout.modality, subject.configs, where)
     except ToolkitError as refusal:
         yield error(where, str(refusal).split(" Write the dataset's")[0], MEND)
+        return
+    if reason := _not_comparable(subject):
+        yield remark(where, reason)
         return
     for group in groups:
         by_tail = _apart_by_tail(subject, recorded, group)
@@ -167,12 +183,12 @@ def check_round_trip(subject: Subject) -> Iterator[Finding]:
     """Encode and decode actions as training and inference do: what is lost is lost to the policy."""
     try:
         relative = subject.layout.relative_statistics()
-        entry = to_processor_statistics(
-            subject.layout.statistics(), relative, subject.layout.modality, subject.configs
-        )
+        entry = to_processor_statistics(subject.layout.statistics(), relative, subject.layout.modality, subject.configs)
         processor = StateActionProcessor({TAG: subject.configs}, {TAG: entry}, use_relative_action=True)
     except ToolkitError:
         return  # check_statistics and check_relative say why
+    if _not_comparable(subject):
+        return
     groups = [g for g, _ in relative_groups(subject.configs["action"])]
     tail: Tail = _tail(_apart_by_tail(subject, relative, groups[0])) if groups else "mask"
     training = [i for i in subject.readable if _whole(subject, i) and i not in subject.held_out]
@@ -191,12 +207,13 @@ def check_round_trip(subject: Subject) -> Iterator[Finding]:
 def _whole(subject: Subject, episode: int) -> bool:
     """Whether every group of an episode is there, finite and of one length."""
     found = [subject.series(m, g).get(episode) for m in ("state", "action") for g in subject.configs[m].modality_keys]
-    return all(v is not None and np.isfinite(v).all() for v in found) and len({len(v) for v in found if v is not None}) == 1
+    return (
+        all(v is not None and np.isfinite(v).all() for v in found)
+        and len({len(v) for v in found if v is not None}) == 1
+    )
 
 
-def _worst_loss(
-    subject: Subject, processor: StateActionProcessor, episode: int, tail: Tail
-) -> tuple[float, str, int]:
+def _worst_loss(subject: Subject, processor: StateActionProcessor, episode: int, tail: Tail) -> tuple[float, str, int]:
     """(share of the range, group, frame) of the worst action value of some starts of an episode."""
     states = {g: subject.series("state", g)[episode] for g in subject.configs["state"].modality_keys}
     actions = {g: subject.series("action", g)[episode] for g in subject.configs["action"].modality_keys}
@@ -207,7 +224,10 @@ def _worst_loss(
     for frame in evenly(start_frames(last + 1, deltas, tail), SAMPLED_FRAMES):
         ahead = frame + np.asarray(deltas)
         valid = (ahead >= 0) & (ahead <= last)
-        now = {g: v[np.clip(frame + np.asarray(subject.configs["state"].delta_indices), 0, last)] for g, v in states.items()}
+        now = {
+            g: v[np.clip(frame + np.asarray(subject.configs["state"].delta_indices), 0, last)]
+            for g, v in states.items()
+        }
         then = {g: v[np.clip(ahead, 0, last)] for g, v in actions.items()}
         back = processor.decode_action(processor.encode_action(then, now, TAG), now, TAG)
         for group, values in then.items():

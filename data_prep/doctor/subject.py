@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import COLUMNS, relative_groups
 from gr00t.errors import ToolkitError
 
+Progress = Callable[[str, int, int], object]  # what is being done, how much of it is done, of how much
 Columns = dict[str, np.ndarray]  # (T,) or (T, D) each
 Series = dict[int, np.ndarray]  # episode: (T, D) float64
 GLANCES = 8  # episodes whose first frame is decoded in the fast part
@@ -30,12 +31,19 @@ class Subject:
     """A dataset folder and everything the checks ask of it, read once and only when asked.
 
     refusal: why the folder cannot be read at all, empty where it can; `layout` and all that follows needs it empty.
-    fast: whether videos may be decoded.
+    fast: of the videos only lengths and a few first frames are read.
     """
 
-    def __init__(self, root: str | Path, configs: ModalityConfigs, *, fast: bool = False, name: str = "") -> None:
-        self.root, self.configs, self.fast = Path(root), configs, fast
-        self.name = name or self.root.name
+    def __init__(
+        self,
+        root: str | Path,
+        configs: ModalityConfigs,
+        *,
+        fast: bool = False,
+        progress: Progress = lambda what, done, total: None,
+    ) -> None:
+        self.root, self.configs, self.fast, self.progress = Path(root), configs, fast, progress
+        self.name = self.root.name
         self.refusal = ""
         try:
             self.layout = DatasetLayout(self.root)
@@ -52,8 +60,13 @@ class Subject:
     def held_out(self) -> set[int]:
         """Episodes that meta/split.json keeps out of training, those that exist."""
         known = {e.index for e in self.episodes}
+        return {i for i in self.listed_val if i in known}
+
+    @cached_property
+    def listed_val(self) -> list[int]:
+        """What meta/split.json names as held out; [] where it is no list of numbers."""
         listed = self.layout.split.get("val_episodes", [])
-        return {i for i in listed if isinstance(i, int) and i in known} if isinstance(listed, list) else set()
+        return [i for i in listed if isinstance(i, int)] if isinstance(listed, list) else []
 
     # -- frame tables ----------------------------------------------------------------------------------------------
 
@@ -65,9 +78,7 @@ class Subject:
         with ThreadPoolExecutor(THREADS) as pool:
             read = dict(zip(files, pool.map(_read_table, files), strict=True))
         shared = {path for path, count in Counter(paths.values()).items() if count > 1}
-        return {
-            index: _rows_of(read[path], index) if path in shared else read[path] for index, path in paths.items()
-        }
+        return {index: _rows_of(read[path], index) if path in shared else read[path] for index, path in paths.items()}
 
     def _parquet_path(self, episode: int) -> Path | str:
         try:
@@ -191,8 +202,12 @@ class Subject:
         glanced = set(evenly(wanted, GLANCES))
         keys = [(episode, camera) for episode in wanted for camera in self.cameras]
         with ThreadPoolExecutor(THREADS) as pool:
-            found = pool.map(lambda key: self._look(*key, first_frame=key[0] in glanced), keys)
-            return dict(zip(keys, found, strict=True))
+            looks = pool.map(lambda key: self._look(*key, key[0] in glanced), keys)
+            found = {}
+            for key, footage in zip(keys, looks, strict=True):
+                found[key] = footage
+                self.progress(f"{self.name}: videos", len(found), len(keys))
+            return found
 
     def _look(self, episode: int, camera: str, first_frame: bool) -> Footage:
         path = self.video_path(episode, camera)

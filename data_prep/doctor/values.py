@@ -11,13 +11,17 @@ from data_prep.doctor.subject import Series, Subject
 
 MEND_RECORD = "Remove these episodes, or record them again: nothing in a dataset can replace a value that is lost."
 MEND_SPIKE = "Replace the value by its neighbours' mean or leave the episode out, then write the statistics again."
-MEND_DEGREES = "Convert joint angles to radians in states and actions (times pi / 180), then write the statistics again."
+MEND_DEGREES = (
+    "Convert joint angles to radians in states and actions (times pi / 180), then write the statistics again."
+)
 MEND_GRIPPER = (
     "State is the gripper's opening in metres (0 to 0.08), action the command from -1 (closed) to 1 (open): convert "
     "it, then write the statistics again."
 )
 MEND_STUCK = "Check the recorder: the value was not measured or not written. Record again, or leave the episodes out."
-MEND_LIMITS = "Check the order, signs and units of the joints, and that the robot is a Panda; then record or convert again."
+MEND_LIMITS = (
+    "Check the order, signs and units of the joints, and that the robot is a Panda; then record or convert again."
+)
 
 TWO_PI = 2 * np.pi
 # Joint limits of the Franka Panda (rad), from its datasheet; a controller's target may lie a little beyond.
@@ -74,7 +78,8 @@ def _degrees(subject: Subject, modality: str, group: str, values: np.ndarray) ->
     name, share = subject.dim_names(modality, group)[d], large[d]
     if share < 0.05:  # a few values: an outlier, which check_outliers names
         return
-    level = error if subject.is_maniskill_panda or np.abs(values).max() <= 360.0 and share > 0.5 else warning
+    # Other robots may count turns, or steps of a motor, on purpose.
+    level = error if subject.is_maniskill_panda else warning
     yield level(
         f'{modality} "{group}"',
         f"{name} reaches {np.abs(values[:, d]).max():.4g}, {share:.0%} of it beyond 2 pi: degrees, where radians are "
@@ -207,7 +212,9 @@ def _spikes(subject: Subject, where: str, name: str, series: dict[int, np.ndarra
 def _spike_heights(values: np.ndarray) -> np.ndarray:
     """(T,): how far each value lies outside of what its neighbours span; the ends off a straight line on."""
     before, after = values[:-2], values[2:]
-    inner = np.maximum(0, np.maximum(values[1:-1] - np.maximum(before, after), np.minimum(before, after) - values[1:-1]))
+    inner = np.maximum(
+        0, np.maximum(values[1:-1] - np.maximum(before, after), np.minimum(before, after) - values[1:-1])
+    )
     first = abs(values[0] - (2 * values[1] - values[2])) if len(values) > 2 else 0.0
     last = abs(values[-1] - (2 * values[-2] - values[-3])) if len(values) > 2 else 0.0
     # An end moves on with its own acceleration: twice as far off before it counts.

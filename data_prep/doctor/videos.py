@@ -13,8 +13,9 @@ from data_prep.doctor.footage import BLANK
 from data_prep.doctor.subject import Subject
 from gr00t.files import file_sha256
 
-RUN = 4  # frames that stand still while the arm moves
-STILL = 0.08  # of the usual change between frames: what the codec alone makes of the same picture twice
+WINDOW = 5  # neighbouring changes judged together: their median is blind to the codec's own fresh starts
+STILL = 0.1  # of the usual change: sound recordings stay above 0.2, a repeated picture below 0.06
+NOTHING = 0.08  # of 255: what the codec makes of the same picture again and again
 MOVING = 0.5  # of the usual speed
 MEND_STUCK = (
     "The decoder or the camera stuck when this was written. Prepare the dataset again with the package versions of the "
@@ -58,10 +59,9 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
             yield error(f"videos/, {camera}, {episodes(other, len(subject.episodes))}", found, remedy)
         entry = subject.layout.modality["video"][camera]
         shape = subject.feature(entry.get("original_key") or f"observation.images.{camera}").get("shape")
-        if isinstance(shape, list) and len(shape) == 3 and sorted(shape)[1:] != sorted(usual):
-            if not set(usual) <= set(shape):
-                found = f"{camera} has frames of {usual[0]}x{usual[1]}, the features say {shape}."
-                yield warning("meta/info.json", found, "Correct shape in the features of meta/info.json.")
+        if isinstance(shape, list) and len(shape) == 3 and not set(usual) <= set(shape):
+            found = f"{camera} has frames of {usual[0]}x{usual[1]}, the features say {shape}."
+            yield warning("meta/info.json", found, "Correct shape in the features of meta/info.json.")
 
 
 def check_frozen(subject: Subject) -> Iterator[Finding]:
@@ -71,32 +71,36 @@ def check_frozen(subject: Subject) -> Iterator[Finding]:
         motion = {
             i: f.motion
             for (i, c), f in subject.footage.items()
-            if c == camera and f.motion is not None and len(f.motion) > 1
+            if c == camera and f.motion is not None and i in speeds and len(speeds[i]) == len(f.motion) >= WINDOW
         }
-        if not motion:
-            continue
-        dead = [i for i, m in motion.items() if m.max() < 0.05]
-        alive = [m for i, m in motion.items() if i not in dead]
-        usual = float(np.median(np.concatenate(alive))) if alive else 0.0
-        runs = {i: still_run(m, speeds.get(i), STILL * usual) for i, m in motion.items() if i not in dead}
-        stuck = {i: run for i, run in runs.items() if run[1] >= RUN}
-        where = f"videos/, {camera}, "
-        if dead:
-            found = "All frames show the same picture."
-            yield error(where + episodes(dead, len(subject.episodes)), found, MEND_STUCK)
-        if stuck:
-            first = next(iter(stuck))
-            start, count, share = stuck[first]
-            found = (
-                f"The picture stands still while the robot moves: {count} frames from {start} on in episode {first} "
-                f"({share:.0%} of it)."
-            )
-            level = error if count >= 2 * RUN or share > 0.25 else warning
-            yield level(where + episodes(list(stuck), len(subject.episodes)), found, MEND_STUCK)
-        repeated = [i for i, m in motion.items() if i not in dead and i not in stuck and _repeats(m, usual)]
-        if repeated:
-            found = "Every other frame repeats the one before: a video of half the rate was stretched."
-            yield error(where + episodes(repeated, len(subject.episodes)), found, MEND_STUCK)
+        if motion:
+            yield from _frozen(subject, f"videos/, {camera}, ", motion, speeds)
+
+
+def _frozen(
+    subject: Subject, where: str, motion: dict[int, np.ndarray], speeds: dict[int, np.ndarray]
+) -> Iterator[Finding]:
+    total = len(subject.episodes)
+    limit = MOVING * float(np.median(np.concatenate([speeds[i] for i in motion])))
+    moving = {i: speeds[i] > limit for i in motion}
+    seen = np.concatenate([m[moving[i]] for i, m in motion.items()])
+    usual = float(np.median(seen)) if len(seen) else 0.0
+    dead = [i for i, m in motion.items() if np.median(m) < NOTHING / 2 and (m[moving[i]] < 4 * NOTHING).all()]
+    if usual < NOTHING:
+        found = "The picture never changes, in no episode."
+        yield error(where + episodes(list(motion), total), found, MEND_STUCK)
+        return
+    if dead:
+        yield error(where + episodes(dead, total), "All frames show the same picture.", MEND_STUCK)
+    stuck = {i: run for i, m in motion.items() if i not in dead and (run := _still(m, moving[i], STILL * usual))[1]}
+    if stuck:
+        first = next(iter(stuck))
+        found = "The picture stands still while the robot moves: {1} frames from frame {0} on in episode {2}."
+        yield error(where + episodes(list(stuck), total), found.format(*stuck[first], first), MEND_STUCK)
+    repeated = [i for i, m in motion.items() if i not in dead and _repeats(m[moving[i]])]
+    if len(repeated) > len(motion) / 2 or (repeated and not set(repeated) <= set(stuck)):
+        found = "Every other frame repeats the one before: a video of half the rate was stretched."
+        yield error(where + episodes(repeated, total), found, MEND_STUCK)
 
 
 def speed_by_episode(subject: Subject) -> dict[int, np.ndarray]:
@@ -110,27 +114,20 @@ def speed_by_episode(subject: Subject) -> dict[int, np.ndarray]:
     return {i: (s / usual).mean(axis=1) for i, s in steps.items()}
 
 
-def still_run(motion: np.ndarray, speed: np.ndarray | None, limit: float) -> tuple[int, int, float]:
-    """(first frame, frames, share of the episode) of the longest run without change while the state moves."""
-    still = motion <= limit
-    if speed is None or len(speed) != len(motion):
-        return 0, 0, 0.0
-    moving = speed > MOVING * np.median(speed)
-    start = best_start = best = 0
-    for t in range(len(motion)):
-        if not still[t]:
-            start = t + 1
-        elif moving[start : t + 1].sum() > best:
-            best, best_start = int(moving[start : t + 1].sum()), start
-    return best_start, best, best / len(motion)
+def _still(motion: np.ndarray, moving: np.ndarray, limit: float) -> tuple[int, int]:
+    """(first frame, frames) of what does not change while the state moves; (0, 0) where there is nothing such."""
+    windows = np.lib.stride_tricks.sliding_window_view
+    still = (np.median(windows(motion, WINDOW), axis=1) < limit) & windows(moving, WINDOW).all(axis=1)
+    starts = np.flatnonzero(still)
+    return (int(starts[0]), int(starts[-1] - starts[0]) + WINDOW) if len(starts) else (0, 0)
 
 
-def _repeats(motion: np.ndarray, usual: float) -> bool:
+def _repeats(motion: np.ndarray) -> bool:
     """Whether changes come in every other frame only."""
     if len(motion) < 8:
         return False
     even, odd = np.median(motion[::2]), np.median(motion[1::2])
-    return bool(min(even, odd) < STILL * usual and max(even, odd) > usual)
+    return bool(min(even, odd) < 0.25 * max(even, odd))
 
 
 def check_blank(subject: Subject) -> Iterator[Finding]:
@@ -142,7 +139,8 @@ def check_blank(subject: Subject) -> Iterator[Finding]:
         blank = {i: frames for i, frames in blank.items() if len(frames)}
         if blank:
             first = next(iter(blank))
-            found = f"{len(blank[first])} frames of episode {first} show a single colour, the first frame {blank[first][0]}."
+            count, start = len(blank[first]), blank[first][0]
+            found = f"{count} frames of episode {first} show a single colour, the first is frame {start}."
             remedy = "A camera that was off or a lost frame: leave the episode out, or record it again."
             yield error(where + episodes(list(blank), len(subject.episodes)), found, remedy)
         foreign = {i: t for i, f in footage.items() if i not in blank and (t := _foreign_frame(f.motion, f.leaps))}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.config.schema import (
+    CheckConfig,
     CreateBaseConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -43,6 +44,11 @@ SCRIPTS = {
             "split=color_object raw_dir=conflict_maniskill data_dir=data",
             'split=my_split split.instruction="pick up the heavy object" overwrite=true',
         ),
+    ),
+    "check": Script(
+        CheckConfig,
+        "python -m data_prep.check PATH",
+        ("html=doctor.html json=doctor.json", "fast=true"),
     ),
     "finetune": Script(
         FinetuneConfig,

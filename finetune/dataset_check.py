@@ -1,0 +1,41 @@
+"""The fast part of the dataset doctor, before a dataset is trained on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from conflict_panda_config import MODALITY_CONFIG
+from data_prep.doctor.examine import BETWEEN, examine
+from data_prep.doctor.findings import ERROR, WARNING, DatasetReport
+from finetune.config.schema import FinetuneConfig
+from gr00t.errors import ToolkitError
+
+log = logging.getLogger(__name__)
+SHOWN = 6
+TRAIN = "train"
+
+
+def check_dataset(config: FinetuneConfig) -> None:
+    """Refuse a training dataset that is not sound, or that shares episodes with conflict; log what may be meant.
+
+    What is wrong with the conflict part alone is only logged: it is not trained on.
+    """
+    split = Path(config.dataset.data_dir) / config.split.name
+    report, _ = examine(split, MODALITY_CONFIG, fast=True)
+    for dataset, result, finding in report.findings(WARNING, ERROR):
+        if not _refused(dataset, finding.level):
+            text = f"{finding.level} in {dataset.name}, {result.check} ({finding.where}): {finding.found}"
+            log.warning("%s Remedy: %s", text, finding.remedy)
+    wrong = [(r.check, f) for d, r, f in report.findings(ERROR) if _refused(d, f.level)]
+    if wrong:
+        listed = "\n".join(f"  {name}, {f.where}: {f.found} Remedy: {f.remedy}" for name, f in wrong[:SHOWN])
+        more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ToolkitError(
+            f"{split / TRAIN} is not sound:\n{listed}{more}\nEverything that was found: python -m data_prep.check "
+            f"{split}. To train anyway: dataset.check=false."
+        )
+
+
+def _refused(dataset: DatasetReport, level: str) -> bool:
+    return level == ERROR and dataset.name in (TRAIN, BETWEEN)
