@@ -105,9 +105,10 @@ def _write(path: Path, text: str) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Told]:
-    """One bar on stderr, gone when all is done."""
+    """One bar on the terminal, gone when all is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 

@@ -153,3 +153,347 @@ def copy_episode(root: Path, source: int, target: int) -> None:
         write_table(root, index, table)
     edit_meta(root, "info.json", lambda info: info.update(total_frames=start))
     renew_statistics(root)
+
+
+# -- the damages -------------------------------------------------------------------------------------------------------
+
+ARM, GRIPPER = slice(0, 7), slice(7, 8)
+STATE, ACTION = "observation.state", "action"
+Damage = Callable[[Path], object]
+
+
+def forget_first_frames(root: Path) -> None:
+    """As a dataset that another converter wrote."""
+    edit_meta(root, "split.json", lambda split: [entry.pop("first_frame") for entry in split["episodes"]])
+
+
+def damaged_bytes(root: Path) -> None:
+    path = video_path(root, 2)
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = np.random.default_rng(0).integers(0, 256, third, dtype=np.uint8).tobytes()
+    path.write_bytes(bytes(content))
+
+
+def truncated(path: Path, share: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def swap_cameras(root: Path, episodes: Iterable[int]) -> None:
+    for episode in episodes:
+        one, other = (video_path(root, episode, camera) for camera in CAMERAS)
+        first, second = one.read_bytes(), other.read_bytes()
+        one.write_bytes(second)
+        other.write_bytes(first)
+
+
+def show_another_episode(root: Path, episode: int, shown: int) -> None:
+    for camera in CAMERAS:
+        with VideoReader(video_path(root, shown, camera)) as reader:
+            frames = reader.frames(range(len(reader)))
+        length = len(read_table(root, episode)[ACTION])
+        write_video(video_path(root, episode, camera), frames[np.minimum(np.arange(length), len(frames) - 1)], 20)
+
+
+def one_frame(frames: np.ndarray, index: int, value: np.ndarray | int) -> np.ndarray:
+    changed = frames.copy()
+    changed[index] = value
+    return changed
+
+
+def count_val_too(root: Path) -> None:
+    """Statistics over all episodes, relative ones over the training episodes."""
+    split, relative = (root / "meta/split.json").read_text(), (root / "meta/relative_stats.json").read_text()
+    edit_meta(root, "split.json", lambda content: content.update(val_episodes=[]))
+    renew_statistics(root)
+    (root / "meta/split.json").write_text(split)
+    (root / "meta/relative_stats.json").write_text(relative)
+
+
+def nearly_copy(root: Path, source: int, target: int) -> None:
+    copy_episode(root, source, target)
+    rng = np.random.default_rng(0)
+
+    def tremble(columns: Columns) -> None:
+        for name in (STATE, ACTION):
+            columns[name] = columns[name].astype(np.float64)
+            columns[name][:, ARM] += rng.normal(0, 1e-4, columns[name][:, ARM].shape)
+
+    edit_tables(root, tremble, [target])
+
+
+def unlisted(columns: Columns) -> None:
+    columns["task_index"][:] = 5
+    columns["annotation.human.task_description"][:] = 5
+
+
+# name: (the check that names it, level, damage). Those of tables and meta/ are found without decoding a video.
+IN_TABLES: dict[str, tuple[str, str, Damage]] = {
+    "modality.json is gone": ("layout", "error", lambda r: (r / "meta/modality.json").unlink()),
+    "info.json is no JSON": ("layout", "error", lambda r: (r / "meta/info.json").write_text("{broken")),
+    "fps is a word": ("layout", "error", lambda r: edit_meta(r, "info.json", lambda i: i.update(fps="fast"))),
+    "total_frames": ("counts", "error", lambda r: edit_meta(r, "info.json", lambda i: i.update(total_frames=9))),
+    "a table is gone": ("tables", "error", lambda r: table_path(r, 3).unlink()),
+    "a table is cut off": ("tables", "error", lambda r: truncated(table_path(r, 3), 0.3)),
+    "rows are lost": (
+        "tables",
+        "error",
+        lambda r: edit_tables(r, lambda c: c.update({k: v[:-3] for k, v in c.items()}), [4]),
+    ),
+    "another episode's number": (
+        "tables",
+        "error",
+        lambda r: edit_tables(r, lambda c: c["episode_index"].fill(1), [4]),
+    ),
+    "rows in reverse": (
+        "tables",
+        "error",
+        lambda r: edit_tables(r, lambda c: c.update({k: v[::-1] for k, v in c.items()}), [4]),
+    ),
+    "a video is gone": ("video files", "error", lambda r: video_path(r, 2).unlink()),
+    "a video is empty": ("video files", "error", lambda r: video_path(r, 2).write_bytes(b"")),
+    "a video is cut off": ("video decoding", "error", lambda r: truncated(video_path(r, 2), 0.6)),
+    "a video is too short": ("video decoding", "error", lambda r: edit_videos(r, lambda f: f[:-4], [2], ["image"])),
+    "a video is there twice": (
+        "video copies",
+        "error",
+        lambda r: shutil.copyfile(video_path(r, 5), video_path(r, 4)),
+    ),
+    "a group's name": (
+        "modality names",
+        "error",
+        lambda r: edit_meta(r, "modality.json", lambda m: m["state"].update(grippper=m["state"].pop("gripper"))),
+    ),
+    "a camera's name": (
+        "modality names",
+        "error",
+        lambda r: edit_meta(r, "modality.json", lambda m: m["video"].update(wristimage=m["video"].pop("wrist_image"))),
+    ),
+    "a range beyond the column": (
+        "modality ranges",
+        "error",
+        lambda r: edit_meta(r, "modality.json", lambda m: m["action"]["gripper"].update(start=8, end=9)),
+    ),
+    "ranges overlap": (
+        "modality ranges",
+        "error",
+        lambda r: edit_meta(r, "modality.json", lambda m: m["action"]["gripper"].update(start=6, end=8)),
+    ),
+    "groups of different widths": (
+        "modality groups",
+        "error",
+        lambda r: edit_meta(
+            r, "modality.json", lambda m: (m["state"]["arm"].update(end=6), m["state"]["gripper"].update(start=6))
+        ),
+    ),
+    "30 Hz, consistently": (
+        "frame rate",
+        "error",
+        lambda r: (
+            edit_meta(r, "info.json", lambda i: i.update(fps=30)),
+            edit_tables(r, lambda c: c.update(timestamp=c["frame_index"] / 30)),
+        ),
+    ),
+    "timestamps of another rate": (
+        "timestamps",
+        "error",
+        lambda r: edit_tables(r, lambda c: c.update(timestamp=c["frame_index"] / 10)),
+    ),
+    "timestamps go back": (
+        "timestamps",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, "timestamp", slice(5, 7), 0.0), [3]),
+    ),
+    "a gap in time": (
+        "timestamps",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, "timestamp", slice(9, None), c["timestamp"][9:] + 0.3), [3]),
+    ),
+    "NaN in the state": (
+        "numbers",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, STATE, (7, 2), np.nan), [3], new_statistics=False),
+    ),
+    "infinity in the action": (
+        "numbers",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (7, 2), np.inf), [3], new_statistics=False),
+    ),
+    "degrees": (
+        "units",
+        "error",
+        lambda r: edit_tables(r, lambda c: (scale(c, STATE, ARM, 57.29578), scale(c, ACTION, ARM, 57.29578))),
+    ),
+    "degrees in the action alone": (
+        "action convention",
+        "error",
+        lambda r: edit_tables(r, lambda c: scale(c, ACTION, ARM, 57.29578)),
+    ),
+    "the gripper's command in metres": (
+        "units",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (slice(None), 7), (c[ACTION][:, 7] + 1) * 0.04)),
+    ),
+    "the gripper's opening in millimetres": (
+        "units",
+        "error",
+        lambda r: edit_tables(r, lambda c: scale(c, STATE, GRIPPER, 1000)),
+    ),
+    "the gripper's command from 0 to 1": (
+        "units",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (slice(None), 7), (c[ACTION][:, 7] + 1) / 2)),
+    ),
+    "the gripper's sign": ("gripper", "error", lambda r: edit_tables(r, lambda c: scale(c, ACTION, GRIPPER, -1))),
+    "the gripper never closes": (
+        "constants",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (slice(None), 7), 1.0)),
+    ),
+    "a joint is not measured": (
+        "constants",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, STATE, (slice(None), 3), -1.7)),
+    ),
+    "the state sticks in an episode": (
+        "constants",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, STATE, slice(None), c[STATE][0]), [4]),
+    ),
+    "a spike in an action": (
+        "outliers",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (12, 1), 4.0), [4]),
+    ),
+    "a spike in the state": ("outliers", "error", lambda r: edit_tables(r, lambda c: put(c, STATE, (20, 4), 1.5), [5])),
+    "deltas": ("action convention", "error", lambda r: edit_tables(r, make_deltas)),
+    "deltas in one episode": ("action convention", "error", lambda r: edit_tables(r, make_deltas, [5])),
+    "joints in another order": (
+        "action convention",
+        "error",
+        lambda r: edit_tables(r, lambda c: c.update(action=c[ACTION][:, [1, 0, 2, 3, 4, 5, 6, 7]])),
+    ),
+    "a joint's sign": (
+        "action convention",
+        "error",
+        lambda r: edit_tables(r, lambda c: scale(c, ACTION, slice(5, 6), -1)),
+    ),
+    "actions a step late": ("action lead", "error", lambda r: edit_tables(r, lambda c: shift_column(c, ACTION, 1))),
+    "actions a step early": ("action lead", "error", lambda r: edit_tables(r, lambda c: shift_column(c, ACTION, -1))),
+    "actions late in one episode": (
+        "action lead",
+        "error",
+        lambda r: edit_tables(r, lambda c: shift_column(c, ACTION, 2), [4]),
+    ),
+    "actions that copy the state": (
+        "action lead",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (slice(None), ARM), c[STATE][:, ARM])),
+    ),
+    "a wrong maximum": (
+        "statistics",
+        "error",
+        lambda r: edit_meta(r, "stats.json", lambda s: s[ACTION]["max"].__setitem__(1, 2.0)),
+    ),
+    "statistics of held-out episodes": ("statistics", "warning", count_val_too),
+    "statistics of another horizon": (
+        "relative statistics",
+        "error",
+        lambda r: edit_meta(
+            r, "relative_stats.json", lambda s: s["arm"].update({k: v[:8] for k, v in s["arm"].items()})
+        ),
+    ),
+    "stale relative statistics": (
+        "relative statistics",
+        "error",
+        lambda r: edit_meta(
+            r,
+            "relative_stats.json",
+            lambda s: s["arm"].update({k: (np.array(v) / 2).tolist() for k, v in s["arm"].items()}),
+        ),
+    ),
+    "an empty instruction": (
+        "instructions",
+        "error",
+        lambda r: edit_lines(r, "tasks.jsonl", lambda lines: lines[0].update(task="  ")),
+    ),
+    "an unlisted instruction": ("told", "error", lambda r: edit_tables(r, unlisted, [3])),
+    "another episode's instruction": (
+        "told",
+        "error",
+        lambda r: edit_lines(r, "episodes.jsonl", lambda lines: lines[3].update(tasks=["stack the cubes"])),
+    ),
+    "an episode is there twice": ("duplicates", "error", lambda r: copy_episode(r, 3, 5)),
+    "a held-out episode is trained on": ("duplicates", "error", lambda r: copy_episode(r, 0, 5)),
+    "an episode and its replay": ("duplicates", "warning", lambda r: nearly_copy(r, 3, 5)),
+    "an unknown episode is held out": (
+        "held out",
+        "error",
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(val_episodes=[0, 99])),
+    ),
+    "everything is held out": (
+        "held out",
+        "error",
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(val_episodes=list(range(8)))),
+    ),
+    "the conflict part in train's place": (
+        "held out",
+        "error",
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(part="conflict")),
+    ),
+    "an episode that fails": ("endings", "error", lambda r: edit_tables(r, lambda c: c["next.reward"].fill(0), [4])),
+    "BGR": ("first frames", "error", lambda r: edit_videos(r, lambda f: f[..., ::-1])),
+    "BGR, of another converter": (
+        "colours",
+        "warning",
+        lambda r: (forget_first_frames(r), edit_videos(r, lambda f: f[..., ::-1])),
+    ),
+    "mirrored pictures": ("first frames", "error", lambda r: edit_videos(r, lambda f: f[:, :, ::-1], None, ["image"])),
+    "swapped cameras": ("first frames", "error", lambda r: swap_cameras(r, episode_numbers(r))),
+    "another episode's videos": ("first frames", "error", lambda r: show_another_episode(r, 4, 5)),
+}
+
+# Those that only the whole videos show.
+IN_VIDEOS: dict[str, tuple[str, str, Damage]] = {
+    "damaged bytes inside a video": ("video decoding", "error", damaged_bytes),
+    "a frozen video": (
+        "frozen frames",
+        "error",
+        lambda r: edit_videos(r, lambda f: np.repeat(f[:1], len(f), 0), [4], ["image"]),
+    ),
+    "a video that freezes": ("frozen frames", "error", lambda r: edit_videos(r, half_frozen, [4], ["image"])),
+    "a decoder that stuck": ("frozen frames", "error", lambda r: edit_videos(r, lambda f: np.repeat(f[:1], len(f), 0))),
+    "half the frame rate": (
+        "frozen frames",
+        "error",
+        lambda r: edit_videos(r, lambda f: np.repeat(f[::2], 2, 0)[: len(f)]),
+    ),
+    "a black video": ("blank frames", "error", lambda r: edit_videos(r, np.zeros_like, [4], ["image"])),
+    "a black frame": ("blank frames", "error", lambda r: edit_videos(r, lambda f: one_frame(f, 10, 0), [4], ["image"])),
+    "a frame of another time": (
+        "blank frames",
+        "warning",
+        lambda r: edit_videos(r, lambda f: one_frame(f, 6, 255 - f[6]), [4], ["wrist_image"]),
+    ),
+    "BGR in one episode": (
+        "likeness",
+        "error",
+        lambda r: (forget_first_frames(r), edit_videos(r, lambda f: f[..., ::-1], [3], ["image"])),
+    ),
+    "one episode upside down": (
+        "likeness",
+        "error",
+        lambda r: (forget_first_frames(r), edit_videos(r, lambda f: f[:, ::-1, ::-1], [3], ["image"])),
+    ),
+    "swapped cameras in one episode": ("likeness", "error", lambda r: (forget_first_frames(r), swap_cameras(r, [4]))),
+    "swapped cameras, of another converter": (
+        "cameras",
+        "warning",
+        lambda r: (forget_first_frames(r), swap_cameras(r, episode_numbers(r))),
+    ),
+    "a video one frame late": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, 1))),
+    "a video two frames early": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, -2))),
+    "a video late in one episode": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, 3), [4])),
+    "a video backwards": ("video and state", "error", lambda r: edit_videos(r, lambda f: f[::-1], [4])),
+    "an edited file": ("fingerprint", "warning", lambda r: (r / "meta/stats.json").open("a").write("\n")),
+}

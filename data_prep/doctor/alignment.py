@@ -17,6 +17,7 @@ from data_prep.doctor.subject import Subject
 MARGIN = 5  # frames at both ends left out, so that every shift is judged on the same ones
 SHIFTS = range(-MARGIN, MARGIN + 1)
 ROWS_FOR_A_WEIGHT = 5  # below that anything can be explained
+FEW = 40
 EXPLAINED = 0.7  # correlation from which on the two belong together
 MEND = (
     "Shift the video or the table so that frame t shows what state[t] was, cutting the ends; or prepare the dataset "
@@ -104,24 +105,26 @@ def _by_episode(subject: Subject, where: str, changes: Changes, best: int) -> It
         return
     shifted: dict[int, list[int]] = {}
     foreign = []
+    everyone = _fit(changes, best)
     for i in changes:
-        weights = _fit({j: c for j, c in changes.items() if j != i}, best)
+        few = len(changes) <= FEW  # among many, one changes nothing
+        weights = _fit({j: c for j, c in changes.items() if j != i}, best) if few else everyone
         scores = {shift: _score({i: changes[i]}, shift, weights) for shift in SHIFTS}
         at = max(scores, key=lambda shift: scores[shift])
-        if scores[at] > EXPLAINED and abs(at - best) > 1 and 1 - scores[best] ** 2 > 2 * (1 - scores[at] ** 2):
-            shifted.setdefault(at, []).append(i)
-        elif scores[best] < 0.2 and _backwards(changes[i], best, weights) > EXPLAINED:
+        if scores[best] < 0.5 and _backwards(changes[i], best, weights) > max(EXPLAINED, scores[at]):
             foreign.append((i, "runs backwards"))
+        elif scores[at] > EXPLAINED and abs(at - best) > 1 and 1 - scores[best] ** 2 > 2 * (1 - scores[at] ** 2):
+            shifted.setdefault(at, []).append(i)
         elif max(scores.values()) < 0.3:
-            foreign.append((i, "does not show what the state does"))
+            foreign.append((i, "does not show the motion that the state tells"))
     total = len(subject.episodes)
     for shift, indices in shifted.items():
-        yield error(f"{where}, {episodes(indices, total)}", f"{_in_words(shift)}, unlike in the other episodes.", MEND)
+        yield error(f"{where}, {episodes(indices, total)}", f"{_in_words(shift)} or so, unlike in the others.", MEND)
     for text in dict.fromkeys(text for _, text in foreign):
         indices = [i for i, said in foreign if said == text]
         level = error if text == "runs backwards" else warning
         yield level(
-            f"{where}, {episodes(indices, total)}", f"The video {text}, as it does in the others.", MEND_FOREIGN
+            f"{where}, {episodes(indices, total)}", f"The video {text}, unlike in the other episodes.", MEND_FOREIGN
         )
 
 

@@ -202,7 +202,7 @@ class Subject:
         glanced = set(evenly(wanted, GLANCES))
         keys = [(episode, camera) for episode in wanted for camera in self.cameras]
         with ThreadPoolExecutor(THREADS) as pool:
-            looks = pool.map(lambda key: self._look(*key, key[0] in glanced), keys)
+            looks = pool.map(lambda key: self._look(key[0], key[1], first_frame=key[0] in glanced), keys)
             found = {}
             for key, footage in zip(keys, looks, strict=True):
                 found[key] = footage
