@@ -131,7 +131,7 @@ def _strange_episodes(subject: Subject, where: str, pursuit: Pursuit) -> Iterato
         return
     apart = {i: float(np.sqrt(np.square(a[:-1] - s[1:]).mean())) for i, s, a in pursuit}
     usual = float(np.median(list(apart.values())))
-    strange = [i for i, distance in apart.items() if distance > 6 * usual + 0.02]
+    strange = [i for i, distance in apart.items() if distance > 3 * usual + 0.01]
     if strange:
         first = strange[0]
         found = f"Actions lie {apart[first]:.3g} off the states in episode {first}, {usual:.3g} in the others."

@@ -122,8 +122,13 @@ def nearly_equal(first: dict[int, np.ndarray], second: dict[int, np.ndarray]) ->
         return []
     courses = {i: _course(table) for i, table in first.items() if len(table) > 2}
     others = courses if first is second else {j: _course(table) for j, table in second.items() if len(table) > 2}
+    if len({course.shape for course in [*courses.values(), *others.values()]}) != 1:
+        return []  # the parts have different groups, which other checks say
     one, two = np.stack(list(courses.values())), np.stack(list(others.values()))
-    spread = one.std(axis=0).mean(axis=0) + 1e-9  # (D,): one typical deviation a dimension
+    # (D,): how far a dimension usually is off the middle course, blind to single strange episodes
+    spread = np.median(np.abs(one - np.median(one, axis=0)).mean(axis=1), axis=0)
+    low, high = np.percentile(one, [10, 90], axis=(0, 1))
+    spread = np.maximum(spread, 0.1 * (high - low) + 1e-6)  # where all do the same, as grippers do
     one, two = (one / spread).reshape(len(one), -1), (two / spread).reshape(len(two), -1)
     keys, columns = list(courses), list(others)
     usual = float(np.median(np.concatenate([_apart(two, one[row]) for row in evenly(range(len(one)), 100)])))

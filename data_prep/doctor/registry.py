@@ -81,6 +81,7 @@ CHECKS = (
     Check("colours", "red, green, blue, in this order?", pictures.check_colours),
     Check("frozen frames", "do frames change when the robot moves?", videos.check_frozen, full=True),
     Check("blank frames", "does every frame show something?", videos.check_blank, full=True),
+    Check("frame order", "do frames follow one another?", videos.check_order, full=True),
     Check("likeness", "do episodes look alike: colours, up and down, camera?", pictures.check_alike, full=True),
     Check("cameras", "does the wrist camera move with the arm?", pictures.check_cameras, full=True),
     Check("video and state", "do they change at the same time?", alignment.check_alignment, full=True),

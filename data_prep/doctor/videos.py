@@ -17,6 +17,11 @@ WINDOW = 5  # neighbouring changes judged together: their median is blind to the
 STILL = 0.1  # of the usual change: sound recordings stay above 0.2, a repeated picture below 0.06
 NOTHING = 0.08  # of 255: what the codec makes of the same picture again and again
 MOVING = 0.5  # of the usual speed
+STRAIGHT, MIXED, BELOW = (
+    1.45,
+    1.15,
+    0.35,
+)  # change over two frames by that over one: of a fixed camera 1.4 to 2, in any order 1
 MEND_STUCK = (
     "The decoder or the camera stuck when this was written. Prepare the dataset again with the package versions of the "
     "constraints file; if the recording itself stands still, leave the episode out."
@@ -158,6 +163,23 @@ def _foreign_frame(motion: np.ndarray | None, leaps: np.ndarray | None) -> int |
     off = np.minimum(motion[:-1], motion[1:])
     odd = (off > 4 * leaps) & (off > 5 * np.median(motion)) & (off > 3.0)
     return int(np.flatnonzero(odd)[0]) + 1 if odd.any() else None
+
+
+def check_order(subject: Subject) -> Iterator[Finding]:
+    """Frames follow one another: the second next is farther off than the next, where that is so in most episodes."""
+    for camera in subject.cameras:
+        straight = {
+            i: float(np.median(f.leaps) / max(1e-6, np.median(f.motion)))
+            for (i, c), f in subject.footage.items()
+            if c == camera and f.leaps is not None and f.motion is not None and len(f.leaps) > 2 * WINDOW
+        }
+        usual = float(np.median(list(straight.values()))) if straight else 0.0
+        if usual < STRAIGHT:
+            continue
+        mixed = [i for i, share in straight.items() if 0 < share < min(MIXED, usual - BELOW)]
+        if mixed:
+            where = f"videos/, {camera}, {episodes(mixed, len(subject.episodes))}"
+            yield error(where, "The frames are out of order: each is as far from the next as from the one after.")
 
 
 def check_copies(subject: Subject) -> Iterator[Finding]:
