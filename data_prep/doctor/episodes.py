@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -93,21 +93,18 @@ def check_duplicates(subject: Subject) -> Iterator[Finding]:
 
 def shared_rows(first: dict[int, np.ndarray], second: dict[int, np.ndarray]) -> list[tuple[int, int, float]]:
     """(episode of first, episode of second, share of the shorter one's rows found in the other), where it is large."""
-    holders: dict[bytes, set[int]] = defaultdict(set)
-    for i, table in first.items():
-        for row in _rows(table):
-            holders[row].add(i)
-    same = first is second
+    rows = {i: set(_rows(table)) for i, table in first.items()}
+    others = rows if first is second else {j: set(_rows(table)) for j, table in second.items()}
+    holders: dict[bytes, list[int]] = defaultdict(list)
+    for i, of_episode in rows.items():
+        for row in of_episode:
+            holders[row].append(i)
     found = []
-    for j, table in second.items():
-        rows = set(_rows(table))
-        counts: dict[int, int] = defaultdict(int)
-        for row in rows:
-            for i in holders.get(row, ()):
-                counts[i] += 1
-        for i, count in counts.items():
-            share = count / max(1, min(len(rows), len(set(_rows(first[i])))))
-            if share >= SHARED and (not same or i < j):
+    for j, of_episode in others.items():
+        common = Counter(i for row in of_episode for i in holders.get(row, ()))
+        for i, count in common.items():
+            share = count / min(len(of_episode), len(rows[i]))
+            if share >= SHARED and (first is not second or i < j):
                 found.append((i, j, share))
     return found
 

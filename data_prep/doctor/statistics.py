@@ -18,7 +18,6 @@ from gr00t.data.statistics import (
     check_relative_statistics,
     feature_statistics,
     relative_groups,
-    relative_statistics,
     start_frames,
     to_processor_statistics,
 )
@@ -136,10 +135,16 @@ def check_relative(subject: Subject) -> Iterator[Finding]:
 
 
 def _apart_by_tail(subject: Subject, recorded: dict[str, Statistics], group: str) -> dict[Tail, tuple[float, str, int]]:
-    """How far the recorded ones of a group are from those of either rule for start frames."""
+    """How far the recorded ones of a group are from those of either rule for start frames, until one fits."""
     tails: tuple[Tail, ...] = ("mask", "drop")
-    fresh = {tail: _fresh_relative(subject, tail) for tail in tails}
-    return {tail: _relative_apart(recorded[group], f[group]) for tail, f in fresh.items() if f and group in f}
+    found: dict[Tail, tuple[float, str, int]] = {}
+    for tail in tails:
+        fresh = subject.fresh_relative(tail)
+        if fresh and group in fresh:
+            found[tail] = _relative_apart(recorded[group], fresh[group])
+            if found[tail][0] <= 1:
+                break
+    return found
 
 
 def _tail(by_tail: dict[Tail, tuple[float, str, int]]) -> Tail:
@@ -147,23 +152,6 @@ def _tail(by_tail: dict[Tail, tuple[float, str, int]]) -> Tail:
     if "drop" in by_tail and by_tail["drop"][0] <= 1 and ("mask" not in by_tail or by_tail["mask"][0] > 1):
         return "drop"
     return "mask"
-
-
-def _fresh_relative(subject: Subject, tail: Tail) -> dict[str, Statistics] | None:
-    """Made anew from the training episodes that can be read; None where that cannot be done."""
-    entries = {m: subject.group_entry(m, g) for m, g in subject.groups()}
-    columns = {m: entry[0] for m, entry in entries.items() if entry}
-    if set(columns) != {"state", "action"}:
-        return None
-    states, actions = (subject.column(columns[m]) for m in ("state", "action"))
-    used = [i for i in actions if i in states and i not in subject.held_out and len(states[i]) == len(actions[i]) > 0]
-    finite = [i for i in used if np.isfinite(states[i]).all() and np.isfinite(actions[i]).all()]
-    try:
-        return relative_statistics(
-            [states[i] for i in finite], [actions[i] for i in finite], subject.layout.modality, subject.configs, tail
-        )
-    except (ToolkitError, ValueError, IndexError):
-        return None
 
 
 def _relative_apart(recorded: Statistics, fresh: Statistics) -> tuple[float, str, int]:

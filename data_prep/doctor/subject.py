@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from data_prep.doctor.footage import Footage, glance, watch
 from gr00t.data.layout import DatasetLayout, EpisodeInfo
 from gr00t.data.schema import ModalityConfigs
-from gr00t.data.statistics import COLUMNS, relative_groups
+from gr00t.data.statistics import COLUMNS, Statistics, Tail, relative_groups, relative_statistics
 from gr00t.errors import ToolkitError
 
 Progress = Callable[[str, int, int], object]  # what is being done, how much of it is done, of how much
@@ -45,6 +45,8 @@ class Subject:
         self.root, self.configs, self.fast, self.progress = Path(root), configs, fast, progress
         self.name = self.root.name
         self.refusal = ""
+        self._series: dict[tuple[str, str], Series] = {}
+        self._relative: dict[Tail, dict[str, Statistics] | None] = {}
         try:
             self.layout = DatasetLayout(self.root)
         except ToolkitError as error:
@@ -110,6 +112,11 @@ class Subject:
 
     def series(self, modality: str, group: str) -> Series:
         """One group over each episode; without those whose column is missing, too narrow or not numeric."""
+        if (modality, group) not in self._series:
+            self._series[modality, group] = self._cut_out(modality, group)
+        return self._series[modality, group]
+
+    def _cut_out(self, modality: str, group: str) -> Series:
         entry = self.group_entry(modality, group)
         if entry is None:
             return {}
@@ -156,6 +163,25 @@ class Subject:
                 if np.isfinite(table).all():
                     found[index] = table
         return found
+
+    def fresh_relative(self, tail: Tail) -> dict[str, Statistics] | None:
+        """Relative statistics as the training episodes give them now; None where they cannot be made."""
+        if tail not in self._relative:
+            self._relative[tail] = self._make_relative(tail)
+        return self._relative[tail]
+
+    def _make_relative(self, tail: Tail) -> dict[str, Statistics] | None:
+        columns = {m: entry[0] for m, g in self.groups() if (entry := self.group_entry(m, g))}
+        if set(columns) != {"state", "action"}:
+            return None
+        states, actions = self.column(columns["state"]), self.column(columns["action"])
+        used = [i for i in self.motion_tables if i not in self.held_out]
+        try:
+            return relative_statistics(
+                [states[i] for i in used], [actions[i] for i in used], self.layout.modality, self.configs, tail
+            )
+        except (ToolkitError, ValueError, IndexError):
+            return None
 
     def dim_names(self, modality: str, group: str) -> list[str]:
         """Names of a group's dimensions, from meta/info.json where it lists them."""

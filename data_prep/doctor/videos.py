@@ -190,6 +190,7 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
             path = subject.video_path(e.index, camera)
             if isinstance(path, Path) and path.is_file() and path.stat().st_size:
                 by_size[path.stat().st_size].append((e.index, camera, path))
+    copies: dict[str, list[tuple[int, int, str]]] = defaultdict(list)  # camera: (episode, episode and camera it is of)
     for group in by_size.values():
         if len({path for _, _, path in group}) < 2:
             continue
@@ -197,5 +198,8 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
         for index, camera, path in group:
             twin = first.setdefault(file_sha256(path), (index, camera, path))
             if twin[2] != path:
-                found = f"Is the same file as {twin[1]} of episode {twin[0]}."
-                yield error(f"videos/, {camera}, episode {index}", found)
+                copies[camera].append((index, *twin[:2]))
+    for camera, found in copies.items():
+        index, of, of_camera = found[0]
+        where = f"videos/, {camera}, {episodes([i for i, _, _ in found], len(subject.episodes))}"
+        yield error(where, f"The video of episode {index} is the same file as {of_camera} of episode {of}.")
