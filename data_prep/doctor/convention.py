@@ -17,7 +17,7 @@ from gr00t.data.statistics import relative_groups
 
 Pursuit = list[tuple[int, np.ndarray, np.ndarray]]  # (episode, state (T, D), action (T, D))
 MARGIN = 4  # frames at both ends left out, so that every shift is judged on the same ones
-SHIFTS = range(-3, 4)
+SHIFTS = range(-4, 5)  # a best one at either end is none: it would go on beyond
 MEND_DELTA = (
     "Write absolute targets (recorded control_mode pd_joint_pos; else add each delta to the state it starts from), or "
     "make the group ABSOLUTE in the modality configuration."
@@ -175,6 +175,8 @@ def _shifted(subject: Subject, where: str, pursuit: Pursuit) -> Iterator[Finding
 
 def _is_wrong(subject: Subject, shift: int, left: np.ndarray) -> bool:
     """Whether that shift explains clearly more. A real robot answers late (one or two steps); no one answers early."""
+    if shift in (SHIFTS[0], SHIFTS[-1]):
+        return False
     now = left[SHIFTS.index(0)]
     best = left[SHIFTS.index(shift)]
     if shift > 0:

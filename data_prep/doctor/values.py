@@ -23,6 +23,7 @@ MEND_LIMITS = (
     "Check the order, signs and units of the joints, and that the robot is a Panda; then record or convert again."
 )
 
+LEROBOT_MOTOR = ".pos"  # ends the names of motors that LeRobot's own robots report, in units of their calibration
 TWO_PI = 2 * np.pi
 # Joint limits of the Franka Panda (rad), from its datasheet; a controller's target may lie a little beyond.
 PANDA_LIMITS = np.array(
@@ -77,6 +78,9 @@ def _degrees(subject: Subject, modality: str, group: str, values: np.ndarray) ->
     d = int(large.argmax())
     name, share = subject.dim_names(modality, group)[d], large[d]
     if share < 0.05:  # a few values: an outlier, which check_outliers names
+        return
+    if name.endswith(LEROBOT_MOTOR):
+        yield remark(f'{modality} "{group}"', f"{name} and others are in LeRobot's motor units, degrees or percent")
         return
     # Other robots may count turns, or steps of a motor, on purpose.
     level = error if subject.is_maniskill_panda else warning
