@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -124,8 +125,8 @@ def show(report: Report) -> None:
             console.print(
                 f"\n[{STYLES[level]}]{level}[/] {_plain(dataset.name)}, {result.check}: {_plain(finding.where)}"
             )
-            console.print(f"  {_plain(finding.found)}")
-            console.print(f"  [dim]remedy:[/] {_plain(finding.remedy)}")
+            text = f"{_plain(finding.found)}\n[dim]remedy:[/] {_plain(finding.remedy)}"
+            console.print(Padding(text, (0, 0, 0, 2)))
     errors, warnings = len(report.findings("error")), len(report.findings("warning"))
     part = " (fast part)" if report.fast else ""
     word = {"ok": "sound", "warning": "sound, with warnings", "error": "not sound"}[report.level]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,12 +23,13 @@ from gr00t.errors import ToolkitError
 MOMENTS = ("first", "middle", "last")
 PICTURE_WIDTH = 192  # pixels: a page with a few dozen pictures stays below a few MB
 INSTRUCTIONS = 20
+_EPISODES = re.compile(r"episodes? (?:\()?([\d, ]+)")  # as data_prep.doctor.findings.episodes writes them
 VERDICTS = {"ok": "sound", WARNING: "sound, with warnings", ERROR: "not sound"}
 
 
 def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str:
     """The page's HTML; of each part `shown` episodes appear with frames and curves."""
-    parts = [_part(subject, shown) for subject in subjects if not subject.refusal]
+    parts = [_part(subject, _chosen(subject, report, shown)) for subject in subjects if not subject.refusal]
     return render_page(
         "dataset.html",
         {
@@ -45,9 +47,18 @@ def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str
     )
 
 
-def _part(subject: Subject, shown: int) -> dict[str, Any]:
+def _chosen(subject: Subject, report: Report, shown: int) -> list[int]:
+    """The episodes that appear: those that findings name, then others evenly."""
+    places = [f.where for dataset, _, f in report.findings(ERROR, WARNING) if dataset.folder == subject.root]
+    known = [e.index for e in subject.episodes]
+    named = [int(n) for place in places for text in _EPISODES.findall(place) for n in re.findall(r"\d+", text)]
+    blamed = list(dict.fromkeys(n for n in named if n in known))[:shown]
+    others = [index for index in known if index not in blamed]
+    return sorted(blamed + evenly(others, shown - len(blamed)))
+
+
+def _part(subject: Subject, chosen: list[int]) -> dict[str, Any]:
     told = _told(subject)
-    chosen = evenly([e.index for e in subject.episodes], shown)
     return {
         "name": subject.name,
         "facts": {

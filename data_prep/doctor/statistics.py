@@ -116,7 +116,7 @@ def check_relative(subject: Subject) -> Iterator[Finding]:
         recorded = subject.layout.relative_statistics()
         check_relative_statistics(recorded, subject.layout.modality, subject.configs, where)
     except ToolkitError as refusal:
-        yield error(where, str(refusal).split(" Write the dataset's")[0], MEND)
+        yield error(where, str(refusal).removeprefix(f"{where}: ").split(" Write the dataset's")[0], MEND)
         return
     if reason := _not_comparable(subject):
         yield remark(where, reason)

@@ -246,6 +246,8 @@ def evenly(items: Sequence[int] | range, count: int) -> list[int]:
     """At most `count` of the items, first and last among them."""
     if len(items) <= count:
         return list(items)
+    if count < 1:
+        return []
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
 
 
