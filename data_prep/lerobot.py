@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.doctor.footage import sketch_to_text
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
 from gr00t.data.layout import CODEBASE_VERSION, dataset_fingerprint
 from gr00t.data.schema import ModalityConfigs
@@ -96,8 +97,16 @@ class EpisodeJob:
 
 
 @dataclass(frozen=True)
+class WrittenVideo:
+    """Mean absolute difference to the recording (of 255), and a sketch of the recorded first frame."""
+
+    error: float
+    first_frame: str
+
+
+@dataclass(frozen=True)
 class EpisodeRecord:
-    """One episode that is written: {file: SHA-256}, steps, bytes, and for each camera the error of check_video."""
+    """One episode that is written: {file: SHA-256}, steps, bytes, and its videos by camera."""
 
     part: str
     index: int
@@ -105,7 +114,7 @@ class EpisodeRecord:
     files: dict[str, str]
     frames: int
     size: int
-    video_errors: list[float]
+    videos: dict[str, WrittenVideo]
 
 
 @dataclass(frozen=True)
@@ -164,8 +173,8 @@ def finish_dataset(root: Path, plan: DatasetPlan, records: Sequence[EpisodeRecor
     """
     (root / "meta").mkdir(exist_ok=True)
     _write_meta(root, plan, [_read_table(root / _relative_path(DATA_PATH, record.index)) for record in records])
-    errors = [error for record in records for error in record.video_errors]
-    return WrittenDataset(float(np.mean(errors)), _write_split(root, plan))
+    errors = [video.error for record in records for video in record.videos.values()]
+    return WrittenDataset(float(np.mean(errors)), _write_split(root, plan, [record.videos for record in records]))
 
 
 Columns = dict[str, np.ndarray]
@@ -190,20 +199,21 @@ def write_episode(root: Path, job: EpisodeJob) -> EpisodeRecord:
     that do not show what was recorded.
     """
     table, *videos = (root / name for name in job.files())
-    errors = [_write_camera(path, job.episode, camera) for path, camera in zip(videos, CAMERAS, strict=True)]
+    checked = {c: _write_camera(path, job.episode, c) for path, c in zip(videos, CAMERAS, strict=True)}
     with whole_file(table) as staged:
         pq.write_table(_table(_columns(job)), staged)
     hashes = {name: file_sha256(root / name) for name in job.files()}
     size = sum((root / name).stat().st_size for name in hashes)
-    return EpisodeRecord(job.part, job.index, job.made_of(), hashes, job.episode.length, size, errors)
+    return EpisodeRecord(job.part, job.index, job.made_of(), hashes, job.episode.length, size, checked)
 
 
-def _write_camera(path: Path, episode: Episode, camera: str) -> float:
+def _write_camera(path: Path, episode: Episode, camera: str) -> WrittenVideo:
     frames = episode.frames(camera)
     checked = np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).round().astype(int))
     with whole_file(path) as staged:
         write_video(staged, frames, CONTROL_FREQ)
-        return check_video(staged, len(frames), {int(i): frames[i] for i in checked})
+        error = check_video(staged, len(frames), {int(i): frames[i] for i in checked})
+    return WrittenVideo(error, sketch_to_text(frames[0]))
 
 
 def _columns(job: EpisodeJob) -> Columns:
@@ -311,7 +321,7 @@ def _video_feature(size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _write_split(root: Path, plan: DatasetPlan) -> str:
+def _write_split(root: Path, plan: DatasetPlan, videos: list[dict[str, WrittenVideo]]) -> str:
     """Write meta/split.json: what is held out, where everything came from; returns the fingerprint."""
     folder = plan.recordings.folder
     split: dict[str, Any] = {
@@ -330,6 +340,7 @@ def _write_split(root: Path, plan: DatasetPlan) -> str:
                 "file": e.file.relative_to(folder).as_posix(),
                 "trajectory": f"traj_{e.episode_id}",
                 "episode_seed": e.seed,
+                "first_frame": {camera: video.first_frame for camera, video in videos[index].items()},
             }
             for index, e in enumerate(plan.recordings.episodes)
         ],

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from data_prep.lerobot import EpisodeJob, EpisodeRecord
+from data_prep.lerobot import EpisodeJob, EpisodeRecord, WrittenVideo
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, whole_file
 
@@ -125,6 +125,7 @@ def _parsed(line: str) -> EpisodeRecord | None:
     """The record of a line; None for one that was cut off by a full disk or a power failure."""
     try:
         values: dict[str, Any] = json.loads(line)
-        return EpisodeRecord(**values)
-    except (ValueError, TypeError):
+        videos = {camera: WrittenVideo(**video) for camera, video in values.pop("videos").items()}
+        return EpisodeRecord(**values, videos=videos)
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -17,6 +17,7 @@ from finetune.cache import use_frame_store
 from finetune.config.identity import recipe
 from finetune.config.schema import FinetuneConfig
 from finetune.data import build_dataset, build_processor, open_datasets
+from finetune.dataset_check import check_dataset
 from finetune.engine import Engine, build_engine
 from finetune.export import describe_datasets, versions, write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
@@ -97,6 +98,8 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
     run_dir, output_dir = Path(config.run_dir), Path(config.output_dir)
     base = resolve_folder(config.model.base)
     with engine.main_first():
+        if config.dataset.check and engine.is_main:
+            check_dataset(config)
         mixture = open_datasets(config)
     identity = run_identity(config, base, mixture)
     run = RunFolder(config, identity)

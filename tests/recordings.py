@@ -71,24 +71,37 @@ def replace(group: h5py.Group, name: str, values: np.ndarray) -> None:
 def _write_trajectory(
     group: h5py.Group, length: int, success: bool, size: tuple[int, int], rng: np.random.Generator
 ) -> None:
-    actions = rng.uniform(-1, 1, (length, 8)).astype(np.float32)
-    qpos = np.concatenate([rng.uniform(-1, 1, (length + 1, 7)), rng.uniform(0, 0.04, (length + 1, 2))], axis=1)
+    actions, qpos = reach_and_grasp(length, rng)
     flags = np.zeros(length, dtype=bool)
     flags[-1:] = success
     for name, values in (("actions", actions), ("success", flags), ("terminated", flags), ("truncated", flags & False)):
         group.create_dataset(name, data=values)
     group.create_dataset("obs/agent/qpos", data=qpos.astype(np.float32))
     for start, camera in enumerate(("base_camera", "hand_camera")):
-        frames = moving_square(length + 1, size, start=start * 8)
+        frames = moving_square(length + 1, size, start=start * 8, row=int(rng.integers(0, size[0] - 8)))
         group.create_dataset(f"obs/sensor_data/{camera}/rgb", data=frames, compression="gzip")
 
 
-def moving_square(count: int, size: tuple[int, int], start: int = 0) -> np.ndarray:
+def reach_and_grasp(length: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Actions (length, 8) and qpos (length + 1, 9) of a Panda whose joints follow wandering targets, then close."""
+    wander = np.cumsum(rng.normal(0, 0.02, (length, 7)), axis=0) + rng.normal(0, 0.05, 7)
+    targets = np.array([0.0, 0.5, 0.0, -1.8, 0.0, 2.3, -0.8]) + wander
+    command = np.where(np.arange(length) < length // 2, 1.0, -1.0)
+    actions = np.concatenate([targets, command[:, None]], axis=1).astype(np.float32)
+    qpos = np.zeros((length + 1, 9))
+    qpos[0] = [*(targets[0] + rng.normal(0, 0.02, 7)), 0.04, 0.04]
+    for t in range(length):
+        goal = [*targets[t], *([0.015 + 0.025 * command[t]] * 2)]
+        qpos[t + 1] = qpos[t] + 0.6 * (np.maximum(goal, [-np.inf] * 7 + [0, 0]) - qpos[t])
+    return actions, qpos
+
+
+def moving_square(count: int, size: tuple[int, int], start: int = 0, row: int = 8) -> np.ndarray:
     """(count, H, W, 3) uint8: an orange square that walks over a bluish ground, two pixels a frame."""
     height, width = size
     frames = np.empty((count, height, width, 3), dtype=np.uint8)
     frames[:] = (40, 60, 120)
     for t in range(count):
         x = (start + 2 * t) % max(1, width - 8)
-        frames[t, 8:16, x : x + 8] = (230, 120, 20)
+        frames[t, row : row + 8, x : x + 8] = (230, 120, 20)
     return frames

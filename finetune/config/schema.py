@@ -45,6 +45,7 @@ __all__ = [
     "ArchitectureConfig",
     "AugmentConfig",
     "BackboneConfig",
+    "CheckConfig",
     "ClusterConfig",
     "ColorJitterConfig",
     "CompareConfig",
@@ -139,6 +140,22 @@ class AdoptConfig:
     )
     seed: int = key("seed of the choice of held-out episodes", 42, at_least=0)
     write: bool = key("write meta/modality.json and meta/split.json where they are missing", False)
+
+
+@dataclass(kw_only=True)
+class CheckConfig:
+    """Examine a dataset, or a split's folder with train/ and conflict/: is it sound, and if not, what mends it?
+
+    PATH is the folder. Ends with status 0 where nothing is wrong (warnings may be printed), with 1 where something is,
+    with 2 where there is no dataset.
+    """
+
+    fast: bool = key(
+        "leave out what decodes whole videos or reads every file: what training does before it begins", False
+    )
+    json: str | None = key("file that receives the report as JSON; null for none", None)
+    html: str | None = key("file that receives the report as one page with pictures and curves; null for none", None)
+    shown: int = key("episodes of each part whose frames and curves the page shows", 4, at_least=1, at_most=50)
 
 
 @dataclass(kw_only=True)
@@ -348,6 +365,7 @@ Config = (
     | PlanConfig
     | PrepareConfig
     | AdoptConfig
+    | CheckConfig
     | EvaluateConfig
     | CompareConfig
     | CreateBaseConfig

@@ -32,6 +32,7 @@ class DatasetConfig:
         "video",
         choices=("video", "store"),
     )
+    check: bool = key("refuse a dataset in which the fast part of data_prep.check finds an error", True)
 
 
 @dataclass(kw_only=True)

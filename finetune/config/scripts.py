@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.config.schema import (
     AdoptConfig,
+    CheckConfig,
     CompareConfig,
     CreateBaseConfig,
     DashboardConfig,
@@ -53,6 +54,11 @@ SCRIPTS = {
         AdoptConfig,
         "python -m data_prep.adopt",
         ("dataset=data/so100_cubes", "dataset=data/so100_cubes val_fraction=0 write=true"),
+    ),
+    "check": Script(
+        CheckConfig,
+        "python -m data_prep.check PATH",
+        ("html=doctor.html json=doctor.json", "fast=true"),
     ),
     "finetune": Script(
         FinetuneConfig,

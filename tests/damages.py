@@ -1,0 +1,499 @@
+"""Ways in which a dataset goes wrong, each done to a folder that was sound; used by test_doctor.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from conflict_panda_config import MODALITY_CONFIG
+from gr00t.data.statistics import feature_statistics, relative_statistics
+from gr00t.data.video import VideoReader, write_video
+
+Columns = dict[str, np.ndarray]
+CAMERAS = ("image", "wrist_image")
+
+
+def table_path(root: Path, episode: int) -> Path:
+    return root / f"data/chunk-000/episode_{episode:06d}.parquet"
+
+
+def video_path(root: Path, episode: int, camera: str = "image") -> Path:
+    return root / f"videos/chunk-000/observation.images.{camera}/episode_{episode:06d}.mp4"
+
+
+def episode_numbers(root: Path) -> list[int]:
+    return sorted(int(path.stem[-6:]) for path in (root / "data").rglob("*.parquet"))
+
+
+def read_table(root: Path, episode: int) -> Columns:
+    table = pq.read_table(table_path(root, episode))
+    return {name: np.array(table.column(name).to_pylist()) for name in table.column_names}
+
+
+def write_table(root: Path, episode: int, columns: Columns) -> None:
+    floats = {n: v.astype(np.float32) if v.dtype.kind == "f" else v for n, v in columns.items()}
+    table = pa.table({n: pa.array(list(v) if v.ndim == 2 else v) for n, v in floats.items()})
+    pq.write_table(table, table_path(root, episode))
+
+
+def edit_tables(
+    root: Path,
+    change: Callable[[Columns], object],
+    episodes: Iterable[int] | None = None,
+    *,
+    new_statistics: bool = True,
+) -> None:
+    """Apply `change` to the columns of some or all episodes, and write the statistics anew, as a careful user would."""
+    for episode in episode_numbers(root) if episodes is None else episodes:
+        columns = read_table(root, episode)
+        change(columns)
+        write_table(root, episode, columns)
+    if new_statistics:
+        renew_statistics(root)
+
+
+def renew_statistics(root: Path) -> None:
+    """stats.json and relative_stats.json from the training episodes as they are now."""
+    held_out = json.loads((root / "meta/split.json").read_text())["val_episodes"]
+    tables = [read_table(root, i) for i in episode_numbers(root) if i not in held_out]
+    recorded = json.loads((root / "meta/stats.json").read_text())
+    for name in recorded:
+        joined = np.concatenate([t[name] for t in tables]).astype(np.float64)
+        recorded[name] = feature_statistics(joined if joined.ndim == 2 else joined[:, None])
+    (root / "meta/stats.json").write_text(json.dumps(recorded))
+    modality = json.loads((root / "meta/modality.json").read_text())
+    pairs = [[t[name].astype(np.float32) for t in tables] for name in ("observation.state", "action")]
+    relative = relative_statistics(pairs[0], pairs[1], modality, MODALITY_CONFIG)
+    (root / "meta/relative_stats.json").write_text(json.dumps(relative))
+
+
+def edit_meta(root: Path, name: str, change: Callable[[Any], object]) -> None:
+    path = root / "meta" / name
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_lines(root: Path, name: str, change: Callable[[list[Any]], object]) -> None:
+    path = root / "meta" / name
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    change(lines)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def edit_videos(
+    root: Path,
+    change: Callable[[np.ndarray], np.ndarray],
+    episodes: Iterable[int] | None = None,
+    cameras: Iterable[str] = CAMERAS,
+) -> None:
+    """Decode, change (T, H, W, 3) and encode again."""
+    for episode in episode_numbers(root) if episodes is None else episodes:
+        for camera in cameras:
+            path = video_path(root, episode, camera)
+            with VideoReader(path) as reader:
+                frames, fps = reader.frames(range(len(reader))), round(reader.fps)
+            write_video(path, np.ascontiguousarray(change(frames)), fps)
+
+
+def shifted(values: np.ndarray, steps: int) -> np.ndarray:
+    """values[t - steps] at t, the ends held."""
+    return values[np.clip(np.arange(len(values)) - steps, 0, len(values) - 1)]
+
+
+def put(columns: Columns, name: str, where: Any, value: Any) -> None:
+    columns[name] = columns[name].astype(np.float64)
+    columns[name][where] = value
+
+
+def scale(columns: Columns, name: str, dims: slice, factor: float) -> None:
+    columns[name] = columns[name].astype(np.float64)
+    columns[name][:, dims] *= factor
+
+
+def shift_column(columns: Columns, name: str, steps: int) -> None:
+    columns[name] = shifted(columns[name], steps)
+
+
+def make_deltas(columns: Columns) -> None:
+    columns["action"] = columns["action"].astype(np.float64)
+    columns["action"][:, :7] -= columns["observation.state"][:, :7]
+
+
+def half_frozen(frames: np.ndarray) -> np.ndarray:
+    return frames[np.minimum(np.arange(len(frames)), len(frames) // 2)]
+
+
+def copy_episode(root: Path, source: int, target: int) -> None:
+    """Put one episode's content in another's place, numbered and listed as if it belonged there."""
+    columns = read_table(root, source)
+    columns["episode_index"][:] = target
+    write_table(root, target, columns)
+    for camera in CAMERAS:
+        shutil.copyfile(video_path(root, source, camera), video_path(root, target, camera))
+    lengths: dict[int, int] = {}
+
+    def listed(lines: list[Any]) -> None:
+        lines[target]["length"] = lines[source]["length"]
+        lengths.update({line["episode_index"]: line["length"] for line in lines})
+
+    edit_lines(root, "episodes.jsonl", listed)
+    start = 0
+    for index in episode_numbers(root):
+        table = read_table(root, index)
+        table["index"] = start + np.arange(lengths[index])
+        start += lengths[index]
+        write_table(root, index, table)
+    edit_meta(root, "info.json", lambda info: info.update(total_frames=start))
+    renew_statistics(root)
+
+
+# -- the damages -------------------------------------------------------------------------------------------------------
+
+ARM, GRIPPER = slice(0, 7), slice(7, 8)
+STATE, ACTION = "observation.state", "action"
+Damage = Callable[[Path], object]
+
+
+def forget_first_frames(root: Path) -> None:
+    """As a dataset that another converter wrote."""
+    edit_meta(root, "split.json", lambda split: [entry.pop("first_frame") for entry in split["episodes"]])
+
+
+def damaged_bytes(root: Path) -> None:
+    path = video_path(root, 2)
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = np.random.default_rng(0).integers(0, 256, third, dtype=np.uint8).tobytes()
+    path.write_bytes(bytes(content))
+
+
+def truncated(path: Path, share: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+def swap_cameras(root: Path, episodes: Iterable[int]) -> None:
+    for episode in episodes:
+        one, other = (video_path(root, episode, camera) for camera in CAMERAS)
+        first, second = one.read_bytes(), other.read_bytes()
+        one.write_bytes(second)
+        other.write_bytes(first)
+
+
+def show_another_episode(root: Path, episode: int, shown: int) -> None:
+    for camera in CAMERAS:
+        with VideoReader(video_path(root, shown, camera)) as reader:
+            frames = reader.frames(range(len(reader)))
+        length = len(read_table(root, episode)[ACTION])
+        write_video(video_path(root, episode, camera), frames[np.minimum(np.arange(length), len(frames) - 1)], 20)
+
+
+def one_frame(frames: np.ndarray, index: int, value: np.ndarray | int) -> np.ndarray:
+    changed = frames.copy()
+    changed[index] = value
+    return changed
+
+
+def count_val_too(root: Path) -> None:
+    """Statistics over all episodes, relative ones over the training episodes."""
+    split, relative = (root / "meta/split.json").read_text(), (root / "meta/relative_stats.json").read_text()
+    edit_meta(root, "split.json", lambda content: content.update(val_episodes=[]))
+    renew_statistics(root)
+    (root / "meta/split.json").write_text(split)
+    (root / "meta/relative_stats.json").write_text(relative)
+
+
+def nearly_copy(root: Path, source: int, target: int) -> None:
+    copy_episode(root, source, target)
+    rng = np.random.default_rng(0)
+
+    def tremble(columns: Columns) -> None:
+        for name in (STATE, ACTION):
+            columns[name] = columns[name].astype(np.float64)
+            columns[name][:, ARM] += rng.normal(0, 1e-4, columns[name][:, ARM].shape)
+
+    edit_tables(root, tremble, [target])
+
+
+def unlisted(columns: Columns) -> None:
+    columns["task_index"][:] = 5
+    columns["annotation.human.task_description"][:] = 5
+
+
+# name: (the check that names it, level, damage). Those of tables and meta/ are found without decoding a video.
+IN_TABLES: dict[str, tuple[str, str, Damage]] = {
+    "modality.json is gone": ("layout", "error", lambda r: (r / "meta/modality.json").unlink()),
+    "info.json is no JSON": ("layout", "error", lambda r: (r / "meta/info.json").write_text("{broken")),
+    "fps is a word": ("layout", "error", lambda r: edit_meta(r, "info.json", lambda i: i.update(fps="fast"))),
+    "total_frames": ("counts", "error", lambda r: edit_meta(r, "info.json", lambda i: i.update(total_frames=9))),
+    "a table is gone": ("tables", "error", lambda r: table_path(r, 3).unlink()),
+    "a table is cut off": ("tables", "error", lambda r: truncated(table_path(r, 3), 0.3)),
+    "rows are lost": (
+        "tables",
+        "error",
+        lambda r: edit_tables(r, lambda c: c.update({k: v[:-3] for k, v in c.items()}), [4]),
+    ),
+    "another episode's number": (
+        "tables",
+        "error",
+        lambda r: edit_tables(r, lambda c: c["episode_index"].fill(1), [4]),
+    ),
+    "rows in reverse": (
+        "tables",
+        "error",
+        lambda r: edit_tables(r, lambda c: c.update({k: v[::-1] for k, v in c.items()}), [4]),
+    ),
+    "a video is gone": ("video files", "error", lambda r: video_path(r, 2).unlink()),
+    "a video is empty": ("video files", "error", lambda r: video_path(r, 2).write_bytes(b"")),
+    "a video is cut off": ("video decoding", "error", lambda r: truncated(video_path(r, 2), 0.6)),
+    "a video is too short": ("video decoding", "error", lambda r: edit_videos(r, lambda f: f[:-4], [2], ["image"])),
+    "a video is there twice": (
+        "video copies",
+        "error",
+        lambda r: shutil.copyfile(video_path(r, 5), video_path(r, 4)),
+    ),
+    "a group's name": (
+        "modality names",
+        "error",
+        lambda r: edit_meta(r, "modality.json", lambda m: m["state"].update(grippper=m["state"].pop("gripper"))),
+    ),
+    "a camera's name": (
+        "modality names",
+        "error",
+        lambda r: edit_meta(r, "modality.json", lambda m: m["video"].update(wristimage=m["video"].pop("wrist_image"))),
+    ),
+    "a range beyond the column": (
+        "modality ranges",
+        "error",
+        lambda r: edit_meta(r, "modality.json", lambda m: m["action"]["gripper"].update(start=8, end=9)),
+    ),
+    "ranges overlap": (
+        "modality ranges",
+        "error",
+        lambda r: edit_meta(r, "modality.json", lambda m: m["action"]["gripper"].update(start=6, end=8)),
+    ),
+    "groups of different widths": (
+        "modality groups",
+        "error",
+        lambda r: edit_meta(
+            r, "modality.json", lambda m: (m["state"]["arm"].update(end=6), m["state"]["gripper"].update(start=6))
+        ),
+    ),
+    "30 Hz, consistently": (
+        "frame rate",
+        "error",
+        lambda r: (
+            edit_meta(r, "info.json", lambda i: i.update(fps=30)),
+            edit_tables(r, lambda c: c.update(timestamp=c["frame_index"] / 30)),
+        ),
+    ),
+    "timestamps of another rate": (
+        "timestamps",
+        "error",
+        lambda r: edit_tables(r, lambda c: c.update(timestamp=c["frame_index"] / 10)),
+    ),
+    "timestamps go back": (
+        "timestamps",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, "timestamp", slice(5, 7), 0.0), [3]),
+    ),
+    "a gap in time": (
+        "timestamps",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, "timestamp", slice(9, None), c["timestamp"][9:] + 0.3), [3]),
+    ),
+    "NaN in the state": (
+        "numbers",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, STATE, (7, 2), np.nan), [3], new_statistics=False),
+    ),
+    "infinity in the action": (
+        "numbers",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (7, 2), np.inf), [3], new_statistics=False),
+    ),
+    "degrees": (
+        "units",
+        "error",
+        lambda r: edit_tables(r, lambda c: (scale(c, STATE, ARM, 57.29578), scale(c, ACTION, ARM, 57.29578))),
+    ),
+    "degrees in the action alone": (
+        "action convention",
+        "error",
+        lambda r: edit_tables(r, lambda c: scale(c, ACTION, ARM, 57.29578)),
+    ),
+    "the gripper's command in metres": (
+        "units",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (slice(None), 7), (c[ACTION][:, 7] + 1) * 0.04)),
+    ),
+    "the gripper's opening in millimetres": (
+        "units",
+        "error",
+        lambda r: edit_tables(r, lambda c: scale(c, STATE, GRIPPER, 1000)),
+    ),
+    "the gripper's command from 0 to 1": (
+        "units",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (slice(None), 7), (c[ACTION][:, 7] + 1) / 2)),
+    ),
+    "the gripper's sign": ("gripper", "error", lambda r: edit_tables(r, lambda c: scale(c, ACTION, GRIPPER, -1))),
+    "the gripper never closes": (
+        "constants",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (slice(None), 7), 1.0)),
+    ),
+    "a joint is not measured": (
+        "constants",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, STATE, (slice(None), 3), -1.7)),
+    ),
+    "the state sticks in an episode": (
+        "constants",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, STATE, slice(None), c[STATE][0]), [4]),
+    ),
+    "a spike in an action": (
+        "outliers",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (12, 1), 4.0), [4]),
+    ),
+    "a spike in the state": ("outliers", "error", lambda r: edit_tables(r, lambda c: put(c, STATE, (20, 4), 1.5), [5])),
+    "deltas": ("action convention", "error", lambda r: edit_tables(r, make_deltas)),
+    "deltas in one episode": ("action convention", "error", lambda r: edit_tables(r, make_deltas, [5])),
+    "joints in another order": (
+        "action convention",
+        "error",
+        lambda r: edit_tables(r, lambda c: c.update(action=c[ACTION][:, [1, 0, 2, 3, 4, 5, 6, 7]])),
+    ),
+    "a joint's sign": (
+        "action convention",
+        "error",
+        lambda r: edit_tables(r, lambda c: scale(c, ACTION, slice(5, 6), -1)),
+    ),
+    "actions a step late": ("action lead", "error", lambda r: edit_tables(r, lambda c: shift_column(c, ACTION, 1))),
+    "actions a step early": ("action lead", "error", lambda r: edit_tables(r, lambda c: shift_column(c, ACTION, -1))),
+    "actions late in one episode": (
+        "action lead",
+        "error",
+        lambda r: edit_tables(r, lambda c: shift_column(c, ACTION, 2), [4]),
+    ),
+    "actions that copy the state": (
+        "action lead",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, ACTION, (slice(None), ARM), c[STATE][:, ARM])),
+    ),
+    "a wrong maximum": (
+        "statistics",
+        "error",
+        lambda r: edit_meta(r, "stats.json", lambda s: s[ACTION]["max"].__setitem__(1, 2.0)),
+    ),
+    "statistics of held-out episodes": ("statistics", "warning", count_val_too),
+    "statistics of another horizon": (
+        "relative statistics",
+        "error",
+        lambda r: edit_meta(
+            r, "relative_stats.json", lambda s: s["arm"].update({k: v[:8] for k, v in s["arm"].items()})
+        ),
+    ),
+    "stale relative statistics": (
+        "relative statistics",
+        "error",
+        lambda r: edit_meta(
+            r,
+            "relative_stats.json",
+            lambda s: s["arm"].update({k: (np.array(v) / 2).tolist() for k, v in s["arm"].items()}),
+        ),
+    ),
+    "an empty instruction": (
+        "instructions",
+        "error",
+        lambda r: edit_lines(r, "tasks.jsonl", lambda lines: lines[0].update(task="  ")),
+    ),
+    "an unlisted instruction": ("told", "error", lambda r: edit_tables(r, unlisted, [3])),
+    "another episode's instruction": (
+        "told",
+        "error",
+        lambda r: edit_lines(r, "episodes.jsonl", lambda lines: lines[3].update(tasks=["stack the cubes"])),
+    ),
+    "an episode is there twice": ("duplicates", "error", lambda r: copy_episode(r, 3, 5)),
+    "a held-out episode is trained on": ("duplicates", "error", lambda r: copy_episode(r, 0, 5)),
+    "an episode and its replay": ("duplicates", "warning", lambda r: nearly_copy(r, 3, 5)),
+    "an unknown episode is held out": (
+        "held out",
+        "error",
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(val_episodes=[0, 99])),
+    ),
+    "everything is held out": (
+        "held out",
+        "error",
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(val_episodes=list(range(8)))),
+    ),
+    "the conflict part in train's place": (
+        "held out",
+        "error",
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(part="conflict")),
+    ),
+    "an episode that fails": ("endings", "error", lambda r: edit_tables(r, lambda c: c["next.reward"].fill(0), [4])),
+    "BGR": ("first frames", "error", lambda r: edit_videos(r, lambda f: f[..., ::-1])),
+    "BGR, of another converter": (
+        "colours",
+        "warning",
+        lambda r: (forget_first_frames(r), edit_videos(r, lambda f: f[..., ::-1])),
+    ),
+    "mirrored pictures": ("first frames", "error", lambda r: edit_videos(r, lambda f: f[:, :, ::-1], None, ["image"])),
+    "swapped cameras": ("first frames", "error", lambda r: swap_cameras(r, episode_numbers(r))),
+    "another episode's videos": ("first frames", "error", lambda r: show_another_episode(r, 4, 5)),
+}
+
+# Those that only the whole videos show.
+IN_VIDEOS: dict[str, tuple[str, str, Damage]] = {
+    "damaged bytes inside a video": ("video decoding", "error", damaged_bytes),
+    "a frozen video": (
+        "frozen frames",
+        "error",
+        lambda r: edit_videos(r, lambda f: np.repeat(f[:1], len(f), 0), [4], ["image"]),
+    ),
+    "a video that freezes": ("frozen frames", "error", lambda r: edit_videos(r, half_frozen, [4], ["image"])),
+    "a decoder that stuck": ("frozen frames", "error", lambda r: edit_videos(r, lambda f: np.repeat(f[:1], len(f), 0))),
+    "half the frame rate": (
+        "frozen frames",
+        "error",
+        lambda r: edit_videos(r, lambda f: np.repeat(f[::2], 2, 0)[: len(f)]),
+    ),
+    "a black video": ("blank frames", "error", lambda r: edit_videos(r, np.zeros_like, [4], ["image"])),
+    "a black frame": ("blank frames", "error", lambda r: edit_videos(r, lambda f: one_frame(f, 10, 0), [4], ["image"])),
+    "a frame of another time": (
+        "blank frames",
+        "warning",
+        lambda r: edit_videos(r, lambda f: one_frame(f, 6, 255 - f[6]), [4], ["wrist_image"]),
+    ),
+    "BGR in one episode": (
+        "likeness",
+        "error",
+        lambda r: (forget_first_frames(r), edit_videos(r, lambda f: f[..., ::-1], [3], ["image"])),
+    ),
+    "one episode upside down": (
+        "likeness",
+        "error",
+        lambda r: (forget_first_frames(r), edit_videos(r, lambda f: f[:, ::-1, ::-1], [3], ["image"])),
+    ),
+    "swapped cameras in one episode": ("likeness", "error", lambda r: (forget_first_frames(r), swap_cameras(r, [4]))),
+    "swapped cameras, of another converter": (
+        "cameras",
+        "warning",
+        lambda r: (forget_first_frames(r), swap_cameras(r, episode_numbers(r))),
+    ),
+    "a video one frame late": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, 1))),
+    "a video two frames early": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, -2))),
+    "a video late in one episode": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, 3), [4])),
+    "a video backwards": ("video and state", "error", lambda r: edit_videos(r, lambda f: f[::-1], [4])),
+    "an edited file": ("fingerprint", "warning", lambda r: (r / "meta/stats.json").open("a").write("\n")),
+}

@@ -1,0 +1,204 @@
+"""The dataset doctor names each damage with a remedy, and says nothing of datasets that are sound."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from damages import IN_TABLES, IN_VIDEOS, edit_tables, read_table, table_path
+from golden_files import golden_path
+from recordings import INSTRUCTION, SAMPLES
+
+from conflict_panda_config import MODALITY_CONFIG
+from data_prep.check import main, read
+from data_prep.convert import convert_split
+from data_prep.doctor import registry
+from data_prep.doctor.examine import examine, examine_one
+from data_prep.doctor.findings import Report
+from data_prep.doctor.subject import Subject
+from finetune.config import FinetuneConfig, load
+from finetune.dataset_check import check_dataset
+from gr00t.errors import ToolkitError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample recordings as a split: eight train episodes, two conflict episodes."""
+    folder = tmp_path_factory.mktemp("doctor")
+    convert_split(SAMPLES, folder, "color_object", INSTRUCTION, progress=False)
+    return folder / "color_object"
+
+
+@pytest.fixture
+def patient(sound: Path, tmp_path: Path) -> Path:
+    """A copy of the split that may be damaged."""
+    return shutil.copytree(sound, tmp_path / "data" / "color_object")
+
+
+def noticed(report: Report) -> list[tuple[str, str]]:
+    """(check, level) of everything above ok."""
+    return [(result.check, finding.level) for _, result, finding in report.findings("warning", "error")]
+
+
+# -- no false alarm ----------------------------------------------------------------------------------------------------
+
+
+def test_sound_splits_are_sound(sound: Path, small_data: Path) -> None:
+    for split in (sound, small_data / "color_object"):
+        report, _ = examine(split)
+        assert noticed(report) == []
+        assert [dataset.name for dataset in report.datasets] == ["train", "conflict", "train and conflict"]
+        assert not [r for d in report.datasets for r in d.results if r.skipped]
+
+
+def test_a_dataset_of_two_episodes_is_sound(sound: Path) -> None:
+    report, _ = examine(sound / "conflict")
+    assert noticed(report) == [] and len(report.datasets) == 1
+
+
+def test_the_originals_dataset_is_sound() -> None:
+    report, _ = examine(golden_path("dataset_new_embodiment"))
+    assert noticed(report) == []
+
+
+# -- every damage is named ---------------------------------------------------------------------------------------------
+
+
+def diagnose(part: Path, *, fast: bool) -> dict[tuple[str, str], list[str]]:
+    """{(check, level): remedies} of everything above ok in one part."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for result in examine_one(Subject(part, MODALITY_CONFIG, fast=fast)).results:
+        for finding in result.findings:
+            assert "could not be made" not in finding.found
+            if finding.level != "ok":
+                found.setdefault((result.check, finding.level), []).append(finding.remedy)
+    return found
+
+
+@pytest.mark.parametrize("name", IN_TABLES)
+def test_what_needs_no_decoding_is_named_before_training(patient: Path, name: str) -> None:
+    check, level, damage = IN_TABLES[name]
+    damage(patient / "train")
+    found = diagnose(patient / "train", fast=True)
+    assert (check, level) in found, found
+    assert all(remedy for remedies in found.values() for remedy in remedies)
+
+
+@pytest.mark.parametrize("name", IN_VIDEOS)
+def test_what_only_whole_videos_show_is_named(patient: Path, name: str) -> None:
+    check, level, damage = IN_VIDEOS[name]
+    damage(patient / "train")
+    found = diagnose(patient / "train", fast=False)
+    assert (check, level) in found, found
+    assert all(remedy for remedies in found.values() for remedy in remedies)
+
+
+def test_a_miss_comes_with_the_nearest_name(patient: Path) -> None:
+    IN_TABLES["a group's name"][2](patient / "train")
+    report, _ = examine(patient / "train", fast=True)
+    texts = [f.found for _, r, f in report.findings("error") if r.check == "modality names"]
+    assert len(texts) == 1 and 'Did you mean "grippper"?' in texts[0]
+
+
+def test_an_episode_in_both_parts_is_a_leak(patient: Path) -> None:
+    columns = read_table(patient / "train", 3)
+    shutil.copyfile(table_path(patient / "train", 3), table_path(patient / "conflict", 0))
+    lines = (patient / "conflict/meta/episodes.jsonl").read_text().splitlines()
+    first = {**json.loads(lines[0]), "length": len(columns["action"])}
+    (patient / "conflict/meta/episodes.jsonl").write_text("\n".join([json.dumps(first), lines[1]]) + "\n")
+    report, _ = examine(patient, fast=True)
+    leaks = [f for _, r, f in report.findings("error") if r.check == "train and conflict apart"]
+    assert len(leaks) == 1 and leaks[0].found == "Conflict episode 0 is train episode 3."
+
+
+def test_a_check_that_stumbles_says_so_and_does_not_stop_the_others(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumbles(subject: Subject) -> list:
+        raise KeyError(subject.name)
+
+    checks = [dataclasses.replace(c, examine=stumbles) if c.name == "units" else c for c in registry.CHECKS]
+    monkeypatch.setattr("data_prep.doctor.examine.CHECKS", checks)
+    report, _ = examine(sound / "train", fast=True)
+    assert noticed(report) == [("units", "warning")]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "data_prep.check", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_status_0_for_sound_1_for_errors_2_for_misuse(sound: Path, patient: Path, tmp_path: Path) -> None:
+    fine = run(sound, "fast=true")
+    assert fine.returncode == 0 and "sound (fast part); 0 errors, 0 warnings" in fine.stdout
+    IN_TABLES["deltas"][2](patient / "train")
+    ill = run(patient, "fast=true")
+    assert ill.returncode == 1 and "These already are deltas" in ill.stdout and "remedy: Write absolute" in ill.stdout
+    misuse = run(tmp_path / "data")
+    assert misuse.returncode == 2 and misuse.stderr.startswith("error: ") and "color_object" in misuse.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "0 folders are given"),
+        (["a", "b"], "2 folders are given"),
+        (["data", "fasst=true"], 'Did you mean "fast"'),
+        (["data", "html=data/meta/x.html"], "lies inside the dataset"),
+        (["data", "json=."], "is a folder"),
+    ],
+)
+def test_misuse_is_refused_before_anything_is_read(arguments: list[str], told: str) -> None:
+    with pytest.raises(ToolkitError, match=told):
+        read(arguments)
+
+
+def test_json_and_page_hold_what_was_found(patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_tables(patient / "train", lambda c: c["next.reward"].fill(0), [4])
+    with pytest.raises(SystemExit) as ended:
+        main(read([str(patient), f"json={tmp_path}/out/r.json", f"html={tmp_path}/out/r.html"]))
+    assert ended.value.code == 1
+    report = json.loads((tmp_path / "out/r.json").read_text())
+    assert report["level"] == "error" and report["counts"]["error"] == 1
+    train = report["datasets"][0]
+    assert train["facts"]["episodes"] == 8
+    assert [c["check"] for c in train["checks"] if c["level"] == "error"] == ["endings"]
+    page = (tmp_path / "out/r.html").read_text()
+    assert page.count("data:image/jpeg") == (4 + 2) * 2 * 3  # episodes, cameras, moments
+    assert page.count("<svg") == 2 * 3 and "Does not end in success" in page
+    assert 'src="http' not in page and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["r.html", "r.json"]
+    assert "not sound" in capsys.readouterr().out
+
+
+# -- before training ---------------------------------------------------------------------------------------------------
+
+
+def config(data: Path) -> FinetuneConfig:
+    arguments = ["local=none", "model=tiny", "device=cpu", f"dataset.data_dir={data}", "tracking=none"]
+    return load("finetune", arguments, check_here=False)
+
+
+def test_training_refuses_an_unsound_dataset(patient: Path) -> None:
+    IN_TABLES["actions a step late"][2](patient / "train")
+    with pytest.raises(ToolkitError) as refusal:
+        check_dataset(config(patient.parent))
+    for part in ("is not sound", "action lead", "late by 1 step", "Remedy: Shift the action column", "dataset.check="):
+        assert part in str(refusal.value)
+
+
+def test_what_ails_the_conflict_part_alone_is_only_told(patient: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit_tables(patient / "conflict", lambda c: c["next.reward"].fill(0), [1])
+    with caplog.at_level(logging.WARNING):
+        check_dataset(config(patient.parent))
+    assert "error in conflict, endings" in caplog.text and "Remedy: Leave it out" in caplog.text
