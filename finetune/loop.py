@@ -137,7 +137,9 @@ class TrainingLoop:
                 better = self.best.update(self.done, found.metric, found.values[found.metric])
                 verdict += verdict.new_tensor([better, self.best.exhausted(train.patience)])
                 said = f"{found}{', the best so far' if better else ''}"
-                self.tracker.log_evaluation(self.done, found.values, self.validation.draw(found, self.done), said)
+                with self._checkpoint_errors():
+                    pictures = self.validation.draw(found, self.done)
+                self.tracker.log_evaluation(self.done, found.values, pictures, said)
         self.stop.sum(torch.zeros((), device=self.engine.device))
         better, enough = (bool(value) for value in self.engine.sum(verdict))
         self.meter.leave_out(time.perf_counter() - begin)
