@@ -43,6 +43,6 @@ def _check(path: Path, whole_split: bool) -> None:
         more = f"\n  and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         what = path / TRAIN if whole_split else path
         raise ToolkitError(
-            f"{what} is not sound:\n{listed}{more}\nEverything that was found: python -m data_prep.check {path}. To train "
-            "anyway: dataset.check=false."
+            f"{what} is not sound:\n{listed}{more}\nEverything that was found: python -m data_prep.check {path}. "
+            "To train anyway: dataset.check=false."
         )

@@ -22,13 +22,16 @@ from finetune.export import versions
 from finetune.finished import read_processor, read_trained_on
 from gr00t.errors import ToolkitError
 from gr00t.files import whole_folder
+from gr00t.model.checkpoint import fingerprint
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from simulation.factors import split_factors
 from simulation.observation import check_configs
 from simulation.outcomes import Evaluation
 from simulation.policies import LurePolicy, RandomPolicy, ScriptedPolicy, TargetPolicy, replay_policy
 from simulation.rendering import require_rendering, require_simulator
+from simulation.report import print_report, write_report
 from simulation.rollout import Settings, run_episodes
+from simulation.tracking import log_to_wandb
 
 TOKEN = "GROOT_API_TOKEN"
 USUAL_SIZE = 224  # of python -m simulation.record
@@ -53,15 +56,10 @@ def evaluate_closed_loop(config: EvaluateConfig) -> Evaluation:
     outcomes = [dataclasses.replace(o, video=o.video and f"{VIDEOS}/{o.video}") for o in outcomes]
     info = {**_info(config, settings), **told, "seconds": round(time.monotonic() - started, 1)}
     evaluation = Evaluation(info, tuple(outcomes))
-    _report(evaluation, config.report_folder)
+    write_report(evaluation, config.report_folder)
+    print_report(evaluation, config.report_folder)
+    log_to_wandb(evaluation, config.report_folder, config.tracking)
     return evaluation
-
-
-def _report(evaluation: Evaluation, folder: Path) -> None:
-    from simulation.report import print_report, write_report
-
-    write_report(evaluation, folder)
-    print_report(evaluation, folder)
 
 
 # -- who acts ----------------------------------------------------------------------------------------------------------
@@ -97,6 +95,7 @@ def _local(config: EvaluateConfig) -> tuple[GR00TPolicy, dict[str, Any]]:
     return policy, {
         "policy": config.checkpoint,
         "checkpoint": config.checkpoint,
+        "checkpoint_fingerprint": fingerprint(checkpoint),
         "embodiment_tag": tag,
         "denoising_steps": policy.denoising_steps,
         "precision": str(dtype).removeprefix("torch."),

@@ -62,7 +62,7 @@ def found(out: Path) -> list[dict[str, Any]]:
 def test_a_run_says_what_it_is(found: list[dict[str, Any]]) -> None:
     run = of_type(found, "run")[0]
     assert (run["project"], run["display_name"]) == ("groot-conflict", "color_object")
-    assert run["run_group"] == "conflict-tiny"
+    assert run["run_group"] == "conflict"
     assert run["tags"] == ["color_object", "local", "ddp", "mine"]
     logged = run["config"]["update"]
     assert logged["train"]["max_steps"] == 4 and logged["split"]["name"] == "color_object"

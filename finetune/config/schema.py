@@ -227,6 +227,7 @@ class EvaluateConfig:
         "conflict_maniskill",
         folder=True,
     )
+    tracking: TrackingConfig = key("closed loop: where the report is logged")
 
     @property
     def report_folder(self) -> Path:

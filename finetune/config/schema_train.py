@@ -216,7 +216,7 @@ class TrackingConfig:
     name: str = key("wandb, or none for the terminal only", choices=("wandb", "none"))
     project: str = key("wandb project", "groot-conflict")
     mode: str = key("auto is offline when there is no wandb key", "auto", choices=("auto", "online", "offline"))
-    group: str | None = key("wandb group: the suite of runs that are looked at together", "conflict-${model.name}")
+    group: str | None = key("wandb group: the suite of runs that are looked at together", "conflict")
     run_name: str | None = key("wandb name of the run", "${split.name}")
     tags: list[str] = key("wandb tags, beside split, cluster and engine", [])
     artifacts: str = key(
