@@ -1,4 +1,4 @@
-# Everything below runs from a fresh clone: no root, no account, no GPU. Packages go to .venv/, results to demo/.
+# Everything below runs from a fresh clone: no root, no account, no GPU. Packages go to .venv/, results to demo/ and example/.
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys' 2>/dev/null && echo y),$(p))))
 BIN := .venv/bin
@@ -12,13 +12,16 @@ export WANDB_CONFIG_DIR := $(CURDIR)/.cache/wandb
 DEMO := split=color_object local=none
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster lint format clean cluster cluster-down
+.PHONY: help demo example test test-cluster lint format clean cluster cluster-down
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/ready ## convert the sample recordings, fine-tune the tiny model, evaluate it (a few minutes on a CPU)
 	@scripts/demo.sh
+
+example: .venv/ready-dev ## record, train all of a small N1.7 from random weights, evaluate in closed loop (CPU, two hours)
+	@scripts/example.sh
 
 test: .venv/ready-dev lint ## lint, type-check and run every test that can run here
 	$(BIN)/python -m pytest
@@ -42,7 +45,7 @@ format: .venv/ready-dev ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 clean: ## remove what demo and tests made, but not .venv
-	rm -rf demo .cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo example .cache .pytest_cache .mypy_cache .ruff_cache
 
 .venv/ready: constraints.txt pyproject.toml
 	@scripts/setup.sh "$(PYTHON)" .

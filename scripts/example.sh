@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A policy from nothing: recordings made in ManiSkill, a small N1.7 with random weights, trained and evaluated in closed
-# loop, on a CPU in about an hour and a half. `make example` calls it; started again it goes on where it was.
+# loop, on two CPU cores in about two hours. `make example` calls it; started again it goes on where it was.
 # Arguments go to the training, e.g.: scripts/example.sh train.max_steps=6000
 set -euo pipefail
 cd "$(dirname "$0")/.."
