@@ -23,7 +23,7 @@ def draw(runs: dict[str, Path], out: Path) -> None:
     """One panel for the whole loss and one for each action group that all runs have."""
     found = {name: metrics(run) for name, run in runs.items()}
     shared = set.intersection(*(set(lines[0]) for lines in found.values()))
-    keys = ["loss", *sorted(key for key in shared if key.startswith("loss/"))]
+    keys = ["loss", *sorted(key for key in shared if key.startswith("loss_"))]
     figure = Figure(figsize=(4.2 * len(keys), 3.2), dpi=110, layout="constrained")
     for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for (name, lines), color in zip(found.items(), COLORS, strict=False):
