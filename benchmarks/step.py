@@ -72,7 +72,7 @@ def build(case: Case) -> Gr00tN1d7:
         model.recompute_activations()
     model.train()
     if case.cached:
-        del model.backbone
+        model.backbone.to("meta")
     return model
 
 
