@@ -196,7 +196,9 @@ def test_split_json_tells_where_every_episode_came_from(eleven):
     assert [s["file"] for s in split["sources"]] == ["trajectory.h5", "trajectory.json"]
     assert split["sources"][0]["size"] == (eleven[0] / "train/trajectory.h5").stat().st_size
     expected = {"episode_index": 3, "file": "trajectory.h5", "trajectory": "traj_3", "episode_seed": 103}
+    sketches = split["episodes"][3].pop("first_frame")
     assert split["episodes"][3] == expected
+    assert {camera: len(text) for camera, text in sketches.items()} == {"image": 96, "wrist_image": 96}
 
 
 def test_failed_episodes_are_left_out_and_reported(tmp_path):

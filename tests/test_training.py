@@ -225,7 +225,7 @@ def test_a_run_started_anew_and_refused_leaves_the_old_one(
     before = sorted(tmp_path.rglob("*"))
     data = Path(shutil.copytree(small_data, tmp_path.parent / f"{tmp_path.name}-data"))
     next((data / "color_object" / "train").rglob("*.mp4")).unlink()
-    with pytest.raises(ToolkitError, match="1 of 10 videos are missing"):
+    with pytest.raises(ToolkitError, match="1 of 5 videos are missing"):
         finetune(config(tmp_path, data, tiny_base, "train.resume=never"))
     assert sorted(tmp_path.rglob("*")) == before
 

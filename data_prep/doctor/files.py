@@ -100,8 +100,9 @@ def check_videos_present(subject: Subject) -> Iterator[Finding]:
         lost = [i for i, p in paths.items() if isinstance(p, str) or not p.is_file() or not p.stat().st_size]
         if lost:
             first = paths[lost[0]]
-            where = first if isinstance(first, str) else f"{_relative(subject, first)} is missing or empty"
-            yield error(f"videos/, {camera}, {episodes(lost, len(subject.episodes))}", f"Videos are missing: {where}.")
+            where = first if isinstance(first, str) else f"the first is {_relative(subject, first)}"
+            found = f"{len(lost)} of {len(paths)} videos are missing or empty: {where}."
+            yield error(f"videos/, {camera}, {episodes(lost, len(subject.episodes))}", found)
     total = subject.layout.info.get("total_videos")
     cameras = [name for name, entry in _features(subject).items() if entry.get("dtype") == "video"]
     if total is not None and cameras and total not in (len(subject.episodes) * len(cameras), len(cameras)):
