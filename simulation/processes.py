@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import parent_process
+
+from gr00t.processes import end_with_parent
 
 
 @contextmanager
@@ -30,15 +29,6 @@ def settle_in() -> None:
     import torch
     from mani_skill import logger
 
-    # Ctrl-C is the parent's to handle; when the parent is gone, however it went, there is nobody to work for.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     logger.setLevel(logging.ERROR)
     torch.set_num_threads(1)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
