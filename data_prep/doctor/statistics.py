@@ -9,6 +9,7 @@ import numpy as np
 
 from data_prep.doctor.findings import Finding, episodes, error, remark, warning
 from data_prep.doctor.subject import Subject, evenly
+from gr00t.data.own_statistics import carried
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.state_action import StateActionProcessor
 from gr00t.data.statistics import (
@@ -33,10 +34,14 @@ ROUND_TRIP = 1e-4  # of the range; float32 gives 1e-7
 SAMPLED_EPISODES = 50
 SAMPLED_FRAMES = 8
 TAG = "new_embodiment"
+COMPUTED = "none in GR00T's form: training computes them from the training episodes"
 
 
 def check_statistics(subject: Subject) -> Iterator[Finding]:
     """meta/stats.json against the training episodes' values."""
+    if _computed_by_training(subject, "stats.json"):
+        yield remark("meta/stats.json", COMPUTED)
+        return
     if reason := _not_comparable(subject):
         yield remark("meta/stats.json", reason)
         return
@@ -47,6 +52,14 @@ def check_statistics(subject: Subject) -> Iterator[Finding]:
         return
     for column in sorted({entry[0] for m, g in subject.groups() if (entry := subject.group_entry(m, g))}):
         yield from _column(subject, column, recorded.get(column))
+
+
+def _computed_by_training(subject: Subject, name: str) -> bool:
+    """Whether the dataset carries no such statistics in GR00T's form; a damaged file does."""
+    try:
+        return carried(subject.layout, name) is None
+    except ToolkitError:
+        return False
 
 
 def _not_comparable(subject: Subject) -> str:
@@ -112,6 +125,9 @@ def check_relative(subject: Subject) -> Iterator[Finding]:
     if not groups:
         return
     where = "meta/relative_stats.json"
+    if _computed_by_training(subject, "relative_stats.json"):
+        yield remark(where, COMPUTED)
+        return
     try:
         recorded = subject.layout.relative_statistics()
         check_relative_statistics(recorded, subject.layout.modality, subject.configs, where)

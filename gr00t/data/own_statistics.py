@@ -17,6 +17,7 @@ from gr00t.errors import ToolkitError
 from gr00t.files import read_json, write_json
 
 if TYPE_CHECKING:
+    from gr00t.data.layout import DatasetLayout
     from gr00t.data.steps import StepReader
 
 FORMAT = 1  # raised when the same data would give other statistics
@@ -29,8 +30,8 @@ def training_statistics(reader: StepReader, tail: Tail) -> dict[str, dict[str, S
     Arrow copy of the frame tables. Raises ToolkitError for carried statistics of another horizon or size.
     """
     layout = reader.layout
-    recorded = _carried(reader, "stats.json")
-    relative = _carried(reader, "relative_stats.json")
+    recorded = carried(layout, "stats.json")
+    relative = carried(layout, "relative_stats.json")
     if recorded is None or relative is None or tail == "drop":
         computed = _computed(reader, tail)
         recorded = recorded or computed["columns"]
@@ -39,9 +40,8 @@ def training_statistics(reader: StepReader, tail: Tail) -> dict[str, dict[str, S
     return to_processor_statistics(recorded, relative, layout.modality, reader.configs, where)
 
 
-def _carried(reader: StepReader, name: str) -> dict[str, Any] | None:
-    """A statistics file of the dataset in GR00T's form; None where there is none."""
-    layout = reader.layout
+def carried(layout: DatasetLayout, name: str) -> dict[str, Any] | None:
+    """A statistics file of the dataset in GR00T's form; None where there is none, so that training computes its own."""
     if layout.version == V3 or not layout.meta.has(name):
         return None
     found = layout.meta.json(name)
