@@ -6,7 +6,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,7 +16,7 @@ from data_prep.doctor.findings import ERROR, WARNING, Report
 from data_prep.doctor.language import annotation_column, told_by_episode
 from data_prep.doctor.subject import Subject, evenly
 from finetune.page import data_uri, render_page
-from gr00t.data.video import VideoReader
+from gr00t.data.episode_video import EpisodeVideo
 from gr00t.errors import ToolkitError
 
 MOMENTS = ("first", "middle", "last")
@@ -100,13 +99,10 @@ def _pictures(subject: Subject, index: int, instruction: str) -> dict[str, Any]:
 
 def _frames(subject: Subject, index: int, camera: str) -> list[str]:
     """First, middle and last frame as data URIs; empty texts where the video cannot be read."""
-    path = subject.video_path(index, camera)
-    if not isinstance(path, Path):
-        return [""] * len(MOMENTS)
     try:
-        with VideoReader(path) as reader:
-            last = len(reader) - 1
-            return [_uri(frame) for frame in reader.frames([0, last // 2, last])]
+        with EpisodeVideo(subject.layout, index, camera) as video:
+            last = len(video) - 1
+            return [_uri(frame) for frame in video.frames([0, last // 2, last])]
     except ToolkitError:
         return [""] * len(MOMENTS)
 

@@ -69,6 +69,17 @@ def test_the_originals_dataset_is_sound() -> None:
     assert noticed(report) == []
 
 
+def test_a_v3_dataset_whose_files_hold_many_episodes_is_sound(tmp_path: Path) -> None:
+    root = tmp_path / "converted"
+    shutil.copytree(Path(__file__).with_name("lerobot_v3") / "converted", root)
+    report, _ = examine(root)
+    assert noticed(report) == []
+    video = root / "videos/observation.images.image/chunk-000/file-000.mp4"
+    video.write_bytes(video.read_bytes()[:2000])
+    report, _ = examine(root)
+    assert any(result.check == "video decoding" for _, result, _ in report.findings("error"))
+
+
 # -- every damage is named ---------------------------------------------------------------------------------------------
 
 

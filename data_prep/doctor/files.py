@@ -122,9 +122,8 @@ def _features(subject: Subject) -> dict[str, dict[str, Any]]:
 
 def _strangers(subject: Subject) -> Iterator[Finding]:
     """Files that no episode refers to: left by an older version, or episodes that meta/ forgot."""
-    known = {subject.root / "data"}
+    known = set(subject.layout.data_files())
     for e in subject.episodes:
-        known |= {Path(subject.layout.parquet_path(e.index))}
         known |= {Path(path) for camera in subject.layout.cameras if (path := subject.video_path(e.index, camera))}
     tables = [p for p in (subject.root / "data").rglob("*.parquet") if p not in known]
     named = {str(subject.layout.modality["video"][c].get("original_key")) for c in subject.layout.cameras}

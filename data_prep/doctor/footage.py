@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from gr00t.data.video import VideoReader
+from gr00t.data.episode_video import EpisodeVideo
 from gr00t.errors import ToolkitError
 
 SIDE = 16  # of a thumbnail
@@ -41,33 +42,34 @@ class Footage:
     unrest: float | None = None
 
 
-def glance(path: Path, first_frame: bool) -> Footage:
-    """Length and frame rate, which cost no decoding, and the first frame where asked for."""
+def glance(path: Path, opened: Callable[[], EpisodeVideo], first_frame: bool) -> Footage:
+    """Length and frame rate, which cost no decoding, and the first frame where asked for; `opened` opens what is at
+    `path`."""
     problem = _not_there(path)
     if problem:
         return Footage(problem)
     try:
-        with VideoReader(path) as reader:
+        with opened() as video:
             if not first_frame:
-                return Footage(length=len(reader), fps=reader.fps)
-            frame = reader.frames([0])[0]
-            return Footage("", len(reader), reader.fps, frame.shape[:2], thumbnail(frame), sketch(frame))
+                return Footage(length=len(video), fps=video.reader.fps)
+            frame = video.frames([0])[0]
+            return Footage("", len(video), video.reader.fps, frame.shape[:2], thumbnail(frame), sketch(frame))
     except ToolkitError as error:
         return Footage(str(error))
 
 
-def watch(path: Path) -> Footage:
+def watch(path: Path, opened: Callable[[], EpisodeVideo]) -> Footage:
     """Decode every frame."""
     problem = _not_there(path)
     if problem:
         return Footage(problem)
     tally = _Tally()
     try:
-        with VideoReader(path) as reader:
-            for start in range(0, len(reader), AT_ONCE):
-                for frame in reader.frames(range(start, min(start + AT_ONCE, len(reader)))):
+        with opened() as video:
+            for start in range(0, len(video), AT_ONCE):
+                for frame in video.frames(range(start, min(start + AT_ONCE, len(video)))):
                     tally.add(frame)
-            return tally.footage(len(reader), reader.fps)
+            return tally.footage(len(video), video.reader.fps)
     except ToolkitError as error:
         return Footage(str(error))
 

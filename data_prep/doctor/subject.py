@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.doctor.footage import Footage, glance, watch
+from gr00t.data.episode_video import EpisodeVideo
 from gr00t.data.layout import DatasetLayout, EpisodeInfo
+from gr00t.data.meta import V3
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import COLUMNS, Statistics, Tail, relative_groups, relative_statistics
 from gr00t.errors import ToolkitError
@@ -75,12 +77,25 @@ class Subject:
     @cached_property
     def tables(self) -> dict[int, Columns | str]:
         """Columns of each episode's frame table, or why they cannot be read."""
+        if self.layout.version == V3:
+            return self._rows_of_shared()
         paths = {e.index: self._parquet_path(e.index) for e in self.episodes}
         files = list(dict.fromkeys(paths.values()))
         with ThreadPoolExecutor(THREADS) as pool:
             read = dict(zip(files, pool.map(_read_table, files), strict=True))
         shared = {path for path, count in Counter(paths.values()).items() if count > 1}
         return {index: _rows_of(read[path], index) if path in shared else read[path] for index, path in paths.items()}
+
+    def _rows_of_shared(self) -> dict[int, Columns | str]:
+        """Of v3.0, where any table may hold rows of any episode, whatever meta/episodes says."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            read = list(pool.map(_read_table, self.layout.data_files()))
+        if damaged := next((table for table in read if isinstance(table, str)), None):
+            return {e.index: damaged for e in self.episodes}
+        sound = [table for table in read if not isinstance(table, str)]
+        names = set.intersection(*(set(table) for table in sound)) if sound else set()
+        joined: Columns | str = {name: np.concatenate([table[name] for table in sound]) for name in sorted(names)}
+        return {e.index: _rows_of(joined, e.index) for e in self.episodes}
 
     def _parquet_path(self, episode: int) -> Path | str:
         try:
@@ -239,7 +254,11 @@ class Subject:
         path = self.video_path(episode, camera)
         if isinstance(path, str):
             return Footage(problem=path)
-        return glance(path, first_frame) if self.fast else watch(path)
+
+        def opened() -> EpisodeVideo:
+            return EpisodeVideo(self.layout, episode, camera)
+
+        return glance(path, opened, first_frame) if self.fast else watch(path, opened)
 
 
 def evenly(items: Sequence[int] | range, count: int) -> list[int]:

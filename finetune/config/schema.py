@@ -227,7 +227,7 @@ class EvaluateConfig:
         "conflict_maniskill",
         folder=True,
     )
-    tracking: TrackingConfig = key("closed loop: where the report is logged")
+    tracking: TrackingConfig = key("closed loop: where the report is logged", TrackingConfig)
 
     @property
     def report_folder(self) -> Path:
