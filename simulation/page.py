@@ -103,7 +103,7 @@ WORDS: dict[str, Any] = {
 def command(info: dict[str, Any]) -> str:
     """The command that evaluates the same again: what its configuration says besides the defaults.
 
-    report_dir is left out: who repeats it wants to keep what is there.
+    report_dir and tracking are left out: who repeats it wants to keep what is there, and logs where they log.
     """
     config, instruction = dict(info.get("config", {})), f"pick up the {info['split'].split('_')[0]}-matching object"
     given = {"split": info["split"], "mode": "closed_loop"}
@@ -111,7 +111,7 @@ def command(info: dict[str, Any]) -> str:
         given["split.instruction"] = info["instruction"]
     for field in dataclasses.fields(EvaluateConfig):
         name = field.name
-        if name not in (*given, "report_dir") and name in config and config[name] != _default(field):
+        if name not in (*given, "report_dir", "tracking") and name in config and config[name] != _default(field):
             given[name] = config[name]
     return shlex.join(["python", "evaluate_conflict.py", *(f"{k}={_written(v)}" for k, v in given.items())])
 
