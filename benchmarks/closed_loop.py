@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import statistics
 import tempfile
@@ -101,16 +102,30 @@ def random_policy(model: str, folder: Path) -> GR00TPolicy:
 
 
 def rate(name: str, policy: GR00TPolicy | ScriptedPolicy, settings: Settings) -> None:
-    """A line of the table: episodes a minute, what starting the workers takes left out."""
-    seconds = []
-    for episodes in (settings.workers, settings.episodes):
-        begin = time.perf_counter()
-        outcomes = run_episodes(policy, dataclasses.replace(settings, episodes=episodes), progress=False)
-        seconds.append(time.perf_counter() - begin)
-    played = settings.episodes - settings.workers
+    """A line of the table: episodes a minute, from the first chunk asked for on, and with the start of the workers."""
+    begin = time.perf_counter()
+    asked = call_times(policy) if isinstance(policy, GR00TPolicy) else []
+    outcomes = run_episodes(policy, settings, progress=False)
+    end = time.perf_counter()
     chunks = sum(outcome.chunks for outcome in outcomes) / len(outcomes)
-    rates = f"{60 * played / (seconds[1] - seconds[0]):.0f} | {60 * settings.episodes / seconds[1]:.0f}"
-    print(f"| {name} | {settings.workers} | {chunks:.1f} | {rates} |", flush=True)
+    rates = [f"{60 * len(outcomes) / (end - start):.0f}" for start in (*asked[:1], begin)]
+    print(
+        f"| {name} | {settings.workers} | {chunks:.1f} | {' | '.join(rates if asked else ['-', *rates])} |", flush=True
+    )
+
+
+def call_times(policy: GR00TPolicy) -> list[float]:
+    """When it is asked for chunks; the list grows with each call."""
+    times: list[float] = []
+    act = type(policy).get_action.__get__(policy)
+
+    @functools.wraps(act)
+    def get_action(*arguments: Any, **options: Any) -> dict[str, np.ndarray]:
+        times.append(time.perf_counter())
+        return act(*arguments, **options)
+
+    policy.get_action = get_action  # type: ignore[method-assign]
+    return times
 
 
 def main() -> None:
