@@ -8,14 +8,19 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from damages import IN_TABLES, IN_VIDEOS, edit_tables, read_table, table_path
+from damages import IN_TABLES, IN_VIDEOS, edit_tables, read_table, table_path, truncated
 from golden_files import golden_path
 from recordings import INSTRUCTION, SAMPLES
 
 from conflict_panda_config import MODALITY_CONFIG
+from data_prep.adoption import adopt
 from data_prep.check import main, read
 from data_prep.convert import convert_split
 from data_prep.doctor import registry
@@ -67,17 +72,6 @@ def test_a_dataset_of_two_episodes_is_sound(sound: Path) -> None:
 def test_the_originals_dataset_is_sound() -> None:
     report, _ = examine(golden_path("dataset_new_embodiment"))
     assert noticed(report) == []
-
-
-def test_a_v3_dataset_whose_files_hold_many_episodes_is_sound(tmp_path: Path) -> None:
-    root = tmp_path / "converted"
-    shutil.copytree(Path(__file__).with_name("lerobot_v3") / "converted", root)
-    report, _ = examine(root)
-    assert noticed(report) == []
-    video = root / "videos/observation.images.image/chunk-000/file-000.mp4"
-    video.write_bytes(video.read_bytes()[:2000])
-    report, _ = examine(root)
-    assert any(result.check == "video decoding" for _, result, _ in report.findings("error"))
 
 
 # -- every damage is named ---------------------------------------------------------------------------------------------
@@ -213,3 +207,55 @@ def test_what_ails_the_conflict_part_alone_is_only_told(patient: Path, caplog: p
     with caplog.at_level(logging.WARNING):
         check_dataset(config(patient.parent))
     assert "error in conflict, endings" in caplog.text and "Remedy: Leave it out" in caplog.text
+
+
+# -- LeRobot v3.0: many episodes in a file -----------------------------------------------------------------------------
+
+V3_SETS = Path(__file__).parent / "lerobot_v3"
+
+
+@pytest.fixture
+def foreign(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of a v3.0 dataset by another writer, made trainable."""
+    root = shutil.copytree(V3_SETS / request.param, tmp_path / request.param)
+    adopt(load("adopt", [f"dataset={root}", "write=true", "val_fraction=0"]))
+    return root
+
+
+@pytest.mark.parametrize("foreign", ["maniskill", "recorded", "converted"], indirect=True)
+def test_datasets_of_other_writers_are_sound(foreign: Path) -> None:
+    report, _ = examine(foreign)
+    assert noticed(report) == []
+
+
+def change_shared_table(root: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    """Apply `change` to the columns of a v3.0 dataset's frame tables."""
+    for path in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        columns = {name: np.array(table.column(name).to_pylist()) for name in table.column_names}
+        change(columns)
+        arrays = [pa.array(list(v) if v.ndim == 2 else v, type=table.schema.field(n).type) for n, v in columns.items()]
+        pq.write_table(pa.Table.from_arrays(arrays, schema=table.schema), path)
+
+
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        ("action convention", lambda c: c["action"].__isub__(np.pad(c["observation.state"][:, :7], ((0, 0), (0, 1))))),
+        ("numbers", lambda c: c["observation.state"].__setitem__((40, 2), np.nan)),
+        ("action lead", lambda c: c["action"].__setitem__(slice(1, None), c["action"][:-1].copy())),
+        ("told", lambda c: c["task_index"].__setitem__(slice(0, 5), 7)),
+        ("tables", lambda c: c["frame_index"].__setitem__(3, 9)),
+        ("timestamps", lambda c: c["timestamp"].__imul__(2)),
+    ],
+)
+@pytest.mark.parametrize("foreign", ["maniskill"], indirect=True)
+def test_damage_in_shared_tables_is_named(foreign: Path, check: str, change: Callable) -> None:
+    change_shared_table(foreign, change)
+    assert (check, "error") in diagnose(foreign, fast=True)
+
+
+@pytest.mark.parametrize("foreign", ["converted"], indirect=True)
+def test_a_shared_video_that_is_cut_off_is_named_by_its_episodes(foreign: Path) -> None:
+    truncated(min((foreign / "videos").rglob("*.mp4")), 0.7)
+    assert ("video decoding", "error") in diagnose(foreign, fast=False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.doctor.findings import PREPARE_AGAIN, Finding, episodes, error, remark, warning
-from data_prep.doctor.subject import Columns, Subject
+from data_prep.doctor.subject import Columns, Subject, matrix
 from gr00t.data.layout import dataset_fingerprint
 
 MEND_COUNTS = (
@@ -143,7 +143,7 @@ def check_features(subject: Subject) -> Iterator[Finding]:
         if entry.get("dtype") == "video" or not isinstance(entry.get("shape"), list):
             continue
         promised = int(np.prod([n for n in entry["shape"] if isinstance(n, int)] or [1]))
-        widths = {i: v.shape[1] if v.ndim == 2 else 1 for i, v in subject.column(name).items()}
+        widths = {i: matrix(v).shape[1] for i, v in subject.column(name).items()}
         wrong = [i for i, width in widths.items() if width != promised]
         if wrong:
             yield error(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,39 +41,31 @@ class Footage:
     unrest: float | None = None
 
 
-def glance(path: Path, opened: Callable[[], EpisodeVideo], first_frame: bool) -> Footage:
-    """Length and frame rate, which cost no decoding, and the first frame where asked for; `opened` opens what is at
-    `path`."""
-    problem = _not_there(path)
-    if problem:
-        return Footage(problem)
+def glance(video: EpisodeVideo, first_frame: bool) -> Footage:
+    """Length and frame rate, which cost no decoding, and the first frame where asked for."""
     try:
-        with opened() as video:
-            if not first_frame:
-                return Footage(length=len(video), fps=video.reader.fps)
-            frame = video.frames([0])[0]
-            return Footage("", len(video), video.reader.fps, frame.shape[:2], thumbnail(frame), sketch(frame))
+        if not first_frame:
+            return Footage(length=len(video), fps=video.reader.fps)
+        frame = video.frames([0])[0]
+        return Footage("", len(video), video.reader.fps, frame.shape[:2], thumbnail(frame), sketch(frame))
     except ToolkitError as error:
         return Footage(str(error))
 
 
-def watch(path: Path, opened: Callable[[], EpisodeVideo]) -> Footage:
+def watch(video: EpisodeVideo) -> Footage:
     """Decode every frame."""
-    problem = _not_there(path)
-    if problem:
-        return Footage(problem)
     tally = _Tally()
     try:
-        with opened() as video:
-            for start in range(0, len(video), AT_ONCE):
-                for frame in video.frames(range(start, min(start + AT_ONCE, len(video)))):
-                    tally.add(frame)
-            return tally.footage(len(video), video.reader.fps)
+        for start in range(0, len(video), AT_ONCE):
+            for frame in video.frames(range(start, min(start + AT_ONCE, len(video)))):
+                tally.add(frame)
+        return tally.footage(len(video), video.reader.fps)
     except ToolkitError as error:
         return Footage(str(error))
 
 
-def _not_there(path: Path) -> str:
+def not_there(path: Path) -> str:
+    """Why there is nothing to open; empty where there is."""
     if not path.is_file():
         return f"{path} is missing."
     return "" if path.stat().st_size else f"{path} is empty."

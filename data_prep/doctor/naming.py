@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from data_prep.doctor.findings import Finding, error, remark, warning
-from data_prep.doctor.subject import Subject
+from data_prep.doctor.subject import Subject, matrix
 from gr00t.data.schema import ActionType
 from gr00t.data.statistics import COLUMNS, relative_groups
 from gr00t.errors import did_you_mean
@@ -81,7 +81,7 @@ def check_ranges(subject: Subject) -> Iterator[Finding]:
 
 
 def _fit(subject: Subject, modality: str, column: str, parts: list[tuple[int, int, str]]) -> Iterator[Finding]:
-    widths = {v.shape[1] for v in subject.column(column).values() if v.ndim == 2}
+    widths = {matrix(v).shape[1] for v in subject.column(column).values() if len(v)}
     for start, end, group in parts:
         if widths and end > min(widths):
             text = f'{modality} "{group}" is {start} to {end} of "{column}", which has {min(widths)} values.'

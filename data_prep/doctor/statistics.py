@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.doctor.findings import Finding, episodes, error, remark, warning
-from data_prep.doctor.subject import Subject, evenly
+from data_prep.doctor.subject import Subject, evenly, matrix
 from gr00t.data.own_statistics import carried
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.state_action import StateActionProcessor
@@ -77,7 +77,7 @@ def _column(subject: Subject, column: str, recorded: Any) -> Iterator[Finding]:
     if not isinstance(recorded, dict):
         yield error(where, "Has no statistics, which normalisation needs.", MEND)
         return
-    values = {i: v for i, v in subject.column(column).items() if v.ndim == 2 and v.dtype.kind == "f" and len(v)}
+    values = {i: matrix(v) for i, v in subject.column(column).items() if v.dtype.kind == "f" and len(v)}
     values = {i: v.astype(np.float64) for i, v in values.items() if np.isfinite(v).all()}
     training = [v for i, v in values.items() if i not in subject.held_out]
     if not training or len({v.shape[1] for v in values.values()}) > 1:

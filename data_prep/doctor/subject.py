@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -13,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.doctor.footage import Footage, glance, watch
+from data_prep.doctor.footage import Footage, glance, not_there, watch
 from gr00t.data.episode_video import EpisodeVideo
-from gr00t.data.layout import DatasetLayout, EpisodeInfo
-from gr00t.data.meta import V3
+from gr00t.data.layout import DatasetLayout
+from gr00t.data.meta import V3, EpisodeInfo
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import COLUMNS, Statistics, Tail, relative_groups, relative_statistics
+from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
 
 Progress = Callable[[str, int, int], object]  # what is being done, how much of it is done, of how much
@@ -45,7 +45,7 @@ class Subject:
         progress: Progress = lambda what, done, total: None,
     ) -> None:
         self.root, self.configs, self.fast, self.progress = Path(root), configs, fast, progress
-        self.name = self.root.name
+        self.name = self.root.name or self.root.resolve().name
         self.refusal = ""
         self._series: dict[tuple[str, str], Series] = {}
         self._relative: dict[Tail, dict[str, Statistics] | None] = {}
@@ -78,24 +78,28 @@ class Subject:
     def tables(self) -> dict[int, Columns | str]:
         """Columns of each episode's frame table, or why they cannot be read."""
         if self.layout.version == V3:
-            return self._rows_of_shared()
+            return self._shared_tables()
         paths = {e.index: self._parquet_path(e.index) for e in self.episodes}
         files = list(dict.fromkeys(paths.values()))
         with ThreadPoolExecutor(THREADS) as pool:
             read = dict(zip(files, pool.map(_read_table, files), strict=True))
-        shared = {path for path, count in Counter(paths.values()).items() if count > 1}
-        return {index: _rows_of(read[path], index) if path in shared else read[path] for index, path in paths.items()}
+        return {index: read[path] for index, path in paths.items()}
 
-    def _rows_of_shared(self) -> dict[int, Columns | str]:
-        """Of v3.0, where any table may hold rows of any episode, whatever meta/episodes says."""
+    def _shared_tables(self) -> dict[int, Columns | str]:
+        """The same for LeRobot v3.0: rows say themselves which episode they are of (see gr00t.data.tables)."""
+        try:
+            files = self.layout.data_files()
+        except ToolkitError as error:
+            return {e.index: str(error) for e in self.episodes}
         with ThreadPoolExecutor(THREADS) as pool:
-            read = list(pool.map(_read_table, self.layout.data_files()))
-        if damaged := next((table for table in read if isinstance(table, str)), None):
-            return {e.index: damaged for e in self.episodes}
-        sound = [table for table in read if not isinstance(table, str)]
-        names = set.intersection(*(set(table) for table in sound)) if sound else set()
-        joined: Columns | str = {name: np.concatenate([table[name] for table in sound]) for name in sorted(names)}
-        return {e.index: _rows_of(joined, e.index) for e in self.episodes}
+            read = dict(zip(files, pool.map(_read_table, files), strict=True))
+        found: dict[int, Columns | str] = {}
+        for table in read.values():
+            numbers = None if isinstance(table, str) else table.get("episode_index")
+            if numbers is not None and not isinstance(table, str):
+                found |= {int(i): {n: v[numbers == i] for n, v in table.items()} for i in np.unique(numbers)}
+        lost = next((table for table in read.values() if isinstance(table, str)), "no frame table holds its rows.")
+        return {e.index: found.get(e.index, lost) for e in self.episodes}
 
     def _parquet_path(self, episode: int) -> Path | str:
         try:
@@ -137,9 +141,9 @@ class Subject:
             return {}
         column, part = entry
         return {
-            index: values[:, part].astype(np.float64)
+            index: matrix(values)[:, part].astype(np.float64)
             for index, values in self.column(column).items()
-            if values.ndim == 2 and values.shape[1] >= part.stop and values.dtype.kind in "fiu" and len(values)
+            if values.dtype.kind in "fiu" and len(values) and matrix(values).shape[1] >= part.stop
         }
 
     def groups(self) -> list[tuple[str, str]]:
@@ -241,24 +245,29 @@ class Subject:
         if self.fast:
             wanted = evenly(wanted, max(1, MEASURED // max(1, len(self.cameras))))
         glanced = set(evenly(wanted, GLANCES))
-        keys = [(episode, camera) for episode in wanted for camera in self.cameras]
+        by_file: dict[Path | str, list[tuple[int, str]]] = {}
+        for key in ((episode, camera) for episode in wanted for camera in self.cameras):
+            by_file.setdefault(self.video_path(*key), []).append(key)
         with ThreadPoolExecutor(THREADS) as pool:
-            looks = pool.map(lambda key: self._look(key[0], key[1], first_frame=key[0] in glanced), keys)
-            found = {}
-            for key, footage in zip(keys, looks, strict=True):
-                found[key] = footage
-                self.progress(f"{self.name}: videos", len(found), len(keys))
+            found: dict[tuple[int, str], Footage] = {}
+            for footage in pool.map(lambda file: self._look(file[0], file[1], glanced), by_file.items()):
+                found |= footage
+                self.progress(f"{self.name}: videos", len(found), len(wanted) * len(self.cameras))
             return found
 
-    def _look(self, episode: int, camera: str, first_frame: bool) -> Footage:
-        path = self.video_path(episode, camera)
-        if isinstance(path, str):
-            return Footage(problem=path)
+    def _look(self, path: Path | str, keys: list[tuple[int, str]], glanced: set[int]) -> dict[tuple[int, str], Footage]:
+        """What one video file shows: of one episode, in v3.0 of many."""
+        problem = path if isinstance(path, str) else not_there(path)
+        if problem or isinstance(path, str):
+            return dict.fromkeys(keys, Footage(problem))
+        with VideoReader(path) as reader:
+            videos = {key: EpisodeVideo(self.layout, *key, reader) for key in keys}
+            return {k: glance(v, k[0] in glanced) if self.fast else watch(v) for k, v in videos.items()}
 
-        def opened() -> EpisodeVideo:
-            return EpisodeVideo(self.layout, episode, camera)
 
-        return glance(path, opened, first_frame) if self.fast else watch(path, opened)
+def matrix(values: np.ndarray) -> np.ndarray:
+    """(T, D); LeRobot stores a column of one dimension as (T,)."""
+    return values.reshape(len(values), -1)
 
 
 def evenly(items: Sequence[int] | range, count: int) -> list[int]:
@@ -309,13 +318,3 @@ def _to_numpy(column: pa.Array, name: str) -> np.ndarray:
         if len(widths) > 1:
             raise ValueError(f'column "{name}" has rows of {widths.min()} to {widths.max()} values')
     return flat.reshape(len(column), -1)
-
-
-def _rows_of(table: Columns | str, episode: int) -> Columns | str:
-    """One episode's rows of a table that holds several."""
-    if isinstance(table, str):
-        return table
-    if "episode_index" not in table:
-        return 'the column "episode_index" is missing, so its rows cannot be told apart.'
-    rows = table["episode_index"] == episode
-    return {name: values[rows] for name, values in table.items()}
