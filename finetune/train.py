@@ -216,18 +216,13 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
     model.backbone.at_once = config.train.backbone_batch_size
     if config.train.attention == "flash":
         model.backbone.use_attention(flash_attention(engine.device, engine.dtype) or "sdpa")
-    elif engine.device.type == "cpu" and trains_language_model(model):
+    elif engine.device.type == "cpu" and (config.train.tune.llm or config.train.tune.top_llm_layers):
         model.backbone.use_attention("eager")  # the backward of PyTorch's fused attention takes longer there
     if compiles(config.train.compile, engine.device):
         compile_for_training(model.action_head)
     model.config.state_dropout_prob = config.augment.state_dropout
     nn.Module.to(model, engine.device)
     return model.train()
-
-
-def trains_language_model(model: Gr00tN1d7) -> bool:
-    """Whether gradients flow through the language model's layers."""
-    return any(parameter.requires_grad for parameter in model.backbone.vlm.language_model.parameters())
 
 
 def run_identity(config: FinetuneConfig, base: Path, data: StepReader | Mixture) -> dict[str, Any]:
