@@ -122,7 +122,8 @@ def _check_fps(checkpoint: Path, trained_on: dict[str, Any]) -> None:
 
 def _image_size(checkpoint: Path, trained_on: dict[str, Any]) -> int:
     """The size of the frames that the checkpoint was trained on."""
-    sizes = {tuple(size) for size in trained_on.get("frame_sizes", {}).values() if size}
+    datasets = trained_on.get("mixture", [trained_on])
+    sizes = {tuple(size) for of in datasets for size in of.get("frame_sizes", {}).values() if size}
     if not sizes:
         Console(stderr=True).print(
             f"note: {checkpoint} does not say how large the images were that it was trained on: {USUAL_SIZE} pixels "

@@ -415,4 +415,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_its_weights_are_read(
     assert "30 frames a second" in evaluated()
     write_json(told, {**before, "frame_sizes": {"image": [48, 64], "wrist_image": [48, 64]}})
     assert "48x64" in evaluated()
+    parts = [before, {**before, "frame_sizes": {"image": [48, 48]}}]
+    write_json(told, {"fps": before["fps"], "mixture": parts})
+    assert "32x32 and 48x48" in evaluated()
     write_json(told, before)
