@@ -38,6 +38,7 @@ def predict(case: Case) -> DeviceMemory:
         "precision": case.precision,
         "features": "cached" if case.cached else "live",
         "global_batch_size": case.batch,
+        "noise_draws": case.draws,
         "optimizer": case.optimizer,
         "activation_checkpointing": str(case.recompute).lower(),
     }
@@ -47,7 +48,7 @@ def predict(case: Case) -> DeviceMemory:
     )
     shape = shape_of_architecture(config.model.architecture)
     kernels = Kernels(bf16=case.precision == "bf16", cuda=case.device == "cuda")
-    found, batch = parameters(shape, config.train), Batch(case.batch, 2, 256, TEXT_TOKENS)
+    found, batch = parameters(shape, config.train), Batch(case.batch, 2, 256, TEXT_TOKENS, draws=case.draws)
     return device_memory(Run(config, shape, found, 1, 1, batch, kernels, making=False))
 
 

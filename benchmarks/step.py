@@ -47,6 +47,7 @@ class Case:
     recompute: bool = False
     optimizer: str = "adamw"
     micro_batch: int | None = None
+    draws: int = 1  # noised copies of each sample's actions
     acting: bool = False  # get_action of one sample in place of a training step
     mode: str | None = None  # of torch.compile, for acting
 
@@ -89,6 +90,7 @@ def make_batch(config: Any, case: Case, size: int) -> dict[str, Tensor]:
     ids = torch.full((size, 150), 20)
     ids[:, 5:69] = ids[:, 71:135] = TOKENS["<|image_pad|>"]
     shape = (size, config.action_horizon, config.max_action_dim)
+    draws = (case.draws,) if case.draws > 1 else ()
     mask = torch.zeros(shape)
     mask[:, :16, :8] = 1
     batch = {
@@ -97,8 +99,8 @@ def make_batch(config: Any, case: Case, size: int) -> dict[str, Tensor]:
         "embodiment_id": torch.full((size,), EMBODIMENT),
         "action": torch.randn(shape, generator=generator),
         "action_mask": mask,
-        "noise": torch.randn(shape, generator=generator),
-        "time": torch.rand((size,), generator=generator),
+        "noise": torch.randn((size, *draws, *shape[1:]), generator=generator),
+        "time": torch.rand((size, *draws), generator=generator),
     }
     if case.cached:
         features = torch.randn((size, 150, config.backbone_embedding_dim), generator=generator)

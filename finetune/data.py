@@ -68,6 +68,7 @@ def build_dataset(
         tail=cast(Tail, config.dataset.tail),
         noise_beta=(model.noise_beta_alpha, model.noise_beta_beta),
         noise_s=model.noise_s,
+        noise_draws=config.train.noise_draws,
     )
     if config.dataset.tail == "drop":
         log.warning(

@@ -115,6 +115,18 @@ def test_a_sample_depends_on_seed_step_and_position_only(reader: StepReader, pro
     assert not np.array_equal(first["noise"], dataset(reader, processor, seed=8)[key]["noise"])
 
 
+def test_several_noise_draws_change_nothing_else(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    key = SampleKey(3, 5, 2)
+    one, samples = dataset(reader, processor)[key], dataset(reader, processor, noise_draws=3)
+    several = samples[key]
+    assert same(one, several, but=("noise", "time"))
+    assert several["noise"].shape == (3, *one["action"].shape) and several["time"].shape == (3,)
+    assert len({draw.tobytes() for draw in several["noise"]}) == len(set(several["time"].tolist())) == 3
+    batch = samples.collate([several, samples[SampleKey(4, 5, 3)]])
+    assert batch["noise"].shape == (2, 3, *one["action"].shape) and batch["time"].shape == (2, 3)
+    assert same(several, dataset(reader, processor, noise_draws=3)[key])
+
+
 def test_views_limit_how_many_looks_a_frame_has(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
     samples = dataset(reader, processor, views=2)
     looks = {samples[SampleKey(4, step, 0)]["images"].tobytes() for step in range(12)}

@@ -17,7 +17,7 @@ from gr00t.data.processor_files import default_projector_index
 from gr00t.data.schema import EmbodimentTag, ModalityConfig
 from gr00t.errors import ToolkitError
 from gr00t.model import Gr00tN1d7
-from gr00t.model.action_head import ActionHead
+from gr00t.model.action_head import ActionHead, ActionLoss
 from gr00t.model.backbone import BackboneOutput
 from gr00t.model.config import Gr00tN1d7Config, TransformerConfig
 from gr00t.model.dit import SelfAttentionTransformer, SinusoidalPositions
@@ -257,6 +257,33 @@ def test_state_dropout_is_drawn_first_then_noise_then_time_from_the_cpu() -> Non
     undropped = trained.eval().draw(action)
     torch.manual_seed(11)
     assert undropped.drop_state is None and torch.equal(undropped.noise, torch.randn(action.shape))
+
+
+def test_several_draws_of_a_sample_count_as_their_mean() -> None:
+    trained, seen = head().train(), backbone().features.requires_grad_()
+    noise, time = (
+        normal(BATCH, 3, HORIZON, DIM, seed=5),
+        torch.rand(BATCH, 3, generator=torch.Generator().manual_seed(6)),
+    )
+    batch = {
+        "state": normal(BATCH, 1, DIM, seed=2),
+        "action": normal(BATCH, HORIZON, DIM, seed=4),
+        "action_mask": (normal(BATCH, HORIZON, DIM, seed=7) > 0).float(),
+        "embodiment_id": torch.tensor([0, 2]),
+        "drop_state_features": torch.tensor([True, False]),
+    }
+
+    def run(**draws: Tensor) -> ActionLoss:
+        return trained(dataclasses.replace(backbone(), features=seen), {**batch, **draws})
+
+    singly = [run(noise=noise[:, k], time=time[:, k]) for k in range(3)]
+    together = run(noise=noise, time=time)
+    expected = torch.stack([one.action_loss for one in singly]).mean(0)
+    torch.testing.assert_close(together.action_loss, expected, atol=1e-6, rtol=1e-5)
+    assert together.loss.item() == pytest.approx(sum(one.loss.item() for one in singly) / 3, rel=1e-5)
+    (all_at_once,) = torch.autograd.grad(together.loss, seen)
+    (one_by_one,) = torch.autograd.grad(sum(one.loss for one in singly) / 3, seen)
+    torch.testing.assert_close(all_at_once, one_by_one, atol=1e-6, rtol=1e-4)
 
 
 def test_a_dropped_state_counts_nothing_and_the_others_count() -> None:

@@ -92,6 +92,9 @@ class ArchitectureConfig:
     max_num_embodiments: int = key("robots with weights of their own", at_least=1)
     num_inference_timesteps: int = key("denoising steps at inference", at_least=1)
     state_dropout_prob: float = key("chance that a sample's state features are hidden", at_least=0, less_than=1)
+    attend_text_every_n_blocks: int = key(
+        "one in so many cross-attention blocks, from the first, reads the text; the others the images", 2, at_least=1
+    )
     diffusion_model: DiffusionModelConfig = key("the diffusion transformer")
     vl_self_attention: SelfAttentionConfig | None = key("self-attention over the backbone's tokens; null for none")
     backbone: BackboneConfig | None = key("the backbone; null for Qwen3-VL-2B")

@@ -118,6 +118,12 @@ class TrainConfig:
     adam_beta2: float = key("decay of AdamW's second moment", 0.999, at_least=0, less_than=1)
     adam_eps: float = key("AdamW's epsilon", 1e-8, more_than=0)
     max_grad_norm: float = key("gradients are clipped to this norm", 1.0, more_than=0)
+    noise_draws: int = key(
+        "noised copies of a sample's actions that the head is trained on; the backbone runs once for all of them. More "
+        "teach a backbone that is trained too with less noise in its gradients",
+        1,
+        at_least=1,
+    )
     seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0)
     precision: str = key("of the forward pass; auto is bf16 where the device has it", "auto", choices=PRECISIONS)
     save_steps: int = key("optimizer steps between two checkpoints", 1000, at_least=1)

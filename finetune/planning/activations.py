@@ -22,14 +22,20 @@ PIXELS = 768  # numbers of a patch before the vision tower's temporal doubling
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: samples, images of a sample, their side in pixels, text tokens of a sample; and how many samples
-    the frozen backbone takes at once (None: 8 on a CPU, all on a GPU)."""
+    """One micro-batch: samples, images of a sample, their side in pixels, text tokens of a sample; how many samples the
+    frozen backbone takes at once (None: 4 on a CPU, all on a GPU); and the noised copies of each that the head sees."""
 
     samples: int
     images: int
     side: int
     text: int
     at_once: int | None = None
+    draws: int = 1
+
+    @property
+    def noised(self) -> int:
+        """Samples of the diffusion transformer."""
+        return self.samples * self.draws
 
     @property
     def image_tokens(self) -> int:
@@ -199,7 +205,7 @@ def _vl_self_attention(shape: Shape, weights: _Weights, batch: Batch, kernels: K
     """vlln and the blocks over all tokens, then the text and image tokens picked out of them."""
     tokens, width = batch.samples * batch.tokens, shape.context
     graph = graph or weights.any(f"{HEAD}vlln", VL)
-    scores = _scores(batch, kernels, shape.vl_heads, batch.tokens, batch.tokens)
+    scores = _scores(batch.samples, kernels, shape.vl_heads, batch.tokens, batch.tokens)
     kept = tokens * width * _block_kept(kernels, kernels.norm, shape.vl_dropout, adaptive=False, own_keys=True) + scores
     passing = tokens * width * _passing(kernels) + scores
     found = [weights("vl_self_attention", f"{HEAD}vlln.", kept=0, passing=tokens * width * kernels.norm)]
@@ -215,7 +221,9 @@ def _keys_values(shape: Shape, batch: Batch, kernels: Kernels) -> int:
     """Keys and values of every cross-attention block, and their inputs where these must be cast to bf16."""
     casts = 2 * shape.context * kernels.size if kernels.norm != kernels.size else 0
     seen = sum(_seen(shape, batch, block) for block in range(0, shape.dit_blocks, 2))
-    return batch.samples * seen * (2 * shape.width * kernels.size + casts)
+    projected = 2 * shape.width * kernels.size
+    repeated = batch.noised * seen * projected if batch.draws > 1 else 0
+    return batch.samples * seen * (projected + casts) + repeated
 
 
 def _seen(shape: Shape, batch: Batch, block: int) -> int:
@@ -226,12 +234,12 @@ def _seen(shape: Shape, batch: Batch, block: int) -> int:
 
 def _dit(shape: Shape, weights: _Weights, batch: Batch, kernels: Kernels) -> list[Stage]:
     """The diffusion transformer over state and actions, whose residual stream is fp32 under autocast too."""
-    tokens, width = batch.samples * (shape.horizon + 1), shape.width
+    tokens, width = batch.noised * (shape.horizon + 1), shape.width
     found = []
     for number in range(shape.dit_blocks):
         prefix = f"action_head.model.transformer_blocks.{number}."
         own = shape.context_of(number) == "self"
-        scores = _scores(batch, kernels, shape.dit_heads, shape.horizon + 1, _seen(shape, batch, number))
+        scores = _scores(batch.noised, kernels, shape.dit_heads, shape.horizon + 1, _seen(shape, batch, number))
         numbers = _block_kept(kernels, FP32, shape.dit_dropout, adaptive=True, own_keys=own)
         passing = tokens * width * _passing(kernels) + scores
         kept, enters = tokens * width * numbers + scores, tokens * width * FP32
@@ -256,19 +264,19 @@ def _passing(kernels: Kernels) -> int:
     return (6 if kernels.cuda else 8) * kernels.size
 
 
-def _scores(batch: Batch, kernels: Kernels, heads: int, queries: int, keys: int) -> int:
+def _scores(samples: int, kernels: Kernels, heads: int, queries: int, keys: int) -> int:
     """Attention weights, which plain products keep (in training on a CPU) and fused attention does not."""
-    return 0 if kernels.cuda else batch.samples * heads * queries * keys * kernels.size
+    return 0 if kernels.cuda else samples * heads * queries * keys * kernels.size
 
 
 def _encoders(shape: Shape, weights: _Weights, batch: Batch, kernels: Kernels) -> Stage:
-    numbers = batch.samples * shape.horizon * shape.width
+    numbers = batch.noised * shape.horizon * shape.width
     prefixes = (f"{HEAD}state_encoder", f"{HEAD}action_encoder", f"{HEAD}position_embedding")
     kept = numbers * (3 * kernels.size + FP32)
     return weights("encoders", *prefixes, kept=kept, passing=numbers * 3 * FP32)
 
 
 def _decoder(shape: Shape, weights: _Weights, batch: Batch, kernels: Kernels) -> Stage:
-    tokens = batch.samples * (shape.horizon + 1)
+    tokens = batch.noised * (shape.horizon + 1)
     kept = tokens * (shape.hidden * (2 * kernels.size + FP32) + 4 * shape.action_dim * FP32)
     return weights("decoder", f"{HEAD}action_decoder", kept=kept, passing=kept)

@@ -59,9 +59,10 @@ def make_run(
     images = len(video.modality_keys) * len(video.delta_indices)
     text = _text_tokens(folder, _instructions(config, layouts), images)
     side = _image_side(folder, config.model.architecture.image_size)
-    batch = Batch(_samples(config, gpus), images, side, text, config.train.backbone_batch_size)
-    bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and cuda)
-    found = parameters(shape, config.train)
+    train = config.train
+    batch = Batch(_samples(config, gpus), images, side, text, train.backbone_batch_size, train.noise_draws)
+    bf16 = train.precision == "bf16" or (train.precision == "auto" and cuda)
+    found = parameters(shape, train)
     return Run(config, shape, found, gpus, per_node or gpus, batch, Kernels(bf16=bf16, cuda=cuda))
 
 

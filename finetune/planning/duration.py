@@ -50,6 +50,7 @@ def work(run: Run) -> list[Work]:
     llm = _part(found, f"{LLM}layers", batch.tokens, llm_attention, graph=llm_graph)
     vl = _part(found, VL, batch.tokens, vl_attention, graph=llm_graph or _trained(found, VL, f"{HEAD}vlln"))
     head = TRAINED * steps * _numbers(found, f"{HEAD}state", f"{HEAD}action_encoder", f"{HEAD}action_decoder")
+    head *= batch.draws
     return [
         Work("vision tower", 0 if run.cached else vision),
         Work("language model", 0 if run.cached else llm),
@@ -60,7 +61,7 @@ def work(run: Run) -> list[Work]:
 
 
 def _dit(run: Run) -> float:
-    """Keys and values are projected from the tokens that a block sees, all else runs over state and actions."""
+    """Keys and values are projected from the tokens that a block sees, all else runs over state and noised actions."""
     shape, batch = run.shape, run.batch
     steps, total = shape.horizon + 1, 0.0
     for block in range(shape.dit_blocks):
@@ -71,7 +72,9 @@ def _dit(run: Run) -> float:
         timestep = _numbers(run.parameters, f"{prefix}norm1")  # once a sample
         rest = _numbers(run.parameters, prefix) - projected - timestep
         each = TRAINED if _trained(run.parameters, prefix) else WITH_INPUT_GRADIENT
-        total += each * (keys * projected + steps * rest + timestep) + 3 * 4 * shape.width * steps * keys
+        own = each * (steps * rest + timestep) + 3 * 4 * shape.width * steps * keys
+        # a self-attention block's keys and values are those of the noised actions
+        total += each * keys * projected * (batch.draws if shape.context_of(block) == "self" else 1) + batch.draws * own
     return total
 
 

@@ -30,6 +30,7 @@ class SampleSettings:
 
     state_dropout is applied twice, as the original does: to the normalised state and to the state's features.
     views limits a frame to that many augmented views; tail "drop" starts only where the whole horizon is recorded.
+    noise_draws is how many times noise and time are drawn for one sample.
     """
 
     seed: int
@@ -39,6 +40,7 @@ class SampleSettings:
     tail: Tail = "mask"
     noise_beta: tuple[float, float] = (1.5, 1.0)
     noise_s: float = 0.999
+    noise_draws: int = 1
 
 
 class TrainingDataset(Dataset[dict[str, Any]]):
@@ -120,11 +122,12 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         else:
             sample |= self.feature_store.sample(key.index, self._view(key)[0])
         rng = generator(settings.seed, Stream.NOISE, key.step, key.position)
-        time = (1.0 - rng.beta(*settings.noise_beta)) * settings.noise_s
+        draws = () if settings.noise_draws == 1 else (settings.noise_draws,)
+        time = (1.0 - rng.beta(*settings.noise_beta, size=draws or None)) * settings.noise_s
         return {
             **sample,
-            "noise": rng.standard_normal(sample["action"].shape, dtype=np.float32),
-            "time": np.float32(time),
+            "noise": rng.standard_normal((*draws, *sample["action"].shape), dtype=np.float32),
+            "time": np.asarray(time, dtype=np.float32),
             "drop_state_features": bool(drop[1]),
         }
 
@@ -165,12 +168,13 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         return batch | self.processor.collate_vlm(vlm, length=self.prompts.shape[1])
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """The processor's batch, with the draws: noise (B, H, D), time (B,), drop_state_features (B,) bool."""
+        """The processor's batch, with the draws: noise (B, H, D), time (B,), drop_state_features (B,) bool; with
+        several noise draws (B, K, H, D) and (B, K)."""
         if self.feature_store is None:
             batch = self.processor.collate(samples, length=self.prompts.shape[1])
         else:
             batch = self.processor.collate_robot(samples) | self.feature_store.collate(samples)
         batch["noise"] = torch.from_numpy(np.stack([s["noise"] for s in samples]))
-        batch["time"] = torch.tensor([float(s["time"]) for s in samples], dtype=torch.float32)
+        batch["time"] = torch.from_numpy(np.stack([s["time"] for s in samples]))
         batch["drop_state_features"] = torch.tensor([s["drop_state_features"] for s in samples])
         return batch

@@ -33,12 +33,22 @@ class ActionLoss:
 class Draws:
     """The random numbers of one training forward.
 
-    noise (B, H, D); time (B,) in [0, noise_s]; drop_state (B,) bool: samples whose state features are zeroed.
+    noise (B, H, D); time (B,) in [0, noise_s]; drop_state (B,) bool: samples whose state features are zeroed. Several
+    draws for each sample come as noise (B, K, H, D) and time (B, K).
     """
 
     noise: Tensor
     time: Tensor
     drop_state: Tensor | None
+
+    @property
+    def each(self) -> int:
+        """Draws for each sample."""
+        return self.noise.shape[1] if self.noise.ndim == 4 else 1
+
+    def flat(self) -> Draws:
+        """The draws of all samples one after another: noise (B * K, H, D), time (B * K,)."""
+        return self if self.noise.ndim == 3 else Draws(self.noise.flatten(0, 1), self.time.flatten(), self.drop_state)
 
 
 @dataclass(frozen=True)
@@ -143,21 +153,28 @@ class ActionHead(nn.Module):
 
     def forward(self, backbone: BackboneOutput, inputs: dict[str, Tensor]) -> ActionLoss:
         """Training loss. inputs: state, action, action_mask, embodiment_id, and optionally the draws `noise`, `time`,
-        `drop_state_features` (all three from the caller, or drawn here)."""
-        actions, mask, rows = inputs["action"], inputs["action_mask"], EmbodimentRows(inputs["embodiment_id"])
+        `drop_state_features` (all three from the caller, or drawn here). Errors are means over a sample's draws."""
+        actions, mask, ids = inputs["action"], inputs["action_mask"], inputs["embodiment_id"]
         if "noise" in inputs:
             draws = Draws(inputs["noise"], inputs["time"], inputs.get("drop_state_features"))
         else:
             draws = self.draw(actions)
-        state_token = self.encode_state(inputs["state"], rows)
+        state_token = self.encode_state(inputs["state"], EmbodimentRows(ids))
         if draws.drop_state is not None:
             state_token = state_token.masked_fill(draws.drop_state[:, None, None], 0)
+        context = self.encode_context(backbone)
+        each, draws = draws.each, draws.flat()
+        if each > 1:
+            actions, state_token, ids = (x.repeat_interleave(each, 0) for x in (actions, state_token, ids))
+            context = [seen and seen.repeated(each) for seen in context]
         t = draws.time[:, None, None]
         noised = (1 - t) * draws.noise + t * actions
         buckets = (draws.time * self.config.num_timestep_buckets).long()
-        context = self.encode_context(backbone)
-        predicted = self.velocity(noised, buckets, state_token, rows, context)
-        error = F.mse_loss(predicted.float(), (actions - draws.noise).float(), reduction="none") * mask
+        predicted = self.velocity(noised, buckets, state_token, EmbodimentRows(ids), context)
+        error = F.mse_loss(predicted.float(), (actions - draws.noise).float(), reduction="none")
+        if each > 1:
+            error = error.unflatten(0, (-1, each)).mean(1)
+        error = error * mask
         return ActionLoss(error.sum() / (mask.sum() + 1e-6), error, mask)
 
     @torch.no_grad()

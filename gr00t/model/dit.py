@@ -30,6 +30,11 @@ class KeysValues:
     values: Tensor
     mask: Tensor | None = None
 
+    def repeated(self, times: int) -> KeysValues:
+        """Every sample's keys and values so many times, one after another."""
+        mask = None if self.mask is None else self.mask.repeat_interleave(times, 0)
+        return KeysValues(self.keys.repeat_interleave(times, 0), self.values.repeat_interleave(times, 0), mask)
+
 
 class TimestepEncoder(nn.Module):
     """Timestep bucket (B,) to conditioning (B, width): a 256-wide sinusoid (cos first), linear, SiLU, linear."""
