@@ -32,12 +32,21 @@ def serve(pipe: Connection, settings: Settings, policy: ScriptedPolicy | None) -
     while True:
         order = pipe.recv()
         if isinstance(order, Film):
-            player.film(order)
+            pipe.send(_trouble_of(player, order))
         else:
             player.begin(order)
             for seed in order.seeds:
                 pipe.send(player.play(seed))
-        pipe.send(None)
+            pipe.send(None)
+
+
+def _trouble_of(player: EpisodePlayer, film: Film) -> str | None:
+    """Write a film; what went wrong, if anything: the outcomes are worth more than their pictures."""
+    try:
+        player.film(film)
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 class EpisodePlayer:

@@ -201,7 +201,7 @@ class _Crew:
         return outcomes
 
     def film(self, outcomes: Sequence[EpisodeOutcome], folder: Path) -> list[EpisodeOutcome]:
-        """Write the videos; the outcomes, which now name them."""
+        """Write the videos; the outcomes, which now name those that could be written."""
         folder.mkdir(parents=True, exist_ok=True)
         chosen = {id(o): f"{o.part}_{o.seed}.mp4" for o in _to_film(outcomes, self.settings.videos)}
         films = [
@@ -211,8 +211,13 @@ class _Crew:
         ]
         for worker, film in films:
             worker.send(film)
-        for worker, _ in films:
-            worker.receive()
+        troubles = {film.path.name: worker.receive() for worker, film in films}
+        for name, trouble in troubles.items():
+            if trouble is not None:
+                Console(stderr=True).print(
+                    f"note: the video {name} could not be written: {trouble}", highlight=False, soft_wrap=True
+                )
+                chosen = {key: path for key, path in chosen.items() if path != name}
         return [dataclasses.replace(o, video=chosen.get(id(o))) for o in outcomes]
 
     def _seeds(self, part: str) -> list[int]:

@@ -199,23 +199,26 @@ def checkpoint(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempP
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_the_same_evaluation_twice_shows_and_does_the_same_bit_for_bit(
-    checkpoint: Path, tmp_path: Path, renderer: None
+    checkpoint: Path, tmp_path: Path, renderer: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = Settings("color_object", INSTRUCTION, "pick up the object-matching object", image_size=32, episodes=3)
     runs = []
-    for name, conditions, videos in (("a", ("none", "zero_state"), 1), ("b", ("none",), 0)):
+    (tmp_path / f"b/train_{FIRST}.mp4").mkdir(parents=True)  # that film cannot be written
+    for name, conditions in (("a", ("none", "zero_state")), ("b", ("none",))):
         policy, calls = listened(GR00TPolicy.from_pretrained(checkpoint))
-        own = dict(max_steps=20, conditions=conditions, videos=videos)
+        own = dict(max_steps=20, conditions=conditions, videos=1)
         outcomes = run_episodes(policy, Settings(**{**vars(settings), **own}), folder=tmp_path / name, progress=False)
         runs.append((outcomes, calls))
     (outcomes, calls), (again, calls_again) = runs
     assert [(o.part, o.seed) for o in again] == [(part, FIRST + i) for part in PARTS for i in range(3)]
-    assert [strip(o) for o in outcomes[:6]] == again and len(calls_again) == 12 and len(calls) == 24
+    assert [strip(o) for o in outcomes[:6]] == [strip(o) for o in again] and len(calls_again) == 12 and len(calls) == 24
     for before, after in zip(calls, calls_again, strict=False):
         assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
     assert all(o.steps == 20 and o.chunks == 3 and o.picked == NOTHING for o in outcomes)
     assert [o.condition for o in outcomes] == ["none"] * 6 + ["zero_state"] * 6
     assert {o.video for o in outcomes} == {f"train_{FIRST}.mp4", f"conflict_{FIRST}.mp4", None}
+    assert {o.video for o in again} == {f"conflict_{FIRST}.mp4", None}
+    assert f"the video train_{FIRST}.mp4 could not be written: [Errno 21]" in capfd.readouterr().err
     with VideoReader(tmp_path / f"a/train_{FIRST}.mp4") as video:
         assert len(video) == 21 and video.frames([0]).shape[2] == 512
 
