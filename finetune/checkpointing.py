@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from finetune.attempt_token import AttemptToken
 from finetune.best import Best
+from finetune.config.identity import completed
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, whole_folder, write_json
 
@@ -220,7 +221,7 @@ def read_optimizer(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Tens
 
 def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """Refuse to continue a checkpoint under another recipe, dataset or base."""
-    before = checkpoint.state.get("identity", {})
+    before = completed(checkpoint.state.get("identity", {}))
     changed = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))
     if changed:
         lines = "\n  ".join(_difference(k, before.get(k), identity.get(k)) for k in changed)

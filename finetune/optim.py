@@ -3,6 +3,7 @@ cosine down to zero."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ from torch.optim.adamw import adamw
 from finetune.config.schema import TrainConfig
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
+BACKBONE = "backbone."
 # by name, as the original's trainer does; LayerNorms are found by their type besides
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 
@@ -26,23 +28,30 @@ def decays(name: str, owner: nn.Module) -> bool:
     return not isinstance(owner, nn.LayerNorm) and _NO_DECAY.search(name.lower()) is None
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: float = 1.0) -> list[dict[str, object]]:
     """Two groups, decaying and not, of the parameters that are trained, with their names under "names", and under
-    "parts" what part of the model each belongs to."""
+    "parts" what part of the model each belongs to.
+
+    The backbone's parameters have two groups of their own where they learn at another rate: `backbone_rate` times that
+    of the others, which is each group's "rate".
+    """
     groups: list[dict[str, object]] = []
     parts = _parts(model)
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    for decay in (True, False):
-        chosen = [(n, p) for n, p in trained if decays(n, model.get_submodule(n.rpartition(".")[0])) is decay]
+    rates = [1.0] if backbone_rate == 1.0 else [1.0, backbone_rate]
+    for rate, decay in itertools.product(rates, (True, False)):
+        own = trained if len(rates) == 1 else [(n, p) for n, p in trained if n.startswith(BACKBONE) is (rate != 1.0)]
+        chosen = [(n, p) for n, p in own if decays(n, model.get_submodule(n.rpartition(".")[0])) is decay]
         groups.append(
             {
                 "params": [p for _, p in chosen],
                 "names": [n for n, _ in chosen],
                 "parts": [parts.get(id(p), "other") for _, p in chosen],
                 "weight_decay": weight_decay if decay else 0.0,
+                "rate": rate,
             }
         )
-    return groups
+    return [group for group in groups if group["params"]]
 
 
 def _parts(model: nn.Module) -> dict[int, str]:
@@ -59,9 +68,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         "adamw_8bit": _eight_bit,
         "adamw_offload": OffloadedAdamW,
     }
+    rate = config.learning_rate
     fused = {"fused": True} if config.optimizer == "adamw" else {}  # one kernel for all parameters
     return kinds[config.optimizer](
-        parameter_groups(model, config.weight_decay),
+        parameter_groups(model, config.weight_decay, (config.backbone_learning_rate or rate) / rate),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,
@@ -182,5 +192,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Of what is no part of the backbone; the backbone's follows it."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["rate"]

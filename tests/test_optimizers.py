@@ -11,10 +11,20 @@ import torch
 from safetensors.torch import load_file
 from test_training import config, losses, trained
 
+from finetune.checkpointing import Checkpoint, check_same_run
 from finetune.config import TrainConfig
-from finetune.optim import build_optimizer, optimizer_state, restore_optimizer
+from finetune.config.identity import completed
+from finetune.optim import (
+    build_optimizer,
+    learning_rate,
+    optimizer_state,
+    parameter_groups,
+    restore_optimizer,
+    set_learning_rate,
+)
 from finetune.train import finetune
 from gr00t.errors import ToolkitError
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 STEPS = 8
 KINDS = ("adamw", "adamw_8bit", "adamw_offload")
@@ -62,6 +72,33 @@ def test_another_optimizer_does_not_continue_a_run(
     shutil.copytree(runs["adamw"] / "run" / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
     with pytest.raises(ToolkitError, match=r"train\.optimizer: 'adamw' there, 'adamw_8bit' now"):
         finetune(config(tmp_path, small_data, tiny_base, f"train.max_steps={STEPS}", "train.optimizer=adamw_8bit"))
+
+
+def test_a_run_of_before_a_key_existed_goes_on_with_its_default() -> None:
+    old = {"train.learning_rate": 1e-4, "dataset": "x"}
+    now = {**completed(old), "train.learning_rate": 1e-4}
+    assert now["train.noise_draws"] == 1 and now["train.backbone_learning_rate"] is None
+    check_same_run(Checkpoint(Path("c"), 1, {"identity": old}), now)
+    with pytest.raises(ToolkitError, match=r"train\.noise_draws: 1 there, 4 now"):
+        check_same_run(Checkpoint(Path("c"), 1, {"identity": old}), {**now, "train.noise_draws": 4})
+
+
+@pytest.mark.parametrize("rate", [None, 2e-5])
+def test_the_backbone_learns_at_its_own_rate(rate: float | None, tiny_base: Path) -> None:
+    model = Gr00tN1d7.from_pretrained(tiny_base)
+    model.set_trainable(projector=True, diffusion_model=True, vlln=True, visual=True)
+    train = TrainConfig(learning_rate=1e-4, backbone_learning_rate=rate)
+    optimizer = build_optimizer(model, train)
+    set_learning_rate(optimizer, learning_rate(train.max_steps // 4, train))
+    peak = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
+    decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
+    assert set(peak) == {name for name, _ in model.trained_parameters()} and len(set(peak.values())) == 1 + bool(rate)
+    for group in parameter_groups(model, train.weight_decay):
+        assert {decay[name] for name in group["names"]} == {group["weight_decay"]}
+    now = learning_rate(train.max_steps // 4, train)
+    for name, value in peak.items():
+        share = 0.2 if rate and name.startswith("backbone.") else 1.0
+        assert value == pytest.approx(share * now, rel=1e-9)
 
 
 def stepped(kind: str, device: str, steps: int = 3) -> tuple[torch.nn.Linear, torch.optim.Optimizer]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from finetune.config.schema_train import TrainConfig
 
 _WITHOUT_EFFECT = (
     "save_steps",
@@ -31,3 +34,12 @@ def recipe(resolved: Mapping[str, Any]) -> dict[str, Any]:
         "dataset.tail": resolved["dataset"]["tail"],
         "dataset.embodiment_tag": resolved["dataset"]["embodiment_tag"],
     }
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored identity with the training keys that its version did not know yet, which acted as their defaults do."""
+    if not any(key.startswith("train.") for key in stored):
+        return dict(stored)
+    fields = [field for field in dataclasses.fields(TrainConfig) if field.name not in _WITHOUT_EFFECT]
+    defaults = {f"train.{f.name}": f.default for f in fields if f.default is not dataclasses.MISSING}
+    return {**defaults, **stored}

@@ -112,6 +112,12 @@ class TrainConfig:
         at_least=1,
     )
     learning_rate: float = key("peak learning rate", 1e-4, more_than=0)
+    backbone_learning_rate: float | None = key(
+        "peak learning rate of language model and vision tower, adapters too, where they are trained; null for "
+        "learning_rate",
+        None,
+        more_than=0,
+    )
     weight_decay: float = key("weight decay; biases and norms are left out", 1e-5, at_least=0)
     warmup_ratio: float = key("part of max_steps in which the learning rate rises", 0.05, at_least=0, less_than=1)
     adam_beta1: float = key("decay of AdamW's first moment", 0.9, at_least=0, less_than=1)
