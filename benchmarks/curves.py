@@ -19,16 +19,22 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def samples_per_step(run: Path) -> int:
+    """Of a run's optimizer steps."""
+    return int(json.loads((run / "run_config.json").read_text(encoding="utf-8"))["train"]["global_batch_size"])
+
+
 def draw(runs: dict[str, Path], out: Path) -> None:
-    """One panel for the whole loss and one for each action group that all runs have."""
+    """One panel for the whole loss and one for each action group that all runs have, over the samples seen."""
     found = {name: metrics(run) for name, run in runs.items()}
     shared = set.intersection(*(set(lines[0]) for lines in found.values()))
     keys = ["loss", *sorted(key for key in shared if key.startswith("loss_"))]
     figure = Figure(figsize=(4.2 * len(keys), 3.2), dpi=110, layout="constrained")
     for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         for (name, lines), color in zip(found.items(), COLORS, strict=False):
-            axis.plot([m["step"] for m in lines], [m[key] for m in lines], color=color, linewidth=1.2, label=name)
-        axis.set(xlabel="optimizer step", title=key, yscale="log")
+            thousands = [m["step"] * samples_per_step(runs[name]) / 1000 for m in lines]
+            axis.plot(thousands, [m[key] for m in lines], color=color, linewidth=1.2, label=name)
+        axis.set(xlabel="samples, thousands", title=key, yscale="log")
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.savefig(out)
