@@ -53,12 +53,19 @@ def main(call: Call) -> None:
                 "fine-tune, or the folder that holds them: python -m finetune.report runs"
             )
         folders += [path for path in found if path not in folders]
-    roots = [path if path in folders else path.absolute() for path in map(Path, call.shown)]
-    root = roots[0] if len(roots) == 1 else Path(os.path.commonpath([path.absolute().parent for path in roots]))
+    root = _root([Path(shown) for shown in call.shown])
     reports = Path(call.config.reports_dir)
     out = Path(call.config.out) if call.config.out else root / REPORT
     write_page([read_history(folder, reports) for folder in folders], root, out)
     print(f"{len(folders)} run{'s' * (len(folders) > 1)}: {out}")
+
+
+def _root(shown: list[Path]) -> Path:
+    """The folder that all of these lie in, below the working folder as it would be typed; of one, itself."""
+    if len(shown) == 1:
+        return shown[0]
+    here, above = Path.cwd(), Path(os.path.commonpath([path.absolute().parent for path in shown]))
+    return above.relative_to(here) if above.is_relative_to(here) else above
 
 
 if __name__ == "__main__":
