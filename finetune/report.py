@@ -42,6 +42,7 @@ def main(call: Call) -> None:
     from finetune.run_history import read_history
     from finetune.slurm.runs import run_folders
     from gr00t.errors import ToolkitError
+    from gr00t.files import near_folder
 
     folders: list[Path] = []
     for shown in map(Path, call.shown):
@@ -50,7 +51,7 @@ def main(call: Call) -> None:
         if not found:
             raise ToolkitError(
                 f"{shown} is no run folder and holds none that has logged anything ({METRICS}). Give the run_dir of a "
-                "fine-tune, or the folder that holds them: python -m finetune.report runs"
+                f"fine-tune, or the folder that holds them (python -m finetune.report runs).{near_folder(shown)}"
             )
         folders += [path for path in found if path not in folders]
     root = _root([Path(shown) for shown in call.shown])
