@@ -289,8 +289,8 @@ def _episodes(datasets: Sequence[dict[str, Any]], which: str) -> str:
 
 
 def _frames(datasets: Sequence[dict[str, Any]]) -> str:
-    frames = [of.get("train_frames") for of in datasets]
-    return UNKNOWN if None in frames else f"{sum(frames):,}"
+    known = [of["train_frames"] for of in datasets if of.get("train_frames") is not None]
+    return f"{sum(known):,}" if len(known) == len(datasets) else UNKNOWN
 
 
 def _mixed(run: Publication) -> list[dict[str, str]]:
