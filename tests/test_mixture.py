@@ -16,6 +16,7 @@ from test_training import config, losses, trained
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
+from finetune.artifacts import Artifacts
 from finetune.config import FinetuneConfig, load
 from finetune.config.mixture import datasets
 from finetune.data import build_dataset, build_processor, open_datasets
@@ -217,6 +218,17 @@ def test_the_finished_checkpoint_names_every_dataset_and_its_share(finished: Pat
     assert _notes(evaluation, layouts[0], described, [0]) == []
     others = {**described, "mixture": described["mixture"][1:]}
     assert "a mixture that does not hold" in _notes(evaluation, layouts[0], others, [0])[0]
+
+
+def test_a_mixture_is_one_artifact_with_the_files_of_every_dataset(
+    two: list[Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    chosen = settings(two, tiny_base, tmp_path, "tracking=wandb", "tracking.artifacts=upload")
+    Path(chosen.run_dir).mkdir()
+    artifact = Artifacts(chosen).dataset({"fingerprint": "f", "mixture": []})
+    assert {"reference.json", "0/meta/info.json", "1/meta/info.json"} <= set(artifact.manifest.entries)
+    note = read_json(next(Path(chosen.run_dir).rglob("*-train.json")))
+    assert note["folders"] == [str(folder) for folder in two]
 
 
 def test_a_release_of_a_mixture_lists_every_dataset_without_its_place(
