@@ -14,7 +14,7 @@ from data_prep.modality import Proposal, propose
 from gr00t.data.layout import CODEBASE_VERSION, DatasetLayout, dataset_fingerprint
 from gr00t.data.meta import MetaFolder, by_number, read_episodes
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.files import disk_errors, write_json
+from gr00t.files import disk_errors, near_folder, write_json
 
 if TYPE_CHECKING:
     from finetune.config import AdoptConfig
@@ -30,7 +30,7 @@ def adopt(config: AdoptConfig) -> list[str]:
     """
     root = Path(config.dataset)
     if not (root / "meta" / "info.json").is_file():
-        raise ToolkitError(f"dataset={root} has no meta/info.json: give the folder of a LeRobot dataset.")
+        raise ToolkitError(f"dataset={root} {_missing(root)}")
     meta = MetaFolder(root)
     files: dict[str, Any] = {}
     lines = [f"{root}: LeRobot {meta.json('info.json').get('codebase_version', CODEBASE_VERSION)}"]
@@ -46,6 +46,15 @@ def adopt(config: AdoptConfig) -> list[str]:
         held_out = ", ".join(map(str, files[SPLIT]["val_episodes"])) or "none"
         lines.append(f"episodes held out of training, for evaluation: {held_out}")
     return lines + (_write(root, files) if config.write else _how_to_write(root, files))
+
+
+def _missing(root: Path) -> str:
+    """Why a folder is no dataset, and which is."""
+    if not root.is_dir():
+        return f"does not exist. Give the folder of a LeRobot dataset, dataset=FOLDER.{near_folder(root)}"
+    inside = sorted(path.name for path in root.iterdir() if (path / "meta" / "info.json").is_file())
+    hint = f" It holds {', '.join(inside[:8])}: give one, dataset={root / inside[0]}." if inside else ""
+    return f"has no meta/info.json: give the folder of a LeRobot dataset.{hint}"
 
 
 def _split(meta: MetaFolder, val_fraction: float, seed: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import wandb
 
 from finetune.best import Best
+from finetune.config.mixture import datasets
 from finetune.config.schema import FinetuneConfig
 from finetune.run_files import ARTIFACTS
 from gr00t.files import file_sha256, read_json, write_json
@@ -29,9 +30,16 @@ class Artifacts:
         self._folder = Path(config.run_dir) / ARTIFACTS
 
     def dataset(self, described: Mapping[str, Any]) -> wandb.Artifact:
-        """What is trained on, as `describe_dataset` has it."""
-        folder = Path(self._config.dataset.data_dir) / self._config.split.name / "train"
-        return self._make(f"{self._config.split.name}-dataset", "dataset", folder, described, whole=self._uploads)
+        """What is trained on, as `describe_datasets` has it: of a mixture, each dataset in a folder of its own."""
+        folders = [part.folder for part in datasets(self._config)]
+        name, inside = f"{self._config.split.name}-dataset", {}
+        if len(folders) > 1:
+            described = {"folders": [str(folder) for folder in folders], **described}
+            inside = {folder: f"{number}/" for number, folder in enumerate(folders)}
+        artifact = self._make(name, "dataset", folders[0], described)
+        for folder in folders if self._uploads else []:
+            _add_files(artifact, folder, inside.get(folder, ""))
+        return artifact
 
     def base(self, fingerprint: str) -> wandb.Artifact:
         """The base checkpoint."""
@@ -51,11 +59,12 @@ class Artifacts:
         found = sorted(p for p in folder.rglob("*") if p.is_file())
         files = _sizes(folder, {str(p.relative_to(folder)): file_sha256(p) for p in found})
         described = {"step": step, "files": files}
-        return self._make(f"{self._config.split.name}-policy", "model", folder, described, whole=self._uploads)
+        artifact = self._make(f"{self._config.split.name}-policy", "model", folder, described)
+        if self._uploads:
+            _add_files(artifact, folder)
+        return artifact
 
-    def _make(
-        self, name: str, kind: str, folder: Path, described: Mapping[str, Any], *, whole: bool = False
-    ) -> wandb.Artifact:
+    def _make(self, name: str, kind: str, folder: Path, described: Mapping[str, Any]) -> wandb.Artifact:
         metadata = {name: value for name, value in described.items() if not isinstance(value, dict | list)}
         artifact = wandb.Artifact(_NOT_IN_NAMES.sub("-", name)[:128], type=kind, metadata=metadata)
         self._folder.mkdir(exist_ok=True)
@@ -63,11 +72,14 @@ class Artifacts:
         write_json(note, {"folder": str(folder), **described})
         # "immutable": wandb makes no copy in the user's home
         artifact.add_file(str(note), name="reference.json", policy="immutable", skip_cache=True)
-        for path in sorted(folder.rglob("*")) if whole else []:
-            inside = path.relative_to(folder)
-            if path.is_file() and not inside.parts[0].startswith("."):
-                artifact.add_file(str(path), name=str(inside), policy="immutable", skip_cache=True)
         return artifact
+
+
+def _add_files(artifact: wandb.Artifact, folder: Path, below: str = "") -> None:
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and not inside.parts[0].startswith("."):
+            artifact.add_file(str(path), name=f"{below}{inside}", policy="immutable", skip_cache=True)
 
 
 def _sizes(folder: Path, hashes: Mapping[str, str]) -> dict[str, dict[str, Any]]:

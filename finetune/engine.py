@@ -50,7 +50,7 @@ class Engine:
 
     `rank` and `world_size` come from torchrun's environment. A training step is `accumulate` around the forward and
     `backward` of each micro-batch, then `step`. `part_norms` holds the norm of each trained part's gradients in the
-    last step, before clipping; nothing where the engine does not say.
+    last step, before clipping.
     """
 
     def __init__(self, config: FinetuneConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json
+from gr00t.files import near_folder, read_json
 from gr00t.model.checkpoint import read_config, weight_files
 
 
@@ -16,7 +16,7 @@ def read_processor(checkpoint: Path) -> Gr00tN1d7Processor:
     if not checkpoint.is_dir():
         raise ToolkitError(
             f"checkpoint={checkpoint} does not exist. Fine-tune first (launch_finetune_local.py), or give the folder "
-            "of a finished checkpoint, checkpoint=FOLDER."
+            f"of a finished checkpoint, checkpoint=FOLDER.{near_folder(checkpoint)}"
         )
     read_config(checkpoint)
     weight_files(checkpoint)

@@ -132,7 +132,7 @@ class TrainingLoop:
         begin, train = time.perf_counter(), self.config.train
         verdict = torch.zeros(2, device=self.engine.device)
         if self.engine.is_main and self.validation is not None:
-            found = self.validation.evaluate(interruptible=self.done < train.max_steps)
+            found = self.validation.evaluate(interruptible=self.done < train.max_steps, alive=self.tracker.alive)
             if found is not None:
                 better = self.best.update(self.done, found.metric, found.values[found.metric])
                 verdict += verdict.new_tensor([better, self.best.exhausted(train.patience)])

@@ -42,6 +42,7 @@ def main(call: Call) -> None:
     from finetune.run_history import read_history
     from finetune.slurm.runs import run_folders
     from gr00t.errors import ToolkitError
+    from gr00t.files import near_folder
 
     folders: list[Path] = []
     for shown in map(Path, call.shown):
@@ -50,15 +51,22 @@ def main(call: Call) -> None:
         if not found:
             raise ToolkitError(
                 f"{shown} is no run folder and holds none that has logged anything ({METRICS}). Give the run_dir of a "
-                "fine-tune, or the folder that holds them: python -m finetune.report runs"
+                f"fine-tune, or the folder that holds them (python -m finetune.report runs).{near_folder(shown)}"
             )
         folders += [path for path in found if path not in folders]
-    roots = [path if path in folders else path.absolute() for path in map(Path, call.shown)]
-    root = roots[0] if len(roots) == 1 else Path(os.path.commonpath([path.absolute().parent for path in roots]))
+    root = _root([Path(shown) for shown in call.shown])
     reports = Path(call.config.reports_dir)
     out = Path(call.config.out) if call.config.out else root / REPORT
     write_page([read_history(folder, reports) for folder in folders], root, out)
     print(f"{len(folders)} run{'s' * (len(folders) > 1)}: {out}")
+
+
+def _root(shown: list[Path]) -> Path:
+    """The folder that all of these lie in, below the working folder as it would be typed; of one, itself."""
+    if len(shown) == 1:
+        return shown[0]
+    here, above = Path.cwd(), Path(os.path.commonpath([path.absolute().parent for path in shown]))
+    return above.relative_to(here) if above.is_relative_to(here) else above
 
 
 if __name__ == "__main__":

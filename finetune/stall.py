@@ -1,4 +1,4 @@
-"""Notices that a run hangs: no step for minutes, though no error either."""
+"""Notices that a run hangs: nothing is done for minutes, though there is no error either."""
 
 from __future__ import annotations
 

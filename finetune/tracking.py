@@ -101,6 +101,7 @@ class Tracker:
 
     def log_evaluation(self, step: int, values: dict[str, float], pictures: Mapping[str, Path], said: str) -> None:
         """Record an evaluation after `step` steps: values by name ("val/..."), pictures, and a line for people."""
+        self.alive()
         if not self._writes():
             return
         self._record(step, values, values)
@@ -117,8 +118,13 @@ class Tracker:
         """One more step is done."""
         if self.active:
             self._step = step
-            self._stall.beat()
+            self.alive()
             self._progress.update(self._task, completed=step)
+
+    def alive(self) -> None:
+        """The run gets on, though no step is done: a part of an evaluation is."""
+        if self.active:
+            self._stall.beat()
 
     def checkpoint_written(self, folder: Path, *, best: bool) -> None:
         """A checkpoint to resume from is on the disk; best: of all that were evaluated."""
@@ -159,7 +165,8 @@ class Tracker:
             write_json(self._run_dir / STATUS, {"status": status, "reason": reason, "step": self._step, "written": now})
 
     def _on_stall(self, seconds: float) -> None:
-        text = f"no step for {seconds / 60:.0f} minutes, {self._step} of {self._total} are done"
+        done = f"{self._step} of {self._total} steps are done"
+        text = f"no step and no part of an evaluation for {seconds / 60:.0f} minutes; {done}"
         log.warning("%s: %s", self._run_dir, text)
         if self._wandb is not None and self._writes():
             self._alert(f"{self._config.split.name} stalls", text, "stalls")

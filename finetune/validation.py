@@ -7,7 +7,7 @@ with and without it. The errors are those of `evaluate_conflict.py` on the same 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +83,11 @@ class Validation:
         self.batch_size = config.train.micro_batch_size or config.train.global_batch_size // engine.world_size
         self._baselines: Baselines | None = None
 
-    def evaluate(self, *, interruptible: bool = True) -> Evaluation | None:
-        """Predict from every start frame; None where a signal asks the run to stop meanwhile."""
+    def evaluate(self, *, interruptible: bool = True, alive: Callable[[], None] = lambda: None) -> Evaluation | None:
+        """Predict from every start frame; None where a signal asks the run to stop meanwhile. `alive` is called as it
+        gets on."""
         begin = time.perf_counter()
-        chunks = self._chunks(interruptible)
+        chunks = self._chunks(interruptible, alive)
         if chunks is None:
             return None
         reader = self.dataset.reader
@@ -107,7 +108,7 @@ class Validation:
         draw_episode(evaluation.forecasts[0], self.dataset.reader, episode)
         return {"val/errors": errors, "val/episode": episode}
 
-    def _chunks(self, interruptible: bool) -> dict[int, Chunks] | None:
+    def _chunks(self, interruptible: bool, alive: Callable[[], None]) -> dict[int, Chunks] | None:
         reader, dataset = self.dataset.reader, self.dataset
         groups = dataset.processor.state_action.groups(dataset.tag, "action")
         horizon = len(reader.configs["action"].delta_indices)
@@ -124,6 +125,7 @@ class Validation:
                     episode, frame = dataset.start(row)
                     for group, values in chunk.items():
                         found[episode][group][frame] = values
+                alive()
         return found
 
     def _predict(self, rows: range) -> Iterator[Chunks]:

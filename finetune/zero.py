@@ -35,6 +35,7 @@ class Zero2Engine(Engine):
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         names = {id(p): (n, p) for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
+        self._parts = {n: part for g in optimizer.param_groups for n, part in zip(g["names"], g["parts"], strict=True)}
         self.optimizer = optimizer
         self._deepspeed: Any = self._accelerator.prepare(module, optimizer)[0]
         self.module = self._deepspeed
@@ -48,8 +49,17 @@ class Zero2Engine(Engine):
         self._deepspeed.backward(loss * self.world_size)  # DeepSpeed takes the mean over processes, too
 
     def step(self) -> Tensor:
+        self.part_norms = self._norms_by_part()  # DeepSpeed forgets the gradients in its step
         self._deepspeed.step()
         return torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device)
+
+    def _norms_by_part(self) -> dict[str, Tensor]:
+        """From the squares that each process has of its share of the gradients, in one exchange."""
+        squares = {part: torch.zeros((), device=self.device) for part in sorted(set(self._parts.values()))}
+        for name, parameter in self.trained_weights():
+            squares[self._parts[name]] += _own_square(parameter)
+        whole = self.sum(torch.stack(list(squares.values())))
+        return dict(zip(squares, whole.sqrt(), strict=True))
 
     def trained_weights(self) -> Iterator[tuple[str, Tensor]]:
         return (pair for named in self._named for pair in named)
@@ -124,6 +134,13 @@ def _scatter(parameter: Tensor, whole: Tensor, share: Tensor) -> None:
     if parameter._hp_mapping is not None:  # type: ignore[attr-defined]
         inside, own = _addresses(parameter)
         share[own] = whole.flatten()[inside].to(share)
+
+
+def _own_square(parameter: Any) -> Tensor | float:
+    """The squared norm of this process's share of a parameter's gradient, between backward and step."""
+    if parameter._hp_mapping is None:
+        return 0.0
+    return parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group).float().square().sum()
 
 
 def _addresses(parameter: Any) -> tuple[slice, slice]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -30,6 +31,29 @@ class LockHeld(ToolkitError):
     def __init__(self, message: str, holder: str) -> None:
         super().__init__(message)
         self.holder = holder
+
+
+def near_folder(path: Path) -> str:
+    """A hint for a missing folder: ' Did you mean "checkpoints/color_object"?', whatever part of the path is mistyped.
+
+    Starts with a space so that it can be appended to a sentence; empty where it is there, or no path is similar.
+    """
+    found = Path()
+    for part in path.parts:
+        if not (found / part).is_dir():
+            near = difflib.get_close_matches(part, _folders_in(found), n=1)
+            if not near:
+                return ""
+            part = near[0]
+        found /= part
+    return f' Did you mean "{found}"?' if found != path else ""
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    except OSError:  # it may not be listed
+        return []
 
 
 def parse_json(text: str, where: str | Path) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr00t.errors import ToolkitError
+from gr00t.files import near_folder
 from gr00t.server.address import TOKEN, check_free, find_address
 from gr00t.server.options import help_text, option, read_options
 
@@ -83,7 +84,7 @@ def serve(config: ServeConfig) -> None:
     if not Path(config.checkpoint).expanduser().is_dir():
         raise ToolkitError(
             f"checkpoint={config.checkpoint} is no folder. Fine-tune first (launch_finetune_local.py), or give the "
-            "folder of a finished checkpoint."
+            f"folder of a finished checkpoint.{near_folder(Path(config.checkpoint).expanduser())}"
         )
     from gr00t.server import PolicyServer  # needs the packages of the extra "serve"
 

@@ -366,6 +366,16 @@ IN_TABLES: dict[str, tuple[str, str, Damage]] = {
         lambda r: edit_tables(r, lambda c: put(c, ACTION, (12, 1), 4.0), [4]),
     ),
     "a spike in the state": ("outliers", "error", lambda r: edit_tables(r, lambda c: put(c, STATE, (20, 4), 1.5), [5])),
+    "a joint that was calibrated anew": (
+        "action convention",
+        "error",
+        lambda r: edit_tables(r, lambda c: put(c, STATE, (slice(None), 3), c[STATE][:, 3] + 0.5)),
+    ),
+    "actions of another scale": (
+        "action convention",
+        "error",
+        lambda r: edit_tables(r, lambda c: scale(c, ACTION, ARM, 1.1)),
+    ),
     "deltas": ("action convention", "error", lambda r: edit_tables(r, make_deltas)),
     "deltas in one episode": ("action convention", "error", lambda r: edit_tables(r, make_deltas, [5])),
     "joints in another order": (
@@ -418,6 +428,11 @@ IN_TABLES: dict[str, tuple[str, str, Damage]] = {
         lambda r: edit_lines(r, "tasks.jsonl", lambda lines: lines[0].update(task="  ")),
     ),
     "an unlisted instruction": ("told", "error", lambda r: edit_tables(r, unlisted, [3])),
+    "LeRobot's column of instructions": (
+        "told",
+        "warning",
+        lambda r: edit_tables(r, lambda c: c["task_index"].fill(7), [3]),
+    ),
     "another episode's instruction": (
         "told",
         "error",
@@ -447,6 +462,11 @@ IN_TABLES: dict[str, tuple[str, str, Damage]] = {
         "colours",
         "warning",
         lambda r: (forget_first_frames(r), edit_videos(r, lambda f: f[..., ::-1])),
+    ),
+    "grey pictures": (
+        "colours",
+        "warning",
+        lambda r: (forget_first_frames(r), edit_videos(r, lambda f: np.repeat(f[..., 1:2], 3, axis=-1))),
     ),
     "mirrored pictures": ("first frames", "error", lambda r: edit_videos(r, lambda f: f[:, :, ::-1], None, ["image"])),
     "swapped cameras": ("first frames", "error", lambda r: swap_cameras(r, episode_numbers(r))),

@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 from test_training import config, losses, overrides, run_processes, trained
 
+from finetune import first_batch
 from finetune.best import Best, read_best
 from finetune.checkpointing import list_checkpoints, take_snapshot, write_snapshot
 from finetune.config import load
 from finetune.evaluate import evaluate_open_loop
+from finetune.stall import StallWatch
 from finetune.train import finetune
 from finetune.validation import Evaluation, Validation
 from gr00t.errors import ToolkitError
@@ -59,6 +61,7 @@ def without_pictures() -> Iterator[None]:
     """They take most of the time, and test_tracking.py looks at them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Validation, "draw", lambda *_: {})
+        patch.setattr(first_batch, "draw", lambda _, picture: picture.touch())
         yield
 
 
@@ -150,6 +153,20 @@ def test_an_evaluation_cut_short_by_a_signal_is_made_up_for(
     finetune(settings)
     assert lines(tmp_path) == lines(evaluated)
     assert read_best(tmp_path / "run") == read_best(evaluated / "run")
+
+
+def test_an_evaluation_is_no_stall_however_long_it_takes(
+    small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    original = Validation._predict
+    monkeypatch.setattr(Validation, "_predict", lambda self, rows: (seen.append("batch"), original(self, rows))[1])
+    monkeypatch.setattr(StallWatch, "beat", lambda self: seen.append("got on"))
+    more = ("train.max_steps=1", "train.eval_steps=1", "train.eval_episodes=1", "train.micro_batch_size=4")
+    finetune(config(tmp_path, small_data, tiny_base, *more))
+    batches = [place for place, what in enumerate(seen) if what == "batch"]
+    assert len(batches) > 2 and all(seen[place + 1] == "got on" for place in batches)
+    assert seen[batches[-1] + 2] == "got on"  # figures are drawn and logged
 
 
 def test_training_ends_early_when_nothing_gets_better(

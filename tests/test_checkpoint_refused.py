@@ -74,7 +74,7 @@ def test_a_folder_of_suites_lists_them(tiny_base: Path, tmp_path: Path) -> None:
         shutil.copytree(tiny_base, tmp_path / "suites" / suite)
     refused(tmp_path / "suites", r"several checkpoints[\s\S]*suites/libero_goal\n.*suites/libero_spatial")
     Gr00tN1d7.from_pretrained(tmp_path / "suites" / "libero_goal")
-    refused(tmp_path / "suites" / "libero_gaol", 'Did you mean "libero_goal"')
+    refused(tmp_path / "suites" / "libero_gaol", 'Did you mean ".*libero_goal"')
 
 
 def cached(cache: Path, repository: str) -> Path:
@@ -97,6 +97,19 @@ def test_a_hub_id_with_a_folder_is_found_in_the_cache_offline(tiny_base: Path, t
         resolve_folder("nvidia/GR00T-N1.7-SUITES/spatail", **options)
     with pytest.raises(ToolkitError, match=r"nor is it whole in the local cache.*finetune\.prefetch base=nvidia/other"):
         resolve_folder("nvidia/other", **options)
+
+
+def test_a_mistyped_folder_is_refused_with_the_nearest_one(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "checkpoints" / "color_object")
+    monkeypatch.chdir(tmp_path)
+    options = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    for typed in ("checkpoints/colr_object", "./checkpoints/colour_object"):
+        with pytest.raises(ToolkitError, match=r'No checkpoint folder.*Did you mean "checkpoints/color_object"'):
+            resolve_folder(typed, **options)
+    with pytest.raises(ToolkitError, match=r'neither a local folder.*Did you mean "checkpoints/color_object"'):
+        resolve_folder("chekpoints/color_object", **options)  # could be owner/name
 
 
 def test_half_a_download_is_called_that(copy: Path) -> None:

@@ -211,6 +211,22 @@ def test_missing_base_says_how_to_get_it(site: Path) -> None:
     assert "has no config.json" in refused_here("finetune", "model.base=empty/base")
 
 
+MISTYPED = {
+    "model.base=checkpoints/base/tny": ("finetune", "checkpoints/base/tiny"),
+    "model.base=checkpoints/bse/tiny": ("finetune", "checkpoints/base/tiny"),
+    "dataset.mixture=[data/colr_object/train:2]": ("finetune", "data/color_object/train"),
+    "checkpoint=checkpoint/base/tinny": ("evaluate", "checkpoints/base/tiny"),
+}
+
+
+@pytest.mark.parametrize("typed", MISTYPED)
+def test_a_mistyped_folder_is_not_taken_for_a_hub_id(typed: str, site: Path) -> None:
+    config_name, meant = MISTYPED[typed]
+    own = ["model=tiny"] if config_name == "finetune" else []
+    assert "does not exist" in (message := refused_here(config_name, *own, typed))
+    assert f'Did you mean "{meant}"?' in message
+
+
 def test_folders_must_not_meet(site: Path) -> None:
     assert "are the same folder" in refused_here("finetune", "model=tiny", "run_dir=out", "output_dir=out")
     assert "lies inside run_dir" in refused_here("finetune", "model=tiny", "run_dir=out", "output_dir=out/final")

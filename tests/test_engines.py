@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,18 @@ def test_activation_checkpointing_continues_a_run_begun_without_it_bit_for_bit(
 def test_divided_memory_gives_the_losses_of_one_process(single: Path, divided: Path) -> None:
     assert losses(divided)[1] == pytest.approx(losses(single)[1], rel=1e-6)
     assert losses(divided) == pytest.approx(losses(single), rel=1e-3)
+
+
+def norms(out: Path) -> dict[str, float]:
+    """Gradient norms of the first step: of all that is trained, and of each part of it."""
+    first = json.loads((out / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    return {name: value for name, value in first.items() if name.startswith("grad_norm")}
+
+
+@pytest.mark.multiprocess
+def test_divided_memory_measures_the_gradients_of_one_process(single: Path, divided: Path) -> None:
+    assert len(norms(single)) == 4  # the whole, projector, diffusion model, vlln
+    assert norms(divided) == pytest.approx(norms(single), rel=1e-5)
 
 
 @pytest.mark.multiprocess

@@ -16,11 +16,14 @@ from test_training import config, losses, trained
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
+from finetune.artifacts import Artifacts
 from finetune.config import FinetuneConfig, load
 from finetune.config.mixture import datasets
 from finetune.data import build_dataset, build_processor, open_datasets
 from finetune.evaluate import _notes
 from finetune.planning.build import make_plan
+from finetune.publishing.build import release
+from finetune.release import read
 from finetune.train import finetune, run_identity
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.mixture import Mixture
@@ -215,6 +218,37 @@ def test_the_finished_checkpoint_names_every_dataset_and_its_share(finished: Pat
     assert _notes(evaluation, layouts[0], described, [0]) == []
     others = {**described, "mixture": described["mixture"][1:]}
     assert "a mixture that does not hold" in _notes(evaluation, layouts[0], others, [0])[0]
+
+
+def test_a_mixture_is_one_artifact_with_the_files_of_every_dataset(
+    two: list[Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    chosen = settings(two, tiny_base, tmp_path, "tracking=wandb", "tracking.artifacts=upload")
+    Path(chosen.run_dir).mkdir()
+    artifact = Artifacts(chosen).dataset({"fingerprint": "f", "mixture": []})
+    assert {"reference.json", "0/meta/info.json", "1/meta/info.json"} <= set(artifact.manifest.entries)
+    note = read_json(next(Path(chosen.run_dir).rglob("*-train.json")))
+    assert note["folders"] == [str(folder) for folder in two]
+
+
+def test_a_release_of_a_mixture_lists_every_dataset_without_its_place(
+    finished: Path, two: list[Path], tmp_path: Path
+) -> None:
+    places = [f"checkpoint={finished}/done", f"run_dir={finished}/run", f"reports_dir={tmp_path}/none"]
+    out = release(read(["local=none", "split=color_object", f"out={tmp_path}/out", *places])).out
+    card = (out / "README.md").read_text()
+    rows = []
+    for folder, weight in zip(two, ("2 (66.7 % of the samples)", "1 (33.3 % of the samples)"), strict=True):
+        layout = StepReader(folder, MODALITY_CONFIG).layout
+        frames = sum(layout.episode(index).length for index in layout.train_episodes)
+        counts = [len(layout.train_episodes), frames, len(layout.val_episodes)]
+        said = f'"{next(iter(layout.tasks.values()))}" | `{layout.fingerprint[:16]}`'
+        assert f"| `{folder.parent.name}/train` | {weight} | {' | '.join(map(str, counts))} | {said} |" in card
+        rows.append(counts)
+    for name, column in (("Episodes trained on", 0), ("Frames trained on", 1), ("Episodes held out", 2)):
+        assert f"| {name} | {sum(counts[column] for counts in rows)} |" in card
+    published = (out / "checkpoints/color_object/experiment_cfg/config.yaml").read_text()
+    assert "- color_object/train:2" in published and str(two[0].parents[2]) not in published
 
 
 def test_a_dataset_of_maniskills_own_converter_is_trained_on(two: list[Path], tiny_base: Path, tmp_path: Path) -> None:

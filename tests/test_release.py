@@ -41,6 +41,14 @@ TOKEN = "hf_" + "aB3" * 12
 PACKAGES = Path(np.__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_waiting_for_the_disk() -> Iterator[None]:
+    """A release's 330 files are synced one by one, which takes most of its time and no test here looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gr00t.files._sync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def home(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of two steps, its checkpoint and its open-loop report; its base has a licence."""

@@ -104,6 +104,18 @@ def test_only_settings_that_differ_are_shown_for_several_runs(tmp_path: Path) ->
     assert "train.learning_rate" in text and "train.global_batch_size" not in text
 
 
+@pytest.mark.parametrize("shown", [("runs",), ("runs/one", "runs/two")])
+def test_the_page_is_named_as_it_would_be_typed(
+    shown: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    report(*shown)
+    assert capsys.readouterr().out == "2 runs: runs/report.html\n"
+    assert (tmp_path / "runs" / "report.html").is_file()
+
+
 def test_attempts_and_evaluations_of_the_checkpoint_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs" / "one")
     write_attempt(run, 0, 0, "signal SIGUSR1")

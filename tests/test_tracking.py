@@ -161,7 +161,7 @@ def test_a_stall_is_told_while_it_lasts(small_data: Path, tiny_base: Path, tmp_p
     with tracked(config(tmp_path, small_data, tiny_base, *OFFLINE, *more)):
         time.sleep(0.5)
     found = [alert for alert in of_type(records(tmp_path), "alert") if "stalls" in alert["title"]]
-    assert len(found) == 1 and found[0]["level"] == "WARN" and "no step for" in found[0]["text"]
+    assert len(found) == 1 and found[0]["level"] == "WARN" and "0 of 6 steps are done" in found[0]["text"]
 
 
 def test_a_stall_is_told_once_and_again_after_a_step() -> None:

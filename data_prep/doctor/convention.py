@@ -30,6 +30,10 @@ MEND_COPY = (
     "Write the commands that were sent. Where none were recorded, take the next frame's state: action[t] = state[t+1]."
 )
 MEND_ORDER = "Bring states and actions into the same order, signs and units, then write the statistics again."
+MEND_BESIDE = (
+    "One of the two is not calibrated, or in another unit: correct its zero or its scale, then write the statistics "
+    "again."
+)
 MEND_FOREIGN = (
     "The actions belong to another episode or another convention: prepare the episode again, or leave it out."
 )
@@ -101,12 +105,22 @@ def _dimensions(subject: Subject, group: str, pursuit: Pursuit) -> Iterator[Find
         pairs = ", ".join(f"{names[d]} follows {names[int(apart[d].argmin())]}" for d in crossed)
         yield error(where, f"The order of dimensions differs from the state's: {pairs}.", MEND_ORDER)
         return
+    beside = _beside(pursuit)
     for d, (slope, fit) in enumerate(lines):
-        beside = float((action[:, d] - following[:, d]).mean())
         if fit > 0.8 and not 0.5 < slope < 2.0:
             yield error(where, _scale(names[d], slope), MEND_ORDER)
-        elif fit > 0.8 and abs(beside) > max(0.2, 3 * following[:, d].std()):
-            yield error(where, f"{names[d]} lies {beside:.3g} beside the state all the time.", MEND_ORDER)
+        elif fit > 0.8 and beside[d]:
+            yield error(where, f"{names[d]} lies {beside[d]:.3g} beside the state all the time.", MEND_BESIDE)
+
+
+def _beside(pursuit: Pursuit) -> np.ndarray:
+    """How far each action dimension stays on one side of the state that follows; 0 where the two meet now and then, as
+    they do wherever a robot rests or turns back."""
+    apart = np.concatenate([a[:-1] - s[1:] for _, s, a in pursuit])
+    low, high = np.quantile(apart, [0.05, 0.95], axis=0)
+    nearest = np.maximum(low, -high)
+    spread = np.concatenate([s for _, s, _ in pursuit]).std(axis=0)
+    return np.where(nearest > np.maximum(0.1, 0.25 * spread), np.median(apart, axis=0), 0.0)
 
 
 def _line(given: np.ndarray, values: np.ndarray) -> tuple[float, float]:
@@ -151,7 +165,8 @@ def check_lead(subject: Subject) -> Iterator[Finding]:
             yield error(f"{where}, {episodes(copies, len(subject.episodes))}", found, MEND_COPY)
             pursuit = [p for p in pursuit if p[0] not in copies]
         if pursuit:
-            yield from _shifted(subject, where, pursuit)
+            aside = _beside(pursuit)  # check_convention says so
+            yield from _shifted(subject, where, [(i, s, a - aside) for i, s, a in pursuit])
 
 
 def _shifted(subject: Subject, where: str, pursuit: Pursuit) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from data_prep.doctor.registry import CHECKS, PAIR_CHECKS
 from data_prep.doctor.subject import Progress, Subject
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.files import near_folder
 
 PARTS = ("train", "conflict")
 BETWEEN = "train and conflict"
@@ -45,7 +46,7 @@ def dataset_folders(path: Path) -> list[Path]:
     """The folder itself, or its train/ and conflict/."""
     if not path.is_dir():
         near = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, near).replace("Known:", f"{path.parent} holds:")
+        hint = near_folder(path) or did_you_mean(path.name, near).replace("Known:", "There are:")
         raise ToolkitError(f"{path}: no such folder.{hint} Give a dataset, or a split's folder with train/ in it.")
     if any((path / part).is_dir() for part in ("meta", "data", "videos")):
         return [path]
@@ -53,7 +54,7 @@ def dataset_folders(path: Path) -> list[Path]:
     if parts:
         return parts
     below = sorted(p.name for p in path.iterdir() if (p / "train").is_dir() or (p / "meta").is_dir())
-    hint = f" Below it are: {', '.join(below[:8])}; give one, {path / below[0]}." if below else ""
+    hint = f" Below it are: {', '.join(below[:8])}; give one, {path / below[0]}." if below else " Give one of them."
     raise ToolkitError(f"{path}: is neither a dataset (with meta/, data/, videos/) nor a split (with train/).{hint}")
 
 

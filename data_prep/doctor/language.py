@@ -17,6 +17,7 @@ MEND = (
     'split.instruction="...".'
 )
 SHOWN = 5
+TASK_INDEX = "task_index"
 
 
 def check_tasks(subject: Subject) -> Iterator[Finding]:
@@ -45,6 +46,8 @@ def check_told(subject: Subject) -> Iterator[Finding]:
         known = did_you_mean(str(numbers[0]), map(str, tasks)).replace("Known:", "Listed:")
         found = f'Column "{column}" refers to instruction {numbers[0]}, which meta/tasks.jsonl does not list.{known}'
         yield error(f"data/, {episodes(lost, len(subject.episodes))}", found, MEND)
+    if column != TASK_INDEX:
+        yield from _task_index(subject, column, lost)
     used = Counter(tasks[n] for found in told.values() for n in found if n in tasks)
     for text, count in used.most_common(SHOWN):
         yield remark(PLACE, f'"{text}": {count} episodes')
@@ -54,6 +57,18 @@ def check_told(subject: Subject) -> Iterator[Finding]:
     if unused and told:
         yield remark(PLACE, f'{len(unused)} listed instructions are not used, the first "{unused[0]}"')
     yield from _as_listed(subject, told)
+
+
+def _task_index(subject: Subject, column: str, known: list[int]) -> Iterator[Finding]:
+    """LeRobot's own column, where training reads another; `known` are episodes that something was said of."""
+    told, tasks = told_by_episode(subject, TASK_INDEX), subject.layout.tasks
+    lost = [i for i, numbers in told.items() if i not in known and not numbers <= set(tasks)]
+    if lost:
+        number = min(told[lost[0]] - set(tasks))
+        found = f'Column "{TASK_INDEX}" refers to instruction {number}, which meta/tasks.jsonl does not list.'
+        yield warning(
+            f"data/, {episodes(lost, len(subject.episodes))}", found, f'Training reads "{column}", LeRobot this: {MEND}'
+        )
 
 
 def _as_listed(subject: Subject, told: dict[int, set[int]]) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from data_prep.doctor.findings import PREPARE_AGAIN, Finding, episodes, error, w
 from data_prep.doctor.footage import sketch_from_text
 from data_prep.doctor.subject import Subject
 
+GREY = 4.0  # of 255: what the codec adds to a picture without colours
 CLOSE = 3.0  # of 255: what the codec does to the mean colour of a field
 CLEAR = 5.0  # a difference that it does not make
 EXPLAINED = 0.2  # of a difference, that may be left of it by what explains it
@@ -127,17 +128,22 @@ def _change(picture: np.ndarray, usual: np.ndarray, others: dict[str, np.ndarray
 
 
 def check_colours(subject: Subject) -> Iterator[Finding]:
-    """Whether everything is blue where rooms, tables and skin are warm: a hint, no proof."""
+    """Whether there are colours at all, or everything is blue where wood and skin are warm: hints, no proof."""
     if _recorded(subject):
         return  # check_first_frames knows
-    shares = []
+    shares, grey = [], []
     for camera in subject.cameras:
         pictures = [f.mean if f.mean is not None else f.first for (_, c), f in subject.footage.items() if c == camera]
         seen = [p for p in pictures if p is not None]
         if not seen:
             return
+        if max(np.ptp(p, axis=-1).max() for p in seen) < GREY:
+            grey.append(camera)
         red_over_blue = np.concatenate([(p[..., 0] - p[..., 2]).ravel() for p in seen])
         shares.append(((red_over_blue < -COOL).mean(), (red_over_blue > WARM).mean()))
+    if grey:
+        found = "Every picture is grey: red, green and blue are the same everywhere."
+        yield warning(f"videos/, {', '.join(grey)}", found, "Record in colour, unless instructions name no colour.")
     blue = shares and all(cool > 0.5 and warm < 0.1 for cool, warm in shares)
     if blue and min(warm for _, warm in shares) < 0.02:
         found = (

@@ -23,6 +23,7 @@ from finetune.config.schema import (
     SplitConfig,
 )
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.files import near_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
@@ -212,6 +213,7 @@ def _check_finished(checkpoint: Path, split: SplitConfig) -> None:
         raise ToolkitError(
             f"checkpoint={checkpoint} does not exist. Fine-tune first (python launch_finetune_local.py "
             f"{_split_arguments(split)}), or give the folder of a finished checkpoint, checkpoint=FOLDER."
+            + near_folder(checkpoint)
         )
     if not (checkpoint / "config.json").is_file() or any(checkpoint.glob("checkpoint-*")):
         raise ToolkitError(
@@ -316,7 +318,9 @@ def _check_base(base: str, model_name: str) -> None:
         if model_name == "released"
         else f"Make it: python -m finetune.create_base model={model_name} out={base}"
     )
-    raise ToolkitError(f"{problem}. {remedy} (or give the folder of a checkpoint, model.base=FOLDER).")
+    raise ToolkitError(
+        f"{problem}. {remedy} (or give the folder of a checkpoint, model.base=FOLDER).{near_folder(path)}"
+    )
 
 
 def _dataset_folders(config: FinetuneConfig) -> list[Path]:
@@ -337,7 +341,7 @@ def _check_parts(config: FinetuneConfig, dataset_comes: bool) -> None:
         problem = "has no meta/info.json" if part.folder.is_dir() else "does not exist"
         raise ToolkitError(
             f"dataset.mixture: {part.folder} {problem}. Give the folder of a dataset, which holds meta/, data/ and "
-            "videos/, and its weight behind a colon."
+            f"videos/, and its weight behind a colon.{'' if part.folder.is_dir() else near_folder(part.folder)}"
         )
 
 

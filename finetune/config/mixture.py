@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,17 @@ def datasets(config: FinetuneConfig) -> list[Part]:
     """What is trained on: the datasets of dataset.mixture, else the split's own. `conflict` beside it never is."""
     if not config.dataset.mixture:
         return [Part(Path(config.dataset.data_dir) / config.split.name / "train", 1.0)]
-    return [_part(entry) for entry in config.dataset.mixture]
+    return parts(config.dataset.mixture)
+
+
+def parts(entries: Sequence[str]) -> list[Part]:
+    """What the entries of dataset.mixture name, in their order."""
+    return [_part(entry) for entry in entries]
 
 
 def check_mixture(entries: list[str]) -> None:
     """Refuse weights that are none, and a dataset named twice."""
-    folders = Counter(os.path.realpath(_part(entry).folder) for entry in entries)
+    folders = Counter(os.path.realpath(part.folder) for part in parts(entries))
     for folder, count in folders.items():
         if count > 1:
             raise ToolkitError(f"dataset.mixture names {folder} {count} times. Name it once, with the sum of weights.")

@@ -8,6 +8,7 @@ from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 from finetune.config.keys import keys_of
+from finetune.config.mixture import parts
 from finetune.config.schema import FinetuneConfig
 
 # No result depends on them, and they name accounts, projects, modules and proxies of a site.
@@ -24,7 +25,16 @@ def publishable(resolved: Mapping[str, Any]) -> dict[str, Any]:
             holder = holder.get(parent) or {}
         if key.bounds.get("folder") and isinstance(holder.get(name), str):
             holder[name] = _without_place(holder[name])
+    dataset = kept.get("dataset") or {}
+    if dataset.get("mixture"):
+        dataset["mixture"] = [f"{_dataset(str(p.folder))}:{p.weight:g}" for p in parts(dataset["mixture"])]
     return kept
+
+
+def _dataset(folder: str) -> str:
+    """A dataset's folder without its place; `train` alone, which many end in, would tell none from another."""
+    kept, path = _without_place(folder), PurePath(folder)
+    return f"{path.parent.name}/{kept}" if kept == "train" and path.parent.name else kept
 
 
 def _without_place(folder: str) -> str:

@@ -238,7 +238,9 @@ class TrackingConfig:
         choices=("none", "reference", "upload"),
     )
     stall_minutes: float | None = key(
-        "minutes without a step after which a warning is sent; null for never", 20.0, more_than=0
+        "minutes without a step, or a batch of an evaluation, after which a warning is sent; null for never",
+        20.0,
+        more_than=0,
     )
 
 

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from finetune.config.mixture import parts
 from finetune.open_loop import PREDICTORS, label
 from finetune.publishing.facts import RunFacts
 from finetune.publishing.licence import Licence
@@ -114,6 +115,7 @@ def _values(runs: Sequence[Publication], licence: Licence, repo_id: str | None, 
         "folder": repo_id.split("/")[-1] if repo_id else folder,
         "training": [(name, [value(run) for run in runs]) for name, value in _TRAINING.items()],
         "data": [(name, [value(run) for run in runs]) for name, value in _DATA.items()],
+        "datasets_told": sum(len(_datasets(run)) for run in runs),
         "predictors": [label(name) for name in PREDICTORS],
         "cameras": ", ".join(e.variable for e in first.inputs if e.key.startswith("video.")),
         "terms": _terms(runs, licence),
@@ -132,6 +134,7 @@ def _view(run: Publication) -> dict[str, Any]:
         "instruction": facts.instruction,
         "results": run.results,
         "best": _best(facts.best),
+        "mixed": _mixed(run),
         "trial": None if facts.config["model"]["name"] == "released" else facts.config["model"]["name"],
     }
 
@@ -272,16 +275,48 @@ _TRAINING: dict[str, Callable[[Publication], str]] = {
 }
 
 
-def _frames(run: Publication) -> str:
-    frames = run.facts.dataset.get("train_frames")
-    return UNKNOWN if frames is None else f"{frames:,}"
+def _datasets(run: Publication) -> list[dict[str, Any]]:
+    """What is recorded of the dataset, or of each of a mixture."""
+    return list(run.facts.dataset.get("mixture") or [run.facts.dataset])
+
+
+def _instructions(datasets: Sequence[dict[str, Any]]) -> str:
+    return "; ".join(f'"{text}"' for text in sorted({text for of in datasets for text in of["instructions"]}))
+
+
+def _episodes(datasets: Sequence[dict[str, Any]], which: str) -> str:
+    return f"{sum(len(of[which]) for of in datasets):,}"
+
+
+def _frames(datasets: Sequence[dict[str, Any]]) -> str:
+    known = [of["train_frames"] for of in datasets if of.get("train_frames") is not None]
+    return f"{sum(known):,}" if len(known) == len(datasets) else UNKNOWN
+
+
+def _mixed(run: Publication) -> list[dict[str, str]]:
+    """A row for each dataset of a mixture: its folder as the configuration has it, and what is recorded of it."""
+    if "mixture" not in run.facts.dataset:
+        return []
+    named = parts(run.facts.config["dataset"]["mixture"])
+    return [
+        {
+            "name": str(part.folder),
+            "weight": f"{part.weight:g} ({100 * of['share']:.1f} % of the samples)",
+            "episodes": _episodes([of], "train_episodes"),
+            "frames": _frames([of]),
+            "held_out": _episodes([of], "val_episodes"),
+            "instructions": _instructions([of]),
+            "fingerprint": of["fingerprint"][:16],
+        }
+        for part, of in zip(named, _datasets(run), strict=True)
+    ]
 
 
 _DATA: dict[str, Callable[[Publication], str]] = {
-    "Instructions": lambda run: "; ".join(f'"{text}"' for text in run.facts.dataset["instructions"]),
-    "Episodes trained on": lambda run: f"{len(run.facts.dataset['train_episodes']):,}",
-    "Frames trained on": _frames,
-    "Episodes held out": lambda run: f"{len(run.facts.dataset['val_episodes']):,}",
+    "Instructions": lambda run: _instructions(_datasets(run)),
+    "Episodes trained on": lambda run: _episodes(_datasets(run), "train_episodes"),
+    "Frames trained on": lambda run: _frames(_datasets(run)),
+    "Episodes held out": lambda run: _episodes(_datasets(run), "val_episodes"),
     "Fingerprint": lambda run: f"`{run.facts.dataset['fingerprint'][:16]}`",
 }
 

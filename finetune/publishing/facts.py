@@ -10,6 +10,7 @@ from typing import Any
 from finetune import checkpointing
 from finetune.config.compose import read_yaml
 from finetune.config.keys import keys_of
+from finetune.config.mixture import parts
 from finetune.config.publishable import publishable
 from finetune.config.schema import FinetuneConfig, ReleaseConfig
 from finetune.publishing.files import EXPERIMENT, small_files
@@ -110,6 +111,7 @@ def _own_run_dir(run_dir: Path, identity: str) -> Path | None:
 
 def _folders(typed: Mapping[str, Any]) -> tuple[str, ...]:
     values = [_at(typed, key.name) for key in keys_of(FinetuneConfig).values() if key.bounds.get("folder")]
+    values += [str(part.folder) for part in parts(_at(typed, "dataset.mixture") or [])]
     return tuple(value for value in values if isinstance(value, str) and Path(value).is_absolute())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.files import read_json
+from gr00t.files import near_folder, read_json
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -55,7 +55,7 @@ def hub_parts(name: str, folder: Path) -> tuple[str, str]:
     here = Path(parts[0]).is_dir()
     if len(parts) < 2 or here or name.startswith((".", "~", "/")) or any(part in ("", ".", "..") for part in parts):
         siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = did_you_mean(folder.name, siblings) if siblings else ""
+        hint = near_folder(folder) or did_you_mean(folder.name, siblings)
         raise ToolkitError(
             f"No checkpoint folder {folder}. Give a folder that holds {CONFIG_NAME}, or a hub id (owner/name).{hint}"
         )
@@ -89,15 +89,16 @@ def hub_failure(repository: str, error: Exception) -> str:
         )
     if isinstance(error, RevisionNotFoundError):
         return f"{repository} has no such revision. Leave the revision out, or take one that its page lists."
+    hint = near_folder(Path(repository))
     if isinstance(error, RepositoryNotFoundError):
         return (
             f'There is no folder "{repository}" here, and no repository of that name on the hub (or it is private: '
-            "then `hf auth login` first). Give a folder, or owner/name as its page spells it."
+            f"then `hf auth login` first). Give a folder, or owner/name as its page spells it.{hint}"
         )
     return (
         f'"{repository}" is neither a local folder nor a hub repository that can be reached from here '
         f"({type(error).__name__}), nor is it whole in the local cache. Where there is internet, run "
-        f"`python -m finetune.prefetch base={repository} out=DIR`, copy DIR here and give DIR."
+        f"`python -m finetune.prefetch base={repository} out=DIR`, copy DIR here and give DIR.{hint}"
     )
 
 
