@@ -221,9 +221,7 @@ def _keys_values(shape: Shape, batch: Batch, kernels: Kernels) -> int:
     """Keys and values of every cross-attention block, and their inputs where these must be cast to bf16."""
     casts = 2 * shape.context * kernels.size if kernels.norm != kernels.size else 0
     seen = sum(_seen(shape, batch, block) for block in range(0, shape.dit_blocks, 2))
-    projected = 2 * shape.width * kernels.size
-    repeated = batch.noised * seen * projected if batch.draws > 1 else 0
-    return batch.samples * seen * (projected + casts) + repeated
+    return seen * (batch.noised * 2 * shape.width * kernels.size + batch.samples * casts)
 
 
 def _seen(shape: Shape, batch: Batch, block: int) -> int:
