@@ -38,10 +38,10 @@ def parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: float
     groups: list[dict[str, object]] = []
     parts = _parts(model)
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    rates = [1.0] if backbone_rate == 1.0 else [1.0, backbone_rate]
-    for rate, decay in itertools.product(rates, (True, False)):
-        own = trained if len(rates) == 1 else [(n, p) for n, p in trained if n.startswith(BACKBONE) is (rate != 1.0)]
-        chosen = [(n, p) for n, p in own if decays(n, model.get_submodule(n.rpartition(".")[0])) is decay]
+    rates = {n: backbone_rate if n.startswith(BACKBONE) else 1.0 for n, _ in trained}
+    decay_of = {n: decays(n, model.get_submodule(n.rpartition(".")[0])) for n, _ in trained}
+    for rate, decay in itertools.product(dict.fromkeys((1.0, backbone_rate)), (True, False)):
+        chosen = [(n, p) for n, p in trained if (rates[n], decay_of[n]) == (rate, decay)]
         groups.append(
             {
                 "params": [p for _, p in chosen],

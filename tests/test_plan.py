@@ -48,10 +48,11 @@ def configuration(*argv: str) -> FinetuneConfig:
     return compose("finetune", *argv)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "released"])
+@pytest.mark.parametrize("name", ["tiny", "small", "scratch", "released"])
 def test_the_shapes_worked_out_are_those_of_the_model(name: str) -> None:
-    shape = shape_of_architecture(model_config(name).architecture)
-    assert shape.tensors == {n: tuple(p.shape) for n, p in on_meta(name).named_parameters()}
+    shape, model = shape_of_architecture(model_config(name).architecture), on_meta(name)
+    assert shape.tensors == {n: tuple(p.shape) for n, p in model.named_parameters()}
+    assert shape.text_every == model.config.attend_text_every_n_blocks
 
 
 def test_the_shapes_of_a_checkpoint_are_read_from_its_headers(tiny_base: Path) -> None:

@@ -190,7 +190,7 @@ def shape_of_architecture(architecture: ArchitectureConfig) -> Shape:
         dit_dropout=dit.dropout,
         vl_heads=vl.num_attention_heads if vl else 1,
         vl_dropout=vl.dropout if vl else 0.0,
-        text_every=2,
+        text_every=architecture.attend_text_every_n_blocks,
         source="model.architecture (there are no weights yet)",
     )
 
