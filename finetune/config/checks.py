@@ -94,7 +94,7 @@ def check_engine(config: FinetuneConfig, processes: int) -> None:
 
 def check_divided(config: FinetuneConfig) -> None:
     """What an engine that divides memory among the processes cannot do."""
-    name, optimizer, tune = config.engine.name, config.train.optimizer, config.train.tune
+    name, optimizer = config.engine.name, config.train.optimizer
     if name not in ("zero2", "fsdp2"):
         return
     if optimizer != "adamw":
@@ -102,7 +102,7 @@ def check_divided(config: FinetuneConfig) -> None:
             f"train.optimizer={optimizer} is for processes that hold all moments; engine={name} divides them. Use one "
             "of the two: engine=ddp, or train.optimizer=adamw."
         )
-    if name == "fsdp2" and (tune.llm or tune.visual or tune.top_llm_layers or config.train.lora.rank is not None):
+    if name == "fsdp2" and _trains_backbone(config):
         raise ToolkitError(
             "engine=fsdp2 divides the action head, and train.tune or train.lora train a part of the backbone besides. "
             "Use engine=zero2, or ddp."
@@ -133,13 +133,25 @@ def check_evaluation(config: FinetuneConfig) -> None:
 
 
 def check_optimizer(config: FinetuneConfig) -> None:
-    """The libraries that train.optimizer and train.lora need."""
+    """The libraries that train.optimizer and train.lora need, and something to learn at the backbone's own rate."""
+    rate = config.train.backbone_learning_rate
+    if rate is not None and not _trains_backbone(config):
+        raise ToolkitError(
+            f"train.backbone_learning_rate={rate:g} acts on nothing: language model and vision tower are frozen. Train "
+            "them (train.tune.llm=true, train.tune.visual=true, train.tune.top_llm_layers, "
+            "train.lora.rank), or leave it out."
+        )
     if config.train.lora.rank is not None and importlib.util.find_spec("peft") is None:
         raise ToolkitError("train.lora.rank needs peft. Install it: pip install '.[lora]' -c constraints.txt")
     if config.train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ToolkitError(
             "train.optimizer=adamw_8bit needs bitsandbytes. Install it: pip install '.[optimizers]' -c constraints.txt"
         )
+
+
+def _trains_backbone(config: FinetuneConfig) -> bool:
+    tune = config.train.tune
+    return bool(tune.llm or tune.visual or tune.top_llm_layers or config.train.lora.rank is not None)
 
 
 def check_cache(config: FinetuneConfig) -> None:
