@@ -2,7 +2,7 @@
 
 Single episodes collect in <out>/<split>/.<part>.recording/; when all are there they become one trajectory.h5 and
 trajectory.json in <out>/<split>/<part>/. Each episode depends on its seed only, so neither the number of workers nor an
-interruption changes what is recorded.
+interruption changes what is recorded, and a finished recording becomes a longer one by recording what it lacks.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def record(config: RecordConfig) -> list[str]:
         with file_lock(work):
             _check_target(target, config)
             _open_work(work, config)
+            if _extends(target, config):
+                _take_apart(target, work, config)
             started, recorded = time.monotonic(), _record_missing(work, config)
             lines = _join(work, target, config)
             shutil.rmtree(work)
@@ -114,6 +116,44 @@ def _recorded_settings(target: Path) -> dict[str, Any] | None:
     return recording.get("settings") if isinstance(recording, dict) else None
 
 
+def _extends(target: Path, config: RecordConfig) -> bool:
+    """Whether a recording is there that is the beginning of the wanted one."""
+    recorded = _recorded_settings(target)
+    if config.overwrite or recorded is None:
+        return False
+    wanted = settings_of(config)
+    return recorded | {"episodes": 0} == wanted | {"episodes": 0} and recorded["episodes"] < wanted["episodes"]
+
+
+def _take_apart(target: Path, work: Path, config: RecordConfig) -> None:
+    """The episodes of a recording as single ones; a seed that it passed over is one that was given up."""
+    whole = read_json(target / JSON)
+    del whole["recording"]
+    seeds = {episode["episode_seed"]: episode for episode in whole["episodes"]}
+    for seed in set(range(config.seed, max(seeds))) - set(seeds):
+        (work / f"{seed}{FAILED}").touch()
+    with _readable(target / H5) as recording:
+        for seed, episode in seeds.items():
+            name = f"traj_{episode['episode_id']}"
+            if name not in recording:
+                raise ToolkitError(f"{target / H5}: has no {name}. Record anew: overwrite=true.")
+            if not (work / f"{seed}.h5").is_file():
+                write_json(work / f"{seed}.json", {**whole, "episodes": [{**episode, "episode_id": 0}]})
+                with h5py.File(work / f"{seed}.partial-whole.h5", "w") as single:
+                    recording.copy(name, single, name="traj_0")
+                (work / f"{seed}.partial-whole.h5").replace(work / f"{seed}.h5")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[h5py.File]:
+    try:
+        recording = h5py.File(path, "r")
+    except OSError as error:
+        raise ToolkitError(f"{path}: cannot be read ({error}). Record anew: overwrite=true.") from error
+    with recording:
+        yield recording
+
+
 def _remove_leftover(work: Path, config: RecordConfig) -> None:
     """The single episodes of a finished recording that was killed before it could remove them."""
     if (work / SETTINGS).is_file() and read_json(work / SETTINGS) == settings_of(config):
@@ -131,7 +171,7 @@ def _check_target(target: Path, config: RecordConfig) -> None:
             f"{target}: holds {min(others, default=JSON)}, which was not recorded here, so it is left as it is. Move "
             "it away, or choose another out=FOLDER."
         )
-    if not config.overwrite:
+    if not config.overwrite and not _extends(target, config):
         raise ToolkitError(
             f"{target}: holds a recording with {_difference(recorded, settings_of(config))}. To record anew: "
             "overwrite=true; or choose another out=FOLDER."
@@ -139,9 +179,9 @@ def _check_target(target: Path, config: RecordConfig) -> None:
 
 
 def _open_work(work: Path, config: RecordConfig) -> None:
-    """The folder of single episodes: new, or as an interrupted recording with the same settings left it."""
+    """The folder of single episodes: new, or as an interrupted recording left it, of however many episodes."""
     begun = read_json(work / SETTINGS) if (work / SETTINGS).is_file() else settings_of(config)
-    if begun != settings_of(config):
+    if begun | {"episodes": 0} != settings_of(config) | {"episodes": 0}:
         if not config.overwrite:
             raise ToolkitError(
                 f"{work}: a recording was begun with {_difference(begun, settings_of(config))}. Go on with the same "
@@ -276,7 +316,7 @@ def _join(work: Path, target: Path, config: RecordConfig) -> list[str]:
     failed = sum(episode["failed_attempts"] for episode in episodes)
     given_up = len(list(work.glob(f"*{FAILED}")))
     counts = {"failed_attempts": failed + ATTEMPTS * given_up, "given_up": given_up}
-    with whole_folder(target, replace=config.overwrite) as aside:
+    with whole_folder(target, replace=target.exists()) as aside:
         with h5py.File(aside / H5, "w") as recording:
             for number, seed in enumerate(seeds):
                 _copy_episode(work / f"{seed}.h5", recording, f"traj_{number}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import h5py
@@ -184,10 +185,68 @@ def test_a_finished_recording_is_left_alone_and_other_settings_are_refused(recor
     (leftover / "settings.json").write_text(json.dumps(settings))
     assert "already holds these 3 episodes" in again("episodes=3")[0]
     assert not leftover.exists()
-    with pytest.raises(ToolkitError, match=r"episodes=3 \(now 4\).*overwrite=true"):
-        again("episodes=4")
+    with pytest.raises(ToolkitError, match=r"episodes=3 \(now 2\).*overwrite=true"):
+        again("episodes=2")
     (recordings / "train/notes.txt").write_text("mine")
     with pytest.raises(ToolkitError, match=r"notes\.txt, which was not recorded here"):
         again("episodes=4", "overwrite=true")
     (recordings / "train/notes.txt").unlink()
     assert (recordings / "train/trajectory.h5").stat().st_mtime_ns == before
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_recording_is_made_longer_by_what_it_lacks(recordings: Path, tmp_path: Path) -> None:
+    from simulation.recording import record
+
+    shorter = tmp_path / "size_color/train"
+    shutil.copytree(recordings / "train", shorter)
+    meta = meta_of(shorter)
+    del meta["episodes"][2]
+    meta["recording"]["settings"]["episodes"] = 2
+    (shorter / "trajectory.json").write_text(json.dumps(meta))
+    with h5py.File(shorter / "trajectory.h5", "a") as file:
+        del file["traj_2"]
+    settings = ("local=none", "split=size_color", "image_size=64", f"out={tmp_path}", "paraphrases=true", "workers=1")
+    lines = record(compose("record", *settings, "episodes=3"))
+    assert "3 successful episodes" in lines[0] and " 1 recorded now" in lines[-1]
+    assert meta_of(shorter) == meta_of(recordings / "train")
+    assert contents(shorter / "trajectory.h5") == contents(recordings / "train/trajectory.h5")
+    assert [path.name for path in shorter.parent.iterdir() if not path.name.endswith(".lock")] == ["train"]
+
+
+def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path: Path) -> None:
+    from simulation.recording import _take_apart, settings_of
+
+    config = compose("record", "local=none", "split=size_color", "seed=4", "episodes=9", f"out={tmp_path}")
+    target, work = tmp_path / "train", tmp_path / "work"
+    target.mkdir()
+    work.mkdir()
+    meta = {"env_info": {}, "recording": {"settings": settings_of(config)}}
+    episodes = [{"episode_id": number, "episode_seed": seed} for number, seed in enumerate((5, 7, 8))]
+    (target / "trajectory.json").write_text(json.dumps({**meta, "episodes": episodes}))
+    with h5py.File(target / "trajectory.h5", "w") as file:
+        for number in range(2):
+            file[f"traj_{number}/actions"] = np.full(3, number)
+    with pytest.raises(ToolkitError, match=r"has no traj_2\. Record anew"):
+        _take_apart(target, work, config)
+    with h5py.File(target / "trajectory.h5", "a") as file:
+        file["traj_2/actions"] = np.full(3, 2)
+    _take_apart(target, work, config)
+    assert {path.name for path in work.glob("*.failed")} == {"4.failed", "6.failed"}
+    for number, seed in enumerate((5, 7, 8)):
+        assert contents(work / f"{seed}.h5") == {"traj_0/actions": np.full(3, number).tobytes()}
+        assert json.loads((work / f"{seed}.json").read_text()) == {
+            "env_info": {},
+            "episodes": [{"episode_id": 0, "episode_seed": seed}],
+        }
+    (target / "trajectory.h5").write_bytes(b"no HDF5")
+    with pytest.raises(ToolkitError, match=r"cannot be read.*Record anew"):
+        _take_apart(target, work, config)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()].tobytes()} if hasattr(item, "dtype") else {}))
+    return found

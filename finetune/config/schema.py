@@ -98,7 +98,7 @@ class RecordConfig:
 
     split: SplitConfig = key("the conflict split")
     part: str = key("train, in which the cues agree, or conflict", "train", choices=PARTS)
-    episodes: int = key("successful episodes recorded", 500, at_least=1)
+    episodes: int = key("successful episodes recorded; a finished recording can be made longer", 500, at_least=1)
     out: str = key("folder that receives <split>/<part>", "conflict_maniskill", folder=True)
     image_size: int = key("width and height of both cameras, pixels", 224, at_least=32, at_most=1024)
     seed: int = key("seed of the first episode; the others follow", 0, at_least=0)
