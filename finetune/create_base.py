@@ -7,6 +7,7 @@ It stands in for the released base wherever everything else should be tried: on 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from finetune.config import ArchitectureConfig, CreateBaseConfig
 from finetune.script import run_main
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 
@@ -46,9 +49,27 @@ def random_model(
     torch.set_default_dtype({"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
     try:
         torch.manual_seed(seed)
-        return Gr00tN1d7(_model_config(architecture), backbone)
+        model = Gr00tN1d7(_model_config(architecture), backbone)
+        if architecture.sinusoidal_positions is not None:
+            _write_sinusoids(model.backbone.vlm.visual.pos_embed.weight.data, architecture.sinusoidal_positions)
+        return model
     finally:
         torch.set_default_dtype(default)
+
+
+def _write_sinusoids(table: Tensor, amplitude: float) -> None:
+    """Row and column of each place of the vision tower's square grid as sines and cosines, in `table` (side^2, width).
+
+    The periods go from the whole side down to four places, so that neighbours differ and the far end does not return.
+    """
+    import torch
+
+    side, frequencies = math.isqrt(table.shape[0]), table.shape[1] // 4
+    place = torch.linspace(0, 1, side)
+    angles = place[:, None] * math.pi * torch.logspace(0, math.log10(side / 2), frequencies)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
+    rows, columns = waves.repeat_interleave(side, 0), waves.repeat(side, 1)
+    table[:, : 4 * frequencies] = (amplitude * torch.cat([columns, rows], dim=1)).to(table.dtype)
 
 
 def _model_config(architecture: ArchitectureConfig) -> Any:
@@ -58,6 +79,7 @@ def _model_config(architecture: ArchitectureConfig) -> Any:
     values = asdict(architecture)
     values.pop("backbone")
     values.pop("image_size")
+    values.pop("sinusoidal_positions")
     values["diffusion_model_cfg"] = {**DEFAULT_DIFFUSION_MODEL, **values.pop("diffusion_model")}
     attention = values.pop("vl_self_attention")
     values["vl_self_attention_cfg"] = attention and {**RELEASED_VL_SELF_ATTENTION, **attention}

@@ -78,13 +78,25 @@ def build_dataset(
     return TrainingDataset(reader, processor, config.dataset.embodiment_tag, settings)
 
 
+def training_order(dataset: TrainingDataset, config: FinetuneConfig) -> MixtureOrder:
+    """Which sample stands where; early frames as often as train.early_draws says."""
+    train = config.train
+    return MixtureOrder(
+        dataset.lengths,
+        dataset.mixture.shares,
+        train.global_batch_size,
+        train.seed,
+        repeated=[first * (train.early_draws - 1) for first in dataset.first_starts(train.early_frames)],
+    )
+
+
 def build_loader(
     dataset: TrainingDataset, config: FinetuneConfig, engine: Engine, first_step: int
 ) -> tuple[DataLoader[Any], MicroBatchSampler]:
     """This process's micro-batches from `first_step` on, prefetched by worker processes."""
     train = config.train
     sampler = MicroBatchSampler(
-        MixtureOrder(dataset.lengths, dataset.mixture.shares, train.global_batch_size, train.seed),
+        training_order(dataset, config),
         train.micro_batch_size or train.global_batch_size // engine.world_size,
         rank=engine.rank,
         world_size=engine.world_size,

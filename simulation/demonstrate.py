@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 from mani_skill.utils.wrappers.record import RecordEpisode
 
+from simulation.cut import leave_out_start
 from simulation.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.expert import Expert, Unreachable, drawn_style
 from simulation.processes import settle_in
@@ -46,13 +47,13 @@ class Worker:
             rng = random.Random(f"{self.job.split}/{self.job.part}/{seed}/{attempt}")
             disturbed = rng.random() < self.job.recoveries
             name = f"{seed}.partial-{uuid.uuid4().hex[:8]}"
-            success = self._record(name, seed, rng, disturbed)
-            self._finish(self.job.folder / f"{name}.h5", seed, attempt, disturbed, success, rng)
+            success, before = self._record(name, seed, rng, disturbed)
+            self._finish(self.job.folder / f"{name}.h5", seed, attempt, before, success, rng)
             if success:
                 return Outcome(seed, attempt, True)
         return Outcome(seed, ATTEMPTS, False)
 
-    def _record(self, name: str, seed: int, rng: random.Random, disturbed: bool) -> bool:
+    def _record(self, name: str, seed: int, rng: random.Random, disturbed: bool) -> tuple[bool, int]:
         recorder = RecordEpisode(
             _KeptOpen(self.env),  # type: ignore[arg-type]
             str(self.job.folder),
@@ -66,36 +67,46 @@ class Worker:
         )
         try:
             recorder.reset(seed=seed, options=dict(REBUILD))
-            success = self._act(recorder, rng, disturbed)
+            success, before = self._act(recorder, rng, disturbed)
             recorder.flush_trajectory(save=success)
         finally:
             recorder.close()
-        return success
+        return success, before
 
-    def _act(self, recorder: RecordEpisode, rng: random.Random, disturbed: bool) -> bool:
-        """Let the expert pick up the target; where disturbed, push the arm on its way and plan anew from there."""
-        success = False
+    def _act(self, recorder: RecordEpisode, rng: random.Random, disturbed: bool) -> tuple[bool, int]:
+        """Let the expert pick up the target; where disturbed, push the arm on its way and plan anew from there.
+
+        Returns whether it succeeded, and how many of the recorded steps are not a demonstration of it. Those up to the
+        push are not: a push cannot be foreseen, and a policy should not learn to. Nor is the first one after it, whose
+        action was chosen after an observation that is not recorded.
+        """
+        success, before = False, 0
         try:
             target, style = self.task.episode.target, drawn_style(rng)
             actions = self.expert.plan(target, style)
             if disturbed:
-                for action in actions[: rng.randint(4, 10)]:
+                before = rng.randint(4, 10)
+                for action in actions[:before]:
                     recorder.step(action)
+                before += 1
                 self.expert.displace(rng)
                 actions = self.expert.plan(target, style)
             for action in actions:
                 success = bool(recorder.step(action)[-1]["success"][0])
         except Unreachable:
-            return False
-        return success
+            success = False
+        return success, before
 
-    def _finish(self, h5: Path, seed: int, attempt: int, disturbed: bool, success: bool, rng: random.Random) -> None:
+    def _finish(self, h5: Path, seed: int, attempt: int, before: int, success: bool, rng: random.Random) -> None:
         """Name the files for good, the .json first: where <seed>.h5 is, both are complete."""
         source = h5.with_suffix(".json")
         if success:
             meta = json.loads(source.read_text(encoding="utf-8"))
             extra: dict[str, Any] = {"conflict": self.task.episode.describe(), "failed_attempts": attempt}
-            extra["disturbed"] = disturbed
+            extra["disturbed"] = before > 0
+            if before:
+                leave_out_start(h5, before)
+                extra["elapsed_steps"] = meta["episodes"][0]["elapsed_steps"] - before
             if self.job.instructions:
                 extra["instruction"] = rng.choice(self.job.instructions)
             meta["episodes"][0].update(extra)

@@ -88,6 +88,7 @@ REFUSALS = {
     "split.name=a/b": ("split.name=a/b", "folder name"),
     "train.learning_rate=nan": ("train.learning_rate=nan", "finite"),
     "train.learning_rate=inf": ("train.learning_rate=inf", "finite"),
+    "train.early_draws=0": ("train.early_draws=0", "at least 1"),
     "train.noise_draws=0": ("train.noise_draws=0", "at least 1"),
     "train.learning_rate=0": ("train.learning_rate=0", "more than 0"),
     "train.learning_rate=-1e-4": ("more than 0",),
@@ -273,6 +274,12 @@ def test_one_process_engine_is_refused_under_torchrun(site: Path, monkeypatch: p
 def test_zero2_without_deepspeed_says_what_to_install(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # as if it were not installed
     assert 'pip install ".[deepspeed]"' in refused_here("finetune", "model=tiny", "engine=zero2_bf16")
+
+
+@pytest.mark.parametrize("half", ["train.early_draws=3", "train.early_frames=12"])
+def test_half_of_what_early_draws_need_is_refused(site: Path, half: str) -> None:
+    assert "acts on nothing. Give both" in refused_here("finetune", "model=tiny", half)
+    load("finetune", ["local=none", "model=tiny", "train.early_draws=3", "train.early_frames=12"])
 
 
 def test_a_rate_of_a_frozen_backbone_is_refused(site: Path) -> None:

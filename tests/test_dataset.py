@@ -186,6 +186,14 @@ def test_every_start_frame_is_seen_once_in_a_pass() -> None:
     assert seen[:31] != seen[31:]
 
 
+def test_repeated_starts_come_once_more_for_each_time_in_a_pass() -> None:
+    order = TrainingOrder(31, 12, seed=1, repeated=[0, 4, 4])
+    seen = [order.key(n // 12, n % 12).index for n in range(68)]
+    assert sorted(seen[:34]) == sorted(seen[34:]) == sorted([*range(31), 0, 4, 4])
+    bare = TrainingOrder(31, 12, seed=1, repeated=[])
+    assert [bare.index(n) for n in range(70)] == [TrainingOrder(31, 12, seed=1).index(n) for n in range(70)]
+
+
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ToolkitError, match="multiple of 10"):
         MicroBatchSampler(TrainingOrder(31, 12, 0), 5, world_size=2, last_step=1)

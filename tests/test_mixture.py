@@ -81,6 +81,12 @@ def test_the_order_of_one_dataset_is_that_of_the_dataset_alone() -> None:
     assert drawn(MixtureOrder([31], [1.0], BATCH, 3), 3 * MIXTURE_BLOCK) == alone
 
 
+def test_repeated_starts_are_numbered_within_their_dataset() -> None:
+    order = MixtureOrder([2, 3], [1.0, 1.0], BATCH, 3, repeated=[[1] * 8, [0] * 7])
+    counts = np.bincount(drawn(order, 2 * MIXTURE_BLOCK))
+    assert counts.tolist() == [1000, 9000, 8000, 1000, 1000]
+
+
 def test_a_share_too_small_to_be_kept_is_refused() -> None:
     with pytest.raises(ToolkitError, match="Dataset 1 of the mixture would give less than one of 10000"):
         MixtureOrder([5, 5], [1.0, 1e-6], BATCH, 3)

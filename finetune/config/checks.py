@@ -60,6 +60,7 @@ def check_finetune(config: FinetuneConfig, processes: int | None = None, *, data
     processes = world_size() if processes is None else processes
     check_engine(config, processes)
     check_optimizer(config)
+    check_early_draws(config)
     check_evaluation(config)
     check_batch(config.train.global_batch_size, config.train.micro_batch_size, processes)
     written = {"run_dir": Path(config.run_dir), "output_dir": Path(config.output_dir)}
@@ -129,6 +130,16 @@ def check_evaluation(config: FinetuneConfig) -> None:
         raise ToolkitError(
             "engine=fsdp2 divides the weights among the processes, and an evaluation during training needs them "
             "whole in one. Use engine=ddp or zero2, or leave train.eval_steps out and evaluate the finished checkpoint."
+        )
+
+
+def check_early_draws(config: FinetuneConfig) -> None:
+    """Early frames and how often they are drawn go together."""
+    frames, draws = config.train.early_frames, config.train.early_draws
+    if bool(frames) != (draws > 1):
+        raise ToolkitError(
+            f"train.early_frames={frames} with train.early_draws={draws} acts on nothing. Give both, e.g. "
+            "train.early_frames=12 train.early_draws=3, or leave both out."
         )
 
 

@@ -95,6 +95,12 @@ class ArchitectureConfig:
     attend_text_every_n_blocks: int = key(
         "one in so many cross-attention blocks, from the first, reads the text; the others the images", 2, at_least=1
     )
+    sinusoidal_positions: float | None = key(
+        "amplitude of the sines and cosines that the vision tower's learned positions begin as, so that a tower "
+        "trained from nothing can tell places apart; null for small random numbers",
+        None,
+        more_than=0,
+    )
     diffusion_model: DiffusionModelConfig = key("the diffusion transformer")
     vl_self_attention: SelfAttentionConfig | None = key("self-attention over the backbone's tokens; null for none")
     backbone: BackboneConfig | None = key("the backbone; null for Qwen3-VL-2B")

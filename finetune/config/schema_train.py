@@ -130,6 +130,13 @@ class TrainConfig:
         1,
         at_least=1,
     )
+    early_frames: int = key("first frames of every episode that early_draws is about", 0, at_least=0)
+    early_draws: int = key(
+        "times that each start on the first early_frames frames comes in a pass over the dataset, the others once. "
+        "The state does not tell there yet which object is meant, so they teach the vision tower most",
+        1,
+        at_least=1,
+    )
     seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0)
     precision: str = key("of the forward pass; auto is bf16 where the device has it", "auto", choices=PRECISIONS)
     save_steps: int = key("optimizer steps between two checkpoints", 1000, at_least=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +81,15 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     def start(self, index: int) -> tuple[int, int]:
         """(episode, frame) of a start."""
         return self._starts[index][1:]
+
+    def first_starts(self, frames: int) -> list[list[int]]:
+        """For each dataset of the mixture, the starts on the first `frames` frames of episodes, numbered within it."""
+        ends = np.cumsum([0, *self.lengths])
+        frame_of = [start[2] for start in self._starts]
+        return [
+            [index for index, frame in enumerate(frame_of[begin:end]) if frame < frames]
+            for begin, end in itertools.pairwise(ends)
+        ]
 
     def source(self, index: int) -> int:
         """Which dataset of the mixture a start is of."""

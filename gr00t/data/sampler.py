@@ -37,13 +37,17 @@ class Order(Protocol):
 class TrainingOrder:
     """The endless stream of samples of one dataset: one shuffled pass over all start frames after another.
 
-    `source` tells datasets of a mixture apart; each has an order of its own.
+    `source` tells datasets of a mixture apart; each has an order of its own. `repeated` (N,) are the start frames that
+    a pass holds once more each, as often as they stand there.
     """
 
-    def __init__(self, length: int, global_batch_size: int, seed: int, *, source: int = 0) -> None:
+    def __init__(
+        self, length: int, global_batch_size: int, seed: int, *, source: int = 0, repeated: Sequence[int] = ()
+    ) -> None:
         if length < 1:
             raise ToolkitError("The dataset has no start frame to train on.")
-        self.length, self.global_batch_size, self.seed, self.source = length, global_batch_size, seed, source
+        self.global_batch_size, self.seed, self.source = global_batch_size, seed, source
+        self._starts = np.concatenate([np.arange(length), np.asarray(repeated, dtype=np.int64)])
         self._pass = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
@@ -53,9 +57,9 @@ class TrainingOrder:
 
     def index(self, number: int) -> int:
         """The start frame that is drawn as the `number`-th (from 0)."""
-        passes, offset = divmod(number, self.length)
+        passes, offset = divmod(number, len(self._starts))
         if passes != self._pass:
-            self._permutation = generator(self.seed, Stream.ORDER, passes, self.source).permutation(self.length)
+            self._permutation = generator(self.seed, Stream.ORDER, passes, self.source).permutation(self._starts)
             self._pass = passes
         return int(self._permutation[offset])
 
@@ -65,12 +69,24 @@ class MixtureOrder:
 
     Every MIXTURE_BLOCK samples hold a whole number of each dataset's, in shuffled places; so how many of a dataset came
     before any sample is known without counting, and each dataset's own order goes on from there. Of one dataset it is
-    that dataset's TrainingOrder.
+    that dataset's TrainingOrder. `repeated` holds each dataset's start frames that it is to repeat, numbered within it.
     """
 
-    def __init__(self, lengths: Sequence[int], shares: Sequence[float], global_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        shares: Sequence[float],
+        global_batch_size: int,
+        seed: int,
+        *,
+        repeated: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.global_batch_size, self.seed = global_batch_size, seed
-        self._orders = [TrainingOrder(n, global_batch_size, seed, source=d) for d, n in enumerate(lengths)]
+        again = repeated or [()] * len(lengths)
+        self._orders = [
+            TrainingOrder(length, global_batch_size, seed, source=number, repeated=again[number])
+            for number, length in enumerate(lengths)
+        ]
         self._firsts = np.cumsum([0, *lengths])
         self._counts = _block_counts(shares)
         self._block = -1
