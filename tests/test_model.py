@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,25 @@ def test_casting_to_bf16_leaves_the_rotary_frequencies_exact(tiny_base: Path) ->
     model = Gr00tN1d7.from_pretrained(tiny_base).to(torch.bfloat16)
     model.backbone.check_rotary()
     assert model.backbone.vlm.language_model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_positions_of_a_new_base_may_begin_as_sinusoids_that_tell_neighbours_from_the_rest() -> None:
+    from config_calls import compose
+
+    from finetune.create_base import random_model, write_small_tokenizer
+
+    def weights(*change: str) -> dict[str, torch.Tensor]:
+        shape = compose("create_base", "model=tiny", *change).model.architecture
+        return random_model(shape, tokens, seed=3, dtype="fp32").state_dict()
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = write_small_tokenizer(Path(folder))
+    plain, waves = weights(), weights("model.architecture.sinusoidal_positions=0.5")
+    changed = [name for name in plain if not torch.equal(plain[name], waves[name])]
+    assert changed == ["backbone.model.model.visual.pos_embed.weight"]
+    table = waves[changed[0]]
+    assert table.shape == (144, 32) and torch.allclose(table.square().mean(), torch.tensor(0.125))  # 0.5^2 / 2
+    rows, columns = torch.arange(144) // 12, torch.arange(144) % 12
+    steps = (rows[:, None] - rows).abs() + (columns[:, None] - columns).abs()
+    apart = (table[:, None] - table).norm(dim=-1)
+    assert apart[steps == 1].max() < apart[steps > 4].min()

@@ -140,6 +140,20 @@ def test_the_json_says_what_each_episode_holds(recordings: Path) -> None:
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
+def test_an_episode_with_a_push_begins_after_it(recordings: Path) -> None:
+    task, _ = physics("size_color", "conflict")
+    with h5py.File(recordings / "conflict/trajectory.h5") as file:
+        for entry in meta_of(recordings / "conflict")["episodes"]:
+            trajectory = file[f"traj_{entry['episode_id']}"]
+            assert len(trajectory["actions"]) == entry["elapsed_steps"] and trajectory["success"][-1]
+            joints = trajectory["obs/agent/qpos"][:, :7]
+            assert len(joints) == len(trajectory["env_states/actors/plate"]) == entry["elapsed_steps"] + 1
+            task.reset(**entry["reset_kwargs"])
+            assert np.abs(joints[0] - task.agent.robot.qpos[0, :7].numpy()).max() > 0.04  # radians
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
 def test_recorded_actions_replayed_from_the_seed_give_the_recorded_states_and_succeed(recordings: Path) -> None:
     task, _ = physics("size_color", "train")
     with h5py.File(recordings / "train/trajectory.h5") as file:
