@@ -92,7 +92,9 @@ def record(config: RecordConfig) -> list[str]:
 def settings_of(config: RecordConfig) -> dict[str, Any]:
     """What decides which episodes a recording holds and what they look like."""
     names = ("part", "episodes", "seed", "image_size", "recoveries", "paraphrases")
-    return {"split": config.split.name, **{name: getattr(config, name) for name in names}}
+    settings = {"split": config.split.name, **{name: getattr(config, name) for name in names}}
+    # Earlier versions recorded the push too; their episodes and these do not belong in one recording.
+    return settings | ({"begins_after_push": True} if config.recoveries else {})
 
 
 # -- what is there already ---------------------------------------------------------------------------------------------
@@ -119,10 +121,12 @@ def _recorded_settings(target: Path) -> dict[str, Any] | None:
 def _extends(target: Path, config: RecordConfig) -> bool:
     """Whether a recording is there that is the beginning of the wanted one."""
     recorded = _recorded_settings(target)
-    if config.overwrite or recorded is None:
-        return False
-    wanted = settings_of(config)
-    return recorded | {"episodes": 0} == wanted | {"episodes": 0} and recorded["episodes"] < wanted["episodes"]
+    return not config.overwrite and recorded is not None and _begins(recorded, settings_of(config))
+
+
+def _begins(begun: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether what was begun needs nothing but perhaps more episodes; with fewer, recorded ones would be lost."""
+    return begun | {"episodes": wanted["episodes"]} == wanted and begun.get("episodes", 0) <= wanted["episodes"]
 
 
 def _take_apart(target: Path, work: Path, config: RecordConfig) -> None:
@@ -179,9 +183,9 @@ def _check_target(target: Path, config: RecordConfig) -> None:
 
 
 def _open_work(work: Path, config: RecordConfig) -> None:
-    """The folder of single episodes: new, or as an interrupted recording left it, of however many episodes."""
+    """The folder of single episodes: new, or as an interrupted recording of as many episodes or fewer left it."""
     begun = read_json(work / SETTINGS) if (work / SETTINGS).is_file() else settings_of(config)
-    if begun | {"episodes": 0} != settings_of(config) | {"episodes": 0}:
+    if not _begins(begun, settings_of(config)):
         if not config.overwrite:
             raise ToolkitError(
                 f"{work}: a recording was begun with {_difference(begun, settings_of(config))}. Go on with the same "
@@ -316,7 +320,7 @@ def _join(work: Path, target: Path, config: RecordConfig) -> list[str]:
     failed = sum(episode["failed_attempts"] for episode in episodes)
     given_up = len(list(work.glob(f"*{FAILED}")))
     counts = {"failed_attempts": failed + ATTEMPTS * given_up, "given_up": given_up}
-    with whole_folder(target, replace=target.exists()) as aside:
+    with whole_folder(target, replace=config.overwrite or _extends(target, config)) as aside:
         with h5py.File(aside / H5, "w") as recording:
             for number, seed in enumerate(seeds):
                 _copy_episode(work / f"{seed}.h5", recording, f"traj_{number}")

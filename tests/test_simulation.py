@@ -259,6 +259,20 @@ def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path:
         _take_apart(target, work, config)
 
 
+def test_settings_that_would_lose_or_mix_recorded_episodes_do_not_go_on() -> None:
+    from simulation.recording import _begins, settings_of
+
+    def settings(*change: str) -> dict:
+        return settings_of(compose("record", "local=none", "split=size_color", *change))
+
+    assert _begins(settings("episodes=4"), settings("episodes=9"))
+    assert not _begins(settings("episodes=9"), settings("episodes=4"))
+    assert not _begins(settings("episodes=4"), settings("episodes=9", "seed=1"))
+    pushed = settings("recoveries=0.2")
+    earlier = {name: value for name, value in pushed.items() if name != "begins_after_push"}
+    assert _begins(pushed, pushed) and not _begins(earlier, pushed)
+
+
 def contents(path: Path) -> dict[str, bytes]:
     found = {}
     with h5py.File(path) as file:
