@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, Qwen3VLVisionPatchEmbed
 
 from gr00t.model.context import Context, Tokens
+from gr00t.model.cpu_kernels import Dropout
 from gr00t.model.dit import Attention, FeedForward
-from gr00t.model.dropout import Dropout
 from gr00t.model.embodiment import EmbodimentLinear, EmbodimentRows
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
@@ -67,6 +67,6 @@ def _fused(self, x, context):  # type: ignore[no-untyped-def]
 
 
 def _masked(self, backbone):  # type: ignore[no-untyped-def]
-    values = self.vl_tokens(backbone)
-    text, image = backbone.attention_mask & ~backbone.image_mask, backbone.attention_mask & backbone.image_mask
-    return self.model.encode_context(Context(Tokens(values), Tokens(values, text), Tokens(values, image)))
+    seen = self.vl_tokens(backbone)
+    text, image = (Tokens(seen.tokens.values, mask) for mask in (seen.text, seen.image))
+    return self.model.encode_context(Context(seen.tokens, text, image))

@@ -29,6 +29,7 @@ from finetune.best import Best
 from finetune.config.identity import completed
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, whole_folder, write_json
+from gr00t.model.checkpoint import not_finite
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -53,6 +54,10 @@ class Snapshot:
     trained: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+
+    def not_finite(self) -> list[str]:
+        """Names of the tensors that hold NaN or infinite values; such a snapshot is not to be written."""
+        return not_finite([*self.trained.items(), *self.optimizer.items()])
 
     @property
     def best(self) -> Best:
@@ -243,6 +248,10 @@ def _damage(folder: Path) -> str | None:
         for name in FILES:
             if file_sha256(folder / name) != manifest.get(name):
                 return f"{name} has changed since it was written"
+        with safe_open(folder / FILES[0], framework="pt") as file:
+            broken = not_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
+        if broken:
+            return f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}"
     except (ToolkitError, OSError, SafetensorError, AttributeError) as error:
         return str(error)
     return None

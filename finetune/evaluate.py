@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from finetune.config.schema import EvaluateConfig
 from finetune.export import versions
 from finetune.finished import read_processor, read_trained_on
-from finetune.open_loop import SECTIONS, Baselines, Chunks, Forecast, Section, findings, measure
+from finetune.open_loop import SECTIONS, Baselines, Forecast, Section, findings, measure
 from finetune.open_loop_report import print_report, write_report
+from finetune.predictor import Predictor
 from gr00t.data.dataset import StepReader
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.own_statistics import training_statistics
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.randomness import Stream, generator
 from gr00t.errors import ToolkitError
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
@@ -167,8 +166,16 @@ def _notes(
 
 
 def _forecasts(policy: GR00TPolicy, data: _Data, baselines: Baselines, config: EvaluateConfig) -> Iterator[Forecast]:
-    chunks = {episode: _empty_chunks(policy, data.reader.layout.episode(episode).length) for episode in data.episodes}
-    starts = sum(data.reader.layout.episode(e).length for e in data.episodes)
+    predictor = Predictor(
+        policy.model,
+        policy.processor,
+        policy.tag,
+        data.reader,
+        data.episodes,
+        config.seed,
+        config.batch_size,
+        policy.denoising_steps,
+    )
     console = Console(stderr=True)
     with Progress(
         TextColumn("[bold]{task.description}"),
@@ -178,46 +185,15 @@ def _forecasts(policy: GR00TPolicy, data: _Data, baselines: Baselines, config: E
         console=console,
         disable=not console.is_terminal,
     ) as progress:
-        task = progress.add_task(f"{config.split.name} {config.part}", total=starts)
-        for batch in _batches(data, config.batch_size):
-            for (episode, frame), chunk in zip(batch, _predict(policy, data.reader, batch, config.seed), strict=True):
-                for group, values in chunk.items():
-                    chunks[episode][group][frame] = values
-            progress.advance(task, len(batch))
-    for episode, predicted in chunks.items():
+        task = progress.add_task(f"{config.split.name} {config.part}", total=len(predictor.starts))
+
+        def show(done: int) -> bool:
+            progress.update(task, completed=done)
+            return True
+
+        chunks = predictor.chunks(show)
+    for episode, predicted in (chunks or {}).items():
         yield baselines.forecast(data.reader, episode, predicted)
-
-
-def _empty_chunks(policy: GR00TPolicy, length: int) -> Chunks:
-    horizon = len(policy.modality_configs["action"].delta_indices)
-    groups = policy.processor.state_action.groups(policy.tag, "action")
-    return {group.name: np.full((length, horizon, group.dim), np.nan) for group in groups}
-
-
-def _batches(data: _Data, size: int) -> Iterator[list[tuple[int, int]]]:
-    """Starts (episode, frame) in batches of one instruction each.
-
-    Prompts of different lengths in one batch would reach each other's results through the padding, and a robot acts
-    alone: so every result is the one it would get, whatever the batch size.
-    """
-    by_text: dict[str, list[tuple[int, int]]] = {}
-    for episode in data.episodes:
-        for frame in range(data.reader.layout.episode(episode).length):
-            by_text.setdefault(data.reader.instruction(episode, frame), []).append((episode, frame))
-    for starts in by_text.values():
-        for first in range(0, len(starts), size):
-            yield starts[first : first + size]
-
-
-def _predict(policy: GR00TPolicy, reader: StepReader, starts: list[tuple[int, int]], seed: int) -> Iterator[Chunks]:
-    """One chunk {group: (H, D)} a start, from noise that depends on nothing but (seed, episode, frame)."""
-    noise = [
-        generator(seed, Stream.NOISE, episode, frame).standard_normal(policy.noise_shape, dtype=np.float32)
-        for episode, frame in starts
-    ]
-    actions = policy.predict([reader.step(*start) for start in starts], noise=torch.from_numpy(np.stack(noise)))
-    for b in range(len(starts)):
-        yield {group: values[b] for group, values in actions.items()}
 
 
 def _info(config: EvaluateConfig, policy: GR00TPolicy, data: _Data, dtype: torch.dtype) -> dict[str, Any]:

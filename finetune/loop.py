@@ -169,9 +169,8 @@ class TrainingLoop:
         total = self.stop.sum(mask_sum(micro_batches)) + 1e-6
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
-            torch.manual_seed(
-                torch_seed(train.seed, Stream.MODEL_DROPOUT, step, engine.rank * len(micro_batches) + index)
-            )
+            place = index * engine.world_size + engine.rank  # in the global batch, as MicroBatchSampler cuts it
+            torch.manual_seed(torch_seed(train.seed, Stream.MODEL_DROPOUT, step, place))
             with engine.accumulate(last):
                 with engine.autocast():
                     output = engine.module(batch)
@@ -184,7 +183,7 @@ class TrainingLoop:
         loss = self.meter.last_loss
         if not self.meter.finite or (loss is not None and not math.isfinite(loss)):
             raise ToolkitError(
-                f"Loss or gradients are no numbers any more at step {step}; the checkpoints from before are whole. "
+                f"The loss or its gradients are NaN or infinite at step {step}; the checkpoints from before are whole. "
                 "Check the dataset's ranges, or lower train.learning_rate."
             )
 
@@ -195,12 +194,25 @@ class TrainingLoop:
         if self.writer is None:
             for _ in itertools.chain(weights, optimizer):  # this process gives its part of each
                 pass
+            self._refuse_broken(step, [])
             return
         self.stop.save_seconds = self.writer.seconds
         with self._checkpoint_errors():
             self.writer.wait()
             self._tell_checkpoints()  # before the next one prunes them
-            self.writer.submit(checkpointing.take_snapshot(step, weights, optimizer, state))
+            snapshot = checkpointing.take_snapshot(step, weights, optimizer, state)
+            self._refuse_broken(step, snapshot.not_finite())
+            self.writer.submit(snapshot)
+
+    def _refuse_broken(self, step: int, names: list[str]) -> None:
+        """End all processes where the main one has found tensors that are not finite."""
+        found = self.engine.tell(f"{len(names)} tensors, first {names[0]}" if names else "")
+        if found:
+            raise ToolkitError(
+                f"Weights or optimizer moments hold NaN or infinite values after step {step} ({found}), so no "
+                "checkpoint of it is written; those from before are whole. Lower train.learning_rate, and check the "
+                "dataset's ranges."
+            )
 
     def _tell_checkpoints(self) -> None:
         for folder in self.writer.written() if self.writer is not None else []:

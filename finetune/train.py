@@ -35,6 +35,7 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.steps import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors
+from gr00t.model import cpu_kernels
 from gr00t.model.attention import flash_attention
 from gr00t.model.checkpoint import fingerprint, resolve_folder
 from gr00t.model.compilation import compile_for_training, compiles
@@ -216,8 +217,8 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
     model.backbone.at_once = config.train.backbone_batch_size
     if config.train.attention == "flash":
         model.backbone.use_attention(flash_attention(engine.device, engine.dtype) or "sdpa")
-    elif engine.device.type == "cpu" and (config.train.tune.llm or config.train.tune.top_llm_layers):
-        model.backbone.use_attention("eager")  # the backward of PyTorch's fused attention takes longer there
+    elif config.train.tune.llm or config.train.tune.top_llm_layers:
+        model.backbone.use_attention(cpu_kernels.trained_attention(engine.device))
     if compiles(config.train.compile, engine.device):
         compile_for_training(model.action_head)
     model.config.state_dropout_prob = config.augment.state_dropout

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from conflict_panda_config import MODALITY_CONFIG
@@ -31,10 +30,10 @@ from finetune.open_loop import (
     measure,
 )
 from finetune.plots import draw_episode, draw_errors
+from finetune.predictor import Predictor
 from finetune.run_files import EVALUATIONS
 from finetune.stop_signals import received
 from gr00t.data.dataset import SampleSettings, TrainingDataset
-from gr00t.data.randomness import Stream, generator
 from gr00t.data.steps import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
@@ -109,38 +108,23 @@ class Validation:
         return {"val/errors": errors, "val/episode": episode}
 
     def _chunks(self, interruptible: bool, alive: Callable[[], None]) -> dict[int, Chunks] | None:
-        reader, dataset = self.dataset.reader, self.dataset
-        groups = dataset.processor.state_action.groups(dataset.tag, "action")
-        horizon = len(reader.configs["action"].delta_indices)
-        found: dict[int, Chunks] = {
-            episode: {g.name: np.full((reader.layout.episode(episode).length, horizon, g.dim), np.nan) for g in groups}
-            for episode in dataset.episodes[0]
-        }
-        with _acting(self.model), self.engine.autocast():
-            for first in range(0, len(dataset), self.batch_size):
-                if interruptible and received() is not None:
-                    return None
-                rows = range(first, min(first + self.batch_size, len(dataset)))
-                for row, chunk in zip(rows, self._predict(rows), strict=True):
-                    episode, frame = dataset.start(row)
-                    for group, values in chunk.items():
-                        found[episode][group][frame] = values
-                alive()
-        return found
+        dataset = self.dataset
 
-    def _predict(self, rows: range) -> Iterator[Chunks]:
-        """One chunk {group: (H, D)} in robot units for each start frame."""
-        dataset, config = self.dataset, self.model.n1d7_config
-        shape = (config.action_horizon, config.max_action_dim)
-        starts = [dataset.start(row) for row in rows]
-        noise = [generator(self.config.train.seed, Stream.NOISE, *s).standard_normal(shape, np.float32) for s in starts]
-        inputs = self.engine.move(dataset.observations(rows))
-        predicted = self.model.get_action(inputs, noise=torch.from_numpy(np.stack(noise)))
-        steps = [dataset.step(row, images=False) for row in rows]
-        states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
-        actions = dataset.processor.decode_action(predicted, dataset.tag, states)
-        for place in range(len(starts)):
-            yield {group: values[place] for group, values in actions.items()}
+        def proceed(_: int) -> bool:
+            alive()
+            return not (interruptible and received() is not None)
+
+        with _acting(self.model), self.engine.autocast():
+            return Predictor(
+                self.model,
+                dataset.processor,
+                dataset.tag,
+                dataset.reader,
+                dataset.episodes[0],
+                self.config.train.seed,
+                self.batch_size,
+                features=dataset.feature_store,
+            ).chunks(proceed)
 
 
 @contextmanager

@@ -43,6 +43,15 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return create_base(load("create_base", ["model=tiny", f"out={out}", "dtype=fp32"]))
 
 
+@pytest.fixture(params=[True, False], ids=["cpu kernels", "as on a GPU"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """The test twice: with what only a CPU computes, and with what a GPU runs."""
+    from gr00t.model.cpu_kernels import switched
+
+    with switched(request.param):
+        yield request.param
+
+
 @pytest.fixture(scope="session")
 def recordings(tmp_path_factory: pytest.TempPathFactory, renderer: None) -> Path:
     """Recordings of size_color in the simulator: 3 train episodes in several phrases, 2 of conflict, pushed aside."""

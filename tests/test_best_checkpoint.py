@@ -19,6 +19,7 @@ from finetune.best import Best, read_best
 from finetune.checkpointing import list_checkpoints, take_snapshot, write_snapshot
 from finetune.config import load
 from finetune.evaluate import evaluate_open_loop
+from finetune.predictor import Predictor
 from finetune.stall import StallWatch
 from finetune.train import finetune
 from finetune.validation import Evaluation, Validation
@@ -138,15 +139,15 @@ def test_a_resumed_run_knows_the_best_and_evaluates_what_is_left(
 def test_an_evaluation_cut_short_by_a_signal_is_made_up_for(
     evaluated: Path, small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Validation._predict
+    original = Predictor._predict
 
-    def predict(self: Validation, rows: range) -> Any:
+    def predict(self: Predictor, *batch: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
-        return original(self, rows)
+        return original(self, *batch)
 
     settings = config(tmp_path, small_data, tiny_base, *EVALUATED, "train.micro_batch_size=4")
     with monkeypatch.context() as patch:
-        patch.setattr(Validation, "_predict", predict)
+        patch.setattr(Predictor, "_predict", predict)
         result = finetune(settings)
     assert (result.stopped, result.steps) == ("signal SIGTERM", 2)
     assert lines(tmp_path) == {} and steps_of(tmp_path) == [2]  # the last one saved
@@ -159,8 +160,8 @@ def test_an_evaluation_is_no_stall_however_long_it_takes(
     small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    original = Validation._predict
-    monkeypatch.setattr(Validation, "_predict", lambda self, rows: (seen.append("batch"), original(self, rows))[1])
+    original = Predictor._predict
+    monkeypatch.setattr(Predictor, "_predict", lambda *batch: (seen.append("batch"), original(*batch))[1])
     monkeypatch.setattr(StallWatch, "beat", lambda self: seen.append("got on"))
     more = ("train.max_steps=1", "train.eval_steps=1", "train.eval_episodes=1", "train.micro_batch_size=4")
     finetune(config(tmp_path, small_data, tiny_base, *more))

@@ -9,16 +9,13 @@ import torch
 from golden_files import checkpoint_of, load, train_files
 from parity.measure import MODES, training_case
 from torch import nn
-from torch.nn import functional as F
 
 from gr00t.model import Gr00tN1d7
-from gr00t.model.attention import attend
 from gr00t.model.backbone import BackboneOutput
-from gr00t.model.context import Context, pick
-from gr00t.model.dit import FeedForward
-from gr00t.model.dropout import Dropout
+from gr00t.model.context import Context, VlmTokens, pick
 from gr00t.model.embodiment import EmbodimentLinear, EmbodimentRows
 
+pytestmark = pytest.mark.usefixtures("kernels")
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -28,36 +25,21 @@ def random(*shape: int) -> torch.Tensor:
 
 def test_picked_tokens_are_the_chosen_ones_in_order() -> None:
     values, chosen = random(2, 5, 3), torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 1]]).bool()
-    tokens = pick(values, chosen)
+    (tokens,) = pick(values, chosen)
     assert torch.equal(tokens.values[0], values[0, [1, 3, 4]])
     assert torch.equal(tokens.values[1, :2], values[1, [0, 4]])
     assert tokens.mask is not None and tokens.mask.tolist() == [[True] * 3, [True, True, False]]
 
 
 def test_rows_with_equally_many_tokens_need_no_mask() -> None:
-    assert pick(random(2, 4, 3), torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1]]).bool()).mask is None
+    assert pick(random(2, 4, 3), torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1]]).bool())[0].mask is None
 
 
 def test_padding_is_neither_text_nor_image() -> None:
     attention, image = torch.tensor([[False, True, True]]), torch.tensor([[True, True, False]])
     values = random(1, 3, 2)
-    context = Context.of(values, BackboneOutput(values, attention, image))
+    context = Context.of(VlmTokens.of(BackboneOutput(values, attention, image)))
     assert torch.equal(context.image.values, values[:, [1]]) and torch.equal(context.text.values, values[:, [2]])
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_plain_products_equal_the_fused_attention(masked: bool) -> None:
-    q, k, v = (random(2, 3, n, 8).requires_grad_() for n in (4, 6, 6))
-    allowed = (torch.arange(6) < 5)[None, None, None, :].expand(2, 1, 1, 6) if masked else None
-    plain, fused = attend(q, k, v, allowed), F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-    assert torch.allclose(plain, fused, atol=1e-6)
-    weights = random(*plain.shape)
-    for a, b in zip(
-        torch.autograd.grad((plain * weights).sum(), (q, k, v)),
-        torch.autograd.grad((fused * weights).sum(), (q, k, v)),
-        strict=True,
-    ):
-        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_rows_of_several_robots_come_back_in_the_batchs_order() -> None:
@@ -134,57 +116,6 @@ def test_activations_computed_again_give_the_same_gradients_from_less_memory(mod
     assert torch.equal(loss, loss_again) and gradients.keys() == gradients_again.keys()
     assert all(torch.equal(gradients[name], gradients_again[name]) for name in gradients)
     assert size_again < size / 2
-
-
-def test_dropout_hides_its_share_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    values = Dropout(0.2)(torch.ones(1000, 1003, requires_grad=True))
-    shown = values[values != 0]
-    assert values.eq(0).float().mean().item() == pytest.approx(0.2, abs=2e-3)
-    assert shown.min() == shown.max() and shown[0].item() == pytest.approx(1.25, rel=1e-4)
-    columns = values.ne(0).float().mean(dim=0)  # no position is favoured
-    assert columns.min() > 0.7 and columns.max() < 0.9
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_dropout_lets_the_gradient_through_where_it_shows_the_value(dtype: torch.dtype) -> None:
-    x = random(7, 9).to(dtype).T.requires_grad_()  # not contiguous
-    out = Dropout(0.5)(x)
-    (gradient,) = torch.autograd.grad(out.sum(), x)
-    assert torch.equal(gradient, torch.where(out != 0, 2.0, 0.0).to(dtype))
-    assert torch.equal(out, x * gradient)
-
-
-def test_dropout_hides_nothing_outside_training() -> None:
-    x = random(4, 5)
-    assert torch.equal(Dropout(0.2).eval()(x), x)
-
-
-def test_what_the_backward_pass_computes_again_gives_the_same_gradients() -> None:
-    layer, x = FeedForward(16, dropout=0.3, final_dropout=True), random(2, 5, 16).requires_grad_()
-    torch.manual_seed(1)
-    out = layer(x)
-    weights = random(*out.shape)
-    found = torch.autograd.grad((out * weights).sum(), [x, *layer.parameters()])
-    torch.manual_seed(1)
-    plain = layer.net(x)  # draws the same masks, keeps everything
-    wanted = torch.autograd.grad((plain * weights).sum(), [x, *layer.parameters()])
-    assert torch.equal(out, plain) and all(map(torch.equal, found, wanted))
-
-
-def test_a_backbone_in_pieces_gives_the_features_of_the_whole_batch(tiny_base: Path) -> None:
-    model = Gr00tN1d7.from_pretrained(tiny_base)
-    token = model.backbone.image_token_id
-    ids = torch.tensor([[20, *[token] * 4, 30, 31]] * 5)
-    images = torch.randint(0, 255, (5, 64, 64, 3), generator=GENERATOR, dtype=torch.uint8)
-    grid = torch.tensor([[1, 4, 4]] * 5)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "images": images, "image_grid_thw": grid}
-    with torch.no_grad():
-        whole = model.features(batch)
-        model.backbone.at_once = 2
-        pieces = model.features(batch)
-    assert torch.allclose(pieces.features, whole.features, rtol=1e-5, atol=1e-5)
-    assert torch.equal(pieces.image_mask, whole.image_mask) and pieces.features.shape[0] == 5
 
 
 def test_samples_with_other_numbers_of_images_are_not_cut_apart(tiny_base: Path) -> None:

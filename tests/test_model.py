@@ -25,6 +25,8 @@ from finetune.optim import parameter_groups
 from gr00t.model import Gr00tN1d7
 from gr00t.model.config import Gr00tN1d7Config, released_config
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 def named(path: Path) -> str:
     return path.stem

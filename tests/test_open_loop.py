@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from finished import finished_checkpoint
 from golden_files import golden_path
 
@@ -16,8 +17,10 @@ from finetune import evaluate, open_loop_report
 from finetune.config.schema import EvaluateConfig, SplitConfig
 from finetune.evaluate import evaluate_open_loop
 from finetune.open_loop import Baselines, findings, measure
+from finetune.predictor import Predictor
 from gr00t.data.dataset import StepReader
 from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.randomness import Stream, generator
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
 
@@ -143,22 +146,28 @@ def test_the_numbers_do_not_depend_on_the_batch_size(report, checkpoint, small_d
 
 def test_a_prediction_is_what_the_policy_says_from_that_frame(checkpoint, reader):
     policy = GR00TPolicy.from_pretrained(checkpoint, torch_dtype="float32")
-    starts = [(0, 3), (1, 7)]
-    together = list(evaluate._predict(policy, reader, starts, seed=42))
-    for start, chunk in zip(starts, together, strict=True):
-        alone = next(evaluate._predict(policy, reader, [start], seed=42))
-        other_seed = next(evaluate._predict(policy, reader, [start], seed=43))
-        assert np.allclose(chunk["arm"], alone["arm"], atol=1e-5)
-        assert not np.allclose(chunk["arm"], other_seed["arm"], atol=1e-5)
+    predictor = Predictor(policy.model, policy.processor, policy.tag, reader, [1], seed=42, batch_size=8)
+    chunks = predictor.chunks()[1]
+    for frame in (0, 7):
+        noise = generator(42, Stream.NOISE, 1, frame).standard_normal(policy.noise_shape, dtype=np.float32)
+        alone = policy.predict([reader.step(1, frame)], noise=torch.from_numpy(noise[None]))
+        for group, values in alone.items():
+            assert np.allclose(chunks[group][frame], values[0], atol=1e-5)
 
 
-def test_instructions_never_share_a_batch(reader, monkeypatch):
-    monkeypatch.setattr(reader, "instruction", lambda episode, frame=0: "left" if frame % 2 else "right")
-    episodes = reader.layout.val_episodes
-    batches = list(evaluate._batches(evaluate._Data(reader, episodes, reader, []), 4))
-    assert all(len({frame % 2 for _, frame in batch}) == 1 and len(batch) <= 4 for batch in batches)
-    everything = [(e, t) for e in episodes for t in range(reader.layout.episode(e).length)]
-    assert sorted(start for batch in batches for start in batch) == everything
+def test_a_prediction_that_is_told_to_stop_gives_nothing(checkpoint, reader):
+    policy = GR00TPolicy.from_pretrained(checkpoint, torch_dtype="float32")
+    predictor, asked = Predictor(policy.model, policy.processor, policy.tag, reader, [1], 42, 8), []
+    assert predictor.chunks(lambda done: asked.append(done) or done < 8) is None
+    assert asked == [0, 8]
+
+
+def test_actions_that_are_not_finite_are_refused(checkpoint, reader):
+    policy = GR00TPolicy.from_pretrained(checkpoint, torch_dtype="float32")
+    with torch.no_grad():
+        policy.model.action_head.action_decoder.layer2.b.fill_(float("nan"))
+    with pytest.raises(ToolkitError, match=r'"arm" actions are not finite \(computed in torch.float32\)'):
+        Predictor(policy.model, policy.processor, policy.tag, reader, [1], 42, 8).chunks()
 
 
 # the report

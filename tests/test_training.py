@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from conflict_panda_config import MODALITY_CONFIG
 from finetune.checkpointing import list_checkpoints, newest_checkpoint, take_snapshot, write_snapshot
 from finetune.config import FinetuneConfig, TrainConfig, load
+from finetune.engine import Engine
 from finetune.optim import learning_rate
 from finetune.train import finetune
 from gr00t.data.dataset import StepReader
@@ -132,6 +133,23 @@ def test_two_processes_give_the_losses_of_one(
     assert (tmp_path / "done" / "config.json").is_file()
 
 
+@pytest.mark.multiprocess
+def test_dropout_is_that_of_the_place_in_the_global_batch_whatever_the_layout(
+    small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    settings = json.loads((base / "config.json").read_text())
+    settings["diffusion_model_cfg"]["dropout"] = settings["vl_self_attention_cfg"]["dropout"] = 0.2
+    (base / "config.json").write_text(json.dumps(settings))
+    more = ("train.micro_batch_size=1", "train.max_steps=3", "train.save_steps=3")
+    finetune(config(tmp_path / "one", small_data, base, *more))
+    run_processes(2, overrides(tmp_path / "two", small_data, base, *more))
+    finetune(config(tmp_path / "other", small_data, base, "train.micro_batch_size=2", *more[1:]))
+    one, two, other = (losses(tmp_path / name) for name in ("one", "two", "other"))
+    assert two == pytest.approx(one, rel=1e-5)
+    assert other[1] != pytest.approx(one[1], rel=1e-3)  # dropout shows
+
+
 def test_only_the_chosen_groups_are_trained(finished: Path, tiny_base: Path) -> None:
     before, after = Gr00tN1d7.from_pretrained(tiny_base), Gr00tN1d7.from_pretrained(finished / "done")
     new = after.state_dict()
@@ -185,14 +203,67 @@ def test_a_checkpoint_of_another_run_is_not_overwritten(
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
-    wild = ("train.learning_rate=1e18", "train.save_steps=1", "train.log_steps=5")
-    with pytest.raises(ToolkitError, match="no numbers any more"):
-        finetune(config(tmp_path, small_data, tiny_base, *wild))
+ABSURD = ("train.warmup_ratio=0", "train.save_steps=1")
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+@pytest.mark.parametrize("rate", ["train.learning_rate=1e18", "train.learning_rate=1e300"])
+def test_weights_that_are_not_finite_are_in_no_checkpoint_and_not_exported(
+    rate: str, steps: int, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    settings = config(tmp_path, small_data, tiny_base, *ABSURD, rate, f"train.max_steps={steps}")
+    for _ in range(2):  # and again by the same command
+        with pytest.raises(ToolkitError, match="NaN or infinite"):
+            finetune(settings)
     assert not (tmp_path / "done").exists()
     for checkpoint in list_checkpoints(tmp_path / "run"):
         tensors = load_file(checkpoint / "trained.safetensors").values()
         assert all(t.isfinite().all() for t in tensors), checkpoint
+
+
+def test_the_checkpoint_before_stays_usable_where_weights_break(
+    finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, done = Engine.step, []
+
+    def step(engine: Engine) -> torch.Tensor:
+        norm = whole(engine)
+        done.append(norm)
+        if len(done) == STEPS:
+            with torch.no_grad():
+                next(iter(dict(engine.trained_weights()).values())).view(-1)[5] = float("inf")
+        return norm
+
+    settings = config(tmp_path, small_data, tiny_base)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ToolkitError, match=r"after step 6 \(1 tensors, first action_head"),
+    ):
+        patch.setattr(Engine, "step", step)
+        finetune(settings)
+    assert newest_step(tmp_path) == 3 and not (tmp_path / "done").exists()
+    finetune(settings)
+    assert losses(tmp_path) == losses(finished)
+
+
+def test_a_checkpoint_of_an_earlier_version_with_broken_weights_is_passed_over(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    for step in (1, 2):
+        write_snapshot(tmp_path, take_snapshot(step, model.named_parameters(), [], {}), keep_last=2)
+        with torch.no_grad():
+            model.weight[0, 1] = float("nan")
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.step == 1
+
+
+def test_a_base_with_broken_weights_is_not_exported(tiny_base: Path, tmp_path: Path) -> None:
+    model = Gr00tN1d7.from_pretrained(tiny_base)
+    with torch.no_grad():
+        model.backbone.vlm.visual.pos_embed.weight[0, 0] = 3.4e38  # infinite in bf16
+    model.save_pretrained(tmp_path / "fp32")
+    with pytest.raises(ToolkitError, match=r"in torch.bfloat16, first .*pos_embed.weight"):
+        model.save_pretrained(tmp_path / "bf16", dtype=torch.bfloat16)
+    assert not (tmp_path / "bf16").exists()
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])

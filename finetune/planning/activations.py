@@ -15,7 +15,7 @@ from finetune.planning.shapes import HEAD, LLM, VISION, VL, Shape
 
 FP32 = 4
 SECOND = "ff.net.2.weight"  # of a feed-forward, whose wide half a CPU computes again in the backward
-CPU_AT_ONCE = 4  # samples of a forward of the frozen backbone, as in gr00t/model/backbone.py
+CPU_AT_ONCE = 4  # samples of a forward of the frozen backbone, as in gr00t/model/cpu_kernels.py
 VISION_HEAD = 64  # width of a head of Qwen3-VL's vision tower
 PIXELS = 768  # numbers of a patch before the vision tower's temporal doubling
 

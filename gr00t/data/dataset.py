@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,8 +49,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
 
     A sample is what `Gr00tN1d7Processor.encode` returns, with the draws the model is handed: noise (H, D), time and
     drop_state_features. With a `feature_store`, the backbone's output for the same view takes the place of images and
-    text. Prompts are padded to the longest of all datasets, so that a sample does not depend on its batch: the head's
-    self-attention reads the padding too.
+    text. Prompts are padded to the longest of all datasets, so that every batch has the same shapes.
     """
 
     def __init__(
@@ -166,16 +165,6 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         if self.settings.views is None and self.settings.augment:
             return self.processor.images.draw(rng)
         return self._look(key.index, view)  # the view is drawn anew each time, its look only once
-
-    def observations(self, starts: Sequence[int]) -> dict[str, torch.Tensor]:
-        """A batch of start frames as a policy sees them when it acts: nothing augmented, hidden or drawn."""
-        live = self.feature_store is None
-        steps = [self.step(index, images=live) for index in starts]
-        batch = self.processor.collate_robot([self.processor.encode_robot(step, self.tag) for step in steps])
-        if self.feature_store is not None:
-            return batch | self.feature_store.collate([self.feature_store.sample(index, 0) for index in starts])
-        vlm = [self.processor.encode_vlm(step, self.tag) for step in steps]
-        return batch | self.processor.collate_vlm(vlm, length=self.prompts.shape[1])
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The processor's batch, with the draws: noise (B, H, D), time (B,), drop_state_features (B,) bool; with

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gr00t.errors import ToolkitError
 from gr00t.model.backbone import BackboneOutput
 from gr00t.model.config import Gr00tN1d7Config
-from gr00t.model.context import Context
+from gr00t.model.context import Context, VlmTokens
 from gr00t.model.dit import DiT, KeysValues, SelfAttentionTransformer
 from gr00t.model.embodiment import ActionEncoder, EmbodimentMLP, EmbodimentRows
 
@@ -90,11 +90,16 @@ class RealTimeChunking:
 
 
 class ActionHead(nn.Module):
-    """vlln, vl_self_attention, embodiment encoders, DiT, decoder."""
+    """vlln, vl_self_attention, embodiment encoders, DiT, decoder.
+
+    Neither padding nor other samples of a batch change what a sample gives. `padding_leaks` is for comparing numbers
+    with the original, whose vl_self_attention and plain DiT attend to padding.
+    """
 
     def __init__(self, config: Gr00tN1d7Config) -> None:
         super().__init__()
         self.config = config
+        self.padding_leaks = False
         dim, embodiments, width = config.backbone_embedding_dim, config.max_num_embodiments, config.input_embedding_dim
         self.model = DiT(config.dit, dim, config.attend_text_every_n_blocks if config.use_alternate_vl_dit else None)
         self.state_encoder = EmbodimentMLP(
@@ -104,18 +109,22 @@ class ActionHead(nn.Module):
         self.action_decoder = EmbodimentMLP(embodiments, config.hidden_size, config.hidden_size, config.max_action_dim)
         self.vlln = nn.LayerNorm(dim) if config.use_vlln else nn.Identity()
         vl = config.vl_self_attention
-        self.vl_self_attention = SelfAttentionTransformer(vl) if vl else nn.Identity()
+        self.vl_self_attention = SelfAttentionTransformer(vl) if vl else None
         self.position_embedding = nn.Embedding(config.max_seq_len, width) if config.add_pos_embed else None
         if self.position_embedding is not None:
             nn.init.normal_(self.position_embedding.weight, std=0.02)
 
-    def vl_tokens(self, backbone: BackboneOutput) -> Tensor:
-        """The VLM tokens the DiT attends to, (B, S, dim): features after vlln and vl_self_attention."""
-        return self.vl_self_attention(self.vlln(backbone.features))
+    def vl_tokens(self, backbone: BackboneOutput) -> VlmTokens:
+        """The VLM tokens the DiT attends to: features after vlln and vl_self_attention."""
+        seen = VlmTokens.of(backbone, padding_leaks=self.padding_leaks)
+        values = self.vlln(seen.tokens.values)
+        if self.vl_self_attention is not None:
+            values = self.vl_self_attention(values, seen.tokens.mask)
+        return seen.with_values(values)
 
     def encode_context(self, backbone: BackboneOutput) -> list[KeysValues | None]:
         """Keys and values of the DiT's cross-attention blocks."""
-        return self.model.encode_context(Context.of(self.vl_tokens(backbone), backbone))
+        return self.model.encode_context(Context.of(self.vl_tokens(backbone)))
 
     def encode_state(self, state: Tensor, rows: EmbodimentRows) -> Tensor:
         """State (B, history, max_state_dim) to one token (B, 1, width)."""

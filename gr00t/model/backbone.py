@@ -14,9 +14,9 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from gr00t.data.pixels import pixel_values as to_pixel_values
 from gr00t.errors import ToolkitError
+from gr00t.model import cpu_kernels
 from gr00t.model.vision_attention import ImageAttention, ImageLengths, PatchEmbedding
 
-CPU_AT_ONCE = 4
 READ = ("input_ids", "attention_mask", "image_grid_thw", "images", "pixel_values")
 
 
@@ -50,8 +50,8 @@ class Backbone(nn.Module):
     The features equal the original's `hidden_states[-1]` of transformers 4.57: after the last kept layer (with its
     deepstack features), before the norm.
 
-    `at_once`: samples of a forward without gradients; more are computed in pieces. None is 4 on a CPU, whose caches
-    then hold what a layer works on, and all on a GPU.
+    `at_once`: samples of a forward without gradients; more are computed in pieces. None is all of them, and on a CPU
+    what `cpu_kernels` says.
     """
 
     def __init__(self, config: Qwen3VLConfig, select_layer: int) -> None:
@@ -84,7 +84,7 @@ class Backbone(nn.Module):
     def _pieces(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """The inputs of every forward; all in one where samples differ in their images."""
         count = len(inputs["input_ids"])
-        size = self.at_once or (CPU_AT_ONCE if self._weight_device().type == "cpu" else count)
+        size = self.at_once or cpu_kernels.samples_at_once(self._weight_device()) or count
         if count <= size or torch.is_grad_enabled() or not self._alike(inputs):
             yield inputs
             return

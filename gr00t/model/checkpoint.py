@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,11 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ToolkitError(f'"{dtype}" is no dtype for weights; use "bfloat16" or "float32".')
     return found
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None) -> list[str]:
+    """Names of the tensors that hold NaN or infinite values, as they are or in `dtype`."""
+    return [name for name, tensor in tensors if not tensor.to(dtype or tensor.dtype).isfinite().all()]
 
 
 def read_config(folder: Path) -> Gr00tN1d7Config:
@@ -186,9 +191,17 @@ def refuse_missing(missing: set[str], folder: Path) -> None:
 
 
 def write_model(model: Gr00tN1d7, folder: Path, *, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
-    """Write config, shards, index and the backbone's architecture into `folder` (made when missing)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write config, shards, index and the backbone's architecture into `folder` (made when missing).
+
+    Raises ToolkitError, before anything is written, for weights that are not finite in `dtype`."""
     tensors = release_tensors(model, dtype)
+    broken = not_finite(tensors.items(), dtype)
+    if broken:
+        raise ToolkitError(
+            f"{len(broken)} tensors of the model hold NaN or infinite values{f' in {dtype}' if dtype else ''}, first "
+            f"{broken[0]}: {folder} is not written. Take an earlier checkpoint, or a base whose weights are whole."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     shards = plan_shards({name: t.numel() * _width(t, dtype) for name, t in tensors.items()}, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):

@@ -15,7 +15,6 @@ import torch
 
 from gr00t.errors import ToolkitError
 from gr00t.model.action_head import ActionHead
-from gr00t.model.dit import SelfAttentionTransformer
 
 log = logging.getLogger(__name__)
 LENGTHS = 64  # of prompts, and kinds of blocks, that are compiled; further ones run eagerly
@@ -73,5 +72,4 @@ def compile_for_acting(head: ActionHead, mode: str | None = None) -> None:
 
 
 def _transformers(head: ActionHead) -> list[Any]:
-    attention = head.vl_self_attention
-    return [head.model, attention] if isinstance(attention, SelfAttentionTransformer) else [head.model]
+    return [head.model] if head.vl_self_attention is None else [head.model, head.vl_self_attention]

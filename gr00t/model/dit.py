@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gr00t.errors import ToolkitError
+from gr00t.model import cpu_kernels
 from gr00t.model.attention import attend
 from gr00t.model.config import TransformerConfig
 from gr00t.model.context import Context, Tokens
-from gr00t.model.dropout import Dropout
+from gr00t.model.cpu_kernels import Dropout
 
 
 @dataclass
@@ -112,17 +113,12 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """On a CPU the widest tensors of the head, and the dropout's mask, are not kept for the backward pass but made
-        again in it."""
         graph = self.training and torch.is_grad_enabled()
-        if not graph or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not graph or not cpu_kernels.used(x.device) or torch.compiler.is_compiling():
             return self.net(x)
         project, dropout, contract, *last = self.net
-
-        def second(inner: Tensor) -> Tensor:
-            return contract(dropout(F.gelu(inner, approximate="tanh")))
-
-        out = checkpoint(second, cast(_GeluProjection, project).proj(x), use_reentrant=False)
+        assert isinstance(project, _GeluProjection) and isinstance(contract, nn.Linear)
+        out = cpu_kernels.feed_forward(project.proj, dropout, contract, x)
         return last[0](out) if last else out
 
 
@@ -161,19 +157,26 @@ class TransformerBlock(nn.Module):
         positions = config.positional_embeddings == "sinusoidal"
         self.pos_embed = SinusoidalPositions(width, config.max_num_positional_embeddings) if positions else None
 
-    def forward(self, x: Tensor, temb: Tensor | None = None, context: KeysValues | None = None) -> Tensor:
-        """Self-attention unless a context is given. With `recompute` what lies inside is not kept for the backward
-        pass but computed again, dropout included."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._run, x, temb, context, use_reentrant=False)
-        return self._run(x, temb, context)
+    def forward(
+        self,
+        x: Tensor,
+        temb: Tensor | None = None,
+        context: KeysValues | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Self-attention unless a context is given; `mask` (B, T) bool then says what may be attended to (None: all).
 
-    def _run(self, x: Tensor, temb: Tensor | None, context: KeysValues | None) -> Tensor:
+        With `recompute` what lies inside is not kept for the backward pass but computed again, dropout included."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, x, temb, context, mask, use_reentrant=False)
+        return self._run(x, temb, context, mask)
+
+    def _run(self, x: Tensor, temb: Tensor | None, context: KeysValues | None, mask: Tensor | None) -> Tensor:
         normed = self.norm1(x, temb) if self.adaptive else self.norm1(x)
         if self.pos_embed is not None:
             normed = self.pos_embed(normed)
         if context is None:
-            context = self.attn1.keys_values(Tokens(normed))
+            context = self.attn1.keys_values(Tokens(normed, mask))
         x = x + self.final_dropout(self.attn1(normed, context))
         return x + self.ff(self.norm3(x))
 
@@ -182,8 +185,7 @@ class DiT(nn.Module):
     """The diffusion transformer: [state, actions] tokens conditioned on the timestep and the VLM's tokens.
 
     Even blocks cross-attend to the VLM, odd ones self-attend (when interleaved). With `text_every` = n, every n-th
-    cross-attention block sees the text tokens and the others the image tokens; with None all see all tokens, padding
-    included, as the original's plain DiT does.
+    cross-attention block sees the text tokens and the others the image tokens; with None all see all tokens.
     """
 
     def __init__(self, config: TransformerConfig, context_dim: int, text_every: int | None) -> None:
@@ -222,7 +224,7 @@ class DiT(nn.Module):
 
 
 class SelfAttentionTransformer(nn.Module):
-    """Plain blocks over the VLM features (B, S, width). It takes no mask: padding leaks, as in the original."""
+    """Plain blocks over the VLM's tokens (B, S, width)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -230,7 +232,8 @@ class SelfAttentionTransformer(nn.Module):
             TransformerBlock(config, None, adaptive=False) for _ in range(config.num_layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask (B, S) bool: which tokens may be attended to; None for all."""
         for block in self.transformer_blocks:
-            x = block(x)
+            x = block(x, mask=mask)
         return x

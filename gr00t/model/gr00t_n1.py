@@ -116,8 +116,8 @@ class GR00TPolicy(nn.Module):
         `noise` (B, *noise_shape), or drawn from `seed`, from `generator` (on the CPU), or else from PyTorch's own
         state; a seed gives the same noise on every device, and a list of seeds gives each sample the noise it would get
         alone. `drop_state` hides the state from the model, as state dropout in training does; relative actions still
-        start from it. Prompts of different lengths in one batch are padded, and padding reaches the result slightly, as
-        in the original. Raises ToolkitError for anything but what is expected.
+        start from it. Each sample gets the actions it would get alone. Raises ToolkitError for anything but what is
+        expected.
         """
         steps = self._reader.read(observation)
         actions = self.predict(
@@ -167,7 +167,7 @@ class GR00TPolicy(nn.Module):
         )
         states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
         actions = self.processor.decode_action(predicted, self.tag, states)
-        self._check_finite(actions)
+        check_finite(actions, self.model.dtype)
         return actions
 
     def _noise_of_each(self, seeds: Sequence[int], count: int) -> Tensor:
@@ -178,13 +178,15 @@ class GR00TPolicy(nn.Module):
             [torch.randn(self.noise_shape, generator=_seeded(seed), dtype=self.model.dtype) for seed in seeds]
         )
 
-    def _check_finite(self, actions: Mapping[str, np.ndarray]) -> None:
-        for group, values in actions.items():
-            if not np.isfinite(values).all():
-                raise ToolkitError(
-                    f'The model\'s "{group}" actions are not finite (weights in {self.model.dtype}): do not run them. '
-                    "Try torch_dtype=torch.float32; if they stay so, the checkpoint's weights are broken."
-                )
+
+def check_finite(actions: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
+    """Refuse actions {group: ...} that are NaN or infinite; dtype: what they were computed in."""
+    for group, values in actions.items():
+        if not np.isfinite(values).all():
+            raise ToolkitError(
+                f'The model\'s "{group}" actions are not finite (computed in {dtype}): do not run them. '
+                "Try torch_dtype=torch.float32; if they stay so, the checkpoint's weights are broken."
+            )
 
 
 def _seeded(seed: int) -> torch.Generator:

@@ -77,10 +77,11 @@ class Gr00tN1d7(PreTrainedModel):
         projector: list[nn.Module] = [head.state_encoder, head.action_encoder, head.action_decoder]
         if head.position_embedding is not None:
             projector.append(head.position_embedding)
+        attention = [] if head.vl_self_attention is None else [head.vl_self_attention]
         return {
             "projector": projector,
             "diffusion_model": [head.model],
-            "vlln": [head.vlln, head.vl_self_attention],
+            "vlln": [head.vlln, *attention],
             "llm": [vlm.language_model],
             "visual": [vlm.visual],
         }

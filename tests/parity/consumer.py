@@ -84,7 +84,9 @@ def tag_of(path: Path) -> str:
 def load_model(checkpoint: Path, device: str) -> Gr00tN1d7:
     """The checkpoint in fp32, as the original was run; attention is SDPA."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return Gr00tN1d7.from_pretrained(checkpoint, dtype=torch.float32).to(device)
+    model = Gr00tN1d7.from_pretrained(checkpoint, dtype=torch.float32).to(device)
+    model.action_head.padding_leaks = True  # the recorded batches hold instructions of several lengths
+    return model
 
 
 def read(path: Path, rig: Rig) -> Arrays:

@@ -33,6 +33,13 @@ def inputs_of(data: Arrays) -> dict[str, torch.Tensor]:
     return inputs
 
 
+def original_like(path: Path) -> Gr00tN1d7:
+    """The checkpoint of a golden file, letting padding leak into results as the original does."""
+    model = Gr00tN1d7.from_pretrained(checkpoint_of(path))
+    model.action_head.padding_leaks = True
+    return model
+
+
 def recorded_modes(path: Path) -> list[str]:
     """The tuning modes whose gradients were recorded for a training batch."""
     return [mode for mode in MODES if mode in json.loads(path.with_suffix(".json").read_text())]
@@ -57,7 +64,7 @@ def infer_differences(path: Path) -> dict[str, float]:
     A part that the file does not hold is left out.
     """
     data = load(path)
-    model, inputs = Gr00tN1d7.from_pretrained(checkpoint_of(path)), inputs_of(data)
+    model, inputs = original_like(path), inputs_of(data)
     head, rows = model.action_head, EmbodimentRows(inputs["embodiment_id"])
     torch.manual_seed(int(data["seed"]))
     noise = torch.randn(data["action_pred"].shape)
@@ -72,7 +79,7 @@ def infer_differences(path: Path) -> dict[str, float]:
         "attention_mask": (absolute, backbone.attention_mask.float(), "mid::backbone_attention_mask"),
         "noise": (absolute, noise, "mid::noise"),
         "features": (relative, backbone.features, "mid::backbone_features"),
-        "vl_embeds": (relative, tokens, "mid::vl_embeds"),
+        "vl_embeds": (relative, tokens.tokens.values, "mid::vl_embeds"),
         "state": (relative, state, "mid::state_features"),
         "velocity": (relative, velocity, "mid::pred_velocity_step0"),
         "action_pred": (absolute, actions, "action_pred"),
@@ -84,7 +91,7 @@ def seeded_action_difference(path: Path) -> float:
     """Of action_pred when the checkpoint alone decides: its denoising steps, and noise from the seed."""
     data = load(path)
     torch.manual_seed(int(data["seed"]))
-    return absolute(Gr00tN1d7.from_pretrained(checkpoint_of(path)).get_action(inputs_of(data)), data["action_pred"])
+    return absolute(original_like(path).get_action(inputs_of(data)), data["action_pred"])
 
 
 def chunking_difference(path: Path) -> float | None:
@@ -101,14 +108,14 @@ def chunking_difference(path: Path) -> float | None:
         options["rtc_ramp_rate"],
     )
     torch.manual_seed(int(data["seed"]))
-    actions = Gr00tN1d7.from_pretrained(checkpoint_of(path)).get_action(inputs_of(data), rtc=rtc)
+    actions = original_like(path).get_action(inputs_of(data), rtc=rtc)
     return absolute(actions, data["rtc::action_pred"])
 
 
 def training_case(path: Path, mode: str = "default") -> tuple[Gr00tN1d7, dict[str, torch.Tensor], Arrays, dict]:
     """The model ready to train in one of MODES, its inputs, and what was recorded (arrays, json)."""
     data = load(path)
-    model = Gr00tN1d7.from_pretrained(checkpoint_of(path)).train()
+    model = original_like(path).train()
     model.set_trainable(projector=True, diffusion_model=True, vlln=True, **MODES[mode])
     return model, inputs_of(data), data, json.loads(path.with_suffix(".json").read_text())
 
