@@ -1,11 +1,13 @@
 """Everything that waits for a GPU, in one command: the released size, random weights, batch 32.
 
-    python -m benchmarks.gpu                              # about ten minutes on one GPU; writes benchmarks/results/
+    python -m benchmarks.gpu                              # at most 12 minutes on one GPU; writes benchmarks/results/
     python -m benchmarks.gpu --config tiny --device cpu   # the same code where there is none, to see that it runs
 
-Training: samples/s, the time of 10,000 steps, peak memory and share of the matrix products, live and on cached
-features, with the optimizers, compiled and not, beside the plain way. Acting: latency of get_action, eager and
-compiled. Each measurement runs in a process of its own: one that fails (out of memory) is said and the rest goes on.
+Numbers, on tiny models (benchmarks/numbers.py): parity with the original in fp32, padding in bf16, the CPU's own
+kernels off against on, a step of FSDP2, a resumed run. Training: samples/s, the time of 10,000 steps, peak memory and
+share of the matrix products, live and on cached features, with the optimizers, compiled and not, beside the plain way.
+Acting: latency of get_action, eager and compiled. Each measurement runs in a process of its own: one that fails (out of
+memory) is reported and the others still run; those for which no time is left are not begun.
 What "share" means stands in benchmarks/training_step.py.
 """
 
@@ -24,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import ROOT, describe, in_own_process, product_peak, say
+from benchmarks.numbers import CHECKS
 
 TRAINING: dict[str, dict[str, Any]] = {
     "plain, bf16 autocast": {"plain": True},
@@ -43,6 +46,7 @@ ACTING: dict[str, dict[str, Any]] = {
 }
 MODELS = {"full": "released", "small": "small", "tiny": "tiny"}
 STEPS_OF_A_RUN = 10_000
+SECONDS_LEFT = 20.0  # a measurement takes longer than that
 
 
 def arguments() -> argparse.Namespace:
@@ -51,6 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each measurement, after three others")
+    parser.add_argument("--minutes", type=float, default=12, help="measurements still running then are ended")
     parser.add_argument("--out", type=Path, help="results file; default benchmarks/results/<date>-<device>-<config>.md")
     parser.add_argument("--only", default="", help="measure only what has this text in its name")
     chosen = parser.parse_args()
@@ -61,18 +66,29 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
-def measure(chosen: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Kind, name and result of one measurement after the other."""
+def measure(chosen: argparse.Namespace, deadline: float) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Kind, name and result of one measurement after the other; `deadline` by time.monotonic()."""
+    for kind, name, module, case in _cases(chosen):
+        if chosen.only not in name:
+            continue
+        begin = time.monotonic()
+        found = unavailable(case)
+        if found is None and deadline - begin < SECONDS_LEFT:
+            found = {"error": f"not begun: {chosen.minutes:g} minutes were over (--minutes)"}
+        found = found or in_own_process(module, case, timeout=deadline - begin)
+        say(f"{kind}, {name}: {found.get('error') or 'measured'} ({time.monotonic() - begin:.0f} s)")
+        yield kind, name, found
+
+
+def _cases(chosen: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Kind, name, and the module with the case that it is given."""
+    for check in CHECKS:
+        yield "numbers", check, "benchmarks.numbers", {"check": check, "device": chosen.device}
     common = {"model": MODELS[chosen.config], "device": chosen.device, "steps": chosen.steps, "warmup": 3}
     for kind, settings in (("training", TRAINING), ("acting", ACTING)):
         for name, setting in settings.items():
-            if chosen.only not in name:
-                continue
-            begin = time.monotonic()
             case = {**common, "batch": chosen.batch, **setting, "acting": kind == "acting"}
-            found = unavailable(case) or in_own_process("benchmarks.step", case)
-            say(f"{kind}, {name}: {found.get('error') or 'measured'} ({time.monotonic() - begin:.0f} s)")
-            yield kind, name, found
+            yield kind, name, "benchmarks.step", case
 
 
 def unavailable(case: dict[str, Any]) -> dict[str, Any] | None:
@@ -93,6 +109,10 @@ def report(chosen: argparse.Namespace, peak: float, found: dict[str, dict[str, d
         describe()
         + f"\nMatrix products in bf16: {peak / 1e12:,.2f} TFLOP/s. Random weights, bf16, batch {chosen.batch}.",
         "",
+        "| numbers | compared | difference | bound | |",
+        "|---|---|---:|---:|---|",
+        *(_numbers_row(name, row) for name, row in found["numbers"].items()),
+        "",
         f"| training | samples/s | {STEPS_OF_A_RUN:,} steps, min | peak memory, GiB | share | loss |",
         "|---|---:|---:|---:|---:|---:|",
         *(_training_row(name, row, found["training"], chosen.batch, peak) for name, row in found["training"].items()),
@@ -105,6 +125,13 @@ def report(chosen: argparse.Namespace, peak: float, found: dict[str, dict[str, d
         "of a GPU is the most that PyTorch allocated during the steps; of a CPU the growth of the process.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _numbers_row(name: str, row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"| {name} | failed: {row['error']} | | | |"
+    verdict = "holds" if row["holds"] else "**does not hold**"
+    return f"| {name} | {row['compared']} | {row['difference']:.1e} | {row['bound']:.1e} | {verdict} |"
 
 
 def _training_row(name: str, row: dict[str, Any], rows: dict[str, Any], batch: int, peak: float) -> str:
@@ -129,12 +156,13 @@ def main() -> None:
         ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-{chosen.device}-{chosen.config}.md"
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, dict[str, Any]]] = {"training": {}, "acting": {}}
+    found: dict[str, dict[str, dict[str, Any]]] = {"numbers": {}, "training": {}, "acting": {}}
+    deadline = time.monotonic() + 60 * chosen.minutes
     peak = product_peak(chosen.device, "bf16")
     with tempfile.TemporaryDirectory() as compiled:
         # of its own: a process killed while it compiles leaves half a file there, which all later ones would load
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
-        for kind, name, result in measure(chosen):
+        for kind, name, result in measure(chosen, deadline):
             found[kind][name] = result
             out.write_text(report(chosen, peak, found))  # after each: a job that is killed keeps what was measured
     print(out.read_text() if any(found.values()) else f"Nothing is named like --only {chosen.only}.")

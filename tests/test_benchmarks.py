@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from benchmarks import gpu, numbers
 from benchmarks.checkpoint import KINDS
 from benchmarks.conversion import converter, plain, write_recordings
 from benchmarks.machine import ROOT, in_own_process
+from benchmarks.numbers import Found
 from benchmarks.serve import compare, make_checkpoint, observation, serving
 from benchmarks.step import Case, get_action, training_step
 from benchmarks.training_step import report
+from gr00t.model.context import VlmTokens
 from gr00t.model.gr00t_n1 import GR00TPolicy
 
 TINY = {"model": "tiny", "batch": 2, "steps": 1, "warmup": 0}
@@ -68,6 +74,28 @@ def test_a_measurement_that_fails_is_said_and_does_not_end_the_table(capsys: pyt
     report({"plain, fp32": failed, "live, bf16": row}, 4, "cpu")
     table = capsys.readouterr().out
     assert "| plain, fp32 | failed: " in table and "| live, bf16 | 4.00 | - |" in table
+
+
+@pytest.mark.parametrize("check", [numbers.parity, numbers.padding, numbers.switch])
+def test_what_the_gpu_benchmark_checks_holds_here_and_not_of_other_numbers(
+    check: Callable[[str], Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = check("cpu")
+    assert found.holds and found.bound < 0.2
+    attend = F.scaled_dot_product_attention
+    if check is numbers.padding:
+        of = VlmTokens.of
+        monkeypatch.setattr(VlmTokens, "of", lambda seen, padding_leaks: of(seen, padding_leaks=True))
+    else:
+        monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: 1.1 * attend(*a, **k))
+    assert not check("cpu").holds
+
+
+def test_what_there_is_no_time_for_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--config", "tiny", "--device", "cpu", "--minutes", "0"])
+    rows = list(gpu.measure(gpu.arguments(), deadline=time.monotonic()))
+    assert {kind for kind, _, _ in rows} == {"numbers", "training", "acting"}
+    assert all("minutes were over" in row["error"] or "CUDA" in row["error"] for _, _, row in rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
