@@ -256,6 +256,11 @@ def test_a_checkpoint_of_an_earlier_version_with_broken_weights_is_passed_over(t
     assert found is not None and found.step == 1
 
 
+def test_broken_moments_are_found_as_broken_weights_are() -> None:
+    weights, moments = {"w": torch.zeros(2)}, {"exp_avg": torch.zeros(2), "exp_avg_sq": torch.tensor([0.0, torch.inf])}
+    assert take_snapshot(1, weights.items(), [("w", moments)], {}).not_finite() == ["exp_avg_sq.w"]
+
+
 def test_a_base_with_broken_weights_is_not_exported(tiny_base: Path, tmp_path: Path) -> None:
     model = Gr00tN1d7.from_pretrained(tiny_base)
     with torch.no_grad():
