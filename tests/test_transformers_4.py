@@ -1,7 +1,7 @@
 """processor/vlm is read by transformers 4.57, on which the original runs, as transformers 5 reads it.
 
 The last tests run where the environment variable GROOT_TRANSFORMERS_4_PYTHON names a Python that has transformers 4.57
-(pip install "transformers>=4.57,<5" numpy jinja2; torch is not needed).
+(pip install "transformers>=4.57,<5" numpy jinja2, as docs/parity.md says; torch is not needed).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def vlm(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytes
 
 
 def ids(folder: Path) -> tuple[list[Any], list[Any]]:
-    found, mask = VlmTokenizer(folder).encode([*TEXTS], [[], []])
+    found, mask = VlmTokenizer(folder).encode(TEXTS, [[], []])
     return found.tolist(), mask.tolist()
 
 
@@ -113,7 +113,7 @@ def test_saving_again_changes_nothing(vlm: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (vlm / path.name).read_bytes(), path.name
 
 
-def test_transformers_5_reads_the_golden_tokenizer_and_ours_as_before_they_were_saved(tmp_path: Path) -> None:
+def test_transformers_5_reads_the_saved_tokenizer_as_its_source(tmp_path: Path) -> None:
     source = golden_path("Qwen/Qwen3-VL-tiny")
     VlmTokenizer(source).save(tmp_path)
     before, after = VlmTokenizer(source), VlmTokenizer(tmp_path)
@@ -154,7 +154,7 @@ def read_by_4(vlm: Path) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["version"].startswith("4.5"), f"{PYTHON} has transformers {found['version']}, needed is 4.57"
+    assert found["version"].startswith("4.57"), f"{PYTHON} has transformers {found['version']}, needed is 4.57"
     return found
 
 
