@@ -44,7 +44,7 @@ def random_model(
     from gr00t.model.backbone_config import parse_backbone
     from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
-    backbone = parse_backbone(_backbone_json(architecture, special_tokens), "model.architecture.backbone")
+    backbone = parse_backbone(architecture_json(architecture, special_tokens), "model.architecture.backbone")
     default = torch.get_default_dtype()
     torch.set_default_dtype({"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
     try:
@@ -86,7 +86,7 @@ def _model_config(architecture: ArchitectureConfig) -> Any:
     return released_config(**values)
 
 
-def _backbone_json(architecture: ArchitectureConfig, special_tokens: dict[str, int]) -> dict[str, Any]:
+def architecture_json(architecture: ArchitectureConfig, special_tokens: dict[str, int]) -> dict[str, Any]:
     """The backbone's architecture, with the small tokenizer's control tokens."""
     from gr00t.model.released import QWEN3_VL_2B
 

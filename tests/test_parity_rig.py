@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,6 +268,56 @@ def test_outside_the_originals_environment_the_producer_says_what_it_needs(path:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "NVIDIA's package gr00t is needed" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+STUB_PACKAGES = {
+    "gr00t/__init__.py": "",
+    "gr00t/data/__init__.py": "",
+    "gr00t/data/embodiment_tags.py": "",
+    # as in the original, the model type is known only once gr00t.model has been imported
+    "gr00t/model/__init__.py": "import transformers; transformers.KNOWN.add('Gr00tN1d7')",
+    "torch.py": """
+        from types import SimpleNamespace as Namespace
+        float32 = "float32"
+        backends = Namespace(cuda=Namespace(matmul=Namespace()), cudnn=Namespace())
+    """,
+    "transformers.py": """
+        import json, pathlib
+        from types import SimpleNamespace as Namespace
+
+        KNOWN = set()
+
+        class AutoConfig:
+            @staticmethod
+            def from_pretrained(folder):
+                model_type = json.loads((pathlib.Path(folder) / "config.json").read_text())["model_type"]
+                if model_type not in KNOWN:
+                    raise KeyError(model_type)
+                return Namespace()
+
+        class Loaded:
+            from_pretrained = classmethod(lambda cls, *_, **__: cls())
+            eval = to = lambda self, **_: self
+
+        AutoModel = AutoProcessor = Loaded
+    """,
+}
+
+
+def test_the_producer_registers_the_originals_model_before_it_reads_the_config(tmp_path: Path) -> None:
+    for name, code in STUB_PACKAGES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(code))
+    folder = tmp_path / "checkpoint"  # without statistics of any robot: the original is loaded, nothing is recorded
+    folder.mkdir()
+    (folder / "config.json").write_bytes((CHECKPOINT / "config.json").read_bytes())
+    (folder / "processor_config.json").write_text('{"processor_kwargs": {"modality_configs": {}}}')
+    (folder / "statistics.json").write_text("{}")
+    command = [sys.executable, "-P", producer.__file__, "--checkpoint", str(folder), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_producer_imports_nothing_of_this_project() -> None:

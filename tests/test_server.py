@@ -15,7 +15,7 @@ import zmq
 from serving import ask, raw_socket, served
 from test_policy import LANGUAGE, REFUSED, TINY, nested, observation, same, variants
 
-from gr00t.data.schema import ModalityConfigs
+from gr00t.data.schema import ModalityConfig, ModalityConfigs
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.server import PolicyClient, PolicyServer, endpoints, messages
@@ -192,6 +192,45 @@ def test_nvidias_client_is_understood(policy, server):
         assert found == {**encoded(local[f"action.{group}"]), b"shape": list(local[f"action.{group}"].shape)}
 
 
+def as_simulators(flat):
+    """The observation that NVIDIA's simulation environments send, arrays encoded."""
+    return {key: encoded(value) if isinstance(value, np.ndarray) else value for key, value in flat.items()}
+
+
+def test_a_flat_observation_is_answered_in_the_flat_form(policy, server):
+    data = {"observation": as_simulators(observation(2)), "options": {"seed": 7}}
+    actions, info = ask(server, msgpack.packb({"endpoint": "get_action", "data": data}))
+    assert info == {} and actions.keys() == {"action.arm", "action.gripper"}
+    for group, local in policy.get_action(observation(2), seed=7).items():
+        assert actions[group] == {**encoded(local), b"shape": list(local.shape)}
+
+
+@dataclass
+class TaskPolicy:
+    """Reads its instruction under "task", and acts on nothing else."""
+
+    modality_configs: ModalityConfigs = field(default_factory=lambda: {"language": ModalityConfig([0], ["task"])})
+
+    def get_action(self, observation, *, seed=None):
+        return {f"action.{key}": np.full((1, 1, 1), seed, np.float32) for key in observation}
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"annotation.human.coarse_action": ["x"], "state.arm": 0}, {"task", "state.arm"}),
+        ({"task": ["x"], "state.arm": 0}, {"task", "state.arm"}),
+        ({"task": ["x"], "annotation.human.coarse_action": ["x"]}, {"task", "annotation.human.coarse_action"}),
+    ],
+)
+def test_the_simulators_key_of_the_task_is_read_as_the_originals_wrapper_reads_it(given, read):
+    with served(TaskPolicy()) as server:
+        actions, _ = ask(server, msgpack.packb(request(observation=given, options={"seed": 1})))
+        mixed = ask(server, msgpack.packb(request(observation={"video": {}, "task": ["x"]})))
+    assert actions.keys() == {f"action.{key}" for key in read}
+    assert 'nested in "video" and flat in "task"' in mixed["error"]
+
+
 def test_nvidias_other_requests_are_understood(policy, server):
     actions, _ = ask(server, msgpack.packb({"data": {"observation": as_nvidias(observation()), "options": None}}))
     assert set(actions) == {"arm", "gripper"}
@@ -239,6 +278,30 @@ REQUESTS = {
     "no height": (with_image((1, 1, 0, 5000, 3)), "4096"),
     "endless instruction": (with_text("a" * 2000), "1000"),
     "terminal escapes": (request(observation={"\x1b[2J": 1}), r"\x1b[2J"),
+    "nested and flat": (
+        request(observation={**as_nvidias(observation()), "state.arm": encoded(np.zeros((1, 1, 7)))}),
+        'nested in "video" and flat in "state.arm". Send it in one form',
+    ),
+    "nested, language flat": (
+        request(
+            observation={k: v for k, v in as_nvidias(observation()).items() if k != "language"} | {LANGUAGE: ["x"]}
+        ),
+        f'nested in "video" and flat in "{LANGUAGE}"',
+    ),
+    "misspelt flat key": (
+        request(observation={**as_simulators(observation()), "state.arms": 0} | {"state.arm": 0}),
+        'has "state.arms", which this policy does not read',
+    ),
+    "misspelt flat view": (
+        request(
+            observation={"video.imag" if k == "video.image" else k: v for k, v in as_simulators(observation()).items()}
+        ),
+        'lacks "video.image". Did you mean "video.imag"?',
+    ),
+    "unknown nested key": (
+        request(observation={**as_nvidias(observation()), "tactile": {"palm": 1}}),
+        'has "tactile", which this policy does not read',
+    ),
     "many keys": (request(observation={f"{i:0200}": 1 for i in range(60)}), "lacks"),
 }
 

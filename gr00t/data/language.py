@@ -105,10 +105,14 @@ class VlmTokenizer:
         return out["input_ids"].astype(np.int64), out["attention_mask"].astype(np.int64)
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json, chat_template.jinja and preprocessor_config.json."""
+        """Write tokenizer.json, tokenizer_config.json, chat_template.jinja and preprocessor_config.json.
+
+        transformers 4.57, on which the original runs, reads them too.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._tokenizer.save_pretrained(str(folder))
+        _use_names_of_transformers_4(folder / "tokenizer_config.json")
         image_settings = {
             "size": {"longest_edge": self.limits.max_pixels, "shortest_edge": self.limits.min_pixels},
             "patch_size": self.limits.patch_size,
@@ -134,6 +138,17 @@ class VlmTokenizer:
             raise ToolkitError(
                 f"{self.folder}: no chat template. Copy chat_template.json (or .jinja) of the VLM into that folder."
             )
+
+
+def _use_names_of_transformers_4(path: Path) -> None:
+    """Rewrite tokenizer_config.json, as transformers 5 saves it, in the names of 4.57, which 5 reads as its own."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings["tokenizer_class"] == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings["model_input_names"] = ["input_ids", "attention_mask"]  # 4.57 adds token_type_ids of itself
+    if "extra_special_tokens" in settings:  # a list, where 4.57 expects a dict of named tokens
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _expand(chat: str, counts: Sequence[int]) -> str:

@@ -56,6 +56,17 @@ def parse_backbone(data: dict[str, Any], where: str) -> Qwen3VLConfig:
     return Qwen3VLConfig(**sub)
 
 
+def backbone_json(backbone: Qwen3VLConfig) -> dict[str, Any]:
+    """The JSON form of a backbone's architecture, which transformers 4.57 and 5 read alike."""
+    data: dict[str, Any] = backbone.to_dict()
+    text = data["text_config"]
+    # The original runs on 4.57, which reads these two and passes over rope_parameters: it could not build the model.
+    rope = dict(text["rope_parameters"])
+    text["rope_theta"] = rope.pop("rope_theta")
+    text["rope_scaling"] = rope
+    return data
+
+
 def _candidate_files(model_name: str, checkpoint: Path | None) -> list[Path]:
     files: list[Path] = []
     if checkpoint is not None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gr00t.errors import ToolkitError
 from gr00t.files import umask
-from gr00t.model.backbone_config import SAVED_CONFIG, resolve_backbone
+from gr00t.model.backbone_config import SAVED_CONFIG, backbone_json, resolve_backbone
 from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
 from gr00t.model.checkpoint_folder import resolve_folder as resolve_folder
 from gr00t.model.checkpoint_kind import architecture_folder, read_config_json
@@ -226,7 +226,7 @@ def write_config(model: Gr00tN1d7, folder: Path, dtype: torch.dtype | None) -> N
     _write_json(folder / CONFIG_NAME, data)
     saved = folder / SAVED_CONFIG
     saved.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(saved, model.backbone_config.to_dict())
+    _write_json(saved, backbone_json(model.backbone_config))
 
 
 def release_tensors(model: Gr00tN1d7, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -17,6 +17,9 @@ from gr00t.server.messages import decode, pack, unpack
 
 log = logging.getLogger(__name__)
 ENDPOINTS = ("ping", "get_action", "reset", "get_modality_config", "kill")
+MODALITIES = ("video", "state", "language")  # of a nested observation
+FLAT = ("video.", "state.", "annotation.")  # what keys of a flat one begin with
+TASK, SIMULATORS_TASK = "task", "annotation.human.coarse_action"  # some simulators of the original say it so
 UNKNOWN = "?"  # endpoint of a message that does not tell
 MAX_BATCH = 64
 MAX_SIDE = 4096  # pixels; images are padded to a square, so a narrow one grows
@@ -95,19 +98,52 @@ class Endpoints:
         return {"status": "ok", "message": "Server is stopping" if endpoint == "kill" else "Server is running"}
 
     def _get_action(self, data: dict[str, Any]) -> list[dict[str, Any]]:
-        """Actions without the prefix that the policy gives them, and an empty info map."""
+        """Actions in the form of the observation, and an empty info map.
+
+        {"action.<group>": ...} for a flat observation (original: Gr00tSimPolicyWrapper), else {"<group>": ...}.
+        """
         if "observation" not in data:
             raise ToolkitError('get_action needs data with "observation".')
         seed = _options(data).get("seed")  # clients of simulators send further options, which change nothing here
-        check_size(data["observation"], self._max_batch)
-        actions = self._policy.get_action(data["observation"], seed=seed)
-        return [{name.removeprefix("action."): values for name, values in actions.items()}, {}]
+        observation = data["observation"]
+        check_size(observation, self._max_batch)
+        flat = is_flat(observation, self._language_key)
+        actions = self._policy.get_action(self._with_task(observation) if flat else observation, seed=seed)
+        return [actions if flat else {name.removeprefix("action."): values for name, values in actions.items()}, {}]
+
+    @property
+    def _language_key(self) -> str | None:
+        language = self._policy.modality_configs.get("language")
+        return language.modality_keys[0] if language else None
+
+    def _with_task(self, flat: dict[str, Any]) -> dict[str, Any]:
+        """The observation with "task" where a simulator of the original gives its own key of it."""
+        if self._language_key != TASK or TASK in flat:
+            return flat
+        return {(TASK if name == SIMULATORS_TASK else name): value for name, value in flat.items()}
 
 
 def error_reply(text: str, endpoint: str = UNKNOWN) -> Reply:
     """A refusal. What a request wrote into it can neither flood the log nor steer the terminal that shows it."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_SHOWN])
     return Reply(endpoint, pack({"error": shown + ("..." if len(text) > _SHOWN else "")}), shown)
+
+
+def is_flat(observation: Any, language_key: str | None) -> bool:
+    """Whether an observation has keys like "video.<view>", not maps of them.
+
+    Raises ToolkitError for one that has both: the form of its answer would be a guess.
+    """
+    if not isinstance(observation, dict) or not observation:
+        return False
+    maps = [name for name in MODALITIES if isinstance(observation.get(name), dict)]
+    flat = [name for name in observation if name == language_key or name.startswith(FLAT)]
+    if maps and flat:
+        raise ToolkitError(
+            f'The observation is nested in "{maps[0]}" and flat in "{flat[0]}". Send it in one form: the maps video, '
+            "state and language, or keys such as video.<view> and state.<group> with the instruction's key beside them."
+        )
+    return not maps
 
 
 def check_size(observation: Any, max_batch: int) -> None:

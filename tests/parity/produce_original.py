@@ -200,6 +200,8 @@ class Original:
         import torch
         from transformers import AutoConfig, AutoModel, AutoProcessor
 
+        import gr00t.model  # noqa: F401 (registers the model type Gr00tN1d7 with transformers)
+
         self.torch, self.device = torch, device
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         config = AutoConfig.from_pretrained(checkpoint)
