@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from finetune.checkout import CHECKOUT
 from finetune.config.publishable import publishable
-from finetune.run_folder import RELEASE_MARK, identity_digest
+from finetune.release_mark import write_mark
 from finetune.slurm.snapshot import REVISION_FILE
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.mixture import Mixture
@@ -55,7 +55,7 @@ def write_release(
         write_json(experiment / "dataset.json", describe_datasets(mixture))
         write_json(experiment / "hardware.json", hardware)
         write_json(experiment / "versions.json", versions())
-        write_json(aside / RELEASE_MARK, {"identity": identity_digest(identity), "step": step})
+        write_mark(aside, identity, step)
 
 
 def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:

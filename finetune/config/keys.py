@@ -40,13 +40,15 @@ class Key:
 
 
 def keys_of(config_class: type[Any]) -> Mapping[str, Key]:
-    """Every key of a configuration class, sections included, in the order of the fields."""
+    """Every key of a configuration class, sections included, in the order of the fields; no derived fields."""
     return {key.name: key for key in _walk(config_class, "")}
 
 
 def _walk(config_class: type[Any], prefix: str) -> Iterator[Key]:
     annotations = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
+        if field.metadata.get("derived"):
+            continue
         kind, optional = _without_none(annotations[field.name])
         is_list = typing.get_origin(kind) is list
         kind = typing.get_args(kind)[0] if is_list else kind
