@@ -36,14 +36,15 @@ def write_release(
     hardware: dict[str, Any],
     mixture: Mixture,
     identity: dict[str, Any],
+    conditions: dict[str, Any],
     step: int,
     dtype: torch.dtype = torch.bfloat16,
     allowed: Callable[[], None] = lambda: None,
 ) -> None:
     """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last.
 
-    hardware: what it was trained on (`Engine.hardware`). step: how many optimizer steps the weights have seen.
-    `allowed` raises where nothing must be renamed or removed.
+    hardware: what it was trained on (`Engine.hardware`). conditions: of the last attempt. step: how many
+    optimizer steps the weights have seen. `allowed` raises where nothing must be renamed or removed.
     """
     mirror_processor(model, processor)
     with whole_folder(folder, lock=False, allowed=allowed) as aside:
@@ -55,6 +56,7 @@ def write_release(
         write_json(experiment / "dataset.json", describe_datasets(mixture))
         write_json(experiment / "hardware.json", hardware)
         write_json(experiment / "versions.json", versions())
+        write_json(experiment / "conditions.json", conditions)
         write_mark(aside, identity, step)
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from finetune.config.identity import recipe
 from finetune.config.schema import FinetuneConfig
 from gr00t.data.mixture import Mixture
-from gr00t.data.processor_files import processor_sources
+from gr00t.data.processor_files import TOKENIZER_SUFFIXES, processor_sources
 from gr00t.data.schema import comparable
 from gr00t.data.statistics import Tail
 from gr00t.data.steps import StepReader
@@ -21,7 +21,7 @@ from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, write_json
 from gr00t.model.backbone_config import backbone_file
 from gr00t.model.checkpoint import fingerprint
-from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
+from gr00t.model.checkpoint_folder import weight_files
 from gr00t.model.checkpoint_kind import architecture_folder, read_config_json
 
 Files = dict[str, str]
@@ -77,12 +77,13 @@ def _summary(files: Files) -> Files:
 
 
 def _base_files(base: Path, digest_of: Digests) -> Files:
-    """Weights, model and processor, the tokenizer and the backbone's architecture, wherever these two lie."""
+    """Weights, and all that configures model, processor, tokenizer and backbone; the last two may lie elsewhere."""
     model_name = str(read_config_json(base).get("model_name"))
     architecture = backbone_file(model_name, architecture_folder(base))
-    files = {base / CONFIG_NAME, base / INDEX_NAME, *weight_files(base), *processor_sources(base)}
-    there = sorted(path for path in {*files, *([architecture] if architecture else [])} if path.is_file())
-    return {_name(path, base): digest_of(path) for path in there}
+    own = [path for path in (base / "processor").rglob("*") if path.suffix in TOKENIZER_SUFFIXES and path.is_file()]
+    files = {*weight_files(base), *base.glob("*.json"), *own, *processor_sources(base)}
+    files |= {architecture} if architecture else set()
+    return {_name(path, base): digest_of(path) for path in sorted(files)}
 
 
 def _name(path: Path, base: Path) -> str:

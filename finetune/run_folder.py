@@ -18,7 +18,7 @@ from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
 from finetune.preemption import Preemption
 from finetune.release_mark import RELEASE_MARK, identity_of, made_by, robot_of
-from finetune.run_files import ARTIFACTS, BEST, EVALUATIONS, FIRST_BATCH, INPUTS, METRICS, STATUS
+from finetune.run_files import ARTIFACTS, BEST, CONDITIONS, EVALUATIONS, FIRST_BATCH, INPUTS, METRICS, STATUS
 from gr00t.errors import ToolkitError
 from gr00t.files import LockHeld, file_lock, read_json, remove_leftovers, write_json
 
@@ -117,8 +117,10 @@ class RunFolder:
         return {**self.identity, "train.export": "best"} if best else self.identity
 
     @contextmanager
-    def opened(self, start: checkpointing.Checkpoint | None, engine: Engine, stop: Preemption) -> Iterator[None]:
-        """Hold the folder for this run: clear what killed or discarded attempts left, write run_config.json."""
+    def opened(
+        self, start: checkpointing.Checkpoint | None, engine: Engine, stop: Preemption, conditions: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """Hold the folder for this run: clear what killed or discarded attempts left, write what this one has."""
         engine.barrier()  # no process still looks for its starting point
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
@@ -128,6 +130,8 @@ class RunFolder:
                     self._clear(start)
                     write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
                     write_json(self.run_dir / INPUTS, dict(self.files))
+                    with (self.run_dir / CONDITIONS).open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"from_step": start.step if start else 0, **conditions}) + "\n")
             stop.barrier()
             yield
 
@@ -154,7 +158,7 @@ class RunFolder:
         if self.anew:
             for old in checkpoints:
                 shutil.rmtree(old)
-            for name in ("run.json", METRICS, STATUS, BEST, FIRST_BATCH, INPUTS):
+            for name in ("run.json", METRICS, STATUS, BEST, FIRST_BATCH, INPUTS, CONDITIONS):
                 (self.run_dir / name).unlink(missing_ok=True)
             for name in (ARTIFACTS, EVALUATIONS):
                 shutil.rmtree(self.run_dir / name, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from finetune import checkpointing, optim
 from finetune.attempt_token import AttemptToken, Superseded
 from finetune.cache import use_frame_store
+from finetune.conditions import changes, conditions
 from finetune.config.schema import FinetuneConfig
 from finetune.data import build_dataset, build_processor, open_datasets
 from finetune.dataset_check import check_dataset
@@ -39,6 +41,8 @@ from gr00t.model.attention import flash_attention
 from gr00t.model.checkpoint import resolve_folder
 from gr00t.model.compilation import compile_for_training, compiles
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,17 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
     engine.prepare(module, optim.build_optimizer(model, config.train))
     if start is not None:
         engine.restore_optimizer(checkpointing.read_optimizer(start))
+    computed_with = conditions(config, engine, model)
+    if start is not None and engine.is_main:
+        for line in changes(start.state.get("conditions", {}), computed_with):
+            log.warning("%s goes on, but %s", start.folder.name, line)
     stop.check(TIME_LIMIT)  # which is looked at after the first step: every attempt gets on
-    with run.opened(start, engine, stop):
+    with run.opened(start, engine, stop, computed_with):
         facts = _facts(config, engine, mixture, identity)
         with Tracker(config, facts, active=engine.is_main, first_step=stop.step, token=stop.token) as tracker:
             validation = Validation(config, engine, model, unseen) if unseen else None
-            loop = TrainingLoop(config, engine, stop, model, dataset, tracker, identity, validation)
+            origin = {"identity": identity, "conditions": computed_with}
+            loop = TrainingLoop(config, engine, stop, model, dataset, tracker, origin, validation)
             loss = loop.run(start)
             exported = _release(config, base, engine, stop, model, dataset, run, loop)
             tracker.released(output_dir, exported)
@@ -187,6 +196,7 @@ def _release(
                 hardware=engine.hardware(),
                 mixture=dataset.mixture,
                 identity=run.release_identity,
+                conditions=loop.origin["conditions"],
                 step=step,
                 allowed=stop.token.require,
             )
