@@ -4,6 +4,7 @@ rounding, but does not make another run. It is written with every attempt and ch
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -16,12 +17,14 @@ from typing import Any
 import cv2
 import torch
 
+from finetune.checkpointing import Checkpoint
 from finetune.config.identity import flat
 from finetune.config.schema import FinetuneConfig
 from finetune.config.values import SECRET_NAME
 from finetune.engine import Engine
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
+log = logging.getLogger(__name__)
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "numpy", "av", "accelerate", "datasets", "pyarrow", "safetensors"),
     *("triton", "deepspeed", "peft", "bitsandbytes", "flash_attn"),
@@ -29,7 +32,8 @@ PACKAGES = (
 # Of all variables these alone change numbers; others may hold secrets and are never looked at.
 VARIABLES = re.compile(
     r"NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE|TORCH_BLAS_PREFER_CUBLASLT|TORCHDYNAMO_DISABLE|CUBLAS\w*"
-    r"|ATEN_CPU_CAPABILITY|OMP_NUM_THREADS|NCCL_ALGO|NCCL_PROTO|(MKL|ONEDNN|DNNL|OPENBLAS|CUDNN|TORCHINDUCTOR|PYTORCH)_\w+"
+    r"|ATEN_CPU_CAPABILITY|NPY_DISABLE_CPU_FEATURES|OMP_NUM_THREADS|NCCL_ALGO|NCCL_PROTO"
+    r"|(MKL|ONEDNN|DNNL|OPENBLAS|OPENCV|CUDNN|TORCH_CUDNN|TORCHINDUCTOR|PYTORCH|ACCELERATE)_\w+"
 )
 _ROOMS = ("gr00t", "finetune", "data_prep")
 _SHOWN = 6
@@ -56,6 +60,12 @@ def changes(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
     code = _changed_code(there.get("code", {}), now.get("code", {}))
     return [*lines, *([f"the code of {code} is another than there: losses may differ"] if code else [])]
+
+
+def warn(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
+    """Say in a line each what is otherwise than when a checkpoint was written."""
+    for line in changes(checkpoint.state.get("conditions", {}), now):
+        log.warning("%s goes on, but %s", checkpoint.folder.name, line)
 
 
 def _packages() -> dict[str, str]:

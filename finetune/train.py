@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 from finetune import checkpointing, optim
 from finetune.attempt_token import AttemptToken, Superseded
 from finetune.cache import use_frame_store
-from finetune.conditions import changes, conditions
+from finetune.conditions import conditions, warn
 from finetune.config.schema import FinetuneConfig
 from finetune.data import build_dataset, build_processor, open_datasets
 from finetune.dataset_check import check_dataset
@@ -41,8 +40,6 @@ from gr00t.model.attention import flash_attention
 from gr00t.model.checkpoint import resolve_folder
 from gr00t.model.compilation import compile_for_training, compiles
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,8 +128,7 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
         engine.restore_optimizer(checkpointing.read_optimizer(start))
     computed_with = conditions(config, engine, model)
     if start is not None and engine.is_main:
-        for line in changes(start.state.get("conditions", {}), computed_with):
-            log.warning("%s goes on, but %s", start.folder.name, line)
+        warn(start, computed_with)
     stop.check(TIME_LIMIT)  # which is looked at after the first step: every attempt gets on
     with run.opened(start, engine, stop, computed_with):
         facts = _facts(config, engine, mixture, identity)

@@ -25,6 +25,7 @@ from finetune.data import open_datasets
 from finetune.identity import Digests, run_identity
 from finetune.release_mark import RELEASE_MARK, identity_digest
 from finetune.run_folder import RunFolder
+from finetune.slurm.refusals import is_finished
 from finetune.train import finetune
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, write_json
@@ -365,6 +366,14 @@ def test_an_old_run_without_its_result_asks_for_the_robot_and_takes_it(old: Site
     finetune(old.config(same))
     assert newest_checkpoint(old.root / "run").state["identity"]["modality_config"]  # type: ignore[union-attr]
     assert old.start()[1]
+
+
+@pytest.mark.parametrize("written", ["now", "before"])
+def test_the_launcher_tells_a_finished_run_from_another_robots(written: str, own: Site, tmp_path: Path) -> None:
+    site = own if written == "now" else age(own)
+    assert is_finished(site.config())
+    with pytest.raises(ToolkitError, match=r"modality_config\.action\.arm\.rep: 'RELATIVE' there, 'ABSOLUTE' now"):
+        is_finished(site.config(f"dataset.modality_config={absolute_arm(tmp_path / 'robot.py')}"))
 
 
 # -- conditions --------------------------------------------------------------------------------------------------------

@@ -181,6 +181,14 @@ def test_a_job_takes_the_robot_as_it_is_at_submission(tmp_path: Path) -> None:
             assert rep == "ABSOLUTE"
 
 
+def test_one_robot_for_all_stages(tmp_path: Path) -> None:
+    own, other = absolute_arm(tmp_path / "robot.py"), robot_file(tmp_path / "other.py")
+    given = ["local=none", "stages=prepare,finetune", f"modality_config={own}"]
+    assert all(task.robot.modality_config == str(own) for task in read(given).tasks)
+    with pytest.raises(ToolkitError, match="say two things of one dataset"):
+        read([*given, f"dataset.modality_config={other}"])
+
+
 def test_jobs_without_a_robot_of_their_own_read_that_of_their_code() -> None:
     assert not any("modality_config" in override for override in read(["local=none"]).tasks[0].overrides)
 

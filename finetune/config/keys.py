@@ -32,7 +32,7 @@ class Key:
     def expects(self) -> str:
         """What may be written, in words: 'int or null', 'auto, bf16 or fp32', 'list of text'."""
         word = {int: "int", float: "number", bool: "true or false", str: "text"}.get(self.type, "section")
-        word = "folder" if self.bounds.get("folder") else word
+        word = "file" if self.bounds.get("file") else "folder" if self.bounds.get("folder") else word
         words = [*self.bounds.get("choices", [word])]
         words[0] = f"list of {words[0]}" if self.is_list else words[0]
         words += ["null"] if self.optional else []

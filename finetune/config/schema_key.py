@@ -12,7 +12,7 @@ def key(meaning: str, default: Any = _REQUIRED, **bounds: Any) -> Any:
     """A documented field. Without a default its value comes from a configuration file or the command line.
 
     `bounds`: choices (a tuple of texts); at_least, more_than, at_most, less_than (numbers); folder=True for a
-    path, in which a leading ~ is the home folder.
+    path, in which a leading ~ is the home folder (with file=True, of a file).
     Of train.* and augment.*, which make a run the same run: identity=False for what changes no later step's loss;
     before=VALUE for a key that came later, with what the runs written before it acted as.
     """
@@ -32,6 +32,7 @@ def modality_config_key() -> Any:
         "Python file with the robot's MODALITY_CONFIG; null for conflict_panda_config.py of the checkout",
         None,
         folder=True,
+        file=True,
     )
 
 
