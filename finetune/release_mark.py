@@ -63,8 +63,9 @@ def identity_of(folder: Path, now: Mapping[str, Any]) -> dict[str, Any]:
     if identity_digest(same) == mark.get("identity"):
         return {**same, **robot}
     hashed = {name: now[name] for name in _HASHED if name in now}
-    found = {**theirs, **robot, **hashed}
-    return found if differences(found, now) else {**found, "dataset, model.base or train.export": "others"}
+    export = {"train.export": resolved["train"].get("export", "last")}
+    found = {**theirs, **robot, **hashed, **export}
+    return found if differences(found, now) else {**found, "content": "others"}
 
 
 def _known_then(now: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:

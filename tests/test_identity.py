@@ -352,8 +352,10 @@ def test_an_old_finished_run_says_what_else_differs(old: Site, tmp_path: Path) -
     gone = f"run_dir={tmp_path}/gone"
     assert "train.learning_rate: 0.001 there, 0.002 now" in old.refusal(gone, "train.learning_rate=2e-3")
     assert "augment.views: None there, 3 now" in old.refusal(gone, "augment.views=3")
+    best = ("train.export=best", "train.eval_steps=1")
+    assert "train.export: 'last' there, 'best' now" in old.refusal(gone, *best)
     spaced(old.root / TRAIN / "meta/stats.json")
-    assert "dataset, model.base or train.export" in old.refusal(gone)
+    assert "the dataset or model.base holds other content" in old.refusal(gone)
 
 
 def test_an_old_run_without_its_result_asks_for_the_robot_and_takes_it(old: Site, tmp_path: Path) -> None:

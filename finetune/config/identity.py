@@ -25,6 +25,7 @@ ENTRIES: dict[str, Any] = {
 _SAID = {
     "base": "model.base holds other weights than when the run began",
     "dataset": "the dataset holds other data than when the run began",
+    "content": "the dataset or model.base holds other content than when that was made",
     "statistics": "states and actions are normalised with other statistics than when the run began",
 }
 _FILES = {"dataset_files": "the dataset", "base_files": "model.base"}
