@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 def main(config: PrepareConfig) -> None:
     # Imported only after the configuration has been accepted: a refusal should not wait for it.
     from data_prep.convert import convert_split
+    from finetune.config.modality import modality_configs
 
     report = convert_split(
         raw_dir=Path(config.raw_dir),
         data_dir=Path(config.data_dir),
         split_name=config.split.name,
         instruction=config.split.instruction,
+        modality_configs=modality_configs(config),
         val_fraction=config.val_fraction,
         seed=config.seed,
         overwrite=config.overwrite,

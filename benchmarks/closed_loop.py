@@ -93,7 +93,9 @@ def compared(size: int, episodes: int, rounds: int) -> None:
 
 def random_policy(model: str, folder: Path) -> GR00TPolicy:
     """That size of model with random weights and the statistics of samples/."""
-    convert_split(ROOT / "samples", folder / "data", SPLIT, INSTRUCTION, progress=False, overwrite=True)
+    convert_split(
+        ROOT / "samples", folder / "data", SPLIT, INSTRUCTION, MODALITY_CONFIG, progress=False, overwrite=True
+    )
     layout = DatasetLayout(folder / "data" / SPLIT / "train")
     found = to_processor_statistics(layout.statistics(), layout.relative_statistics(), layout.modality, MODALITY_CONFIG)
     base = create_base(load("create_base", ["local=none", f"model={model}", f"out={folder / model}"]))

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
 from benchmarks.machine import describe, say  # noqa: E402
+from conflict_panda_config import MODALITY_CONFIG  # noqa: E402
 from data_prep.convert import convert_split  # noqa: E402
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ  # noqa: E402
 from gr00t.data.video import CRF, GOP, X264_PARAMS  # noqa: E402
@@ -119,7 +120,7 @@ def converter(workers: int) -> Callable[[Path, Path], None]:
     """The converter, with all its checks and statistics."""
 
     def convert(raw: Path, out: Path) -> None:
-        convert_split(raw, out, "color_object", INSTRUCTION, workers=workers, progress=False)
+        convert_split(raw, out, "color_object", INSTRUCTION, MODALITY_CONFIG, workers=workers, progress=False)
 
     return convert
 

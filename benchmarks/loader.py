@@ -26,6 +26,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
+from conflict_panda_config import MODALITY_CONFIG  # noqa: E402
 from data_prep.convert import convert_split  # noqa: E402
 from finetune.attempt_token import AttemptToken  # noqa: E402
 from finetune.cache import use_frame_store  # noqa: E402
@@ -56,8 +57,6 @@ class Site:
         return build_dataset(reader, processor, read_config(base), self.config)
 
     def reader(self) -> StepReader:
-        from conflict_panda_config import MODALITY_CONFIG
-
         return StepReader(Path(self.config.dataset.data_dir) / "color_object" / "train", MODALITY_CONFIG)
 
 
@@ -131,9 +130,8 @@ def rate(site: Site, dataset: TrainingDataset, batches: int) -> float:
 
 def make_site(folder: Path, batches: int) -> Site:
     """The dataset, a base for its processor, and the configuration of the settings."""
-    convert_split(
-        ROOT / "samples", folder / "data", "color_object", "pick up the color-matching object", progress=False
-    )
+    instruction = "pick up the color-matching object"
+    convert_split(ROOT / "samples", folder / "data", "color_object", instruction, MODALITY_CONFIG, progress=False)
     base = create_base(load("create_base", ["local=none", "model=tiny", f"out={folder / 'base'}"]))
     places = [f"model.base={base}", f"dataset.data_dir={folder / 'data'}", f"cache_dir={folder / 'cache'}"]
     recipe = [f"augment.views={VIEWS}", f"train.global_batch_size={BATCH}", f"train.max_steps={batches + 50}"]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from conflict_panda_config import MODALITY_CONFIG
 from data_prep.lerobot import choose_val_episodes
 from data_prep.modality import Proposal, propose
+from finetune.config.modality import from_json
 from gr00t.data.layout import CODEBASE_VERSION, DatasetLayout, dataset_fingerprint
 from gr00t.data.meta import MetaFolder, by_number, read_episodes
+from gr00t.data.schema import ActionConfig, ActionRepresentation, ModalityConfig, ModalityConfigs, python_source
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.files import disk_errors, near_folder, write_json
 
@@ -37,10 +38,11 @@ def adopt(config: AdoptConfig) -> list[str]:
     if meta.has(MODALITY):
         lines.append(f"{root}/meta/{MODALITY} is there already and stays as it is.")
     else:
-        proposal = propose(meta.json("info.json"), MODALITY_CONFIG, f"{root}/meta/info.json")
+        configs = from_json(config.modalities)
+        proposal = propose(meta.json("info.json"), configs, f"{root}/meta/info.json")
         _check_columns(root, proposal)
         files[MODALITY] = proposal.modality
-        lines += _described(root, proposal)
+        lines += _described(root, proposal, configs)
     if not meta.has(SPLIT):
         files[SPLIT] = _split(meta, config.val_fraction, config.seed)
         held_out = ", ".join(map(str, files[SPLIT]["val_episodes"])) or "none"
@@ -85,7 +87,7 @@ def _check_columns(root: Path, proposal: Proposal) -> None:
                 )
 
 
-def _described(root: Path, proposal: Proposal) -> list[str]:
+def _described(root: Path, proposal: Proposal, configs: ModalityConfigs) -> list[str]:
     lines = [f"proposed {root}/meta/{MODALITY}:"]
     lines += [f"  {json.dumps(section)}: {json.dumps(groups)}" for section, groups in proposal.modality.items()]
     lines += [f"assumed: {text}" for text in proposal.assumed]
@@ -93,11 +95,14 @@ def _described(root: Path, proposal: Proposal) -> list[str]:
         lines.append(f"left out: {', '.join(proposal.left_out)}")
     missing = {
         m: [k.removeprefix("annotation.") for k in c.modality_keys if k.removeprefix("annotation.") not in groups]
-        for (m, c), groups in ((item, proposal.modality[_section(item[0])]) for item in MODALITY_CONFIG.items())
+        for (m, c), groups in ((item, proposal.modality[_section(item[0])]) for item in configs.items())
     }
     if any(missing.values()):
-        lines.append("conflict_panda_config.py names other groups and cameras. For this robot let it say:")
-        lines.append(modality_config_text(proposal.modality))
+        lines.append(
+            "The modality configuration names other groups and cameras. Write this robot's to a file of its own:"
+        )
+        lines.append(python_source(proposed_configs(proposal.modality, configs)))
+        lines.append("and give it to every command: modality_config=FILE, for training dataset.modality_config=FILE")
     return lines
 
 
@@ -106,34 +111,27 @@ def _section(modality: str) -> str:
     return "annotation" if modality == "language" else modality
 
 
-def modality_config_text(modality: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """MODALITY_CONFIG for a modality.json, as Python: what has a state group of its name and size is relative to it,
-    grippers and the rest are absolute."""
+def proposed_configs(modality: dict[str, dict[str, dict[str, Any]]], like: ModalityConfigs) -> ModalityConfigs:
+    """The modality configuration of a modality.json, with the action horizon of `like`: what has a state group of its
+    name and size is relative to it, grippers and the rest are absolute."""
     states, actions = modality["state"], modality["action"]
 
     def width(group: dict[str, Any]) -> int:
         return int(group["end"]) - int(group["start"])
 
-    def rep(name: str) -> str:
+    def rep(name: str) -> ActionRepresentation:
         alike = name in states and width(states[name]) == width(actions[name])
-        return "RELATIVE" if alike and "gripper" not in name and "base" not in name else "ABSOLUTE"
+        relative = alike and "gripper" not in name and "base" not in name
+        return ActionRepresentation.RELATIVE if relative else ActionRepresentation.ABSOLUTE
 
-    configs = [f"ActionConfig(rep=ActionRepresentation.{rep(name)})" for name in actions]
-    language = [f"annotation.{next(iter(modality['annotation']))}"]
-    return "\n".join(
-        [
-            "MODALITY_CONFIG = {",
-            f'    "video": ModalityConfig(delta_indices=[0], modality_keys={json.dumps(list(modality["video"]))}),',
-            f'    "state": ModalityConfig(delta_indices=[0], modality_keys={json.dumps(list(states))}),',
-            '    "action": ModalityConfig(',
-            "        delta_indices=list(range(ACTION_HORIZON)),",
-            f"        modality_keys={json.dumps(list(actions))},",
-            f"        action_configs=[{', '.join(configs)}],",
-            "    ),",
-            f'    "language": ModalityConfig(delta_indices=[0], modality_keys={json.dumps(language)}),',
-            "}",
-        ]
-    )
+    return {
+        "video": ModalityConfig([0], list(modality["video"])),
+        "state": ModalityConfig([0], list(states)),
+        "action": ModalityConfig(
+            like["action"].delta_indices, list(actions), action_configs=[ActionConfig(rep(name)) for name in actions]
+        ),
+        "language": ModalityConfig([0], [f"annotation.{next(iter(modality['annotation']))}"]),
+    }
 
 
 def _write(root: Path, files: dict[str, Any]) -> list[str]:

@@ -79,9 +79,10 @@ def _check_target(name: str, target: str | None, dataset: Path) -> None:
 def main(call: Call) -> None:
     # Imported only after the arguments have been accepted: a refusal should not wait for it.
     from data_prep.doctor.examine import examine
+    from finetune.config.modality import modality_configs
 
     with _progress() as told:
-        report, subjects = examine(call.path, fast=call.config.fast, progress=told)
+        report, subjects = examine(call.path, modality_configs(call.config), fast=call.config.fast, progress=told)
     show(report)
     if call.config.json is not None:
         _write(Path(call.config.json).expanduser(), json.dumps(report.to_json(), indent=2) + "\n")

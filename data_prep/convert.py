@@ -30,7 +30,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from conflict_panda_config import MODALITY_CONFIG
 from data_prep.disk_space import DiskSpace
 from data_prep.duplicates import check_apart, check_no_duplicates
 from data_prep.lerobot import (
@@ -105,13 +104,13 @@ def convert_split(
     data_dir: str | Path,
     split_name: str,
     instruction: str,
+    modality_configs: ModalityConfigs,
     *,
     val_fraction: float = 0.1,
     seed: int = 42,
     overwrite: bool = False,
     workers: int | None = None,
     progress: bool = True,
-    modality_configs: ModalityConfigs = MODALITY_CONFIG,
 ) -> ConversionReport:
     """Convert raw_dir/<split_name>/{train,conflict} to data_dir/<split_name>/{train,conflict}.
 
@@ -222,8 +221,8 @@ def _check_horizon(plan: DatasetPlan) -> None:
     if longest.length < needed:
         raise ToolkitError(
             f"{plan.recordings.folder}: the longest episode outside validation ({longest.name}) has {longest.length} "
-            f"steps, the action horizon has {needed}. Record longer episodes, or shorten ACTION_HORIZON in "
-            "conflict_panda_config.py."
+            f"steps, the action horizon has {needed}. Record longer episodes, or shorten the action "
+            "horizon in the modality configuration (conflict_panda_config.py, or modality_config=FILE)."
         )
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from finetune.attempt_token import AttemptToken
 from finetune.best import Best
-from finetune.config.identity import completed
+from finetune.config.identity import differences
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, whole_folder, write_json
 from gr00t.model.checkpoint import not_finite
@@ -224,22 +224,21 @@ def read_optimizer(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Tens
             yield name, {key: file.get_tensor(f"{key}.{name}") for key in own}
 
 
-def check_same_run(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
-    """Refuse to continue a checkpoint under another recipe, dataset or base."""
-    before = completed(checkpoint.state.get("identity", {}))
-    changed = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))
+def check_same_run(
+    checkpoint: Checkpoint,
+    identity: dict[str, Any],
+    files_there: Mapping[str, str] | None = None,
+    files_now: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse to continue a checkpoint under another recipe, robot, dataset or base; see `differences`."""
+    changed = differences(checkpoint.state.get("identity", {}), identity, files_there, files_now)
     if changed:
-        lines = "\n  ".join(_difference(k, before.get(k), identity.get(k)) for k in changed)
+        lines = "\n  ".join(changed)
         raise ToolkitError(
             f"{checkpoint.folder} belongs to a run with other settings:\n  {lines}\n"
             "Use its settings to continue it, another run_dir=... to start beside it, or train.resume=never to start "
             "anew here."
         )
-
-
-def _difference(key: str, before: Any, now: Any) -> str:
-    hashed = {"base": "model.base holds other weights", "dataset": "the dataset holds other data"}
-    return f"{hashed[key]} than when the run began" if key in hashed else f"{key}: {before!r} there, {now!r} now"
 
 
 def _damage(folder: Path) -> str | None:

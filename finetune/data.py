@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from conflict_panda_config import MODALITY_CONFIG
 from finetune.config.mixture import datasets
+from finetune.config.modality import modality_configs
 from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
 from finetune.stop_signals import leave_signals_to_parent
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 def open_datasets(config: FinetuneConfig) -> Mixture:
     """The datasets that are trained on, their frame tables mapped and their statistics there."""
-    parts = datasets(config)
-    mixture = Mixture([StepReader(part.folder, MODALITY_CONFIG) for part in parts], [part.weight for part in parts])
+    parts, configs = datasets(config), modality_configs(config.dataset)
+    mixture = Mixture([StepReader(part.folder, configs) for part in parts], [part.weight for part in parts])
     mixture.statistics(cast(Tail, config.dataset.tail))
     return mixture
 
@@ -54,7 +54,7 @@ def build_processor(
     )
     mixture = Mixture([reader]) if isinstance(reader, StepReader) else reader
     statistics = mixture.statistics(cast(Tail, config.dataset.tail))
-    return processor.with_embodiment(config.dataset.embodiment_tag, MODALITY_CONFIG, statistics)
+    return processor.with_embodiment(config.dataset.embodiment_tag, mixture.readers[0].configs, statistics)
 
 
 def build_dataset(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from conflict_panda_config import MODALITY_CONFIG
 from data_prep.doctor.examine import BETWEEN, examine
 from data_prep.doctor.findings import ERROR, WARNING, DatasetReport
 from finetune.config.mixture import datasets
+from finetune.config.modality import modality_configs
 from finetune.config.schema import FinetuneConfig
+from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError
 
 log = logging.getLogger(__name__)
@@ -24,11 +25,11 @@ def check_dataset(config: FinetuneConfig) -> None:
     """
     split = Path(config.dataset.data_dir) / config.split.name
     for path in [part.folder for part in datasets(config)] if config.dataset.mixture else [split]:
-        _check(path, whole_split=path == split)
+        _check(path, modality_configs(config.dataset), whole_split=path == split)
 
 
-def _check(path: Path, whole_split: bool) -> None:
-    report, _ = examine(path, MODALITY_CONFIG, fast=True)
+def _check(path: Path, configs: ModalityConfigs, *, whole_split: bool) -> None:
+    report, _ = examine(path, configs, fast=True)
 
     def refused(dataset: DatasetReport, level: str) -> bool:
         return level == ERROR and (not whole_split or dataset.name in (TRAIN, BETWEEN))

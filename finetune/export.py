@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from finetune.checkout import CHECKOUT
 from finetune.config.publishable import publishable
-from finetune.run_folder import RELEASE_MARK, identity_digest
+from finetune.release_mark import write_mark
 from finetune.slurm.snapshot import REVISION_FILE
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.mixture import Mixture
@@ -36,14 +36,15 @@ def write_release(
     hardware: dict[str, Any],
     mixture: Mixture,
     identity: dict[str, Any],
+    conditions: dict[str, Any],
     step: int,
     dtype: torch.dtype = torch.bfloat16,
     allowed: Callable[[], None] = lambda: None,
 ) -> None:
     """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last.
 
-    hardware: what it was trained on (`Engine.hardware`). step: how many optimizer steps the weights have seen.
-    `allowed` raises where nothing must be renamed or removed.
+    hardware: what it was trained on (`Engine.hardware`). conditions: of the last attempt. step: how many
+    optimizer steps the weights have seen. `allowed` raises where nothing must be renamed or removed.
     """
     mirror_processor(model, processor)
     with whole_folder(folder, lock=False, allowed=allowed) as aside:
@@ -55,7 +56,8 @@ def write_release(
         write_json(experiment / "dataset.json", describe_datasets(mixture))
         write_json(experiment / "hardware.json", hardware)
         write_json(experiment / "versions.json", versions())
-        write_json(aside / RELEASE_MARK, {"identity": identity_digest(identity), "step": step})
+        write_json(experiment / "conditions.json", conditions)
+        write_mark(aside, identity, step)
 
 
 def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:

@@ -34,7 +34,8 @@ from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 class TrainingLoop:
     """Optimizer steps from a starting point to max_steps, with metrics, evaluations and checkpoints.
 
-    `done` steps are done; `best` is the best evaluation so far, in the main process.
+    `origin` is what every checkpoint says of its run: identity and conditions. `done` steps are done; `best` is the
+    best evaluation so far, in the main process.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class TrainingLoop:
         model: Gr00tN1d7,
         dataset: TrainingDataset,
         tracker: Tracker,
-        identity: dict[str, Any],
+        origin: dict[str, Any],
         validation: Validation | None,
     ) -> None:
         self.config, self.engine, self.stop, self.model = config, engine, stop, model
-        self.dataset, self.tracker, self.identity, self.validation = dataset, tracker, identity, validation
+        self.dataset, self.tracker, self.origin, self.validation = dataset, tracker, origin, validation
         train, run_dir = config.train, Path(config.run_dir)
         self.writer: checkpointing.CheckpointWriter | None = None
         if engine.is_main:
@@ -189,7 +190,7 @@ class TrainingLoop:
 
     def _save(self, step: int) -> None:
         weights, optimizer = self.engine.trained_weights(), self.engine.optimizer_state()
-        state = {"identity": self.identity, "loss": self.meter.last_loss, "meter": self.meter.state()}
+        state = {**self.origin, "loss": self.meter.last_loss, "meter": self.meter.state()}
         state["best"] = self.best.state()
         if self.writer is None:
             for _ in itertools.chain(weights, optimizer):  # this process gives its part of each

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune import checkpointing
+from finetune.config.identity import differences
 from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
 from finetune.preemption import Preemption
-from finetune.run_files import ARTIFACTS, BEST, EVALUATIONS, FIRST_BATCH, METRICS, STATUS
+from finetune.release_mark import RELEASE_MARK, identity_of, made_by, robot_of
+from finetune.run_files import ARTIFACTS, BEST, CONDITIONS, EVALUATIONS, FIRST_BATCH, INPUTS, METRICS, STATUS
 from gr00t.errors import ToolkitError
 from gr00t.files import LockHeld, file_lock, read_json, remove_leftovers, write_json
 
 log = logging.getLogger(__name__)
 LET_GO_SECONDS = 20.0  # a superseded attempt stops after its step
-RELEASE_MARK = Path("experiment_cfg") / "run.json"
 
 
-def identity_digest(identity: dict[str, Any]) -> str:
-    """One text for all that makes a run the same run."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+def _read_inputs(run_dir: Path) -> dict[str, str]:
+    return read_json(run_dir / INPUTS) if (run_dir / INPUTS).is_file() else {}
 
 
 class RunFolder:
     """`run_dir` and `output_dir` of one run. Nothing is changed before `opened`."""
 
-    def __init__(self, config: FinetuneConfig, identity: dict[str, Any]) -> None:
-        self.config, self.identity = config, identity
+    def __init__(self, config: FinetuneConfig, identity: dict[str, Any], files: Mapping[str, str]) -> None:
+        """`files`: the digest of every input (see run_identity); only the main process needs them."""
+        self.config, self.identity, self.files = config, identity, files
         self.run_dir, self.output_dir = Path(config.run_dir), Path(config.output_dir)
         self.anew = config.train.resume == "never"
 
@@ -50,7 +50,7 @@ class RunFolder:
         if engine.is_main:
             try:
                 found = self._look()
-                answer = {"step": found and found.step, "finished": self.is_finished()}
+                answer = {"step": found and found.step, "finished": self._is_finished()}
             except ToolkitError as error:
                 answer = {"refused": str(error)}
         answer = json.loads(engine.tell(json.dumps(answer)))
@@ -63,18 +63,52 @@ class RunFolder:
     def _look(self) -> checkpointing.Checkpoint | None:
         start = None if self.anew else checkpointing.newest_checkpoint(self.run_dir)
         if start is not None:
-            checkpointing.check_same_run(start, self.identity)
+            known = dataclasses.replace(start, state={**start.state, "identity": self._with_robot(start)})
+            checkpointing.check_same_run(known, self.identity, _read_inputs(self.run_dir), self.files)
         elif not self.anew and checkpointing.list_checkpoints(self.run_dir):
             raise ToolkitError(
                 f"Every checkpoint in {self.run_dir} is damaged. Restore one from a backup, or start anew with "
                 "train.resume=never."
             )
-        self._check_output()
         return start
 
-    def is_finished(self) -> bool:
-        """Whether output_dir holds what this very run would write."""
-        return not self.anew and self._mark() == identity_digest(self.release_identity)
+    def _with_robot(self, start: checkpointing.Checkpoint) -> dict[str, Any]:
+        """The identity of a checkpoint. One of before the modality configuration was part of it takes that of its own
+        finished checkpoint, or what the user says it was trained with."""
+        stored: dict[str, Any] = start.state.get("identity", {})
+        if "modality_config" in stored:
+            return stored
+        if made_by(self.output_dir, stored):
+            return {**stored, "modality_config": robot_of(self.output_dir, self.config.dataset.embodiment_tag)}
+        if self.config.dataset.modality_config is not None:
+            return stored  # what is given now is recorded from the next checkpoint on
+        raise ToolkitError(
+            f"{start.folder} does not say with which modality configuration it was trained; it was written before that "
+            "was recorded. Say it: dataset.modality_config=conflict_panda_config.py where that file has not changed "
+            "since, else FILE as it was."
+        )
+
+    def _is_finished(self) -> bool:
+        """Whether output_dir holds what this very run would write; anything else there is refused."""
+        if not self.output_dir.exists() or not any(self.output_dir.iterdir()):
+            return False
+        if not (self.output_dir / RELEASE_MARK).is_file():
+            raise ToolkitError(
+                f"output_dir {self.output_dir} exists and holds other files than a finished checkpoint of this "
+                "toolkit; it is never replaced. Choose another output_dir=...."
+            )
+        if self.anew:
+            return False
+        made_of = identity_of(self.output_dir, self.release_identity)
+        changed = differences(made_of, self.release_identity, _read_inputs(self.run_dir), self.files)
+        if changed:
+            lines = "\n  ".join(changed)
+            raise ToolkitError(
+                f"output_dir {self.output_dir} exists already and holds the checkpoint of another run, or of other "
+                f"steps of it (train.export):\n  {lines}\nChoose another output_dir=..., remove it, or replace it with "
+                "train.resume=never."
+            )
+        return True
 
     @property
     def release_identity(self) -> dict[str, Any]:
@@ -83,8 +117,10 @@ class RunFolder:
         return {**self.identity, "train.export": "best"} if best else self.identity
 
     @contextmanager
-    def opened(self, start: checkpointing.Checkpoint | None, engine: Engine, stop: Preemption) -> Iterator[None]:
-        """Hold the folder for this run: clear what killed or discarded attempts left, write run_config.json."""
+    def opened(
+        self, start: checkpointing.Checkpoint | None, engine: Engine, stop: Preemption, conditions: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """Hold the folder for this run: clear what killed or discarded attempts left, write what this one has."""
         engine.barrier()  # no process still looks for its starting point
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
@@ -93,6 +129,9 @@ class RunFolder:
                 if stop.token.is_ours():
                     self._clear(start)
                     write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
+                    write_json(self.run_dir / INPUTS, dict(self.files))
+                    with (self.run_dir / CONDITIONS).open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"from_step": start.step if start else 0, **conditions}) + "\n")
             stop.barrier()
             yield
 
@@ -112,26 +151,6 @@ class RunFolder:
                 return
             time.sleep(0.5)
 
-    def _check_output(self) -> None:
-        if not self.output_dir.exists() or not any(self.output_dir.iterdir()):
-            return
-        mark = self._mark()
-        if mark is None:
-            raise ToolkitError(
-                f"output_dir {self.output_dir} exists and holds other files than a finished checkpoint of this "
-                "toolkit; it is never replaced. Choose another output_dir=...."
-            )
-        if mark != identity_digest(self.release_identity) and not self.anew:
-            raise ToolkitError(
-                f"output_dir {self.output_dir} exists already and holds the checkpoint of another run, or of other "
-                "steps of it (train.export). Choose another output_dir=..., remove it, or replace it with "
-                "train.resume=never."
-            )
-
-    def _mark(self) -> str | None:
-        path = self.output_dir / RELEASE_MARK
-        return str(read_json(path).get("identity")) if path.is_file() else None
-
     def _clear(self, start: checkpointing.Checkpoint | None) -> None:
         remove_leftovers(self.run_dir, "checkpoint-*")
         remove_leftovers(self.output_dir.parent, self.output_dir.name)
@@ -139,7 +158,7 @@ class RunFolder:
         if self.anew:
             for old in checkpoints:
                 shutil.rmtree(old)
-            for name in ("run.json", METRICS, STATUS, BEST, FIRST_BATCH):
+            for name in ("run.json", METRICS, STATUS, BEST, FIRST_BATCH, INPUTS, CONDITIONS):
                 (self.run_dir / name).unlink(missing_ok=True)
             for name in (ARTIFACTS, EVALUATIONS):
                 shutil.rmtree(self.run_dir / name, ignore_errors=True)

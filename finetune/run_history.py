@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.best import read_best
-from finetune.config.identity import recipe
+from finetune.config.identity import flat, recipe
 from finetune.run_files import EVALUATIONS, FIRST_BATCH, METRICS, STATUS
 from finetune.slurm import record
 from finetune.slurm.runs import resolved
@@ -116,15 +116,7 @@ def flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
     found = recipe(settings)
     for section, name in (("model", "base"), ("engine", "name"), ("dataset", "data_dir")):
         found[f"{section}.{name}"] = settings.get(section, {}).get(name)
-    return dict(_flat(found, ""))
-
-
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for part, inner in value.items():
-            yield from _flat(inner, f"{name}.{part}" if name else str(part))
-    else:
-        yield name, value
+    return flat(found)
 
 
 def _status(run_dir: Path) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ from torch import nn
 from finetune import checkpointing, optim
 from finetune.attempt_token import AttemptToken, Superseded
 from finetune.cache import use_frame_store
-from finetune.config.identity import recipe
+from finetune.conditions import conditions, warn
 from finetune.config.schema import FinetuneConfig
 from finetune.data import build_dataset, build_processor, open_datasets
 from finetune.dataset_check import check_dataset
 from finetune.engine import Engine, build_engine
 from finetune.export import describe_datasets, versions, write_release
 from finetune.features import HeadOnFeatures, restore_backbone, use_cached_features
+from finetune.identity import Files, run_identity
 from finetune.loop import TrainingLoop
 from finetune.lora import add_adapters, merge_adapters
 from finetune.planning.fits import check_here
@@ -32,12 +34,11 @@ from finetune.validation import Validation, held_out
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.mixture import Mixture
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.steps import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors
 from gr00t.model import cpu_kernels
 from gr00t.model.attention import flash_attention
-from gr00t.model.checkpoint import fingerprint, resolve_folder
+from gr00t.model.checkpoint import resolve_folder
 from gr00t.model.compilation import compile_for_training, compiles
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
@@ -102,8 +103,8 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
         if config.dataset.check and engine.is_main:
             check_dataset(config)
         mixture = open_datasets(config)
-    identity = run_identity(config, base, mixture)
-    run = RunFolder(config, identity)
+    identity, files = _shared_identity(config, base, mixture, engine)
+    run = RunFolder(config, identity, files)
     start, finished = run.starting_point(engine)
     if finished:
         return FinetuneResult(output_dir, run_dir, config.train.max_steps, None, already_finished=True)
@@ -126,16 +127,26 @@ def _finetune(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finet
     engine.prepare(module, optim.build_optimizer(model, config.train))
     if start is not None:
         engine.restore_optimizer(checkpointing.read_optimizer(start))
+    computed_with = conditions(config, engine, model)
+    if start is not None and engine.is_main:
+        warn(start, computed_with)
     stop.check(TIME_LIMIT)  # which is looked at after the first step: every attempt gets on
-    with run.opened(start, engine, stop):
+    with run.opened(start, engine, stop, computed_with):
         facts = _facts(config, engine, mixture, identity)
         with Tracker(config, facts, active=engine.is_main, first_step=stop.step, token=stop.token) as tracker:
             validation = Validation(config, engine, model, unseen) if unseen else None
-            loop = TrainingLoop(config, engine, stop, model, dataset, tracker, identity, validation)
+            origin = {"identity": identity, "conditions": computed_with}
+            loop = TrainingLoop(config, engine, stop, model, dataset, tracker, origin, validation)
             loss = loop.run(start)
             exported = _release(config, base, engine, stop, model, dataset, run, loop)
             tracker.released(output_dir, exported)
     return FinetuneResult(output_dir, run_dir, loop.done, loss)
+
+
+def _shared_identity(config: FinetuneConfig, base: Path, data: Mixture, engine: Engine) -> tuple[dict[str, Any], Files]:
+    """The identity, which the main process alone hashes the files for; and every file's digest, in that process."""
+    identity, files = run_identity(config, base, data) if engine.is_main else ({}, {})
+    return json.loads(engine.tell(json.dumps(identity))), files
 
 
 def _facts(config: FinetuneConfig, engine: Engine, mixture: Mixture, identity: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +193,7 @@ def _release(
                 hardware=engine.hardware(),
                 mixture=dataset.mixture,
                 identity=run.release_identity,
+                conditions=loop.origin["conditions"],
                 step=step,
                 allowed=stop.token.require,
             )
@@ -224,12 +236,3 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
     model.config.state_dropout_prob = config.augment.state_dropout
     nn.Module.to(model, engine.device)
     return model.train()
-
-
-def run_identity(config: FinetuneConfig, base: Path, data: StepReader | Mixture) -> dict[str, Any]:
-    """What must not change when a run is continued: all that decides a later step's loss."""
-    return {
-        **recipe(dataclasses.asdict(config)),
-        "dataset": (data.layout if isinstance(data, StepReader) else data).training_digest(),
-        "base": fingerprint(base),
-    }

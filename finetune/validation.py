@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from conflict_panda_config import MODALITY_CONFIG
 from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
 from finetune.open_loop import (
@@ -62,7 +61,7 @@ def held_out(config: FinetuneConfig, training: TrainingDataset) -> TrainingDatas
     if config.train.eval_steps is None:
         return None
     # A reader of its own: loader processes must not share the place in an open video with this one.
-    reader = StepReader(training.reader.layout.root, MODALITY_CONFIG)
+    reader = StepReader(training.reader.layout.root, training.reader.configs)
     reader.frame_store = training.reader.frame_store
     episodes = reader.layout.val_episodes[: config.train.eval_episodes]
     if not episodes:

@@ -43,6 +43,10 @@ enter_copy() { # STAGE [key=value ...] [-- key=value ...]
         shift
         [ "$argument" = -- ] || set -- "$@" "$argument"
     done
+    if [ -e "$GROOT_CODE/modality_config_of_job.py" ]; then # the robot's file as it was when the code was copied
+        local robot=dataset.modality_config=$GROOT_CODE/modality_config_of_job.py
+        set -- "${@/#dataset.modality_config=*/"$robot"}" "$robot"
+    fi
     exec "$GROOT_CODE/finetune_jobs/run.sh" "$@"
 }
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from conflict_panda_config import MODALITY_CONFIG
 from data_prep.lerobot import GROUPS
+from finetune.config.modality import from_json, read_file
 from gr00t.data.randomness import Stream, torch_seed
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError
@@ -30,7 +30,7 @@ class Inference:
 
     The noise of a chunk comes from (seed, episode, chunk): a policy whose `get_action` takes `seed` is given one for
     each. A GR00TPolicy is given all observations as one batch, any other object one at a time. What it reads is its
-    `modality_configs`, or what its `get_modality_config()` says, or conflict_panda_config.MODALITY_CONFIG.
+    `modality_configs`, or what its `get_modality_config()` says, or else that of conflict_panda_config.py.
     """
 
     def __init__(self, policy: Policy, seed: int, n_action_steps: int, conditions: Sequence[str]) -> None:
@@ -84,4 +84,4 @@ def _configs(policy: Any) -> ModalityConfigs:
         raise ToolkitError(f"A policy is an object with get_action(observation); {type(policy).__name__} has none.")
     if hasattr(policy, "modality_configs"):
         return policy.modality_configs
-    return policy.get_modality_config() if hasattr(policy, "get_modality_config") else MODALITY_CONFIG
+    return policy.get_modality_config() if hasattr(policy, "get_modality_config") else from_json(read_file(None))

@@ -25,11 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """data_dir with the split color_object: five train episodes (two of them held out) and one conflict episode."""
+    from conflict_panda_config import MODALITY_CONFIG
     from data_prep.convert import convert_split
 
     folder = tmp_path_factory.mktemp("small")
     raw = write_split(folder / "raw", train=[20, 24, 18, 22, 20], conflict=[20])
-    convert_split(raw, folder / "data", "color_object", INSTRUCTION, progress=False)
+    convert_split(raw, folder / "data", "color_object", INSTRUCTION, MODALITY_CONFIG, progress=False)
     return folder / "data"
 
 

@@ -112,7 +112,7 @@ def test_recorded_actions_succeed_and_every_observation_is_the_datasets_frame(
     looking, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shown when a chunk is due, and rendered then only."""
-    convert_split(recordings.parent, tmp_path, SPLIT, INSTRUCTION, progress=False)
+    convert_split(recordings.parent, tmp_path, SPLIT, INSTRUCTION, MODALITY_CONFIG, progress=False)
     reader = StepReader(tmp_path / SPLIT / "train", MODALITY_CONFIG)
     requests: list[Request] = []
 

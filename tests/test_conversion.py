@@ -28,7 +28,7 @@ ELEVEN = [12, 5, 7, 9, 6, 8, 20, 11, 10, 13, 14]  # lengths; one must reach the 
 def samples(tmp_path_factory):
     """The sample recordings, converted."""
     data = tmp_path_factory.mktemp("samples")
-    convert_split(SAMPLES, data, "color_object", INSTRUCTION, progress=False)
+    convert_split(SAMPLES, data, "color_object", INSTRUCTION, MODALITY_CONFIG, progress=False)
     return data / "color_object"
 
 
@@ -37,7 +37,9 @@ def eleven(tmp_path_factory):
     """A synthetic split: raw recordings with eleven train episodes, and their dataset."""
     folder = tmp_path_factory.mktemp("eleven")
     write_split(folder / "raw", ELEVEN, [17, 16])
-    report = convert_split(folder / "raw", folder / "data", "color_object", INSTRUCTION, progress=False)
+    report = convert_split(
+        folder / "raw", folder / "data", "color_object", INSTRUCTION, MODALITY_CONFIG, progress=False
+    )
     return folder / "raw/color_object", folder / "data/color_object", report
 
 
@@ -169,7 +171,9 @@ def test_validation_is_a_seeded_tenth_and_two_at_least():
 
 
 def test_the_same_recordings_give_the_same_dataset_with_any_number_of_workers(eleven, tmp_path):
-    again = convert_split(eleven[0].parent, tmp_path, "color_object", INSTRUCTION, workers=2, progress=False)
+    again = convert_split(
+        eleven[0].parent, tmp_path, "color_object", INSTRUCTION, MODALITY_CONFIG, workers=2, progress=False
+    )
     assert [p.fingerprint for p in again.parts] == [p.fingerprint for p in eleven[2].parts]
 
 
@@ -206,7 +210,7 @@ def test_failed_episodes_are_left_out_and_reported(tmp_path):
     with h5py.File(path, "a") as recording:
         replace(recording["traj_2"], "success", np.arange(9) == 4)
     edit_json(path, lambda meta: meta["episodes"][1].update(success=True))  # the recording decides, not this
-    report = convert_split(tmp_path / "raw", tmp_path / "data", "own", "do it", progress=False)
+    report = convert_split(tmp_path / "raw", tmp_path / "data", "own", "do it", MODALITY_CONFIG, progress=False)
     assert report.parts[0].episodes == 3
     lines = "\n".join(report.lines())
     assert "left out, not successful: 1" in lines
@@ -217,7 +221,7 @@ def test_failed_episodes_are_left_out_and_reported(tmp_path):
 
 def test_a_missing_conflict_part_is_a_loud_warning(tmp_path):
     write_recording(tmp_path / "raw/own/train", [20, 20, 20])
-    report = convert_split(tmp_path / "raw", tmp_path / "data", "own", "do it", progress=False)
+    report = convert_split(tmp_path / "raw", tmp_path / "data", "own", "do it", MODALITY_CONFIG, progress=False)
     assert [p.part for p in report.parts] == ["train"]
     assert report.lines()[0].startswith("WARNING:")
     assert "conflict is missing" in report.lines()[0]
@@ -235,7 +239,7 @@ def test_a_raw_recording_with_its_replay_beside_it_is_passed_over(tmp_path):
 def test_more_episodes_than_a_chunk_holds_go_to_further_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(lerobot, "CHUNKS_SIZE", 2)
     write_recording(tmp_path / "raw/own/train", [20, 4, 20, 4, 20])
-    convert_split(tmp_path / "raw", tmp_path / "data", "own", "do it", progress=False)
+    convert_split(tmp_path / "raw", tmp_path / "data", "own", "do it", MODALITY_CONFIG, progress=False)
     layout = DatasetLayout(tmp_path / "data/own/train")
     assert layout.info["total_chunks"] == 3
     assert layout.parquet_path(4) == layout.root / "data/chunk-002/episode_000004.parquet"
@@ -317,12 +321,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["", "../elsewhere", "a/b", ".hidden"])
 def test_a_split_name_that_is_no_folder_name_is_refused(tmp_path, name):
     with pytest.raises(ToolkitError, match="give a plain folder name"):
-        convert_split(tmp_path, tmp_path, name, INSTRUCTION)
+        convert_split(tmp_path, tmp_path, name, INSTRUCTION, MODALITY_CONFIG)
 
 
 def test_a_missing_instruction_is_refused(tmp_path):
     with pytest.raises(ToolkitError, match="has no one-line instruction"):
-        convert_split(tmp_path, tmp_path, "color_object", "  ")
+        convert_split(tmp_path, tmp_path, "color_object", "  ", MODALITY_CONFIG)
 
 
 def test_staging_is_readable_by_others_as_the_umask_says(tmp_path):

@@ -17,6 +17,7 @@ import h5py
 import pytest
 from recordings import INSTRUCTION, edit_json, write_recording
 
+from conflict_panda_config import MODALITY_CONFIG
 from data_prep import convert, disk_space
 from data_prep.convert import ConversionReport, convert_split
 from data_prep.maniskill import read_recordings
@@ -56,7 +57,8 @@ def write_shard(folder: Path, number: int) -> Path:
 
 
 def run(raw: Path, data: Path, **settings: object) -> ConversionReport:
-    return convert_split(raw, data, SPLIT, INSTRUCTION, **{"progress": False, "workers": 1, **settings})  # type: ignore[arg-type]
+    chosen = {"progress": False, "workers": 1, **settings}
+    return convert_split(raw, data, SPLIT, INSTRUCTION, MODALITY_CONFIG, **chosen)  # type: ignore[arg-type]
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -294,6 +296,7 @@ def test_no_process_goes_on_when_a_conversion_is_interrupted(
 
 ENDED_AFTER_THE_FIRST = """
 import multiprocessing, os, signal, sys
+from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
 from data_prep.unfinished import Unfinished
 
@@ -305,7 +308,10 @@ def add_and_kill(self, record):
     Unfinished.add = add
 
 add, Unfinished.add = Unfinished.add, add_and_kill
-convert_split(sys.argv[1], sys.argv[2], "color_object", "pick up the color-matching object", workers=2, progress=False)
+convert_split(
+    sys.argv[1], sys.argv[2], "color_object", "pick up the color-matching object", MODALITY_CONFIG,
+    workers=2, progress=False,
+)
 """
 
 
@@ -360,6 +366,7 @@ def test_a_disk_that_will_not_do_is_told_before_it_is_full(
 FULL_DISK = """
 import subprocess, sys
 from pathlib import Path
+from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
 from data_prep.unfinished import Unfinished
 from gr00t.errors import ToolkitError
@@ -380,7 +387,8 @@ def add_and_fill(self, record):
 
 add, Unfinished.add = Unfinished.add, add_and_fill
 def convert():
-    return convert_split(raw, disk, "color_object", "pick up the color-matching object", workers=1, progress=False)
+    instruction = "pick up the color-matching object"
+    return convert_split(raw, disk, "color_object", instruction, MODALITY_CONFIG, workers=1, progress=False)
 
 try:
     convert()

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample recordings as a split: eight train episodes, two conflict episodes."""
     folder = tmp_path_factory.mktemp("doctor")
-    convert_split(SAMPLES, folder, "color_object", INSTRUCTION, progress=False)
+    convert_split(SAMPLES, folder, "color_object", INSTRUCTION, MODALITY_CONFIG, progress=False)
     return folder / "color_object"
 
 
@@ -58,19 +58,19 @@ def noticed(report: Report) -> list[tuple[str, str]]:
 
 def test_sound_splits_are_sound(sound: Path, small_data: Path) -> None:
     for split in (sound, small_data / "color_object"):
-        report, _ = examine(split)
+        report, _ = examine(split, MODALITY_CONFIG)
         assert noticed(report) == []
         assert [dataset.name for dataset in report.datasets] == ["train", "conflict", "train and conflict"]
         assert not [r for d in report.datasets for r in d.results if r.skipped]
 
 
 def test_a_dataset_of_two_episodes_is_sound(sound: Path) -> None:
-    report, _ = examine(sound / "conflict")
+    report, _ = examine(sound / "conflict", MODALITY_CONFIG)
     assert noticed(report) == [] and len(report.datasets) == 1
 
 
 def test_the_originals_dataset_is_sound() -> None:
-    report, _ = examine(golden_path("dataset_new_embodiment"))
+    report, _ = examine(golden_path("dataset_new_embodiment"), MODALITY_CONFIG)
     assert noticed(report) == []
 
 
@@ -108,7 +108,7 @@ def test_what_only_whole_videos_show_is_named(patient: Path, name: str) -> None:
 
 def test_a_miss_comes_with_the_nearest_name(patient: Path) -> None:
     IN_TABLES["a group's name"][2](patient / "train")
-    report, _ = examine(patient / "train", fast=True)
+    report, _ = examine(patient / "train", MODALITY_CONFIG, fast=True)
     texts = [f.found for _, r, f in report.findings("error") if r.check == "modality names"]
     assert len(texts) == 1 and 'Did you mean "grippper"?' in texts[0]
 
@@ -119,7 +119,7 @@ def test_an_episode_in_both_parts_is_a_leak(patient: Path) -> None:
     lines = (patient / "conflict/meta/episodes.jsonl").read_text().splitlines()
     first = {**json.loads(lines[0]), "length": len(columns["action"])}
     (patient / "conflict/meta/episodes.jsonl").write_text("\n".join([json.dumps(first), lines[1]]) + "\n")
-    report, _ = examine(patient, fast=True)
+    report, _ = examine(patient, MODALITY_CONFIG, fast=True)
     leaks = [f for _, r, f in report.findings("error") if r.check == "train and conflict apart"]
     assert len(leaks) == 1 and leaks[0].found == "Conflict episode 0 is train episode 3."
 
@@ -132,7 +132,7 @@ def test_a_check_that_stumbles_says_so_and_does_not_stop_the_others(
 
     checks = [dataclasses.replace(c, examine=stumbles) if c.name == "units" else c for c in registry.CHECKS]
     monkeypatch.setattr("data_prep.doctor.examine.CHECKS", checks)
-    report, _ = examine(sound / "train", fast=True)
+    report, _ = examine(sound / "train", MODALITY_CONFIG, fast=True)
     assert noticed(report) == [("units", "warning")]
 
 
@@ -224,7 +224,7 @@ def foreign(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("foreign", ["maniskill", "recorded", "converted"], indirect=True)
 def test_datasets_of_other_writers_are_sound(foreign: Path) -> None:
-    report, _ = examine(foreign)
+    report, _ = examine(foreign, MODALITY_CONFIG)
     assert noticed(report) == []
 
 

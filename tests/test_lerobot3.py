@@ -22,14 +22,13 @@ from recordings import SAMPLES
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep import adoption
-from data_prep.adoption import adopt, modality_config_text
+from data_prep.adoption import adopt, proposed_configs
 from data_prep.modality import propose
 from finetune.config import load
 from gr00t.data.episode_video import EpisodeVideo
 from gr00t.data.frames import FrameStore, frame_shapes, write_frame_store
 from gr00t.data.layout import DatasetLayout, dataset_fingerprint
 from gr00t.data.own_statistics import training_statistics
-from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import feature_statistics
 from gr00t.data.steps import StepReader
 from gr00t.errors import ToolkitError
@@ -230,10 +229,7 @@ def test_groups_follow_the_names_of_dimensions() -> None:
     found = propose(info(names), MODALITY_CONFIG, "info.json")
     assert list(found.modality["state"]) == ["left_arm", "left_gripper", "right_arm", "right_gripper"]
     assert found.modality["action"]["right_arm"] == {"start": 4, "end": 7}
-    text = modality_config_text(found.modality)
-    scope: dict = {"ACTION_HORIZON": 4}
-    exec(f"from gr00t.data.schema import *\n{text}", scope)
-    configs: ModalityConfigs = scope["MODALITY_CONFIG"]
+    configs = proposed_configs(found.modality, MODALITY_CONFIG)
     assert [c.rep.name for c in configs["action"].action_configs or []] == ["RELATIVE", "ABSOLUTE"] * 2
 
 

@@ -21,10 +21,11 @@ from finetune.config import FinetuneConfig, load
 from finetune.config.mixture import datasets
 from finetune.data import build_dataset, build_processor, open_datasets
 from finetune.evaluate import _notes
+from finetune.identity import run_identity
 from finetune.planning.build import make_plan
 from finetune.publishing.build import release
 from finetune.release import read
-from finetune.train import finetune, run_identity
+from finetune.train import finetune
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.mixture import Mixture
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -100,7 +101,7 @@ def two(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
     """Two datasets of one robot: the one that other tests train on, and one with another instruction."""
     folder = tmp_path_factory.mktemp("second")
     raw = write_split(folder / "raw", train=[26, 19, 23, 21], conflict=[20], name="color_size")
-    convert_split(raw, folder / "data", "color_size", "lift the larger object", progress=False)
+    convert_split(raw, folder / "data", "color_size", "lift the larger object", MODALITY_CONFIG, progress=False)
     return [small_data / "color_object/train", folder / "data/color_size/train"]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from recordings import INSTRUCTION, edit_json, replace, write_recording, write_split
 
+from conflict_panda_config import MODALITY_CONFIG
 from data_prep import lerobot
 from data_prep.convert import convert_split
 from gr00t.data.layout import DatasetLayout
@@ -44,7 +45,7 @@ def data(tmp_path):
 
 
 def run(raw, data, **settings):
-    return convert_split(raw, data, "color_object", INSTRUCTION, progress=False, **settings)
+    return convert_split(raw, data, "color_object", INSTRUCTION, MODALITY_CONFIG, progress=False, **settings)
 
 
 def h5(raw, part="train"):
@@ -106,7 +107,7 @@ def test_the_conflict_part_is_checked_before_anything_is_written(raw, data):
 
 def test_a_missing_split_or_part_is_named(raw, data):
     with pytest.raises(ToolkitError, match=r"other: no such folder.*other/train and other/conflict"):
-        convert_split(raw, data, "other", INSTRUCTION)
+        convert_split(raw, data, "other", INSTRUCTION, MODALITY_CONFIG)
     shutil.rmtree(raw / "color_object/train")
     refused(raw, data, "train: no such folder of recordings")
 
@@ -336,6 +337,7 @@ def test_ctrl_c_leaves_nothing(raw, data, monkeypatch):
 
 KILLED_HALFWAY = """
 import sys, time
+from conflict_panda_config import MODALITY_CONFIG
 from data_prep import lerobot
 from data_prep.convert import convert_split
 real = lerobot.write_video
@@ -344,7 +346,7 @@ def write_and_stop(path, frames, fps):
     print("written", flush=True)
     time.sleep(60)
 lerobot.write_video = write_and_stop
-convert_split(sys.argv[1], sys.argv[2], "color_object", "pick up", progress=False)
+convert_split(sys.argv[1], sys.argv[2], "color_object", "pick up", MODALITY_CONFIG, progress=False)
 """
 
 

@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from robots import absolute_arm, robot_file
 
 from finetune.checkout import CHECKOUT
 from finetune.config import load
 from finetune.config.publishable import publishable
 from finetune.evaluate import evaluate_open_loop
-from finetune.publishing import build, files
+from finetune.publishing import files
 from finetune.publishing.build import Release, release
 from finetune.publishing.privacy import Machine, find_private
 from finetune.release import read
@@ -474,11 +475,17 @@ def test_a_damaged_record_is_named(copy: Path, tmp_path: Path) -> None:
     assert "open_loop.json is damaged (KeyError: 'overall')" in refusal(copy, tmp_path / "out")
 
 
-def test_another_robots_configuration_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    configs = dict(build.MODALITY_CONFIG)
-    configs["video"] = type(configs["video"])(delta_indices=[0], modality_keys=["image"])
-    monkeypatch.setattr(build, "MODALITY_CONFIG", configs)
-    assert "conflict_panda_config.py is not the one" in refusal(home, tmp_path / "out")
+def test_another_robots_configuration_is_named(home: Path, tmp_path: Path) -> None:
+    other = absolute_arm(tmp_path / "my_robot.py")
+    message = refusal(home, tmp_path / "out", f"modality_config={other}")
+    assert "my_robot.py is not the one that" in message and "modality_config=FILE" in message
+    assert "modality_config.action.arm.rep: 'RELATIVE' there, 'ABSOLUTE' now" in message
+
+
+def test_the_tree_holds_the_robots_file_that_was_given(home: Path, tmp_path: Path) -> None:
+    own = robot_file(tmp_path / "my_robot.py")
+    made = publish(home, tmp_path / "out", f"modality_config={own}")
+    assert (made.out / "scripts/conflict_panda_config.py").read_text() == own.read_text()
 
 
 def test_a_foreign_folder_is_never_replaced_and_a_release_only_when_asked(home: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from config_calls import compose
 from simulator import needs_simulator
 
+from conflict_panda_config import MODALITY_CONFIG
 from gr00t.errors import ToolkitError
 from simulation.factors import SPLITS, sample_episode
 
@@ -171,7 +172,7 @@ def test_recorded_actions_replayed_from_the_seed_give_the_recorded_states_and_su
 def test_recordings_are_converted_as_a_users_are(recordings: Path, tmp_path: Path) -> None:
     from data_prep.convert import convert_split
 
-    report = convert_split(recordings.parent, tmp_path, "size_color", "pick it up", progress=False)
+    report = convert_split(recordings.parent, tmp_path, "size_color", "pick it up", MODALITY_CONFIG, progress=False)
     assert [(part.part, part.episodes, part.left_out) for part in report.parts] == [
         ("train", 3, ()),
         ("conflict", 2, ()),

@@ -32,7 +32,9 @@ def check_lengths(subject: Subject) -> Iterator[Finding]:
     training = [n for i, n in lengths.items() if i not in subject.held_out]
     if not training or max(training) < needed:
         found = f"No training episode is as long as the action horizon ({needed} steps)."
-        yield error("episodes", found, "Record longer episodes, or shorten ACTION_HORIZON in conflict_panda_config.py.")
+        yield error(
+            "episodes", found, "Record longer episodes, or shorten the action horizon in the modality configuration."
+        )
         return
     usual = float(np.median(list(lengths.values())))
     stubs = [i for i, n in lengths.items() if 2 <= n < 0.3 * usual]

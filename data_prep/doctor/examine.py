@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from conflict_panda_config import MODALITY_CONFIG
 from data_prep.doctor.findings import CheckResult, DatasetReport, Finding, Report, error, split_message, warning
 from data_prep.doctor.registry import CHECKS, PAIR_CHECKS
 from data_prep.doctor.subject import Progress, Subject
@@ -23,7 +22,7 @@ READABLE = ("layout", "can the dataset be read at all?")
 
 def examine(
     path: str | Path,
-    configs: ModalityConfigs = MODALITY_CONFIG,
+    configs: ModalityConfigs,
     *,
     fast: bool = False,
     progress: Progress = lambda what, done, total: None,

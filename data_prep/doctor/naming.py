@@ -15,7 +15,7 @@ from gr00t.errors import did_you_mean
 PLACE = "meta/modality.json"
 MEND = (
     "Correct the entry in meta/modality.json (groups lie one behind the other: start is the first column, end the one "
-    "after the last), or the modality configuration (conflict_panda_config.py)."
+    "after the last), or the modality configuration (modality_config=FILE, else conflict_panda_config.py)."
 )
 
 

@@ -25,7 +25,7 @@ from gr00t.data.statistics import (
 from gr00t.errors import ToolkitError
 
 MEND = (
-    "Write the statistics again from the data as it is now, for the action horizon of conflict_panda_config.py: "
+    "Write the statistics again from the data as it is now, for the action horizon of the modality configuration: "
     "prepare_conflict_data.py with overwrite=true does."
 )
 # Of the dimension's range. Other writers estimate percentiles from samples or histograms.

@@ -32,7 +32,7 @@ class Key:
     def expects(self) -> str:
         """What may be written, in words: 'int or null', 'auto, bf16 or fp32', 'list of text'."""
         word = {int: "int", float: "number", bool: "true or false", str: "text"}.get(self.type, "section")
-        word = "folder" if self.bounds.get("folder") else word
+        word = "file" if self.bounds.get("file") else "folder" if self.bounds.get("folder") else word
         words = [*self.bounds.get("choices", [word])]
         words[0] = f"list of {words[0]}" if self.is_list else words[0]
         words += ["null"] if self.optional else []
@@ -40,13 +40,15 @@ class Key:
 
 
 def keys_of(config_class: type[Any]) -> Mapping[str, Key]:
-    """Every key of a configuration class, sections included, in the order of the fields."""
+    """Every key of a configuration class, sections included, in the order of the fields; no derived fields."""
     return {key.name: key for key in _walk(config_class, "")}
 
 
 def _walk(config_class: type[Any], prefix: str) -> Iterator[Key]:
     annotations = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
+        if field.metadata.get("derived"):
+            continue
         kind, optional = _without_none(annotations[field.name])
         is_list = typing.get_origin(kind) is list
         kind = typing.get_args(kind)[0] if is_list else kind

@@ -13,6 +13,7 @@ from finetune.config.checks import check
 from finetune.config.compose import compose, default_choices, read_local, to_object
 from finetune.config.help import help_text
 from finetune.config.keys import keys_of
+from finetune.config.modality import read_robot
 from finetune.config.overrides import parse
 from finetune.config.scripts import SCRIPTS
 from finetune.config.values import check_values
@@ -32,6 +33,7 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
         raise SystemExit(0)
     config = to_object(_compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir))
     check_values(config)
+    read_robot(config)
     if "--cfg" in argv:
         print(as_yaml(config), end="")
         raise SystemExit(0)

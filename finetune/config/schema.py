@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from finetune.config.schema_key import DEVICES, PRECISIONS, key
+from finetune.config.schema_key import DEVICES, PRECISIONS, key, modalities_field, modality_config_key
 from finetune.config.schema_model import (
     ArchitectureConfig,
     BackboneConfig,
@@ -121,6 +122,8 @@ class PrepareConfig:
     val_fraction: float = key("part of the train episodes kept for validation", 0.1, more_than=0, less_than=1)
     seed: int = key("seed of the choice of validation episodes", 42, at_least=0)
     overwrite: bool = key("replace a dataset that is already there", False)
+    modality_config: str | None = modality_config_key()
+    modalities: dict[str, Any] = modalities_field()
     workers: int | None = key("processes; null for one per core where there is enough to do", None, at_least=1)
 
 
@@ -139,6 +142,8 @@ class AdoptConfig:
         less_than=1,
     )
     seed: int = key("seed of the choice of held-out episodes", 42, at_least=0)
+    modality_config: str | None = modality_config_key()
+    modalities: dict[str, Any] = modalities_field()
     write: bool = key("write meta/modality.json and meta/split.json where they are missing", False)
 
 
@@ -155,6 +160,8 @@ class CheckConfig:
     )
     json: str | None = key("file that receives the report as JSON; null for none", None)
     html: str | None = key("file that receives the report as one page with pictures and curves; null for none", None)
+    modality_config: str | None = modality_config_key()
+    modalities: dict[str, Any] = modalities_field()
     shown: int = key("episodes of each part whose frames and curves the page shows", 4, at_least=1, at_most=50)
 
 
@@ -289,6 +296,8 @@ class ReleaseConfig:
     licence: str | None = key(
         "licence of the weights, as Hugging Face names it; null for what the base says of itself", None
     )
+    modality_config: str | None = modality_config_key()
+    modalities: dict[str, Any] = modalities_field()
     datasets: list[str] = key("Hugging Face ids of the published training data, owner/name", [])
     repo_id: str | None = key("Hugging Face repository of the release, owner/name", None)
     upload: bool = key("send the release to repo_id, with the login of hf auth login or HF_TOKEN", False)

@@ -12,7 +12,9 @@ def key(meaning: str, default: Any = _REQUIRED, **bounds: Any) -> Any:
     """A documented field. Without a default its value comes from a configuration file or the command line.
 
     `bounds`: choices (a tuple of texts); at_least, more_than, at_most, less_than (numbers); folder=True for a
-    path, in which a leading ~ is the home folder.
+    path, in which a leading ~ is the home folder (with file=True, of a file).
+    Of train.* and augment.*, which make a run the same run: identity=False for what changes no later step's loss;
+    before=VALUE for a key that came later, with what the runs written before it acted as.
     """
     metadata = {"meaning": meaning, **bounds}
     if default is _REQUIRED:
@@ -22,6 +24,21 @@ def key(meaning: str, default: Any = _REQUIRED, **bounds: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def modality_config_key() -> Any:
+    """The key of the robot's file; beside it stands `modalities`, a field of `modalities_field`."""
+    return key(
+        "Python file with the robot's MODALITY_CONFIG; null for conflict_panda_config.py of the checkout",
+        None,
+        folder=True,
+        file=True,
+    )
+
+
+def modalities_field() -> Any:
+    """What the file of `modality_config` says (finetune.config.modality), a plain value that no user sets."""
+    return field(default_factory=dict, metadata={"derived": True})
 
 
 PRECISIONS = ("auto", "bf16", "fp32")

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from finetune.config.schema_key import DEVICES, PRECISIONS, key
+from finetune.config.schema_key import DEVICES, PRECISIONS, key, modalities_field, modality_config_key
 from finetune.config.schema_model import ModelConfig, SplitConfig
 
 
@@ -21,6 +22,8 @@ class DatasetConfig:
         [],
     )
     embodiment_tag: str = key("robot tag whose weights are trained", "new_embodiment")
+    modality_config: str | None = modality_config_key()
+    modalities: dict[str, Any] = modalities_field()
     tail: str = key(
         "start steps near an episode's end: mask keeps them and masks the missing future; "
         "drop leaves them out, as the original does, and never learns to lift on short episodes",
@@ -73,6 +76,7 @@ class TuneConfig:
     all_embodiments: bool = key(
         "hold and decay the projector's weights of every embodiment, as the original does; else of this robot's only",
         False,
+        before=True,
     )
 
 
@@ -83,11 +87,13 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 class LoraConfig:
     """Low-rank adapters (LoRA) on the frozen language model; merged into its weights in the finished checkpoint."""
 
-    rank: int | None = key("rank of every adapter; null for no adapters", None, at_least=1, at_most=1024)
-    alpha: int = key("an adapter's output is multiplied by alpha / rank", 32, at_least=1)
-    dropout: float = key("dropout before an adapter", 0.05, at_least=0, less_than=1)
+    rank: int | None = key("rank of every adapter; null for no adapters", None, at_least=1, at_most=1024, before=None)
+    alpha: int = key("an adapter's output is multiplied by alpha / rank", 32, at_least=1, before=32)
+    dropout: float = key("dropout before an adapter", 0.05, at_least=0, less_than=1, before=0.05)
     targets: list[str] = key(
-        f"products that get one, in every layer: of {', '.join(LORA_TARGETS)}", list(LORA_TARGETS[:4])
+        f"products that get one, in every layer: of {', '.join(LORA_TARGETS)}",
+        list(LORA_TARGETS[:4]),
+        before=["q_proj", "k_proj", "v_proj", "o_proj"],
     )
 
 
@@ -98,18 +104,20 @@ class TrainConfig:
     max_steps: int = key("optimizer steps", 10_000, at_least=1)
     global_batch_size: int = key("samples per optimizer step, over all processes", 32, at_least=1)
     micro_batch_size: int | None = key(
-        "samples per process and forward; null for global_batch_size / processes", None, at_least=1
+        "samples per process and forward; null for global_batch_size / processes", None, at_least=1, identity=False
     )
     optimizer: str = key(
         "adamw holds two fp32 moments of each trained value; adamw_8bit holds them in 8 bit, for GPUs of 24 to 32 GB; "
         "adamw_offload on the CPU, which then computes the update",
         "adamw",
         choices=("adamw", "adamw_8bit", "adamw_offload"),
+        before="adamw",
     )
     backbone_batch_size: int | None = key(
         "samples per forward of the frozen backbone; null for 4 on a CPU, for its caches, and a micro-batch on a GPU",
         None,
         at_least=1,
+        identity=False,
     )
     learning_rate: float = key("peak learning rate", 1e-4, more_than=0)
     backbone_learning_rate: float | None = key(
@@ -117,6 +125,7 @@ class TrainConfig:
         "learning_rate",
         None,
         more_than=0,
+        before=None,
     )
     weight_decay: float = key("weight decay; biases and norms are left out", 1e-5, at_least=0)
     warmup_ratio: float = key("part of max_steps in which the learning rate rises", 0.05, at_least=0, less_than=1)
@@ -129,57 +138,77 @@ class TrainConfig:
         "teach a backbone that is trained too with less noise in its gradients",
         1,
         at_least=1,
+        before=1,
     )
-    early_frames: int = key("first frames of every episode that early_draws is about", 0, at_least=0)
+    early_frames: int = key("first frames of every episode that early_draws is about", 0, at_least=0, before=0)
     early_draws: int = key(
         "times that each start on the first early_frames frames comes in a pass over the dataset, the others once. "
         "The state does not tell there yet which object is meant, so they teach the vision tower most",
         1,
         at_least=1,
+        before=1,
     )
     seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0)
     precision: str = key("of the forward pass; auto is bf16 where the device has it", "auto", choices=PRECISIONS)
-    save_steps: int = key("optimizer steps between two checkpoints", 1000, at_least=1)
-    keep_last: int = key("newest checkpoints kept", 2, at_least=1)
+    save_steps: int = key("optimizer steps between two checkpoints", 1000, at_least=1, identity=False)
+    keep_last: int = key("newest checkpoints kept", 2, at_least=1, identity=False)
     keep_every: int | None = key(
-        "checkpoints at multiples of so many steps are kept for good; null for none", None, at_least=1
+        "checkpoints at multiples of so many steps are kept for good; null for none", None, at_least=1, identity=False
     )
-    log_steps: int = key("optimizer steps between two log lines", 10, at_least=1)
+    log_steps: int = key("optimizer steps between two log lines", 10, at_least=1, identity=False)
     eval_steps: int | None = key(
         "optimizer steps between two open-loop evaluations on held-out episodes; null for none. The best evaluated "
         "checkpoint is kept, and best.json names it",
         None,
         at_least=1,
+        identity=False,
     )
-    eval_episodes: int | None = key("held-out episodes evaluated, the first ones; null for all", 8, at_least=1)
+    eval_episodes: int | None = key(
+        "held-out episodes evaluated, the first ones; null for all", 8, at_least=1, identity=False
+    )
     patience: int | None = key(
-        "evaluations in a row without a better one after which training ends; null for never", None, at_least=1
+        "evaluations in a row without a better one after which training ends; null for never",
+        None,
+        at_least=1,
+        identity=False,
     )
     export: str = key(
         "weights of the finished checkpoint: those of the last step, or of the best evaluation",
         "last",
         choices=("last", "best"),
+        identity=False,
     )
-    num_workers: int = key("data loader processes per training process; 0 loads in the training process", 2, at_least=0)
+    num_workers: int = key(
+        "data loader processes per training process; 0 loads in the training process", 2, at_least=0, identity=False
+    )
     resume: str = key(
-        "auto goes on from the newest checkpoint of run_dir; never starts anew", "auto", choices=("auto", "never")
+        "auto goes on from the newest checkpoint of run_dir; never starts anew",
+        "auto",
+        choices=("auto", "never"),
+        identity=False,
     )
     compile: bool | None = key(
-        "compile the blocks of the action head with torch.compile; null where there is CUDA and a compiler", None
+        "compile the blocks of the action head with torch.compile; null where there is CUDA and a compiler",
+        None,
+        before=False,
     )
     attention: str = key(
         "of the language model: sdpa is PyTorch's own; flash the package flash-attn, where it is installed and the GPU "
         "computes in bf16, else sdpa",
         "sdpa",
         choices=("sdpa", "flash"),
+        before="sdpa",
     )
     activation_checkpointing: bool = key(
-        "compute activations again in the backward pass, not keep them: less memory, more time, the same losses", False
+        "compute activations again in the backward pass, not keep them: less memory, more time, the same losses",
+        False,
+        identity=False,
     )
     features: str = key(
         "live runs the frozen backbone in every step; cached once for each of a frame's augment.views, into cache_dir",
         "live",
         choices=("live", "cached"),
+        identity=False,
     )
     tune: TuneConfig = key("which parts are trained", TuneConfig)
     lora: LoraConfig = key("adapters on the language model", LoraConfig)

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from conflict_panda_config import MODALITY_CONFIG
 from finetune.config.checks import is_hub_id
+from finetune.config.modality import modality_configs
 from finetune.config.schema import FinetuneConfig
 from finetune.planning.activations import Batch, Kernels
 from finetune.planning.disk import DiskPart, disk, find_layouts
@@ -55,7 +55,7 @@ def make_run(
     """What decides memory and time."""
     folder = base_folder(config)
     shape = shape_of_checkpoint(folder) if folder else shape_of_architecture(config.model.architecture)
-    video = MODALITY_CONFIG["video"]
+    video = modality_configs(config.dataset)["video"]
     images = len(video.modality_keys) * len(video.delta_indices)
     text = _text_tokens(folder, _instructions(config, layouts), images)
     side = _image_side(folder, config.model.architecture.image_size)

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from conflict_panda_config import MODALITY_CONFIG
 from finetune.config.mixture import datasets
+from finetune.config.modality import modality_configs
 from finetune.config.schema import FinetuneConfig
 from finetune.planning.memory import Run, checkpoint_size
 from gr00t.data.layout import DatasetLayout
@@ -67,7 +67,7 @@ def _frames(config: FinetuneConfig, layouts: list[DatasetLayout]) -> DiskPart:
     folder = Path(config.cache_dir)
     if not layouts:
         return DiskPart("frame store", folder, None, "known when the dataset is converted")
-    cameras = MODALITY_CONFIG["video"].modality_keys
+    cameras = modality_configs(config.dataset)["video"].modality_keys
     frames = [sum(episode.length for episode in layout.episodes) for layout in layouts]
     pixels = [sum(_pixels(layout, camera) for camera in cameras) for layout in layouts]
     size = sum(count * of_frame * 3 for count, of_frame in zip(frames, pixels, strict=True))
@@ -103,6 +103,6 @@ def held_out_count(config: FinetuneConfig, layout: DatasetLayout) -> int:
 
 def start_count(config: FinetuneConfig, layout: DatasetLayout) -> int:
     """Start frames of the training episodes, by dataset.tail."""
-    offsets = MODALITY_CONFIG["action"].delta_indices
+    offsets = modality_configs(config.dataset)["action"].delta_indices
     lost = max(0, max(offsets)) + max(0, -min(offsets)) if config.dataset.tail == "drop" else 0
     return sum(max(0, layout.episode(index).length - lost) for index in layout.train_episodes)

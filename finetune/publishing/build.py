@@ -11,7 +11,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from conflict_panda_config import MODALITY_CONFIG
+from finetune.config.identity import differences
+from finetune.config.modality import modality_configs
 from finetune.config.schema import ReleaseConfig
 from finetune.publishing.card import Publication, check_card, write_card
 from finetune.publishing.facts import RunFacts, read_facts
@@ -19,6 +20,7 @@ from finetune.publishing.files import (
     CARD,
     EXPERIMENT,
     MARK,
+    ROBOT,
     check_space,
     code_sources,
     left_out,
@@ -29,11 +31,11 @@ from finetune.publishing.hub import check_login, upload
 from finetune.publishing.licence import Licence, hub_id_of, licence_of
 from finetune.publishing.privacy import Machine, refuse_private
 from finetune.publishing.results import read_results
-from gr00t.data.processor import Gr00tN1d7Processor
+from finetune.release_mark import robot_of
+from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors, read_json, whole_folder
 from gr00t.model.checkpoint_folder import weight_files
-from gr00t.model.gr00t_n1 import check_same_modalities
 
 FORMAT = 1
 _REMEDY = "Make room, or give another folder, out=FOLDER; then start the same command again."
@@ -116,8 +118,8 @@ class _Tree:
 
 def _make(configs: Sequence[ReleaseConfig], out: Path) -> Release:
     facts = [read_facts(config) for config in configs]
-    for run in facts:
-        _check_interface(run)
+    for run, config in zip(facts, configs, strict=True):
+        _check_robot(run, config)
     published = [_publication(run, config) for run, config in zip(facts, configs, strict=True)]
     licence = _licence(published, configs[0])
     tree = _tree(published, licence, configs[0])
@@ -134,6 +136,8 @@ def _tree(published: Sequence[Publication], licence: Licence, config: ReleaseCon
         published, licence, repo_id=config.repo_id, datasets=config.datasets, folder=Path(config.out).name
     )
     sources = {**code_sources(), **licence.files}
+    if config.modality_config is not None:
+        sources[f"scripts/{ROBOT}"] = Path(config.modality_config)
     weights: dict[str, Path] = {}
     texts = {**package_files(), CARD: card}
     for facts in (run.facts for run in published):
@@ -165,16 +169,16 @@ def _licence(published: Sequence[Publication], config: ReleaseConfig) -> Licence
     return found[0]
 
 
-def _check_interface(run: RunFacts) -> None:
-    """The snippet of the card compares the checkpoint with conflict_panda_config.py of the tree."""
-    processor = Gr00tN1d7Processor.from_pretrained(run.checkpoint)
-    tag = run.interface.tag.value
-    try:
-        check_same_modalities(MODALITY_CONFIG, processor.modality_config(tag), tag)
-    except ToolkitError as error:
+def _check_robot(run: RunFacts, config: ReleaseConfig) -> None:
+    """The tree holds the robot's file, and its readers compare the checkpoint with it: refuse another one."""
+    trained = {"modality_config": robot_of(run.checkpoint, run.interface.tag.value)}
+    different = differences(trained, {"modality_config": comparable(modality_configs(config))})
+    if different:
+        listed = "\n  ".join(different)
         raise ToolkitError(
-            f"conflict_panda_config.py is not the one that {run.checkpoint} was trained with: {error}"
-        ) from None
+            f"{config.modality_config or ROBOT} is not the one that {run.checkpoint} was trained with:\n  {listed}\n"
+            "Give that one, modality_config=FILE."
+        )
 
 
 def _copy(source: Path, target: Path) -> None:

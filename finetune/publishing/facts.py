@@ -15,7 +15,7 @@ from finetune.config.publishable import publishable
 from finetune.config.schema import FinetuneConfig, ReleaseConfig
 from finetune.publishing.files import EXPERIMENT, small_files
 from finetune.publishing.interface import Interface, interface_of
-from finetune.run_folder import RELEASE_MARK, identity_digest
+from finetune.release_mark import RELEASE_MARK, made_by
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError
 from gr00t.files import read_json
@@ -63,7 +63,7 @@ def read_facts(config: ReleaseConfig) -> RunFacts:
     _check_split(config, _at(recorded, "split.name"))
     mark = read_json(checkpoint / RELEASE_MARK)
     identity = str(mark.get("identity"))
-    run_dir = _own_run_dir(Path(config.run_dir), identity)
+    run_dir = _own_run_dir(Path(config.run_dir), checkpoint)
     typed = _json_in(run_dir, "run_config.json")
     base = str(_at(typed or recorded, "model.base"))
     processor = Gr00tN1d7Processor.from_pretrained(checkpoint)
@@ -94,14 +94,13 @@ def _check_split(config: ReleaseConfig, trained: Any) -> None:
         )
 
 
-def _own_run_dir(run_dir: Path, identity: str) -> Path | None:
+def _own_run_dir(run_dir: Path, checkpoint: Path) -> Path | None:
     """The run folder, where it is there; another run's is refused."""
     kept = checkpointing.list_checkpoints(run_dir)
     if not kept:
         return None
     found = read_json(kept[-1] / "state.json").get("identity") or {}
-    # A finished checkpoint of the best evaluation is told apart from one of the last step.
-    if identity not in (identity_digest(found), identity_digest({**found, "train.export": "best"})):
+    if not made_by(checkpoint, found):
         raise ToolkitError(
             f"run_dir={run_dir} holds another run than the one that made the checkpoint. Give that run's folder, "
             "run_dir=..., or one that does not exist if it is gone."

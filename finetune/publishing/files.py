@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune.checkout import CHECKOUT, ROOT
-from finetune.run_folder import RELEASE_MARK
+from finetune.release_mark import RELEASE_MARK
 from finetune.slurm.snapshot import code_files
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError
@@ -18,9 +18,10 @@ MARK = "release.json"
 CARD = "README.md"
 EXPERIMENT = RELEASE_MARK.parent
 RUN_FILES = ("config.yaml", "dataset.json", "versions.json", RELEASE_MARK.name)
-OPTIONAL_RUN_FILES = ("hardware.json",)
+OPTIONAL_RUN_FILES = ("hardware.json", "conditions.json")
 _ROOMS = ("finetune", "data_prep", "simulation", "configs", "finetune_jobs")
-_ENTRY = ("conflict_panda_config.py", "launch_finetune_local.py", "prepare_conflict_data.py")
+ROBOT = "conflict_panda_config.py"
+_ENTRY = (ROBOT, "launch_finetune_local.py", "prepare_conflict_data.py")
 _TOP = ("finetune.md", "LICENSE", "pyproject.toml", "constraints.txt")
 _SUFFIXES = (".json", ".jinja", ".txt")
 _IN_GUIDE = re.compile(r"\bdocs/[\w./-]+\.(?:png|md)\b")

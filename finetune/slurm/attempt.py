@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from finetune.checkout import CHECKOUT
 from finetune.config import FinetuneConfig, load
 from finetune.config.checks import check
+from finetune.config.modality import modality_configs
 from finetune.config.schema import ClusterConfig
 from finetune.slurm import decide, record
 from finetune.slurm.environment import write_environment
@@ -45,7 +46,9 @@ def snapshot(stage: str, *arguments: str) -> dict[str, str]:
         run_dir.mkdir(parents=True, exist_ok=True)
         with lock_in_turn(run_dir / "code", _SECONDS_OF_A_COPY):  # two jobs for one folder may start at once
             record.refuse_foreign_job(run_dir, _job_id())
-            return {"GROOT_CODE": str(snapshot_code(CHECKOUT, run_dir))}
+            own = config.dataset.modality_config is not None
+            robot = modality_configs(config.dataset) if own else None
+            return {"GROOT_CODE": str(snapshot_code(CHECKOUT, run_dir, robot))}
 
 
 def begin(stage: str, *overrides: str) -> dict[str, str]:

@@ -6,17 +6,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
-
 from finetune.config import checks
-from finetune.config.identity import recipe
+from finetune.config.compose import read_yaml
+from finetune.config.identity import differences, recipe
+from finetune.config.modality import modality_configs
 from finetune.config.schema import FinetuneConfig
 from finetune.planning import fits
 from finetune.planning.gpus import gpu_of_cluster
+from finetune.release_mark import RELEASE_MARK, robot_of
 from finetune.slurm.fit import check_fits, megabytes
 from finetune.slurm.queue import Queue
 from finetune.slurm.request import Request, Task
 from finetune.slurm.runs import jobs_of
+from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError
 from gr00t.model.checkpoint_folder import resolve_folder
 
@@ -62,21 +64,23 @@ def _drop(task: Task, request: Request) -> None:
 
 
 def is_finished(config: FinetuneConfig) -> bool:
-    """Whether output_dir holds what this fine-tune would make; a checkpoint of another recipe is refused.
+    """Whether output_dir holds what this fine-tune would make; a checkpoint of another recipe or robot is refused.
 
-    Recipes are compared, not datasets and bases, whose content the training itself compares.
+    Datasets and bases, whose content the training itself compares, are not looked at.
     """
-    folder = Path(config.output_dir) / "experiment_cfg"
-    if config.train.resume == "never" or not (folder / "run.json").is_file() or not (folder / "config.yaml").is_file():
+    folder = Path(config.output_dir)
+    settings = folder / "experiment_cfg" / "config.yaml"
+    if config.train.resume == "never" or not (folder / RELEASE_MARK).is_file() or not settings.is_file():
         return False
-    theirs = recipe(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    ours = recipe(dataclasses.asdict(config))
-    different = [key for key in ours if ours[key] != theirs.get(key)]
+    ours = {**recipe(dataclasses.asdict(config)), "modality_config": comparable(modality_configs(config.dataset))}
+    robot = robot_of(folder, config.dataset.embodiment_tag)
+    theirs = {**recipe(read_yaml(settings)), **({"modality_config": robot} if robot else {})}
+    different = differences(theirs, ours)
     if different:
+        listed = "\n  ".join(different)
         raise ToolkitError(
-            f"output_dir={config.output_dir} holds a finished checkpoint of another run, which had {different[0]}="
-            f"{theirs.get(different[0])}. Choose another output_dir=... (and run_dir=...), or replace it with "
-            "train.resume=never."
+            f"output_dir={config.output_dir} holds a finished checkpoint of another run:\n  {listed}\nChoose another "
+            "output_dir=... (and run_dir=...), or replace it with train.resume=never."
         )
     return True
 

@@ -16,6 +16,8 @@ from finetune.config.load import as_yaml, load
 from finetune.config.overrides import known_key
 from finetune.config.schema import FinetuneConfig, LaunchConfig
 from finetune.config.scripts import SCRIPTS
+from finetune.slurm.runs import job_folder
+from finetune.slurm.snapshot import ROBOT_FILE
 from finetune.slurm.sweep import Point, expand, point_names
 from gr00t.errors import ToolkitError, did_you_mean
 
@@ -44,6 +46,17 @@ class Task:
     @property
     def run_dir(self) -> Path:
         return Path(os.path.abspath(self.run.run_dir))
+
+    @property
+    def robot(self) -> Any:
+        """The part of its configuration with the robot's file; None where the checkout's own is used."""
+        section = self.config.dataset if self.stage == "finetune" else self.config
+        return section if getattr(section, "modality_config", None) is not None else None
+
+    @property
+    def robot_file(self) -> Path:
+        """Where the job finds the robot's file as it was at submission."""
+        return job_folder(self.run_dir, self.label) / ROBOT_FILE
 
     @property
     def name(self) -> str:
@@ -117,6 +130,7 @@ class _Composer:
         request.tasks = sorted(made.values(), key=lambda task: STAGES.index(task.stage))
         _refuse_shared_folders(request)
         _set_labels(request)
+        _carry_robots(request)
         return request
 
     def _expand(self, arguments: Sequence[str]) -> list[Point]:
@@ -166,17 +180,22 @@ class _Composer:
 
     def _finetune_overrides(self, point: Point) -> list[str]:
         own = [f"{name}={raw}" for name, raw in point.arguments.items() if self._knows("finetune", name)]
-        typed, meant = point.arguments.get("dataset.data_dir"), point.arguments.get("data_dir")
-        if typed is not None and meant is not None and typed != meant:
-            raise ToolkitError(
-                f"dataset.data_dir={typed} and data_dir={meant} name two places for one dataset. Keep one of them."
-            )
-        return own if typed is not None or meant is None else [*own, f"dataset.data_dir={meant}"]
+        for name in ("data_dir", "modality_config"):
+            typed, meant = point.arguments.get(f"dataset.{name}"), point.arguments.get(name)
+            if typed is not None and meant is not None and typed != meant:
+                raise ToolkitError(
+                    f"dataset.{name}={typed} and {name}={meant} say two things of one dataset. Keep one of them."
+                )
+            if typed is None and meant is not None:
+                own.append(f"dataset.{name}={meant}")
+        return own
 
     def _stage_overrides(self, stage: str, point: Point, run: FinetuneConfig) -> list[str]:
         """What was typed for that stage, and what it takes over from the fine-tune: dataset, checkpoint, robot."""
         own = {name: raw for name, raw in point.arguments.items() if self._knows(stage, name)}
         own["data_dir"] = run.dataset.data_dir
+        if stage == "prepare" and run.dataset.modality_config is not None:
+            own["modality_config"] = run.dataset.modality_config
         if stage == "evaluate":
             own.setdefault("checkpoint", run.output_dir)
             own.setdefault("embodiment_tag", run.dataset.embodiment_tag)
@@ -230,6 +249,15 @@ def _set_labels(request: Request) -> None:
     for task in request.tasks:
         number = count[task.stage, task.run_dir] = count.get((task.stage, task.run_dir), 0) + 1
         task.label = task.stage if number == 1 else f"{task.stage}-{number}"
+
+
+def _carry_robots(request: Request) -> None:
+    """A job reads the robot's file beside its records, as it is now: an edit after submission changes no job."""
+    for task in request.tasks:
+        if task.robot is not None:
+            key = "dataset.modality_config=" if task.stage == "finetune" else "modality_config="
+            kept = [override for override in task.overrides if not override.startswith(key)]
+            task.overrides = [*kept, f"{key}{task.robot_file}"]
 
 
 def _value(config: Any, name: str) -> Any:

@@ -7,9 +7,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from gr00t.data.schema import ModalityConfigs, python_source
 from gr00t.errors import ToolkitError
 from gr00t.files import whole_folder, write_json
 
+ROBOT_FILE = "modality_config_of_job.py"
 REVISION_FILE = "REVISION"  # in the copy, which is no git checkout any more
 _SKIPPED = (".git", ".venv", ".cache", "__pycache__")
 # What lies below a folder with one of these is no code of ours.
@@ -18,8 +20,10 @@ _NOT_RUN = ("tests", "samples", "docs")  # nine tenths of the checkout, and no j
 _LARGEST_BYTES = 50 * 2**20
 
 
-def snapshot_code(checkout: Path, run_dir: Path) -> Path:
+def snapshot_code(checkout: Path, run_dir: Path, robot: ModalityConfigs | None = None) -> Path:
     """Copy `checkout` to run_dir/code and describe it in run_dir/job/git.json and git.diff; returns the copy.
+
+    A robot of the user's own goes into it as modality_config_of_job.py, which finetune_jobs/run.sh gives to the stage.
 
     Copied are tracked, changed and new files, without tests, samples and docs, and none that git ignores except those
     of configs/local. A copy of an earlier job gives way when the new one is whole.
@@ -33,6 +37,8 @@ def snapshot_code(checkout: Path, run_dir: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
         changes = "+changes" if revision["changed"] else ""
+        if robot is not None:
+            (aside / ROBOT_FILE).write_text(python_source(robot), encoding="utf-8")
         (aside / REVISION_FILE).write_text(f"{revision['revision']}{changes}\n" if revision["revision"] else "")
     job.mkdir(exist_ok=True)
     write_json(job / "git.json", revision)

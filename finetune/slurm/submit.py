@@ -12,12 +12,14 @@ from typing import Any
 
 from finetune.checkout import CHECKOUT
 from finetune.config.load import as_yaml
+from finetune.config.modality import modality_configs
 from finetune.slurm.batch import Batch, code_folder, element_arguments
 from finetune.slurm.commands import slurm
 from finetune.slurm.environment import write_environment
 from finetune.slurm.request import Task
 from finetune.slurm.runs import RECORD, job_folder, now
 from finetune.slurm.snapshot import snapshot_code
+from gr00t.data.schema import python_source
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors, lock_in_turn, write_json
 
@@ -173,6 +175,8 @@ def _describe(folder: Path, task: Task, batch: Batch) -> None:
     (folder / "script.sbatch").write_text(batch.script, encoding="utf-8")
     write_json(folder / "overrides.json", {"overrides": task.overrides})
     (folder / "config.yaml").write_text(as_yaml(task.config), encoding="utf-8")
+    if task.robot is not None:
+        (folder / task.robot_file.name).write_text(python_source(modality_configs(task.robot)), encoding="utf-8")
     write_environment(folder)
 
 

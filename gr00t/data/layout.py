@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,17 +91,23 @@ class DatasetLayout:
         """Hash of the content: as recorded in meta/split.json, else computed (reads every file once)."""
         return str(self.split.get("fingerprint") or dataset_fingerprint(self.root, self.split))
 
-    def training_digest(self) -> str:
+    def training_digest(self, digest_of: Callable[[Path], str] = file_sha256) -> str:
         """Hash of what training reads, as it is now: meta files and frame tables in full, of videos name and size.
 
-        Unlike the recorded fingerprint it notices files that were edited since, at the cost of reading the tables.
+        Unlike the recorded fingerprint it notices files that were edited since, at the cost of reading the tables;
+        `digest_of` may know their hashes already.
         """
         digest = hashlib.sha256()
         for path in _files(self.root):
-            what = str(path.stat().st_size) if path.suffix == ".mp4" else file_sha256(path)
+            what = str(path.stat().st_size) if path.suffix == ".mp4" else digest_of(path)
             digest.update(f"{path.relative_to(self.root).as_posix()}\0{what}\n".encode())
         digest.update(json.dumps(self.val_episodes).encode())
         return digest.hexdigest()
+
+    def files(self) -> list[Path]:
+        """Every file of meta/, data/ and videos/ but meta/split.json, those behind linked folders too."""
+        named = [self.video_path(e.index, camera) for e in self.episodes for camera in self.cameras]
+        return sorted({*_files(self.root), *self.data_files(), *(path for path in named if path.is_file())})
 
     def statistics(self) -> dict[str, Any]:
         """meta/stats.json: {column: {mean, std, min, max, q01, q99}}, lists of (D,)."""

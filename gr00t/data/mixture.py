@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from gr00t.data.own_statistics import training_statistics
 from gr00t.data.statistics import Statistics, Tail, merge_statistics
 from gr00t.data.steps import StepReader
 from gr00t.errors import ToolkitError
+from gr00t.files import file_sha256
 
 
 class Mixture:
@@ -34,9 +36,9 @@ class Mixture:
         """Hash of the datasets' content, in their order; of one dataset its own."""
         return _joined([reader.layout.fingerprint for reader in self.readers])
 
-    def training_digest(self) -> str:
+    def training_digest(self, digest_of: Callable[[Path], str] = file_sha256) -> str:
         """Hash of what training reads, as it is now, and how often; of one dataset its own (see DatasetLayout)."""
-        digests = [reader.layout.training_digest() for reader in self.readers]
+        digests = [reader.layout.training_digest(digest_of) for reader in self.readers]
         return digests[0] if len(digests) == 1 else _joined([*digests, *map(repr, self.shares)])
 
     def statistics(self, tail: Tail) -> dict[str, dict[str, Statistics]]:

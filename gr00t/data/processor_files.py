@@ -14,6 +14,7 @@ from gr00t.files import read_json
 
 PROCESSOR_CLASS = "Gr00tN1d7Processor"
 FILES = ("processor_config.json", "statistics.json", "embodiment_id.json")
+TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 
 # Which slice of the per-embodiment weights a tag uses. (original: the processor's table of projector indices)
 _PROJECTOR_INDEX = {
@@ -114,7 +115,7 @@ def read_processor_files(path: str | Path) -> ProcessorFiles:
             f"{path}: no such checkpoint folder. Give a local folder; to fetch the released one, run "
             f"`hf download nvidia/GR00T-N1.7-3B --local-dir {path}` where there is internet."
         )
-    folder = next((p for p in (path, path / "processor") if (p / FILES[0]).is_file()), None)
+    folder = _folder(path)
     if folder is None:
         base = _base_of_lerobot(path)
         if base is not None:
@@ -140,6 +141,22 @@ def read_processor_files(path: str | Path) -> ProcessorFiles:
     for tag in EmbodimentTag:
         ids.setdefault(tag.value, default_projector_index(tag))
     return ProcessorFiles(config, read_json(folder / FILES[1]), ids)
+
+
+def _folder(path: Path) -> Path | None:
+    return next((p for p in (path, path / "processor") if (p / FILES[0]).is_file()), None)
+
+
+def processor_sources(path: str | Path) -> list[Path]:
+    """Every file that a checkpoint's processor is read from: the three JSONs and the tokenizer's; a LeRobot
+    checkpoint's own and those of its base. They may lie outside of the checkpoint (see `find_vlm_folder`)."""
+    path = Path(path)
+    vlm = find_vlm_folder(path, read_processor_files(path).config.model_name)
+    tokenizer = [file for file in vlm.rglob("*") if file.suffix in TOKENIZER_SUFFIXES and file.is_file()]
+    base = _base_of_lerobot(path)
+    own = [] if base is None else [file for file in path.glob("*.json") if file.is_file()]
+    folder = _folder(path if base is None else base)
+    return sorted({*own, *([] if folder is None else [folder / name for name in FILES]), *tokenizer})
 
 
 def write_processor_files(path: str | Path, files: ProcessorFiles) -> None:

@@ -5,6 +5,7 @@ The names and JSON forms are those of the original's processor_config.json, so t
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any, TypeVar
@@ -183,3 +184,53 @@ def check_modality_configs(configs: ModalityConfigs, where: str = "MODALITY_CONF
             "whether it is RELATIVE or ABSOLUTE."
         )
     return configs
+
+
+def comparable(configs: ModalityConfigs) -> dict[str, Any]:
+    """What a modality configuration says, by modality, field and action group; spellings of one meaning are equal."""
+    found: dict[str, Any] = {}
+    for modality, config in configs.items():
+        found[modality] = {name: value for name, value in config.to_json().items() if name != "action_configs"}
+        for group, action in zip(config.modality_keys, config.action_configs or [], strict=False):
+            found[modality][group] = {**action.to_json(), "state_key": action.state_key or group}
+    return found
+
+
+def python_source(configs: ModalityConfigs) -> str:
+    """A Python file that defines MODALITY_CONFIG as `configs`."""
+    names = [cls.__name__ for cls in (ActionConfig, ActionFormat, ActionRepresentation, ActionType, ModalityConfig)]
+    body = "\n".join(["MODALITY_CONFIG = {", *(_modality_source(*item) for item in configs.items()), "}"])
+    used = ", ".join(name for name in names if f"{name}(" in body or f"{name}." in body)
+    return (
+        f'"""The robot: its cameras, states, actions and instructions."""\n\nfrom {__name__} import {used}\n\n{body}\n'
+    )
+
+
+def _modality_source(modality: str, config: ModalityConfig) -> str:
+    fields = [f"delta_indices={_indices_source(config.delta_indices)}", f"modality_keys={_list(config.modality_keys)}"]
+    for name in ("sin_cos_embedding_keys", "mean_std_embedding_keys"):
+        if (keys := getattr(config, name)) is not None:
+            fields.append(f"{name}={_list(keys)}")
+    if config.action_configs is not None:
+        actions = "".join(f"            {_action_source(action)},\n" for action in config.action_configs)
+        fields.append(f"action_configs=[\n{actions}        ]")
+    lines = "".join(f"        {field},\n" for field in fields)
+    return f"    {json.dumps(modality)}: ModalityConfig(\n{lines}    ),"
+
+
+def _action_source(config: ActionConfig) -> str:
+    fields = [f"rep=ActionRepresentation.{config.rep.name}"]
+    fields += [f"type=ActionType.{config.type.name}"] if config.type is not ActionType.NON_EEF else []
+    fields += [f"format=ActionFormat.{config.format.name}"] if config.format is not ActionFormat.DEFAULT else []
+    fields += [f"state_key={json.dumps(config.state_key)}"] if config.state_key is not None else []
+    return f"ActionConfig({', '.join(fields)})"
+
+
+def _indices_source(indices: list[int]) -> str:
+    is_run = len(indices) > 2 and indices == list(range(indices[0], indices[-1] + 1))
+    start = f"{indices[0]}, " if indices[0] else ""
+    return f"list(range({start}{indices[-1] + 1}))" if is_run else str(indices)
+
+
+def _list(names: list[str]) -> str:
+    return json.dumps(names, ensure_ascii=False)

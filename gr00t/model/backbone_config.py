@@ -27,17 +27,21 @@ SAVED_CONFIG = Path("processor") / "vlm" / "config.json"
 
 def resolve_backbone(model_name: str, checkpoint: Path | None) -> Qwen3VLConfig:
     """The architecture of the backbone called `model_name` in the checkpoint folder (None: no folder yet)."""
-    looked = _candidate_files(model_name, checkpoint)
-    for path in looked:
-        if path.is_file():
-            return parse_backbone(read_json(path), str(path))
+    path = backbone_file(model_name, checkpoint)
+    if path is not None:
+        return parse_backbone(read_json(path), str(path))
     if model_name in BUILT_IN:
         return parse_backbone(BUILT_IN[model_name], model_name)
-    places = "\n  ".join(str(p) for p in looked)
+    places = "\n  ".join(str(p) for p in _candidate_files(model_name, checkpoint))
     raise ToolkitError(
         f'The backbone "{model_name}" is not known, and its config.json is in none of\n  {places}\n'
         f"Put a copy of the backbone's config.json at one of these.{did_you_mean(model_name, BUILT_IN)}"
     )
+
+
+def backbone_file(model_name: str, checkpoint: Path | None) -> Path | None:
+    """The file that the backbone's architecture is read from; None where the built-in table holds it."""
+    return next((path for path in _candidate_files(model_name, checkpoint) if path.is_file()), None)
 
 
 def parse_backbone(data: dict[str, Any], where: str) -> Qwen3VLConfig:
