@@ -13,6 +13,7 @@ from typing import Any, cast
 from finetune.config.identity import recipe
 from finetune.config.schema import FinetuneConfig
 from gr00t.data.mixture import Mixture
+from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import TOKENIZER_SUFFIXES, processor_sources
 from gr00t.data.schema import comparable
 from gr00t.data.statistics import Tail
@@ -20,7 +21,7 @@ from gr00t.data.steps import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.files import file_sha256, read_json, write_json
 from gr00t.model.backbone_config import backbone_file
-from gr00t.model.checkpoint import fingerprint
+from gr00t.model.checkpoint import fingerprint, read_config
 from gr00t.model.checkpoint_folder import weight_files
 from gr00t.model.checkpoint_kind import architecture_folder, read_config_json
 
@@ -49,10 +50,23 @@ def run_identity(config: FinetuneConfig, base: Path, data: StepReader | Mixture)
         "dataset_files": _summary(dataset_files),
         "base": fingerprint(base),
         "base_files": base_files,
+        **({"padding": "left out"} if _padding_reached_results(base, mixture) else {}),
     }
     digests.keep()
     files = {f"dataset_files.{name}": digest for name, digest in dataset_files.items()}
     return identity, files | {f"base_files.{name}": digest for name, digest in base_files.items()}
+
+
+def _padding_reached_results(base: Path, mixture: Mixture) -> bool:
+    """Whether earlier versions gave other losses: prompts of several lengths were padded, and these parts of the head
+    attended to the padding."""
+    config = read_config(base)
+    texts = mixture.instructions([reader.layout.train_episodes for reader in mixture.readers])
+    if len(texts) == 1 or not (config.vl_self_attention or not config.use_alternate_vl_dit):
+        return False
+    processor = Gr00tN1d7Processor.from_pretrained(base)
+    masks = processor.vlm.encode([processor.encode_text(text, 0) for text in texts], [[] for _ in texts])[1]
+    return len({int(mask.sum()) for mask in masks}) > 1
 
 
 def _dataset_files(mixture: Mixture, digest_of: Digests) -> Files:

@@ -427,3 +427,34 @@ def test_variables_are_taken_by_name_and_never_secrets_or_paths() -> None:
     left = {"HF_TOKEN": "x", "MKL_API_KEY": "x", "TORCHINDUCTOR_CACHE_DIR": "/home/me/x", "HOME": "/home/me"}
     left |= {"WANDB_API_KEY": "x", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "XMKL_A": "1"}
     assert conditions._environment({**kept, **left}) == dict(sorted(kept.items()))
+
+
+def with_a_longer_instruction(data: Path) -> None:
+    """In the last training episode."""
+    train = data / "color_object" / "train"
+    number = json.loads((train / "meta" / "split.json").read_text())["val_episodes"]
+    episode = max(set(range(5)) - set(number))
+    tasks = train / "meta" / "tasks.jsonl"
+    tasks.write_text(
+        tasks.read_text() + json.dumps({"task_index": 7, "task": "pick up the object like the plate"}) + "\n"
+    )
+    path = train / "data" / "chunk-000" / f"episode_{episode:06d}.parquet"
+    table = pq.read_table(path)
+    for name in ("annotation.human.task_description", "task_index"):
+        place = table.column_names.index(name)
+        column = table.column(name)
+        table = table.set_column(place, name, [[7] * len(column)])
+    pq.write_table(table, path)
+
+
+def test_a_run_whose_prompts_were_padded_is_not_continued_by_a_version_without_the_leak(own: Site) -> None:
+    settings, base = own.config(), own.root / "base"
+    assert "padding" not in run_identity(settings, base, open_datasets(settings))[0]
+    with_a_longer_instruction(own.root / "data")
+    found = run_identity(settings, base, open_datasets(settings))[0]
+    before = {name: value for name, value in found.items() if name != "padding"}
+    (line,) = differences(before, found)
+    assert line.startswith("padding: instructions of several lengths were padded") and differences(found, found) == []
+    shape = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**shape, "vl_self_attention_cfg": None}))
+    assert "padding" not in run_identity(settings, base, open_datasets(settings))[0]  # nothing attended to it there

@@ -21,12 +21,15 @@ ENTRIES: dict[str, Any] = {
     "dataset_files": UNKNOWN,
     "base_files": UNKNOWN,
     "train.export": "last",  # of a finished checkpoint
+    "padding": "attended to",  # where prompts have several lengths; no entry where they have not
 }
 _SAID = {
     "base": "model.base holds other weights than when the run began",
     "dataset": "the dataset holds other data than when the run began",
     "content": "the dataset or model.base holds other content than when that was made",
     "statistics": "states and actions are normalised with other statistics than when the run began",
+    "padding": "padding: instructions of several lengths were padded and the padding reached the losses when the run "
+    "began; it no longer does. Finish the run with the version that began it, or begin it again",
 }
 _FILES = {"dataset_files": "the dataset", "base_files": "model.base"}
 _ABSENT = object()
