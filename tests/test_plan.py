@@ -15,7 +15,7 @@ from config_calls import compose, refusal
 from finetune.config import FinetuneConfig, load
 from finetune.config.compose import read_yaml
 from finetune.config.schema import ModelConfig
-from finetune.create_base import _backbone_json, _model_config
+from finetune.create_base import _model_config, architecture_json
 from finetune.lora import add_adapters
 from finetune.plan import check_disk, check_fits, plan
 from finetune.planning.build import make_plan
@@ -41,7 +41,7 @@ def on_meta(name: str) -> Gr00tN1d7:
     """The real model of that name, without memory for its weights."""
     architecture = model_config(name).architecture
     with torch.device("meta"):
-        return Gr00tN1d7(_model_config(architecture), parse_backbone(_backbone_json(architecture, TOKENS), "test"))
+        return Gr00tN1d7(_model_config(architecture), parse_backbone(architecture_json(architecture, TOKENS), "test"))
 
 
 def configuration(*argv: str) -> FinetuneConfig:
