@@ -10,7 +10,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -47,8 +46,8 @@ from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
 from data_prep.unfinished import Unfinished
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, file_lock, publish, recover
-from gr00t.processes import worker_pool
+from gr00t.files import disk_errors, file_lock, publish, real_path, recover
+from gr00t.processes import first_done, worker_pool
 
 PARTS = ("train", "conflict")
 EPISODES_WORTH_A_PROCESS = 16  # starting one takes as long as about so many small episodes
@@ -130,16 +129,17 @@ def convert_split(
     jobs = [job for plan in plans for job in episode_jobs(plan)]
     remedy = "Make room and start again: it goes on with what is converted. Or choose another data_dir=...."
     with disk_errors(target, remedy):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        place = real_path(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(target):
-            recover(target)
+            recover(place)
             # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
             _check_target(target, overwrite)
-            unfinished = Unfinished(target)
+            unfinished = Unfinished(place)
             unfinished.take_up(jobs, begin_anew=overwrite)
             with unfinished.kept(len(jobs)):
                 _convert(unfinished, plans, jobs, workers, progress, report)
-                publish(unfinished.dataset, target)
+                publish(unfinished.dataset, place)
             unfinished.remove()
     report.seconds = time.monotonic() - started
     return report
@@ -289,8 +289,10 @@ def _written(root: Path, jobs: Sequence[EpisodeJob], processes: int) -> Generato
         return
     try:
         with worker_pool(processes) as pool:
-            for done in as_completed([pool.submit(write_episode, root, job) for job in jobs]):
-                yield done.result()
+            waiting = {pool.submit(write_episode, root, job) for job in jobs}
+            while waiting:
+                ready, waiting = first_done(pool, waiting, "converting")
+                yield from (done.result() for done in ready)
     except BrokenProcessPool as error:
         raise ToolkitError(
             "A worker process died, perhaps for lack of memory: each holds one camera's frames of one episode. Start "

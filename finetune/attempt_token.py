@@ -27,7 +27,7 @@ OUTCOME = "outcome.json"
 ATTEMPT, ATTEMPT_ID = "GROOT_ATTEMPT", "GROOT_ATTEMPT_ID"
 # What making room or a right remedies; other errors of a disk pass, so a further attempt may succeed.
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
-_READ_AGAIN = 5  # a network file system may lose a file for a moment while it is replaced
+READ_SECONDS = 5.0  # a network file system may lose a file for a moment while it is replaced
 
 
 class Superseded(Exception):
@@ -85,14 +85,14 @@ class AttemptToken:
             raise
 
     def _read(self) -> str | None:
-        path = self.run_dir / TOKEN
-        for attempt in range(_READ_AGAIN):
+        """The id in attempt.json; None where it is gone for good."""
+        until = time.monotonic() + READ_SECONDS
+        while True:
             try:
-                return str(json.loads(path.read_text())["id"])
-            except FileNotFoundError:
-                return None
-            except (OSError, ValueError, KeyError):
-                if attempt == _READ_AGAIN - 1:
+                return str(json.loads((self.run_dir / TOKEN).read_text())["id"])
+            except (OSError, ValueError, KeyError) as error:
+                if time.monotonic() > until:
+                    if isinstance(error, FileNotFoundError):
+                        return None
                     raise
                 time.sleep(0.2)
-        return None

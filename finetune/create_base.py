@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def create_base(config: CreateBaseConfig) -> Path:
     """Write the checkpoint to `config.out`: seeded weights, a small tokenizer, a processor that knows no robot yet."""
     from gr00t.files import whole_folder
+    from gr00t.model.manifest import write_manifest
 
     out = Path(config.out)
     with whole_folder(out, replace=config.overwrite) as folder:
@@ -32,6 +33,7 @@ def create_base(config: CreateBaseConfig) -> Path:
         model = random_model(config.model.architecture, special_tokens, seed=config.seed, dtype=config.dtype)
         model.save_pretrained(folder)
         _write_processor(folder, config.model.architecture)
+        write_manifest(folder)
     return out
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import cv2
@@ -23,7 +26,9 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import MicroBatchSampler, MixtureOrder
 from gr00t.data.statistics import Tail
 from gr00t.data.steps import StepReader
+from gr00t.errors import ToolkitError
 from gr00t.model.config import Gr00tN1d7Config
+from gr00t.processes import WORKER_SECONDS, silent
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +117,28 @@ def build_loader(
         worker_init_fn=begin_worker,
         pin_memory=engine.device.type == "cuda",
         prefetch_factor=4 if train.num_workers else None,
+        timeout=WORKER_SECONDS if train.num_workers else 0,
     )
     return loader, sampler
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Around the next batch of a DataLoader: workers that do not answer or are killed become a ToolkitError, as what
+    one of them refuses does."""
+    pids = [child.pid for child in multiprocessing.active_children() if child.pid]
+    try:
+        yield
+    except ToolkitError as error:  # a loader process puts its traceback before the message
+        raise ToolkitError(str(error).rpartition("ToolkitError: ")[2].strip()) from None
+    except RuntimeError as error:
+        if "DataLoader timed out" in str(error):
+            raise silent("loading data", pids) from None
+        if "DataLoader worker" in str(error):
+            raise ToolkitError(
+                f"{error} Where it was killed, memory has run out: lower train.num_workers, or ask for more memory."
+            ) from None
+        raise
 
 
 def begin_worker(worker: int) -> None:

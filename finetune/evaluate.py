@@ -65,7 +65,9 @@ def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
     processor = read_processor(checkpoint)
     tag = find_tag(processor, config.embodiment_tag)
     data = _open_data(config, processor, tag)
-    policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype).to(device)
+    policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype, verify=config.verify).to(
+        device
+    )
     baselines = Baselines(data.training, data.training.layout.train_episodes)
     forecasts = list(_forecasts(policy, data, baselines, config))
     overall = {section: measure(forecasts, section) for section in SECTIONS}

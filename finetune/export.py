@@ -22,6 +22,7 @@ from gr00t.data.mixture import Mixture
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.files import whole_folder, write_json
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.manifest import write_manifest
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "datasets", "numpy", "av")
 OPTIONAL = ("bitsandbytes", "peft", "deepspeed", "mani_skill", "sapien")
@@ -40,14 +41,16 @@ def write_release(
     step: int,
     dtype: torch.dtype = torch.bfloat16,
     allowed: Callable[[], None] = lambda: None,
+    replaceable: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last.
 
     hardware: what it was trained on (`Engine.hardware`). conditions: of the last attempt. step: how many
-    optimizer steps the weights have seen. `allowed` raises where nothing must be renamed or removed.
+    optimizer steps the weights have seen. `allowed` raises where nothing must be renamed or removed, `replaceable`
+    where the folder that is there must stay.
     """
     mirror_processor(model, processor)
-    with whole_folder(folder, lock=False, allowed=allowed) as aside:
+    with whole_folder(folder, lock=False, allowed=allowed, replaceable=replaceable) as aside:
         model.save_pretrained(aside, dtype=dtype)
         processor.save_pretrained(aside)
         experiment = aside / "experiment_cfg"
@@ -58,6 +61,7 @@ def write_release(
         write_json(experiment / "versions.json", versions())
         write_json(experiment / "conditions.json", conditions)
         write_mark(aside, identity, step)
+        write_manifest(aside)
 
 
 def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:

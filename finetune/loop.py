@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune import checkpointing, first_batch, optim
 from finetune.best import Best
 from finetune.config.schema import FinetuneConfig
-from finetune.data import build_loader, mask_sum
+from finetune.data import build_loader, mask_sum, worker_errors
 from finetune.engine import Engine
 from finetune.meter import Meter, action_groups, trained_parts
 from finetune.preemption import SUPERSEDED, Preemption, Stopped
@@ -157,10 +157,8 @@ class TrainingLoop:
 
     def _next(self, batches: Iterator[dict[str, Tensor]], count: int) -> list[dict[str, Tensor]]:
         begin = time.perf_counter()
-        try:
+        with worker_errors():
             found = [self.engine.move(next(batches)) for _ in range(count)]
-        except ToolkitError as error:  # a loader process puts its traceback before the message
-            raise ToolkitError(str(error).rpartition("ToolkitError: ")[2].strip()) from None
         self.meter.waited += time.perf_counter() - begin
         return found
 

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from finetune.engine import Engine
 from finetune.preemption import Preemption
 from finetune.release_mark import RELEASE_MARK, identity_of, made_by, robot_of
 from finetune.run_files import ARTIFACTS, BEST, CONDITIONS, EVALUATIONS, FIRST_BATCH, INPUTS, METRICS, STATUS
+from finetune.run_output import RunOutput
 from gr00t.errors import ToolkitError
 from gr00t.files import LockHeld, file_lock, read_json, remove_leftovers, write_json
 
@@ -38,6 +39,7 @@ class RunFolder:
         self.config, self.identity, self.files = config, identity, files
         self.run_dir, self.output_dir = Path(config.run_dir), Path(config.output_dir)
         self.anew = config.train.resume == "never"
+        self.output = RunOutput(self.output_dir, self.run_dir, replaces=self.anew)
 
     def starting_point(self, engine: Engine) -> tuple[checkpointing.Checkpoint | None, bool]:
         """The checkpoint to go on from, None to begin, and whether output_dir holds what this very run would write.
@@ -90,14 +92,10 @@ class RunFolder:
 
     def _is_finished(self) -> bool:
         """Whether output_dir holds what this very run would write; anything else there is refused."""
-        if not self.output_dir.exists() or not any(self.output_dir.iterdir()):
+        if self.output.is_empty():
             return False
-        if not (self.output_dir / RELEASE_MARK).is_file():
-            raise ToolkitError(
-                f"output_dir {self.output_dir} exists and holds other files than a finished checkpoint of this "
-                "toolkit; it is never replaced. Choose another output_dir=...."
-            )
-        if self.anew:
+        if self.anew or not (self.output_dir / RELEASE_MARK).is_file():
+            self.output.refuse_foreign()
             return False
         made_of = identity_of(self.output_dir, self.release_identity)
         changed = differences(made_of, self.release_identity, _read_inputs(self.run_dir), self.files)
@@ -116,6 +114,11 @@ class RunFolder:
         best = self.config.train.export == "best"
         return {**self.identity, "train.export": "best"} if best else self.identity
 
+    def may_replace(self) -> Callable[[Path], None]:
+        """For `whole_folder` over output_dir: raises where what lies there must stay."""
+        checkpoints = checkpointing.list_checkpoints(self.run_dir)
+        return self.output.replaceable(self.release_identity, checkpoints[-1] if checkpoints else None)
+
     @contextmanager
     def opened(
         self, start: checkpointing.Checkpoint | None, engine: Engine, stop: Preemption, conditions: Mapping[str, Any]
@@ -126,6 +129,7 @@ class RunFolder:
         with ExitStack() as held:
             if engine.is_main:
                 self._lock(held, stop.token.id or "")
+                self.output.claim(held)
                 if stop.token.is_ours():
                     self._clear(start)
                     write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))

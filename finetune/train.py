@@ -196,6 +196,7 @@ def _release(
                 conditions=loop.origin["conditions"],
                 step=step,
                 allowed=stop.token.require,
+                replaceable=run.may_replace(),
             )
     stop.barrier()
     return step

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from gr00t.errors import ToolkitError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_held: set[int] = set()  # descriptors of the locks that this process holds
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -135,56 +136,84 @@ def remove_leftovers(folder: Path, names: str) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def _nothing_to_say(_: Path) -> None:
+    """For `replaceable`: whatever lies there may be replaced."""
+
+
 @contextmanager
 def whole_folder(
-    target: Path, *, replace: bool = True, lock: bool = True, allowed: Callable[[], None] = lambda: None
+    target: Path,
+    *,
+    replace: bool = True,
+    lock: bool = True,
+    allowed: Callable[[], None] = lambda: None,
+    replaceable: Callable[[Path], None] = _nothing_to_say,
 ) -> Iterator[Path]:
     """Yield a new hidden folder beside `target`, which takes target's place when the block ends without an exception.
 
-    An existing `target` stays until then, or is refused without `replace`. What a killed writer left is removed first,
-    and a target that it had just moved away is put back. With `lock`, a second writer is refused; without (file
-    systems of clusters may have no locks), the caller sees to it that there is one only. `allowed` is asked before
-    anything is removed or renamed; it raises where that must not happen.
+    An existing `target` stays until then, or is refused without `replace`; where it is a link, what it leads to is
+    replaced. What a killed writer left is removed first, and a target that it had just moved away is put back. With
+    `lock`, a second writer is refused; without (file systems of clusters may have no locks), the caller sees to it that
+    there is one only. `allowed` is asked before anything is removed or renamed, and `replaceable` about a folder that
+    is in the way; they raise where that must not happen.
     """
     allowed()
+    target = real_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(target) if lock else nullcontext():
-        recover(target)
+        recover(target, replaceable)
         if target.exists() and not replace:
             raise ToolkitError(f"{target} exists already. Remove it, choose another folder, or say overwrite=true.")
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
         aside.chmod(0o777 & ~umask())
         try:
             yield aside
-            publish(aside, target, allowed)
+            publish(aside, target, allowed, replaceable)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def publish(folder: Path, target: Path, allowed: Callable[[], None] = lambda: None) -> None:
-    """Put a finished folder on the same disk in target's place, whole or not at all; the caller holds target's lock."""
+def real_path(target: Path) -> Path:
+    """Where a folder lies, or will lie, behind all links."""
+    return Path(os.path.realpath(target))
+
+
+def publish(
+    folder: Path,
+    target: Path,
+    allowed: Callable[[], None] = lambda: None,
+    replaceable: Callable[[Path], None] = _nothing_to_say,
+) -> None:
+    """Put a finished folder on the same disk in target's place, whole or not at all; the caller holds target's lock.
+
+    `allowed` and `replaceable` as for `whole_folder`."""
     _open_to_others(folder)
     _sync_tree(folder)
     allowed()
-    _swap(folder, target)
+    _swap(folder, target, replaceable)
 
 
-def recover(target: Path) -> None:
+def recover(target: Path, replaceable: Callable[[Path], None] = _nothing_to_say) -> None:
     """Clear what a killed writer of `target` left; call it only while holding the lock."""
     replaced = _replaced(target)
     if replaced.exists() and not target.exists():
         replaced.rename(target)
+    if replaced.exists():
+        replaceable(replaced)
     for leftover in [replaced, *target.parent.glob(f".{target.name}.partial-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _swap(aside: Path, target: Path) -> None:
+def _swap(aside: Path, target: Path, replaceable: Callable[[Path], None]) -> None:
     replaced = _replaced(target)
     had_old = target.exists()
     if had_old:
+        replaceable(target)
         target.rename(replaced)
     try:
-        aside.rename(target)
+        if had_old:
+            replaceable(replaced)  # again, now that nothing can come into it by target's name
+        aside.rename(target)  # where another folder has appeared there meanwhile, this fails unless that is empty
     except BaseException:
         if had_old:
             replaced.rename(target)
@@ -204,7 +233,8 @@ def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Itera
     A second holder is refused with LockHeld, which tells what the first one wrote there as `holder`. On a file system
     without locks it is refused when `required`, else goes on unlocked.
     """
-    path = target.parent / f".{target.name}.lock"
+    real = real_path(target)
+    path = real.parent / f".{real.name}.lock"
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -217,12 +247,23 @@ def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Itera
             break
         os.close(descriptor)
     try:
+        _held.add(descriptor)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, holder.encode())
         yield
     finally:
+        _held.discard(descriptor)
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _let_go_of_locks() -> None:
+    """In a forked process: the lock is its parent's, and would outlive it in a copy of the descriptor."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_of_locks)
 
 
 @contextmanager
@@ -247,7 +288,7 @@ def _take(descriptor: int, target: Path, required: bool) -> None:
     except BlockingIOError as error:
         raise LockHeld(
             f"{target}: another process is writing it at this moment. Wait for it to end, or stop it first.",
-            os.pread(descriptor, 200, 0).decode(errors="replace"),
+            os.pread(descriptor, 4096, 0).decode(errors="replace"),
         ) from error
     except OSError as error:
         if error.errno in _NO_LOCKS and not required:

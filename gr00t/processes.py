@@ -6,9 +6,39 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from typing import TypeVar
+
+from gr00t.errors import ToolkitError
+
+_T = TypeVar("_T")
+WORKER_SECONDS = 900.0  # that a worker process may take for one piece of work
+
+
+def silent(what: str, pids: Iterable[int]) -> ToolkitError:
+    """For worker processes that have given nothing for WORKER_SECONDS."""
+    numbers = ", ".join(map(str, sorted(pids))) or "gone"
+    return ToolkitError(
+        f"{what}: no answer from the worker processes (process ids {numbers}) for {WORKER_SECONDS / 60:.0f} minutes. "
+        "They may wait for a file system that does not answer, or for memory: look at them with ps and dmesg, then "
+        "start again."
+    )
+
+
+def first_done(
+    pool: ProcessPoolExecutor, waiting: set[Future[_T]], what: str
+) -> tuple[set[Future[_T]], set[Future[_T]]]:
+    """Those of `waiting` that are done, at least one, and the others. Workers of which none answers for WORKER_SECONDS
+    are killed, and named in a ToolkitError that says `what` they worked on."""
+    ready, others = wait(waiting, WORKER_SECONDS, FIRST_COMPLETED)
+    if not ready:
+        processes = dict(pool._processes or {})
+        for process in processes.values():
+            process.kill()
+        raise silent(what, processes)
+    return ready, others
 
 
 @contextmanager

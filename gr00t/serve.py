@@ -53,6 +53,7 @@ class ServeConfig:
     precision: str = option(
         "of the weights; auto is bf16 on GPUs that have it", "auto", choices=("auto", "bf16", "fp32")
     )
+    verify: bool = option("compare every file of the checkpoint with its manifest first", False)
     compile: bool = option("compile the action head: minutes at the start, then faster actions", False)
     max_batch: int = option("robots in one request at most", 64, at_least=1)
     log_every: int = option("a line with the latency every so many actions", 100, at_least=1)
@@ -106,7 +107,7 @@ def _load(config: ServeConfig) -> GR00TPolicy:
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     tag, steps = config.embodiment_tag, config.denoising_steps
-    policy = GR00TPolicy.from_pretrained(config.checkpoint, None, tag, steps, dtype).to(device)
+    policy = GR00TPolicy.from_pretrained(config.checkpoint, None, tag, steps, dtype, verify=config.verify).to(device)
     return policy.compile_head() if config.compile else policy
 
 

@@ -91,7 +91,9 @@ def _local(config: EvaluateConfig) -> tuple[GR00TPolicy, dict[str, Any]]:
     trained_on = read_trained_on(checkpoint)
     _check_fps(checkpoint, trained_on)
     size = config.image_size or _image_size(checkpoint, trained_on)
-    policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype).to(device)
+    policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype, verify=config.verify).to(
+        device
+    )
     return policy, {
         "policy": config.checkpoint,
         "checkpoint": config.checkpoint,

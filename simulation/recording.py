@@ -12,7 +12,7 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from finetune.config import RecordConfig
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors, file_lock, free_space, read_json, whole_folder, write_json
+from gr00t.processes import first_done
 from simulation.factors import FIRST_EVALUATION_SEED, split_factors
 from simulation.processes import one_thread_each
 from simulation.rendering import require_rendering, require_simulator
@@ -279,7 +280,7 @@ def _outcomes(pool: ProcessPoolExecutor, missing: list[int], spare: Iterator[int
     try:
         waiting: set[Future[Outcome]] = {pool.submit(_demonstrate, seed) for seed in missing}
         while waiting:
-            ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            ready, waiting = first_done(pool, waiting, "recording")
             for future in ready:
                 yield future.result()
                 if not future.result().success:

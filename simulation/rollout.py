@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.processes import WORKER_SECONDS, silent
 from simulation.factors import PARTS, split_factors
 from simulation.observation import Observation
 from simulation.outcomes import CONDITIONS, NOTHING, EpisodeOutcome
@@ -155,6 +156,8 @@ class _Worker:
 
     def receive(self) -> Any:
         try:
+            if not self.pipe.poll(WORKER_SECONDS):
+                raise silent("closed loop", [self.process.pid or 0])
             return self.pipe.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
@@ -236,7 +239,10 @@ class _Crew:
         busy, waiting = list(self.workers), dict[_Worker, Request]()
         while busy:
             pipes = {worker.pipe: worker for worker in busy if worker not in waiting}
-            for pipe in wait(list(pipes)):
+            ready = wait(list(pipes), WORKER_SECONDS)
+            if not ready:
+                raise silent("closed loop", [worker.process.pid or 0 for worker in pipes.values()])
+            for pipe in ready:
                 worker = pipes[pipe]  # type: ignore[index]
                 message = worker.receive()
                 if message is None:

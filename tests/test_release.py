@@ -35,6 +35,7 @@ from finetune.train import finetune
 from gr00t.errors import ToolkitError
 from gr00t.files import write_json
 from gr00t.model.checkpoint import fingerprint
+from gr00t.model.manifest import MANIFEST, verify_manifest
 from gr00t.model.verify import verify_checkpoint
 
 CLIENT = huggingface_hub.HfApi
@@ -121,8 +122,10 @@ def tree(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(home: Path, tmp_path: Path) -> Path:
-    """A home of one's own to spoil."""
-    return shutil.copytree(home, tmp_path / "home")
+    """A home of one's own to spoil, whose checkpoint has no manifest that would say so."""
+    found = Path(shutil.copytree(home, tmp_path / "home"))
+    (found / "checkpoints" / "color_object" / MANIFEST).unlink()
+    return found
 
 
 def refusal(home: Path, out: Path, *more: str) -> str:
@@ -456,6 +459,14 @@ def test_what_is_no_finished_checkpoint_is_named(copy: Path, tiny_base: Path, tm
     assert "lacks experiment_cfg/config.yaml" in refusal(copy, out, f"checkpoint={tiny_base}")
     (copy / "checkpoints/color_object/model-00001-of-00001.safetensors").unlink()
     assert "lacks the shards ['model-00001-of-00001.safetensors']" in refusal(copy, out)
+
+
+def test_a_checkpoint_is_compared_with_its_manifest_and_the_release_has_one(home: Path, tmp_path: Path) -> None:
+    spoilt = Path(shutil.copytree(home, tmp_path / "home"))
+    verify_manifest(publish(home, tmp_path / "whole").out / "checkpoints" / "color_object")
+    path = spoilt / "checkpoints" / "color_object" / "statistics.json"
+    path.write_text(path.read_text() + " ")
+    assert "statistics.json has changed" in refusal(spoilt, tmp_path / "out")
 
 
 def test_another_split_or_run_is_named(home: Path, copy: Path, tmp_path: Path) -> None:

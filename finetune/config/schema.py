@@ -176,6 +176,7 @@ class EvaluateConfig:
         choices=("open_loop", "closed_loop"),
     )
     checkpoint: str = key("folder of the finished checkpoint", "checkpoints/${split.name}", folder=True)
+    verify: bool = key("compare every file of the checkpoint with its manifest first", False)
     data_dir: str = key("open loop: folder that holds the <split>/ datasets", "data", folder=True)
     report_dir: str | None = key(
         "folder of figures, tables and videos, rewritten by each evaluation; null for reports/<split>/<part>, and in "

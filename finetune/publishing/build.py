@@ -36,6 +36,7 @@ from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors, read_json, whole_folder
 from gr00t.model.checkpoint_folder import weight_files
+from gr00t.model.manifest import MANIFEST, write_manifest
 
 FORMAT = 1
 _REMEDY = "Make room, or give another folder, out=FOLDER; then start the same command again."
@@ -128,6 +129,8 @@ def _make(configs: Sequence[ReleaseConfig], out: Path) -> Release:
     check_space(out, [*tree.sources.values(), *tree.weights.values()], configs[0].link)
     with disk_errors(out, _REMEDY), whole_folder(out) as aside:
         tree.write(aside, link=configs[0].link)
+        for publication in published:
+            write_manifest(aside / place_of(publication.facts.split))
     return Release(out, tree.places, _notes(published, licence))
 
 
@@ -141,19 +144,25 @@ def _tree(published: Sequence[Publication], licence: Licence, config: ReleaseCon
     weights: dict[str, Path] = {}
     texts = {**package_files(), CARD: card}
     for facts in (run.facts for run in published):
-        place = f"checkpoints/{facts.split}"
+        place = place_of(facts.split)
         sources |= {f"{place}/{name}": path for name, path in small_files(facts.checkpoint).items()}
         weights |= {f"{place}/{path.name}": path for path in weight_files(facts.checkpoint)}
         # Checkpoints of an earlier toolkit have the folders of their machine in it.
         texts[f"{place}/{EXPERIMENT}/config.yaml"] = OmegaConf.to_yaml(OmegaConf.create(facts.config))
     sources = {place: source for place, source in sources.items() if place not in texts}
+    manifests = [f"{place_of(run.facts.split)}/{MANIFEST}" for run in published]
     mark = {
         "format": FORMAT,
         "runs": {run.split: run.facts.identity for run in published},
-        "files": sorted({*sources, *texts, *weights, MARK}),
+        "files": sorted({*sources, *texts, *weights, MARK, *manifests}),
     }
     texts[MARK] = json.dumps(mark, indent=2) + "\n"
     return _Tree(sources, texts, weights)
+
+
+def place_of(split: str) -> str:
+    """The checkpoint's folder in the tree."""
+    return f"checkpoints/{split}"
 
 
 def _publication(run: RunFacts, config: ReleaseConfig) -> Publication:

@@ -20,6 +20,7 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError
 from gr00t.files import read_json
 from gr00t.model.gr00t_n1 import find_tag
+from gr00t.model.manifest import MANIFEST, verify_manifest
 from gr00t.model.verify import CheckpointSummary, verify_checkpoint
 
 BEST = "best.json"
@@ -58,6 +59,8 @@ def read_facts(config: ReleaseConfig) -> RunFacts:
     checkpoint = Path(config.checkpoint)
     small_files(checkpoint)
     whole = verify_checkpoint(checkpoint)
+    if (checkpoint / MANIFEST).is_file():  # earlier versions wrote none
+        verify_manifest(checkpoint, added=True)  # what is added is not published
     experiment = checkpoint / EXPERIMENT
     recorded = read_yaml(experiment / "config.yaml")
     _check_split(config, _at(recorded, "split.name"))

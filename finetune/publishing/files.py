@@ -13,6 +13,7 @@ from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError
 from gr00t.files import free_space
 from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
+from gr00t.model.manifest import MANIFEST
 
 MARK = "release.json"
 CARD = "README.md"
@@ -95,7 +96,7 @@ def small_files(checkpoint: Path) -> dict[str, Path]:
 
 def left_out(checkpoint: Path) -> list[str]:
     """What else lies in a checkpoint folder and does not go into a release; folders are named once."""
-    taken = {*small_files(checkpoint), *(path.name for path in weight_files(checkpoint))}
+    taken = {*small_files(checkpoint), *(path.name for path in weight_files(checkpoint)), str(MANIFEST)}
     found = []
     for path in checkpoint.rglob("*"):
         name = path.relative_to(checkpoint).as_posix()

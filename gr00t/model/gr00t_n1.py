@@ -18,6 +18,7 @@ from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.model import checkpoint as files
 from gr00t.model.compilation import compile_for_acting
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.manifest import verify_manifest
 
 
 class GR00TPolicy(nn.Module):
@@ -59,13 +60,17 @@ class GR00TPolicy(nn.Module):
         embodiment_tag: EmbodimentTag | str = EmbodimentTag.NEW_EMBODIMENT,
         denoising_steps: int | None = None,
         torch_dtype: torch.dtype | str | None = None,
+        verify: bool = False,
     ) -> GR00TPolicy:
         """Load a checkpoint folder (or hub id) onto the CPU; `.cuda()` moves it.
 
-        torch_dtype: of all weights, torch.bfloat16 or torch.float32; None keeps the stored one. Everything else is as
-        in the constructor, and is checked before the weights are read.
+        torch_dtype: of all weights, torch.bfloat16 or torch.float32; None keeps the stored one. verify: compare every
+        file with the checkpoint's manifest first, which reads them all. Everything else is as in the constructor, and
+        is checked before the weights are read.
         """
         folder = files.resolve_folder(path)
+        if verify:
+            verify_manifest(folder)
         files.read_config(folder)  # tells another generation's checkpoint by name
         processor = Gr00tN1d7Processor.from_pretrained(folder)
         tag = find_tag(processor, embodiment_tag)
