@@ -55,6 +55,20 @@ def test_saved_files_give_the_same_tokenizer_without_the_source(tokenizer, tmp_p
     assert again.limits == tokenizer.limits
 
 
+def test_saved_files_do_not_depend_on_what_was_encoded_before(tmp_path):
+    tokenizer = VlmTokenizer(golden_path(TINY))
+    tokenizer.save(tmp_path / "fresh")
+    chat = tokenizer.chat_text("open the drawer", 0)
+    settings = {"longest": {"padding": True}, "fixed": {"padding": "max_length", "max_length": 40}}
+    for name, chosen in {**settings, "cut": {"truncation": True, "max_length": 2}}.items():
+        tokenizer._tokenizer([chat], **chosen)
+        tokenizer.save(tmp_path / name)
+        for path in (tmp_path / "fresh").iterdir():
+            assert path.read_bytes() == (tmp_path / name / path.name).read_bytes(), path.name
+    saved = json.loads((tmp_path / "fixed" / "tokenizer.json").read_text())
+    assert saved["padding"] is None and saved["truncation"] is None
+
+
 def test_an_instruction_with_control_tokens_is_refused(tokenizer):
     with pytest.raises(ToolkitError, match="control token"):
         tokenizer.chat_text(f"look {IMAGE_TOKEN}", 1)

@@ -111,6 +111,9 @@ class VlmTokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        # encode() leaves its padding in the tokenizer, and tokenizer.json would depend on what was encoded before.
+        self._tokenizer.backend_tokenizer.no_padding()
+        self._tokenizer.backend_tokenizer.no_truncation()
         self._tokenizer.save_pretrained(str(folder))
         _use_names_of_transformers_4(folder / "tokenizer_config.json")
         image_settings = {
