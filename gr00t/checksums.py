@@ -96,4 +96,4 @@ def waiting_for(who: str, what: str) -> str:
 
 def damaged(target: Path, what: str) -> str:
     """The line of a process that found damage."""
-    return f"{target} is damaged or of an earlier version: {what} is made again"
+    return f"{target} is damaged or of an earlier version: {what} will be made again"
