@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -15,13 +17,25 @@ from finetune.config.schema import FinetuneConfig
 from finetune.engine import Engine
 from finetune.preemption import TIME_LIMIT, Preemption
 from finetune.stop_signals import received
+from gr00t.checksums import damaged, this_process, waiting_for
 from gr00t.data.dataset import StepReader
-from gr00t.data.frames import META, FrameStore, frame_shapes, frame_store_folder, write_frame_store
+from gr00t.data.frames import (
+    META,
+    FrameStore,
+    frame_shapes,
+    frame_store_folder,
+    frame_store_is_whole,
+    write_frame_store,
+)
+from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
-from gr00t.files import free_space
+from gr00t.files import LockHeld, disk_errors, file_lock, free_space
 
 RESERVE = 1.02  # of the bytes that are written
 GRACE_SECONDS = 120.0  # network file systems show new files late
+TURN_SECONDS = 1.0  # between two looks whether another run is done
+BEAT_SECONDS = 10.0
+MAKE_ROOM = "Make room there, or choose another cache_dir=FOLDER."
 
 
 class _Interrupted(Exception):
@@ -29,37 +43,99 @@ class _Interrupted(Exception):
 
 
 def use_frame_store(config: FinetuneConfig, reader: StepReader, engine: Engine, stop: Preemption) -> None:
-    """Let `reader` take its frames from a store in cache_dir; the main process makes it where it is missing.
+    """Let `reader` take its frames from a store in cache_dir; the main process makes one that is missing or damaged.
 
     A signal meanwhile raises Stopped, and leaves no half store.
     """
     layout, cameras = reader.layout, reader.configs["video"].modality_keys
-    folder = frame_store_folder(Path(config.cache_dir), layout, cameras)
-    if engine.is_main and not (folder / META).is_file():
-        shapes = frame_shapes(layout, cameras)
-        size = sum(frames * height * width * 3 for frames, height, width, _ in shapes.values())
-        announce(f"decoding every frame of {layout.root} once", size, folder)
-        with suppress(_Interrupted), progress("frames", sum(shape[0] for shape in shapes.values())) as advance:
-            on_frames = _unless_interrupted(advance)
-            write_frame_store(folder, layout, shapes, threads=len(os.sched_getaffinity(0)), on_frames=on_frames)
+    place = Path(config.cache_dir)
+    folder = place / engine.tell(frame_store_folder(place, layout, cameras).name if engine.is_main else "")
 
-    def ready() -> bool:
-        return (folder / META).is_file() or received() is not None
+    def whole() -> bool:
+        return frame_store_is_whole(folder, cameras)
 
-    wait_until(ready, folder, busy=folder.with_name(f".{folder.name}.lock").exists)
+    if not agreed(engine, whole):
+        with turn(folder, f"the frames of {layout.root}", config, engine, stop):
+            if not agreed(engine, whole):
+                _by_main(engine, lambda alive: _decode(folder, layout, cameras, alive))
     stop.check(TIME_LIMIT)
+    wait_until((folder / META).is_file, folder)
     reader.frame_store = FrameStore(folder, layout, cameras)
+
+
+def _decode(folder: Path, layout: DatasetLayout, cameras: list[str], alive: Callable[[], None]) -> None:
+    if folder.exists():
+        say(damaged(folder, f"the frames of {layout.root}"))
+        with disk_errors(folder, "Delete it by hand."):
+            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+    shapes = frame_shapes(layout, cameras)
+    size = sum(frames * height * width * 3 for frames, height, width, _ in shapes.values())
+    announce(f"decoding every frame of {layout.root} once", size, folder)
+    with suppress(_Interrupted), progress("frames", sum(shape[0] for shape in shapes.values())) as advance:
+
+        def on_frames(count: int) -> None:
+            advance(count)
+            alive()
+            if received() is not None:
+                raise _Interrupted
+
+        write_frame_store(folder, layout, shapes, threads=len(os.sched_getaffinity(0)), on_frames=on_frames)
+
+
+def agreed(engine: Engine, answer: Callable[[], bool]) -> bool:
+    """The main process's answer, in every process."""
+    return bool(engine.sum(torch.tensor(float(engine.is_main and answer()))))
+
+
+@contextmanager
+def turn(target: Path, what: str, config: FinetuneConfig, engine: Engine, stop: Preemption) -> Iterator[None]:
+    """Wait until no other run makes `target`, then hold its lock in the main process.
+
+    The wait is said in one line that names the other run; a signal meanwhile raises Stopped.
+    """
+    holder, waits = f"{this_process()}, run {config.run_dir}", False
+
+    def is_ours() -> bool:
+        nonlocal waits
+        try:
+            with disk_errors(target, MAKE_ROOM):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(file_lock(target, required=False, holder=holder))
+        except LockHeld as error:
+            if not waits:
+                say(waiting_for(error.holder, what))
+            waits = True
+            return False
+        return True
+
+    with ExitStack() as held:
+        held.callback(_remove_empty, target.parent)
+        while not agreed(engine, is_ours):
+            stop.check()
+            time.sleep(TURN_SECONDS)
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _by_main(engine: Engine, work: Callable[[Callable[[], None]], None]) -> None:
+    """Let the main process do `work`, which calls its argument now and then, and the others wait however long it takes:
+    a process group gives up on a process that is silent for half an hour."""
+    beat = time.monotonic()
+
+    def alive() -> None:
+        nonlocal beat
+        if time.monotonic() - beat > BEAT_SECONDS:
+            agreed(engine, lambda: False)
+            beat = time.monotonic()
+
     if engine.is_main:
-        reader.frame_store.check()
-
-
-def _unless_interrupted(advance: Callable[[int], None]) -> Callable[[int], None]:
-    def on_frames(count: int) -> None:
-        advance(count)
-        if received() is not None:
-            raise _Interrupted
-
-    return on_frames
+        work(alive)
+    while not agreed(engine, lambda: True):  # the main process's answer ends it
+        pass
 
 
 def announce(what: str, size: int, folder: Path) -> None:
@@ -97,15 +173,10 @@ def progress(what: str, total: int, *, active: bool = True) -> Iterator[Callable
         yield advance
 
 
-def wait_until(
-    ready: Callable[[], bool], folder: Path, *, busy: Callable[[], bool] = lambda: False, grace: float = GRACE_SECONDS
-) -> None:
-    """Wait for what another process makes in `folder`, as long as it is `busy`; a process group's time limit would be
-    too short. What does not appear is refused."""
+def wait_until(ready: Callable[[], bool], folder: Path, *, grace: float = GRACE_SECONDS) -> None:
+    """Wait until this process sees what another has made in `folder`; what does not appear is refused."""
     deadline = time.monotonic() + grace
     while not ready():
-        if busy():
-            deadline = time.monotonic() + grace
         if time.monotonic() > deadline:
             raise ToolkitError(
                 f"{folder} is not complete as this process sees it. cache_dir must lie on a file system that all nodes "

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -139,6 +139,17 @@ def worker_errors() -> Iterator[None]:
                 f"{error} Where it was killed, memory has run out: lower train.num_workers, or ask for more memory."
             ) from None
         raise
+
+
+def answered(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a DataLoader, its errors as of `worker_errors`."""
+    batches = iter(loader)
+    while True:
+        with worker_errors():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def begin_worker(worker: int) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.cache import announce, in_bytes, progress, say, wait_until
+from finetune.cache import MAKE_ROOM, announce, in_bytes, progress, say, turn, wait_until
 from finetune.config.schema import FinetuneConfig
-from finetune.data import begin_worker
+from finetune.data import answered, begin_worker
 from finetune.engine import Engine
 from finetune.preemption import Preemption
+from gr00t.checksums import READERS, checksum_path, damaged, unsound, write_checksum
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.features import KEYS, FeatureStore
 from gr00t.errors import ToolkitError
-from gr00t.files import write_json
+from gr00t.files import disk_errors, write_json
 from gr00t.model.action_head import ActionLoss
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.processes import WORKER_SECONDS
 
 FORMAT = 1
+META = "meta.json"
 BATCH = 16  # rows a forward, when they are made and when they are checked: the same kernels then run
 ABANDONED_SECONDS = 3600.0
 # Relative to a row's norm. Kernels round differently on another device or library version; another weight, image or
@@ -56,13 +59,14 @@ def use_cached_features(
 ) -> None:
     """Let `datasets` give features in place of images and text, and take the backbone out of memory.
 
-    base: the base checkpoint's fingerprint. Rows that are missing in cache_dir are computed, each process its share,
-    and a few are compared with the live backbone. Raises ToolkitError where space is missing or a row differs, and
-    Stopped between two files of rows; those that are written stay.
+    base: the base checkpoint's fingerprint. Rows that are missing or damaged in cache_dir are computed, each process
+    its share, and a few are compared with the live backbone. Raises ToolkitError where space is missing or a row
+    differs, and Stopped between two files of rows; those that are written stay.
     """
     for dataset in datasets:
-        store = open_store(config, engine, model, dataset, base)
-        _make_missing(store, config, engine, stop, model, dataset)
+        identity = store_identity(config, engine, model, dataset, base)
+        store = open_store(config, engine, model, dataset, identity)
+        _make_missing(store, identity, config, engine, stop, model, dataset)
         check_against_live(store, engine, model, dataset)
         dataset.feature_store = store
     size = sum(p.numel() * p.element_size() for p in model.backbone.parameters())
@@ -95,12 +99,11 @@ def restore_backbone(model: Gr00tN1d7, base: Path, identity: str, dtype: torch.d
 
 
 def open_store(
-    config: FinetuneConfig, engine: Engine, model: Gr00tN1d7, dataset: TrainingDataset, base: str
+    config: FinetuneConfig, engine: Engine, model: Gr00tN1d7, dataset: TrainingDataset, identity: dict[str, Any]
 ) -> FeatureStore:
     """The store of these weights, images, prompts and views; its folder is named by a hash of them all."""
-    identity = store_identity(config, engine, dataset, base)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    store = FeatureStore(
+    return FeatureStore(
         folder=Path(config.cache_dir) / f"features-{digest[:16]}",
         starts=len(dataset),
         views=dataset.settings.views or 1,
@@ -108,21 +111,23 @@ def open_store(
         width=model.n1d7_config.backbone_embedding_dim,
         dtype=engine.dtype,
     )
-    if engine.is_main:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        write_json(store.folder / "meta.json", {**identity, "rows": store.rows, "tokens": store.tokens})
-    return store
 
 
-def store_identity(config: FinetuneConfig, engine: Engine, dataset: TrainingDataset, base: str) -> dict[str, Any]:
-    """All that decides a row."""
+def store_identity(
+    config: FinetuneConfig, engine: Engine, model: Gr00tN1d7, dataset: TrainingDataset, base: str
+) -> dict[str, Any]:
+    """All that decides a row; the main process reads what is large for all."""
+    content, weights = json.loads(
+        engine.tell(json.dumps([dataset.mixture.content, weights_digest(model.backbone)]) if engine.is_main else "")
+    )
     processor = dataset.processor
     video = processor.modality_config(dataset.tag)["video"]
     return {
         "format": FORMAT,
         "base": base,
+        "backbone": weights,
         "dtype": str(engine.dtype).removeprefix("torch."),
-        "dataset": dataset.mixture.fingerprint,
+        "dataset": content,
         "episodes": dataset.episodes if len(dataset.episodes) > 1 else dataset.episodes[0],
         "tail": dataset.settings.tail,
         "seed": config.train.seed,
@@ -133,6 +138,17 @@ def store_identity(config: FinetuneConfig, engine: Engine, dataset: TrainingData
         "image_limits": dataclasses.asdict(processor.vlm.limits),
         "prompts": hashlib.sha256(np.ascontiguousarray(dataset.prompts).tobytes()).hexdigest(),
     }
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Hash of every weight and buffer by name."""
+
+    def digest(item: tuple[str, Tensor]) -> bytes:
+        values = item[1].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        return hashlib.sha256(item[0].encode() + b"\0" + hashlib.sha256(values).digest()).digest()
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, module.state_dict().items()))).hexdigest()
 
 
 def check_against_live(store: FeatureStore, engine: Engine, model: Gr00tN1d7, dataset: TrainingDataset) -> None:
@@ -156,20 +172,70 @@ def check_against_live(store: FeatureStore, engine: Engine, model: Gr00tN1d7, da
 
 def _make_missing(
     store: FeatureStore,
+    identity: dict[str, Any],
     config: FinetuneConfig,
     engine: Engine,
     stop: Preemption,
     model: Gr00tN1d7,
     dataset: TrainingDataset,
 ) -> None:
-    """Compute what is not there; the processes take every world_size-th missing file."""
-    engine.barrier()
-    missing = store.missing()
-    if missing and engine.is_main:
-        _remove_abandoned(store.folder)
-        count = sum(len(rows) for _, rows in missing)
+    """Compute what is not there or damaged, when it is this run's turn."""
+    if not _to_make(store, engine):
+        return
+    roots = ", ".join(str(reader.layout.root) for reader in dataset.mixture.readers)
+    with turn(store.folder, f"the features of {roots}", config, engine, stop):
+        numbers = _to_make(store, engine)
+        if engine.is_main and numbers:
+            with disk_errors(store.folder, MAKE_ROOM):
+                _prepare(store, identity, numbers)
+        engine.barrier()  # before the first file is written: what is damaged is gone
+        _compute(
+            store, [store.files()[n] for n in numbers if n < len(store.files())], config, engine, stop, model, dataset
+        )
+        engine.barrier()
+        wait_until(lambda: not store.missing(), store.folder)
+
+
+def _all_files(store: FeatureStore) -> list[Path]:
+    return [*(path for path, _ in store.files()), store.folder / META]
+
+
+def _to_make(store: FeatureStore, engine: Engine) -> list[int]:
+    """Which of `_all_files` are missing or damaged; each process checks its share, and all get the same answer."""
+    files = _all_files(store)
+    found = unsound(files[engine.rank :: engine.world_size], store.folder.name)
+    marks = torch.tensor([float(path in found) for path in files])
+    return engine.sum(marks).nonzero().flatten().tolist()
+
+
+def _prepare(store: FeatureStore, identity: dict[str, Any], numbers: list[int]) -> None:
+    """Remove what is damaged, see that there is room, and write what the rows are made of."""
+    files = [_all_files(store)[n] for n in numbers]
+    bad = [path for path in files if path.exists()]
+    if bad:
+        say(damaged(store.folder, f"{len(bad)} of {len(_all_files(store))} files"))
+    for path in bad:
+        path.unlink()
+    store.folder.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(store)
+    count = sum(len(rows) for path, rows in store.files() if path in files)
+    if count:
         announce(f"features of {count} of {store.rows} views of frames", count * store.row_bytes, store.folder)
-    engine.barrier()  # before the first file appears: all see the same files missing
+    if store.folder / META in files:
+        write_json(store.folder / META, {**identity, "rows": store.rows, "tokens": store.tokens})
+        write_checksum(store.folder / META, store.folder.name)
+
+
+def _compute(
+    store: FeatureStore,
+    missing: list[tuple[Path, range]],
+    config: FinetuneConfig,
+    engine: Engine,
+    stop: Preemption,
+    model: Gr00tN1d7,
+    dataset: TrainingDataset,
+) -> None:
+    """The rows of the missing files; the processes take every world_size-th."""
     share = missing[engine.rank :: engine.world_size]
     batches = [batch for _, rows in share for batch in _batches(rows)]
     outputs = _outputs(store, engine, model, dataset, batches, workers=config.train.num_workers)
@@ -183,8 +249,6 @@ def _make_missing(
                 advance(len(batch))
             if path is not None:
                 store.write(path, {key: torch.cat([part[key] for part in parts]) for key in KEYS})
-    engine.barrier()
-    wait_until(lambda: not store.missing(), store.folder)
 
 
 def _outputs(
@@ -205,8 +269,9 @@ def _outputs(
         num_workers=workers,
         worker_init_fn=begin_worker,
         pin_memory=engine.device.type == "cuda",
+        timeout=WORKER_SECONDS if workers else 0,
     )
-    for inputs in loader:
+    for inputs in answered(loader):
         with torch.no_grad(), engine.autocast():
             output = model.features(engine.move(inputs))
         tokens = output.features.shape[1]
@@ -227,11 +292,12 @@ def _batches(rows: range) -> list[list[int]]:
     return [list(rows[first : first + BATCH]) for first in range(0, len(rows), BATCH)]
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Clear half files of killed writers; a young one may be another job's."""
-    for path in folder.glob(".rows-*"):
+def _remove_abandoned(store: FeatureStore) -> None:
+    """Clear half files of killed writers; a young one may be another run's where the file system has no locks."""
+    checksums = {checksum_path(path) for path in _all_files(store)}
+    for path in set(store.folder.glob(".*")) - checksums:
         if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-            os.unlink(path)
+            path.unlink()
 
 
 class _Rows(Dataset[dict[str, Any]]):

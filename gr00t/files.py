@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -22,8 +23,8 @@ from safetensors import SafetensorError
 from gr00t.errors import ToolkitError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_held: set[int] = set()  # descriptors of the locks that this process holds
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_locks: set[int] = set()  # descriptors of the locks that this process holds
 
 
 class LockHeld(ToolkitError):
@@ -246,40 +247,50 @@ def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Itera
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             break
         os.close(descriptor)
+    _locks.add(descriptor)
     try:
-        _held.add(descriptor)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, holder.encode())
         yield
     finally:
-        _held.discard(descriptor)
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _let_go_of_locks() -> None:
-    """In a forked process: the lock is its parent's, and would outlive it in a copy of the descriptor."""
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_let_go_of_locks)
+        if descriptor in _locks:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            _locks.remove(descriptor)
 
 
 @contextmanager
-def lock_in_turn(target: Path, seconds: float) -> Iterator[None]:
-    """As file_lock, unlocked where there are no locks; a second holder waits, and is refused after `seconds` only."""
-    end = time.monotonic() + seconds
+def lock_in_turn(
+    target: Path, seconds: float = math.inf, *, holder: str = "", waiting: Callable[[str], None] = lambda holder: None
+) -> Iterator[None]:
+    """As file_lock, unlocked where there are no locks; a second holder waits, and is refused after `seconds` only.
+
+    `waiting` hears once what the first holder wrote there.
+    """
+    end, waits = time.monotonic() + seconds, False
     with ExitStack() as held:
         while True:
             try:
-                held.enter_context(file_lock(target, required=False))
+                held.enter_context(file_lock(target, required=False, holder=holder))
                 break
-            except LockHeld:
+            except LockHeld as error:
                 if time.monotonic() > end:
                     raise
+                if not waits:
+                    waiting(error.holder)
+                waits = True
                 time.sleep(0.2)
         yield
+
+
+def _leave_locks_to_parent() -> None:
+    """A lock lasts as long as any process has it open: a forked loader worker would outlive a killed holder."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 def _take(descriptor: int, target: Path, required: bool) -> None:

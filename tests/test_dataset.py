@@ -16,6 +16,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from finetune.config import load as load_config
 from finetune.data import build_processor
 from gr00t.data.dataset import SampleSettings, StepReader, TrainingDataset
+from gr00t.data.layout import DatasetLayout, dataset_fingerprint
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.randomness import Stream, generator
 from gr00t.data.sampler import MicroBatchSampler, SampleKey, TrainingOrder
@@ -209,6 +210,42 @@ def test_a_read_only_dataset_stays_as_it_is(small_data: Path, tmp_path: Path, mo
         assert not (copy / ".cache").exists()
     finally:
         copy.chmod(0o755)
+
+
+def digests(root: Path) -> tuple[str, str, str]:
+    layout = DatasetLayout(root)
+    return dataset_fingerprint(root, layout.split), layout.training_digest(), layout.content
+
+
+def test_digests_of_a_dataset_without_links_stay_as_they_are() -> None:
+    fingerprint = "4a003b72aca89a9609c495fd5f19041b4d9e5daa57a54e6701ba6bcda439c0f5"
+    training = "a0e762e84fbae18bb6268821a36a00eaa491c78ba6c9faf6412683b7b75fab2c"
+    assert digests(golden_path("dataset_new_embodiment")) == (fingerprint, training, fingerprint)
+
+
+@pytest.mark.parametrize("linked", ["data", "data/chunk-000", "videos/chunk-000", "data/chunk-000/{table}", "meta"])
+def test_what_lies_behind_a_link_counts_in_every_digest(small_data: Path, tmp_path: Path, linked: str) -> None:
+    copy = Path(shutil.copytree(small_data / "color_object" / "train", tmp_path / "train"))
+    place = copy / linked.format(table="episode_000001.parquet")
+    plain = digests(copy)
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    (copy / "data" / "back").symlink_to(copy)
+    assert digests(copy) == plain
+    target = next(p for p in [place, *sorted(place.rglob("*"))] if p.is_file() and p.name != "split.json")
+    target.write_bytes(target.read_bytes() + b" ")
+    assert all(now != before for now, before in zip(digests(copy), plain, strict=True))
+
+
+def test_files_that_templates_name_outside_the_usual_folders_are_content(small_data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_data / "color_object" / "train", tmp_path / "train"))
+    (copy / "videos").rename(copy / "clips")
+    info = copy / "meta" / "info.json"
+    info.write_text(info.read_text().replace('"videos/', '"clips/'))
+    before = DatasetLayout(copy).content
+    video = DatasetLayout(copy).video_path(0, "image")
+    video.write_bytes(video.read_bytes() + b" ")
+    assert DatasetLayout(copy).content != before
 
 
 def test_a_group_that_modality_json_lacks_gets_the_nearest_name(small_data: Path, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,15 @@ from finetune.data import build_dataset, build_processor
 from finetune.engine import Engine
 from finetune.preemption import Preemption
 from finetune.train import finetune
+from gr00t.checksums import checksum_path, write_checksum
 from gr00t.data.dataset import StepReader, TrainingDataset
 from gr00t.data.features import FeatureStore
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import SampleKey
 from gr00t.errors import ToolkitError
+from gr00t.files import file_lock
 from gr00t.model import Gr00tN1d7
+from gr00t.model.checkpoint import fingerprint
 
 STEPS = 10
 
@@ -142,20 +148,140 @@ def test_only_what_is_missing_is_computed(
     assert losses(tmp_path)[1] == pytest.approx(losses(runs["live"])[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("damage", ["other features", "cut short"])
 def test_a_row_that_is_not_what_the_backbone_computes_is_refused(
-    runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path, damage: str
+    runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     cache = shutil.copytree(runs["cache"], tmp_path / "cache")
     for path in store_folder(cache).glob("rows-*"):
-        if damage == "cut short":
-            path.write_bytes(path.read_bytes()[:-100])
-        else:
-            tensors = load_file(path)
-            save_file({**tensors, "features": tensors["features"] * 1.001}, path)
-    with pytest.raises(ToolkitError, match="Delete that"):
+        tensors = load_file(path)
+        save_file({**tensors, "features": tensors["features"] * 1.001}, path)
+        write_checksum(path, store_folder(cache).name)
+    with pytest.raises(ToolkitError, match="Delete that folder"):
         finetune(config(tmp_path, small_data, tiny_base, "cached", cache))
     assert not (tmp_path / "done").exists()
+
+
+def cached(settings: FinetuneConfig) -> FeatureStore:
+    """The store that a run with these settings uses."""
+    base = Path(settings.model.base)
+    reader = StepReader(Path(settings.dataset.data_dir) / "color_object" / "train", MODALITY_CONFIG)
+    processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, settings)
+    model = Gr00tN1d7.from_pretrained(base)
+    dataset = build_dataset(reader, processor, model.n1d7_config, settings)
+    engine = Engine(settings)
+    stop = Preemption(engine, AttemptToken(Path(settings.run_dir)), 1)
+    features.use_cached_features(settings, engine, stop, model, [dataset], fingerprint(base))
+    assert dataset.feature_store is not None
+    return dataset.feature_store
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) * 3 // 4] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def copy_of_another(path: Path) -> None:
+    """Whole, with its checksum, in the wrong place."""
+    other = path.with_name("rows-00001.safetensors")
+    shutil.copy(other, path)
+    shutil.copy(checksum_path(other), checksum_path(path))
+
+
+@pytest.fixture(scope="module")
+def four_files(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache_dir whose 120 rows lie in four files."""
+    out = tmp_path_factory.mktemp("four")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gr00t.data.features.ROWS_PER_FILE", 32)
+        cached(config(out, small_data, tiny_base, "cached", out / "cache"))
+    return out / "cache"
+
+
+@pytest.mark.parametrize(
+    "damages, said",
+    [
+        ({"rows-00000.safetensors": flip, "rows-00003.safetensors": cut, "meta.json": flip}, "3 of 5 files"),
+        ({"rows-00000.safetensors": copy_of_another, "rows-00002.safetensors": Path.unlink}, "1 of 5 files"),
+        ({".rows-00001.safetensors.sha256": flip}, "1 of 5 files"),
+    ],
+)
+def test_what_is_damaged_is_computed_again_and_nothing_else(
+    four_files: Path,
+    small_data: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    damages: dict[str, Any],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("gr00t.data.features.ROWS_PER_FILE", 32)
+    folder = store_folder(Path(shutil.copytree(four_files, tmp_path / "cache")))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    for name, damage in damages.items():
+        damage(folder / name)
+    cached(config(tmp_path, small_data, tiny_base, "cached", tmp_path / "cache"))
+    assert f"{said} will be made again" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == {path: old for path, (old, _) in before.items()}
+    kept = [path for path, (_, time) in before.items() if path.stat().st_mtime_ns == time]
+    assert len(kept) == len(before) - 2 * len(damages)  # a file and its checksum
+
+
+def test_features_are_of_the_videos_and_weights_as_they_are(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    data, base = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (small_data, tiny_base))
+    settings = config(tmp_path, data, base, "cached", tmp_path / "cache")
+    folders = [cached(settings).folder]
+    videos = sorted((data / "color_object/train/videos").rglob("*episode_000000.mp4"))
+    for video in videos:  # of the same length
+        shutil.copy(video.with_name("episode_000004.mp4"), video)
+    folders.append(cached(settings).folder)
+    assert folders[0] != folders[1]
+    model = Gr00tN1d7.from_pretrained(base)
+    before = features.weights_digest(model.backbone)
+    name, weight = next(iter(model.backbone.named_parameters()))
+    weight.data.view(-1)[-1] += 1e-3
+    assert features.weights_digest(model.backbone) != before, name
+
+
+def test_a_second_run_waits_for_the_first_and_uses_its_rows(
+    runs: dict[str, Path],
+    small_data: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("finetune.cache.TURN_SECONDS", 0.05)
+    monkeypatch.setattr(FeatureStore, "write", lambda *_: pytest.fail("made twice"))
+    ready = store_folder(runs["cache"])
+    target = tmp_path / "cache" / ready.name
+    target.parent.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with file_lock(target, holder="process 7 on node1, run runs/a"):
+            found = pool.submit(cached, config(tmp_path, small_data, tiny_base, "cached", target.parent))
+            time.sleep(2)
+            assert not found.done()
+            shutil.copytree(ready, target)
+        assert found.result(30).folder == target
+    said = capsys.readouterr().err
+    assert said.count("waiting for process 7 on node1, run runs/a, which makes the features of") == 1
+
+
+def test_a_disk_that_fills_leaves_no_half_rows(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    settings = config(tmp_path, small_data, tiny_base, "cached", tmp_path / "cache")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ToolkitError, match=r"rows-00000\.safetensors: cannot be written.*cache_dir=FOLDER"):
+            cached(settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name for path in tmp_path.glob("cache/*/*")} == {"meta.json", ".meta.json.sha256"}
 
 
 def test_a_base_that_changed_meanwhile_is_not_mixed_in(tiny_base: Path) -> None:

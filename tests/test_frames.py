@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import resource
 import shutil
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +22,13 @@ from finetune.cache import use_frame_store, wait_until
 from finetune.config import FinetuneConfig, load
 from finetune.data import build_dataset, build_processor
 from finetune.engine import Engine
-from finetune.preemption import Preemption
+from finetune.preemption import Preemption, Stopped
 from gr00t.data import frames
 from gr00t.data.dataset import StepReader, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import SampleKey
 from gr00t.errors import ToolkitError
+from gr00t.files import file_lock
 from gr00t.model.checkpoint import read_config
 
 
@@ -84,22 +91,95 @@ def test_another_process_maps_the_files_instead_of_receiving_them(settings: Fine
     assert np.array_equal(pickle.loads(sent).frames(1, "image", [4]), store.frames(1, "image", np.array([4])))
 
 
-def test_another_dataset_has_another_folder(settings: FinetuneConfig) -> None:
-    layout = read(settings).layout
-    layout.__dict__["fingerprint"] = "another"
-    assert frames.frame_store_folder(Path(settings.cache_dir), layout, ["image"]) != store_folder(settings)
+def test_a_video_that_was_replaced_is_decoded_again(settings: FinetuneConfig, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(settings.dataset.data_dir, tmp_path / "data"))
+    changed = config(data, Path(settings.model.base), Path(shutil.copytree(settings.cache_dir, tmp_path / "cache")))
+    layout = read(changed).layout
+    one, other = (layout.video_path(episode, "image") for episode in (0, 4))  # of one length
+    before, state = read(changed).step(0, 0).images["image"], one.stat()
+    shutil.copy(other, one)
+    os.utime(one, ns=(state.st_atime_ns, state.st_mtime_ns))
+    now = stored(changed).step(0, 0).images["image"]
+    assert np.array_equal(now, read(changed).step(0, 0).images["image"]) and not np.array_equal(now, before)
 
 
-def test_a_store_that_differs_from_the_videos_is_refused(settings: FinetuneConfig, tmp_path: Path) -> None:
-    copy = shutil.copytree(settings.cache_dir, tmp_path / "cache")
-    path = next(copy.glob("frames-*")) / "image.npy"
-    np.load(path, mmap_mode="r+")[0] += 1
-    changed = config(Path(settings.dataset.data_dir), Path(settings.model.base), copy)
-    with pytest.raises(ToolkitError, match=r"episode 0 differs from its video\). Delete that folder"):
-        stored(changed)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ToolkitError, match=r"image\.npy.*Delete that folder"):
-        stored(changed)
+def flip(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 4]))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1000 if path.stat().st_size > 1000 else 10)
+
+
+def by_the_other_camera(path: Path) -> None:
+    """Image and wrist image, or their checksums, exchanged."""
+    other = path.with_name(path.name.replace("image", "wrist_image"))
+    both = path.read_bytes(), other.read_bytes()
+    path.write_bytes(both[1]), other.write_bytes(both[0])
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        *((name, how) for name in ("image.npy", ".wrist_image.npy.sha256", "meta.json") for how in (flip, Path.unlink)),
+        ("image.npy", cut),
+        ("image.npy", by_the_other_camera),
+        ("", lambda folder: (shutil.rmtree(folder), folder.mkdir())),
+    ],
+)
+def test_a_damaged_store_is_made_again(
+    settings: FinetuneConfig,
+    tmp_path: Path,
+    name: str,
+    damage: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = Path(shutil.copytree(settings.cache_dir, tmp_path / "cache"))
+    (folder,) = copy.glob("frames-*")
+    damage(folder / name)
+    again = config(Path(settings.dataset.data_dir), Path(settings.model.base), copy)
+    reader, sound = stored(again), stored(settings)
+    assert f"{folder} is damaged" in capsys.readouterr().err
+    for camera in ("image", "wrist_image"):
+        maps = [r.frame_store._maps[camera] for r in (reader, sound) if r.frame_store is not None]
+        assert np.array_equal(*maps)
+    stored(again)
+    assert not capsys.readouterr().err
+
+
+def test_a_second_run_waits_for_the_first_and_uses_its_store(
+    settings: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = config(Path(settings.dataset.data_dir), Path(settings.model.base), tmp_path / "cache")
+    monkeypatch.setattr(cache, "write_frame_store", lambda *a, **k: pytest.fail("made twice"))
+    monkeypatch.setattr(cache, "TURN_SECONDS", 0.05)
+    ready = store_folder(settings)
+    target = tmp_path / "cache" / ready.name
+    target.parent.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with file_lock(target, holder="process 7 on node1, run runs/a"):
+            found = pool.submit(stored, second)
+            time.sleep(0.5)
+            assert not found.done()
+            shutil.copytree(ready, target)
+        assert found.result(20).frame_store is not None
+    said = capsys.readouterr().err
+    assert said.count("waiting for process 7 on node1, run runs/a, which makes the frames of") == 1
+
+
+def test_a_run_that_waits_can_be_stopped(
+    settings: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = config(Path(settings.dataset.data_dir), Path(settings.model.base), tmp_path / "cache")
+    target = tmp_path / "cache" / store_folder(settings).name
+    target.parent.mkdir()
+    monkeypatch.setattr("finetune.preemption.received", lambda: signal.SIGTERM)
+    with file_lock(target), pytest.raises(Stopped, match="SIGTERM"):
+        stored(second)
 
 
 def test_a_killed_writer_leaves_nothing_that_counts(
@@ -122,6 +202,19 @@ def test_a_full_disk_is_refused_before_anything_is_written(
     with pytest.raises(ToolkitError, match=r"only 0\.0 MB are free.*cache_dir=FOLDER"):
         stored(fresh)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_disk_that_fills_while_frames_are_decoded_leaves_nothing(settings: FinetuneConfig, tmp_path: Path) -> None:
+    fresh = config(Path(settings.dataset.data_dir), Path(settings.model.base), tmp_path / "cache")
+    read(fresh)  # its Arrow copy is there
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(ToolkitError, match=r"frames-\w+: cannot be written \(.*too large\).*cache_dir=FOLDER"):
+            stored(fresh)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.glob("cache/*"))
 
 
 def test_what_never_appears_is_refused(tmp_path: Path) -> None:

@@ -119,7 +119,6 @@ def test_the_frame_store_holds_the_same_frames(tmp_path: Path) -> None:
     layout = DatasetLayout(adopted("recorded", tmp_path))
     write_frame_store(tmp_path / "store", layout, frame_shapes(layout, CAMERAS), threads=2)
     store = FrameStore(tmp_path / "store", layout, CAMERAS)
-    store.check()
     whole = decoded(layout.video_path(0, "wrist_image"))
     assert np.array_equal(store.frames(1, "wrist_image", np.array([0, 25])), whole[[20, 45]])
     assert np.array_equal(store.frames(2, "wrist_image", np.array([17])), whole[[63]])

@@ -1,13 +1,12 @@
 """The frozen backbone's output, computed once and kept in memory-mapped files.
 
 One row for each augmented view of each start frame: row = start x views + view. Files (`rows-<number>.safetensors`)
-hold ROWS_PER_FILE each and appear whole, so what is there need not be computed again.
+hold ROWS_PER_FILE each and appear whole, with a checksum beside each, so what is there need not be computed again.
 """
 
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gr00t.checksums import checksum_path, write_checksum
 from gr00t.errors import ToolkitError
+from gr00t.files import disk_errors, umask, whole_file
 
 KEYS = ("features", "attention_mask", "image_mask")
 ROWS_PER_FILE = 64  # what a killed process loses at most, and what processes share the work by
@@ -51,9 +52,9 @@ class FeatureStore:
         firsts = range(0, self.rows, ROWS_PER_FILE)
         return [self._file(number) for number in range(len(firsts))]
 
-    def missing(self) -> list[tuple[Path, range]]:
-        """The files that are still to be made."""
-        return [(path, rows) for path, rows in self.files() if not path.is_file()]
+    def missing(self) -> list[Path]:
+        """The files that are not there, or without their checksum."""
+        return [path for path, _ in self.files() if not (path.is_file() and checksum_path(path).is_file())]
 
     def row(self, row: int) -> dict[str, Tensor]:
         """One row's tensors: views into the mapped file. A missing or damaged file raises, naming the remedy."""
@@ -72,17 +73,15 @@ class FeatureStore:
         return {key: torch.stack([s[key] for s in samples]) for key in KEYS}
 
     def write(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        """One file, whole or not there; tensors (rows, ...) of KEYS on the CPU."""
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            save_file(tensors, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise ToolkitError(f"{path} cannot be written ({error}). Free some space, or move cache_dir.") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        """One file and its checksum, whole or not there; tensors (rows, ...) of KEYS on the CPU."""
+        with disk_errors(path, "Make room there, or choose another cache_dir=FOLDER."):
+            checksum_path(path).unlink(missing_ok=True)
+            with whole_file(path) as temporary:
+                save_file(tensors, temporary)
+                temporary.chmod(0o666 & ~umask())  # safetensors lets nobody else read it
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            write_checksum(path, self.folder.name)
 
     @cached_property
     def _open(self) -> dict[int, dict[str, Tensor]]:

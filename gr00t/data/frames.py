@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gr00t.checksums import unsound, write_checksum
 from gr00t.data.episode_video import EpisodeVideo
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json, whole_folder, write_json
+from gr00t.files import disk_errors, read_json, whole_folder, write_json
 
 META = "meta.json"
-CHECKED_EPISODES = 4
 PIECE = 256  # frames a thread decodes at a time, which bounds its memory
 
 
@@ -39,16 +39,6 @@ class FrameStore:
         """The frames of these indices of an episode: (N, H, W, 3) uint8 RGB, a copy."""
         return self._maps[camera][self._first[episode] + np.asarray(indices)]
 
-    def check(self) -> None:
-        """Compare a few frames with the videos; a difference raises, naming what to delete."""
-        episodes = self.layout.episodes
-        for episode in {episodes[len(episodes) * i // CHECKED_EPISODES] for i in range(CHECKED_EPISODES)}:
-            wanted = np.array([0, episode.length - 1])
-            for camera in self.cameras:
-                with EpisodeVideo(self.layout, episode.index, camera) as video:
-                    if not np.array_equal(video.frames(wanted.tolist()), self.frames(episode.index, camera, wanted)):
-                        raise self._damaged(f"episode {episode.index} differs from its video")
-
     def _map(self, camera: str, shape: list[int] | None) -> np.ndarray:
         try:
             found = np.load(self.folder / f"{camera}.npy", mmap_mode="r")
@@ -66,9 +56,18 @@ class FrameStore:
 
 
 def frame_store_folder(cache_dir: Path, layout: DatasetLayout, cameras: list[str]) -> Path:
-    """Where these cameras of this dataset lie: another content or choice has another folder."""
-    digest = hashlib.sha256("\0".join([layout.fingerprint, *cameras]).encode()).hexdigest()
+    """Where these cameras of this dataset lie: another content or choice has another folder (reads every file)."""
+    digest = hashlib.sha256("\0".join([layout.content, *cameras]).encode()).hexdigest()
     return cache_dir / f"frames-{digest[:16]}"
+
+
+def frame_store_is_whole(folder: Path, cameras: list[str]) -> bool:
+    """Whether a store is there and every file is as it was written."""
+    return not unsound(_files(folder, cameras), folder.name)
+
+
+def _files(folder: Path, cameras: Iterable[str]) -> list[Path]:
+    return [*(folder / f"{camera}.npy" for camera in cameras), folder / META]
 
 
 def frame_shapes(layout: DatasetLayout, cameras: list[str]) -> dict[str, tuple[int, ...]]:
@@ -91,7 +90,8 @@ def write_frame_store(
 ) -> None:
     """Decode every episode of the cameras in `shapes` into `folder`, which appears whole or not at all.
 
-    `on_frames` hears how many frames came in. Decoding leaves Python's lock free, so threads run side by side.
+    The caller holds the folder's lock. `on_frames` hears how many frames came in. Decoding leaves Python's lock free,
+    so threads run side by side. Raises ToolkitError for frames of several sizes, and where the disk is full.
     """
     first, own = first_rows(layout), threading.local()
 
@@ -110,7 +110,8 @@ def write_frame_store(
             rows[start : start + PIECE] = frames
         return length
 
-    with whole_folder(folder) as aside, ThreadPoolExecutor(threads) as pool:
+    full = disk_errors(folder, "Make room there, or choose another cache_dir=FOLDER.")
+    with full, whole_folder(folder, lock=False) as aside, ThreadPoolExecutor(threads) as pool:
         jobs = []
         for camera, shape in shapes.items():
             target = _reserve(aside / f"{camera}.npy", shape)
@@ -121,7 +122,8 @@ def write_frame_store(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-        write_json(aside / META, {"dataset": layout.fingerprint, "shapes": {c: list(s) for c, s in shapes.items()}})
+        write_json(aside / META, {"dataset": layout.content, "shapes": {c: list(s) for c, s in shapes.items()}})
+        list(pool.map(lambda path: write_checksum(path, folder.name), _files(aside, shapes)))
 
 
 def first_rows(layout: DatasetLayout) -> dict[int, int]:

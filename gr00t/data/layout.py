@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,18 @@ class DatasetLayout:
     def fingerprint(self) -> str:
         """Hash of the content: as recorded in meta/split.json, else computed (reads every file once)."""
         return str(self.split.get("fingerprint") or dataset_fingerprint(self.root, self.split))
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of the content as it is now, whatever was recorded (reads every file once): what caches are named by.
+
+        Equal to the fingerprint of a dataset that nobody has edited since that was recorded.
+        """
+        found = dataset_fingerprint(self.root, self.split)
+        videos = (self.video_path(e.index, camera) for e in self.episodes for camera in self.cameras)
+        elsewhere = {path for path in (*self.data_files(), *videos) if path.is_file()} - set(_files(self.root))
+        digests = [found, *map(file_sha256, sorted(elsewhere))]
+        return found if not elsewhere else hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
     def training_digest(self, digest_of: Callable[[Path], str] = file_sha256) -> str:
         """Hash of what training reads, as it is now: meta files and frame tables in full, of videos name and size.
@@ -217,5 +229,15 @@ def dataset_fingerprint(root: Path, split: dict[str, Any]) -> str:
 
 
 def _files(root: Path) -> Iterable[Path]:
-    files = (p for part in ("meta", "data", "videos") for p in (root / part).rglob("*") if p.is_file())
+    whole = root.resolve()
+    files = (p for part in ("meta", "data", "videos") for p in _below(root / part, frozenset([whole, *whole.parents])))
     return sorted((p for p in files if p != root / SPLIT_FILE), key=lambda p: p.relative_to(root).as_posix())
+
+
+def _below(path: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Every file at or below a path, through linked folders too; `above`: folders that a link may lead back to."""
+    if path.is_file():
+        yield path
+    elif path.is_dir() and (here := path.resolve()) not in above:
+        for inside in path.iterdir():
+            yield from _below(inside, above | {here})

@@ -36,6 +36,11 @@ class Mixture:
         """Hash of the datasets' content, in their order; of one dataset its own."""
         return _joined([reader.layout.fingerprint for reader in self.readers])
 
+    @property
+    def content(self) -> str:
+        """As the fingerprint, of the files as they are now, whatever was recorded (see DatasetLayout)."""
+        return _joined([reader.layout.content for reader in self.readers])
+
     def training_digest(self, digest_of: Callable[[Path], str] = file_sha256) -> str:
         """Hash of what training reads, as it is now, and how often; of one dataset its own (see DatasetLayout)."""
         digests = [reader.layout.training_digest(digest_of) for reader in self.readers]

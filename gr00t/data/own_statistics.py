@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from gr00t.checksums import is_sound, make_once, write_checksum
 from gr00t.data.meta import V3
 from gr00t.data.statistics import Statistics, Tail, to_processor_statistics
 from gr00t.data.tables import cache_folder
@@ -52,29 +53,26 @@ def carried(layout: DatasetLayout, name: str) -> dict[str, Any] | None:
 
 def _computed(reader: StepReader, tail: Tail) -> dict[str, Any]:
     """{"columns": as in stats.json, "relative": as in relative_stats.json}."""
-    path = cache_folder(reader.layout.root) / f"statistics-{_digest(reader, tail)[:16]}.json"
-    if path.is_file():
-        try:
-            return read_json(path)
-        except ToolkitError:  # damaged: made anew
-            pass
-    episodes = reader.layout.train_episodes
+    root, episodes = reader.layout.root, reader.layout.train_episodes
     if not episodes:
-        raise ToolkitError(f"{reader.layout.root}: every episode is held out of training (meta/split.json).")
-    found = {"columns": reader.column_statistics(episodes), "relative": reader.relative_statistics(episodes, tail)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
-    return found
+        raise ToolkitError(f"{root}: every episode is held out of training (meta/split.json).")
+    path = cache_folder(root) / f"statistics-{_digest(reader, tail)[:16]}.json"
+
+    def make() -> None:
+        found = {"columns": reader.column_statistics(episodes), "relative": reader.relative_statistics(episodes, tail)}
+        write_json(path, found)
+        write_checksum(path, path.stem)
+
+    make_once(path, f"the statistics of {root}", lambda: is_sound(path, path.stem), make)
+    return read_json(path)
 
 
 def _digest(reader: StepReader, tail: Tail) -> str:
-    """Of all that decides them; of the frame tables name, size and time, as for their Arrow copy."""
+    """Of all that decides them."""
     layout = reader.layout
-    state = {path.relative_to(layout.root).as_posix(): path.stat() for path in layout.data_files()}
     decides = {
         "format": FORMAT,
-        "root": str(layout.root.resolve()),
-        "files": [[name, found.st_size, found.st_mtime_ns] for name, found in state.items()],
+        "tables": reader.table_digest,
         "episodes": layout.train_episodes,
         "modality": layout.modality,
         "configs": {name: config.to_json() for name, config in reader.configs.items()},

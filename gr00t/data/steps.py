@@ -24,7 +24,7 @@ class StepReader:
     """Steps of one dataset: the frames, states, actions and instruction that a modality configuration names.
 
     Frames before the first repeat the first. Actions after the last repeat the last and are marked as missing. (The
-    original wraps negative offsets round to the episode's end.)
+    original wraps negative offsets round to the episode's end.) `table_digest` is the hash of the frame tables.
     """
 
     def __init__(self, root: str | Path, configs: ModalityConfigs) -> None:
@@ -35,6 +35,7 @@ class StepReader:
         self._text_column = _annotation_column(self.layout, configs["language"].modality_keys[0])
         columns = {column for groups in self._groups.values() for column, _ in groups.values()}
         self._tables = FrameTables(self.layout, sorted(columns | {self._text_column, "episode_index"}))
+        self.table_digest = self._tables.digest
         self._check_widths()
         self._videos: OrderedDict[Path, dict[tuple[int, str], EpisodeVideo]] = OrderedDict()
         self.frame_store: FrameStore | None = None  # takes the place of the videos
