@@ -305,9 +305,9 @@ def test_a_key_below_a_section_that_was_off_is_not_made_up(monkeypatch: pytest.M
 
 
 def test_an_entry_that_is_no_key_has_its_value_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENTRIES, "padding", "leaking")
-    assert differences({}, {"padding": "apart"}) == ["padding: 'leaking' there, 'apart' now"]
-    assert differences({}, {"padding": "leaking"}) == []
+    monkeypatch.setitem(ENTRIES, "order", "shuffled")
+    assert differences({}, {"order": "sorted"}) == ["order: 'shuffled' there, 'sorted' now"]
+    assert differences({}, {"order": "shuffled"}) == []
 
 
 # -- runs of before ----------------------------------------------------------------------------------------------------
