@@ -16,7 +16,7 @@ import pyarrow as pa
 from gr00t.checksums import files_digest, make_once, unsound, write_checksum
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.files import whole_folder
+from gr00t.files import disk_errors, whole_folder
 
 CACHE_FOLDER = ".cache"
 EPISODE = "episode_index"
@@ -160,7 +160,8 @@ def cache_folder(root: Path) -> Path:
     if os.access(place, os.W_OK) and root.stat().st_mode & 0o222:
         return beside
     folder = Path(tempfile.gettempdir()) / f"groot-tables-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with disk_errors(folder, "Set TMPDIR to a folder with room."):
+        folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise ToolkitError(f"{folder} belongs to another user. Remove it, or set TMPDIR to a folder of your own.")
     return folder / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
