@@ -18,7 +18,7 @@ from finetune.stop_signals import received
 from gr00t.data.dataset import StepReader
 from gr00t.data.frames import META, FrameStore, frame_shapes, frame_store_folder, write_frame_store
 from gr00t.errors import ToolkitError
-from gr00t.files import free_space
+from gr00t.files import free_space, in_bytes
 
 RESERVE = 1.02  # of the bytes that are written
 GRACE_SECONDS = 120.0  # network file systems show new files late
@@ -112,8 +112,3 @@ def wait_until(
                 "share: choose another, cache_dir=FOLDER."
             )
         time.sleep(0.2)
-
-
-def in_bytes(size: float) -> str:
-    """A size as users read it: 1.2 GB, 30.5 MB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -22,6 +23,20 @@ from safetensors import SafetensorError
 from gr00t.errors import ToolkitError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSALS = {
+    **dict.fromkeys(_DISK_FULL, "the disk or quota is full; nothing half-written is left"),
+    errno.EROFS: "lies on a read-only file system",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EFBIG: "is larger than a file may be here (ulimit -f, or the file system's limit)",
+    errno.EIO: "the disk does not answer (input/output error)",
+    errno.ESTALE: "the network file system has lost it (stale file handle)",
+    errno.EMFILE: "too many files are open (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENAMETOOLONG: "the name is longer than the file system takes",
+    errno.ENOTDIR: "a file stands where a folder should be",
+}
+_NUMBER_IN_TEXT = re.compile(r"\b(?:os error|[Ee]rrno) ?=? ?(\d+)")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -115,18 +130,70 @@ def disk_errors(target: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        if number in _DISK_FULL or any(f"os error {n}" in str(error) for n in _DISK_FULL):
-            what = "the disk or quota is full; nothing half-written is left."
-        else:
-            what = f"cannot be written ({error}). Check the folder's permissions."
-        raise ToolkitError(f"{target}: {what} {remedy}") from error
+        raise ToolkitError(f"{target}: {disk_problem(error, target)} {remedy}{_free_there(error, target)}") from error
+
+
+def disk_refusal(error: BaseException | None) -> str | None:
+    """One line for a refusal of the disk that nobody has put into words: `error`, or what caused it; else None."""
+    while error is not None:
+        if is_disk_error(error):
+            number, place = _error_number(error), Path(getattr(error, "filename", None) or ".").absolute()
+            remedy = "Free some space there." if number in _DISK_FULL else "Mend that, or choose another folder."
+            return f"{place}: {disk_problem(error, place)} {remedy}{_free_there(error, place)}"
+        if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+            return f"{error.strerror}. Set TMPDIR to a folder that can be written."
+        error = error.__cause__
+    return None
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether the disk, the file system or its permissions refused; a missing file may be a bug and is not meant."""
+    return isinstance(error, OSError | SafetensorError) and _error_number(error) in _REFUSALS
+
+
+def disk_problem(error: BaseException, target: Path) -> str:
+    """What is wrong with the disk below `target`, as the sentence that follows its name and a colon."""
+    number = _error_number(error)
+    if number in _DISK_FULL and _lacks_inodes(target):
+        return "the disk has no inodes left and takes no further file; nothing half-written is left."
+    if number in _REFUSALS:
+        named = getattr(error, "filename", None)
+        return _REFUSALS[number] + ("." if not named or str(named) == str(target) else f" ({named}).")
+    return f"cannot be written ({error}). Check the folder's permissions."
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The system's error number, which some libraries only write into their message."""
+    number = getattr(error, "errno", None)
+    found = None if number else _NUMBER_IN_TEXT.search(str(error))
+    return int(found[1]) if found else number
+
+
+def _lacks_inodes(target: Path) -> bool:
+    found = os.statvfs(_nearest_folder(target))
+    return found.f_files > 0 and not found.f_favail
+
+
+def _free_there(error: BaseException, target: Path) -> str:
+    return f" ({in_bytes(free_space(target))} free there.)" if _error_number(error) in _DISK_FULL else ""
+
+
+def in_bytes(size: float) -> str:
+    """A size as users read it: 1.2 GB, 30.5 MB, 4.1 kB, 12 bytes."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size:.0f} bytes"
 
 
 def free_space(folder: Path) -> int:
     """Free bytes on the disk where `folder` is, or is going to be."""
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_nearest_folder(folder)).free
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    return next(path for path in [path.absolute(), *path.absolute().parents] if path.is_dir())
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
