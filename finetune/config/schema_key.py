@@ -25,4 +25,5 @@ def key(meaning: str, default: Any = _REQUIRED, **bounds: Any) -> Any:
 
 
 PRECISIONS = ("auto", "bf16", "fp32")
+LARGEST_SEED = 2**64 - 1  # what PyTorch's generators take
 DEVICES = ("auto", "cpu", "cuda")

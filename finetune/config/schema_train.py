@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune.config.schema_key import DEVICES, PRECISIONS, key
+from finetune.config.schema_key import DEVICES, LARGEST_SEED, PRECISIONS, key
 from finetune.config.schema_model import ModelConfig, SplitConfig
 
 
@@ -137,7 +137,7 @@ class TrainConfig:
         1,
         at_least=1,
     )
-    seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0)
+    seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0, at_most=LARGEST_SEED)
     precision: str = key("of the forward pass; auto is bf16 where the device has it", "auto", choices=PRECISIONS)
     save_steps: int = key("optimizer steps between two checkpoints", 1000, at_least=1)
     keep_last: int = key("newest checkpoints kept", 2, at_least=1)
