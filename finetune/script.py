@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune.checkout import ensure_own_gr00t
@@ -29,6 +32,7 @@ def run_main(
     """
     # Threads that wait without spinning: beside data loader workers, or other jobs, spinning made steps 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _settle()
     try:
         ensure_own_gr00t()
     except ValueError as error:
@@ -55,6 +59,21 @@ def run_main(
         if refusal is None:
             raise
         _refuse(ToolkitError(refusal), once=False)
+
+
+def _settle() -> None:
+    """A home folder and a user's name, which libraries ask for and containers may lack; output in any locale."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(Path(os.environ.get("TMPDIR", "/tmp")) / f"home-{os.getuid()}")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _refuse(error: Exception, once: bool) -> NoReturn:

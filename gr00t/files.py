@@ -36,7 +36,9 @@ _REFUSALS = {
     errno.ENAMETOOLONG: "the name is longer than the file system takes",
     errno.ENOTDIR: "a file stands where a folder should be",
 }
-_NUMBER_IN_TEXT = re.compile(r"\b(?:os error|[Ee]rrno) ?=? ?(\d+)")
+_NUMBER_IN_TEXT = re.compile(r"\b[Ee]rrno ?=? ?(\d+)")  # pyarrow, h5py
+_NUMBER_IN_RUST = re.compile(r"\(?os error (\d+)\)?")  # safetensors, and tokenizers with a plain Exception
+FEW_INODES = 64  # what failed has been cleared away by the time they are counted
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -112,10 +114,22 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a new hidden path beside `path`, which takes path's place when the block ends without an exception."""
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with _named(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let the system's refusals tell the file: those of write() and fsync() do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def file_sha256(path: Path) -> str:
@@ -129,7 +143,9 @@ def disk_errors(target: Path, remedy: str) -> Iterator[None]:
     """A full disk or a folder that may not be written becomes a ToolkitError that ends with `remedy`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and not is_disk_error(error):
+            raise
         raise ToolkitError(f"{target}: {disk_problem(error, target)} {remedy}{_free_there(error, target)}") from error
 
 
@@ -137,9 +153,9 @@ def disk_refusal(error: BaseException | None) -> str | None:
     """One line for a refusal of the disk that nobody has put into words: `error`, or what caused it; else None."""
     while error is not None:
         if is_disk_error(error):
-            number, place = _error_number(error), Path(getattr(error, "filename", None) or ".").absolute()
-            remedy = "Free some space there." if number in _DISK_FULL else "Mend that, or choose another folder."
-            return f"{place}: {disk_problem(error, place)} {remedy}{_free_there(error, place)}"
+            full, place = _error_number(error) in _DISK_FULL, getattr(error, "filename", None)
+            remedy = "Free some space there." if full else "Mend that, or choose another folder."
+            return f"{place or 'A file'}: {disk_problem(error, Path(place or '.'))} {remedy}"
         if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
             return f"{error.strerror}. Set TMPDIR to a folder that can be written."
         error = error.__cause__
@@ -148,30 +164,35 @@ def disk_refusal(error: BaseException | None) -> str | None:
 
 def is_disk_error(error: BaseException) -> bool:
     """Whether the disk, the file system or its permissions refused; a missing file may be a bug and is not meant."""
-    return isinstance(error, OSError | SafetensorError) and _error_number(error) in _REFUSALS
+    return _error_number(error) in _REFUSALS
 
 
 def disk_problem(error: BaseException, target: Path) -> str:
     """What is wrong with the disk below `target`, as the sentence that follows its name and a colon."""
     number = _error_number(error)
-    if number in _DISK_FULL and _lacks_inodes(target):
-        return "the disk has no inodes left and takes no further file; nothing half-written is left."
+    if number in _DISK_FULL and (inodes := _inodes(target)):
+        return f"the disk has no inodes left for further files ({inodes} free); nothing half-written is left."
     if number in _REFUSALS:
         named = getattr(error, "filename", None)
-        return _REFUSALS[number] + ("." if not named or str(named) == str(target) else f" ({named}).")
+        elsewhere = named and Path(str(named)) != target and not Path(str(named)).name.startswith(".")
+        return _REFUSALS[number] + (f" ({named})." if elsewhere else ".")
     return f"cannot be written ({error}). Check the folder's permissions."
 
 
 def _error_number(error: BaseException) -> int | None:
     """The system's error number, which some libraries only write into their message."""
-    number = getattr(error, "errno", None)
-    found = None if number else _NUMBER_IN_TEXT.search(str(error))
-    return int(found[1]) if found else number
+    number = error.errno if isinstance(error, OSError) else None
+    if number:
+        return number
+    found = (_NUMBER_IN_TEXT if isinstance(error, OSError) else _NUMBER_IN_RUST).search(str(error))
+    return int(found[1]) if found else None
 
 
-def _lacks_inodes(target: Path) -> bool:
+def _inodes(target: Path) -> str:
+    """Free inodes of all, where they are so few that they, and not the bytes, are what a write lacked."""
     found = os.statvfs(_nearest_folder(target))
-    return found.f_files > 0 and not found.f_favail
+    few = found.f_files > 0 and found.f_favail < FEW_INODES and found.f_bavail * found.f_frsize > 1e6
+    return f"{found.f_favail} of {found.f_files}" if few else ""
 
 
 def _free_there(error: BaseException, target: Path) -> str:
@@ -222,8 +243,9 @@ def whole_folder(
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
         aside.chmod(0o777 & ~umask())
         try:
-            yield aside
-            publish(aside, target, allowed)
+            with _named(target):
+                yield aside
+                publish(aside, target, allowed)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -284,8 +306,9 @@ def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Itera
             break
         os.close(descriptor)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, holder.encode())
+        with _named(path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, holder.encode())
         yield
     finally:
         path.unlink(missing_ok=True)
