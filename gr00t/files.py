@@ -149,13 +149,16 @@ def disk_errors(target: Path, remedy: str) -> Iterator[None]:
         raise ToolkitError(f"{target}: {disk_problem(error, target)} {remedy}{_free_there(error, target)}") from error
 
 
-def disk_refusal(error: BaseException | None) -> str | None:
-    """One line for a refusal of the disk that nobody has put into words: `error`, or what caused it; else None."""
+def disk_refusal(error: BaseException | None, place: Path | None = None) -> str | None:
+    """One line for a refusal of the disk that nobody has put into words: `error`, or what caused it; else None.
+
+    `place` is where it was, for errors that do not say.
+    """
     while error is not None:
         if is_disk_error(error):
-            full, place = _error_number(error) in _DISK_FULL, getattr(error, "filename", None)
+            full, named = _error_number(error) in _DISK_FULL, getattr(error, "filename", None) or place
             remedy = "Free some space there." if full else "Mend that, or choose another folder."
-            return f"{place or 'A file'}: {disk_problem(error, Path(place or '.'))} {remedy}"
+            return f"{named or 'A file'}: {disk_problem(error, Path(str(named or '.')))} {remedy}"
         if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
             return f"{error.strerror}. Set TMPDIR to a folder that can be written."
         error = error.__cause__
@@ -173,8 +176,9 @@ def disk_problem(error: BaseException, target: Path) -> str:
     if number in _DISK_FULL and (inodes := _inodes(target)):
         return f"the disk has no inodes left for further files ({inodes} free); nothing half-written is left."
     if number in _REFUSALS:
-        named = getattr(error, "filename", None)
-        elsewhere = named and Path(str(named)) != target and not Path(str(named)).name.startswith(".")
+        named = Path(str(getattr(error, "filename", None) or target))
+        aside = named.is_relative_to(target.parent) and str(named.relative_to(target.parent)).startswith(".")
+        elsewhere = number not in _DISK_FULL and not aside and named != target
         return _REFUSALS[number] + (f" ({named})." if elsewhere else ".")
     return f"cannot be written ({error}). Check the folder's permissions."
 
@@ -184,6 +188,8 @@ def _error_number(error: BaseException) -> int | None:
     number = error.errno if isinstance(error, OSError) else None
     if number:
         return number
+    if isinstance(error, OSError) and "Not enough disk space" in str(error):  # of Hugging Face datasets
+        return errno.ENOSPC
     found = (_NUMBER_IN_TEXT if isinstance(error, OSError) else _NUMBER_IN_RUST).search(str(error))
     return int(found[1]) if found else None
 
@@ -191,8 +197,8 @@ def _error_number(error: BaseException) -> int | None:
 def _inodes(target: Path) -> str:
     """Free inodes of all, where they are so few that they, and not the bytes, are what a write lacked."""
     found = os.statvfs(_nearest_folder(target))
-    few = found.f_files > 0 and found.f_favail < FEW_INODES and found.f_bavail * found.f_frsize > 1e6
-    return f"{found.f_favail} of {found.f_files}" if few else ""
+    few = not found.f_favail or (found.f_favail < FEW_INODES and found.f_bavail * found.f_frsize > 1e6)
+    return f"{found.f_favail} of {found.f_files}" if found.f_files and few else ""
 
 
 def _free_there(error: BaseException, target: Path) -> str:

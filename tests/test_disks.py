@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import os
+import pwd
 import resource
 import shutil
 import signal
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import datasets
 import pytest
 from test_report import write_run
 
@@ -22,6 +25,8 @@ from finetune.create_base import create_base
 from finetune.prefetch import prefetch
 from finetune.report import Call, main
 from finetune.script import REFUSED, run_main
+from gr00t.data.layout import DatasetLayout
+from gr00t.data.tables import FrameTables
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors, in_bytes, write_text
 
@@ -110,6 +115,49 @@ def test_no_temporary_folder_is_told(capsys: pytest.CaptureFixture[str]) -> None
 
     assert ended(fails) == REFUSED
     assert "Set TMPDIR to a folder that can be written." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/data/.cache"),
+        OSError("Not enough disk space. Needed: Unknown size"),
+    ],
+)
+def test_a_full_disk_is_not_taken_for_damaged_frame_tables(
+    problem: OSError, small_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("An error occurred while generating the dataset") from problem
+
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", fails)
+    with pytest.raises(ToolkitError, match=r"disk or quota is full.*Frame tables are copied.*TMPDIR") as refusal:
+        FrameTables(DatasetLayout(small_data / "color_object/train"), ["action"])
+    assert "Prepare" not in str(refusal.value)
+
+
+# -- a container's user ------------------------------------------------------------------------------------------------
+
+
+def test_a_user_without_home_and_name_has_both_for_the_libraries_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    run_main(lambda config: None, "create_base", PLAIN)
+    assert Path.home().name == f"home-{os.getuid()}" and getpass.getuser() == str(os.getuid())
+
+
+def test_output_in_an_ascii_locale_loses_no_run() -> None:
+    code = 'from finetune.script import run_main; run_main(lambda c: print("\\u2603"), "create_base", ["local=none"])'
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\\u2603\n"), done.stderr
 
 
 # -- every command that writes -----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.files import disk_refusal
 
 CACHE_FOLDER = ".cache"
 EPISODE = "episode_index"
@@ -78,6 +79,9 @@ def _load(layout: DatasetLayout, columns: list[str]) -> datasets.Dataset:
     try:
         table = datasets.Dataset.from_parquet([str(p) for p in paths], cache_dir=str(cache_folder(layout.root)))
     except Exception as error:  # datasets wraps what pyarrow says in many types
+        if refusal := disk_refusal(error, layout.root):
+            remedy = "Frame tables are copied to .cache/ beside them, below TMPDIR where the dataset is read-only."
+            raise ToolkitError(f"{refusal} {remedy}") from error
         raise ToolkitError(f"{layout.root}/data cannot be read ({error}). Prepare the dataset again.") from error
     finally:
         if had_bars:
