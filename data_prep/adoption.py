@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from data_prep.lerobot import choose_val_episodes
 from data_prep.modality import Proposal, propose
 from finetune.config.modality import from_json
-from gr00t.data.layout import CODEBASE_VERSION, DatasetLayout, dataset_fingerprint
+from gr00t.data.layout import CODEBASE_VERSION, DatasetLayout, fingerprint_entries
 from gr00t.data.meta import MetaFolder, by_number, read_episodes
 from gr00t.data.schema import ActionConfig, ActionRepresentation, ModalityConfig, ModalityConfigs, python_source
 from gr00t.errors import ToolkitError, did_you_mean
@@ -143,7 +143,7 @@ def _write(root: Path, files: dict[str, Any]) -> list[str]:
     )
     for name, value in files.items():
         if name == SPLIT:  # last: the fingerprint is also of what was just written
-            value["fingerprint"] = dataset_fingerprint(root, value)
+            value |= fingerprint_entries(root, value)
         with disk_errors(root / "meta" / name, remedy):
             write_json(root / "meta" / name, value)
     layout = DatasetLayout(root)

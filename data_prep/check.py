@@ -95,13 +95,11 @@ def main(call: Call) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    from gr00t.files import disk_errors
+    from gr00t.files import disk_errors, write_text
 
-    temporary = path.with_name(f".{path.name}.partial")
     with disk_errors(path, "Give another file."):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, text)
     print(f"written: {path}")
 
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import cv2
@@ -28,7 +29,11 @@ VERDICTS = {"ok": "sound", WARNING: "sound, with warnings", ERROR: "not sound"}
 
 def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str:
     """The page's HTML; of each part `shown` episodes appear with frames and curves."""
-    parts = [_part(subject, _chosen(subject, report, shown)) for subject in subjects if not subject.refusal]
+    parts = []
+    for subject in subjects:
+        with suppress(Exception):  # of data too damaged to be drawn: the findings say what is wrong
+            if not subject.refusal:
+                parts.append(_part(subject, _chosen(subject, report, shown)))
     return render_page(
         "dataset.html",
         {

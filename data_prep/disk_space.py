@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.lerobot import EpisodeJob, EpisodeRecord
 from data_prep.maniskill import Episode
 from gr00t.errors import ToolkitError
-from gr00t.files import free_space
+from gr00t.files import free_space, in_bytes
 
 # Twice what the noisiest camera measured takes in H.264, so that the check errs on the safe side.
 BYTES_PER_PIXEL = 0.3
@@ -46,7 +46,7 @@ class DiskSpace:
         free = free_space(self.folder)
         if free < self.needed:
             raise ToolkitError(
-                f"{self.folder}: about {self.needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free. Make "
+                f"{self.folder}: about {in_bytes(self.needed)} are needed and {in_bytes(free)} are free. Make "
                 "room, or choose another data_dir=...."
             )
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data_prep.doctor.footage import sketch_to_text
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
-from gr00t.data.layout import CODEBASE_VERSION, dataset_fingerprint
+from gr00t.data.layout import CODEBASE_VERSION, fingerprint_entries
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import feature_statistics, relative_statistics
 from gr00t.data.video import check_video, write_video
@@ -349,7 +349,7 @@ def _write_split(root: Path, plan: DatasetPlan, videos: list[dict[str, WrittenVi
             for e in plan.recordings.left_out
         ],
     }
-    split["fingerprint"] = dataset_fingerprint(root, split)
+    split |= fingerprint_entries(root, split)
     _write_json(root / "meta/split.json", split)
     return str(split["fingerprint"])
 

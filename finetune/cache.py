@@ -29,7 +29,7 @@ from gr00t.data.frames import (
 )
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
-from gr00t.files import LockHeld, disk_errors, file_lock, free_space
+from gr00t.files import LockHeld, disk_errors, file_lock, free_space, in_bytes
 
 RESERVE = 1.02  # of the bytes that are written
 GRACE_SECONDS = 120.0  # network file systems show new files late
@@ -183,8 +183,3 @@ def wait_until(ready: Callable[[], bool], folder: Path, *, grace: float = GRACE_
                 "share: choose another, cache_dir=FOLDER."
             )
         time.sleep(0.2)
-
-
-def in_bytes(size: float) -> str:
-    """A size as users read it: 1.2 GB, 30.5 MB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 def create_base(config: CreateBaseConfig) -> Path:
     """Write the checkpoint to `config.out`: seeded weights, a small tokenizer, a processor that knows no robot yet."""
-    from gr00t.files import whole_folder
+    from gr00t.files import disk_errors, whole_folder
     from gr00t.model.manifest import write_manifest
 
     out = Path(config.out)
-    with whole_folder(out, replace=config.overwrite) as folder:
+    remedy = "Free some space, or give another folder, out=FOLDER."
+    with disk_errors(out, remedy), whole_folder(out, replace=config.overwrite) as folder:
         vlm_folder = folder / "processor" / "vlm"
         special_tokens = write_small_tokenizer(vlm_folder)
         model = random_model(config.model.architecture, special_tokens, seed=config.seed, dtype=config.dtype)

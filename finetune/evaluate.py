@@ -23,6 +23,7 @@ from gr00t.data.layout import DatasetLayout
 from gr00t.data.own_statistics import training_statistics
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError
+from gr00t.files import disk_errors
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.placement import pick_device, pick_precision
@@ -78,7 +79,8 @@ def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
         findings=data.notes + findings(overall),
         folder=config.report_folder,
     )
-    write_report(report, forecasts, data.reader)
+    with disk_errors(report.folder, "Free some space, or give another report_dir=FOLDER, and evaluate again."):
+        write_report(report, forecasts, data.reader)
     print_report(report)
     return report
 

@@ -55,7 +55,9 @@ def write_release(
         processor.save_pretrained(aside)
         experiment = aside / "experiment_cfg"
         experiment.mkdir()
-        (experiment / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(publishable(resolved))))
+        (experiment / "config.yaml").write_text(
+            OmegaConf.to_yaml(OmegaConf.create(publishable(resolved))), encoding="utf-8"
+        )
         write_json(experiment / "dataset.json", describe_datasets(mixture))
         write_json(experiment / "hardware.json", hardware)
         write_json(experiment / "versions.json", versions())

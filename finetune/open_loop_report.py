@@ -23,7 +23,7 @@ from finetune.open_loop import (
 )
 from finetune.plots import draw_episode, draw_errors, unit_of
 from gr00t.data.dataset import StepReader
-from gr00t.files import whole_folder, write_json, write_text
+from gr00t.files import whole_file, whole_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from finetune.evaluate import OpenLoopReport
@@ -35,17 +35,22 @@ DRAWN_EPISODES = 32  # more figures than that nobody looks at, and each takes a 
 def write_report(report: OpenLoopReport, forecasts: Sequence[Forecast], reader: StepReader) -> None:
     """Write everything into report.folder; an older report there gives way, other files stay.
 
-    open_loop.json goes first and comes back last: where it stands, the figures beside it are its own.
+    Everything is written aside first, so that a full disk leaves the older report. open_loop.json goes first and comes
+    back last: where it stands, the figures beside it are its own.
     """
     folder = report.folder
     drawn = forecasts[:DRAWN_EPISODES]
-    with whole_folder(folder / FIGURES, lock=False) as aside:
+    with (
+        whole_file(folder / JSON_FILE) as data,
+        whole_file(folder / TEXT_FILE) as text,
+        whole_folder(folder / FIGURES, lock=False) as aside,
+    ):
         for forecast in track(drawn, "figures", console=Console(stderr=True), transient=True):
             draw_episode(forecast, reader, aside / f"episode_{forecast.episode:06d}.png")
         draw_errors(report.overall, _title(report), aside / "errors.png")
+        write_text(text, _markdown(report, len(drawn)))
+        write_json(data, _json(report))
         (folder / JSON_FILE).unlink(missing_ok=True)
-    write_text(folder / TEXT_FILE, _markdown(report, len(drawn)))
-    write_json(folder / JSON_FILE, _json(report))
 
 
 def print_report(report: OpenLoopReport) -> None:

@@ -2,7 +2,8 @@
 
     python -m finetune.prefetch base=nvidia/GR00T-N1.7-3B out=checkpoints/base/GR00T-N1.7-3B
 
-A broken-off download goes on when the command is started again; `out` appears only when everything is there.
+A broken-off download goes on when the command is started again; `out` appears only when everything is there, and
+says of which repository and revision it is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from finetune.config import PrefetchConfig
 from finetune.script import run_main
 
 if TYPE_CHECKING:
+    from finetune.prefetched import Origin
     from finetune.sources import Source
     from gr00t.model.verify import CheckpointSummary
 
@@ -31,31 +34,59 @@ MARGIN = 1.02  # of disk space
 
 
 def prefetch(config: PrefetchConfig) -> tuple[Path, CheckpointSummary]:
-    """Fetch (or copy) `config.base` and its tokenizer to `config.out`, verified; an `out` that is there is verified."""
-    from finetune.sources import source_of
+    """Fetch (or copy) `config.base` and its tokenizer to `config.out`, verified.
+
+    An `out` that is there is verified; one that holds another repository or revision is refused.
+    """
+    from finetune.prefetched import asked_for
+    from gr00t.files import disk_errors
+
+    out = Path(config.out or default_out(config.base))
+    asked = asked_for(config.base, config.revision)
+    if out.exists() and not config.overwrite:
+        return out, _verified(out, config, asked)
+    with disk_errors(out, "What has come is kept: make room and start the same command again."):
+        return out, _fetched(out, config, asked)
+
+
+def _verified(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSummary:
+    from finetune.prefetched import refuse_other
     from gr00t.errors import ToolkitError
+    from gr00t.files import read_json
+    from gr00t.model.verify import verify_checkpoint
+
+    try:
+        summary = verify_checkpoint(out)
+    except ToolkitError as error:
+        raise ToolkitError(f"{error}\n{out} is there already: say overwrite=true to replace it.") from None
+    if os.path.realpath(config.base) != os.path.realpath(out):
+        earlier = read_json(out / ORIGIN).get("base_model") if (out / ORIGIN).is_file() else None
+        refuse_other(out, asked, earlier)
+    return summary
+
+
+def _fetched(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSummary:
+    """Fetch to a hidden folder beside `out`, where a broken-off start may have left some, and put it in place."""
+    from finetune.prefetched import record
+    from finetune.sources import source_of
     from gr00t.files import whole_folder, write_json
     from gr00t.model.verify import verify_checkpoint
 
-    out = Path(config.out or default_out(config.base))
-    if out.exists() and not config.overwrite:
-        try:
-            return out, verify_checkpoint(out)
-        except ToolkitError as error:
-            raise ToolkitError(f"{error}\n{out} is there already: say overwrite=true to replace it.") from None
-    out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.parent / f".{out.name}.prefetch"
-    folder = fetch_base(source_of(config.base, config.revision), staging)
+    source = source_of(config.base, config.revision)
+    folder = fetch_base(source, staging, asked)
     fetch_tokenizer(folder, config.tokenizer)
     if not Path(config.base).is_dir():
         write_json(folder / ORIGIN, {"base_model": "/".join(config.base.split("/")[:2])})
+        asked = replace(asked, commit=source.commit(staging))
+    record(folder, asked)
     summary = verify_checkpoint(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     with whole_folder(out) as aside:
         aside.rmdir()
         folder.rename(aside)
     shutil.rmtree(staging, ignore_errors=True)
-    return out, summary
+    return summary
 
 
 def default_out(base: str) -> str:
@@ -63,8 +94,12 @@ def default_out(base: str) -> str:
     return str(Path("checkpoints") / "base" / Path(os.path.abspath(base)).name)
 
 
-def fetch_base(source: Source, staging: Path) -> Path:
-    """The checkpoint's own files, without optimizer states or further checkpoints below it; the folder they lie in."""
+def fetch_base(source: Source, staging: Path, asked: Origin) -> Path:
+    """The checkpoint's own files, without optimizer states or further checkpoints below it; the folder they lie in.
+
+    What a broken-off start left in `staging` is kept where it was for the same repository and revision.
+    """
+    from finetune.prefetched import record, recorded
     from gr00t.errors import ToolkitError
 
     names = source.sizes()
@@ -76,8 +111,12 @@ def fetch_base(source: Source, staging: Path) -> Path:
             f"{source.name} holds no safetensors weights. Pickled ones (.bin, .pt) are never read: convert them where "
             "you trust them, with save_pretrained(folder, safe_serialization=True)."
         )
-    folder = source.place(staging)
+    folder, note = source.place(staging), staging / ".cache"
+    if staging.exists() and recorded(note) != asked:
+        shutil.rmtree(staging)
     check_space(folder, {name: names[name] for name in wanted})
+    note.mkdir(parents=True, exist_ok=True)
+    record(note, asked)
     source.fetch(wanted, staging)
     _refuse_lerobot(source.name, folder)
     return folder
@@ -142,13 +181,13 @@ def check_space(folder: Path, sizes: dict[str, int]) -> None:
     """Refuse before the first byte when the disk cannot hold what is still missing."""
     from finetune.sources import same_size
     from gr00t.errors import ToolkitError
-    from gr00t.files import free_space
+    from gr00t.files import free_space, in_bytes
 
     missing = sum(size for name, size in sizes.items() if not same_size(folder / name, size))
     free = free_space(folder)
     if missing * MARGIN > free:
         raise ToolkitError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free, but {missing / 1e9:.1f} GB are to come. Free some space, "
+            f"{folder.parent} has {in_bytes(free)} free, but {in_bytes(missing)} are to come. Free some space, "
             "or give a folder on another disk, out=FOLDER."
         )
 

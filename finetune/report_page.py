@@ -14,7 +14,7 @@ from finetune.curves import COLORS, Line, Mark, Panel, draw_panels
 from finetune.page import render_page
 from finetune.run_files import REPORT
 from finetune.run_history import History
-from gr00t.files import disk_errors
+from gr00t.files import disk_errors, write_text
 
 TITLES = {
     "loss": "loss",
@@ -62,11 +62,9 @@ def write_page(runs: Sequence[History], root: Path, out: Path) -> None:
         "marked": any(panel.marks for panel in panels),
         "drawn": draw_panels(panels),
     }
-    temporary = out.with_name(f".{out.name}.writing")
     with disk_errors(out, "Choose another place, out=FILE."):
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(render_page("report.html", values), encoding="utf-8")
-        temporary.replace(out)
+        write_text(out, render_page("report.html", values))
 
 
 def differences(runs: Sequence[History]) -> list[tuple[str, list[str]]]:

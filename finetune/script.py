@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune.checkout import ensure_own_gr00t
@@ -23,11 +26,13 @@ def run_main(
     """Load the configuration (or what `read` makes of the arguments) and call `main` with it.
 
     A ToolkitError ends with `error: ...` on stderr and status 2, Ctrl-C with status 130 (and what the KeyboardInterrupt
-    says); anything else is a bug and propagates. Under torchrun a refused configuration is reported once per node, an
-    error of `main` by every rank.
+    says). A disk that is full, read-only or closed to us ends it like a ToolkitError, wherever it shows; anything else
+    is a bug and propagates. Under torchrun a refused configuration is reported once per node, an error of `main` by
+    every rank.
     """
     # Threads that wait without spinning: beside data loader workers, or other jobs, spinning made steps 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _settle()
     try:
         ensure_own_gr00t()
     except ValueError as error:
@@ -35,6 +40,7 @@ def run_main(
     # Imported only now: a foreign gr00t package would fail here with a message that helps nobody.
     from finetune.config import load
     from gr00t.errors import ToolkitError
+    from gr00t.files import disk_refusal
 
     loaded = False
     try:
@@ -42,11 +48,32 @@ def run_main(
         config = read(arguments) if read else load(config_name, arguments)
         loaded = True
         main(config)
+        sys.stdout.flush()  # where a full disk refuses it, that is said like everything else
     except ToolkitError as error:
         _refuse(error, once=not loaded)
     except KeyboardInterrupt as stopped:
         print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        refusal = disk_refusal(error)
+        if refusal is None:
+            raise
+        _refuse(ToolkitError(refusal), once=False)
+
+
+def _settle() -> None:
+    """A home folder and a user's name, which libraries ask for and containers may lack; output in any locale."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(Path(os.environ.get("TMPDIR", "/tmp")) / f"home-{os.getuid()}")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _refuse(error: Exception, once: bool) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from gr00t.errors import ToolkitError
+from gr00t.files import is_disk_error
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SNAPSHOT = re.compile(rf"/snapshots/({_COMMIT.pattern})/")
 
 
 class Source(Protocol):
@@ -26,6 +31,9 @@ class Source(Protocol):
 
     def fetch(self, names: Sequence[str], target: Path) -> None:
         """Bring these files to `place(target)`; what is there already is kept."""
+
+    def commit(self, target: Path) -> str | None:
+        """The repository's commit that was fetched to `target`, where that can be said."""
 
 
 def source_of(name: str, revision: str | None) -> Source:
@@ -76,6 +84,11 @@ class FolderSource:
             shutil.copy2(old, part)
             part.replace(new)
 
+    def commit(self, target: Path) -> str | None:
+        """Of a copy in the hub's cache, whose folders are named after commits."""
+        found = _SNAPSHOT.search(self.folder.as_posix() + "/")
+        return found[1] if found else None
+
 
 @dataclass(frozen=True)
 class HubSource:
@@ -118,13 +131,19 @@ class HubSource:
         except Exception as error:
             raise self._refusal(error) from None
 
+    def commit(self, target: Path) -> str | None:
+        """As the client notes it beside the files."""
+        note = target / ".cache/huggingface/download" / self.subfolder / "config.json.metadata"
+        first = note.read_text(encoding="utf-8").split("\n")[0] if note.is_file() else ""
+        return first if _COMMIT.fullmatch(first) else None
+
     def _refusal(self, error: Exception) -> Exception:
         """Names the repository and the kind of error, never an address or a token; what is a bug stays as it is."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         from gr00t.model.checkpoint_folder import hub_failure, is_hub_error
 
-        if not is_hub_error(error):
+        if not is_hub_error(error) or is_disk_error(error):
             return error
         if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):  # a closed gate is one of the former
             return ToolkitError(hub_failure(self.repository, error))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -23,6 +24,22 @@ from safetensors import SafetensorError
 from gr00t.errors import ToolkitError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSALS = {
+    **dict.fromkeys(_DISK_FULL, "the disk or quota is full; nothing half-written is left"),
+    errno.EROFS: "lies on a read-only file system",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EFBIG: "is larger than a file may be here (ulimit -f, or the file system's limit)",
+    errno.EIO: "the disk does not answer (input/output error)",
+    errno.ESTALE: "the network file system has lost it (stale file handle)",
+    errno.EMFILE: "too many files are open (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENAMETOOLONG: "the name is longer than the file system takes",
+    errno.ENOTDIR: "a file stands where a folder should be",
+}
+_NUMBER_IN_TEXT = re.compile(r"\b[Ee]rrno ?=? ?(\d+)")  # pyarrow, h5py
+_NUMBER_IN_RUST = re.compile(r"\(?os error (\d+)\)?")  # safetensors, and tokenizers with a plain Exception
+FEW_INODES = 64  # what failed has been cleared away by the time they are counted
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _locks: set[int] = set()  # descriptors of the locks that this process holds
 
@@ -99,10 +116,22 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a new hidden path beside `path`, which takes path's place when the block ends without an exception."""
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with _named(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let the system's refusals tell the file: those of write() and fsync() do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def file_sha256(path: Path) -> str:
@@ -116,19 +145,84 @@ def disk_errors(target: Path, remedy: str) -> Iterator[None]:
     """A full disk or a folder that may not be written becomes a ToolkitError that ends with `remedy`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        if number in _DISK_FULL or any(f"os error {n}" in str(error) for n in _DISK_FULL):
-            what = "the disk or quota is full; nothing half-written is left."
-        else:
-            what = f"cannot be written ({error}). Check the folder's permissions."
-        raise ToolkitError(f"{target}: {what} {remedy}") from error
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and not is_disk_error(error):
+            raise
+        raise ToolkitError(f"{target}: {disk_problem(error, target)} {remedy}{_free_there(error, target)}") from error
+
+
+def disk_refusal(error: BaseException | None, place: Path | None = None) -> str | None:
+    """One line for a refusal of the disk that nobody has put into words: `error`, or what caused it; else None.
+
+    `place` is where it was, for errors that do not say.
+    """
+    while error is not None:
+        if is_disk_error(error):
+            full, named = _error_number(error) in _DISK_FULL, getattr(error, "filename", None) or place
+            remedy = "Free some space there." if full else "Mend that, or choose another folder."
+            return f"{named or 'A file'}: {disk_problem(error, Path(str(named or '.')))} {remedy}"
+        if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+            return f"{error.strerror}. Set TMPDIR to a folder that can be written."
+        error = error.__cause__
+    return None
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether the disk, the file system or its permissions refused; a missing file may be a bug and is not meant."""
+    return _error_number(error) in _REFUSALS
+
+
+def disk_problem(error: BaseException, target: Path) -> str:
+    """What is wrong with the disk below `target`, as the sentence that follows its name and a colon."""
+    number = _error_number(error)
+    if number in _DISK_FULL and (inodes := _inodes(target)):
+        return f"the disk has no inodes left for further files ({inodes} free); nothing half-written is left."
+    if number in _REFUSALS:
+        named = Path(str(getattr(error, "filename", None) or target))
+        aside = named.is_relative_to(target.parent) and str(named.relative_to(target.parent)).startswith(".")
+        elsewhere = number not in _DISK_FULL and not aside and named != target
+        return _REFUSALS[number] + (f" ({named})." if elsewhere else ".")
+    return f"cannot be written ({error}). Check the folder's permissions."
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The system's error number, which some libraries only write into their message."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number:
+        return number
+    if isinstance(error, OSError) and "Not enough disk space" in str(error):  # of Hugging Face datasets
+        return errno.ENOSPC
+    found = (_NUMBER_IN_TEXT if isinstance(error, OSError) else _NUMBER_IN_RUST).search(str(error))
+    return int(found[1]) if found else None
+
+
+def _inodes(target: Path) -> str:
+    """Free inodes of all, where they are so few that they, and not the bytes, are what a write lacked."""
+    found = os.statvfs(_nearest_folder(target))
+    few = not found.f_favail or (found.f_favail < FEW_INODES and found.f_bavail * found.f_frsize > 1e6)
+    return f"{found.f_favail} of {found.f_files}" if found.f_files and few else ""
+
+
+def _free_there(error: BaseException, target: Path) -> str:
+    return f" ({in_bytes(free_space(target))} free there.)" if _error_number(error) in _DISK_FULL else ""
+
+
+def in_bytes(size: float) -> str:
+    """A size as users read it: 1.2 GB, 30.5 MB, 4.1 kB, 12 bytes."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size:.0f} bytes"
 
 
 def free_space(folder: Path) -> int:
     """Free bytes on the disk where `folder` is, or is going to be."""
-    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.is_dir())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_nearest_folder(folder)).free
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    return next(path for path in [path.absolute(), *path.absolute().parents] if path.is_dir())
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
@@ -168,8 +262,9 @@ def whole_folder(
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
         aside.chmod(0o777 & ~umask())
         try:
-            yield aside
-            publish(aside, target, allowed, replaceable)
+            with _named(target):
+                yield aside
+                publish(aside, target, allowed, replaceable)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -249,8 +344,9 @@ def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Itera
         os.close(descriptor)
     _locks.add(descriptor)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, holder.encode())
+        with _named(path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, holder.encode())
         yield
     finally:
         if descriptor in _locks:

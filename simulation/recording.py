@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finetune.config import RecordConfig
 from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, file_lock, free_space, read_json, whole_folder, write_json
+from gr00t.files import disk_errors, file_lock, free_space, in_bytes, read_json, whole_folder, write_json
 from gr00t.processes import first_done
 from simulation.factors import FIRST_EVALUATION_SEED, split_factors
 from simulation.processes import one_thread_each
@@ -211,7 +211,7 @@ def _check_space(work: Path, config: RecordConfig) -> None:
     needed = episodes * 2 * 3 * config.image_size**2 * FRAMES_PER_EPISODE * BYTES_PER_PIXEL
     if free_space(work) < needed:
         raise ToolkitError(
-            f"{work.parent}: about {needed / 1e9:.1f} GB are needed and {free_space(work) / 1e9:.1f} GB are free. Make "
+            f"{work.parent}: about {in_bytes(needed)} are needed and {in_bytes(free_space(work))} are free. Make "
             "room, choose another out=FOLDER, or a smaller image_size."
         )
 

@@ -175,6 +175,17 @@ def damaged_bytes(root: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def forget_hashes(root: Path) -> None:
+    """As a dataset that an earlier version wrote."""
+    edit_meta(root, "split.json", lambda split: split.pop("files"))
+
+
 def truncated(path: Path, share: float) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
@@ -250,6 +261,7 @@ IN_TABLES: dict[str, tuple[str, str, Damage]] = {
         "error",
         lambda r: edit_tables(r, lambda c: c.update({k: v[::-1] for k, v in c.items()}), [4]),
     ),
+    "a flipped bit in a table": ("fingerprint", "error", lambda r: flip_a_bit(table_path(r, 3))),
     "a video is gone": ("video files", "error", lambda r: video_path(r, 2).unlink()),
     "a video is empty": ("video files", "error", lambda r: video_path(r, 2).write_bytes(b"")),
     "a video is cut off": ("video decoding", "error", lambda r: truncated(video_path(r, 2), 0.6)),
@@ -413,6 +425,56 @@ IN_TABLES: dict[str, tuple[str, str, Damage]] = {
             r, "relative_stats.json", lambda s: s["arm"].update({k: v[:8] for k, v in s["arm"].items()})
         ),
     ),
+    "relative statistics that are a list": (
+        "relative statistics",
+        "error",
+        lambda r: edit_meta(r, "relative_stats.json", lambda s: s.update(arm=[1.0])),
+    ),
+    "relative statistics without a percentile": (
+        "relative statistics",
+        "error",
+        lambda r: edit_meta(r, "relative_stats.json", lambda s: s["arm"].pop("q99")),
+    ),
+    "relative statistics with rows of several widths": (
+        "relative statistics",
+        "error",
+        lambda r: edit_meta(r, "relative_stats.json", lambda s: s["arm"]["min"][2].pop()),
+    ),
+    "relative statistics with a word": (
+        "relative statistics",
+        "error",
+        lambda r: edit_meta(r, "relative_stats.json", lambda s: s["arm"]["max"][2].__setitem__(1, "0.5")),
+    ),
+    "relative statistics with a NaN": (
+        "relative statistics",
+        "error",
+        lambda r: edit_meta(r, "relative_stats.json", lambda s: s["arm"]["max"][2].__setitem__(1, float("nan"))),
+    ),
+    "statistics that are a number": (
+        "statistics",
+        "error",
+        lambda r: edit_meta(r, "stats.json", lambda s: s[ACTION].update(q01=0.5)),
+    ),
+    "chunks_size below one": (
+        "layout",
+        "error",
+        lambda r: edit_meta(r, "info.json", lambda i: i.update(chunks_size=1e-9)),
+    ),
+    "a length that is a word": (
+        "layout",
+        "error",
+        lambda r: edit_lines(r, "episodes.jsonl", lambda lines: lines[2].update(length="long")),
+    ),
+    "a path of a billion characters": (
+        "tables",
+        "error",
+        lambda r: edit_meta(r, "info.json", lambda i: i.update(data_path="{episode_index:01000000000d}")),
+    ),
+    "a path that no system takes": (
+        "tables",
+        "error",
+        lambda r: edit_meta(r, "info.json", lambda i: i.update(data_path="data/\0{episode_index}")),
+    ),
     "stale relative statistics": (
         "relative statistics",
         "error",
@@ -515,5 +577,11 @@ IN_VIDEOS: dict[str, tuple[str, str, Damage]] = {
     "a video two frames early": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, -2))),
     "a video late in one episode": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, 3), [4])),
     "a video backwards": ("video and state", "error", lambda r: edit_videos(r, lambda f: f[::-1], [4])),
+    "a flipped bit in a video": ("fingerprint", "error", lambda r: flip_a_bit(video_path(r, 3))),
+    "a flipped bit in a dataset of an earlier version": (
+        "fingerprint",
+        "error",
+        lambda r: (forget_hashes(r), flip_a_bit(video_path(r, 3))),
+    ),
     "an edited file": ("fingerprint", "warning", lambda r: (r / "meta/stats.json").open("a").write("\n")),
 }

@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from config_calls import refusal
 
 from finetune.config import (
     load,
 )
+from finetune.config.keys import keys_of
+from finetune.config.scripts import SCRIPTS
 from finetune.script import SPEAK_AFTER_SECONDS, run_main
+from gr00t.data.randomness import Stream, generator, torch_seed
 from gr00t.errors import ToolkitError
 
 needs_deepspeed = pytest.mark.skipif(
@@ -174,6 +178,31 @@ MISFITS = {
 def test_shapes_that_do_not_fit_are_refused(change: str) -> None:
     message = refusal("create_base", "model=tiny", f"model.architecture.{change}")
     assert "model.architecture." in message and MISFITS[change] in message
+
+
+SEEDS = [
+    (name, key.name)
+    for name, script in SCRIPTS.items()
+    for key in keys_of(script.config).values()
+    if "seed" in key.name
+]
+
+
+@pytest.mark.parametrize(("script", "key"), SEEDS)
+def test_a_seed_beyond_64_bits_is_refused(script: str, key: str) -> None:
+    needed = {"prefetch": ["base=a/b"], "adopt": ["dataset=d"]}.get(script, ["split=color_object"])
+    if script == "create_base":
+        needed = []
+    assert load(script, ["local=none", *needed, f"{key}={2**64 - 1}"], check_here=False)
+    with pytest.raises(ToolkitError, match=rf"{key}={2**64}: it must be at least 0 and at most {2**64 - 1}\."):
+        load(script, ["local=none", *needed, f"{key}={2**64}"], check_here=False)
+
+
+def test_the_largest_seed_is_good_for_every_generator() -> None:
+    numbers = generator(2**64 - 1, Stream.NOISE).random(3), torch_seed(2**64 - 1, Stream.MODEL_DROPOUT)
+    torch.manual_seed(numbers[1])
+    torch.manual_seed(2**64 - 1)
+    assert not (numbers[0] == generator(0, Stream.NOISE).random(3)).any()
 
 
 def test_other_scripts_have_keys_of_their_own() -> None:

@@ -15,7 +15,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from damages import IN_TABLES, IN_VIDEOS, edit_tables, read_table, table_path, truncated
+from damages import (
+    IN_TABLES,
+    IN_VIDEOS,
+    edit_meta,
+    edit_tables,
+    flip_a_bit,
+    read_table,
+    table_path,
+    truncated,
+    video_path,
+)
 from golden_files import golden_path
 from recordings import INSTRUCTION, SAMPLES
 
@@ -124,7 +134,7 @@ def test_an_episode_in_both_parts_is_a_leak(patient: Path) -> None:
     assert len(leaks) == 1 and leaks[0].found == "Conflict episode 0 is train episode 3."
 
 
-def test_a_check_that_stumbles_says_so_and_does_not_stop_the_others(
+def test_a_check_that_cannot_be_made_is_an_error_and_does_not_stop_the_others(
     sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stumbles(subject: Subject) -> list:
@@ -133,7 +143,23 @@ def test_a_check_that_stumbles_says_so_and_does_not_stop_the_others(
     checks = [dataclasses.replace(c, examine=stumbles) if c.name == "units" else c for c in registry.CHECKS]
     monkeypatch.setattr("data_prep.doctor.examine.CHECKS", checks)
     report, _ = examine(sound / "train", MODALITY_CONFIG, fast=True)
-    assert noticed(report) == [("units", "warning")]
+    assert noticed(report) == [("units", "error")] and report.level == "error"
+
+
+def test_what_was_changed_on_purpose_is_no_longer_compared(patient: Path) -> None:
+    edit_tables(patient / "train", lambda c: c["next.reward"].__setitem__(0, 1), [4])
+    assert noticed(examine(patient / "train", MODALITY_CONFIG, fast=True)[0]) == [("fingerprint", "error")]
+    edit_meta(patient / "train", "split.json", lambda split: split.pop("fingerprint"))
+    assert noticed(examine(patient / "train", MODALITY_CONFIG)[0]) == []
+
+
+def test_a_damaged_file_is_named(patient: Path) -> None:
+    damaged = [table_path(patient / "train", 5), video_path(patient / "train", 3)]
+    for path in damaged:
+        flip_a_bit(path)
+    report, _ = examine(patient / "train", MODALITY_CONFIG)
+    places = [f.where for _, r, f in report.findings("error") if r.check == "fingerprint"]
+    assert places == [str(path.relative_to(patient / "train")) for path in damaged]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -175,15 +201,22 @@ def test_json_and_page_hold_what_was_found(patient: Path, tmp_path: Path, capsys
         main(read([str(patient), f"json={tmp_path}/out/r.json", f"html={tmp_path}/out/r.html"]))
     assert ended.value.code == 1
     report = json.loads((tmp_path / "out/r.json").read_text())
-    assert report["level"] == "error" and report["counts"]["error"] == 1
+    assert report["level"] == "error" and report["counts"]["error"] == 2
     train = report["datasets"][0]
     assert train["facts"]["episodes"] == 8
-    assert [c["check"] for c in train["checks"] if c["level"] == "error"] == ["endings"]
+    assert [c["check"] for c in train["checks"] if c["level"] == "error"] == ["endings", "fingerprint"]
     page = (tmp_path / "out/r.html").read_text()
     assert page.count("data:image/jpeg") == (4 + 2) * 2 * 3  # episodes, cameras, moments
     assert page.count("<svg") == 2 * 3 and "Does not end in success" in page
     assert 'src="http' not in page and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["r.html", "r.json"]
     assert "not sound" in capsys.readouterr().out
+
+
+def test_the_page_says_what_is_wrong_where_nothing_can_be_drawn(patient: Path, tmp_path: Path) -> None:
+    edit_meta(patient / "train", "modality.json", lambda m: m.update(annotation=["a"], video=3))
+    with pytest.raises(SystemExit):
+        main(read([str(patient), f"html={tmp_path}/r.html", "fast=true"]))
+    assert "This check could not be made" in (tmp_path / "r.html").read_text()
 
 
 # -- before training ---------------------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     fresh = config(Path(settings.dataset.data_dir), Path(settings.model.base), tmp_path / "cache")
-    with pytest.raises(ToolkitError, match=r"only 0\.0 MB are free.*cache_dir=FOLDER"):
+    with pytest.raises(ToolkitError, match=r"only 1 bytes are free.*cache_dir=FOLDER"):
         stored(fresh)
     assert not (tmp_path / "cache").exists()
 

@@ -221,14 +221,15 @@ def test_a_new_report_replaces_the_old_one_and_nothing_else(report, checkpoint, 
     assert new.findings == findings(new.overall)
 
 
-def test_a_report_that_fails_leaves_the_old_one(report, reader, tmp_path, monkeypatch):
+@pytest.mark.parametrize("writer", ["draw_errors", "write_text", "write_json"])
+def test_a_report_that_fails_leaves_the_old_one(writer, report, reader, tmp_path, monkeypatch):
     shutil.copytree(report.folder, tmp_path / "report")
     before = {p: p.read_bytes() for p in (tmp_path / "report").rglob("*") if p.is_file()}
 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(open_loop_report, "draw_errors", fail)
+    monkeypatch.setattr(open_loop_report, writer, fail)
     with pytest.raises(OSError, match="disk full"):
         open_loop_report.write_report(replace(report, folder=tmp_path / "report"), [], reader)
     assert {p: p.read_bytes() for p in (tmp_path / "report").rglob("*") if p.is_file()} == before

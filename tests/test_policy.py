@@ -179,6 +179,7 @@ def test_denoising_steps_come_from_the_call_the_policy_or_the_checkpoint(policy)
     [
         ({"seed": 1, "noise": torch.zeros(1, 40, 132)}, "one of seed, generator and noise"),
         ({"noise": torch.zeros(1, 16, 132)}, "(1, 40, 132)"),
+        ({"seed": 2**64}, "more than 64 bits"),
         ({"denoising_steps": 0}, "at least 1"),
         ({"denoising_steps": 2.5}, "whole number"),
     ],

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -128,6 +129,98 @@ def test_where_it_comes_from_and_its_terms_come_along(hub: Hub, tmp_path: Path) 
     assert (copied / "origin.json").is_file() and (copied / "LICENSE").is_file()
 
 
+COMMITS = {"main": "a" * 40, "v1": "b" * 40, "c" * 40: "c" * 40}
+
+
+def note_commits(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub's client does: the commit of each file, beside what it fetched."""
+
+    def download(repository: str, *, local_dir: Path, revision: str | None, **rest: Any) -> str:
+        note = Path(local_dir) / ".cache/huggingface/download/config.json.metadata"
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{COMMITS[revision or 'main']}\netag\n0.0\n")
+        return hub.download(repository, local_dir=local_dir, **rest)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+
+@pytest.mark.parametrize(
+    ("held", "asked"),
+    [(None, None), (None, "main"), ("main", None), (None, "a" * 40), (None, "a" * 7), ("v1", "v1"), ("v1", "b" * 40)],
+)
+def test_the_revision_that_is_there_is_only_verified(
+    held: str | None, asked: str | None, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_commits(hub, monkeypatch)
+    prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base"), revision=held))
+    before = list(hub.fetched)
+    prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base"), revision=asked))
+    assert hub.fetched == before
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "told"),
+    [
+        (None, "v1", rf"holds {BASE}, revision main \(aaaaaaaaaaaa\); asked for is {BASE}, revision v1\."),
+        ("v1", None, rf"holds {BASE}, revision v1 \(bbbbbbbbbbbb\); asked for is {BASE}, revision main\."),
+        ("c" * 40, "d" * 40, rf"holds {BASE}, revision c{{40}}; asked for is {BASE}, revision d{{40}}\."),
+    ],
+)
+def test_another_revision_is_refused_naming_both(
+    held: str | None, asked: str | None, told: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_commits(hub, monkeypatch)
+    prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base"), revision=held))
+    before = list(hub.fetched)
+    with pytest.raises(ToolkitError, match=rf"{told} .*out=FOLDER.*overwrite=true"):
+        prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base"), revision=asked))
+    assert hub.fetched == before
+
+
+def test_another_repository_or_folder_is_refused_naming_both(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(hub.root / BASE, hub.root / "other/base")
+    out = str(tmp_path / "base")
+    prefetch(PrefetchConfig(base=BASE, out=out))
+    with pytest.raises(ToolkitError, match=rf"holds {BASE}, revision main; asked for is other/base, revision main\."):
+        prefetch(PrefetchConfig(base="other/base", out=out))
+    with pytest.raises(ToolkitError, match=rf"holds {BASE}, revision main; asked for is {tiny_base}\."):
+        prefetch(PrefetchConfig(base=str(tiny_base), out=out))
+    prefetch(PrefetchConfig(base="other/base", out=out, overwrite=True))
+    with pytest.raises(ToolkitError, match=rf"holds other/base, revision main; asked for is {BASE}"):
+        prefetch(PrefetchConfig(base=BASE, out=out))
+
+
+def test_a_copy_is_what_its_folder_is_a_copy_of(hub: Hub, tmp_path: Path) -> None:
+    first, _ = prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base"), revision="v1"))
+    copy = PrefetchConfig(base=str(first), out=str(tmp_path / "copy"))
+    prefetch(copy)
+    prefetch(copy)
+    prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "copy"), revision="v1"))
+    with pytest.raises(ToolkitError, match=r"holds .*revision v1; asked for is .*revision main"):
+        prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "copy")))
+
+
+def test_a_folder_of_an_earlier_version_counts_as_its_repository_but_as_no_revision(hub: Hub, tmp_path: Path) -> None:
+    out, _ = prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base")))
+    (out / "prefetched.json").unlink()
+    prefetch(PrefetchConfig(base=BASE, out=str(out)))
+    with pytest.raises(ToolkitError, match=rf"holds {BASE}, of a revision that was not recorded; .*revision v1\."):
+        prefetch(PrefetchConfig(base=BASE, out=str(out), revision="v1"))
+    (out / "origin.json").unlink()
+    with pytest.raises(ToolkitError, match="holds what no record tells the origin of; asked for is"):
+        prefetch(PrefetchConfig(base=BASE, out=str(out)))
+    prefetch(PrefetchConfig(base=str(out), out=str(out)))  # to verify what is there
+
+
+def test_a_broken_off_start_for_another_revision_leaves_nothing_of_it(hub: Hub, tmp_path: Path) -> None:
+    hub.break_after = 2
+    with pytest.raises(ToolkitError, match="same command again"):
+        prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base"), revision="v1"))
+    hub.break_after, half = None, list(hub.fetched)
+    prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base")))
+    assert half and all(hub.fetched.count(name) == 2 for name in half)
+
+
 def failure(kind: type[Exception]) -> Exception:
     return kind.__new__(kind, "secret-token")  # without the response that the constructor asks for
 
@@ -157,9 +250,9 @@ def test_an_offline_node_is_told_where_to_run_it(monkeypatch: pytest.MonkeyPatch
 
 def test_the_disk_is_looked_at_first(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
-    with pytest.raises(ToolkitError, match=r"0\.0 GB free.*out=FOLDER"):
+    with pytest.raises(ToolkitError, match=r"has 1\.0 MB free, but [\d.]+ MB are to come.*out=FOLDER"):
         prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base")))
-    assert hub.fetched == []
+    assert hub.fetched == [] and [path.name for path in tmp_path.iterdir()] == ["hub"]
 
 
 def test_a_local_folder_is_copied_and_verified(tiny_base: Path, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_left(raw, data, monkeypatch
 def test_too_little_free_space_is_told_before_writing(raw, data, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    refused(raw, data, r"about 0 MB are needed and 0 MB are free")
+    refused(raw, data, r"about [\d.]+ kB are needed and 1\.0 kB are free")
 
 
 def test_conflict_failing_after_train_leaves_no_dataset(raw, data, monkeypatch):

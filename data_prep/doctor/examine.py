@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.doctor.findings import CheckResult, DatasetReport, Finding, Report, error, split_message, warning
+from data_prep.doctor.findings import (
+    PREPARE_AGAIN,
+    CheckResult,
+    DatasetReport,
+    Finding,
+    Report,
+    error,
+    in_short,
+    split_message,
+)
 from data_prep.doctor.registry import CHECKS, PAIR_CHECKS
 from data_prep.doctor.subject import Progress, Subject
 from gr00t.data.schema import ModalityConfigs
@@ -71,7 +81,10 @@ def examine_one(subject: Subject) -> DatasetReport:
             continue
         subject.progress(f"{subject.name}: {check.name}", number, len(CHECKS))
         results.append(_made(check.name, check.question, partial(check.examine, subject)))
-    return DatasetReport(subject.name, subject.root, tuple(results), _facts(subject))
+    facts: dict[str, Any] = {}
+    with suppress(Exception):  # of damaged meta data; the checks have said so
+        facts = _facts(subject)
+    return DatasetReport(subject.name, subject.root, tuple(results), facts)
 
 
 def _between(path: Path, train: Subject, conflict: Subject) -> DatasetReport:
@@ -80,7 +93,7 @@ def _between(path: Path, train: Subject, conflict: Subject) -> DatasetReport:
 
 
 def _made(name: str, question: str, make: Callable[[], Iterable[Finding]]) -> CheckResult:
-    """A check's result; one that stumbles over data of an unforeseen form says so, and the others go on."""
+    """A check's result; one that stumbles over data of an unforeseen form is an error, and the others go on."""
     findings: list[Finding] = []
     started = time.monotonic()
     try:
@@ -88,8 +101,9 @@ def _made(name: str, question: str, make: Callable[[], Iterable[Finding]]) -> Ch
     except ToolkitError as refusal:
         findings.append(error(name, *split_message(str(refusal))))
     except Exception as problem:
-        found = f"This check could not be made ({type(problem).__name__}: {problem})."
-        findings.append(warning(name, found, "Mend the other findings first, and examine again."))
+        # Training would stumble over it as well, or worse, not notice.
+        found = f"This check could not be made ({in_short(problem)})."
+        findings.append(error(name, found, f"Mend the other findings first, and examine again. {PREPARE_AGAIN}"))
     return CheckResult(name, question, tuple(findings), seconds=round(time.monotonic() - started, 3))
 
 

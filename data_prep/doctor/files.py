@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.doctor.findings import PREPARE_AGAIN, Finding, episodes, error, remark, warning
+from data_prep.doctor.findings import Finding, episodes, error, remark, warning
 from data_prep.doctor.subject import Columns, Subject, matrix
-from gr00t.data.layout import dataset_fingerprint
+from gr00t.data.layout import dataset_fingerprint, file_hashes
+from gr00t.files import file_sha256
 
 MEND_COUNTS = (
     "A copy that broke off, or meta/ of another version: copy or prepare the dataset again; or correct the number in "
     "meta/info.json."
 )
-OWN_FILES = ("data", "videos")
+MEND_CHANGED = (
+    "Damaged on the disk or on the way: copy them again, or prepare the dataset again (overwrite=true). Changed on "
+    'purpose: remove "fingerprint" from meta/split.json, and they are no longer compared.'
+)
 
 
 def check_counts(subject: Subject) -> Iterator[Finding]:
@@ -158,14 +162,33 @@ def check_features(subject: Subject) -> Iterator[Finding]:
 
 
 def check_unchanged(subject: Subject) -> Iterator[Finding]:
-    """The content against the fingerprint that the converter recorded; reads every file."""
-    recorded = subject.layout.split.get("fingerprint")
-    if recorded and dataset_fingerprint(subject.root, subject.layout.split) != recorded:
-        yield warning(
-            "meta/split.json",
-            "The files are no longer those that were written: their hash differs from the recorded fingerprint.",
-            f"If you changed them on purpose, all is well; else a file was damaged or replaced. {PREPARE_AGAIN}",
-        )
+    """The content against what was recorded when it was written; the fast part reads the frame tables only."""
+    split = subject.layout.split
+    if not split.get("fingerprint"):
+        return
+    files = split.get("files")
+    recorded: dict[str, Any] = files if isinstance(files, dict) else {}
+    if subject.fast:
+        tables = [name for name in recorded if name.startswith("data/") and (subject.root / name).is_file()]
+        yield from _damaged(subject, recorded, {name: file_sha256(subject.root / name) for name in tables})
+        return
+    hashes = file_hashes(subject.root)
+    damage = list(_damaged(subject, recorded, hashes))
+    yield from damage
+    if not damage and dataset_fingerprint(subject.root, split, hashes) != split["fingerprint"]:
+        # Without the files' own hashes it cannot be said which file it is.
+        level, what = (warning, "meta/, or which files there are,") if recorded else (error, "The content")
+        found = f"{what} is no longer what was written: the hash differs from the recorded fingerprint."
+        yield level("meta/split.json", found, MEND_CHANGED)
+
+
+def _damaged(subject: Subject, recorded: dict[str, Any], hashes: dict[str, str]) -> Iterator[Finding]:
+    """Frame tables and videos that are there, but not as they were written."""
+    for kind in ("data/", "videos/"):
+        names = [n for n in recorded if n.startswith(kind) and n in hashes and hashes[n] != recorded[n]]
+        if names:
+            where = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            yield error(where, "Not as it was written: its SHA-256 differs from meta/split.json's.", MEND_CHANGED)
 
 
 def _relative(subject: Subject, path: Path) -> Path:

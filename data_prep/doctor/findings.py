@@ -121,6 +121,11 @@ def episodes(indices: Sequence[int], total: int | None = None) -> str:
     return f"{len(indices)}{'' if total is None else f' of {total}'} episodes ({shown}, ...)"
 
 
+def in_short(problem: BaseException) -> str:
+    """An exception's type and message on one line of bounded length."""
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:200]
+
+
 def split_message(message: str) -> tuple[str, str]:
     """A ToolkitError's text as (what is wrong, how to mend it): the remedy is what follows the first sentence."""
     for end in (". ", "; ", "? "):

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_prep.doctor.findings import in_short
 from data_prep.doctor.footage import Footage, glance, not_there, watch
 from gr00t.data.episode_video import EpisodeVideo
 from gr00t.data.layout import DatasetLayout
@@ -53,8 +54,8 @@ class Subject:
             self.layout = DatasetLayout(self.root)
         except ToolkitError as error:
             self.refusal = str(error)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            self.refusal = f"{self.root}/meta holds a value of the wrong kind ({type(error).__name__}: {error})."
+        except Exception as error:
+            self.refusal = f"{self.root}/meta holds a value of the wrong kind ({in_short(error)})."
 
     @cached_property
     def episodes(self) -> list[EpisodeInfo]:

@@ -402,6 +402,8 @@ def _check_writable(name: str, folder: Path) -> None:
     there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     if not there.is_dir():
         raise ToolkitError(f"{name}={folder}: {there} is a file, not a folder. Give another, {name}=FOLDER.")
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        raise ToolkitError(f"{name}={folder}: {there} lies on a read-only file system. Give another, {name}=FOLDER.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ToolkitError(f"{name}={folder}: no permission to write to {there}. Give another, {name}=FOLDER.")
 

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.config.schema_key import DEVICES, PRECISIONS, key, modalities_field, modality_config_key
+from finetune.config.schema_key import (
+    DEVICES,
+    LARGEST_SEED,
+    PRECISIONS,
+    key,
+    modalities_field,
+    modality_config_key,
+)
 from finetune.config.schema_model import (
     ArchitectureConfig,
     BackboneConfig,
@@ -102,7 +109,7 @@ class RecordConfig:
     episodes: int = key("successful episodes recorded; a finished recording can be made longer", 500, at_least=1)
     out: str = key("folder that receives <split>/<part>", "conflict_maniskill", folder=True)
     image_size: int = key("width and height of both cameras, pixels", 224, at_least=32, at_most=1024)
-    seed: int = key("seed of the first episode; the others follow", 0, at_least=0)
+    seed: int = key("seed of the first episode; the others follow", 0, at_least=0, at_most=LARGEST_SEED)
     recoveries: float = key("part of the episodes in which the arm is pushed aside once", 0.0, at_least=0, at_most=1)
     paraphrases: bool = key("tell each episode's instruction in one of the split's ways", False)
     workers: int = key("processes, with a simulation each", 2, at_least=1)
@@ -120,7 +127,7 @@ class PrepareConfig:
     )
     data_dir: str = key("folder that receives <split>/train and <split>/conflict datasets", "data", folder=True)
     val_fraction: float = key("part of the train episodes kept for validation", 0.1, more_than=0, less_than=1)
-    seed: int = key("seed of the choice of validation episodes", 42, at_least=0)
+    seed: int = key("seed of the choice of validation episodes", 42, at_least=0, at_most=LARGEST_SEED)
     overwrite: bool = key("replace a dataset that is already there", False)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
@@ -141,7 +148,7 @@ class AdoptConfig:
         at_least=0,
         less_than=1,
     )
-    seed: int = key("seed of the choice of held-out episodes", 42, at_least=0)
+    seed: int = key("seed of the choice of held-out episodes", 42, at_least=0, at_most=LARGEST_SEED)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     write: bool = key("write meta/modality.json and meta/split.json where they are missing", False)
@@ -193,7 +200,7 @@ class EvaluateConfig:
     batch_size: int = key("open loop: samples per forward", 16, at_least=1)
     device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
     precision: str = key("auto is bf16 where the device has it", "auto", choices=PRECISIONS)
-    seed: int = key("seed of the noise", 42, at_least=0)
+    seed: int = key("seed of the noise", 42, at_least=0, at_most=LARGEST_SEED)
     embodiment_tag: str = key("robot tag the checkpoint was trained under", "new_embodiment")
     max_episodes: int | None = key("open loop: episodes at most; null for all", None, at_least=1)
     policy: str = key(
@@ -259,7 +266,7 @@ class CreateBaseConfig:
 
     model: ModelConfig = key("the model that is made")
     out: str = key("folder of the new checkpoint", "${model.base}", folder=True)
-    seed: int = key("seed of the weights", 0, at_least=0)
+    seed: int = key("seed of the weights", 0, at_least=0, at_most=LARGEST_SEED)
     dtype: str = key("type of the stored weights", "bf16", choices=("bf16", "fp32"))
     overwrite: bool = key("replace a checkpoint that is already there", False)
 

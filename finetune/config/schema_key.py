@@ -42,4 +42,5 @@ def modalities_field() -> Any:
 
 
 PRECISIONS = ("auto", "bf16", "fp32")
+LARGEST_SEED = 2**64 - 1  # what PyTorch's generators take
 DEVICES = ("auto", "cpu", "cuda")

@@ -7,7 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.config.schema_key import DEVICES, PRECISIONS, key, modalities_field, modality_config_key
+from finetune.config.schema_key import (
+    DEVICES,
+    LARGEST_SEED,
+    PRECISIONS,
+    key,
+    modalities_field,
+    modality_config_key,
+)
 from finetune.config.schema_model import ModelConfig, SplitConfig
 
 
@@ -148,7 +155,7 @@ class TrainConfig:
         at_least=1,
         before=1,
     )
-    seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0)
+    seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0, at_most=LARGEST_SEED)
     precision: str = key("of the forward pass; auto is bf16 where the device has it", "auto", choices=PRECISIONS)
     save_steps: int = key("optimizer steps between two checkpoints", 1000, at_least=1, identity=False)
     keep_last: int = key("newest checkpoints kept", 2, at_least=1, identity=False)

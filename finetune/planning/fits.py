@@ -13,7 +13,7 @@ from finetune.planning.machine import available_memory, local_processes
 from finetune.planning.memory import CUDA_CONTEXT, device_memory, loading_memory
 from finetune.planning.remedies import remedy
 from gr00t.errors import ToolkitError
-from gr00t.files import free_space
+from gr00t.files import free_space, in_bytes
 
 GO_ON = "To start anyway: check_fit=false."
 
@@ -110,9 +110,9 @@ def check_disk(config: FinetuneConfig, gpus: int, *, cuda: bool = True) -> None:
     for parts, needed, free in disk_needs(make_plan(config, gpus, cuda=cuda).disk):
         if needed <= free:
             continue
-        listed = "\n  ".join(f"{part.name}: {gigabytes(part.size or 0)} GB in {part.folder}" for part in parts)
+        listed = "\n  ".join(f"{part.name}: {in_bytes(part.size or 0)} in {part.folder}" for part in parts)
         raise ToolkitError(
-            f"The disk has {gigabytes(free)} GB free, but {gigabytes(needed)} GB are still to be written:\n  {listed}\n"
+            f"The disk has {in_bytes(free)} free, but {in_bytes(needed)} are still to be written:\n  {listed}\n"
             "Free some space, take a folder on another disk (run_dir, output_dir, cache_dir), or keep fewer "
             f"checkpoints (train.keep_last, train.keep_every). {GO_ON}"
         )

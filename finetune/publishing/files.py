@@ -11,7 +11,7 @@ from finetune.release_mark import RELEASE_MARK
 from finetune.slurm.snapshot import code_files
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError
-from gr00t.files import free_space
+from gr00t.files import free_space, in_bytes
 from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
 from gr00t.model.manifest import MANIFEST
 
@@ -116,6 +116,6 @@ def check_space(out: Path, files: Iterable[Path], linked: bool) -> None:
     if needed * _MARGIN > free:
         remedy = "" if linked else ", or link=true to share the weights with the checkpoint"
         raise ToolkitError(
-            f"{out.parent} has {free / 1e9:.1f} GB free, but the release takes {needed / 1e9:.1f} GB. Free some space, "
+            f"{out.parent} has {in_bytes(free)} free, but the release takes {in_bytes(needed)}. Free some space, "
             f"give a folder on another disk, out=FOLDER{remedy}."
         )

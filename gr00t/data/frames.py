@@ -17,7 +17,7 @@ from gr00t.data.episode_video import EpisodeVideo
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, read_json, whole_folder, write_json
+from gr00t.files import disk_errors, in_bytes, read_json, whole_folder, write_json
 
 META = "meta.json"
 PIECE = 256  # frames a thread decodes at a time, which bounds its memory
@@ -139,5 +139,5 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         try:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
-            raise ToolkitError(f"{path}: no room for {path.stat().st_size / 1e9:.1f} GB ({error.strerror}).") from None
+            raise ToolkitError(f"{path}: no room for {in_bytes(path.stat().st_size)} ({error.strerror}).") from None
     return mapped

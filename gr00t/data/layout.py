@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.files import file_sha256
 
 CODEBASE_VERSION = "v2.1"
+_ABSURD_WIDTH = re.compile(r"\d{4}[^{}]*}")  # {episode_index:01000000000d} would fill the memory
 SPLIT_FILE = "meta/split.json"
 FINGERPRINTED_SPLIT_KEYS = ("part", "instruction", "seed", "val_fraction", "val_episodes")
 
@@ -42,7 +44,7 @@ class DatasetLayout:
         self.info = self.meta.json("info.json")
         self.version = self._version()
         self.fps = self._positive("fps", self._info("fps"))
-        self.chunks_size = int(self._positive("chunks_size", self.info.get("chunks_size", 1000)))
+        self.chunks_size = self._whole("chunks_size", self.info.get("chunks_size", 1000))
         self.modality: dict[str, dict[str, dict[str, Any]]] = self.meta.json("modality.json")
         self.tasks = read_tasks(self.meta, self.version)
         self.episodes = read_episodes(self.meta, self.version)
@@ -58,10 +60,13 @@ class DatasetLayout:
 
     def frame_size(self, camera: str) -> list[int] | None:
         """[height, width] of a camera's frames, as info.json tells; None where it does not."""
-        column = self.modality["video"][camera].get("original_key") or f"observation.images.{camera}"
-        feature = self.info.get("features", {}).get(column, {})
-        sides = dict(zip(feature.get("names") or [], feature.get("shape", []), strict=False))
-        return [int(sides[side]) for side in ("height", "width")] if {"height", "width"} <= sides.keys() else None
+        features = self.info.get("features")
+        feature = features.get(self.video_column(camera)) if isinstance(features, dict) else None
+        names, shape = (feature.get(key) for key in ("names", "shape")) if isinstance(feature, dict) else (None, None)
+        if not isinstance(names, list) or not isinstance(shape, list):
+            return None
+        sides = [size for side in ("height", "width") for name, size in zip(names, shape, strict=False) if name == side]
+        return sides if len(sides) == 2 and all(isinstance(size, int) for size in sides) else None
 
     @property
     def val_episodes(self) -> list[int]:
@@ -174,13 +179,15 @@ class DatasetLayout:
 
     def _path(self, template_key: str, episode: int, place: str, **names: str) -> Path:
         template = str(self._info(template_key))
+        where = f'{self.root}/meta/info.json: {template_key} "{template[:200]}"'
+        if "\0" in template or _ABSURD_WIDTH.search(template):
+            raise ToolkitError(f"{where} is no path; put back what LeRobot {self.version} writes there.")
         numbers = {"episode_chunk": self.episode(episode).index // self.chunks_size, "episode_index": episode}
         if self.version == V3:
             numbers = {key: int(self._place(episode, f"{place}/{key}")) for key in ("chunk_index", "file_index")}
         try:
             relative = template.format(**numbers, **names)
         except (KeyError, IndexError, AttributeError, ValueError) as error:
-            where = f'{self.root}/meta/info.json: {template_key} "{template}"'
             raise ToolkitError(
                 f"{where} cannot be filled in ({error}); put back what LeRobot {self.version} writes there."
             ) from error
@@ -205,6 +212,11 @@ class DatasetLayout:
             raise ToolkitError(f"{self.root}/meta/info.json: {key} is {value}; it must be a number above 0.")
         return float(value)
 
+    def _whole(self, key: str, value: Any) -> int:
+        if self._positive(key, value) != int(value):
+            raise ToolkitError(f"{self.root}/meta/info.json: {key} is {value}; it must be a whole number above 0.")
+        return int(value)
+
     def _version(self) -> str:
         version = str(self.info.get("codebase_version", CODEBASE_VERSION))
         if version not in (*V2, V3):
@@ -215,17 +227,33 @@ class DatasetLayout:
         return version
 
 
-def dataset_fingerprint(root: Path, split: dict[str, Any]) -> str:
+def file_hashes(root: Path) -> dict[str, str]:
+    """{path below `root`: SHA-256} of every file of meta/, data/ and videos/ but meta/split.json."""
+    return {path.relative_to(root).as_posix(): file_sha256(path) for path in _files(root)}
+
+
+def dataset_fingerprint(root: Path, split: dict[str, Any], hashes: Mapping[str, str] | None = None) -> str:
     """Hash over every file of meta/, data/ and videos/ (names and content) and over what of `split` decides training.
 
     meta/split.json itself is left out: it carries the fingerprint, and the names of source files, which may move.
+    hashes: what file_hashes gave, where the files have been read already.
     """
     digest = hashlib.sha256()
-    for path in _files(root):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{file_sha256(path)}\n".encode())
+    for name, content in (file_hashes(root) if hashes is None else hashes).items():
+        digest.update(f"{name}\0{content}\n".encode())
     deciding = {key: split[key] for key in FINGERPRINTED_SPLIT_KEYS if key in split}
     digest.update(json.dumps(deciding, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def fingerprint_entries(root: Path, split: dict[str, Any]) -> dict[str, Any]:
+    """What meta/split.json records of a dataset's content: its fingerprint, and each recorded file's own hash, so that
+    damage can be told from meta data that was edited, and named."""
+    hashes = file_hashes(root)
+    return {
+        "fingerprint": dataset_fingerprint(root, split, hashes),
+        "files": {name: content for name, content in hashes.items() if not name.startswith("meta/")},
+    }
 
 
 def _files(root: Path) -> Iterable[Path]:

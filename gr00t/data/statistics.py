@@ -5,7 +5,7 @@ Everything is computed in float64. A constant column has standard deviation exac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,13 +223,26 @@ def _group_statistics(
     width = columns.stop - columns.start
     found = {}
     for name in STATISTIC_NAMES:
-        found[name] = list(stats[column].get(name, [])[columns])
-        if len(found[name]) != width or not np.isfinite(np.asarray(found[name], dtype=np.float64)).all():
+        recorded = stats[column].get(name) if isinstance(stats[column], dict) else None
+        found[name] = recorded[columns] if isinstance(recorded, list) else []
+        numbers = _finite_numbers(found[name])
+        if numbers is None or numbers.shape != (width,):
             raise ToolkitError(
                 f'stats.json: "{name}" of the column "{column}" must be {width} numbers for {modality} "{group}", not '
-                f"{found[name]}. {_MEND}"
+                f"{str(found[name])[:200]}. {_MEND}"
             )
     return found
+
+
+def _finite_numbers(values: Any) -> np.ndarray | None:
+    """Nested lists of finite numbers as float64; None for anything else."""
+    try:
+        found = np.asarray(values)
+    except ValueError:  # rows of several widths
+        return None
+    if found.dtype.kind not in "iuf" or not np.isfinite(found).all():
+        return None
+    return found.astype(np.float64)
 
 
 _MEND = (
@@ -250,15 +263,16 @@ def check_relative_statistics(
     for group, _ in relative_groups(modality_configs["action"]):
         columns = group_slice(modality_json, "action", group)
         expected = (horizon, columns.stop - columns.start)
-        if group not in relative_stats:
+        entry = relative_stats.get(group)
+        if not isinstance(entry, dict):
             raise ToolkitError(f'{where}: no statistics of the relative action group "{group}". {_MEND}')
-        for name, shape in _shapes(relative_stats[group], STATISTIC_NAMES):
-            if shape != expected:
+        for name in STATISTIC_NAMES:
+            numbers = _finite_numbers(entry.get(name))
+            if numbers is None:
+                problem = "is no table of finite numbers" if name in entry else "is missing"
+                raise ToolkitError(f'{where}: "{group}" {name} {problem}. {_MEND}')
+            if numbers.shape != expected:
                 raise ToolkitError(
-                    f'{where}: "{group}" {name} has the shape {shape}, but the modality config needs {expected} '
-                    f"(steps, dims): they were made for another action horizon or robot. {_MEND}"
+                    f'{where}: "{group}" {name} has the shape {numbers.shape}, but the modality config needs '
+                    f"{expected} (steps, dims): they were made for another action horizon or robot. {_MEND}"
                 )
-
-
-def _shapes(statistics: Statistics, names: Iterable[str]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, np.shape(statistics[name]) if name in statistics else ()) for name in names]

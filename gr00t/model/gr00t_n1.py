@@ -197,6 +197,8 @@ def check_finite(actions: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
 def _seeded(seed: int) -> torch.Generator:
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise ToolkitError(f"seed must be a whole number, not {seed!r}.")
+    if not -(2**63) <= seed < 2**64:
+        raise ToolkitError(f"seed={seed} has more than 64 bits, which PyTorch's generators do not take.")
     return torch.Generator().manual_seed(int(seed))
 
 
