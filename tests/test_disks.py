@@ -131,7 +131,7 @@ def test_a_full_disk_is_not_taken_for_damaged_frame_tables(
         raise RuntimeError("An error occurred while generating the dataset") from problem
 
     monkeypatch.setattr(datasets.Dataset, "from_parquet", fails)
-    with pytest.raises(ToolkitError, match=r"disk or quota is full.*Frame tables are copied.*TMPDIR") as refusal:
+    with pytest.raises(ToolkitError, match=r"disk or quota is full.*Make room there") as refusal:
         FrameTables(DatasetLayout(small_data / "color_object/train"), ["action"])
     assert "Prepare" not in str(refusal.value)
 
