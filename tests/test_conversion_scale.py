@@ -354,7 +354,7 @@ def test_a_disk_that_will_not_do_is_told_before_it_is_full(
     usage = namedtuple("usage", "total used free")
     written: list[int] = []
     real = convert.write_episode
-    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match=r"MB are needed[\s\S]*6 of 26 episodes"):
+    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match=r"[kM]B are needed[\s\S]*6 of 26 episodes"):
         patch.setattr(disk_space, "TELLING_FRAMES", 1)
         patch.setattr(convert, "write_episode", lambda root, job: (written.append(1), real(root, job))[1])
         patch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 10**9 if len(written) < 6 else 1000))

@@ -200,6 +200,17 @@ def test_a_copy_is_what_its_folder_is_a_copy_of(hub: Hub, tmp_path: Path) -> Non
         prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "copy")))
 
 
+def test_a_branch_that_moved_between_two_copies_is_another_revision(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note_commits(hub, monkeypatch)
+    prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "old")))
+    monkeypatch.setitem(COMMITS, "main", "e" * 40)
+    new, _ = prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "new")))
+    with pytest.raises(ToolkitError, match=r"main \(aaaaaaaaaaaa\); asked for is .*main \(eeeeeeeeeeee\)"):
+        prefetch(PrefetchConfig(base=str(new), out=str(tmp_path / "old")))
+
+
 def test_a_folder_of_an_earlier_version_counts_as_its_repository_but_as_no_revision(hub: Hub, tmp_path: Path) -> None:
     out, _ = prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base")))
     (out / "prefetched.json").unlink()
