@@ -16,6 +16,7 @@ from finetune.config.keys import keys_of
 from finetune.config.modality import read_robot
 from finetune.config.overrides import parse
 from finetune.config.scripts import SCRIPTS
+from finetune.config.secrets import refuse_secret_arguments
 from finetune.config.values import check_values
 
 _HELP = ("--help", "-h")
@@ -28,6 +29,7 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     `check_here=False` leaves out what depends on this machine (folders, number of processes), for a job that
     will run on another one.
     """
+    refuse_secret_arguments(argv)
     if any(argument in _HELP for argument in argv):
         print(help_text(config_name, config_dir, _compose(config_name, ["local=none"], config_dir)))
         raise SystemExit(0)
