@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gr00t.errors import ToolkitError
 
@@ -21,8 +22,10 @@ SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDE
 ALLOWED = "pragma: allowlist secret"  # detect-secrets' own mark of a line that holds an example
 _LEAST_SECRET = 8
 # Hashes have a high entropy, every server has an address, and IBM's kinds take longer than all others together.
-_UNUSED = ("Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector", "CloudantDetector")
-_UNUSED += ("IbmCloudIamDetector", "IbmCosHmacDetector", "SoftlayerDetector", "KeywordDetector")
+_UNUSED = (
+    *("Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector", "KeywordDetector"),
+    *("CloudantDetector", "IbmCloudIamDetector", "IbmCosHmacDetector", "SoftlayerDetector"),
+)
 _NAMED = r"(?i)(?:passw(?:or)?d|passphrase|secret|token|credential|(?:api|access|account|auth|client|private)[_-]?key)"
 _OWN = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
@@ -36,7 +39,7 @@ _OWN = {
     "an npm token": r"npm_[A-Za-z0-9]{30,}",
     "a PyPI token": r"pypi-Ag[\w-]{30,}",
     "an Azure key": r"(?:AccountKey|SharedAccessKey)=[\w+/]{40,}|[?&]sig=[\w%+/-]{40,}|\dQ~[\w.~-]{30,}",
-    "a private key": r"BEGIN [A-Z ]*PRIVATE KEY|AGE-SECRET-KEY-1",
+    "a private key": r"BEGIN [A-Z ]*PRIVATE KEY|AGE-SECRET-KEY-1[0-9A-Z]{20,}",
     "a login in an address": r"://[^\s/@:\"'{}<>]*:(?![${<])[^\s/@\"']+@[\w.\[-]",
     "a bearer token": r"(?i)\bbearer\s+(?=[\w.~+/-]*\d)[\w.~+/-]{20,}",
     "a login of .netrc": r"(?i)\bmachine\s+\S+\s+login\s+\S+\s+password\s+\S|^\s*password\s+\S{6,}\s*$",
@@ -50,6 +53,8 @@ _OF_A_KEY = re.compile(r"(?i)wandb|login|passw|secret|token|(?<![a-z])key")
 _OF_GIT = re.compile(r"(?i)revision|commit|git|\bsha1?\b|snapshots/|blob")
 _NEAR = 40  # characters
 _ESCAPE = re.compile(r"\\[nrt]")  # "\nhf_..." in JSON: the n is no letter of a word
+_BASE64 = ";base64,"
+_EMBEDDED = re.compile(_BASE64 + r"[\w+/=]{100,}")  # the images and videos of a page
 _PIECE, _OVERLAP = 4000, 500  # characters; a key is shorter than both
 # Numbers and short words, which fill the large files, are passed over quickly.
 _LONG = re.compile(r"[A-Za-z][\w+-]{15}")
@@ -74,7 +79,7 @@ def secrets_in(text: str, file_name: str = "", *, named: bool = True) -> Iterato
         (number, _ESCAPE.sub("  ", piece))
         for number, line in enumerate(text.splitlines(), start=1)
         if ALLOWED not in line
-        for piece in _pieces(line)
+        for piece in _pieces(_EMBEDDED.sub("", line) if _BASE64 in line else line)
         if _is_candidate(piece)
     ]
     together = "\n".join(piece for _, piece in pieces)
@@ -125,8 +130,8 @@ def _of_detect_secrets() -> tuple[_Kind, ...]:
         raise ToolkitError(
             "Keys are looked for with detect-secrets. Install it: pip install -e . -c constraints.txt"
         ) from None
-    plugins = get_mapping_from_secret_type_to_class().items()
-    used = [(name, plugin()) for name, plugin in plugins if plugin.__name__ not in _UNUSED]
+    plugins: dict[str, Any] = get_mapping_from_secret_type_to_class()
+    used = [(name, plugin()) for name, plugin in plugins.items() if plugin.__name__ not in _UNUSED]
     return tuple(_Kind(f"{_article(name)} {name}", _any_found(plugin.analyze_string)) for name, plugin in used)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune.checkout import CHECKOUT, ROOT
+from finetune.code_files import code_files
 from finetune.release_mark import RELEASE_MARK
-from finetune.slurm.snapshot import code_files
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError
 from gr00t.files import free_space
