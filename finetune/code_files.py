@@ -40,6 +40,14 @@ def code_files(checkout: Path, named: Sequence[str] = (), key: str = "") -> list
     return found
 
 
+def tracked_among(checkout: Path, names: Iterable[str]) -> list[str]:
+    """Those of the names that git tracks (without git those that are there); a link is refused."""
+    tracked = _listed(checkout, "--cached")
+    found = [name for name in names if tracked is None or name in tracked]
+    _refuse_links(checkout, found)
+    return [name for name in found if (checkout / name).is_file()]
+
+
 def new_files(checkout: Path) -> list[str]:
     """What git neither tracks nor ignores; nothing without git."""
     return _listed(checkout, "--others", "--exclude-standard") or []

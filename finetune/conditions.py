@@ -20,8 +20,8 @@ import torch
 from finetune.checkpointing import Checkpoint
 from finetune.config.identity import flat
 from finetune.config.schema import FinetuneConfig
+from finetune.credentials import SECRET_NAME
 from finetune.engine import Engine
-from finetune.secret_scan import SECRET_NAME
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 log = logging.getLogger(__name__)

@@ -61,6 +61,7 @@ NAMED = {
 INNOCENT = (
     "git_revision: " + "147518f3ef524490e3767ba515169b957f6d07ce",
     '  "commit": "' + "147518f3ef524490e3767ba515169b957f6d07ce" + '+changes",',
+    "| Code revision | " + " | ".join(["147518f3ef524490e3767ba515169b957f6d07ce"] * 3) + " |",
     "sha256: " + "0f1e2d3c" * 8,
     "snapshots/" + "147518f3ef524490e3767ba515169b957f6d07ce",
     "https://huggingface.co/owner/name",

@@ -12,7 +12,7 @@ from config_calls import refusal
 from fake_keys import HUGGING_FACE, INNOCENT, KEYS, NAMED, WANDB
 
 from finetune.config import load
-from finetune.secret_scan import secrets_in
+from finetune.credentials import secrets_in
 
 SUFFIXES = (".py", ".yaml", ".json", ".md", ".sh", ".txt")
 

@@ -14,9 +14,9 @@ from finetune.config.compose import compose, default_choices, read_local, to_obj
 from finetune.config.help import help_text
 from finetune.config.keys import keys_of
 from finetune.config.modality import read_robot
+from finetune.config.no_credentials import refuse_secret_arguments
 from finetune.config.overrides import parse
 from finetune.config.scripts import SCRIPTS
-from finetune.config.secrets import refuse_secret_arguments
 from finetune.config.values import check_values
 
 _HELP = ("--help", "-h")

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.config.compose import SPLIT_NAME
 from finetune.config.keys import Key, keys_of
 from finetune.config.mixture import check_mixture
+from finetune.config.no_credentials import refuse_secret, secret_message
 from finetune.config.schema import (
     LORA_TARGETS,
     ArchitectureConfig,
@@ -20,8 +21,7 @@ from finetune.config.schema import (
     LoraConfig,
     TrainConfig,
 )
-from finetune.config.secrets import refuse_secret, secret_message
-from finetune.secret_scan import SECRET_NAME
+from finetune.credentials import SECRET_NAME
 from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError, did_you_mean
 

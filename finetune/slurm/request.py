@@ -13,10 +13,10 @@ from finetune.config.checks import is_hub_id
 from finetune.config.compose import default_choices
 from finetune.config.keys import Key, keys_of
 from finetune.config.load import as_yaml, load
+from finetune.config.no_credentials import refuse_secret_arguments
 from finetune.config.overrides import known_key
 from finetune.config.schema import FinetuneConfig, LaunchConfig
 from finetune.config.scripts import SCRIPTS
-from finetune.config.secrets import refuse_secret_arguments
 from finetune.slurm.runs import job_folder
 from finetune.slurm.snapshot import ROBOT_FILE
 from finetune.slurm.sweep import Point, expand, point_names

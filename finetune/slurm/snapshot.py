@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.code_files import REVISION_FILE, code_files, git, in_words, new_files, refuse_new_sources
 from finetune.contents import strings_of, text_of
-from finetune.secret_scan import secrets_in
+from finetune.credentials import secrets_in
 from gr00t.data.schema import ModalityConfigs, python_source
 from gr00t.errors import ToolkitError
 from gr00t.files import copy_file, whole_folder, write_json

@@ -165,7 +165,7 @@ def _is_basic(line: str) -> bool:
 
 def _is_wandb_key(line: str) -> bool:
     """40 hex digits, unless what stands before them speaks of git, whose revisions look the same."""
-    before = [line[max(0, found.start() - _NEAR) : found.start()] for found in _HEX.finditer(line)]
+    before = [_HEX.sub("", line[: found.start()])[-_NEAR:] for found in _HEX.finditer(line)]
     return any(_OF_A_KEY.search(words) or not _OF_GIT.search(words) for words in before)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.secret_scan import secret_variables, secrets_in
+from finetune.credentials import secret_variables, secrets_in
 from gr00t.errors import ToolkitError
 
 
