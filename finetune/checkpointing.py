@@ -28,7 +28,7 @@ from finetune.attempt_token import AttemptToken
 from finetune.best import Best
 from finetune.config.identity import differences
 from gr00t.errors import ToolkitError
-from gr00t.files import file_sha256, read_json, whole_folder, write_json
+from gr00t.files import file_sha256, open_to_others, read_json, whole_folder, write_json
 from gr00t.model.checkpoint import not_finite
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,9 @@ def write_snapshot(
     """
     target = run_dir / f"checkpoint-{snapshot.step}"
     with whole_folder(target, lock=False, allowed=allowed) as folder:
-        save_file(snapshot.trained, folder / "trained.safetensors")
-        save_file(snapshot.optimizer, folder / "optimizer.safetensors")
+        for name, tensors in (("trained", snapshot.trained), ("optimizer", snapshot.optimizer)):
+            save_file(tensors, folder / f"{name}.safetensors")
+            open_to_others(folder / f"{name}.safetensors")
         write_json(folder / "state.json", {**snapshot.state, "step": snapshot.step})
         write_json(folder / "manifest.json", {name: file_sha256(folder / name) for name in FILES})
     allowed()

@@ -20,7 +20,7 @@ import torch
 from finetune.checkpointing import Checkpoint
 from finetune.config.identity import flat
 from finetune.config.schema import FinetuneConfig
-from finetune.config.values import SECRET_NAME
+from finetune.credentials import SECRET_NAME
 from finetune.engine import Engine
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 

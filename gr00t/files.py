@@ -134,6 +134,20 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file with its permissions and times, making the folders above; nobody whom the source keeps out may read
+    the copy, not while it is made either."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mode = source.stat().st_mode & 0o777
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode | 0o200))
+    shutil.copy2(source, target)
+
+
+def open_to_others(path: Path) -> None:
+    """safetensors writes files that only their owner may read; colleagues read checkpoints too."""
+    path.chmod(0o666 & ~umask())
+
+
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's content, read in pieces."""
     with path.open("rb") as stream:
@@ -283,7 +297,6 @@ def publish(
     """Put a finished folder on the same disk in target's place, whole or not at all; the caller holds target's lock.
 
     `allowed` and `replaceable` as for `whole_folder`."""
-    _open_to_others(folder)
     _sync_tree(folder)
     allowed()
     _swap(folder, target, replaceable)
@@ -406,13 +419,6 @@ def _take(descriptor: int, target: Path, required: bool) -> None:
                 "local folder (data_dir=...) and copy the result."
             ) from error
         raise
-
-
-def _open_to_others(folder: Path) -> None:
-    """safetensors writes files that only their owner may read; colleagues read checkpoints too."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod((0o666 | path.stat().st_mode & 0o111) & ~umask())
 
 
 def _sync_tree(folder: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from fake_keys import HUGGING_FACE
 
 from finetune.config.schema import ClusterConfig
 from finetune.slurm import record
 from finetune.slurm.attempt import has_begun_anew
 from finetune.slurm.decide import Decision, crashes_without_progress, decide, failed_nodes
-from finetune.slurm.snapshot import snapshot_code
+from finetune.slurm.snapshot import check_code, snapshot_code
 from gr00t.errors import ToolkitError
 from gr00t.files import read_json, write_json
 
@@ -124,10 +128,12 @@ def test_a_run_that_began_anew_goes_on_when_its_job_starts_again(tmp_path: Path,
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with a changed file, a new one, an ignored one, and site defaults."""
+    """A checkout with a changed file, an added one, two that git does not track, an ignored one, and site defaults."""
     folder = tmp_path / "checkout"
-    (folder / "configs" / "local").mkdir(parents=True)
+    for room in ("configs/local", "finetune", "data"):
+        (folder / room).mkdir(parents=True)
     (folder / "code.py").write_text("old = 1\n")
+    (folder / "finetune" / "train.py").write_text("")
     (folder / "gone.py").write_text("")
     (folder / ".gitignore").write_text("/data/\n/configs/local/*\n")
     identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
@@ -136,20 +142,25 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "code.py").write_text("new = 1\n")
     (folder / "gone.py").unlink()
     (folder / "added.py").write_text("added = 1\n")
-    (folder / "data").mkdir()
+    subprocess.run(["git", "-C", str(folder), "add", "added.py"], check=True)
+    (folder / "notes.txt").write_text("mine")
     (folder / "data" / "video.mp4").write_text("...")
     (folder / "configs" / "local" / "default.yaml").write_text("tracking: none\n")
     return folder
 
 
-def test_a_snapshot_holds_the_code_as_it_is_now_and_nothing_that_git_ignores(checkout: Path, tmp_path: Path) -> None:
+def copied(code: Path) -> set[str]:
+    return {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
+
+
+def test_a_snapshot_holds_what_git_tracks_as_it_is_now_and_nothing_else(checkout: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     code = snapshot_code(checkout, run)
-    names = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
-    assert names == {".gitignore", "code.py", "added.py", "configs/local/default.yaml", "REVISION"}
+    local = "configs/local/default.yaml"
+    assert copied(code) == {".gitignore", "code.py", "added.py", "finetune/train.py", local, "REVISION"}
     assert (code / "code.py").read_text() == "new = 1\n"
     described = read_json(run / "job" / "git.json")
-    assert described["changed"] == ["code.py", "gone.py"] and described["new"] == ["added.py"]
+    assert described["changed"] == ["added.py", "code.py", "gone.py"] and described["new"] == ["notes.txt"]
     assert (code / "REVISION").read_text() == f"{described['revision']}+changes\n"
     assert "+new = 1" in (run / "job" / "git.diff").read_text()
 
@@ -170,6 +181,8 @@ def test_a_checkout_without_git_is_copied_whole(checkout: Path, tmp_path: Path) 
 def test_data_left_in_the_checkout_is_not_copied_with_it(checkout: Path, tmp_path: Path) -> None:
     with (checkout / "weights.bin").open("wb") as file:
         file.truncate(60 * 2**20)
+    assert not (snapshot_code(checkout, tmp_path / "other") / "weights.bin").exists()
+    subprocess.run(["git", "-C", str(checkout), "add", "--intent-to-add", "weights.bin"], check=True)
     with pytest.raises(ToolkitError, match=r"weights\.bin has more than 50 MiB"):
         snapshot_code(checkout, tmp_path / "run")
     assert not (tmp_path / "run" / "code").exists()
@@ -184,3 +197,123 @@ def test_run_folders_inside_the_checkout_are_not_copied(checkout: Path, git: boo
     second = snapshot_code(checkout, checkout / "out" / "b")
     assert [p.name for p in sorted(first.iterdir())] == [p.name for p in sorted(second.iterdir())]
     assert not (second / "data").exists()
+
+
+# -- what is copied, and how -------------------------------------------------------------------------------------------
+
+
+def refused(checkout: Path, run: Path, named: Sequence[str] = ()) -> str:
+    """The message of a submission that is refused, and leaves no copy."""
+    with pytest.raises(ToolkitError) as error:
+        check_code(checkout, named, lambda _: None)
+        snapshot_code(checkout, run, named=named)
+    assert not (run / "code").exists()
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["finetune/new.py", "configs/mine.yaml", "gr00t/a/new.py", "finetune_jobs/my.sh"])
+def test_a_source_that_git_does_not_track_is_refused(checkout: Path, tmp_path: Path, name: str) -> None:
+    (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+    (checkout / name).write_text("")
+    message = refused(checkout, tmp_path / "run")
+    assert f"git does not track {name}" in message and f"git add {name}" in message
+    assert f"cluster.files=[{name}]" in message
+    check_code(checkout, [name], lambda _: None)
+    assert name in copied(snapshot_code(checkout, tmp_path / "named", named=[name]))
+    subprocess.run(["git", "-C", str(checkout), "add", name], check=True)
+    check_code(checkout, [], lambda _: None)
+    assert name in copied(snapshot_code(checkout, tmp_path / "tracked"))
+
+
+def test_a_new_script_at_the_top_is_named_and_left_out(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "scratch.py").write_text("")
+    said: list[str] = []
+    check_code(checkout, [], said.append)
+    assert len(said) == 1 and "git does not track scratch.py" in said[0] and "cluster.files" in said[0]
+    assert "scratch.py" not in copied(snapshot_code(checkout, tmp_path / "run"))
+
+
+def test_named_files_and_folders_are_copied(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "assets").mkdir()
+    (checkout / "assets" / "gripper.xml").write_text("")
+    code = snapshot_code(checkout, tmp_path / "run", named=["assets", "data/video.mp4"])
+    assert {"assets/gripper.xml", "data/video.mp4"} <= copied(code) and "notes.txt" not in copied(code)
+    assert "is not in the checkout" in refused(checkout, tmp_path / "no", ["none.txt"])
+    assert "lies outside of the checkout" in refused(checkout, tmp_path / "no", ["../run/job/git.json"])
+    assert "lies outside of the checkout" in refused(checkout, tmp_path / "no", [str(tmp_path / "run")])
+    assert "Name a file" in refused(checkout, tmp_path / "no", ["data"])
+
+
+LINKS = {"out": "../private.txt", "within": "code.py", "broken": "nowhere", "folder": "../private", "absolute": "/etc"}
+
+
+@pytest.mark.parametrize("git", ["tracked", "untracked", "none"])
+@pytest.mark.parametrize("kind", LINKS)
+def test_links_are_refused_by_name(checkout: Path, tmp_path: Path, kind: str, git: str) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key.txt").write_text("private")
+    (tmp_path / "private.txt").write_text("private")
+    (checkout / "finetune" / "creds").symlink_to(LINKS[kind])
+    if git == "tracked":
+        subprocess.run(["git", "-C", str(checkout), "add", "finetune/creds"], check=True)
+    elif git == "none":
+        shutil.rmtree(checkout / ".git")
+    message = refused(checkout, tmp_path / "run")
+    assert "finetune/creds in" in message and "a link is not copied" in message
+
+
+def test_a_folder_that_became_a_link_is_refused(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "finetune").rename(tmp_path / "finetune")
+    (checkout / "finetune").symlink_to(tmp_path / "finetune")
+    assert "finetune in" in refused(checkout, tmp_path / "run")
+
+
+def test_a_link_that_is_named_or_in_the_site_folder_is_refused(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "mine.txt").symlink_to("code.py")
+    assert "mine.txt in" in refused(checkout, tmp_path / "run", ["mine.txt"])
+    (checkout / "configs" / "local" / "cluster.yaml").symlink_to(tmp_path / "site.yaml")
+    assert "configs/local/cluster.yaml in" in refused(checkout, tmp_path / "run")
+
+
+def test_links_to_data_beside_the_code_are_left_alone(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "runs").symlink_to(tmp_path)
+    check_code(checkout, [], lambda _: None)
+    assert not (snapshot_code(checkout, tmp_path / "run") / "runs").exists()
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_a_copy_is_open_to_nobody_whom_the_original_keeps_out(checkout: Path, tmp_path: Path, mask: int) -> None:
+    modes = {"code.py": 0o600, "added.py": 0o755, "finetune/train.py": 0o664, "configs/local/default.yaml": 0o640}
+    for name, mode in modes.items():
+        (checkout / name).chmod(mode)
+    (checkout / "finetune").chmod(0o700)
+    before = os.umask(mask)
+    try:
+        code = snapshot_code(checkout, tmp_path / "run")
+    finally:
+        os.umask(before)
+    assert {name: stat.S_IMODE((code / name).stat().st_mode) for name in modes} == modes
+    assert stat.S_IMODE((code / "finetune").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "run" / "job" / "git.diff").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["code.py", "configs/local/default.yaml", "binary.bin"])
+def test_a_key_in_the_code_is_refused_by_place_and_never_shown(checkout: Path, tmp_path: Path, name: str) -> None:
+    content = f"first\nx = '{HUGGING_FACE}'\n"
+    (checkout / name).write_bytes(b"\0\1\0" + content.encode("utf-16-le") if name == "binary.bin" else content.encode())
+    message = refused(checkout, tmp_path / "run", [name])
+    assert f"{checkout / name}:" in message and "a Hugging Face token" in message and HUGGING_FACE not in message
+
+
+def test_without_git_in_a_git_checkout_nothing_is_copied(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "git cannot say which files" in refused(checkout, tmp_path / "run")
+
+
+def test_variables_of_a_git_hook_do_not_lead_to_another_checkout(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    assert "code.py" in copied(snapshot_code(checkout, tmp_path / "run"))

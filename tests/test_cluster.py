@@ -11,8 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 from slurm_cluster import OVER, ROOT, Cluster, arguments, metrics
 
+from finetune.code_files import code_files
 from finetune.slurm import nodes, render
-from finetune.slurm.snapshot import code_files, snapshot_code
+from finetune.slurm.snapshot import snapshot_code
 
 JOB = "finetune_jobs/color_object.sbatch"
 

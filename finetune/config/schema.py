@@ -307,6 +307,7 @@ class ReleaseConfig:
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     datasets: list[str] = key("Hugging Face ids of the published training data, owner/name", [])
+    files: list[str] = key("files and folders of the checkout that git does not track, published as well", [])
     repo_id: str | None = key("Hugging Face repository of the release, owner/name", None)
     upload: bool = key("send the release to repo_id, with the login of hf auth login or HF_TOKEN", False)
     private: bool = key("where upload=true makes the repository, only its owner sees it", True)

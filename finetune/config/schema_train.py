@@ -252,6 +252,7 @@ class ClusterConfig:
     requeue: bool = key("go on in a new attempt after preemption, time-out or a crash", True)
     max_requeues: int = key("attempts after the first, at most", 50, at_least=0)
     max_crashes: int = key("attempts in a row that crash without a new checkpoint, at most", 3, at_least=1)
+    files: list[str] = key("files and folders of the checkout that git does not track, copied for the job as well", [])
     sbatch: list[str] = key("further options of sbatch, each as --name=value", [])
     setup: list[str] = key("shell lines run first on the job's first node: module loads, conda activate", [])
     environment: list[str] = key("variables of the job, each as NAME=value: proxies, NCCL settings", [])

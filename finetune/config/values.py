@@ -10,6 +10,7 @@ from typing import Any
 from finetune.config.compose import SPLIT_NAME
 from finetune.config.keys import Key, keys_of
 from finetune.config.mixture import check_mixture
+from finetune.config.no_credentials import refuse_secret, secret_message
 from finetune.config.schema import (
     LORA_TARGETS,
     ArchitectureConfig,
@@ -20,15 +21,14 @@ from finetune.config.schema import (
     LoraConfig,
     TrainConfig,
 )
+from finetune.credentials import SECRET_NAME
 from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError, did_you_mean
 
 _OPTIONS_OF_OURS = ("array", "cpus-per-task", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal")
 _ASSIGNED = re.compile(r"\b([A-Za-z_]\w*)=(?![\"']?\$)")  # but what a command or a file tells when the job starts
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
-SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
-_LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")  # a proxy with user and password
 _BOUNDS = {
     "at_least": (lambda value, bound: value >= bound, "at least"),
     "more_than": (lambda value, bound: value > bound, "more than"),
@@ -38,7 +38,8 @@ _BOUNDS = {
 
 
 def check_values(config: Any) -> None:
-    """Refuse values out of range, unknown choices, empty texts, and shapes that do not fit together."""
+    """Refuse secrets, values out of range, unknown choices, empty texts, and shapes that do not fit together."""
+    _check_secrets(config)
     for key in keys_of(type(config)).values():
         value = _value_at(config, key.name)
         for item in value if isinstance(value, list) else [value]:
@@ -62,6 +63,15 @@ def check_values(config: Any) -> None:
         check_mixture(config.dataset.mixture)
     if isinstance(config, EvaluateConfig) and config.mode == "closed_loop":
         _check_closed_loop(config)
+
+
+def _check_secrets(config: Any) -> None:
+    """Before any other message could repeat a value; also what a file or an interpolation brought."""
+    for key in keys_of(type(config)).values():
+        value = _value_at(config, key.name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                refuse_secret(key.name, item)
 
 
 def _value_at(config: Any, name: str) -> Any:
@@ -191,25 +201,17 @@ def _check_job_words(cluster: ClusterConfig) -> None:
     for key in ("sbatch", "setup", "container"):
         for name in _ASSIGNED.findall("\n".join(getattr(cluster, key))):
             if SECRET_NAME.search(name):
-                raise ToolkitError(_secret(f"cluster.{key}", name))
-
-
-def _secret(key: str, name: str) -> str:
-    return (
-        f"{key}: {name} looks like a secret, and would be written to the job script, the run folder and the run's log. "
-        "Keep keys in their own files (hf auth login, wandb login), or export the variable in the shell that submits "
-        "the job."
-    )
+                raise ToolkitError(secret_message(f"cluster.{key}: {name} looks like a secret"))
 
 
 def _check_environment(assignments: list[str]) -> None:
     """Variables of a job stand in its script, in the run folder and in the logged configuration: no secrets."""
     for assignment in assignments:
-        name, equals, value = assignment.partition("=")
+        name, equals, _ = assignment.partition("=")
         if not equals or not _VARIABLE.fullmatch(name):
             raise ToolkitError(f'cluster.environment: "{name}" is no variable; write NAME=value.')
-        if SECRET_NAME.search(name) or _LOGIN.search(value):
-            raise ToolkitError(_secret("cluster.environment", name))
+        if SECRET_NAME.search(name):
+            raise ToolkitError(secret_message(f"cluster.environment: {name} looks like a secret"))
 
 
 def _check_architecture(shape: ArchitectureConfig) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from finetune.code_files import in_words
 from finetune.config.identity import differences
 from finetune.config.modality import modality_configs
 from finetune.config.schema import ReleaseConfig
@@ -19,11 +19,13 @@ from finetune.publishing.facts import RunFacts, read_facts
 from finetune.publishing.files import (
     CARD,
     EXPERIMENT,
+    KEY,
     MARK,
     ROBOT,
     check_space,
     code_sources,
     left_out,
+    new_code,
     package_files,
     small_files,
 )
@@ -34,7 +36,7 @@ from finetune.publishing.results import read_results
 from finetune.release_mark import robot_of
 from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, read_json, whole_folder
+from gr00t.files import copy_file, disk_errors, read_json, whole_folder
 from gr00t.model.checkpoint_folder import weight_files
 from gr00t.model.manifest import MANIFEST, write_manifest
 
@@ -88,12 +90,18 @@ def _refuse_foreign(out: Path) -> None:
 def _existing(out: Path) -> Release:
     """A release that is there: its files, edited ones too, looked at again before they leave."""
     files = [str(name) for name in read_json(out / MARK).get("files") or []]
-    bad = [name for name in files if ".." in Path(name).parts or not (out / name).is_file()]
+    bad = [
+        name for name in files if ".." in Path(name).parts or (out / name).is_symlink() or not (out / name).is_file()
+    ]
     if bad or CARD not in files:
         raise ToolkitError(f"{out} is no whole release any more ({', '.join(bad[:3]) or CARD}). Say overwrite=true.")
     check_card((out / CARD).read_text(encoding="utf-8"), out / CARD)
     refuse_private({name: out / name for name in files}, Machine.here())
     return Release(out, files, made=False)
+
+
+def _is_no_file(path: Path) -> bool:
+    return path.is_symlink() or not path.is_file()
 
 
 @dataclass(frozen=True)
@@ -110,11 +118,11 @@ class _Tree:
 
     def write(self, folder: Path, *, link: bool) -> None:
         for place, source in self.sources.items():
-            _copy(source, folder / place)
+            copy_file(source, folder / place)
         for place, text in self.texts.items():
             (folder / place).write_text(text, encoding="utf-8")
         for place, source in self.weights.items():
-            (_link if link else _copy)(source, folder / place)
+            (_link if link else copy_file)(source, folder / place)
 
 
 def _make(configs: Sequence[ReleaseConfig], out: Path) -> Release:
@@ -131,14 +139,14 @@ def _make(configs: Sequence[ReleaseConfig], out: Path) -> Release:
         tree.write(aside, link=configs[0].link)
         for publication in published:
             write_manifest(aside / place_of(publication.facts.split))
-    return Release(out, tree.places, _notes(published, licence))
+    return Release(out, tree.places, _notes(published, licence, configs[0].files))
 
 
 def _tree(published: Sequence[Publication], licence: Licence, config: ReleaseConfig) -> _Tree:
     card = write_card(
         published, licence, repo_id=config.repo_id, datasets=config.datasets, folder=Path(config.out).name
     )
-    sources = {**code_sources(), **licence.files}
+    sources = {**code_sources(config.files), **licence.files}
     if config.modality_config is not None:
         sources[f"scripts/{ROBOT}"] = Path(config.modality_config)
     weights: dict[str, Path] = {}
@@ -190,11 +198,6 @@ def _check_robot(run: RunFacts, config: ReleaseConfig) -> None:
         )
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, target)
-
-
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
@@ -205,8 +208,11 @@ def _link(source: Path, target: Path) -> None:
         ) from None
 
 
-def _notes(published: Sequence[Publication], licence: Licence) -> list[str]:
+def _notes(published: Sequence[Publication], licence: Licence, named: Sequence[str]) -> list[str]:
     notes = [note for run in published for note in run.results.notes]
+    new = new_code(named)
+    if new:
+        notes.append(f"not in the release, since git does not track it: {in_words(new)} (git add, or {KEY}=[FILE,...])")
     for run in published:
         others = left_out(run.facts.checkpoint)
         if others:

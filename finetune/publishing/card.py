@@ -271,7 +271,7 @@ _TRAINING: dict[str, Callable[[Publication], str]] = {
     "Start steps": _tail,
     "Engine": lambda run: str(run.facts.config["engine"]["name"]),
     "Seed": lambda run: str(_train(run)["seed"]),
-    "Code": lambda run: run.facts.versions.get("git_revision") or UNKNOWN,
+    "Code revision": lambda run: run.facts.versions.get("git_revision") or UNKNOWN,
 }
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from finetune.checkout import CHECKOUT, ROOT
+from finetune.code_files import code_files, new_files, tracked_among
 from finetune.release_mark import RELEASE_MARK
-from finetune.slurm.snapshot import code_files
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError
 from gr00t.files import free_space, in_bytes
 from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
 from gr00t.model.manifest import MANIFEST
 
+KEY = "files"  # names files that git does not track
 MARK = "release.json"
 CARD = "README.md"
 EXPERIMENT = RELEASE_MARK.parent
@@ -30,30 +31,36 @@ _MARGIN = 1.02  # of disk space
 _PACKAGE = '"""The scripts of a published tree; `from scripts.conflict_panda_config import MODALITY_CONFIG`."""\n'
 
 
-def code_sources() -> dict[str, Path]:
+def code_sources(named: Sequence[str] = ()) -> dict[str, Path]:
     """{place in the tree: file}: gr00t/, scripts/, the guide with what it shows, licence and requirements.
 
-    Files that git ignores stay out, and so do site defaults (configs/local), tests and samples. Raises ToolkitError for
-    a checkout that lacks a part.
+    Only what git tracks, and the files and folders of the checkout that are `named`; site defaults (configs/local),
+    tests and samples stay out. Raises ToolkitError for a checkout that lacks a part, and for links.
     """
-    sources = {f"gr00t/{name}": ROOT / "gr00t" / name for name in _names(ROOT, "gr00t")}
-    for name in [*code_files(CHECKOUT), ".gitignore"]:
-        room, *inside = Path(name).parts
-        entry = not inside and (name.endswith(".py") or name == ".gitignore")
-        if (entry and name != "__init__.py") or (room in _ROOMS and not _is_local(name)):
-            sources[f"scripts/{name}"] = CHECKOUT / name
-    sources |= {name: ROOT / name for name in _TOP}
-    _refuse_missing(sources)
+    tracked = code_files(CHECKOUT)
+    added = {*code_files(CHECKOUT, named, KEY)} - {*tracked}
+    sources = (
+        {f"gr00t/{name}": ROOT / "gr00t" / name for name in code_files(ROOT / "gr00t")} if ROOT != CHECKOUT else {}
+    )
+    for name in [*filter(_is_published, tracked), *added]:
+        sources[name if name.startswith("gr00t/") else f"scripts/{name}"] = CHECKOUT / name
     guide = (ROOT / "finetune.md").read_text(encoding="utf-8")
-    return sources | {name: ROOT / name for name in _IN_GUIDE.findall(guide) if (ROOT / name).is_file()}
+    sources |= {name: ROOT / name for name in tracked_among(ROOT, [*_TOP, *_IN_GUIDE.findall(guide)])}
+    _refuse_missing(sources)
+    return sources
 
 
-def _names(root: Path, room: str) -> list[str]:
-    """Files of a room of the checkout, or of a published tree, which git may know nothing of."""
-    prefix = f"{room}/"
-    if root == CHECKOUT:
-        return [name.removeprefix(prefix) for name in code_files(root) if name.startswith(prefix)]
-    return code_files(root / room)
+def new_code(named: Sequence[str]) -> list[str]:
+    """Files beside those that are published which git does not track, and which are not `named`."""
+    copied = {*code_files(CHECKOUT, named, KEY)}
+    return [name for name in new_files(CHECKOUT) if _is_published(name) and name not in copied]
+
+
+def _is_published(name: str) -> bool:
+    room, *inside = Path(name).parts
+    if not inside:
+        return (name.endswith(".py") and name != "__init__.py") or name == ".gitignore"
+    return room == "gr00t" or (room in _ROOMS and not _is_local(name))
 
 
 def _is_local(name: str) -> bool:

@@ -1,9 +1,7 @@
-"""What must never be published: keys, and what tells of this machine and its users. Every file is looked at."""
+"""What must never be published: keys (finetune.credentials), and what tells of this machine and its users."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,28 +9,14 @@ from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
 
-from safetensors import safe_open
-
 from finetune.checkout import CHECKOUT, ROOT
-from finetune.config.values import SECRET_NAME
+from finetune.contents import text_of
+from finetune.credentials import secret_variables, secrets_in
 from gr00t.errors import ToolkitError
 
-_KEYS = {
-    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
-    "a wandb key": re.compile(r"\bwandb_v\d_[A-Za-z0-9_]{20,}"),
-    "a GitHub token": re.compile(r"\b(?:gh[pousr]_|github_pat_)[A-Za-z0-9_]{30,}"),
-    "an API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b"),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "a login in an address": re.compile(r"://[\w.~%+-]+:[^\s/@\"'{}$]+@[\w.-]"),
-    "a key or password": re.compile(
-        r"(?i)(?:api[_-]?key|token|secret|passw(?:or)?d)[\"']?\s*[:=\s]\s*[\"']?"
-        r"(?=[\w+/-]*\d)(?=[\w+/-]*[a-z])[\w+/-]{24,}"
-    ),
-}
 _HOME = re.compile(r"(?<![\w.])(?:/home|/Users|[A-Za-z]:\\+Users\\)[/\\]*\w[^/\\\s\"'<>]*")
 _ABSOLUTE = re.compile(r"(?<![\w.:/<>\\~$}-])/(?:[\w.+-]+/)+[\w.+-]+")
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
-_LEAST_SECRET = 8
 _SHOWN = 8
 
 
@@ -51,16 +35,11 @@ class Machine:
         """This machine, and the folders that a run's own records name."""
         home, host = str(Path.home()), socket.gethostname()
         names = {host, host.split(".")[0], Path(home).name, _login()}
-        secrets = {
-            value: name
-            for name, value in os.environ.items()
-            if SECRET_NAME.search(name) and len(value.strip()) >= _LEAST_SECRET and not Path(value).is_absolute()
-        }
         return cls(
             folders=(*_deep({str(CHECKOUT), str(ROOT), str(Path.cwd())} - {home}), home),
             run_folders=_deep(run_folders),
             names=tuple(sorted(name for name in names if len(name) > 2)),
-            secrets=secrets,
+            secrets=secret_variables(),
         )
 
 
@@ -97,25 +76,35 @@ def refuse_private(contents: Mapping[str, Path | str], machine: Machine) -> None
         raise ToolkitError(
             f"The release would hold what must not be published:\n  {listed}\n"
             "Take it out there, then start the same command again. A key that has been in a file is best replaced by a "
-            "new one."
+            "new one; a line that holds an example may be marked: # pragma: allowlist secret"
         )
 
 
 def find_private(contents: Mapping[str, Path | str], machine: Machine) -> Iterator[Finding]:
-    """Everything of that kind, file by file."""
-    read = {place: _text(content) for place, content in sorted(contents.items())}
-    texts = {place: text for place, text in read.items() if text is not None}
-    code = set(re.findall(r"[\w-]+", "\n".join(text for place, text in texts.items() if not _of_run(place))))
+    """Everything of that kind, file by file, and files in which nobody can look."""
+    texts = {place: content if isinstance(content, str) else text_of(content) for place, content in contents.items()}
+    code = set(re.findall(r"[\w-]+", "\n".join(text or "" for place, text in texts.items() if not _of_run(place))))
     # A login such as "train" or "data" is a word of the toolkit as well and gives nobody away.
     names = [name for name in machine.names if not set(re.findall(r"[\w-]+", name)) <= code]
-    for place, text in texts.items():
-        patterns = [(what, p) for what, p in _patterns(place, machine, names) if p.search(text)]
+    for place, text in sorted(texts.items()):
         content = contents[place]
-        for number, line in enumerate(text.splitlines(), start=1):
-            for what, pattern in patterns:
-                if pattern.search(line):
-                    yield Finding(str(content) if isinstance(content, Path) else place, number, what)
-                    break
+        shown = str(content) if isinstance(content, Path) else place
+        if text is None:
+            yield Finding(shown, 1, "neither text (UTF-8), nor a PNG, JPEG or MP4 file, nor weights in safetensors")
+            continue
+        vocabulary = Path(place).name in _VOCABULARY
+        found = dict(_lines_with(text, _patterns(place, machine, names)))
+        found |= dict(secrets_in(text, place, named=not vocabulary))
+        yield from (Finding(shown, line, what) for line, what in sorted(found.items()))
+
+
+def _lines_with(text: str, patterns: Iterable[tuple[str, re.Pattern[str]]]) -> Iterator[tuple[int, str]]:
+    """(line, what) of each line in which one of the patterns is found."""
+    present = [(what, pattern) for what, pattern in patterns if pattern.search(text)]
+    for number, line in enumerate(text.splitlines(), start=1) if present else ():
+        what = next((what for what, pattern in present if pattern.search(line)), None)
+        if what is not None:
+            yield number, what
 
 
 def _of_run(place: str) -> bool:
@@ -125,8 +114,7 @@ def _of_run(place: str) -> bool:
 
 def _patterns(place: str, machine: Machine, names: list[str]) -> list[tuple[str, re.Pattern[str]]]:
     """What to look for in a file. A vocabulary holds words of all kinds, and pieces of paths among them."""
-    secrets = [(f"the value of {name}", re.compile(re.escape(value))) for value, name in machine.secrets.items()]
-    found = [*_KEYS.items(), *secrets]
+    found = [(f"the value of {name}", re.compile(re.escape(value))) for value, name in machine.secrets.items()]
     if Path(place).name in _VOCABULARY:
         return found
     folders = [*machine.folders, *(machine.run_folders if _of_run(place) else ())]
@@ -138,14 +126,3 @@ def _patterns(place: str, machine: Machine, names: list[str]) -> list[tuple[str,
 
 def _whole(text: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![\w./-]){re.escape(text)}(?![\w-])")
-
-
-def _text(content: Path | str) -> str | None:
-    """A file's text, or what a weight file says of itself; None for pictures."""
-    if isinstance(content, str):
-        return content
-    if content.suffix == ".safetensors":
-        with safe_open(content, framework="pt") as shard:
-            return json.dumps(shard.metadata() or {})
-    read = content.read_bytes()
-    return None if b"\0" in read else read.decode("utf-8", errors="replace")

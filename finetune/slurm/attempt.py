@@ -27,7 +27,7 @@ from finetune.config.schema import ClusterConfig
 from finetune.slurm import decide, record
 from finetune.slurm.environment import write_environment
 from finetune.slurm.nodes import exclusion
-from finetune.slurm.snapshot import snapshot_code
+from finetune.slurm.snapshot import check_code, snapshot_code
 from finetune.slurm.template import refuse_late, site_lines
 from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors, lock_in_turn, write_json
@@ -41,14 +41,15 @@ def snapshot(stage: str, *arguments: str) -> dict[str, str]:
     if "--" in arguments:
         refuse_late(arguments[arguments.index("--") + 1 :])
     config: FinetuneConfig = load(stage, [text for text in arguments if text != "--"], check_here=False)
-    run_dir = Path(config.run_dir).absolute()
+    run_dir, named = Path(config.run_dir).absolute(), config.cluster.files
+    check_code(CHECKOUT, named, lambda note: print(note, file=sys.stderr))
     with disk_errors(run_dir, "Then submit the same again."):
         run_dir.mkdir(parents=True, exist_ok=True)
         with lock_in_turn(run_dir / "code", _SECONDS_OF_A_COPY):  # two jobs for one folder may start at once
             record.refuse_foreign_job(run_dir, _job_id())
             own = config.dataset.modality_config is not None
             robot = modality_configs(config.dataset) if own else None
-            return {"GROOT_CODE": str(snapshot_code(CHECKOUT, run_dir, robot))}
+            return {"GROOT_CODE": str(snapshot_code(CHECKOUT, run_dir, robot, named))}
 
 
 def begin(stage: str, *overrides: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from finetune.checkout import CHECKOUT
 from finetune.config import checks
 from finetune.config.compose import read_yaml
 from finetune.config.identity import differences, recipe
@@ -18,6 +19,7 @@ from finetune.slurm.fit import check_fits, megabytes
 from finetune.slurm.queue import Queue
 from finetune.slurm.request import Request, Task
 from finetune.slurm.runs import jobs_of
+from finetune.slurm.snapshot import check_code
 from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError
 from gr00t.model.checkpoint_folder import resolve_folder
@@ -31,6 +33,8 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
     drop_finished(request, say)
     for task in request.tasks:
         check_task(task, request.tasks)
+    if request.tasks:
+        check_code(CHECKOUT, sorted({name for task in request.tasks for name in task.run.cluster.files}), say)
     queue = Queue.read() if request.launch.dry_run else Queue.answered()
     if queue.silence:
         say(f"{queue.silence}: partition, account, GPU type, nodes and time are not checked")

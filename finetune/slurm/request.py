@@ -13,6 +13,7 @@ from finetune.config.checks import is_hub_id
 from finetune.config.compose import default_choices
 from finetune.config.keys import Key, keys_of
 from finetune.config.load import as_yaml, load
+from finetune.config.no_credentials import refuse_secret_arguments
 from finetune.config.overrides import known_key
 from finetune.config.schema import FinetuneConfig, LaunchConfig
 from finetune.config.scripts import SCRIPTS
@@ -81,6 +82,7 @@ def read(argv: Sequence[str], config_dir: Path = CONFIG_DIR) -> Request:
 
     `--help` and `--cfg` print and exit, as for the other scripts. Bad input raises ToolkitError.
     """
+    refuse_secret_arguments(argv)
     if any(argument in _HELP for argument in argv):
         load("launch", ["--help"], config_dir)
     arguments = [argument for argument in argv if argument != "--cfg"]

@@ -142,7 +142,8 @@ def _run_records(run_dir: Path, batches: Sequence[Batch]) -> Iterator[None]:
     with _new_folders(run_dir), ExitStack() as undo:
         aside = Path(tempfile.mkdtemp(prefix=".submitting-", dir=run_dir))
         undo.callback(shutil.rmtree, aside, ignore_errors=True)
-        code = snapshot_code(CHECKOUT, aside)
+        files = sorted({name for task in own for name in task.run.cluster.files})
+        code = snapshot_code(CHECKOUT, aside, named=files)
         replacing = {code_folder(task, tasks): code for task in own}
         for task, batch in own.items():
             described = aside / f"described-{task.label}"

@@ -12,7 +12,7 @@ from gr00t.errors import ToolkitError
 
 RUN = "finetune_jobs/run.sh"
 IN_SUBMIT_FOLDER = "slurm-%x-%j.out"
-_LATE = ("processes_per_node", "grace_seconds", "max_requeues", "max_crashes", "scratch")
+_LATE = ("processes_per_node", "grace_seconds", "max_requeues", "max_crashes", "scratch", "files")
 
 
 def render(

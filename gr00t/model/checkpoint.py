@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gr00t.errors import ToolkitError
-from gr00t.files import umask
+from gr00t.files import open_to_others
 from gr00t.model.backbone_config import SAVED_CONFIG, backbone_json, resolve_backbone
 from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
 from gr00t.model.checkpoint_folder import resolve_folder as resolve_folder
@@ -210,7 +210,7 @@ def write_model(model: Gr00tN1d7, folder: Path, *, dtype: torch.dtype | None, ma
         if LM_HEAD in part and EMBEDDINGS in part:  # safetensors refuses tensors that share memory
             part[LM_HEAD] = part[LM_HEAD].clone()
         save_file(part, folder / file_name, metadata={"format": "pt"})
-        (folder / file_name).chmod(0o666 & ~umask())  # safetensors lets the owner alone read it
+        open_to_others(folder / file_name)
         weight_map.update(dict.fromkeys(names, file_name))
     total = sum(t.numel() * _width(t, dtype) for t in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
