@@ -53,10 +53,13 @@ def _verified(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSum
     from finetune.prefetched import refuse_other
     from gr00t.errors import ToolkitError
     from gr00t.files import read_json
+    from gr00t.model.manifest import MANIFEST, verify_manifest
     from gr00t.model.verify import verify_checkpoint
 
     try:
         summary = verify_checkpoint(out)
+        if (out / MANIFEST).is_file():  # earlier versions wrote none
+            verify_manifest(out)
     except ToolkitError as error:
         raise ToolkitError(f"{error}\n{out} is there already: say overwrite=true to replace it.") from None
     if os.path.realpath(config.base) != os.path.realpath(out):
@@ -69,10 +72,12 @@ def _fetched(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSumm
     """Fetch to a hidden folder beside `out`, where a broken-off start may have left some, and put it in place."""
     from finetune.prefetched import record
     from finetune.sources import source_of
-    from gr00t.files import whole_folder, write_json
+    from gr00t.files import real_path, whole_folder, write_json
+    from gr00t.model.manifest import write_manifest
     from gr00t.model.verify import verify_checkpoint
 
-    staging = out.parent / f".{out.name}.prefetch"
+    place = real_path(out)
+    staging = place.parent / f".{place.name}.prefetch"
     source = source_of(config.base, config.revision)
     folder = fetch_base(source, staging, asked)
     fetch_tokenizer(folder, config.tokenizer)
@@ -82,6 +87,7 @@ def _fetched(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSumm
     record(folder, asked)
     summary = verify_checkpoint(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+    write_manifest(folder)
     with whole_folder(out) as aside:
         aside.rmdir()
         folder.rename(aside)

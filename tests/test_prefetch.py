@@ -23,6 +23,7 @@ from finetune.prefetch import prefetch
 from gr00t.errors import ToolkitError
 from gr00t.model import Gr00tN1d7
 from gr00t.model.checkpoint import LM_HEAD
+from gr00t.model.manifest import MANIFEST, verify_manifest
 
 BASE, BACKBONE = "nvidia/GR00T-N1.7-tiny", "nvidia/tiny-backbone"
 
@@ -213,7 +214,8 @@ def test_a_branch_that_moved_between_two_copies_is_another_revision(
 
 def test_a_folder_of_an_earlier_version_counts_as_its_repository_but_as_no_revision(hub: Hub, tmp_path: Path) -> None:
     out, _ = prefetch(PrefetchConfig(base=BASE, out=str(tmp_path / "base")))
-    (out / "prefetched.json").unlink()
+    for later in ("prefetched.json", str(MANIFEST)):
+        (out / later).unlink()
     prefetch(PrefetchConfig(base=BASE, out=str(out)))
     with pytest.raises(ToolkitError, match=rf"holds {BASE}, of a revision that was not recorded; .*revision v1\."):
         prefetch(PrefetchConfig(base=BASE, out=str(out), revision="v1"))
@@ -271,6 +273,27 @@ def test_a_local_folder_is_copied_and_verified(tiny_base: Path, tmp_path: Path) 
     assert found.tags == []
     again = Gr00tN1d7.from_pretrained(out).state_dict()
     assert all(torch.equal(t, again[n]) for n, t in Gr00tN1d7.from_pretrained(tiny_base).state_dict().items())
+
+
+def test_what_was_fetched_has_a_manifest_that_finds_later_damage(tiny_base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    prefetch(PrefetchConfig(base=str(tiny_base), out=str(out)))
+    verify_manifest(out)
+    weights = next(out.glob("*.safetensors"))
+    with weights.open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(ToolkitError, match=r"(?s)safetensors has changed.*overwrite=true"):
+        prefetch(PrefetchConfig(base=str(tiny_base), out=str(out)))
+
+
+def test_where_the_target_is_a_link_the_copy_lies_behind_it(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "far" / "base")
+    prefetch(PrefetchConfig(base=str(tiny_base), out=str(tmp_path / "out")))
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "far" / "base" / "config.json").is_file()
 
 
 def cut(folder: Path) -> None:
@@ -333,4 +356,5 @@ def test_an_index_that_leaves_out_the_tied_copy_in_its_size_is_right_too(tiny_ba
     head = load_file(base / index["weight_map"][LM_HEAD])[LM_HEAD]
     index["metadata"]["total_size"] -= head.numel() * head.itemsize
     path.write_text(json.dumps(index))
+    (base / MANIFEST).unlink()
     prefetch(PrefetchConfig(base=str(base), out=str(base)))
