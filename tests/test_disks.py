@@ -125,14 +125,17 @@ def test_no_temporary_folder_is_told(capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_a_full_disk_is_not_taken_for_damaged_frame_tables(
-    problem: OSError, small_data: Path, monkeypatch: pytest.MonkeyPatch
+    problem: OSError, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dataset = tmp_path / "train"  # whose tables were not read before
+    shutil.copytree(small_data / "color_object/train", dataset, ignore=shutil.ignore_patterns(".cache"))
+
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("An error occurred while generating the dataset") from problem
 
     monkeypatch.setattr(datasets.Dataset, "from_parquet", fails)
     with pytest.raises(ToolkitError, match=r"disk or quota is full.*Make room there") as refusal:
-        FrameTables(DatasetLayout(small_data / "color_object/train"), ["action"])
+        FrameTables(DatasetLayout(dataset), ["action"])
     assert "Prepare" not in str(refusal.value)
 
 
