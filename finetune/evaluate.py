@@ -26,6 +26,7 @@ from gr00t.errors import ToolkitError
 from gr00t.files import disk_errors
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
+from gr00t.model.manifest import verify_manifest
 from gr00t.model.placement import pick_device, pick_precision
 
 
@@ -63,6 +64,8 @@ def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
     checkpoint = Path(config.checkpoint)
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
+    if config.verify:
+        verify_manifest(checkpoint)
     processor = read_processor(checkpoint)
     tag = find_tag(processor, config.embodiment_tag)
     data = _open_data(config, processor, tag)

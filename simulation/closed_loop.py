@@ -24,6 +24,7 @@ from gr00t.errors import ToolkitError
 from gr00t.files import whole_folder
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
+from gr00t.model.manifest import verify_manifest
 from simulation.factors import split_factors
 from simulation.observation import check_configs
 from simulation.outcomes import Evaluation
@@ -85,6 +86,8 @@ def _scripted(config: EvaluateConfig) -> ScriptedPolicy:
 def _local(config: EvaluateConfig) -> tuple[GR00TPolicy, dict[str, Any]]:
     checkpoint, device = Path(config.checkpoint), pick_device(config.device)
     dtype = pick_precision(config.precision, device)
+    if config.verify:
+        verify_manifest(checkpoint)
     processor = read_processor(checkpoint)
     tag = find_tag(processor, config.embodiment_tag)
     check_configs(processor.modality_config(tag), config.n_action_steps)

@@ -188,7 +188,7 @@ def test_a_copy_that_is_not_whole_is_refused_by_whoever_verifies(
     arguments = [f"checkpoint={checkpoint}", f"data_dir={small_data}", f"report_dir={tmp_path}/report", "verify=true"]
     with pytest.raises(ToolkitError, match=f"{path.name} {said}"):
         GR00TPolicy.from_pretrained(checkpoint, verify=True)
-    with pytest.raises(ToolkitError, match=rf"{path.name} {said}|lacks the shards"):
+    with pytest.raises(ToolkitError, match=f"{path.name} {said}"):
         evaluate_open_loop(load("evaluate", ["local=none", "device=cpu", *arguments]))
     if damage != "lost":  # which is refused without, too
         assert GR00TPolicy.from_pretrained(checkpoint) if damage != "cut" else True
