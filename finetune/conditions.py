@@ -59,13 +59,13 @@ def changes(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         f"{_short(name)} {_said(was.get(name))} there, {_said(here.get(name))} now: {_effect(name)}" for name in names
     ]
     code = _changed_code(there.get("code", {}), now.get("code", {}))
-    return [*lines, *([f"the code of {code} is another than there: losses may differ"] if code else [])]
+    return [*lines, *([f"the code of {code} has changed since: losses may differ"] if code else [])]
 
 
 def warn(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
     """Say in a line each what is otherwise than when a checkpoint was written."""
     for line in changes(checkpoint.state.get("conditions", {}), now):
-        log.warning("%s goes on, but %s", checkpoint.folder.name, line)
+        log.warning("%s is resumed, but %s", checkpoint.folder.name, line)
 
 
 def _packages() -> dict[str, str]:

@@ -399,12 +399,12 @@ def test_another_way_to_compute_is_warned_about_and_goes_on(
     real = conditions._code
     monkeypatch.setattr(conditions, "_code", lambda: {**real(), "gr00t.model.dit": "edited"})
     assert finetune(own.config("train.micro_batch_size=2")).steps == 2
-    said = [record.getMessage() for record in caplog.records if "goes on, but" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "is resumed, but" in record.getMessage()]
     assert said == [
-        "checkpoint-1 goes on, but micro_batch_size 4 there, 2 now: dropout is drawn for each micro-batch, so losses "
-        "differ where there is any",
-        "checkpoint-1 goes on, but MKL_CBWR none there, COMPATIBLE now: losses may differ by rounding",
-        "checkpoint-1 goes on, but the code of gr00t.model.dit is another than there: losses may differ",
+        "checkpoint-1 is resumed, but micro_batch_size 4 there, 2 now: dropout is drawn for each micro-batch, so "
+        "losses differ where there is any",
+        "checkpoint-1 is resumed, but MKL_CBWR none there, COMPATIBLE now: losses may differ by rounding",
+        "checkpoint-1 is resumed, but the code of gr00t.model.dit has changed since: losses may differ",
     ]
     lines = [json.loads(line) for line in (own.root / "run/conditions.jsonl").read_text().splitlines()]
     assert [line["from_step"] for line in lines] == [0, 1] and lines[1]["environment"] == {"MKL_CBWR": "COMPATIBLE"}
