@@ -12,7 +12,7 @@ export WANDB_CONFIG_DIR := $(CURDIR)/.cache/wandb
 DEMO := split=color_object local=none
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example test test-cluster lint format clean cluster cluster-down
+.PHONY: help demo example test test-long mutants lint format clean cluster cluster-down
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -26,8 +26,12 @@ example: .venv/ready-dev ## record, train all of a small N1.7 from random weight
 test: .venv/ready-dev lint ## lint, type-check and run every test that can run here
 	$(BIN)/python -m pytest
 
-test-cluster: .venv/ready-dev ## kill jobs of a throw-away SLURM cluster in every way; each must end as if nothing had been
-	$(BIN)/python -m pytest -m cluster_heavy tests/test_survival.py
+test-long: .venv/ready-dev ## the rest, an hour: kills at random moments, fuzzing, disturbances of a throw-away SLURM cluster
+	$(BIN)/python -m pytest -m long
+
+mutants: .venv/ready-dev ## break the code in 300 places, one at a time, and see which the tests notice (hours; resumes)
+	$(BIN)/python -m pip install -q -c constraints.txt cosmic-ray pytest-cov
+	$(BIN)/python tests/mutants/run.py --folder .cache/mutants
 
 lint: .venv/ready-dev ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -1,51 +1,181 @@
-"""Draw the losses of some runs by action group, one line a run; runs joined by + went on from one another.
+"""Compare the loss curves of two commits on this machine bit for bit: whether a change has altered numbers.
 
-python -m benchmarks.curves OUT.png mask=example/runs/first+example/runs/color_object drop=example/runs/drop
+    python -m benchmarks.curves HEAD~1 HEAD          # two commits
+    python -m benchmarks.curves HEAD                 # a commit and the working tree
+    python -m benchmarks.curves --record tests/golden/curves.json
+
+Each commit converts the sample recordings, makes the base checkpoints and trains with its own code: the tiny and the
+small model, live and with cached features. Losses, gradient norms and learning rates of every step are compared, and
+the finished weights. Status 1 where they differ. `--record` writes the working tree's losses and gradient norms in fp32
+with what they were computed on; tests/test_curves.py compares later ones with them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
+from benchmarks.machine import ROOT, processor, say
 
-COLORS = ("#1b5e9b", "#e0592b", "#5a8f29", "#7a4fa3")
-
-
-def losses(runs: list[Path]) -> list[dict[str, float]]:
-    """What the runs logged of training, line by line, with `samples` that were seen since the first of them began."""
-    found: list[dict[str, float]] = []
-    for run in runs:
-        before = found[-1]["samples"] if found else 0
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        size = int(json.loads((run / "run_config.json").read_text(encoding="utf-8"))["train"]["global_batch_size"])
-        found += [{**line, "samples": before + line["step"] * size} for line in lines if "loss" in line]
-    return found
+Lines = list[dict[str, float]]
+NOT_NUMBERS = ("samples_per_second", "data_wait_seconds", "peak_memory_gib")  # of the metrics: what a run took
 
 
-def draw(runs: dict[str, list[Path]], out: Path) -> None:
-    """One panel for the whole loss and one for each action group that all runs have, over the samples seen."""
-    found = {name: losses(parts) for name, parts in runs.items()}
-    shared = set.intersection(*(set(lines[0]) for lines in found.values()))
-    keys = ["loss", *sorted(key for key in shared if key.startswith("loss_"))]
-    figure = Figure(figsize=(4.2 * len(keys), 3.2), dpi=110, layout="constrained")
-    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        for (name, lines), color in zip(found.items(), COLORS, strict=False):
-            thousands = [line["samples"] / 1000 for line in lines]
-            axis.plot(thousands, [line[key] for line in lines], color=color, linewidth=1.2, label=name)
-        axis.set(xlabel="samples, thousands", title=key, yscale="log")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
-    figure.savefig(out)
+@dataclass(frozen=True)
+class Case:
+    """A short training."""
+
+    model: str
+    features: str
+    precision: str = "fp32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.features} {self.precision}"
+
+    def overrides(self, data: Path, base: Path, out: Path) -> list[str]:
+        """Of launch_finetune_local.py: every random choice is made, and each step is logged."""
+        return [
+            *("local=none", "split=color_object", f"model={self.model}", f"model.base={base}"),
+            *(f"dataset.data_dir={data}", f"run_dir={out}/run", f"output_dir={out}/done", f"cache_dir={out}/cache"),
+            *(f"train.features={self.features}", f"train.precision={self.precision}", "augment.views=2"),
+            *("train.max_steps=4", "train.global_batch_size=8", "train.micro_batch_size=4", "train.warmup_ratio=0.25"),
+            *("train.log_steps=1", "train.num_workers=0", "tracking=none", "device=cpu", "engine=single"),
+        ]
+
+
+CASES = [
+    *(Case("tiny", "live"), Case("tiny", "cached"), Case("small", "live"), Case("small", "cached")),
+    Case("small", "live", "bf16"),
+]
+
+
+def read(run: Path) -> Lines:
+    """The metrics of a run, line by line as they were written, without what it took."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in NOT_NUMBERS} for line in lines]
+
+
+def machine() -> dict[str, Any]:
+    """What the last bits of a number depend on: kind of processor, its instructions, torch and threads."""
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {
+        "cpu": processor(),
+        "capability": capability,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+class Checkout:
+    """A commit's code, or the working tree, with its dataset and base checkpoints below `folder`."""
+
+    def __init__(self, name: str, code: Path, folder: Path) -> None:
+        self.name, self.code, self.folder = name, code, folder
+
+    @classmethod
+    def of(cls, revision: str, folder: Path) -> Checkout:
+        """A copy of a commit below folder; `.` is the working tree itself."""
+        if revision == ".":
+            return cls("the working tree", ROOT, folder)
+        subprocess.run(["git", "clone", "-q", "--shared", "--no-checkout", str(ROOT), f"{folder}/code"], check=True)
+        found = subprocess.run(
+            ["git", "rev-parse", "--verify", f"{revision}^{{commit}}"], cwd=ROOT, capture_output=True, text=True
+        )
+        if found.returncode:
+            raise SystemExit(f"error: {revision} is no commit of {ROOT}; git log lists them.")
+        commit = found.stdout.strip()
+        subprocess.run(["git", "checkout", "-q", "--detach", commit], cwd=folder / "code", check=True)
+        return cls(f"{revision} ({commit[:9]})", folder / "code", folder)
+
+    def run(self, *command: str) -> None:
+        """Python on this checkout's code; what it says is shown where it fails."""
+        environment = {**os.environ, "PYTHONPATH": str(self.code), "OMP_WAIT_POLICY": "PASSIVE"}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=self.code, env=environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise SystemExit(f"error: {self.name}: {' '.join(command)} failed:\n{done.stderr[-3000:]}")
+
+    def prepare(self, cases: list[Case]) -> None:
+        """The dataset, of the working tree's sample recordings, and the bases."""
+        where = (f"raw_dir={ROOT}/samples", f"data_dir={self.folder}/data")
+        self.run("prepare_conflict_data.py", "local=none", "split=color_object", *where)
+        for model in dict.fromkeys(case.model for case in cases):
+            out = f"out={self.folder}/{model}"
+            self.run("-m", "finetune.create_base", "local=none", f"model={model}", "dtype=fp32", out)
+
+    def train(self, case: Case) -> tuple[Lines, str]:
+        """The metrics of a case, and the hash of its finished weights."""
+        say(f"{self.name}: {case.name} ...")
+        out = self.folder / case.name.replace(" ", "-")
+        self.run("launch_finetune_local.py", *case.overrides(self.folder / "data", self.folder / case.model, out))
+        weights = sha256()
+        for file in sorted((out / "done").glob("*.safetensors")):
+            weights.update(file.read_bytes())
+        return read(out / "run"), weights.hexdigest()
+
+
+def difference(old: Lines, new: Lines) -> str:
+    """The first value that is another, or nothing."""
+    for before, after in zip(old, new, strict=False):
+        for key in before | after:
+            if before.get(key) != after.get(key):
+                return f"step {before['step']}: {key} {before.get(key)}, now {after.get(key)}"
+    return "" if len(old) == len(new) else f"{len(old)} lines, now {len(new)}"
+
+
+def compare(old: Checkout, new: Checkout, cases: list[Case]) -> bool:
+    """Print what became of each case; whether all are equal."""
+    for checkout in (old, new):
+        checkout.prepare(cases)
+    print(f"{old.name} and {new.name}, {json.dumps(machine())}\n\n| case | metrics | weights |\n|---|---|---|")
+    same = True
+    for case in cases:
+        (before, weights_before), (after, weights_after) = old.train(case), new.train(case)
+        apart = difference(before, after)
+        metrics = apart or f"{len(after)} steps equal, loss {after[-1]['loss']!r} at the last"
+        print(f"| {case.name} | {metrics} | {'equal' if weights_before == weights_after else 'other'} |", flush=True)
+        same = same and not apart and weights_before == weights_after
+    return same
+
+
+def record(checkout: Checkout, cases: list[Case]) -> dict[str, Any]:
+    """The curves of the working tree, and what they were computed on."""
+    checkout.prepare(cases)
+    return {"machine": machine(), "curves": {case.name: checkout.train(case)[0] for case in cases}}
 
 
 def main() -> None:
-    if len(sys.argv) < 3:
-        raise SystemExit(__doc__)
-    named = (argument.split("=", 1) for argument in sys.argv[2:])
-    draw({name: [Path(run) for run in runs.split("+")] for name, runs in named}, Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", nargs="?", default="HEAD", help="a commit")
+    parser.add_argument("new", nargs="?", default=".", help="another; . (the default) is the working tree")
+    parser.add_argument("--only", default="", help="cases whose name holds this text, such as tiny")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the working tree's curves there")
+    chosen = parser.parse_args()
+    cases = [case for case in CASES if chosen.only in case.name]
+    if not cases:
+        raise SystemExit(f"error: no case's name holds {chosen.only!r}: {', '.join(case.name for case in CASES)}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("old", "new"):
+            (Path(folder) / name).mkdir()
+        new = Checkout.of(chosen.new if not chosen.record else ".", Path(folder) / "new")
+        if chosen.record:
+            kept = record(new, [case for case in cases if case.precision == "fp32"])
+            chosen.record.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            return
+        if not compare(Checkout.of(chosen.old, Path(folder) / "old"), new, cases):
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

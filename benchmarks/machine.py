@@ -23,14 +23,15 @@ def describe() -> str:
 
     found = {name: version for name, version in versions().items() if version is not None}
     cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    machine = f"{_processor()}, {cores} cores, {memory:.0f} GiB"
+    machine = f"{processor()}, {cores} cores, {memory:.0f} GiB"
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         machine = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}; {machine}"
     return f"{machine}\n" + ", ".join(f"{name} {version}" for name, version in found.items())
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The kind of processor, as it names itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -99,6 +99,8 @@ def test_a_wrong_first_pick_stays_one_when_the_target_is_held_later() -> None:
 def test_train_episodes_say_nothing_about_preference() -> None:
     summary = summarize(evaluation(played({HELD: 30}, part="train")))
     assert summary.preference.n == 0
+    both = [*played({HELD: 5, WRONG: 4}, part="train"), *played({HELD: 2, WRONG: 1})]
+    assert count(both[:9]).preference == Share(0, 0) and count(both).preference == Share(2, 3)
     assert [r.question for r in readings(summary)] == []
 
 

@@ -142,6 +142,13 @@ def test_state_dropout_hides_the_share_of_states_it_says(reader: StepReader, pro
     assert 0.15 < hidden < 0.45 and 0.15 < features < 0.45
 
 
+def test_state_and_features_are_hidden_independently(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    samples = dataset(reader, processor, state_dropout=0.5, augment=False)
+    drawn = [samples[SampleKey(0, step, 0)] for step in range(60)]
+    ways = {(not s["state"].any(), bool(s["drop_state_features"])) for s in drawn}
+    assert ways == {(False, False), (False, True), (True, False), (True, True)}
+
+
 def test_time_follows_the_originals_beta(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
     times = (1 - generator(0, Stream.NOISE).beta(1.5, 1.0, 20000)) * 0.999
     assert abs(times.mean() - 0.4 * 0.999) < 0.01

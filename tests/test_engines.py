@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import ROOT, STEPS, config, losses, overrides, run_processes, trained
+from test_training import ROOT, STEPS, assert_same_gradients, config, losses, metrics, overrides, run_processes, trained
 
 from finetune.train import finetune
 
@@ -54,7 +53,7 @@ def test_activation_checkpointing_continues_a_run_begun_without_it_bit_for_bit(
 ) -> None:
     again = "train.activation_checkpointing=true"
     finetune(config(stopped_at_3(single, tmp_path), small_data, tiny_base, again))
-    assert {s: v for s, v in losses(single).items() if s > 3} == losses(tmp_path)
+    assert metrics(single, after=3) == metrics(tmp_path)
     there, here = trained(single), trained(tmp_path)
     assert all(torch.equal(there[name], here[name]) for name in there | here)
 
@@ -65,16 +64,9 @@ def test_divided_memory_gives_the_losses_of_one_process(single: Path, divided: P
     assert losses(divided) == pytest.approx(losses(single), rel=1e-3)
 
 
-def norms(out: Path) -> dict[str, float]:
-    """Gradient norms of the first step: of all that is trained, and of each part of it."""
-    first = json.loads((out / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    return {name: value for name, value in first.items() if name.startswith("grad_norm")}
-
-
 @pytest.mark.multiprocess
 def test_divided_memory_measures_the_gradients_of_one_process(single: Path, divided: Path) -> None:
-    assert len(norms(single)) == 4  # the whole, projector, diffusion model, vlln
-    assert norms(divided) == pytest.approx(norms(single), rel=1e-5)
+    assert_same_gradients(divided, single)
 
 
 @pytest.mark.multiprocess
@@ -116,7 +108,7 @@ def test_resumed_there_a_run_repeats_the_uninterrupted_one_bit_for_bit(
 ) -> None:
     more = (f"engine={engine}", "train.micro_batch_size=1", "train.activation_checkpointing=true")
     run_processes(2, overrides(stopped_at_3(divided, tmp_path), small_data, tiny_base, *more))
-    assert {s: v for s, v in losses(divided).items() if s > 3} == losses(tmp_path)
+    assert metrics(divided, after=3) == metrics(tmp_path)
     there, here = trained(divided), trained(tmp_path)
     assert all(torch.equal(there[name], here[name]) for name in there | here)
 

@@ -163,11 +163,15 @@ def test_a_second_run_waits_for_the_first_and_uses_its_store(
     with ThreadPoolExecutor(1) as pool:
         with file_lock(target, holder="process 7 on node1, run runs/a"):
             found = pool.submit(stored, second)
-            time.sleep(0.5)
+            said = ""
+            while "waiting for" not in said and not found.done():
+                time.sleep(0.05)
+                said += capsys.readouterr().err
+            time.sleep(0.3)  # it is said once
             assert not found.done()
             shutil.copytree(ready, target)
-        assert found.result(20).frame_store is not None
-    said = capsys.readouterr().err
+        assert found.result(120).frame_store is not None
+    said += capsys.readouterr().err
     assert said.count("waiting for process 7 on node1, run runs/a, which makes the frames of") == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -15,14 +16,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import ROOT, config, losses, overrides, trained
+from test_training import ROOT, config, losses, metrics, overrides, trained
 
+from conflict_panda_config import MODALITY_CONFIG
 from finetune.attempt_token import ATTEMPT, ATTEMPT_ID, TOKEN
+from finetune.data import build_dataset, build_loader, build_processor
+from finetune.engine import Engine
 from finetune.preemption import DEADLINE, stop_time
-from finetune.stop_signals import received, stop_signals
+from finetune.stop_signals import SIGNALS, received, stop_signals
 from finetune.train import finetune
+from gr00t.data.dataset import StepReader
+from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError
 from gr00t.files import file_lock, write_json
+from gr00t.model import Gr00tN1d7
 
 STEPS = 40
 # Logged every four steps, so that a stop falls between two log lines.
@@ -75,7 +82,7 @@ def test_a_terminated_run_goes_on_as_the_undisturbed_one(small_data: Path, tiny_
     assert ended(start(2, overrides(tmp_path / "whole", small_data, tiny_base, *LONG))) == 0
     arguments = overrides(tmp_path / "cut", small_data, tiny_base, *LONG, *wandb)
     child = start(2, arguments, **take_token(tmp_path / "cut", 0, "a"))
-    moment = random.randint(5, 25)
+    moment = random.Random(0).randint(5, 25)
     wait_for(lambda: logged_step(tmp_path / "cut") >= moment, child)
     child.terminate()
     assert ended(child) != 0  # torchrun's own status after SIGTERM
@@ -85,7 +92,7 @@ def test_a_terminated_run_goes_on_as_the_undisturbed_one(small_data: Path, tiny_
 
     assert ended(start(2, arguments, **take_token(tmp_path / "cut", 1, "b"))) == 0
     assert outcome(tmp_path / "cut", 1)["status"] == "finished"
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     there, here = trained(tmp_path / "whole", STEPS), trained(tmp_path / "cut", STEPS)
     assert all(torch.equal(there[name], here[name]) for name in there | here)
     runs = sorted((tmp_path / "cut" / "run" / "wandb").glob("offline-run-*"))
@@ -134,7 +141,7 @@ def test_a_run_stops_by_itself_before_the_jobs_time_is_over(
         result = finetune(config(tmp_path / "cut", small_data, tiny_base, *short))
         assert (result.stopped, result.steps) == ("time limit", attempt + 1)
     assert finetune(config(tmp_path / "cut", small_data, tiny_base, *short)).stopped is None
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     assert (tmp_path / "cut" / "done" / "config.json").is_file()
 
 
@@ -195,6 +202,25 @@ def test_a_frame_store_is_whole_or_absent_after_a_signal(small_data: Path, tiny_
         assert finetune(chosen).stopped == "signal SIGTERM"
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert finetune(chosen).stopped is None
+
+
+@pytest.mark.multiprocess
+def test_loader_processes_outlive_the_signals_that_ask_the_run_to_stop(
+    small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """SLURM sends them to every process of a job: a run that saves first still needs its batches."""
+    settings = config(tmp_path, small_data, tiny_base, "train.num_workers=1", "train.max_steps=30")
+    engine = Engine(settings)
+    reader = StepReader(small_data / "color_object/train", MODALITY_CONFIG)
+    model, base = Gr00tN1d7.from_pretrained(tiny_base), Gr00tN1d7Processor.from_pretrained(tiny_base)
+    dataset = build_dataset(reader, build_processor(base, reader, settings), model.config, settings)
+    loader, _ = build_loader(dataset, settings, engine, 0)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for number in SIGNALS:
+        os.kill(worker.pid or 0, number)
+    assert sum(1 for _ in batches) == 29 and worker.exitcode in (None, 0)
 
 
 def test_signals_mean_what_they_did_before_and_after_training() -> None:

@@ -49,9 +49,9 @@ def test_a_large_vocabulary_takes_seconds_and_a_key_in_it_is_found(indent: int |
     letters = random.Random(0)
     words = {"".join(letters.choices("abcdeĠ0", k=letters.randrange(2, 18))): index for index in range(40_000)}
     text = json.dumps({**words, HUGGING_FACE: 1}, indent=indent, ensure_ascii=False)
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert [kind for _, kind in secrets_in(text, "tokenizer.json", named=False)] == ["a Hugging Face token"]
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 # -- typed into the configuration --------------------------------------------------------------------------------------

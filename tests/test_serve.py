@@ -45,7 +45,7 @@ def test_the_command_serves_with_its_token_and_ends_cleanly_by_a_signal():
         with PolicyClient("127.0.0.1", port, api_token=SECRET) as client:
             actions = client.get_action(observation(), seed=3)
         process.send_signal(signal.SIGTERM)
-        said = "".join(lines) + process.communicate(timeout=20)[0]
+        said = "".join(lines) + process.communicate(timeout=120)[0]
     finally:
         process.kill()
     assert process.returncode == 0

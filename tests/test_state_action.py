@@ -137,6 +137,17 @@ def test_min_and_max_go_to_one_and_constant_dimensions_to_zero():
     assert small(use_percentiles=True, clip_outliers=False).encode_state(values, "t")[0].tolist() == [-2, 0]
 
 
+@pytest.mark.parametrize("apart, constant", [(0.0, True), (1e-9, True), (4e-5, True), (1e-3, False)])
+def test_a_range_of_rounding_errors_alone_counts_as_constant(apart: float, constant: bool) -> None:
+    processor = small()
+    for modality in ("state", "action"):
+        processor.statistics["t"][modality]["g"]["max"][1] = 5 + apart  # beside the minimum of 5
+    assert processor.groups("t", "state")[0].constant.tolist() == [False, constant]
+    values = {"g": np.array([[2, 5 + apart], [2, 6]], np.float32)}
+    encoded = processor.encode_state(values, "t")
+    assert encoded[:, 1].tolist() == pytest.approx([0, 0] if constant else [1, 1], abs=1e-3)
+
+
 def test_standardised_states_are_not_clipped_but_actions_are_and_constants_keep_their_value():
     values = {"g": np.array([[9, 0.5], [1, -0.5]], np.float32)}
     assert small("mean_std").encode_state(values, "t").tolist() == [[4, 0.5], [0, -0.5]]

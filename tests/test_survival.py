@@ -73,7 +73,7 @@ def test_a_preempted_job(cluster: Cluster, run: Run, undisturbed: dict[int, floa
     assert outcome(tmp_path, 1)["status"] == "finished"
 
 
-@pytest.mark.cluster_heavy
+@pytest.mark.long
 def test_a_signal_before_the_limit(cluster: Cluster, run: Run, undisturbed: dict[int, float], tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, run(tmp_path))
     cluster.wait_for_step(job, tmp_path / "run", 3)
@@ -83,7 +83,7 @@ def test_a_signal_before_the_limit(cluster: Cluster, run: Run, undisturbed: dict
     assert cluster.show(job)["Restarts"] == "1"
 
 
-@pytest.mark.cluster_heavy
+@pytest.mark.long
 def test_a_signal_to_every_process(cluster: Cluster, run: Run, undisturbed: dict[int, float], tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, run(tmp_path, "train.num_workers=1", "tracking=wandb", "tracking.mode=offline"))
     cluster.wait_for_step(job, tmp_path / "run", 3)
@@ -92,7 +92,7 @@ def test_a_signal_to_every_process(cluster: Cluster, run: Run, undisturbed: dict
     assert outcome(tmp_path, 0)["reason"] == "signal SIGUSR2"
 
 
-@pytest.mark.cluster_heavy
+@pytest.mark.long
 def test_the_end_of_the_jobs_time(cluster: Cluster, run: Run, undisturbed: dict[int, float], tmp_path: Path) -> None:
     script = tmp_path / "job.sbatch"
     script.write_text(render.script("color_object", ["local=none", "cluster.grace_seconds=35"]))
@@ -105,7 +105,7 @@ def test_the_end_of_the_jobs_time(cluster: Cluster, run: Run, undisturbed: dict[
     assert outcome(tmp_path, 0)["reason"] == "time limit"
 
 
-@pytest.mark.cluster_heavy
+@pytest.mark.long
 def test_the_death_of_one_process(cluster: Cluster, run: Run, undisturbed: dict[int, float], tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, run(tmp_path))
     cluster.wait_for_step(job, tmp_path / "run", 55)
@@ -116,7 +116,7 @@ def test_the_death_of_one_process(cluster: Cluster, run: Run, undisturbed: dict[
     assert begun(tmp_path, 1)["from_step"] == 50
 
 
-@pytest.mark.cluster_heavy
+@pytest.mark.long
 def test_a_job_that_must_not_be_requeued(
     cluster: Cluster, run: Run, undisturbed: dict[int, float], tmp_path: Path
 ) -> None:
@@ -129,7 +129,7 @@ def test_a_job_that_must_not_be_requeued(
     assert_undisturbed(cluster, again, tmp_path, undisturbed)
 
 
-@pytest.mark.cluster_heavy
+@pytest.mark.long
 def test_crash_after_crash(cluster: Cluster, run: Run, undisturbed: dict[int, float], tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, run(tmp_path, "cluster.max_crashes=2"))
     for attempt in range(2):
@@ -141,7 +141,7 @@ def test_crash_after_crash(cluster: Cluster, run: Run, undisturbed: dict[int, fl
     assert_undisturbed(cluster, again, tmp_path, undisturbed)
 
 
-@pytest.mark.cluster_heavy
+@pytest.mark.long
 def test_a_full_disk_during_the_save(cluster: Cluster, run: Run, undisturbed: dict[int, float], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -163,7 +163,7 @@ def test_a_full_disk_during_the_save(cluster: Cluster, run: Run, undisturbed: di
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-@pytest.mark.cluster_heavy
+@pytest.mark.long
 def test_a_node_that_is_cut_off_and_comes_back(
     run: Run, undisturbed: dict[int, float], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

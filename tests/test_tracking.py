@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,10 +156,35 @@ def test_a_stopped_run_goes_on_as_the_same_one(small_data: Path, tiny_base: Path
     assert of_type(after, "alert")[0]["title"] == "color_object finished"
 
 
-def test_a_stall_is_told_while_it_lasts(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_metrics_are_cut_back_to_the_step_a_run_resumes_from(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    settings = config(tmp_path, small_data, tiny_base)
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    lines = [json.dumps({"step": step, "loss": 1 / step}) for step in (1, 2, 3, 3, 4, 5)]
+    for first_step, kept in ((5, lines), (3, lines[:4]), (0, [])):
+        path.write_text("\n".join(lines) + '\n{"step": 6, "lo')  # the last line was being written
+        with Tracker(settings, FACTS, active=True, first_step=first_step, token=AttemptToken(path.parent)) as tracker:
+            pass
+        assert path.read_text().splitlines() == kept
+    measured = {"loss": 0.5, "samples_per_second": 1.0, "data_wait_seconds": 0.0}
+    with Tracker(settings, FACTS, active=True, first_step=0, token=AttemptToken(path.parent)) as tracker:
+        tracker.log(1, measured)
+    assert path.read_text() == json.dumps({"step": 1, **measured}) + "\n"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_a_stall_is_told_while_it_lasts(
+    small_data: Path, tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     more = ("tracking.stall_minutes=0.001", "tracking.artifacts=none")
     with tracked(config(tmp_path, small_data, tiny_base, *OFFLINE, *more)):
-        time.sleep(0.5)
+        wait_for(lambda: "no step and no part of an evaluation" in caplog.text)
     found = [alert for alert in of_type(records(tmp_path), "alert") if "stalls" in alert["title"]]
     assert len(found) == 1 and found[0]["level"] == "WARN" and "0 of 6 steps are done" in found[0]["text"]
 
@@ -167,10 +192,11 @@ def test_a_stall_is_told_while_it_lasts(small_data: Path, tiny_base: Path, tmp_p
 def test_a_stall_is_told_once_and_again_after_a_step() -> None:
     silences: list[float] = []
     watch = StallWatch(0.05, silences.append)
+    wait_for(lambda: len(silences) == 1)
     time.sleep(0.3)
-    assert len(silences) == 1
+    assert len(silences) == 1 and silences[0] > 0.05
     watch.beat()
-    time.sleep(0.3)
+    wait_for(lambda: len(silences) == 2)
     watch.close()
     assert len(silences) == 2
 

@@ -57,9 +57,36 @@ def config(out: Path, data: Path, base: Path, *more: str) -> FinetuneConfig:
     return load("finetune", overrides(out, data, base, *more))
 
 
+NOT_NUMBERS = ("samples_per_second", "data_wait_seconds", "peak_memory_gib")  # of the metrics: what a run took
+
+
+def metrics(out: Path, after: int = 0) -> list[dict[str, float]]:
+    """The lines of a run's metrics past a step, in order and each as often as it was written."""
+    lines = map(json.loads, (out / "run" / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in NOT_NUMBERS} for line in lines if line["step"] > after]
+
+
 def losses(out: Path) -> dict[int, float]:
-    lines = (out / "run" / "metrics.jsonl").read_text().splitlines()
-    return {m["step"]: m["loss"] for m in map(json.loads, lines)}
+    """The loss logged at each step; a step that was logged twice is an error."""
+    lines = metrics(out)
+    found = {line["step"]: line["loss"] for line in lines}
+    assert len(found) == len(lines), f"steps logged: {[line['step'] for line in lines]}"
+    return found
+
+
+def gradients(out: Path) -> dict[int, dict[str, float]]:
+    """The norms of the gradients logged at each step: of all that is trained, and of each part of the model."""
+    return {line["step"]: {k: v for k, v in line.items() if k.startswith("grad_norm")} for line in metrics(out)}
+
+
+def assert_same_gradients(out: Path, other: Path) -> None:
+    """Of one run and another that divides its work: AdamW and clipping would hide a wrong factor from the losses."""
+    found, wanted = gradients(out), gradients(other)
+    assert list(found) == list(wanted) and set(found[1]) == set(wanted[1])
+    assert len(wanted[1]) == 4  # the whole, projector, diffusion model, vlln
+    assert found[1] == pytest.approx(wanted[1], rel=1e-5)
+    for step, norms in wanted.items():
+        assert found[step] == pytest.approx(norms, rel=2e-2), step
 
 
 def trained(out: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
@@ -90,7 +117,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(
     (tmp_path / "run").mkdir()
     shutil.copytree(finished / "run" / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
     finetune(config(tmp_path, small_data, tiny_base))
-    assert {s: v for s, v in losses(finished).items() if s > 3} == losses(tmp_path)
+    assert metrics(finished, after=3) == metrics(tmp_path)
     there, here = trained(finished), trained(tmp_path)
     assert all(torch.equal(there[name], here[name]) for name in there | here)
 
@@ -106,7 +133,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert found is not None and found.step == 3
     assert "optimizer.safetensors has changed" in caplog.text
     finetune(config(tmp_path, small_data, tiny_base))
-    assert losses(tmp_path) == losses(finished)
+    assert metrics(tmp_path) == metrics(finished)
 
 
 def test_a_finished_run_is_not_trained_again(finished: Path, small_data: Path, tiny_base: Path) -> None:
@@ -121,6 +148,7 @@ def test_accumulated_micro_batches_give_the_loss_of_the_whole_batch(
     finetune(config(tmp_path, small_data, tiny_base, "train.micro_batch_size=1"))
     assert losses(tmp_path)[1] == pytest.approx(losses(finished)[1], rel=1e-6)
     assert losses(tmp_path) == pytest.approx(losses(finished), rel=1e-3)
+    assert_same_gradients(tmp_path, finished)
 
 
 @pytest.mark.multiprocess
@@ -130,6 +158,7 @@ def test_two_processes_give_the_losses_of_one(
     run_processes(2, overrides(tmp_path, small_data, tiny_base))
     assert losses(tmp_path)[1] == pytest.approx(losses(finished)[1], rel=1e-6)
     assert losses(tmp_path) == pytest.approx(losses(finished), rel=1e-3)
+    assert_same_gradients(tmp_path, finished)
     assert (tmp_path / "done" / "config.json").is_file()
 
 
@@ -355,7 +384,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(
         child.wait()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     there, here = trained(tmp_path / "whole", 60), trained(tmp_path / "cut", 60)
     assert all(torch.equal(there[name], here[name]) for name in there | here)
     assert not list((tmp_path / "cut" / "run").glob(".checkpoint-*"))

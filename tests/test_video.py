@@ -79,7 +79,7 @@ def test_a_reader_can_be_pickled_and_inherited_by_a_forked_worker(video):
     queue = context.Queue()
     worker = context.Process(target=lambda: queue.put(reader.frames([30])))
     worker.start()
-    from_worker = queue.get(timeout=20)
+    from_worker = queue.get(timeout=120)
     worker.join()
     assert np.array_equal(from_worker, reader.frames([30]))
 

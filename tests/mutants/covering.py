@@ -1,0 +1,102 @@
+"""Run the tests that execute the mutated line, quickest first, at most SECONDS of them; fails when one of them does.
+
+The mutant is what `git diff` shows. Which test executes which line, and how long it takes, was measured before (see
+run.py); the folder MUTANTS_FOLDER holds it. A line that runs at import only is tested by all tests of its module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from coverage import CoverageData
+
+SECONDS = 60.0
+TEST = re.compile(r"tests/test_\w+\.py::.+?(?=\||$| \((?:setup|call|teardown)\)$)")
+
+
+class Durations:
+    """Seconds of each test, and of what its file prepares for all of its tests."""
+
+    def __init__(self, file: Path) -> None:
+        self._phases: dict[str, dict[str, float]] = json.loads(file.read_text())
+        self.prepared: dict[str, float] = defaultdict(float)
+        for test, phases in self._phases.items():
+            name = test.partition("::")[0]
+            self.prepared[name] = max(self.prepared[name], phases.get("setup", 0.0))
+
+    def own(self, test: str) -> float:
+        return self._phases.get(test, {}).get("call", 0.0)
+
+    def of_file(self, name: str) -> list[str]:
+        return [test for test in self._phases if test.startswith(f"{name}::")]
+
+
+def mutated_lines() -> tuple[str, set[int]]:
+    """The file that differs from the last commit, and its lines there."""
+    text = subprocess.run(["git", "diff", "-U0"], capture_output=True, text=True, check=True).stdout
+    files = re.findall(r"^--- a/(.+)$", text, re.MULTILINE)
+    if len(files) != 1:
+        raise SystemExit(f"{len(files)} files differ from the last commit; a mutant is one")
+    lines: set[int] = set()
+    for first, count in re.findall(r"^@@ -(\d+)(?:,(\d+))? ", text, re.MULTILINE):
+        lines |= set(range(int(first), int(first) + int(count or 1)))
+    return files[0], lines
+
+
+def contexts(data: CoverageData, file: str, lines: set[int] | None) -> set[str]:
+    """Contexts in which those lines (None: any) of a file ran, whatever checkout it lay in."""
+    found: set[str] = set()
+    for measured in data.measured_files():
+        if measured.endswith(f"/{file}"):
+            for line, names in data.contexts_by_lineno(measured).items():
+                if lines is None or line in lines:
+                    found |= set(names)
+    return found
+
+
+def chosen(data: CoverageData, durations: Durations, file: str, lines: set[int]) -> list[str]:
+    """Tests to run, those that execute the lines first, within SECONDS."""
+    names = {match for context in contexts(data, file, lines) for match in TEST.findall(context)}
+    if not names:
+        names = {match for context in contexts(data, file, None) for match in TEST.findall(context)}
+    files = {name.partition("::")[0] for name in names}
+    beside = {
+        test for name in files for test in durations.of_file(name)
+    } - names  # what was prepared serves all of them
+    picked: list[str] = []
+    left, prepared = SECONDS, set[str]()
+    for group in (names, beside):
+        for test in sorted(group, key=durations.own):
+            name = test.partition("::")[0]
+            cost = durations.own(test) + (0.0 if name in prepared else durations.prepared[name])
+            if cost <= left:
+                left -= cost
+                prepared.add(name)
+                picked.append(test)
+    return picked
+
+
+def main() -> None:
+    folder = Path(os.environ["MUTANTS_FOLDER"])
+    data = CoverageData(str(folder / "coverage/data"))
+    data.read()
+    file, lines = mutated_lines()
+    tests = chosen(data, Durations(folder / "durations.json"), file, lines)
+    if not tests:
+        print(f"{file}: no test executes these lines")
+        return
+    # one file's tests together: what they share is prepared once
+    order = {name: place for place, name in enumerate(dict.fromkeys(test.partition("::")[0] for test in tests))}
+    tests.sort(key=lambda test: order[test.partition("::")[0]])
+    command = [sys.executable, "-m", "pytest", "-x", "--no-header", "--tb=line", "-p", "no:cacheprovider", *tests]
+    raise SystemExit(subprocess.run(command).returncode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Files and folders that are whole or not there: what a killed writer leaves, who holds a lock, sizes in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from gr00t.errors import ToolkitError
+from gr00t.files import (
+    LockHeld,
+    disk_errors,
+    disk_refusal,
+    file_lock,
+    in_bytes,
+    lock_in_turn,
+    near_folder,
+    read_json,
+    recover,
+    remove_leftovers,
+    whole_folder,
+    write_json,
+)
+
+
+def folder_with(path: Path, text: str) -> Path:
+    path.mkdir(parents=True)
+    (path / "file").write_text(text)
+    return path
+
+
+def test_a_folder_that_a_killed_writer_moved_away_is_put_back(tmp_path: Path) -> None:
+    folder_with(tmp_path / ".done.replaced", "old")
+    folder_with(tmp_path / ".done.partial-1", "half")
+    recover(tmp_path / "done")
+    assert (tmp_path / "done/file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_one_that_a_killed_writer_had_replaced_already_is_cleared_away(tmp_path: Path) -> None:
+    folder_with(tmp_path / "done", "new")
+    folder_with(tmp_path / ".done.replaced", "old")
+    recover(tmp_path / "done")
+    assert (tmp_path / "done/file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_what_may_not_be_replaced_is_not_cleared_away_either(tmp_path: Path) -> None:
+    folder_with(tmp_path / "done", "new")
+    folder_with(tmp_path / ".done.replaced", "another's")
+
+    def refuse(_: Path) -> None:
+        raise ToolkitError("not yours")
+
+    with pytest.raises(ToolkitError, match="not yours"):
+        recover(tmp_path / "done", refuse)
+    assert (tmp_path / ".done.replaced/file").read_text() == "another's"
+
+
+def test_the_next_writer_finds_the_folder_that_was_moved_away(tmp_path: Path) -> None:
+    folder_with(tmp_path / ".done.replaced", "old")
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "done") as aside:
+        (aside / "file").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "done/file").read_text() == "old"
+
+
+def test_a_block_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    folder_with(tmp_path / "done", "old")
+    for _ in range(2):
+        with pytest.raises(RuntimeError), whole_folder(tmp_path / "done") as aside:
+            (aside / "file").write_text("new")
+            raise RuntimeError
+    assert (tmp_path / "done/file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+    with whole_folder(tmp_path / "done") as aside:
+        (aside / "file").write_text("new")
+    assert (tmp_path / "done/file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_without_replace_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
+    folder_with(tmp_path / "done", "old")
+    with pytest.raises(ToolkitError, match="exists already"), whole_folder(tmp_path / "done", replace=False):
+        raise AssertionError("the block must not begin")
+    assert (tmp_path / "done/file").read_text() == "old"
+
+
+def test_nothing_is_renamed_once_it_is_no_longer_allowed(tmp_path: Path) -> None:
+    folder_with(tmp_path / "done", "old")
+    answers = iter([None, ToolkitError("superseded")])  # at the beginning, before the rename
+
+    def allowed() -> None:
+        if answer := next(answers):
+            raise answer
+
+    with pytest.raises(ToolkitError, match="superseded"), whole_folder(tmp_path / "done", allowed=allowed) as aside:
+        (aside / "file").write_text("new")
+    assert (tmp_path / "done/file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_a_finished_folder_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with whole_folder(tmp_path / "done"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "done").stat().st_mode & 0o777 == 0o750
+
+
+def test_leftovers_of_one_folder_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    for name in (".checkpoint-3.partial-x", ".checkpoint-3.replaced", ".other.partial-x", "checkpoint-3"):
+        folder_with(tmp_path / name, "")
+    remove_leftovers(tmp_path, "checkpoint-*")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".checkpoint-3.replaced", ".other.partial-x", "checkpoint-3"]
+
+
+def test_a_second_holder_hears_who_the_first_is_and_gets_the_lock_after_it(tmp_path: Path) -> None:
+    with file_lock(tmp_path / "run", holder="the first"), pytest.raises(LockHeld) as refused:
+        with file_lock(tmp_path / "run"):
+            raise AssertionError("two holders")
+    assert refused.value.holder == "the first"
+    with file_lock(tmp_path / "run"):
+        assert (tmp_path / ".run.lock").read_text() == ""
+    assert not (tmp_path / ".run.lock").exists()
+
+
+def test_one_who_waits_in_turn_hears_once_for_whom_and_gives_up_in_time(tmp_path: Path) -> None:
+    heard: list[str] = []
+    with file_lock(tmp_path / "cache", holder="a run"), pytest.raises(LockHeld):
+        with lock_in_turn(tmp_path / "cache", 0.7, waiting=heard.append):
+            raise AssertionError("two holders")
+    assert heard == ["a run"]
+    with lock_in_turn(tmp_path / "cache", 0.0, waiting=heard.append):
+        assert heard == ["a run"]
+
+
+def test_json_is_written_whole_and_read_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1, "a": [2.5, None]}, sort_keys=True)
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    2.5,\n    null\n  ],\n  "b": 1\n}\n'
+    assert read_json(tmp_path / "a.json") == {"b": 1, "a": [2.5, None]}
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"b": object()})
+    assert read_json(tmp_path / "a.json")["b"] == 1
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(ToolkitError, match="expected a JSON object, not list"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "size, text",
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (4.14e3, "4.1 kB"), (3.05e7, "30.5 MB"), (1e9, "1.0 GB")],
+)
+def test_sizes_as_users_read_them(size: float, text: str) -> None:
+    assert in_bytes(size) == text
+
+
+def test_only_a_mistyped_part_of_a_path_gets_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/color_object").mkdir(parents=True)
+    wanted = tmp_path / "checkpoints/color_object"
+    assert near_folder(tmp_path / "checkpoint/color_objects") == f' Did you mean "{wanted}"?'
+    assert near_folder(wanted) == ""
+    assert near_folder(tmp_path / "checkpoints/zzz") == ""
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError(errno.EROFS, "Read-only file system"), "lies on a read-only file system"),
+        (OSError("[Errno 28] Failed to write"), "the disk or quota is full"),  # as pyarrow says it
+        (OSError("Not enough disk space. Needed: 1"), "the disk or quota is full"),
+        (PermissionError(errno.EACCES, "denied"), "no permission"),
+    ],
+)
+def test_refusals_of_the_disk_are_put_into_words(error: OSError, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match=f"{said}.*Make room"), disk_errors(tmp_path, "Make room."):
+        raise error
+    wrapped = RuntimeError("while writing")
+    wrapped.__cause__ = error
+    assert said in str(disk_refusal(wrapped, tmp_path))
+
+
+def test_other_errors_are_no_disks_fault(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), disk_errors(tmp_path, "Make room."):
+        raise ValueError("a bug")
+    assert disk_refusal(ValueError("a bug")) is None and disk_refusal(None) is None
+    assert disk_refusal(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
