@@ -59,7 +59,8 @@ def measure(folder: Path, tree: Path) -> None:
     command = [sys.executable, "-m", "pytest", "--cov", f"--cov-config={rc}", "--cov-context=test", "--cov-report="]
     output = folder / "measured.log"
     with output.open("w") as log:
-        environment = {**os.environ, "MUTANTS_FOLDER": str(folder), "COVERAGE_RCFILE": rc}
+        environment = {**os.environ, "MUTANTS_FOLDER": str(folder)}
+        environment["COVERAGE_PROCESS_START"] = rc  # started processes measure too, under the test's name
         arguments = [*command, "--durations=0", "-vv", *changed]
         subprocess.run(arguments, cwd=tree, env=environment, stdout=log, stderr=subprocess.STDOUT)
     subprocess.run(
