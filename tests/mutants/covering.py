@@ -84,7 +84,7 @@ def chosen(data: CoverageData, durations: Durations, file: str, lines: set[int])
 
 def main() -> None:
     folder = Path(os.environ["MUTANTS_FOLDER"])
-    data = CoverageData(str(folder / "coverage/data"))
+    data = CoverageData(str(folder / "coverage"))
     data.read()
     file, lines = mutated_lines()
     tests = chosen(data, Durations(folder / "durations.json"), file, lines)

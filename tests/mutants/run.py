@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -53,21 +54,24 @@ def measure(folder: Path, tree: Path) -> None:
     changed = sorted(name for name in now if now[name] != known.get(name))
     if not changed:
         return
-    (folder / "coverage").mkdir(exist_ok=True)
+    measuring, output = folder / "measuring", folder / "measured.log"
+    shutil.rmtree(measuring, ignore_errors=True)
+    measuring.mkdir()
     print(f"measuring which lines {len(changed)} files of tests execute ...", flush=True)
-    rc = str(tree / HERE / "coverage.ini")
-    command = [sys.executable, "-m", "pytest", "--cov", f"--cov-config={rc}", "--cov-context=test", "--cov-report="]
-    output = folder / "measured.log"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--cov",
+        f"--cov-config={tree / HERE}/coverage.ini",
+        "--cov-context=test",
+    ]
+    command += ["--cov-report=", "-p", "children", "--durations=0", "-vv", *changed]
+    environment = {**os.environ, "MUTANTS_FOLDER": str(folder), "PYTHONPATH": str(tree / HERE)}
     with output.open("w") as log:
-        environment = {**os.environ, "MUTANTS_FOLDER": str(folder)}
-        environment["COVERAGE_PROCESS_START"] = rc  # started processes measure too, under the test's name
-        arguments = [*command, "--durations=0", "-vv", *changed]
-        subprocess.run(arguments, cwd=tree, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    subprocess.run(
-        [sys.executable, "-m", "coverage", "combine", "--append", f"--rcfile={rc}"],
-        env={**os.environ, "MUTANTS_FOLDER": str(folder)},
-        stdout=subprocess.DEVNULL,
-    )
+        subprocess.run(command, cwd=tree, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    combine = [sys.executable, "-m", "coverage", "combine", "-q", "--append", f"--data-file={folder}/coverage"]
+    subprocess.run([*combine, *map(str, measuring.glob("data*"))], cwd=tree)
     phases = json.loads(table.read_text()) if table.is_file() else {}
     phases = {test: own for test, own in phases.items() if test.partition("::")[0] not in changed}
     for seconds, phase, test in DURATION.findall(output.read_text()):
