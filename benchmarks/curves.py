@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks.machine import ROOT, processor, say
 
 Lines = list[dict[str, float]]
+THREADS = 1  # of every training here: sums over more are divided otherwise
 NOT_NUMBERS = ("samples_per_second", "data_wait_seconds", "peak_memory_gib")  # of the metrics: what a run took
 
 
@@ -73,7 +74,7 @@ def machine() -> dict[str, Any]:
         "cpu": processor(),
         "capability": capability,
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": THREADS,
     }
 
 
@@ -100,7 +101,7 @@ class Checkout:
 
     def run(self, *command: str) -> None:
         """Python on this checkout's code; what it says is shown where it fails."""
-        environment = {**os.environ, "PYTHONPATH": str(self.code), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**os.environ, "PYTHONPATH": str(self.code), "OMP_NUM_THREADS": str(THREADS)}
         done = subprocess.run(
             [sys.executable, *command], cwd=self.code, env=environment, capture_output=True, text=True
         )

@@ -16,6 +16,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the entry scripts do
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from recordings import INSTRUCTION, write_split
 from simulator import record_split, renderer
@@ -23,6 +25,16 @@ from slurm_cluster import Cluster, NoCluster, running_cluster
 
 __all__ = ["renderer"]
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes (pytest -n) one runs all tests of a file, and one all that need the same slow preparation:
+    the test cluster, or recordings in the simulator. These come first, so that no long one is left at the end."""
+    for item in items:
+        names = getattr(item, "fixturenames", [])
+        slow = next((name for name in ("cluster", "recordings", "renderer") if name in names), None)
+        item.add_marker(pytest.mark.xdist_group({"renderer": "recordings"}.get(str(slow), slow) or item.path.name))
+    items.sort(key=lambda item: not {"cluster", "recordings", "renderer"} & set(getattr(item, "fixturenames", [])))
 
 
 @pytest.fixture(autouse=True)

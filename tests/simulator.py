@@ -28,6 +28,9 @@ def renderer() -> None:
         pytest.skip(f"no Vulkan driver ({problem}): apt install mesa-vulkan-drivers (Debian 12: from backports)")
 
 
+TRAIN = ("episodes=3", "paraphrases=true")
+
+
 def command(out: Path, *arguments: str) -> list[str]:
     given = ["local=none", "split=size_color", "image_size=64", f"out={out}", *arguments]
     return [sys.executable, "-m", "simulation.record", *given]
@@ -40,14 +43,20 @@ def recorded(out: Path, *arguments: str) -> str:
 
 
 def record_split(out: Path) -> Path:
-    """out/size_color: 3 train episodes by a run that is killed after the first and one that goes on; 2 of conflict."""
-    killed = subprocess.Popen(command(out, "episodes=3", "paraphrases=true"), cwd=CHECKOUT, stderr=subprocess.DEVNULL)
+    """out/size_color: 3 train episodes in several phrases, 2 of conflict, pushed aside."""
+    recorded(out, *TRAIN)
+    recorded(out, "episodes=2", "part=conflict", "recoveries=1", "workers=1")
+    return out / "size_color"
+
+
+def record_killed(out: Path) -> Path:
+    """out/size_color/train: the same 3 episodes by a run that is killed after the first and one that goes on."""
+    killed = subprocess.Popen(command(out, *TRAIN), cwd=CHECKOUT, stderr=subprocess.DEVNULL)
     while not list(out.glob("size_color/.train.recording/*.h5")) or killed.poll() is not None:
         assert killed.poll() is None, "the recording ended before it could be killed"
         time.sleep(0.05)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (out / "size_color/train").exists()
-    recorded(out, "episodes=3", "paraphrases=true")
-    recorded(out, "episodes=2", "part=conflict", "recoveries=1", "workers=1")
-    return out / "size_color"
+    recorded(out, *TRAIN)
+    return out / "size_color/train"

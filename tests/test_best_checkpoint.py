@@ -194,6 +194,7 @@ def test_cached_features_give_the_same_errors(small_data: Path, tiny_base: Path,
     assert (tmp_path / "cached" / "run" / "first_batch.png").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.multiprocess
 def test_two_processes_agree_on_the_best(evaluated: Path, small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
     run_processes(2, overrides(tmp_path, small_data, tiny_base, *EVALUATED, "train.patience=5", "tracking=none"))

@@ -89,6 +89,7 @@ def test_a_job_of_two_nodes_is_one_run_with_what_its_site_needs(
         assert re.search(rf"^{node} of the site python3 -m torch.distributed.run ", calls, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_a_requeued_job_runs_the_code_it_began_with(
     cluster: Cluster, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

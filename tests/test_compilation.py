@@ -68,6 +68,7 @@ def step(head: ActionHead) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return loss, list(torch.autograd.grad(loss, list(head.parameters())))
 
 
+@pytest.mark.long
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiled_head_learns_the_same_and_keeps_its_names() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from test_training import ROOT
 
-from benchmarks.curves import CASES, Case, Checkout, Lines, compare, difference, machine, read
+from benchmarks.curves import CASES, THREADS, Case, Checkout, Lines, compare, difference, machine, read
 from finetune.config import load
 from finetune.create_base import create_base
 from finetune.train import finetune
@@ -25,6 +27,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data")
     prepare(load("prepare", ["local=none", "split=color_object", f"raw_dir={ROOT}/samples", f"data_dir={out}"]))
     return out
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
 
 
 def trained(case: Case, data: Path, out: Path) -> Lines:

@@ -283,6 +283,7 @@ def submitted(checkout: Path, arguments: list[str]) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_array_of_three_splits_trains_with_the_code_of_its_submission(
     cluster: Cluster, site, tmp_path: Path
@@ -309,6 +310,7 @@ def test_an_array_of_three_splits_trains_with_the_code_of_its_submission(
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_chain_prepares_trains_and_evaluates(cluster: Cluster, site, tmp_path: Path) -> None:
     raw = write_split(tmp_path / "raw", train=[20, 24, 18], conflict=[20])

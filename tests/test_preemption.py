@@ -76,6 +76,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "outcome.json"}
 
 
+@pytest.mark.long
 @pytest.mark.multiprocess
 def test_a_terminated_run_goes_on_as_the_undisturbed_one(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
     wandb = ("tracking=wandb", "tracking.mode=offline")

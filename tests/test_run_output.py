@@ -234,6 +234,7 @@ def test_a_lock_ends_with_its_holder_although_processes_forked_from_it_live_on(t
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_a_killed_run_with_workers_leaves_no_lock(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
     arguments = overrides(tmp_path, small_data, tiny_base, "train.num_workers=2", "train.max_steps=500")
     command = [sys.executable, "launch_finetune_local.py", *arguments]

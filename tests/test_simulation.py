@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from config_calls import compose
-from simulator import needs_simulator
+from simulator import needs_simulator, record_killed
 
 from conflict_panda_config import MODALITY_CONFIG
 from gr00t.errors import ToolkitError
@@ -113,7 +113,7 @@ def meta_of(folder: Path) -> dict:
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_a_killed_recording_goes_on_and_leaves_one_complete_file(recordings: Path) -> None:
+def test_a_recording_is_one_complete_file(recordings: Path) -> None:
     assert sorted(p.name for p in recordings.iterdir()) == ["conflict", "train"]
     meta = meta_of(recordings / "train")
     assert [e["episode_seed"] for e in meta["episodes"]] == [0, 1, 2]
@@ -125,6 +125,15 @@ def test_a_killed_recording_goes_on_and_leaves_one_complete_file(recordings: Pat
             for camera in ("base_camera", "hand_camera"):
                 frames = trajectory[f"obs/sensor_data/{camera}/rgb"]
                 assert frames.shape == (steps + 1, 64, 64, 3) and frames[0].std() > 10
+
+
+@pytest.mark.long
+@pytest.mark.multiprocess
+def test_a_killed_recording_goes_on_as_the_undisturbed_one(recordings: Path, tmp_path: Path) -> None:
+    resumed = record_killed(tmp_path)
+    assert sorted(p.name for p in resumed.parent.iterdir() if not p.name.endswith(".lock")) == ["train"]
+    assert contents(resumed / "trajectory.h5") == contents(recordings / "train/trajectory.h5")
+    assert meta_of(resumed) == meta_of(recordings / "train")
 
 
 @pytest.mark.multiprocess
@@ -209,6 +218,7 @@ def test_a_finished_recording_is_left_alone_and_other_settings_are_refused(recor
     assert (recordings / "train/trajectory.h5").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_a_recording_is_made_longer_by_what_it_lacks(recordings: Path, tmp_path: Path) -> None:

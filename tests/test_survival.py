@@ -62,6 +62,7 @@ def assert_undisturbed(cluster: Cluster, job: str, out: Path, undisturbed: dict[
     assert (out / "done" / "config.json").is_file()
 
 
+@pytest.mark.long
 def test_a_preempted_job(cluster: Cluster, run: Run, undisturbed: dict[int, float], tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, run(tmp_path), "--partition=low", "--nodelist=node1")
     cluster.wait_for_step(job, tmp_path / "run", 3)

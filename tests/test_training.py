@@ -365,6 +365,7 @@ def test_a_snapshot_does_not_change_with_the_model(tmp_path: Path) -> None:
     assert torch.equal(snapshot.trained["weight"], before)
 
 
+@pytest.mark.long
 @pytest.mark.multiprocess
 def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(
     small_data: Path, tiny_base: Path, tmp_path: Path

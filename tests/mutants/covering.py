@@ -17,7 +17,8 @@ from pathlib import Path
 from coverage import CoverageData
 
 SECONDS = 60.0
-TEST = re.compile(r"tests/test_\w+\.py::.+?(?=\||$| \((?:setup|call|teardown)\)$)")
+# As pytest-cov and pytest itself name a test and its phase: "...::test_name|setup", "...::test_name (setup)".
+TEST = re.compile(r"(tests/test_\w+\.py::[^|]+?)(?:\|| \()(setup|run|call|teardown)")
 
 
 class Durations:
@@ -62,13 +63,12 @@ def contexts(data: CoverageData, file: str, lines: set[int] | None) -> set[str]:
 
 def chosen(data: CoverageData, durations: Durations, file: str, lines: set[int]) -> list[str]:
     """Tests to run, those that execute the lines first, within SECONDS."""
-    names = {match for context in contexts(data, file, lines) for match in TEST.findall(context)}
-    if not names:
-        names = {match for context in contexts(data, file, None) for match in TEST.findall(context)}
-    files = {name.partition("::")[0] for name in names}
-    beside = {
-        test for name in files for test in durations.of_file(name)
-    } - names  # what was prepared serves all of them
+    found = {match for context in contexts(data, file, lines) for match in TEST.findall(context)}
+    if not found:
+        found = {match for context in contexts(data, file, None) for match in TEST.findall(context)}
+    names = {test for test, _ in found}
+    prepares = {test.partition("::")[0] for test, phase in found if phase == "setup"}  # for all tests of the file
+    beside = {test for name in prepares for test in durations.of_file(name)} - names
     picked: list[str] = []
     left, prepared = SECONDS, set[str]()
     for group in (names, beside):

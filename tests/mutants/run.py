@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,20 +59,14 @@ def measure(folder: Path, tree: Path) -> None:
     shutil.rmtree(measuring, ignore_errors=True)
     measuring.mkdir()
     print(f"measuring which lines {len(changed)} files of tests execute ...", flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--cov",
-        f"--cov-config={tree / HERE}/coverage.ini",
-        "--cov-context=test",
-    ]
-    command += ["--cov-report=", "-p", "children", "--durations=0", "-vv", *changed]
+    options = ["--cov", f"--cov-config={tree / HERE}/coverage.ini", "--cov-context=test", "--cov-report="]
+    command = [sys.executable, "-m", "pytest", *options, "-p", "children", "--durations=0", "-vv", *changed]
     environment = {**os.environ, "MUTANTS_FOLDER": str(folder), "PYTHONPATH": str(tree / HERE)}
     with output.open("w") as log:
         subprocess.run(command, cwd=tree, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    time.sleep(5)  # the last of the processes that tests started are still writing
     combine = [sys.executable, "-m", "coverage", "combine", "-q", "--append", f"--data-file={folder}/coverage"]
-    subprocess.run([*combine, *map(str, measuring.glob("data*"))], cwd=tree)
+    subprocess.run([*combine, *map(str, measuring.glob("data*"))], cwd=tree, check=True)
     phases = json.loads(table.read_text()) if table.is_file() else {}
     phases = {test: own for test, own in phases.items() if test.partition("::")[0] not in changed}
     for seconds, phase, test in DURATION.findall(output.read_text()):
