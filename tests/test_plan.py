@@ -19,8 +19,10 @@ from finetune.create_base import _model_config, architecture_json
 from finetune.lora import add_adapters
 from finetune.plan import check_disk, check_fits, plan
 from finetune.planning.build import make_plan
+from finetune.planning.fits import gigabytes
 from finetune.planning.machine import available_memory
-from finetune.planning.parameters import parameters
+from finetune.planning.parameters import by_group, parameters
+from finetune.planning.remedies import changes
 from finetune.planning.report import as_json
 from finetune.planning.shapes import shape_of_architecture, shape_of_checkpoint
 from finetune.train import finetune
@@ -118,6 +120,70 @@ def test_tables_and_json_name_the_same_total(capsys: pytest.CaptureFixture[str])
     total = as_json(made, verdicts)["device_memory"]["total"]
     assert f"each GPU fits: {total / GB:.1f} of 40.0 GB" in shown
     assert total == sum(part.size for part in made.device.parts)
+
+
+def test_the_tables_show_every_part_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    from finetune.plan import main
+
+    config = compose("plan", "gpus=4", "gpu=a100", "engine=zero2", "train.eval_steps=10", "dataset.data_dir=absent")
+    made, _ = plan(config)
+    main(config)
+    shown = capsys.readouterr().out
+    assert "released, counted from" in shown and "4 x a100, engine=zero2, micro-batch 8 x 1, bf16" in shown
+    rows = {" ".join(line.split()) for line in shown.splitlines()}
+    for part in [*made.device.parts, *made.host, *made.disk]:
+        if part.size:
+            row = f"{part.name} {gigabytes(part.size)}"
+            assert any(line.startswith(row) for line in rows), row
+    for name, sizes in (("device", made.device.parts), ("host", made.host)):
+        assert any(line.startswith(f"together {gigabytes(sum(p.size for p in sizes))}") for line in rows), name
+    assert made.duration is not None
+    assert any(line.startswith(f"a step {made.duration.step * 1e3:,.0f} ms") for line in rows)
+    assert any(line.startswith(f"the run {made.duration.step * 10_000 / 3600:.2f} h 10,000 steps") for line in rows)
+    trained = sum(group.trained for group in by_group(made.run.parameters)) / 1e6
+    assert any(line.startswith(f"together {trained:,.1f} ") for line in rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "offered"),
+    [
+        (
+            ["train.global_batch_size=32"],
+            1,
+            [
+                "train.micro_batch_size=1",
+                "train.features=cached augment.views=4",
+                "train.activation_checkpointing=true",
+                "train.optimizer=adamw_8bit",
+                "engine=zero2 on 2 GPUs",
+                "engine=zero2 on 4 GPUs",
+            ],
+        ),
+        (
+            ["train.global_batch_size=12", "train.micro_batch_size=2", "augment.views=3", "train.optimizer=adamw_8bit"],
+            2,
+            [
+                "train.micro_batch_size=1",
+                "train.features=cached",
+                "train.activation_checkpointing=true",
+                "engine=zero2 on 2 GPUs",
+                "engine=zero2 on 4 GPUs",
+            ],
+        ),
+        (
+            ["train.global_batch_size=3", "train.tune.top_llm_layers=1", "train.activation_checkpointing=true"],
+            3,
+            ["train.optimizer=adamw_8bit", "engine=zero2 on 3 GPUs"],
+        ),
+    ],
+)
+def test_what_is_offered_is_the_cheapest_first_and_divides_the_batch(
+    settings: list[str], gpus: int, offered: list[str]
+) -> None:
+    found = list(changes(configuration(*settings), gpus))
+    assert [change.settings for change in found] == offered
+    assert [change.config.train.optimizer for change in found][-1] == "adamw"  # which ZeRO-2 divides
+    assert found[-1].gpus == int(offered[-1].split()[2])
 
 
 def test_what_does_not_fit_is_refused_with_what_makes_it_fit() -> None:

@@ -345,3 +345,24 @@ def test_an_embodiment_uses_its_own_row_of_weights_and_no_other() -> None:
         own.action_decoder.layer2.b[2] += 1.0
     after = actions_of(own)
     assert torch.equal(after[0], before[0]) and not torch.equal(after[1], before[1])
+
+
+def test_the_loss_is_the_mean_over_what_is_not_masked() -> None:
+    trained = head()
+    inputs = {
+        "state": normal(BATCH, 1, DIM, seed=2),
+        "action": normal(BATCH, HORIZON, DIM, seed=4),
+        "action_mask": torch.zeros(BATCH, HORIZON, DIM),
+        "embodiment_id": torch.tensor([0, 2]),
+        "noise": normal(BATCH, HORIZON, DIM, seed=5),
+        "time": torch.tensor([0.3, 0.7]),
+    }
+    assert trained(backbone(), inputs).loss == 0  # and not 0 / 0
+    inputs["action_mask"][0, 0, 0] = 1
+    one = trained(backbone(), inputs)
+    assert one.action_loss.count_nonzero() == 1
+    torch.testing.assert_close(one.loss, one.action_loss.sum() / (1 + 1e-6), rtol=2e-7, atol=0)
+    inputs["action_mask"][:] = 1
+    every = trained(backbone(), inputs)
+    torch.testing.assert_close(every.loss, every.action_loss.mean(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(every.action_loss[0, 0, 0], one.action_loss[0, 0, 0])
