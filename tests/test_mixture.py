@@ -125,6 +125,20 @@ def halves(data: Path, tmp_path: Path) -> list[StepReader]:
     return readers
 
 
+def test_hashes_of_a_mixture_of_one_are_those_of_the_dataset(two: list[Path]) -> None:
+    readers = [StepReader(folder, MODALITY_CONFIG) for folder in two]
+    for name in ("fingerprint", "content"):
+        one, other, both, turned = (
+            getattr(Mixture(chosen), name) for chosen in ([readers[0]], [readers[1]], readers, readers[::-1])
+        )
+        assert one == getattr(readers[0].layout, name)
+        assert len({one, other, both, turned}) == 4
+    digest = Mixture(readers[:1]).training_digest()
+    assert digest == readers[0].layout.training_digest()
+    weighted = [Mixture(readers, weights).training_digest() for weights in ([1, 1], [2, 2], [1, 2])]
+    assert weighted[0] == weighted[1] != weighted[2] and digest not in weighted
+
+
 def test_statistics_of_two_parts_are_those_of_the_whole(small_data: Path, tmp_path: Path) -> None:
     readers = halves(small_data, tmp_path)
     lengths = [sum(r.layout.episode(e).length for e in r.layout.train_episodes) for r in readers]

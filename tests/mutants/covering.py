@@ -1,7 +1,8 @@
-"""Run the tests that execute the mutated line, quickest first, at most SECONDS of them as they were measured; fails when one of them does.
+"""Run the tests that execute the mutated line, those that need least first, and fail when one of them does.
 
-The mutant is what `git diff` shows. Which test executes which line, and how long it takes, was measured before (see
-run.py); the folder MUTANTS_FOLDER holds it. A line that runs at import only is tested by all tests of its module.
+As many as take SECONDS, as measured. The mutant is what `git diff` shows. Which test executes which line, and how long
+it takes, was measured before (see run.py); the folder MUTANTS_FOLDER holds it. A line that runs at import is tested by
+all tests of its module.
 """
 
 from __future__ import annotations
