@@ -66,6 +66,11 @@ def test_without_jitter_and_at_the_centre_training_is_evaluation():
     assert np.array_equal(transform.train(frame, Augmentation(crop_y=6, crop_x=6)), transform.eval(frame))
 
 
+def test_jitter_that_is_not_drawn_changes_nothing():
+    frame, transform = noise(256, 256), ImageTransform(shortest_image_edge=256, crop_fraction=1.0)
+    assert np.array_equal(transform.train(frame, Augmentation(0, 0, order=tuple(JITTERS))), frame)
+
+
 def test_in_training_each_view_is_padded_for_its_own_shape():
     transform = CONFIGS["eval_frac095"]
     augmentation = Augmentation(crop_y=6, crop_x=6)

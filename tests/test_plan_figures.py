@@ -119,5 +119,30 @@ def test_a_step_takes_as_long_as_its_operations_at_the_efficiency_that_is_assume
     assert twice.duration.optimizer == plan.duration.optimizer
 
 
+@pytest.mark.parametrize(
+    ("name", "memory", "tflops", "bandwidth"),
+    [
+        ("h200", 141, 989, 4800),
+        ("h100", 80, 989, 3350),
+        ("a100", 40, 312, 1555),
+        ("a100-80gb", 80, 312, 2039),
+        ("gh200", 96, 989, 4000),
+        ("b200", 180, 2250, 8000),
+        ("l40s", 48, 362, 864),
+        ("a6000", 48, 155, 768),
+        ("a40", 48, 150, 696),
+        ("a10", 24, 125, 600),
+        ("l4", 24, 121, 300),
+        ("5090", 32, 210, 1792),
+        ("4090", 24, 165, 1008),
+        ("3090", 24, 71, 936),
+    ],
+)
+def test_gpus_are_what_their_data_sheets_say(name: str, memory: int, tflops: int, bandwidth: int) -> None:
+    """GB, dense bf16 TFLOP/s and GB/s, written down a second time from the makers' sheets."""
+    gpu = find_gpu(name)
+    assert (gpu.memory, gpu.tflops, gpu.bandwidth) == (memory, tflops, bandwidth)
+
+
 if __name__ == "__main__":
     CARRIED.write_text(json.dumps({name: figures(*chosen) for name, chosen in SETTINGS.items()}, indent=1) + "\n")
