@@ -151,6 +151,17 @@ def test_json_is_written_whole_and_read_back(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("number, named", [(errno.ENOSPC, True), (None, False)])
+def test_a_refusal_of_a_write_names_the_folder(number: int | None, named: bool, tmp_path: Path) -> None:
+    error = OSError(number, "refused") if number else OSError("of a library")
+    with pytest.raises(OSError) as found, whole_folder(tmp_path / "done"):
+        raise error
+    assert found.value.filename == (str(tmp_path / "done") if named else None)
+    with pytest.raises(OSError) as found, whole_folder(tmp_path / "done"):
+        raise OSError(errno.EACCES, "refused", "elsewhere")
+    assert found.value.filename == "elsewhere"
+
+
 @pytest.mark.parametrize(
     "size, text",
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (4.14e3, "4.1 kB"), (3.05e7, "30.5 MB"), (1e9, "1.0 GB")],
