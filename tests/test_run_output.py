@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_training import ROOT, STEPS, config, overrides
+from test_training import ROOT, STEPS, config, metrics, overrides
 
 from finetune import attempt_token, loop
 from finetune.attempt_token import AttemptToken, Superseded
@@ -102,6 +102,26 @@ def test_files_beside_an_old_result_are_not_deleted_with_it(own: Path, small_dat
     assert finetune(config(own, small_data, tiny_base)).already_finished  # nothing is to be replaced
     notes.unlink()
     assert not finetune(again).already_finished
+
+
+def test_a_run_begun_again_keeps_nothing_of_the_one_before(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    two = ("train.max_steps=2", "train.save_steps=1")
+    finetune(config(tmp_path, small_data, tiny_base, *two, "train.eval_steps=1", "train.eval_episodes=1"))
+    run = tmp_path / "run"
+    assert {"best.json", "evaluations", "metrics.jsonl", "conditions.jsonl"} <= {path.name for path in run.iterdir()}
+    for name in ("run.json", "artifacts/index.json"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("{}")
+    kept = {path: path.read_text() for path in (run / "status.json", run / "inputs.json")}
+    again = config(tmp_path, small_data, tiny_base, *two[:1], "train.save_steps=2", "train.resume=never")
+    finetune(again)
+    left = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    assert not left & {"run.json", "artifacts", "best.json", "evaluations", "checkpoint-1"}
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2] and not any("val/" in k for k in metrics(tmp_path)[0])
+    conditions = [json.loads(line) for line in (run / "conditions.jsonl").read_text().splitlines()]
+    assert [line["from_step"] for line in conditions] == [0]
+    assert (run / "status.json").read_text() != kept[run / "status.json"]
+    assert (run / "inputs.json").read_text() == kept[run / "inputs.json"]  # the same dataset and base
 
 
 def test_an_empty_folder_and_a_link_are_written_to(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
