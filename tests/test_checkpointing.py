@@ -70,6 +70,8 @@ def test_checkpoints_are_listed_by_step_and_nothing_else_is_one(tmp_path: Path) 
 def test_a_checkpoint_with_any_file_changed_is_passed_over(name: str, tmp_path: Path) -> None:
     for step in (1, 2):
         write_snapshot(tmp_path, snapshot(step), 5)
+        newest = newest_checkpoint(tmp_path)
+        assert newest is not None and newest.step == step
     path = tmp_path / "checkpoint-2" / name
     path.write_bytes(path.read_bytes()[:-1] + b" ")
     found = newest_checkpoint(tmp_path)
