@@ -13,9 +13,11 @@ import pytest
 from fake_keys import HUGGING_FACE
 
 from finetune.config.schema import ClusterConfig
-from finetune.slurm import record
+from finetune.slurm import attempt as attempt_module
+from finetune.slurm import commands, record
 from finetune.slurm.attempt import has_begun_anew
 from finetune.slurm.decide import Decision, crashes_without_progress, decide, failed_nodes
+from finetune.slurm.nodes import exclusion
 from finetune.slurm.snapshot import check_code, snapshot_code
 from gr00t.errors import ToolkitError
 from gr00t.files import read_json, write_json
@@ -97,12 +99,196 @@ def test_an_attempt_lost_with_its_node_is_recorded_and_no_crash(tmp_path: Path) 
     assert crashes_without_progress(record.attempts(tmp_path), 0) == 2
 
 
+def test_crashes_of_an_earlier_submission_are_not_counted(tmp_path: Path) -> None:
+    attempts(tmp_path, CRASH, CRASH, CRASH)
+    history = attempts(tmp_path, CRASH, job="8")
+    assert crashes_without_progress(history, 0) == 1
+    assert after(history).what == "requeue"
+    assert crashes_without_progress(attempts(tmp_path, CRASH, job="8"), 0) == 2
+
+
+def test_an_attempt_that_ended_well_ends_the_row_of_crashes(tmp_path: Path) -> None:
+    history = attempts(tmp_path, CRASH, STOPPED, CRASH)
+    assert crashes_without_progress(history, 0) == 1
+    assert crashes_without_progress(history[:2], 0) == 0
+
+
+def test_progress_between_earlier_crashes_ends_their_row(tmp_path: Path) -> None:
+    attempts(tmp_path, CRASH)
+    (tmp_path / "checkpoint-50").mkdir()
+    history = attempts(tmp_path, CRASH, CRASH)
+    assert crashes_without_progress(history, 50) == 2
+
+
+def test_the_first_crash_stops_a_job_that_may_have_one_only(tmp_path: Path) -> None:
+    decision = after(attempts(tmp_path, CRASH), max_crashes=1)
+    assert (decision.what, decision.exit_status) == ("stop", 1) and decision.reason.startswith("the attempt crashed")
+
+
+def killed_on(attempt: record.Attempt, node: str) -> None:
+    (attempt.folder / f"node-{node}.log").write_text("  exitcode  : -9 (pid: 7)\n")
+
+
+def test_only_a_crash_blames_the_node_it_happened_on(tmp_path: Path) -> None:
+    history = attempts(tmp_path / "stopped", STOPPED)
+    killed_on(history[-1], "n2")
+    assert after(history) == Decision("requeue", "signal SIGTERM")
+    history = attempts(tmp_path / "crashed", CRASH)
+    killed_on(history[-1], "n2")
+    assert after(history) == Decision("requeue", "it crashed", 0, ("n2",))
+    assert after(history, max_crashes=1).nodes == ()
+
+
+def test_the_last_attempts_node_is_blamed_and_not_that_of_an_earlier_one(tmp_path: Path) -> None:
+    history = attempts(tmp_path, CRASH, CRASH)
+    killed_on(history[0], "n1")
+    killed_on(history[1], "n2")
+    assert after(history).nodes == ("n2",)
+
+
+def test_an_attempt_without_an_outcome_is_judged_by_its_exit_status(tmp_path: Path) -> None:
+    history = attempts(tmp_path, CRASH)
+    assert decide(history, 0, ClusterConfig(), 0, True) == Decision("done", "training is finished")
+    assert decide(history, 1, ClusterConfig(), 0, True).reason == "it crashed"
+    stopped = attempts(tmp_path, STOPPED)
+    assert decide(stopped, 0, ClusterConfig(), 0, True).what == "requeue"
+
+
+def test_jobs_that_wait_for_success_learn_why_a_run_is_not_requeued(tmp_path: Path) -> None:
+    history = attempts(tmp_path, STOPPED, CRASH)
+    assert after(history, requeue=False).exit_status == 1
+    assert after(history, max_requeues=0).exit_status == 1
+    assert after(history[:1], max_requeues=0).exit_status == 3
+
+
+def test_the_tail_is_of_the_newest_log_in_which_a_rank_said_something(tmp_path: Path) -> None:
+    (attempt,) = attempts(tmp_path, CRASH)
+    said = {
+        "rank-0.log": "of rank 0\n",
+        "rank-1.log": "\n".join(map(str, range(20))),
+        "rank-2.log": "",
+        "node-a.log": "x",
+    }
+    for age, (name, text) in enumerate(said.items()):
+        (attempt.folder / name).write_text(text)
+        os.utime(attempt.folder / name, (1000 + age, 1000 + age))
+    lines = after([attempt], max_crashes=1).reason.splitlines()
+    assert lines[-16].endswith("rank-1.log)") and lines[-15:] == [str(number) for number in range(5, 20)]
+
+
+def test_attempts_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    history = attempts(tmp_path, *[STOPPED] * 11)
+    (tmp_path / "attempts" / "11").mkdir()  # begun, and killed before its record
+    assert [attempt.number for attempt in record.attempts(tmp_path)] == list(range(11))
+    assert history[-1].folder.name == "10" and record.begin(tmp_path, "7", {}).number == 12
+
+
+def test_an_attempt_notes_the_newest_checkpoint_it_begins_from(tmp_path: Path) -> None:
+    assert attempts(tmp_path, CRASH)[0].begun["from_step"] == 0
+    for name in ("checkpoint-9", "checkpoint-100", "checkpoint-200.damaged"):
+        (tmp_path / name).mkdir()
+    assert record.newest_step(tmp_path) == 100 and attempts(tmp_path, CRASH)[1].begun["from_step"] == 100
+
+
+def test_an_end_that_is_recorded_is_not_called_lost(tmp_path: Path) -> None:
+    (attempt,) = attempts(tmp_path, STOPPED)
+    write_json(attempt.folder / "ended.json", {"what": "requeue"})
+    record.close_lost(attempt)
+    assert attempt.ended == {"what": "requeue"}
+
+
+def test_a_folder_is_refused_only_while_another_job_of_it_lives(tmp_path: Path, monkeypatch) -> None:
+    states: list[str | None] = ["PENDING", "CANCELLED", "COMPLETED", None]
+    asked: list[str] = []
+    monkeypatch.setattr(record, "job_state", lambda job: asked.append(job) or states.pop(0))
+    record.refuse_foreign_job(tmp_path, "8")
+    (held,) = attempts(tmp_path, CRASH)
+    record.refuse_foreign_job(tmp_path, "7")
+    assert asked == []
+    with pytest.raises(ToolkitError, match="belongs to job 7, which is pending"):
+        record.begin(tmp_path, "8", {})
+    assert asked == ["7"] and record.token(tmp_path)["id"] == held.begun["id"] and len(record.attempts(tmp_path)) == 1
+    while states:
+        record.refuse_foreign_job(tmp_path, "8")
+
+
+# -- the end of an attempt ---------------------------------------------------------------------------------------------
+
+
+def end(run: Path, attempt: record.Attempt, monkeypatch, job: str = "JobId=7 Requeue=1", status: str = "1") -> dict:
+    (run / "job").mkdir(exist_ok=True)
+    (run / "job" / "config.yaml").write_text("cluster:\n  max_requeues: 2\n")
+    monkeypatch.setenv("GROOT_ATTEMPT_DIR", str(attempt.folder))
+    monkeypatch.setenv("GROOT_ATTEMPT_ID", attempt.begun["id"])
+    monkeypatch.setenv("GROOT_JOB", job)
+    return attempt_module.end(status)
+
+
+def test_an_attempt_that_lost_the_token_never_requeues_however_it_ended(tmp_path: Path, monkeypatch) -> None:
+    first, second = attempts(tmp_path, STOPPED, STOPPED)
+    assert end(tmp_path, first, monkeypatch)["GROOT_DECISION"] == "done"
+    assert first.ended["reason"] == "a newer attempt has taken over"
+    assert end(tmp_path, second, monkeypatch)["GROOT_DECISION"] == "requeue"
+
+
+def test_the_end_heeds_the_runs_own_settings_and_the_jobs_requeue(tmp_path: Path, monkeypatch) -> None:
+    (attempt,) = attempts(tmp_path, STOPPED)
+    answer = end(tmp_path, attempt, monkeypatch, "JobId=7 Requeue=0")
+    assert (answer["GROOT_DECISION"], answer["GROOT_EXIT"]) == ("stop", "3")
+    assert attempt.ended["status"] == 1 and attempt.ended["exit_status"] == 3
+    *_, last = attempts(tmp_path, STOPPED, STOPPED)
+    assert "cluster.max_requeues=2 is reached" in (end(tmp_path, last, monkeypatch) and last.ended["reason"])
+
+
+def test_only_a_requeue_leaves_the_failed_node_out(tmp_path: Path, monkeypatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(attempt_module, "exclusion", lambda job, failed: asked.append(failed) or "n1,n2")
+    first, *_ = attempts(tmp_path, CRASH)
+    killed_on(first, "n2")
+    assert end(tmp_path, first, monkeypatch)["GROOT_EXCLUDE"] == "n1,n2" and asked == [("n2",)]
+    assert end(tmp_path, first, monkeypatch, "Requeue=0")["GROOT_EXCLUDE"] == ""
+
+
+NODES = "n1 idle\nn2 mixed\nn3 DOWN*\nn4 allocated\nn5 drained\n"
+
+
+@pytest.mark.parametrize(
+    "job, failed, excluded",
+    [
+        ("Partition=p NumNodes=1 ExcNodeList=(null)", ("n2",), "n2"),
+        ("Partition=p NumNodes=2 ExcNodeList=(null)", ("n2",), "n2"),  # n1 and n4 remain
+        ("Partition=p NumNodes=3-3 ExcNodeList=(null)", ("n2",), ""),
+        ("Partition=p NumNodes=1 ExcNodeList=n4,n1", ("n2",), ""),
+        ("Partition=p NumNodes=1 ExcNodeList=n4", ("n2",), "n2,n4"),
+        ("Partition=p NumNodes=1 ReqNodeList=n2,n9", ("n2",), ""),
+        ("Partition=p NumNodes=1 ReqNodeList=n1", ("n2",), "n2"),
+        ("Partition=p NumNodes=1 ExcNodeList=n4", (), ""),
+        ("NumNodes=1", ("n2",), ""),
+    ],
+)
+def test_a_failed_node_is_left_out_where_enough_usable_ones_remain(
+    job: str, failed: tuple[str, ...], excluded: str, monkeypatch
+) -> None:
+    def slurm(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        answer = NODES if command[0] == "sinfo" else command[-1].replace(",", "\n")
+        return subprocess.CompletedProcess(command, 0, answer, "")
+
+    monkeypatch.setattr(commands, "slurm", slurm)
+    monkeypatch.setattr(commands, "available", lambda: True)
+    assert exclusion(job, failed) == excluded
+    monkeypatch.setattr(commands, "available", lambda: False)
+    assert exclusion(job, failed) == ""
+
+
 def test_the_node_whose_process_was_killed_is_named(tmp_path: Path) -> None:
     attempt = attempts(tmp_path, CRASH)[0]
     (attempt.folder / "node-n1.log").write_text("  rank: 1\n  exitcode  : 1 (pid: 5)\n  exitcode  : -15 (pid: 6)\n")
     (attempt.folder / "node-n2.log").write_text("  exitcode  : -9 (pid: 7)\n")
     assert failed_nodes(attempt) == ("n2",)
     (attempt.folder / "node-n1.log").write_text("  exitcode  : -7 (pid: 5)\n")
+    assert failed_nodes(attempt) == ()
+    for name in ("n1", "n2"):
+        (attempt.folder / f"node-{name}.log").write_text("  exitcode  : -15 (pid: 5)\n")
     assert failed_nodes(attempt) == ()
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from gr00t.checksums import checksum_path, files_digest, is_sound, make_once, unsound, write_checksum
 from gr00t.errors import ToolkitError
 from gr00t.files import (
     LockHeld,
+    copy_file,
     disk_errors,
     disk_refusal,
     file_lock,
+    free_space,
     in_bytes,
     lock_in_turn,
     near_folder,
@@ -200,3 +203,90 @@ def test_other_errors_are_no_disks_fault(tmp_path: Path) -> None:
         raise ValueError("a bug")
     assert disk_refusal(ValueError("a bug")) is None and disk_refusal(None) is None
     assert disk_refusal(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+
+
+def test_what_lies_in_the_way_is_asked_about_before_it_is_moved(tmp_path: Path) -> None:
+    folder_with(tmp_path / "done", "another's")
+    asked: list[str] = []
+
+    def refuse(folder: Path) -> None:
+        asked.append(folder.name)
+        raise ToolkitError("not yours")
+
+    with pytest.raises(ToolkitError, match="not yours"):
+        with whole_folder(tmp_path / "done", replaceable=refuse) as aside:
+            (aside / "file").write_text("new")
+    assert asked == ["done"] and (tmp_path / "done/file").read_text() == "another's"
+    with whole_folder(tmp_path / "new", replaceable=refuse):
+        pass
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_second_writer_of_a_folder_is_refused_unless_it_needs_no_lock(tmp_path: Path) -> None:
+    with file_lock(tmp_path / "done"):
+        with pytest.raises(LockHeld), whole_folder(tmp_path / "done"):
+            raise AssertionError("two writers")
+        with whole_folder(tmp_path / "done", lock=False) as aside:
+            (aside / "file").write_text("new")
+    assert (tmp_path / "done/file").read_text() == "new"
+
+
+def test_a_lock_is_that_of_the_folder_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with file_lock(tmp_path / "link"), pytest.raises(LockHeld), file_lock(tmp_path / "real"):
+        raise AssertionError("two holders")
+
+
+def test_a_copy_keeps_permissions_and_times_and_never_replaces(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "deep" / "b"
+    source.write_text("mine")
+    source.chmod(0o640)
+    os.utime(source, (1000, 2000))
+    copy_file(source, target)
+    assert (target.stat().st_mode & 0o777, target.stat().st_mtime, target.read_text()) == (0o640, 2000, "mine")
+    with pytest.raises(FileExistsError):
+        copy_file(source, target)
+
+
+def test_free_space_is_that_of_the_disk_a_folder_will_lie_on(tmp_path: Path) -> None:
+    assert abs(free_space(tmp_path / "not" / "yet") - free_space(tmp_path)) < 1e9
+
+
+def test_a_checksum_holds_for_this_content_name_and_owner_only(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.npy", tmp_path / "b.npy"
+    for path in (one, other):
+        path.write_text("content")
+        write_checksum(path, "features")
+    assert is_sound(one, "features") and not is_sound(one, "frames")
+    checksum_path(other).write_text(checksum_path(one).read_text())
+    assert not is_sound(other, "features")
+    one.write_text("Content")
+    missing = tmp_path / "c.npy"
+    write_checksum(other, "features")
+    assert unsound([one, other, missing], "features") == {one, missing}
+
+
+def test_a_digest_of_files_depends_on_each_ones_content_and_their_order(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path, text in zip(paths, ("1", "23", "123"), strict=True):
+        path.write_text(text)
+    found = {files_digest(order) for order in (paths, paths[::-1], paths[:2], paths[2:])}
+    assert len(found) == 4  # "1" + "23" is not "123"
+    with pytest.raises(ToolkitError, match="cannot be read"):
+        files_digest([tmp_path / "none"])
+
+
+def test_what_is_whole_is_not_made_twice(tmp_path: Path) -> None:
+    target, made = tmp_path / "cache" / "x", []
+
+    def make() -> None:
+        made.append(1)
+        target.mkdir()
+
+    make_once(target, "x", target.is_dir, make)
+    make_once(target, "x", target.is_dir, make)
+    assert len(made) == 1
+    answers = iter([False, True])  # another process has made it while this one waited
+    make_once(target, "x", lambda: next(answers), make)
+    assert len(made) == 1

@@ -15,9 +15,13 @@ import pytest
 from recordings import write_split
 from slurm_cluster import ROOT, Cluster, metrics
 
-from finetune.slurm import inventory
+from finetune.config.schema import ClusterConfig
+from finetune.slurm import inventory, queue
 from finetune.slurm.batch import batches_of
+from finetune.slurm.fit import check_fits, in_time, megabytes
+from finetune.slurm.inventory import Node, Partition
 from finetune.slurm.launcher import launch
+from finetune.slurm.queue import Job, Queue
 from finetune.slurm.request import Request, read
 from finetune.slurm.submit import submit
 from gr00t.errors import ToolkitError
@@ -148,6 +152,128 @@ def test_times_and_gpus_are_read_as_slurm_writes_them() -> None:
     assert inventory.seconds_of("UNLIMITED") is None
     assert inventory.gpus_of("gpu:a100:4(S:0-1),gpu:v100:2") == {"a100": 4, "v100": 2}
     assert inventory.gpus_of("gpu:8,shard:32") == {"": 8} and inventory.gpus_of("(null)") == {}
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, module: object, **said: str) -> list[tuple[str, ...]]:
+    """Let SLURM's commands say this, by name; returns how they are called."""
+    calls: list[tuple[str, ...]] = []
+
+    def slurm(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0 if command[0] in said else 1, said.get(command[0], ""), "")
+
+    monkeypatch.setattr(module, "slurm", slurm)
+    monkeypatch.setattr(module, "available", lambda: True, raising=False)
+    return calls
+
+
+SQUEUE = """\
+7|7|RUNNING|1:00|n1|None|groot
+9_0|10|RUNNING|2:00|n2|None|groot
+9_[1-3]|9|PENDING|3:00||Priority|groot
+"""
+SACCT = "5|CANCELLED by 1000|n3|groot\n7|FAILED|n4|groot\n"
+
+
+def test_jobs_are_squeues_and_those_it_has_forgotten_sacct_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = answers(monkeypatch, queue, squeue=SQUEUE, sacct=SACCT)
+    found = Queue.read(["5", "7", "9_0"])
+    assert calls[1][-1] == "--jobs=5"
+    assert found.jobs["7"] == Job("7", "groot", "RUNNING", "", "1:00", "n1")
+    assert found.jobs["5"].state == "CANCELLED" and not found.jobs["5"].alive
+    assert found.jobs["10"] == found.jobs["9_0"] and "9" not in found.jobs
+    assert found.jobs["9_[1-3]"].reason == "Priority" and found.jobs["9_[1-3]"].alive
+    assert found.find({"job_id": 7}) == found.find({"job_id": "7", "job_name": "groot"}) == found.jobs["7"]
+    assert found.find({"job_id": "7", "job_name": "another"}) is None and found.find({"job_id": "8"}) is None
+    assert len(calls) == 2 and Queue.read(["7"]).jobs.keys() == {"7", "9_0", "10", "9_[1-3]"} and len(calls) == 3
+
+
+def test_partitions_are_read_with_their_own_nodes_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = (
+        "PartitionName=gpu Default=YES State=UP MaxTime=1-00:00:00 MaxNodes=2 AllowAccounts=a,b AllowQos=ALL\n"
+        "PartitionName=cpu Default=NO State=DOWN MaxTime=UNLIMITED MaxNodes=UNLIMITED AllowAccounts=ALL AllowQos=x\n"
+    )
+    listed = "n1|gpu|64+|1000|gpu:a100:4,gpu:a100:2\nn2|cpu|8|500|(null)\nn3|hidden|8|500|(null)\n"
+    answers(monkeypatch, inventory, scontrol=shown, sinfo=listed)
+    nodes = [Node("n1", 64, 1000, {"a100": 6})], [Node("n2", 8, 500, {})]
+    assert inventory.read_partitions() == {
+        "gpu": Partition("gpu", True, True, 86400, 2, ["a", "b"], None, nodes[0]),
+        "cpu": Partition("cpu", False, False, None, None, None, ["x"], nodes[1]),
+    }
+
+
+def test_the_most_gpus_are_those_of_one_node_of_that_type() -> None:
+    nodes = [Node("a", 1, 1, {"a100": 4, "v100": 2}), Node("b", 1, 1, {"v100": 5})]
+    assert [inventory.most(nodes, kind) for kind in (None, "a100", "v100", "l4")] == [6, 4, 5, 0]
+    assert inventory.most([], None) == 0
+
+
+def test_sizes_and_times_are_written_as_sbatch_takes_them() -> None:
+    assert [megabytes(text) for text in ("512", "2048K", "3M", "64g", "1T", "0")] == [512, 2, 3, 65536, 1048576, 0]
+    assert [in_time(seconds) for seconds in (59, 3661, 86399, 86400, 183845)] == [
+        *("00:00:59", "01:01:01", "23:59:59", "1-00:00:00", "2-03:04:05"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "asks, problem",
+    [
+        ({"nodes": 2, "cpus_per_task": 16, "memory": "100M", "time": "1:00:00", "gpus_per_node": 4}, None),
+        ({"gpus_per_node": 5}, "have 4 a100 GPUs at most"),
+        ({"nodes": 3}, "2 nodes that fit"),
+        ({"nodes": 2, "cpus_per_task": 17}, "gives 1 nodes that fit"),
+        ({"cpus_per_task": 33}, "no node of partition gpu has as much"),
+        ({"memory": "101M", "nodes": 2}, "gives 1 nodes that fit"),
+        ({"time": "1:00:01"}, "above the limit of partition gpu, 01:00:00"),
+        ({"time": "UNLIMITED"}, "above the limit"),
+        ({"time": "0:05:00"}, "no time to train"),
+        ({"time": "0:05:01"}, None),
+        ({"gpu_type": "v100"}, "cluster.partition=old"),
+        ({"partition": "gpu,old", "gpu_type": "v100", "time": "2:00:00", "gpus_per_node": 2}, None),
+        ({"partition": "off"}, "off is not up"),
+        ({"partition": "gpu,nope"}, 'no partition "nope"'),
+        ({"gpu_type": None, "gpus_per_node": 0, "nodes": 2}, None),
+    ],
+)
+def test_a_job_is_refused_where_no_partition_of_its_own_has_room(
+    asks: dict, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [Node("a", 16, 100, {"a100": 4}), Node("b", 32, 200, {"a100": 4}), Node("c", 32, 200, {"a100": 4})]
+    found = [
+        Partition("gpu", True, True, 3600, 2, None, None, nodes[:2]),
+        Partition("old", False, True, 7200, None, None, None, [Node("o", 8, 50, {"v100": 2})]),
+        Partition("off", False, False, None, None, None, None, nodes),
+    ]
+    monkeypatch.setattr(inventory, "read_partitions", lambda: {partition.name: partition for partition in found})
+    small = {"gpus_per_node": 1, "cpus_per_task": 1, "memory": None, "time": "0:30:00", "gpu_type": "a100"}
+    cluster = ClusterConfig(**{**small, **asks})
+    if problem is None:
+        check_fits(cluster)
+    else:
+        with pytest.raises(ToolkitError, match=problem):
+            check_fits(cluster)
+
+
+def test_the_stages_of_a_run_wait_for_success_and_runs_beyond_the_bound_for_their_turn(tmp_path: Path) -> None:
+    request = asked(
+        "train.seed=1,2", "stages=finetune,evaluate", "max_parallel=1", f"run_dir={tmp_path}/${{train.seed}}"
+    )
+    batches = batches_of(request, tmp_path)
+    for number, batch in enumerate(batches, start=101):
+        batch.job_id = str(number)
+    assert [batch.options[:1] for batch in batches] == [
+        *([], ["--dependency=afterany:101"], ["--dependency=afterok:101"], ["--dependency=afterok:102"]),
+    ]
+    assert [batch.id_of(0) for batch in batches] == ["101", "102", "103", "104"]
+
+
+def test_elements_of_an_array_are_known_by_their_index(tmp_path: Path) -> None:
+    request = asked("train.seed=1,2", f"run_dir={tmp_path}/${{train.seed}}", "max_parallel=1")
+    (batch,) = batches_of(request, tmp_path / "own")
+    batch.job_id = "7"
+    assert "#SBATCH --array=0-1%1\n" in batch.script and batch.options == []
+    assert [batch.id_of(index) for index in (0, 1)] == ["7_0", "7_1"]
+    assert batch.log_of(request.tasks[1], tmp_path / "own") == f"{tmp_path}/own/7_1.out"
 
 
 def refused_here(tmp_path: Path, arguments: list[str]) -> str:

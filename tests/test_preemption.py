@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,11 @@ import torch
 from test_training import ROOT, config, losses, metrics, overrides, trained
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.attempt_token import ATTEMPT, ATTEMPT_ID, TOKEN
+from finetune.attempt_token import ATTEMPT, ATTEMPT_ID, TOKEN, AttemptToken
 from finetune.data import build_dataset, build_loader, build_processor
 from finetune.engine import Engine
-from finetune.preemption import DEADLINE, stop_time
-from finetune.stop_signals import SIGNALS, received, stop_signals
+from finetune.preemption import DEADLINE, Preemption, Stopped, stop_time
+from finetune.stop_signals import SIGNALS, held_back, received, stop_signals
 from finetune.train import finetune
 from gr00t.data.dataset import StepReader
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -233,3 +233,70 @@ def test_signals_mean_what_they_did_before_and_after_training() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
     with stop_signals():
         assert received() is None
+
+
+def test_the_first_of_several_signals_is_the_reason() -> None:
+    with stop_signals():
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
+        assert received() == signal.SIGUSR1
+
+
+def test_signals_that_are_held_back_come_afterwards() -> None:
+    with stop_signals():
+        with held_back():
+            signal.raise_signal(signal.SIGUSR2)
+            assert received() is None
+        assert received() == signal.SIGUSR2
+
+
+@pytest.fixture
+def no_signal() -> Iterator[None]:
+    with stop_signals():
+        yield
+
+
+class OtherProcesses:
+    """An engine whose other processes say `known` of the reasons to stop."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, known: list[float], is_main: bool) -> None:
+        self.known, self.is_main = known, is_main
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        return value + torch.tensor([0.0, *self.known][: len(value)])
+
+
+def stop_of(run: Path, is_main: bool = True, known: tuple[int, ...] = (), grace: float = 0.0) -> Preemption:
+    """`known`: which reasons the other processes have."""
+    others = OtherProcesses([float(number in known) for number in range(5)], is_main)
+    return Preemption(others, AttemptToken(run), grace)  # type: ignore[arg-type]
+
+
+def test_processes_agree_on_the_weightiest_reason_that_any_has(no_signal: None, tmp_path: Path) -> None:
+    for known, reason in (((), None), ((4,), "time limit"), ((2, 4), "signal SIGUSR1"), ((0, 1), "superseded")):
+        stop = stop_of(tmp_path, known=known)
+        assert float(stop.sum(torch.tensor(2.5))) == 2.5
+        assert stop.agreed(7) == reason and stop.step == 7
+    with pytest.raises(Stopped, match="signal SIGTERM"):
+        stop_of(tmp_path, known=(1,)).check("time limit")
+    stop_of(tmp_path, known=(4,)).check("time limit")
+    stop_of(tmp_path, known=(1, 4)).barrier()
+    with pytest.raises(Stopped, match="superseded"):
+        stop_of(tmp_path, known=(0,)).barrier()
+
+
+def test_the_main_process_watches_the_clock_for_all(
+    no_signal: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DEADLINE, str(time.time() + 1000))
+    for is_main, save_seconds, reason in ((True, 0, None), (True, 1000, "time limit"), (False, 1000, None)):
+        stop = stop_of(tmp_path, is_main, grace=100)
+        stop.save_seconds = save_seconds
+        stop.sum(torch.zeros(()))
+        assert stop.agreed(1) == reason
+    stop = stop_of(tmp_path, grace=100)
+    stop._step_seconds = 500.0  # two more of these do not fit
+    stop.sum(torch.zeros(()))
+    assert stop.agreed(1) == "time limit"
