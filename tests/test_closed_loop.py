@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from config_calls import compose, refusal
 from finished import finished_checkpoint
+from outcomes import HELD, NONE, WRONG, outcome
 from recordings import INSTRUCTION, SAMPLES
 from simulator import needs_simulator
 
@@ -25,12 +26,13 @@ from gr00t.errors import ToolkitError
 from gr00t.files import read_json, write_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.closed_loop import evaluate_closed_loop
-from simulation.factors import FIRST_EVALUATION_SEED, PARTS
+from simulation.cut import leave_out_start
+from simulation.factors import FIRST_EVALUATION_SEED, PARTS, sample_episode
 from simulation.inference import Inference
-from simulation.observation import Observation
+from simulation.observation import Observation, as_batch, check_configs
 from simulation.outcomes import CONDITIONS, LURE, NOTHING, OTHER, TARGET
 from simulation.policies import LurePolicy, RandomPolicy, ScriptedPolicy, TargetPolicy, replay_policy
-from simulation.rollout import Phase, Request, Settings, run_episodes
+from simulation.rollout import Phase, Request, Settings, _to_film, run_episodes
 
 FIRST = FIRST_EVALUATION_SEED
 SPLIT = "size_color"
@@ -301,6 +303,97 @@ def test_any_object_with_get_action_acts_and_a_worker_that_dies_is_said(renderer
     }
     assert observation["annotation.human.task_description"] == ["do it"]
     assert len({seed for _, seed in policy.seen}) == 4
+
+
+# -- without the simulator ---------------------------------------------------------------------------------------------
+
+
+def test_the_first_successes_and_failures_of_each_part_are_filmed_as_they_are() -> None:
+    endings = [HELD, NONE, HELD, HELD, WRONG, NONE]
+    blank = [outcome("train", 9, HELD, "blank_image")]
+    plain = [outcome(part, n, ending) for part in PARTS for n, ending in enumerate(endings)]
+    chosen = [(o.condition, o.part, o.seed - FIRST) for o in _to_film([*blank, *plain], 2)]
+    assert chosen == [("none", part, number) for part in PARTS for number in (0, 1, 2, 4)]
+    assert list(_to_film(plain, 0)) == []
+
+
+def test_a_batch_holds_the_groups_of_the_state_in_the_order_of_the_requests() -> None:
+    def seen(value: int) -> Observation:
+        images = {"image": np.full((4, 4, 3), value, np.uint8), "wrist_image": np.full((4, 4, 3), value + 1, np.uint8)}
+        return Observation(images, np.arange(8, dtype=np.float32) + 10 * value)
+
+    batch = as_batch([seen(1), seen(5)], "do it", MODALITY_CONFIG)
+    assert batch["state.arm"].shape == (2, 1, 7) and batch["state.gripper"][:, 0, 0].tolist() == [17, 57]
+    assert batch["state.arm"][1, 0].tolist() == [50, 51, 52, 53, 54, 55, 56]
+    assert batch["video.image"][:, 0, 0, 0, 0].tolist() == [1, 5]
+    assert batch["video.wrist_image"][:, 0, 0, 0, 0].tolist() == [2, 6]
+    assert batch["annotation.human.task_description"] == ["do it", "do it"]
+
+
+class Seeded:
+    """Remembers the seeds and options that it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[int, bool]] = []
+
+    def get_action(self, observation: dict, seed: int = 0, drop_state: bool = False) -> dict:
+        self.given.append((seed, drop_state))
+        return {"action.arm": np.zeros((1, 16, 7)), "action.gripper": np.zeros((1, 16, 1))}
+
+
+def test_noise_is_of_seed_episode_and_chunk_whatever_the_batch() -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    shown = Observation({"image": image, "wrist_image": image}, np.zeros(8, np.float32))
+
+    def given(seed: int, *chunks: tuple[int, int], drop_state: bool = False) -> list[tuple[int, bool]]:
+        policy = Seeded()
+        requests = [Request(shown, episode, chunk) for episode, chunk in chunks]
+        Inference(policy, seed, 16, ("none", "zero_state")).chunks(requests, "x", drop_state=drop_state)
+        return policy.given
+
+    both = given(42, (FIRST, 0), (FIRST + 1, 3))
+    assert both == [*given(42, (FIRST, 0)), *given(42, (FIRST + 1, 3))]
+    others = [given(42, (FIRST, 1)), given(42, (FIRST + 1, 0)), given(43, (FIRST, 0))]
+    assert len({found[0][0] for found in [both, *others]}) == 4
+    assert [dropped for _, dropped in given(42, (FIRST, 0), drop_state=True)] == [True]
+
+
+def test_a_policy_of_more_than_the_present_frame_or_without_a_group_is_refused() -> None:
+    kind = type(MODALITY_CONFIG["video"])
+    check_configs(MODALITY_CONFIG, 16)
+    for modality in ("video", "state"):
+        past = kind([-1, 0], MODALITY_CONFIG[modality].modality_keys)
+        with pytest.raises(ToolkitError, match=rf"reads {modality} at the frames \[-1, 0\]"):
+            check_configs({**MODALITY_CONFIG, modality: past}, 8)
+    with pytest.raises(ToolkitError, match='no action "gripper"'):
+        check_configs({**MODALITY_CONFIG, "action": kind(list(range(16)), ["arm"])}, 8)
+
+
+def test_scripted_policies_choose_their_object() -> None:
+    train, conflict = (sample_episode("color_object", part, FIRST) for part in ("train", "conflict"))
+    assert (TargetPolicy().choose(conflict), LurePolicy().choose(conflict)) == (conflict.target, conflict.lure)
+    assert LurePolicy().choose(train) == train.target
+    episodes = [sample_episode("color_object", "conflict", FIRST + n) for n in range(60)]
+    chosen = [[RandomPolicy(seed).choose(e) for e in episodes] for seed in (1, 1, 2)]
+    assert chosen[0] == chosen[1] != chosen[2] and min(Counter(chosen[0]).values()) > 8
+    assert TargetPolicy().seeds("train", 3) == [FIRST, FIRST + 1, FIRST + 2]
+
+
+def test_a_cut_recording_begins_later_with_its_attributes(tmp_path: Path) -> None:
+    path = tmp_path / "7.h5"
+    with h5py.File(path, "w") as file:
+        file.create_group("traj_0").attrs["kept"] = 5
+        file["traj_0/actions"] = np.arange(6)
+        file.create_dataset("traj_0/obs/rgb", data=np.arange(7), compression="gzip", compression_opts=4)
+        file["traj_0/obs/rgb"].attrs["unit"] = "px"
+    leave_out_start(path, 2)
+    with h5py.File(path) as file:
+        rgb = file["traj_0/obs/rgb"]
+        assert file["traj_0/actions"][:].tolist() == [2, 3, 4, 5] and rgb[:].tolist() == [2, 3, 4, 5, 6]
+        assert (file["traj_0"].attrs["kept"], rgb.attrs["unit"], rgb.compression, rgb.compression_opts) == (
+            *(5, "px", "gzip", 4),
+        )
+    assert [found.name for found in tmp_path.iterdir()] == ["7.h5"]
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

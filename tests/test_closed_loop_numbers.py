@@ -11,8 +11,9 @@ from outcomes import HELD, LOST, NONE, WRONG, by_scene, evaluation, outcome, pla
 
 from finetune.checkout import CHECKOUT
 from simulation.factors import FACTORS
-from simulation.readings import LEAST_PICKS, cue_preference, in_short, least_shown, readings, verdict
-from simulation.shares import Share, difference, paired_difference
+from simulation.outcomes import EpisodeOutcome
+from simulation.readings import LEAST_PICKS, _small, cue_preference, in_short, least_shown, readings, verdict
+from simulation.shares import Difference, Share, difference, paired_difference
 from simulation.summary import count, summarize
 
 # -- shares ------------------------------------------------------------------------------------------------------------
@@ -254,6 +255,91 @@ def test_in_short_names_numbers_counts_and_intervals() -> None:
     lines = "\n".join(in_short(summarize(evaluation(played(AS_IT_IS)))))
     assert "75 % (30/40, 60 to 86 %)" in lines and "above the 33 % of picking any object" in lines
     assert "Follows color." in lines
+
+
+def test_parts_come_in_the_usual_order_and_questions_in_theirs() -> None:
+    names = ("other_image", "other_instruction", "zero_state")
+    changed = [e for name in names for e in played(AS_IT_IS, condition=name)]
+    summary = summarize(evaluation([*changed, *played(AS_IT_IS), *played({HELD: 3}, part="train")]))
+    assert list(summary.counted["none"]) == list(summary.chance) == ["train", "conflict"]
+    assert [r.question.split()[1] for r in readings(summary)] == ["cue", "it", "it", "it"]
+    assert [r.question.split()[2].rstrip("?") for r in readings(summary)[1:]] == ["look", "listen", "need"]
+
+
+def test_the_plates_other_factors_can_be_weak_spots_and_shares_keep_their_usual_confidence() -> None:
+    drawn = [outcome("train", number, HELD) for number in range(108)]
+    small = [e.episode["plate"]["size"] == "small" for e in drawn]
+    episodes = [outcome("train", n, LOST if lost else HELD) for n, lost in enumerate(small)]
+    (spot,) = summarize(evaluation(episodes)).weak_spots
+    assert (spot.whose, spot.factor, spot.value) == ("plate", "size", "small")
+    assert (spot.success, spot.others) == (Share(0, sum(small)), Share(108 - sum(small), 108 - sum(small)))
+
+
+def test_a_change_is_after_minus_before_part_by_part() -> None:
+    """Of ten conflict episodes success, picks of the target and the cue preference differ by different amounts."""
+    before = [*played({HELD: 6, WRONG: 4}), *played({HELD: 4}, part="train")]
+    after = [*played({HELD: 2, LOST: 1, WRONG: 5, NONE: 2}, condition="blank_image")]
+    after += played({HELD: 3, NONE: 1}, part="train", condition="blank_image")
+    summary = summarize(evaluation([*before, *after]))
+    found = summary.change("blank_image", "conflict")
+    assert found is not None and found.success.value == pytest.approx(-0.4)
+    assert found.target_picks.value == pytest.approx(-0.3)
+    assert found.preference.value == pytest.approx(3 / 8 - 6 / 10)
+    assert found.other_pick == Share(5, 10)
+    train, both = summary.change("blank_image", "train"), summary.change("blank_image")
+    assert train is not None and (train.before.success, train.after.success) == (Share(4, 4), Share(3, 4))
+    assert both is not None and (both.before.n, both.after.success) == (14, Share(5, 14))
+    assert {c.condition for c in summary.changes} == {"blank_image"}
+
+
+def test_an_ablation_is_not_paired_with_the_other_part_and_stays_out_of_the_factors() -> None:
+    train, blank = played({HELD: 5}, part="train"), played({NONE: 5}, condition="blank_image")
+    summary = summarize(evaluation([*train, *blank]))
+    found = summary.change("blank_image")
+    assert found is not None and found.before.n == found.after.n == 0
+    assert {table.part for table in summary.factors} == {"train"}
+
+
+def test_listening_is_judged_from_ten_picks_on_as_it_is() -> None:
+    def listens(before: int, after: int) -> str:
+        changed = played({HELD: after, NONE: 100 - after}, condition="other_instruction")
+        return read("listen", played({HELD: before, NONE: 100 - before}), changed)[0]
+
+    assert (listens(10, 10), listens(10, 9), listens(9, 10), listens(9, 9)) == ("no", "no", "unknown", "unknown")
+    rise = played({HELD: 40}, condition="other_instruction")
+    assert read("listen", played({WRONG: 40}), rise)[0] == "yes"
+
+
+def test_blank_images_answer_where_anothers_images_do_not() -> None:
+    other = played({HELD: 26, WRONG: 14}, condition="other_image")
+    found = read("look", played(AS_IT_IS), other, played({NONE: 40}, condition="blank_image"))
+    assert found == ("yes", "it needs images")
+
+
+@pytest.mark.parametrize(
+    "question, condition", [("look", "other_image"), ("look", "blank_image"), ("state", "zero_state")]
+)
+def test_looking_and_needing_the_state_are_judged_by_both_parts(question: str, condition: str) -> None:
+    train = played({HELD: 40}, part="train")
+    assert read(question, train, played({NONE: 40}, part="train", condition=condition))[0] == "yes"
+
+
+def test_a_change_is_small_where_both_ends_of_its_interval_are() -> None:
+    ends = {(-0.15, 0.15): True, (-0.16, 0.05): False, (-0.05, 0.16): False, (-0.12, 0.12): True}
+    for (low, high), small in ends.items():
+        assert _small(Difference(0.0, low, high, 40)) is small
+    assert not _small(Difference(None, -0.1, 0.1, 0))
+
+
+def test_success_is_told_from_chance_by_its_interval() -> None:
+    def line(*episodes: EpisodeOutcome) -> str:
+        return in_short(summarize(evaluation(episodes)))[0]
+
+    assert "not told from the 33 % of picking any object" in line(*played({HELD: 2, NONE: 2}))
+    assert "not told from" in line(*played({HELD: 1, NONE: 4}))
+    assert "below the 33 %" in line(*played({HELD: 1, NONE: 99}))
+    blank = in_short(summarize(evaluation([*played(AS_IT_IS), *played({HELD: 2, NONE: 38}, condition="blank_image")])))
+    assert any("success goes from 75 % (30/40) to 5 % (2/40)" in text for text in blank)
 
 
 def test_the_numbers_need_neither_torch_nor_a_simulator() -> None:

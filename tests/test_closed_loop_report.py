@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 from config_calls import compose
-from outcomes import HELD, LOST, NONE, WRONG, evaluation, played
+from outcomes import HELD, LOST, NONE, WRONG, evaluation, outcome, played
 from wandb_records import records
 
 from finetune.config import TrackingConfig
 from gr00t.data.video import write_video
 from gr00t.errors import ToolkitError
+from simulation.factors import OBJECT_X, OBJECT_Y
 from simulation.outcomes import Evaluation
-from simulation.page import EMBEDDED_BYTES, command, video_file
-from simulation.report import print_report, write_report
+from simulation.page import EMBEDDED_BYTES, _histogram, _place, _zones, command, tone, video_file, videos
+from simulation.readings import Reading
+from simulation.report import markdown, print_report, write_report
 from simulation.results import read_evaluation
 from simulation.summary import summarize
-from simulation.tracking import log_to_wandb, numbers
+from simulation.tracking import _change_rows, _factor_rows, _share_rows, log_to_wandb, numbers
 
 EVIL = '<script src="https://example.com/x.js">alert(1)</script>|`\n\n<b>[bold]'
 
@@ -142,6 +144,77 @@ def test_little_is_reported_as_well(episodes, tmp_path: Path) -> None:
     assert Page(tmp_path / "closed_loop.html").text and read_evaluation(tmp_path / "closed_loop.json").episodes
 
 
+def test_the_text_keeps_parts_quartiles_and_changes_apart() -> None:
+    train = [outcome("train", n, HELD, steps=s) for n, s in enumerate((20, 30, 40, 50))]
+    conflict = played({HELD: 6, WRONG: 4})
+    blank = played({HELD: 2, LOST: 1, WRONG: 5, NONE: 2}, condition="blank_image")
+    made = evaluation([*train, *conflict, *blank])
+    text = markdown(made, summarize(made))
+    assert "## Steps to success, train\n\nMedian 35, half of them 28 to 42, of 4 successes." in text
+    assert "## Steps to success, conflict\n\nMedian 32, half of them 31 to 34, of 6 successes." in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| blank images | conflict | -")]
+    assert row.index("-40 points") < row.index("-30 points") and "50 % (5/10)" in row
+    (train_row,) = [line for line in text.splitlines() if line.startswith("| train | as it is")]
+    assert train_row.split(" | ")[4] == "-" and "| - |" not in next(
+        line for line in text.splitlines() if line.startswith("| conflict | as it is")
+    )
+    by_target = text.split("## By the target's factors, train")[1].split("##")[0]
+    assert sum(line.startswith("| color ") for line in by_target.splitlines()) == 3
+
+
+def test_a_bar_holds_the_successes_of_its_steps() -> None:
+    """101 steps in bars of six: 5 is in the first, 6 and 11 in the second, 102 and 103 in the last."""
+    episodes = [outcome("train", n, HELD, steps=s) for n, s in enumerate((5, 6, 11, 102, 103))]
+    episodes += [*played({NONE: 3}, part="train"), outcome("conflict", 0, HELD, steps=7)]
+    bars = _histogram(episodes, "train", 101)
+    assert {(b["first"], b["last"]): b["count"] for b in bars if b["count"]} == {(0, 5): 1, (6, 11): 2, (102, 107): 2}
+    assert [b["height"] for b in bars if b["count"]] == [0.5, 1.0, 1.0]
+    assert [b["count"] for b in _histogram([outcome("train", 0, HELD, steps=100)], "train", 100)][-1] == 1
+
+
+def test_a_map_shows_y_to_the_right_and_x_downwards() -> None:
+    shown = outcome("conflict", 3, HELD)
+    target = shown.episode["objects"][shown.episode["target"]]
+    assert (_place(shown)["x"], _place(shown)["y"]) == (round(1000 * target["y"], 1), round(1000 * target["x"], 1))
+    left, right = _zones()
+    assert left["x"] == -1000 * OBJECT_Y[1] and left["x"] + left["width"] == pytest.approx(-1000 * OBJECT_Y[0])
+    assert right["x"] == 1000 * OBJECT_Y[0] and left["y"] == right["y"] == 1000 * OBJECT_X[0]
+
+
+def test_ablations_stay_out_of_the_maps_and_of_the_other_instructions(tmp_path: Path) -> None:
+    other = [
+        dataclasses.replace(e, instruction="take the other") for e in played({WRONG: 2}, condition="other_instruction")
+    ]
+    write_report(evaluation([*played({HELD: 3}), *other]), tmp_path)
+    text = (tmp_path / "closed_loop.html").read_text()
+    assert text.count("<title>seed ") == 3 and "take the other" in text
+
+
+def test_answers_have_the_colour_of_what_they_mean() -> None:
+    tones = {answer: tone(Reading("Does it look?", answer, "", "")) for answer in ("a", "b", "yes", "no", "unknown")}
+    assert tones == {"a": "ok", "b": "warning", "yes": "ok", "no": "error", "unknown": "soft"}
+    assert tone(Reading("Does it need the state?", "no", "", "")) == ""
+
+
+def test_numbers_to_log_are_the_shares_with_their_ends() -> None:
+    train, conflict = played({HELD: 3, LOST: 1}, part="train"), played({HELD: 2, LOST: 1, WRONG: 1, NONE: 4})
+    blank = played({HELD: 1, WRONG: 2, NONE: 5}, condition="blank_image")
+    summary = summarize(evaluation([*train, *conflict, *blank]))
+    found = numbers(summary)
+    preference = summary.preference
+    assert found["closed_loop/cue_preference"] == 0.75 and found["closed_loop/cue_preference_of"] == 4
+    assert found["closed_loop/cue_preference_low"] == preference.low < found["closed_loop/cue_preference_high"]
+    assert found["closed_loop/blank_image/cue_preference"] == pytest.approx(1 / 3)
+    assert "closed_loop/cue_preference" not in numbers(summarize(evaluation(train)))
+    rows = {tuple(row[:3]): row[3:] for row in _share_rows(summary)}
+    success = summary.of("conflict").success
+    assert rows["conflict", "none", "success"] == [2, 8, 0.25, success.low, success.high]
+    changed = next(row for row in _change_rows(summary) if row[:2] == ["blank_image", "conflict"])
+    assert changed[2:4] == [8, -0.125]
+    held = [row for row in _factor_rows(summary) if row[:3] == ["conflict", "target", "size"]]
+    assert (sum(row[4] for row in held), sum(row[-1] for row in held)) == (8, 3)
+
+
 # -- videos ------------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +226,19 @@ def test_large_videos_stay_beside_the_page(tmp_path: Path) -> None:
     page = Page(tmp_path / "closed_loop.html")
     assert page.loaded == [] and page.links == ["videos/0.mp4", "videos/27.mp4"]
     assert "are too large for this page" in page.text and all((tmp_path / link).is_file() for link in page.links)
+
+
+def test_successes_and_failures_are_shown_apart_up_to_the_largest_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = filmed(tmp_path)
+    size = sum(path.stat().st_size for path in (tmp_path / "videos").iterdir())
+    for most, embedded in ((size, True), (size - 1, False)):
+        monkeypatch.setattr("simulation.page.EMBEDDED_BYTES", most)
+        shown, notes = videos(made.episodes, tmp_path)
+        assert [name for name, _ in shown] == ["Successes", "Failures"] and len(notes) == (not embedded)
+        assert all([v.embedded for v in group] == [embedded] for _, group in shown)
+    assert "seed 1000000;" in shown[0][1][0].caption and "seed 1000027;" in shown[1][1][0].caption
 
 
 def test_a_missing_video_is_said_to_be_missing(tmp_path: Path) -> None:
@@ -220,6 +306,10 @@ def damaged(change: str) -> Any:
         ("first['success'] = 'yes'", "success is 'yes'"),
         ("first['steps'] = -1", "steps is -1"),
         ("first['steps'] = True", "steps is True"),
+        ("first['chunks'] = -1", "chunks is -1"),
+        ("del first['video']", "video"),
+        ("data['episodes'][30]['episode']['lure'] = None", "target"),
+        ("scene['plate']['color'] = 'mauve'", "factors are unknown"),
         ("first['video'] = 3", "video is no text"),
         ("first['episode'] = None", "scene is incomplete"),
         ("del scene['plate']", "scene is incomplete"),
@@ -252,6 +342,8 @@ def test_the_command_on_the_page_repeats_the_configuration(tmp_path: Path) -> No
     config = dataclasses.asdict(compose("evaluate", "split=color_object", "seed=7", "checkpoint=my checkpoint"))
     told = command({"split": "color_object", "instruction": "pick up the color-matching object", "config": config})
     assert told == "python evaluate_conflict.py split=color_object mode=closed_loop 'checkpoint=my checkpoint' seed=7"
+    info = {"split": "color_object", "instruction": "pick up the color-matching object"}
+    assert command({**info, "config": {**config, "report_dir": "mine", "tracking": {"name": "wandb"}}}) == told
     arguments = [a for a in shlex.split(told)[2:] if not a.startswith("mode=")]
     again = compose("evaluate", *arguments)
     assert (again.seed, again.checkpoint, again.split.name) == (7, "my checkpoint", "color_object")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from simulation.compare import main
 from simulation.comparison import compare, tint
 from simulation.factors import FIRST_EVALUATION_SEED
 from simulation.report import write_report
+from simulation.results import find_evaluations
+from simulation.shares import paired_difference
 
 
 def write(folder: Path, conflict: dict, train: dict | None = None, first: int = 0, **info) -> None:
@@ -155,3 +158,60 @@ def test_an_evaluation_of_train_alone_has_no_preference(tmp_path: Path) -> None:
     write_report(evaluation(played({HELD: 12}, part="train")), tmp_path / "a")
     run(tmp_path)
     assert "no pick of target or lure" in Page(tmp_path / "compare.html").text
+
+
+def test_the_same_episodes_are_compared_in_pairs_and_others_apart(reports: Path) -> None:
+    train = {c.what: c for c in compare(reports).contrasts}["success, train"]
+    assert train.difference == paired_difference([(number < 4, True) for number in range(20)])
+    write(reports / "color_object" / "later", {HELD: 20}, first=FIRST_EVALUATION_SEED)
+    found = {(c.first, c.second, c.what): c for c in compare(reports).contrasts}
+    apart = found["color_object/closed_loop", "color_object/later", "success, conflict"]
+    assert not apart.same_episodes and apart.difference.value == pytest.approx(0.1)
+    assert not any(c.same_episodes for (_, _, what), c in found.items() if what == "cue preference")
+
+
+def test_a_seed_whose_scene_was_another_makes_no_pair(tmp_path: Path) -> None:
+    before = played({HELD: 12})
+    moved = [{**e.episode, "plate": {**e.episode["plate"], "x": e.episode["plate"]["x"] + 0.001}} for e in before]
+    after = [dataclasses.replace(e, episode=scene) for e, scene in zip(before, moved, strict=True)]
+    for name, episodes in (("a", before), ("b", after)):
+        write_report(evaluation(episodes), tmp_path / name)
+    assert [c.same_episodes for c in compare(tmp_path).contrasts] == [False, False]
+
+
+def test_ablations_take_no_part_in_a_contrast(tmp_path: Path) -> None:
+    blank = played({NONE: 12}, condition="blank_image")
+    write_report(evaluation(played({HELD: 12})), tmp_path / "a")
+    write_report(evaluation([*played({HELD: 12}), *blank]), tmp_path / "b")
+    found = {c.what: c.difference.value for c in compare(tmp_path).contrasts}
+    assert found == {"success, conflict": 0.0, "cue preference": 0.0}
+    run(tmp_path)
+    _, second = json.loads((tmp_path / "compare.json").read_text())["evaluations"]
+    assert set(second["success_under"]) == {"blank_image"} and not {"config", "versions"} & set(second["info"])
+
+
+def test_entries_are_in_the_order_of_their_splits(tmp_path: Path) -> None:
+    write(tmp_path / "a", {HELD: 12}, split="size_color")
+    write(tmp_path / "b", {HELD: 12})
+    assert [entry.name for entry in compare(tmp_path).entries] == ["b", "a"]
+
+
+@pytest.mark.parametrize("name, value", [("n_action_steps", 4), ("max_steps", 80), ("instruction", "grab it")])
+def test_every_setting_that_makes_the_task_another_is_noted(name: str, value: object, tmp_path: Path) -> None:
+    write(tmp_path / "a", {HELD: 12})
+    write(tmp_path / "b", {HELD: 12}, **{name: value})
+    assert all(c.note.startswith(f"{name}: ") and c.note.endswith(f" / {value}") for c in compare(tmp_path).contrasts)
+
+
+def test_evaluations_of_different_parts_have_no_contrast(tmp_path: Path) -> None:
+    write_report(evaluation(played({HELD: 12}, part="train")), tmp_path / "a")
+    write_report(evaluation(played({HELD: 12})), tmp_path / "b")
+    assert compare(tmp_path).contrasts == ()
+
+
+def test_hidden_folders_are_left_out_at_any_depth_but_not_above(tmp_path: Path) -> None:
+    reports = tmp_path / ".cache" / "reports"
+    for place in ("a", ".trash/b", "c/.partial/d"):
+        (reports / place).mkdir(parents=True)
+        (reports / place / "closed_loop.json").write_text("{}")
+    assert find_evaluations(reports) == [reports / "a" / "closed_loop.json"]

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from config_calls import refusal
+from config_calls import compose, refusal
 
 from finetune.config import (
     load,
 )
+from finetune.config.checks import check_batch, check_cache, check_evaluation, is_hub_id
 from finetune.config.keys import keys_of
 from finetune.config.scripts import SCRIPTS
 from finetune.script import SPEAK_AFTER_SECONDS, run_main
@@ -388,3 +389,41 @@ def test_under_torchrun_the_other_ranks_let_the_first_one_speak(monkeypatch, cap
             run_main(lambda config: None, "finetune", ["train.lr=1"])
         assert waited == ([] if rank == "0" else [SPEAK_AFTER_SECONDS])
     assert capsys.readouterr().err.startswith('error: There is no key "train.lr"')
+
+
+def test_an_evaluation_at_the_last_step_is_one_and_after_it_none() -> None:
+    check_evaluation(compose("finetune", "train.max_steps=10", "train.eval_steps=10", "train.patience=2"))
+    with pytest.raises(ToolkitError, match=r"is more than train\.max_steps=10"):
+        check_evaluation(compose("finetune", "train.max_steps=10", "train.eval_steps=11"))
+    with pytest.raises(ToolkitError, match=r"train\.export=best needs evaluations"):
+        check_evaluation(compose("finetune", "train.export=best"))
+
+
+@pytest.mark.parametrize("varied", ["crop_fraction=0.9", "random_rotation_angle=5", "color_jitter.hue=0.1"])
+def test_cached_features_need_a_number_of_views_for_whatever_is_varied(varied: str) -> None:
+    still = ["augment.crop_fraction=1", "augment.random_rotation_angle=null"]
+    still += [] if varied.startswith("color") else ["augment.color_jitter=null"]
+    own = [setting for setting in still if not setting.startswith(f"augment.{varied.split('=')[0]}=")]
+    config = compose("finetune", "train.features=cached", *own, f"augment.{varied}")
+    with pytest.raises(ToolkitError, match=r"Say augment\.views=4"):
+        check_cache(config)
+    config.augment.views = 1
+    check_cache(config)
+
+
+def test_cached_features_of_images_that_are_not_varied_need_no_number_of_views() -> None:
+    check_cache(compose("finetune", "train.features=cached", "augment=none"))
+
+
+def test_whole_batches_are_accepted_and_the_nearest_is_never_none() -> None:
+    check_batch(24, 3, 4)
+    check_batch(24, None, 24)
+    with pytest.raises(ToolkitError, match=r"train\.global_batch_size=8\.$"):
+        check_batch(5, None, 8)
+
+
+def test_a_hub_id_is_no_folder_that_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    bases = ("nvidia/GR00T-N1.7-3B", "nvidia/GR00T-suite/folder", "nvidia/other/folder", "owner/name", "runs/x", "name")
+    assert [is_hub_id(base) for base in bases] == [True, True, False, False, False, False]

@@ -18,7 +18,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
 from finetune.artifacts import Artifacts
 from finetune.config import FinetuneConfig, load
-from finetune.config.mixture import datasets
+from finetune.config.mixture import check_mixture, datasets, parts
 from finetune.data import build_dataset, build_processor, open_datasets
 from finetune.evaluate import _notes
 from finetune.identity import run_identity
@@ -345,3 +345,13 @@ def test_the_plan_counts_all_datasets(two: list[Path], tiny_base: Path, tmp_path
     samples = open_datasets(chosen)
     starts = sum(r.layout.episode(e).length for r in samples.readers for e in r.layout.train_episodes)
     assert notes["feature cache"] == f"{starts} start frames x 2 views"
+
+
+def test_an_entrys_weight_stands_behind_the_last_colon_and_is_one_without(tmp_path: Path) -> None:
+    found = parts(["b/c:2.5", "a", "x:1/y", "d:e:3"])
+    assert [(str(part.folder), part.weight) for part in found] == [("b/c", 2.5), ("a", 1), ("x:1/y", 1), ("d:e", 3)]
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    check_mixture(["a:1", "b:1"])
+    for entries in (["a:1", "a:2"], ["a", "./a"], [f"{tmp_path}/x:1", f"{tmp_path}/link/x:2"]):
+        with pytest.raises(ToolkitError, match=r"2 times\. Name it once"):
+            check_mixture(entries)

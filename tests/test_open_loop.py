@@ -16,7 +16,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from finetune import evaluate, open_loop_report
 from finetune.config.schema import EvaluateConfig, SplitConfig
 from finetune.evaluate import evaluate_open_loop
-from finetune.open_loop import Baselines, findings, measure
+from finetune.open_loop import Baselines, Errors, Forecast, Section, findings, measure
 from finetune.predictor import Predictor
 from gr00t.data.dataset import StepReader
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -123,6 +123,37 @@ def test_sections_hold_the_starts_near_the_ends_of_episodes(reader, baselines):
     assert np.flatnonzero(forecast.starts("first")).tolist() == list(range(16))
     assert np.flatnonzero(forecast.starts("last")).tolist() == list(range(length - 16, length))
     assert measure([forecast], "last").steps == sum(range(1, 17))
+
+
+def section_of(policy, hold, mean, group="arm", wrong=None):
+    errors = {
+        n: Errors(v, v, [v], [v], wrong) for n, v in (("policy", policy), ("hold_still", hold), ("mean_chunk", mean))
+    }
+    return Section(1, 1, {group: errors})
+
+
+def test_a_policy_is_beside_the_better_baseline_and_a_late_gripper_beyond_its_limit():
+    assert findings({"all": section_of(0.1, 0.3, 0.2)}) == []
+    (found,) = findings({"all": section_of(0.2, 0.3, 0.2)})
+    assert "0.2000 of the mean training chunk baseline" in found
+    (found,) = findings({"all": section_of(0.3, 0.25, 0.4)})
+    assert "0.2500 of the hold still baseline" in found
+    for section, wrong, count in (("last", 0.05, 0), ("last", 0.06, 1), ("all", 0.5, 0), ("first", 0.5, 0)):
+        assert len(findings({section: section_of(0.9, 0.1, 0.1, "gripper", wrong)})) == count
+
+
+def test_errors_pool_steps_and_a_command_of_zero_counts_as_open():
+    """Of two episodes, of one and of two existing steps: the mean of all three, not of the episodes' means."""
+    forecasts = []
+    for episode, (errors, exists) in enumerate((([3.0, 50.0], [True, False]), ([0.0, -6.0], [True, True]))):
+        recorded = np.float32([[[0.0], [0.0]]])
+        predicted = {"gripper": recorded + np.float32(errors)[None, :, None]}
+        said = dict.fromkeys(("policy", "hold_still", "mean_chunk"), predicted)
+        forecasts.append(Forecast(episode, {"gripper": recorded}, said, np.array([exists])))
+    found = measure(forecasts, "all")
+    errors = found.errors["gripper"]["policy"]
+    assert (found.starts, found.steps, errors.mae) == (2, 3, 3.0)
+    assert errors.rmse == pytest.approx(np.sqrt(15)) and errors.sign_error_rate == pytest.approx(1 / 3)
 
 
 # predicting

@@ -18,14 +18,19 @@ from finetune.config.schema import ModelConfig
 from finetune.create_base import _model_config, architecture_json
 from finetune.lora import add_adapters
 from finetune.plan import check_disk, check_fits, plan
+from finetune.planning import fits, machine
 from finetune.planning.build import make_plan
-from finetune.planning.fits import gigabytes
-from finetune.planning.machine import available_memory
+from finetune.planning.disk import DiskPart, held_out_count, start_count
+from finetune.planning.fits import Verdict, device_verdict, disk_needs, gigabytes, host_verdict
+from finetune.planning.gpus import gpu_of_cluster
+from finetune.planning.machine import available_memory, local_processes
+from finetune.planning.memory import CUDA_CONTEXT, loading_memory
 from finetune.planning.parameters import by_group, parameters
-from finetune.planning.remedies import changes
+from finetune.planning.remedies import changes, remedy
 from finetune.planning.report import as_json
 from finetune.planning.shapes import shape_of_architecture, shape_of_checkpoint
 from finetune.train import finetune
+from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
 from gr00t.model import Gr00tN1d7
 from gr00t.model.backbone_config import parse_backbone
@@ -275,3 +280,146 @@ def test_the_plan_takes_the_fine_tunes_choices() -> None:
     files = [read_yaml(ROOT / "configs" / f"{name}.yaml") for name in ("finetune", "plan")]
     assert files[0] == files[1]
     assert "gpu_memroy_gb" in refusal("plan", "gpu_memroy_gb=3")
+
+
+def test_what_is_needed_fits_into_as_much_and_into_what_is_not_known() -> None:
+    assert Verdict("x", 5, 5, []).fits and Verdict("x", 5, None, []).fits and not Verdict("x", 6, 5, []).fits
+
+
+def test_a_node_needs_the_larger_of_loading_and_training() -> None:
+    small = make_plan(configuration("train.num_workers=0"), 8, per_node=8)
+    assert host_verdict(small, None).needed == max(sum(p.size for p in small.host), loading_memory(small.run))
+    busy = make_plan(configuration("train.num_workers=60"), 8, per_node=8)
+    assert host_verdict(busy, None).needed == sum(p.size for p in busy.host) > loading_memory(busy.run)
+    assert loading_memory(small.run) == 2 * loading_memory(make_plan(configuration(), 8, per_node=4).run)
+
+
+def test_on_a_cpu_all_processes_of_a_node_count() -> None:
+    made = make_plan(configuration("model=tiny", "train.precision=fp32"), 4, per_node=2, cuda=False)
+    needed = 2 * made.device.total + sum(part.size for part in made.host)
+    assert device_verdict(made, None).needed == needed
+
+
+def remedies(config: FinetuneConfig, room: int) -> list[tuple[str, int]]:
+    """Of a memory of 100, less 10 by each change; 30 on ZeRO-2."""
+
+    def memory(config: FinetuneConfig, _: int) -> int:
+        train = config.train
+        if config.engine.name == "zero2":
+            return 30
+        less = (train.features == "cached") + train.activation_checkpointing + (train.optimizer == "adamw_8bit")
+        return 100 - 10 * less - (32 - (train.micro_batch_size or 32)) // 4
+
+    return remedy(config, 1, memory, room)
+
+
+def test_a_remedy_is_the_largest_micro_batch_that_fits_or_changes_until_it_does() -> None:
+    config = configuration("train.global_batch_size=32")
+    assert remedies(config, 97) == [("train.micro_batch_size=16", 96)]
+    assert remedies(config, 96) == [("train.micro_batch_size=16", 96)]
+    assert remedies(config, 95) == [("train.micro_batch_size=8", 94)]
+    least = ("train.micro_batch_size=1", 93)
+    cached = ("train.features=cached augment.views=4", 83)
+    assert remedies(config, 90) == [least, cached]
+    checkpointing, eight_bit = ("train.activation_checkpointing=true", 73), ("train.optimizer=adamw_8bit", 63)
+    assert remedies(config, 63) == [least, cached, checkpointing, eight_bit]
+    assert remedies(config, 40) == [least, cached, checkpointing, ("engine=zero2 on 2 GPUs", 30)]
+    assert remedies(config, 20) == [least, cached, checkpointing, ("engine=zero2 on 4 GPUs", 30)]
+
+
+def test_a_disk_holds_what_is_still_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fits, "free_space", lambda _: 77)
+    (tmp_path / "run" / "checkpoint-10").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-10" / "model").write_bytes(bytes(30))
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(bytes(500))
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "model").write_bytes(bytes(40))
+    (tmp_path / "cache" / "frames-a").mkdir(parents=True)
+    (tmp_path / "cache" / "frames-a" / "x").write_bytes(bytes(90))
+    parts = [
+        DiskPart("checkpoints", tmp_path / "run", 100),
+        DiskPart("finished checkpoint", tmp_path / "done", 50),
+        DiskPart("frame store", tmp_path / "cache", 60),
+        DiskPart("feature cache", tmp_path / "cache" / "new" / "folder", 7),
+        DiskPart("unknown", tmp_path, None),
+    ]
+    assert disk_needs(parts) == [(parts[:4], 70 + 50 + 0 + 7, 77)]
+
+
+def test_a_process_counts_its_own_context_as_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int | None] = []
+    monkeypatch.setattr(fits, "check_fits", lambda config, gpus, room, **_: given.append(room))
+    config = configuration()
+    for cuda, free in ((True, 5), (True, None), (False, 5)):
+        fits.check_here(config, 1, free, bf16=True, cuda=cuda, writes=False)
+    assert given == [5 + CUDA_CONTEXT, None, 5]
+
+
+def test_starts_and_held_out_frames_are_counted_by_tail_and_by_evaluated_episodes(small_data: Path) -> None:
+    layout = DatasetLayout(small_data / "color_object/train")
+    lengths = [layout.episode(index).length for index in layout.train_episodes]
+    assert start_count(configuration("dataset.tail=mask"), layout) == sum(lengths)
+    assert start_count(configuration("dataset.tail=drop"), layout) == sum(length - 15 for length in lengths)
+    held_out = [layout.episode(index).length for index in layout.val_episodes]
+    assert held_out_count(configuration(), layout) == 0
+    one = configuration("train.eval_steps=10", "train.eval_episodes=1")
+    every = configuration("train.eval_steps=10", "train.eval_episodes=null")
+    assert (held_out_count(one, layout), held_out_count(every, layout)) == (held_out[0], sum(held_out))
+
+
+@pytest.mark.parametrize(
+    "name, meant",
+    [
+        ("a100", "a100"),
+        ("nvidia_a100-sxm4-40gb", "a100"),
+        ("NVIDIA_A100-SXM4-80GB", "a100-80gb"),
+        ("h100_pcie", "h100"),
+        ("gh200", "gh200"),
+        ("l40s", "l40s"),
+        ("v100", None),
+        (None, None),
+    ],
+)
+def test_a_clusters_name_of_a_gpu_is_understood(name: str | None, meant: str | None) -> None:
+    found = gpu_of_cluster(name)
+    assert (found.name if found else None) == meant
+
+
+def test_an_older_control_groups_limit_counts_too(tmp_path: Path) -> None:
+    """Of version 1, in a root of its own; a limit that is none is left out."""
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemAvailable: 8000 kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text("5:cpu,memory:/job\n3:cpuset:/other\n0::/x\n")
+    job = tmp_path / "cgroup" / "memory" / "job"
+    job.mkdir(parents=True)
+    (tmp_path / "cgroup" / "x").mkdir()
+    (tmp_path / "cgroup" / "x" / "memory.max").write_text("max\n")
+    (tmp_path / "cgroup" / "x" / "memory.current").write_text("5\n")
+    (job / "memory.limit_in_bytes").write_text("9000\n")
+    (job / "memory.usage_in_bytes").write_text("2000\n")
+    assert available_memory(tmp_path / "proc", tmp_path / "cgroup") == 7000
+    assert machine.available_memory(tmp_path / "none", tmp_path / "cgroup") is None
+
+
+@pytest.mark.parametrize("text, count", [("4", 4), ("0", 1), ("x", 1), (None, 1)])
+def test_local_processes_are_those_of_torchrun(text: str | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if text is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", text)
+    assert local_processes() == count
+
+
+@pytest.mark.parametrize(
+    "settings, gpus, per_node",
+    [
+        (["cluster.nodes=2", "cluster.gpus_per_node=4"], 8, 4),
+        (["cluster.nodes=2", "cluster.gpus_per_node=4", "gpus=2"], 2, 2),
+        (["engine=single", "cluster.nodes=2"], 1, 1),
+        (["device=cpu", "cluster.nodes=2"], 1, 1),
+    ],
+)
+def test_a_plan_is_for_the_processes_that_the_cluster_would_start(
+    settings: list[str], gpus: int, per_node: int
+) -> None:
+    made, _ = plan(compose("plan", "dataset.data_dir=absent", *settings))
+    assert (made.run.gpus, made.run.per_node) == (gpus, per_node)

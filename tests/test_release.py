@@ -36,7 +36,9 @@ from finetune.config.publishable import publishable
 from finetune.evaluate import evaluate_open_loop
 from finetune.publishing import files
 from finetune.publishing.build import Release, release
+from finetune.publishing.licence import hub_id_of, licence_of
 from finetune.publishing.privacy import Machine, find_private
+from finetune.publishing.results import _found, _is_of
 from finetune.release import read
 from finetune.slurm.snapshot import snapshot_code
 from finetune.train import finetune
@@ -349,6 +351,38 @@ def test_several_splits_share_one_tree(copy: Path, tmp_path: Path) -> None:
     assert "| Steps | 2 | 2 |" in card and "`size_color` has not been evaluated" in card
     with pytest.raises(ToolkitError, match="name it, out=release/NAME"):
         read(["local=none", "split=color_object,size_color", f"checkpoint={copy}/checkpoints/${{split.name}}"])
+
+
+def test_results_are_taken_oldest_first_and_not_from_before_the_checkpoint(tmp_path: Path) -> None:
+    """The last of one part wins. Without a fingerprint a result is told by its folder and its time."""
+    for name, when in (("a", 300), ("b", 100), (".c", 50)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "open_loop.json").write_text("{}")
+        os.utime(tmp_path / name / "open_loop.json", (when, when))
+    assert [path.parent.name for path, _ in _found(tmp_path, "open_loop.json")] == ["b", "a"]
+    (tmp_path / "config.json").write_text("{}")
+    os.utime(tmp_path / "config.json", (300, 300))
+    notes: list[str] = []
+    info = {"split": "s", "checkpoint": str(tmp_path)}
+    own = [_is_of(info, tmp_path / name / "open_loop.json", tmp_path, "f", "s", notes) for name in ("a", "b")]
+    assert own == [True, False] and len(notes) == 1 and "/b/" in notes[0]
+    path = tmp_path / "b" / "open_loop.json"
+    assert _is_of({**info, "checkpoint_fingerprint": "f"}, path, tmp_path, "f", "s", notes)
+    assert not _is_of({**info, "split": "t"}, path, tmp_path, "f", "s", notes) and len(notes) == 1
+
+
+def test_the_licence_is_what_is_chosen_then_what_the_base_says_then_that_of_its_page(tmp_path: Path) -> None:
+    page = "https://huggingface.co/a/b"
+    assert licence_of(None, None, None, None).id is None
+    assert (licence_of("a/b", "a/b", None, None).id, licence_of("a/b", "a/b", None, None).link) == ("other", page)
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert licence_of(str(tmp_path), None, None, None).id == "apache-2.0"
+    assert licence_of(str(tmp_path), None, "mit", None).id == "mit"
+    (tmp_path / "LICENSE.txt").write_text("terms")
+    found = licence_of(str(tmp_path), "a/b", "other", "me/policy")
+    assert found.link == "https://huggingface.co/me/policy/blob/main/LICENSE-WEIGHTS.txt"
+    assert list(found.files) == ["LICENSE-WEIGHTS.txt"]
+    assert hub_id_of("a/gr00t-b/folder") == "a/gr00t-b" and hub_id_of(None) is None and hub_id_of(str(tmp_path)) is None
 
 
 # -- what must stay at home --------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import pytest
 from browser import CHROMIUM, opened
 from PIL import Image
 
+from finetune.curves import COLORS
 from finetune.report import main, read
+from finetune.report_page import BASELINE, _panels_of_many, _panels_of_one, differences
 from finetune.run_history import read_history, read_series
 from gr00t.errors import ToolkitError
 
@@ -154,3 +156,26 @@ def test_a_folder_without_runs_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match=r"is no run folder and holds none.*Give the run_dir of a fine-tune"):
         report(tmp_path / name)
     assert not list(tmp_path.rglob("*.html"))
+
+
+def test_curves_of_a_run_share_panels_and_mark_later_attempts_and_the_best(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_attempt(run, 0, 0, "signal SIGUSR1")
+    write_attempt(run, 1, 150, "training is finished")
+    (run / "best.json").write_text(json.dumps({"step": 200, "metric": 0.1, "name": "val/arm_mae"}))
+    panels = _panels_of_one(read_history(run, tmp_path))
+    assert [[line.name for line in panel.lines] for panel in panels[:2]] == [
+        ["loss", "loss arm"],
+        ["arm mae", "arm mae hold still"],
+    ]
+    assert [(line.color, line.dash) for line in panels[1].lines] == [(COLORS[0], "solid"), (BASELINE, "dotted")]
+    assert all([(mark.step, mark.text) for mark in p.marks] == [(150, "attempt 1"), (200, "best")] for p in panels)
+
+
+def test_many_runs_differ_by_color_and_then_by_dashes(tmp_path: Path) -> None:
+    runs = [read_history(write_run(tmp_path / f"{n}", rate=1e-4 * (1 + n % 2)), tmp_path) for n in range(13)]
+    lines = _panels_of_many(runs)[0].lines
+    assert (lines[0].color, lines[0].dash) == (COLORS[0], "solid") and len({(x.color, x.dash) for x in lines}) == 13
+    assert (lines[12].color, lines[12].dash) == (COLORS[0], "dashed")
+    told = dict(differences(runs[:2]))
+    assert told["train.learning_rate"] == ["0.0001", "0.0002"] and "train.max_steps" not in told
