@@ -52,8 +52,8 @@ def test_a_file_is_missing_without_its_checksum(store: FeatureStore) -> None:
 def test_a_file_of_other_rows_or_type_is_refused(store: FeatureStore) -> None:
     paths = [path for path, _ in store.files()]
     paths[2].replace(paths[0])
-    with pytest.raises(ToolkitError, match=r"rows-00000.safetensors holds \(4, 2, 3\)"):
+    with pytest.raises(ToolkitError, match=r"rows-00000\.safetensors holds \(4, 2, 3\)"):
         store.sample(0, 0)
     halved = FeatureStore(store.folder, 33, 4, tokens=2, width=3, dtype=torch.bfloat16)
-    with pytest.raises(ToolkitError, match="rows-00001.safetensors holds"):
+    with pytest.raises(ToolkitError, match=r"rows-00001\.safetensors holds"):
         halved.sample(16, 0)

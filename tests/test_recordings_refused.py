@@ -412,7 +412,7 @@ def test_equal_actions_from_another_start_are_another_episode(raw):
     check_no_duplicates(read_recordings(h5(raw).parent))
     with h5py.File(h5(raw), "a") as recording:
         recording["traj_3/obs/agent/qpos"][0] = recording["traj_2/obs/agent/qpos"][0]
-    with pytest.raises(ToolkitError, match="traj_3 is the same recording as .*traj_2 .*1 such"):
+    with pytest.raises(ToolkitError, match=r"traj_3 is the same recording as .*traj_2 .*1 such"):
         check_no_duplicates(read_recordings(h5(raw).parent))
 
 
