@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from golden_files import golden_path, load
@@ -270,3 +274,147 @@ def test_tables_that_disagree_with_episodes_jsonl_are_refused(small_data: Path, 
     path.write_text(path.read_text().replace('"length": 20', '"length": 19', 1))
     with pytest.raises(ToolkitError, match="rows"):
         StepReader(copy, MODALITY_CONFIG)
+
+
+def copied(small_data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_data / "color_object" / "train", tmp_path / "train"))
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_held_out_episodes_decide_the_training_digest(small_data: Path, tmp_path: Path) -> None:
+    copy = copied(small_data, tmp_path)
+    before = DatasetLayout(copy).training_digest()
+    edit(copy / "meta/split.json", lambda split: split.update(instruction="told otherwise"))
+    assert DatasetLayout(copy).training_digest() == before
+    edit(copy / "meta/split.json", lambda split: split.update(val_episodes=[0]))
+    assert DatasetLayout(copy).training_digest() != before
+
+
+def test_a_held_out_episode_that_is_not_there_is_refused(small_data: Path, tmp_path: Path) -> None:
+    copy = copied(small_data, tmp_path)
+    edit(copy / "meta/split.json", lambda split: split.update(val_episodes=[1, 9]))
+    with pytest.raises(ToolkitError, match="no episode 9"):
+        DatasetLayout(copy).train_episodes  # noqa: B018
+
+
+def test_episodes_are_read_in_the_order_of_their_index(small_data: Path, tmp_path: Path) -> None:
+    copy = copied(small_data, tmp_path)
+    expected = StepReader(copy, MODALITY_CONFIG)
+    path = copy / "meta/episodes.jsonl"
+    path.write_text("\n\n".join(reversed(path.read_text().splitlines())) + "\n")
+    turned = StepReader(copy, MODALITY_CONFIG)
+    assert [e.length for e in turned.layout.episodes] == [20, 24, 18, 22, 20]
+    assert np.array_equal(turned.trajectory("action", 1)["arm"], expected.trajectory("action", 1)["arm"])
+    text = path.read_text()
+    for old, new, message in (
+        ('"length": 18', '"length": 0', "episode 2 has no frames"),
+        ('"episode_index": 3', '"episode_index": 1', "names an episode twice"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(ToolkitError, match=message):
+            DatasetLayout(copy)
+
+
+def test_actions_before_the_start_are_the_first_and_marked_missing(small_data: Path) -> None:
+    action = dataclasses.replace(MODALITY_CONFIG["action"], delta_indices=[-2, -1, 0, 1])
+    past = StepReader(small_data / "color_object" / "train", {**MODALITY_CONFIG, "action": action})
+    step, recorded = past.step(0, 1), past.trajectory("action", 0)["arm"]
+    assert step.action_valid is not None and step.action_valid.tolist() == [False, True, True, True]
+    assert np.array_equal(step.actions["arm"], recorded[[0, 0, 1, 2]])
+
+
+def test_a_history_of_frames_is_that_of_the_video(small_data: Path) -> None:
+    video = dataclasses.replace(MODALITY_CONFIG["video"], delta_indices=[-3, 0])
+    past = StepReader(small_data / "color_object" / "train", {**MODALITY_CONFIG, "video": video})
+    plain = StepReader(small_data / "color_object" / "train", MODALITY_CONFIG)
+    for frame, before in ((2, 0), (9, 6)):
+        for camera, images in past.step(1, frame).images.items():
+            assert np.array_equal(images[0], plain.step(1, before).images[camera][0])
+            assert np.array_equal(images[1], plain.step(1, frame).images[camera][0])
+
+
+def test_an_instruction_may_change_within_an_episode(small_data: Path, tmp_path: Path) -> None:
+    copy = copied(small_data, tmp_path)
+    table = DatasetLayout(copy).parquet_path(1)
+    rows = pq.read_table(table)
+    column = "annotation.human.task_description"
+    tasks = pa.array([0] * 10 + [1] * (rows.num_rows - 10), pa.int64())
+    pq.write_table(rows.set_column(rows.schema.get_field_index(column), column, tasks), table)
+    with (copy / "meta/tasks.jsonl").open("a") as file:
+        file.write('{"task_index": 1, "task": "a second text"}\n')
+    reader = StepReader(copy, MODALITY_CONFIG)
+    first = reader.layout.tasks[0]
+    assert [reader.step(1, frame, images=False).text for frame in (9, 10)] == [first, "a second text"]
+    assert reader.instructions([0, 1]) == sorted([first, "a second text"]) and reader.instructions([0]) == [first]
+
+
+def test_rows_are_asked_for_within_an_episode(reader: StepReader) -> None:
+    length = reader.layout.episode(1).length
+    assert len(reader._tables.rows("action", 1, np.array([0, length - 1]))) == 2
+    for frame in (-1, length):
+        with pytest.raises(IndexError):
+            reader._tables.rows("action", 1, np.array([0, frame]))
+
+
+def test_groups_that_reach_beyond_their_column_are_refused(small_data: Path, tmp_path: Path) -> None:
+    copy = copied(small_data, tmp_path)
+    edit(copy / "meta/modality.json", lambda modality: modality["action"]["gripper"].update(end=9))
+    with pytest.raises(ToolkitError, match=r'action "gripper" ends at 9.*has 8 values'):
+        StepReader(copy, MODALITY_CONFIG)
+
+
+def test_an_empty_video_is_found_before_training(small_data: Path, tmp_path: Path) -> None:
+    copy = copied(small_data, tmp_path)
+    DatasetLayout(copy).video_path(3, "wrist_image").write_bytes(b"")
+    with pytest.raises(ToolkitError, match="1 of 10 videos are missing or empty"):
+        StepReader(copy, MODALITY_CONFIG)
+
+
+def test_relative_statistics_do_not_depend_on_the_order_of_groups(small_data: Path) -> None:
+    root = small_data / "color_object" / "train"
+    turned = dataclasses.replace(MODALITY_CONFIG["state"], modality_keys=["gripper", "arm"])
+    found = StepReader(root, {**MODALITY_CONFIG, "state": turned})
+    computed = found.relative_statistics(found.layout.train_episodes, "mask")
+    for name, values in found.layout.relative_statistics()["arm"].items():
+        np.testing.assert_allclose(computed["arm"][name], values, rtol=0, atol=1e-12)
+
+
+def test_a_samples_time_is_one_less_beta_times_its_bound(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    key, many = SampleKey(0, 0, 0), {"augment": False, "noise_draws": 4000}
+    times = dataset(reader, processor, **many)[key]["time"]
+    assert abs(times.mean() - 0.4 * 0.999) < 0.02  # of Beta(1.5, 1) the mean is 0.6
+    scaled = dataset(reader, processor, noise_s=0.5, **many)[key]["time"]
+    np.testing.assert_allclose(scaled, times * (0.5 / 0.999), rtol=1e-5)
+    even = dataset(reader, processor, noise_beta=(1.0, 1.0), **many)[key]["time"]
+    assert abs(even.mean() - 0.5 * 0.999) < 0.02
+
+
+def test_without_augmentation_images_are_those_of_evaluation(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    plain = processor.encode_vlm(reader.step(*dataset(reader, processor).start(5)), TAG)["images"]
+    for views in (None, 2):
+        samples = dataset(reader, processor, augment=False, views=views)
+        assert np.array_equal(samples[SampleKey(5, 3, 1)]["images"], plain)
+    assert not np.array_equal(dataset(reader, processor)[SampleKey(5, 3, 1)]["images"], plain)
+
+
+def test_a_view_of_a_frame_has_one_look_of_its_own(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    samples, other = dataset(reader, processor, views=2), dataset(reader, processor, views=2, seed=8)
+    looks = [s._look(index, view) for s in (samples, other) for index in (3, 4) for view in (0, 1)]
+    assert len(set(looks)) == 8 and samples._look(3, 1) == looks[1]
+    for step in range(6):
+        key = SampleKey(3, step, 0)
+        assert samples._augmentation(key) == samples._look(3, samples._view(key)[0])
+
+
+def test_a_batch_is_padded_to_the_longest_prompt_of_all(reader: StepReader, processor: Gr00tN1d7Processor) -> None:
+    samples = dataset(reader, processor, augment=False)
+    longest = samples.prompts.shape[1]
+    samples.prompts = np.zeros((1, longest + 3), np.int64)
+    batch = samples.collate([samples[SampleKey(i, 0, i)] for i in range(2)])
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, longest + 3)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [longest] * 2

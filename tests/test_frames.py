@@ -224,3 +224,29 @@ def test_a_disk_that_fills_while_frames_are_decoded_leaves_nothing(settings: Fin
 def test_what_never_appears_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="all nodes share"):
         wait_until(lambda: False, tmp_path, grace=0.1)
+
+
+def test_episodes_longer_than_a_piece_are_stored_whole(
+    settings: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "PIECE", 7)
+    layout, counts = read(settings).layout, []
+    shapes = frames.frame_shapes(layout, ["image"])
+    frames.write_frame_store(tmp_path / "store", layout, shapes, threads=2, on_frames=counts.append)
+    expected = stored(settings).frame_store
+    assert expected is not None and counts == [e.length for e in layout.episodes]
+    assert np.array_equal(np.load(tmp_path / "store/image.npy"), expected._maps["image"])
+
+
+def test_frames_of_two_sizes_are_refused(settings: FinetuneConfig, tmp_path: Path) -> None:
+    layout = read(settings).layout
+    shapes = {"image": (104, 32, 64, 3)}
+    with pytest.raises(ToolkitError, match="needs one size a camera"):
+        frames.write_frame_store(tmp_path / "store", layout, shapes, threads=1)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_folder_of_frames_is_named_by_content_and_cameras(settings: FinetuneConfig, tmp_path: Path) -> None:
+    layout = read(settings).layout
+    chosen = (["image"], ["wrist_image"], ["image", "wrist_image"])
+    assert len({frames.frame_store_folder(tmp_path, layout, cameras) for cameras in chosen}) == 3

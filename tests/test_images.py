@@ -142,3 +142,33 @@ def test_brightness_grows_with_its_factor():
         transform.train(frame, Augmentation(0, 0, brightness=f, order=("brightness",))).mean() for f in (0.7, 1, 1.3)
     ]
     assert all(low < high for low, high in pairwise(means))
+
+
+def test_a_draw_turns_both_ways_and_crops_rows_and_columns_apart():
+    jitter = {"brightness": 1.5, "hue": 0.1}
+    transform = ImageTransform(
+        shortest_image_edge=256, crop_fraction=0.95, random_rotation_angle=5, color_jitter_params=jitter
+    )
+    rng = np.random.default_rng(1)
+    draws = [transform.draw(rng) for _ in range(200)]
+    for values in ([d.angle / 5 for d in draws], [d.hue / 0.1 for d in draws]):
+        assert -1 <= min(values) < -0.8 and 0.8 < max(values) <= 1
+    assert any(d.crop_y != d.crop_x for d in draws)
+    assert 0 <= min(d.brightness for d in draws) < 0.2 and max(d.brightness for d in draws) > 2.2
+    assert {(d.contrast, d.saturation) for d in draws} == {(1.0, 1.0)}  # not named
+
+
+def test_the_crop_is_taken_where_it_was_drawn():
+    frame = np.zeros((256, 256, 3), np.uint8)
+    frame[:128] = 200  # the upper half
+    transform = ImageTransform(shortest_image_edge=256, crop_fraction=0.5)
+    for y, x, expected in ((0, 100, 200), (128, 0, 0)):
+        assert (transform.train(frame, Augmentation(crop_y=y, crop_x=x)) == expected).all()
+
+
+def test_vlm_resize_keeps_the_shape_of_what_is_not_square():
+    assert vlm_resize(noise(100, 200), 65536, 16777216, 32).shape == (192, 384, 3)  # sides rounded up
+    assert vlm_resize(noise(640, 320), 65536, 65536, 32).shape == (352, 160, 3)  # and down
+    assert vlm_resize(noise(2, 400), 1024, 16777216, 32).shape[0] == 32  # a ratio of 200 is accepted
+    with pytest.raises(ToolkitError, match="too narrow"):
+        vlm_resize(noise(402, 2), 1024, 16777216, 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -23,13 +24,16 @@ from recordings import SAMPLES
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep import adoption
 from data_prep.adoption import adopt, proposed_configs
+from data_prep.lerobot import choose_val_episodes
 from data_prep.modality import propose
 from finetune.config import load
 from gr00t.data.episode_video import EpisodeVideo
 from gr00t.data.frames import FrameStore, frame_shapes, write_frame_store
 from gr00t.data.layout import DatasetLayout, dataset_fingerprint
+from gr00t.data.meta import by_number
 from gr00t.data.own_statistics import training_statistics
-from gr00t.data.statistics import feature_statistics
+from gr00t.data.schema import ModalityConfigs
+from gr00t.data.statistics import Tail, feature_statistics
 from gr00t.data.steps import StepReader
 from gr00t.errors import ToolkitError
 
@@ -418,3 +422,130 @@ def test_a_video_in_which_a_frame_is_missing_is_found_out(sound: Path, tmp_path:
     assert reader.step(0, 19).images["image"].shape == (1, 64, 64, 3)
     with pytest.raises(ToolkitError, match=r"frame 11 of episode 1 .*missing or doubled"):
         reader.step(1, 3)
+
+
+# -- by hand -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_in_the_order_of_their_numbers() -> None:
+    names = ["chunk-001/file-000", "chunk-000/file-1000", "chunk-000/file-999", "chunk-000/file-002"]
+    assert [p.as_posix() for p in by_number(map(Path, names))] == [names[3], names[2], names[1], names[0]]
+
+
+def test_end_effector_dimensions_and_velocities_are_groups_of_their_own() -> None:
+    names = ["x", "y", "z", "roll", "pitch", "yaw", "gripper.pos", "shoulder_pan", "x.vel", "y.vel"]
+    found = propose(info(names), MODALITY_CONFIG, "info.json").modality["state"]
+    ends = {name: (group["start"], group["end"]) for name, group in found.items()}
+    assert ends == {"eef": (0, 6), "gripper": (6, 7), "arm": (7, 8), "base": (8, 10)}
+
+
+def test_only_a_state_of_eight_or_nine_values_and_eight_actions_is_taken_for_a_panda() -> None:
+    def groups(state: int, action: int, names: list[str] | None = None) -> list[str]:
+        vectors = {"observation.state": state, "action": action}
+        features = {n: {"dtype": "float32", "shape": [size], "names": names} for n, size in vectors.items()}
+        camera = {"dtype": "video", "shape": [64, 64, 3]}
+        found = propose({"features": {**features, "observation.images.a": camera}}, MODALITY_CONFIG, "info.json")
+        return [f"{name}:{g['end']}" for name, g in found.modality["state"].items()]
+
+    assert groups(8, 8) == groups(9, 8) == ["arm:7", "gripper:8"]
+    assert groups(7, 8) == ["arm:7"] and groups(9, 7) == ["arm:9"] and groups(10, 8) == ["arm:10"]
+    assert groups(8, 8, list("abcdefgh")) == ["arm:8"]
+
+
+def test_only_float_columns_of_one_dimension_are_groups() -> None:
+    columns = {
+        "observation.count": {"dtype": "int64", "shape": [1]},
+        "observation.map": {"dtype": "float32", "shape": [2, 2]},
+        "action.extra": {"dtype": "float64", "shape": [3]},
+    }
+    found = propose(info(["a", "b"], **columns), MODALITY_CONFIG, "info.json")
+    assert list(found.modality["state"]) == ["arm"] and list(found.modality["action"]) == ["arm", "extra"]
+    assert found.left_out == ["observation.count", "observation.map"]
+
+
+@pytest.mark.parametrize(
+    ("own", "names"),
+    [
+        (["front", "wrist"], {"image": "front", "wrist_image": "wrist"}),
+        (["wrist", "front"], {"image": "front", "wrist_image": "wrist"}),
+        (["front", "top"], {"front": "front", "top": "top"}),  # none on the hand
+        (["front", "wrist", "top"], {"front": "front", "wrist": "wrist", "top": "top"}),
+        (["wrist_image", "image", "top"], {"wrist_image": "wrist_image", "image": "image", "top": "top"}),
+    ],
+)
+def test_cameras_get_the_names_of_the_configuration_where_there_is_no_doubt(own: list[str], names: dict) -> None:
+    features = {f"observation.images.{name}": {"dtype": "video", "shape": [64, 64, 3]} for name in own}
+    vector = {"dtype": "float32", "shape": [8], "names": None}
+    given = {"features": {"observation.state": vector, "action": vector, **features}}
+    found = propose(given, MODALITY_CONFIG, "info.json").modality["video"]
+    assert found == {key: {"original_key": f"observation.images.{name}"} for key, name in names.items()}
+
+
+def test_actions_are_relative_to_a_state_of_their_name_and_size_only() -> None:
+    def part(start: int, end: int) -> dict[str, int]:
+        return {"start": start, "end": end}
+
+    state = {"arm": part(0, 6), "hand": part(6, 9), "base": part(9, 12), "left_gripper": part(12, 13)}
+    action = {
+        "arm": part(1, 7),
+        "hand": part(7, 9),
+        "base": part(9, 12),
+        "left_gripper": part(12, 13),
+        "own": part(0, 1),
+    }
+    modality = {"state": state, "action": action, "video": {"top": {}}, "annotation": {"first": {}, "second": {}}}
+    configs = proposed_configs(modality, MODALITY_CONFIG)
+    assert [c.rep.name for c in configs["action"].action_configs or []] == ["RELATIVE"] + ["ABSOLUTE"] * 4
+    assert configs["action"].delta_indices == MODALITY_CONFIG["action"].delta_indices
+    assert configs["state"].modality_keys == list(state) and configs["video"].modality_keys == ["top"]
+    assert configs["language"].modality_keys == ["annotation.first"]
+
+
+def test_held_out_episodes_of_an_adopted_dataset_are_named_by_their_index(tmp_path: Path) -> None:
+    folder = copy_of("recorded", tmp_path)
+    edit_table(folder / EPISODES, lambda c: c.update(episode_index=[10, 20, 30]))
+    adopt(load("adopt", ["local=none", f"dataset={folder}", "write=true", "seed=3"]))
+    layout = DatasetLayout(folder)
+    places = choose_val_episodes(3, layout.split["val_fraction"], 3)
+    assert layout.split["seed"] == 3 and layout.val_episodes == [[10, 20, 30][i] for i in places]
+
+
+def test_a_split_that_is_there_stays_when_a_dataset_is_adopted(tmp_path: Path) -> None:
+    folder = copy_of("recorded", tmp_path)
+    (folder / "meta/split.json").write_text('{"val_episodes": [2]}')
+    adopt(load("adopt", ["local=none", f"dataset={folder}", "write=true"]))
+    assert json.loads((folder / "meta/split.json").read_text()) == {"val_episodes": [2]}
+    assert DatasetLayout(folder).train_episodes == [0, 1]
+
+
+def test_statistics_that_lerobot_wrote_are_left_aside(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(golden_path("dataset_new_embodiment"), tmp_path / "v21"))
+    expected = training_statistics(StepReader(folder, MODALITY_CONFIG), "mask")["action"]
+    edit_json(folder / "meta/stats.json", lambda stats: [of.pop("q01") for of in stats.values()])
+    found = training_statistics(StepReader(folder, MODALITY_CONFIG), "mask")["action"]
+    np.testing.assert_allclose(found["arm"]["q01"], expected["arm"]["q01"], atol=1e-6)
+
+
+def test_kept_statistics_are_of_one_tail_modality_and_horizon(tmp_path: Path) -> None:
+    folder = adopted("maniskill", tmp_path)
+
+    def arm(tail: Tail, configs: ModalityConfigs = MODALITY_CONFIG) -> dict[str, list]:
+        return training_statistics(StepReader(folder, configs), tail)["relative_action"]["arm"]
+
+    masked = arm("mask")
+    assert arm("drop") != masked
+    shorter = dataclasses.replace(MODALITY_CONFIG["action"], delta_indices=[0, 3])
+    assert arm("mask", {**MODALITY_CONFIG, "action": shorter})["mean"] == [masked["mean"][0], masked["mean"][3]]
+    edit_json(folder / "meta/modality.json", lambda m: m["state"]["arm"].update(start=1, end=8))
+    assert arm("mask") != masked
+
+
+def test_with_dropped_tails_carried_relative_statistics_are_not_used(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(golden_path("dataset_new_embodiment"), tmp_path / "v21"))
+    edit_json(folder / "meta/relative_stats.json", lambda stats: stats["arm"]["max"][0].__setitem__(0, 77.0))
+    edit_json(folder / "meta/stats.json", lambda stats: stats["action"]["max"].__setitem__(0, 77.0))
+    reader = StepReader(folder, MODALITY_CONFIG)
+    masked, dropped = training_statistics(reader, "mask"), training_statistics(reader, "drop")
+    assert masked["relative_action"]["arm"]["max"][0][0] == 77.0 != dropped["relative_action"]["arm"]["max"][0][0]
+    assert masked["action"] == dropped["action"]
+    assert dropped["relative_action"]["arm"] == reader.relative_statistics([0, 1, 2], "drop")["arm"]

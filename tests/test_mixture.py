@@ -153,6 +153,39 @@ def test_statistics_of_two_parts_are_those_of_the_whole(small_data: Path, tmp_pa
             assert statistics["min"] == whole.min(axis=0).tolist() and statistics["max"] == whole.max(axis=0).tolist()
 
 
+def test_statistics_of_a_mixture_are_merged_by_its_shares_and_for_its_tail(small_data: Path, tmp_path: Path) -> None:
+    readers = halves(small_data, tmp_path)
+    for tail in ("mask", "drop"):
+        found = Mixture(readers, [1, 3]).statistics(tail)
+        parts = [Mixture([reader]).statistics(tail) for reader in readers]
+        assert found == merge_statistics(parts, [1, 3]) != merge_statistics(parts, [1, 1])
+        assert found["relative_action"]["arm"]["mean"] != parts[0]["relative_action"]["arm"]["mean"]
+    assert found["relative_action"] != Mixture(readers, [1, 3]).statistics("mask")["relative_action"]
+
+
+def test_a_mixture_needs_a_finite_weight_above_zero_for_each_dataset(two: list[Path]) -> None:
+    readers = [StepReader(folder, MODALITY_CONFIG) for folder in two]
+    assert Mixture(readers, [3, 1]).shares == [0.75, 0.25] and Mixture(readers).shares == [0.5, 0.5]
+    for weights in ([1], [1, 1, 1], [1, 0], [1, -1], [1, float("inf")], [1, float("nan")]):
+        with pytest.raises(ToolkitError, match="needs a weight above 0 for each of 2 datasets"):
+            Mixture(readers, weights)
+    with pytest.raises(ToolkitError, match="each of 0 datasets"):
+        Mixture([])
+
+
+def test_first_starts_are_numbered_within_each_dataset(two: list[Path], tiny_base: Path, tmp_path: Path) -> None:
+    chosen = settings(two, tiny_base, tmp_path)
+    mixture = open_datasets(chosen)
+    processor = build_processor(Gr00tN1d7Processor.from_pretrained(tiny_base), mixture, chosen)
+    samples: TrainingDataset = build_dataset(mixture, processor, read_config(tiny_base), chosen)
+    expected = []
+    for reader in mixture.readers:
+        lengths = [reader.layout.episode(e).length for e in reader.layout.train_episodes]
+        begins = np.cumsum([0, *lengths[:-1]])
+        expected.append([int(begin) + frame for begin in begins for frame in range(3)])
+    assert samples.first_starts(3) == expected
+
+
 def test_samples_come_from_the_training_episodes_of_every_dataset(
     two: list[Path], tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -329,6 +362,7 @@ def test_datasets_of_another_robot_or_rate_and_conflict_episodes_are_refused(two
     cases = [
         ("info.json", lambda d: d.update(fps=10), "10 frames a second, .* 20"),
         ("modality.json", lambda d: d["state"]["gripper"].update(start=6), 'state "gripper" has 2 dimensions'),
+        ("modality.json", lambda d: d["action"]["gripper"].update(start=6), 'action "gripper" has 2 dimensions'),
         ("split.json", lambda d: d.update(part="conflict"), "conflict episodes, which are for evaluation"),
     ]
     for name, change, message in cases:

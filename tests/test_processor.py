@@ -321,3 +321,29 @@ def test_a_checkpoint_of_the_torchvision_transform_is_read_with_opencv_and_says_
     square, wide = (images.eval(golden[f"{size}::raw"]).astype(int) for size in ("256x256", "180x320"))
     assert np.abs(square - golden["256x256::eval_torchvision"]).max() > 0
     assert square.shape == wide.shape == golden["180x320::eval_torchvision"].shape
+
+
+def test_with_embodiment_keeps_the_checkpoints_projector(folder, panda):
+    (folder / "embodiment_id.json").write_text(json.dumps({TAG: 3}))
+    processor = Gr00tN1d7Processor.from_pretrained(folder)
+    assert processor.with_embodiment(TAG, MODALITY_CONFIG, panda.files.statistics[TAG]).embodiment_ids[TAG] == 3
+
+
+def test_a_robot_may_fill_the_checkpoint_to_its_limits(processor, panda):
+    exact = processor.with_config(max_action_dim=8, max_state_dim=8, max_action_horizon=16)
+    assert exact.with_embodiment(TAG, MODALITY_CONFIG, panda.files.statistics[TAG]).state_action.horizon(TAG) == 16
+    for name in ("max_action_dim", "max_state_dim", "max_action_horizon"):
+        tight = exact.with_config(**{name: getattr(exact.config, name) - 1})
+        with pytest.raises(ToolkitError, match="checkpoint"):
+            tight.with_embodiment(TAG, MODALITY_CONFIG, panda.files.statistics[TAG])
+
+
+def test_images_run_over_views_within_each_frame(panda, step):
+    video = ModalityConfig([-1, 0], ["image", "wrist_image"])
+    configs = MODALITY_CONFIG | {"video": video}
+    two = panda.with_embodiment(TAG, configs, panda.files.statistics[TAG])
+    levels = {"image": (10, 20), "wrist_image": (30, 40)}
+    step.images = {
+        view: np.stack([np.full((64, 64, 3), level, np.uint8) for level in of_view]) for view, of_view in levels.items()
+    }
+    assert [int(image[128, 128, 0]) for image in two.encode(step, TAG)["images"]] == [10, 30, 20, 40]

@@ -14,12 +14,16 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from recordings import INSTRUCTION, edit_json, replace, write_recording, write_split
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep import lerobot
 from data_prep.convert import convert_split
+from data_prep.duplicates import check_no_duplicates
+from data_prep.lerobot import choose_val_episodes
+from data_prep.maniskill import read_recordings
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
 
@@ -397,3 +401,56 @@ def test_a_file_system_without_locks_is_told(raw, data, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(ToolkitError, match=r"no file locks.*data_dir"):
         run(raw, data)
+
+
+# -- what is alike, and what is not ------------------------------------------------------------------------------------
+
+
+def test_equal_actions_from_another_start_are_another_episode(raw):
+    with h5py.File(h5(raw), "a") as recording:
+        replace(recording["traj_3"], "actions", recording["traj_2/actions"][:])
+    check_no_duplicates(read_recordings(h5(raw).parent))
+    with h5py.File(h5(raw), "a") as recording:
+        recording["traj_3/obs/agent/qpos"][0] = recording["traj_2/obs/agent/qpos"][0]
+    with pytest.raises(ToolkitError, match=r"traj_3 is the same recording as .*traj_2 .*1 such"):
+        check_no_duplicates(read_recordings(h5(raw).parent))
+
+
+def test_a_conflict_recording_that_is_there_twice_is_refused(raw, data):
+    for suffix in (".h5", ".json"):
+        shutil.copy(h5(raw, "conflict").with_suffix(suffix), h5(raw, "conflict").with_name(f"again{suffix}"))
+    refused(raw, data, r"conflict.* is the same recording as")
+
+
+def test_conflict_frames_of_another_size_are_refused(raw, data):
+    write_recording(raw / "color_object/conflict", [17], seed=2, size=(64, 32))
+    refused(raw, data, r"conflict\S*, traj_0: the image frames are 64x32, those of .*train.* are 32x32")
+
+
+def test_episodes_held_out_do_not_count_for_the_action_horizon(raw, data):
+    held_out = choose_val_episodes(4, 0.1, 42)
+    write_recording(raw / "color_object/train", [16 if i in held_out else 15 for i in range(4)])
+    refused(raw, data, "longest episode outside validation .* has 15 steps")
+
+
+def test_each_episode_has_its_own_instruction_where_the_recording_gives_one(raw, data):
+    def change(meta):
+        for number, text in ((1, "lift it"), (3, "lift it")):
+            meta["episodes"][number]["instruction"] = text
+
+    edit_json(h5(raw), change)
+    run(raw, data)
+    layout = DatasetLayout(data / "color_object/train")
+    assert [e.tasks for e in layout.episodes] == [(INSTRUCTION,), ("lift it",), (INSTRUCTION,), ("lift it",)]
+    assert layout.tasks == {0: INSTRUCTION, 1: "lift it"} and layout.info["total_tasks"] == 2
+    rows = pq.read_table(layout.parquet_path(3)).to_pydict()
+    assert set(rows["task_index"]) == set(rows["annotation.human.task_description"]) == {1}
+
+
+def test_held_out_episodes_are_rounded_to_the_nearest():
+    assert [len(choose_val_episodes(count, 0.1, 42)) for count in (24, 26, 34, 36)] == [2, 3, 3, 4]
+    assert len(choose_val_episodes(3, 0.1, 42)) == 2
+    with pytest.raises(ToolkitError, match="must lie between 0 and 1"):
+        choose_val_episodes(20, 1.0, 42)
+    with pytest.raises(ToolkitError, match="20 successful train episodes cannot spare 20"):
+        choose_val_episodes(20, 0.99, 42)

@@ -255,3 +255,12 @@ def test_relative_statistics_of_another_horizon_are_refused_with_the_way_out(pan
     )
     with pytest.raises(ToolkitError, match=r"are \(16, 7\).*horizon of 20.*another horizon.*16 delta_indices"):
         longer.groups(TAG, "action")
+
+
+def test_relative_actions_start_from_the_last_row_of_the_states_history(panda, moment):
+    states, actions = moment
+    history = {key: np.concatenate([value - 1, value]) for key, value in states.items()}
+    expected = panda.encode_action(actions, states, TAG)
+    assert np.array_equal(panda.encode_action(actions, history, TAG), expected)
+    decoded, plain = (panda.decode_action(expected, of, TAG) for of in (history, states))
+    assert all(np.array_equal(decoded[group], plain[group]) for group in plain)

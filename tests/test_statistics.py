@@ -210,3 +210,57 @@ def test_a_column_constant_in_all_datasets_stays_constant_when_merged():
 def test_datasets_that_cannot_be_merged_are_refused(others, weights, said):
     with pytest.raises(ToolkitError, match=said):
         merge_statistics(others, weights)
+
+
+def test_relative_actions_refer_to_the_last_state_of_a_history():
+    """To the row before the start frame where the history ends at -1; before the first row, to the first."""
+    configs = {**action_configs(ActionConfig(ActionRepresentation.RELATIVE), horizon=2)}
+    configs["state"] = ModalityConfig([-3, -1], ["arm"])
+    modality = {m: {"arm": {"start": 0, "end": 1}} for m in ("state", "action")}
+    state, action = np.array([[1.0], [2.0], [4.0], [8.0]]), np.array([[10.0], [20.0], [30.0], [40.0]])
+    found = relative_statistics([state], [action], modality, configs)["arm"]
+    assert found["mean"][0] == [np.mean([10 - 1, 20 - 1, 30 - 2, 40 - 4])]
+    assert found["mean"][1] == [np.mean([20 - 1, 30 - 1, 40 - 2])]
+
+
+def test_a_future_state_as_reference_stays_within_the_episode():
+    configs = {**action_configs(ActionConfig(ActionRepresentation.RELATIVE), horizon=1)}
+    configs["state"] = ModalityConfig([0, 1], ["arm"])
+    modality = {m: {"arm": {"start": 0, "end": 1}} for m in ("state", "action")}
+    state, action = np.array([[1.0], [2.0]]), np.array([[10.0], [20.0]])
+    found = relative_statistics([state], [action], modality, configs)["arm"]
+    assert (found["min"], found["max"]) == ([[8.0]], [[18.0]])
+
+
+def test_chunks_that_lie_wholly_in_the_past_may_start_on_the_last_frame():
+    assert start_frames(5, [-2, -1], "drop") == range(2, 5)
+    assert start_frames(5, [1, 2], "drop") == range(3)
+
+
+def test_a_dataset_of_weight_zero_moves_the_extremes_only():
+    first, second = entry(np.array([[0.0], [2.0]])), entry(np.array([[9.0], [11.0]]))
+    merged = merge_statistics([first, second], [1, 0])["state"]["arm"]
+    assert (merged["mean"], merged["std"], merged["min"], merged["max"]) == ([1.0], [1.0], [0.0], [11.0])
+    with pytest.raises(ToolkitError, match="at least 0 and not all 0"):
+        merge_statistics([first, second], [3, -1])
+
+
+def test_statistics_lie_under_the_column_that_modality_json_names():
+    modality = json.loads(json.dumps(MODALITY))
+    modality["state"]["gripper"] = {"start": 1, "end": 2, "original_key": "own"}
+    own = {name: [5.0, 6.0] for name in STATS["action"]}
+    found = to_processor_statistics({**STATS, "own": own}, RELATIVE, modality, MODALITY_CONFIG)
+    assert found["state"]["gripper"]["mean"] == [6.0]
+    assert found["state"]["arm"]["mean"] == STATS["observation.state"]["mean"][:7]
+
+
+@pytest.mark.parametrize("value", [float("nan"), "x", None])
+def test_statistics_that_are_no_finite_numbers_are_refused(value):
+    spoilt = json.loads(json.dumps(STATS))
+    spoilt["action"]["q99"][3] = value
+    with pytest.raises(ToolkitError, match=r'"q99" of the column "action" must be 7 numbers'):
+        to_processor_statistics(spoilt, RELATIVE, MODALITY, MODALITY_CONFIG)
+    relative = json.loads(json.dumps(RELATIVE))
+    relative["arm"]["min"][2][1] = value
+    with pytest.raises(ToolkitError, match='"arm" min is no table of finite numbers'):
+        check_relative_statistics(relative, MODALITY, MODALITY_CONFIG)
