@@ -1,4 +1,4 @@
-"""Parts of the model by hand-computed values: chunking, normalisation, dropout, embodiment rows, images, what trains."""
+"""Parts of the model by hand-computed values: chunking, norms, dropout, embodiment rows, images, what is trained."""
 
 from __future__ import annotations
 
