@@ -18,7 +18,7 @@ from simulation.comparison import compare, tint
 from simulation.factors import FIRST_EVALUATION_SEED
 from simulation.report import write_report
 from simulation.results import find_evaluations
-from simulation.shares import paired_difference
+from simulation.shares import Share, difference, paired_difference
 
 
 def write(folder: Path, conflict: dict, train: dict | None = None, first: int = 0, **info) -> None:
@@ -79,6 +79,15 @@ def test_checkpoints_of_one_split_are_compared_on_the_same_episodes(reports: Pat
     assert (train.split, train.first, train.second) == ("color_object", "color_object/closed_loop", "color_object/drop")
     assert train.same_episodes and train.difference.value == pytest.approx(-0.8) and train.difference.shown
     assert found["cue preference"].difference.value == pytest.approx(5 / 28 - 27 / 30)
+
+
+def test_the_same_episodes_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    """The interval is that of pairs, which is shorter than that of two groups of episodes."""
+    write(tmp_path / "color_object/a", {HELD: 30, WRONG: 10})
+    write(tmp_path / "color_object/b", {HELD: 20, WRONG: 20})
+    found = {c.what: c.difference for c in compare(tmp_path).contrasts}["success, conflict"]
+    assert found == paired_difference([(False, True)] * 10 + [(True, True)] * 20 + [(False, False)] * 10)
+    assert found != difference(Share(20, 40), Share(30, 40))
 
 
 def test_other_episodes_and_settings_are_told_apart(reports: Path) -> None:

@@ -16,11 +16,12 @@ from conflict_panda_config import MODALITY_CONFIG
 from finetune import evaluate, open_loop_report
 from finetune.config.schema import EvaluateConfig, SplitConfig
 from finetune.evaluate import evaluate_open_loop
-from finetune.open_loop import Baselines, Errors, Forecast, Section, findings, measure
+from finetune.open_loop import PREDICTORS, Baselines, Errors, Forecast, Section, findings, measure
 from finetune.predictor import Predictor
 from gr00t.data.dataset import StepReader
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.randomness import Stream, generator
+from gr00t.data.schema import ActionConfig, ActionRepresentation, ModalityConfig
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
 
@@ -353,3 +354,97 @@ def test_another_version_of_the_dataset_is_pointed_out(copied):
     processor = Gr00tN1d7Processor.from_pretrained(copied / "checkpoint")
     (note,) = evaluate._open_data(config, processor, "new_embodiment").notes
     assert "another version" in note and "2 of these 2 episode numbers were trained on" in note
+
+
+# the baselines, of a robot made up by hand
+
+
+class Recorded:
+    """Two episodes: `tool` is relative to the state `hand`, read one frame back, and `switch` is absolute."""
+
+    def __init__(self):
+        tool = ActionConfig(ActionRepresentation.RELATIVE, state_key="hand")
+        switch = ActionConfig(ActionRepresentation.ABSOLUTE)
+        self.configs = {
+            "state": ModalityConfig([-2, -1], ["tool", "hand"]),
+            "action": ModalityConfig([0, 2], ["tool", "switch"], action_configs=[tool, switch]),
+        }
+
+    def trajectory(self, modality, episode):
+        scale = 10.0**episode
+        if modality == "state":
+            return {"tool": np.full((3, 1), 99.0), "hand": scale * np.array([[1.0], [2.0], [4.0]])}
+        return {"tool": scale * np.array([[5.0], [6.0], [8.0]]), "switch": scale * np.array([[1.0], [2.0], [3.0]])}
+
+
+def test_baselines_hold_the_state_that_a_group_is_relative_to_at_the_frame_it_is_read():
+    found = Baselines(Recorded(), [0]).forecast(Recorded(), 1, {})
+    assert found.exists.tolist() == [[True, True], [True, False], [True, False]]
+    assert found.recorded["tool"][..., 0].tolist() == [[50, 80], [60, 80], [80, 80]]
+    hold = found.predicted["hold_still"]
+    assert hold["tool"][..., 0].tolist() == [[10, 10], [10, 10], [20, 20]]  # the state one frame before
+    assert hold["switch"][..., 0].tolist() == [[10, 10], [10, 10], [20, 20]]  # the command one frame before
+
+
+def test_the_mean_chunk_weighs_every_step_that_exists_and_starts_from_the_state():
+    of_one = Baselines(Recorded(), [0])
+    assert of_one.mean_chunk["tool"][:, 0].tolist() == pytest.approx([(4 + 5 + 6) / 3, 7.0])
+    assert of_one.mean_chunk["switch"][:, 0].tolist() == pytest.approx([2.0, 3.0])
+    of_two = Baselines(Recorded(), [0, 1])
+    assert of_two.mean_chunk["tool"][:, 0].tolist() == pytest.approx([11 * 5.0 / 2, 11 * 7.0 / 2])
+    mean = of_one.forecast(Recorded(), 1, {}).predicted["mean_chunk"]
+    assert mean["tool"][..., 0].tolist() == [[15, 17], [15, 17], [25, 27]]
+    assert mean["switch"][..., 0].tolist() == [[2, 3]] * 3
+
+
+def test_steps_that_no_training_episode_reaches_have_a_mean_of_nothing():
+    far = Recorded()
+    far.configs["action"] = replace(far.configs["action"], delta_indices=[0, 3])
+    found = Baselines(far, [0]).mean_chunk
+    assert found["tool"][1, 0] == 0 == found["switch"][1, 0]
+
+
+def section(policy, hold, mean, wrong=None):
+    errors = {
+        name: Errors(mae, mae, [mae], [mae], wrong) for name, mae in zip(PREDICTORS, (policy, hold, mean), strict=True)
+    }
+    return Section(1, 1, {"gripper" if wrong is not None else "arm": errors})
+
+
+def test_findings_begin_where_a_baseline_is_as_good_and_where_signs_are_wrong_too_often():
+    assert findings({"all": section(0.1, 0.2, 0.3)}) == []
+    assert len(findings({"all": section(0.2, 0.2, 0.3)})) == 1
+    assert "0.2000 of the mean training chunk" in findings({"all": section(0.25, 0.3, 0.2)})[0]
+    assert findings({"last": section(0.9, 0.2, 0.3, wrong=0.05)}) == []
+    assert len(findings({"last": section(0.9, 0.2, 0.3, wrong=0.06)})) == 1
+    assert findings({"first": section(0.9, 0.2, 0.3, wrong=0.06), "all": section(0.1, 0.2, 0.3)}) == []
+
+
+def test_errors_are_pooled_over_steps_and_dimensions_and_zero_counts_as_open():
+    recorded = np.array([[[1.0, -1.0]], [[0.0, 2.0]], [[5.0, 5.0]]])
+    policy = np.array([[[2.0, -3.0]], [[-1.0, 2.0]], [[9.0, 9.0]]])
+    exists = np.array([[True], [True], [False]])
+    chunks = {"gripper": policy}
+    forecast = Forecast(0, {"gripper": recorded}, dict.fromkeys(PREDICTORS, chunks), exists)
+    found = measure([forecast], "all")
+    errors = found.errors["gripper"]["policy"]
+    assert (found.starts, found.steps) == (3, 2)
+    assert errors.mae == pytest.approx((1 + 2 + 1 + 0) / 4) and errors.mae_per_dim == [1.0, 1.0]
+    assert errors.rmse == pytest.approx((6 / 4) ** 0.5) and errors.rmse_per_dim == pytest.approx([1.0, 2**0.5])
+    assert errors.sign_error_rate == 0.25  # 0 and 2 have one sign, 0 and -1 two
+
+
+def test_the_first_and_last_frames_of_a_short_episode_are_all_of_it():
+    for length, wanted in ((10, 10), (16, 16), (17, 16)):
+        forecast = Forecast(0, {}, {}, np.ones((length, 1), bool))
+        assert [int(forecast.starts(name).sum()) for name in ("all", "first", "last")] == [length, wanted, wanted]
+
+
+def test_every_batch_and_the_end_are_reported(checkpoint, reader):
+    policy = GR00TPolicy.from_pretrained(checkpoint, torch_dtype="float32")
+    episodes, asked = [1, 4], []
+    predictor = Predictor(policy.model, policy.processor, policy.tag, reader, episodes, 42, 16)
+    lengths = [reader.layout.episode(e).length for e in episodes]
+    assert predictor.starts == [(e, t) for e, length in zip(episodes, lengths, strict=True) for t in range(length)]
+    assert set(predictor.chunks(lambda done: not asked.append(done))) == set(episodes)
+    assert asked == [0, 16, 32, sum(lengths)] and 32 < sum(lengths) <= 48

@@ -1,0 +1,125 @@
+"""Where a model runs and in which precision, and what it needs there to be fast: by machines that are made up."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from typing import Any
+
+import pytest
+import torch
+
+from gr00t.errors import ToolkitError
+from gr00t.model import attention, compilation, cpu_kernels
+from gr00t.model.attention import flash_attention
+from gr00t.model.compilation import compiles, missing_for_compilation
+from gr00t.model.placement import pick_device, pick_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_is_a_gpu_where_there_is_one_and_cpu_is_always_a_cpu(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert pick_device("auto") == (CUDA if there else CPU) and pick_device("cpu") == CPU
+    if there:
+        assert pick_device("cuda") == CUDA
+    else:
+        with pytest.raises(ToolkitError, match="PyTorch finds no CUDA device"):
+            pick_device("cuda")
+
+
+@pytest.mark.parametrize("native, emulated", [(True, True), (False, True), (False, False)])
+def test_auto_is_bf16_on_a_gpu_that_computes_in_it_itself(
+    native: bool, emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: emulated if including_emulation else native
+    )
+    assert pick_precision("auto", CUDA) == (torch.bfloat16 if native else torch.float32)
+    assert pick_precision("auto", CPU) == torch.float32 == pick_precision("fp32", CUDA)
+    assert pick_precision("bf16", CPU) == torch.bfloat16
+    if emulated:
+        assert pick_precision("bf16", CUDA) == torch.bfloat16
+    else:
+        with pytest.raises(ToolkitError, match="this GPU has none"):
+            pick_precision("bf16", CUDA)
+
+
+@pytest.mark.parametrize(
+    "capability, installed, chosen",
+    [
+        ((9, 0), "23", "flash_attention_3"),
+        ((9, 0), "2", "flash_attention_2"),
+        ((8, 0), "23", "flash_attention_2"),
+        ((10, 0), "23", "flash_attention_2"),
+        ((8, 9), "3", None),
+        ((9, 0), "", None),
+    ],
+)
+def test_flash_attention_is_the_newest_that_the_gpu_can_run(
+    capability: tuple[int, int], installed: str, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: "2" in installed)
+    monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: "3" in installed)
+    assert flash_attention(CUDA, torch.bfloat16) == chosen
+    assert flash_attention(CUDA, torch.float16) is None and flash_attention(CPU, torch.bfloat16) is None
+
+
+def test_plain_products_take_over_in_training_and_in_bf16() -> None:
+    plain, trained = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4, requires_grad=True)
+    assert not cpu_kernels.pays_off(plain, plain)
+    assert cpu_kernels.pays_off(trained, plain) and cpu_kernels.pays_off(plain, trained)
+    assert cpu_kernels.pays_off(plain.bfloat16(), plain)
+    with torch.no_grad():
+        assert not cpu_kernels.pays_off(trained, trained)
+    with cpu_kernels.switched(False):
+        assert not cpu_kernels.pays_off(trained.bfloat16(), trained)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Programs that are found, and whether triton is installed."""
+    found: dict[str, Any] = {"programs": set(), "triton": True}
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in found["programs"] else None)
+    monkeypatch.setattr(
+        compilation.importlib.util,
+        "find_spec",
+        lambda name, *more: (object() if found["triton"] else None) if name == "triton" else find_spec(name, *more),
+    )
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+def test_a_gpu_needs_triton_and_a_c_compiler_and_a_cpu_one_for_cpp(machine: dict[str, Any]) -> None:
+    for program, cuda, cpu in (
+        ("gcc", True, False),
+        ("g++", False, True),
+        ("clang", True, False),
+        ("tcc", False, False),
+    ):
+        machine["programs"] = {program}
+        assert (missing_for_compilation(CUDA) is None, missing_for_compilation(CPU) is None) == (cuda, cpu), program
+    machine.update(programs={"cc", "c++"}, triton=False)
+    assert "triton" in str(missing_for_compilation(CUDA)) and missing_for_compilation(CPU) is None
+
+
+def test_the_environments_own_compiler_counts(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine["programs"] = {"/opt/cc", "/opt/cxx"}
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert missing_for_compilation(CUDA) is None and missing_for_compilation(CPU) is not None
+    monkeypatch.setenv("CXX", "/opt/cxx")
+    assert missing_for_compilation(CPU) is None
+
+
+def test_a_gpu_compiles_unless_it_is_switched_off_or_something_is_missing(machine: dict[str, Any]) -> None:
+    machine["programs"] = {"cc", "c++"}
+    assert compiles(None, CUDA) and compiles(True, CUDA) and not compiles(False, CUDA)
+    assert not compiles(None, CPU) and compiles(True, CPU) and not compiles(False, CPU)
+    machine["triton"] = False
+    assert not compiles(None, CUDA) and not compiles(False, CUDA)
+    with pytest.raises(ToolkitError, match="lacks the package triton"):
+        compiles(True, CUDA)
