@@ -259,6 +259,15 @@ def test_files_that_templates_name_outside_the_usual_folders_are_content(small_d
     assert DatasetLayout(copy).content != before
 
 
+def test_an_empty_line_ends_no_list(small_data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_data / "color_object" / "train", tmp_path / "train"))
+    whole = DatasetLayout(copy).episodes
+    path = copy / "meta" / "episodes.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first, "", "  ", *rest, ""]) + "\n")
+    assert DatasetLayout(copy).episodes == whole and len(whole) == 5
+
+
 def test_a_group_that_modality_json_lacks_gets_the_nearest_name(small_data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(small_data / "color_object" / "train", tmp_path / "train"))
     modality = json.loads((copy / "meta" / "modality.json").read_text())

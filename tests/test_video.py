@@ -107,7 +107,8 @@ def test_a_damaged_video_is_refused(video, damage):
 def test_odd_sizes_and_wrong_arrays_are_refused(tmp_path, frames):
     with pytest.raises(ToolkitError, match="32x63; height and width must be even"):
         write_video(tmp_path / "odd.mp4", frames[:, :, :63], 20)
-    for wrong in (frames[..., 0], frames.astype(np.float32), frames[:0]):
+    rgba = np.concatenate([frames, frames[..., :1]], axis=-1)
+    for wrong in (frames[..., 0], frames[None], rgba, frames.astype(np.float32), frames[:0]):
         with pytest.raises(ToolkitError, match="needs frames"):
             write_video(tmp_path / "wrong.mp4", wrong, 20)
 

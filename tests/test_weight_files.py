@@ -51,6 +51,24 @@ def test_the_tied_copy_follows_the_backbone_and_the_head_comes_last(tiny_base: P
     assert all(name.startswith("action_head.") for name in names[place + 1 :])
 
 
+def test_a_checkpoint_with_either_name_of_the_tied_weights_is_whole(tiny_base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    (sharded,) = folder.glob("model-*.safetensors")
+    whole = load_file(sharded)
+    wanted = verify_checkpoint(folder).parameters
+    (folder / INDEX_NAME).unlink()
+    file = sharded.rename(folder / "model.safetensors")
+    for gone in (LM_HEAD, EMBEDDINGS):
+        save_file({name: tensor for name, tensor in whole.items() if name != gone}, file)
+        assert verify_checkpoint(folder).parameters == wanted
+    save_file({name: tensor for name, tensor in whole.items() if name not in (LM_HEAD, EMBEDDINGS)}, file)
+    with pytest.raises(ToolkitError, match="embed_tokens"):
+        verify_checkpoint(folder)
+    save_file({**{n: t for n, t in whole.items() if n != EMBEDDINGS}, LM_HEAD: whole[LM_HEAD][1:].clone()}, file)
+    with pytest.raises(ToolkitError, match="embed_tokens"):
+        verify_checkpoint(folder)
+
+
 def test_of_tied_weights_in_two_files_the_embeddings_are_read_once(tmp_path: Path) -> None:
     save_file({LM_HEAD: torch.ones(2, 2)}, tmp_path / "model-1.safetensors")
     save_file({EMBEDDINGS: torch.zeros(2, 2), "x": torch.ones(1)}, tmp_path / "model-2.safetensors")
