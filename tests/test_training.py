@@ -411,8 +411,11 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_relative_statistics_follow_the_start_rule(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_relative_statistics_follow_the_start_rule(
+    small_data: Path, tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     finetune(config(tmp_path, small_data, tiny_base, "dataset.tail=drop", "train.max_steps=1"))
+    assert "dataset.tail=drop starts only where the whole action horizon is recorded" in caplog.text
     written = json.loads((tmp_path / "done" / "statistics.json").read_text())["new_embodiment"]["relative_action"]
     reader = StepReader(small_data / "color_object" / "train", MODALITY_CONFIG)
     train = reader.layout.train_episodes
