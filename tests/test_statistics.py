@@ -91,6 +91,12 @@ def test_a_constant_column_has_deviation_exactly_zero():
     assert found["mean"] == found["min"] == [float(np.float32(0.1))]
 
 
+def test_a_column_that_hardly_varies_is_not_constant():
+    found = feature_statistics(5 + 1e-9 * np.array([[0.0], [1.0], [2.0]]))
+    assert found["std"][0] == pytest.approx(1e-9 * np.sqrt(2 / 3), rel=1e-3)
+    assert found["min"][0] < found["mean"][0] < found["max"][0]
+
+
 def test_an_action_group_may_refer_to_another_state_group():
     config = ActionConfig(ActionRepresentation.RELATIVE, state_key="other")
     modality = {"state": {"other": {"start": 1, "end": 8}}, "action": {"arm": {"start": 0, "end": 7}}}

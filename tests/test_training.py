@@ -133,6 +133,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert found is not None and found.step == 3
     assert "optimizer.safetensors has changed" in caplog.text
     finetune(config(tmp_path, small_data, tiny_base))
+    assert (
+        tmp_path / "run" / f"checkpoint-{STEPS}.damaged" / "optimizer.safetensors"
+    ).is_file()  # kept to be looked at
     assert metrics(tmp_path) == metrics(finished)
 
 
