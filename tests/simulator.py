@@ -50,7 +50,7 @@ def record_split(out: Path) -> Path:
 
 
 def record_killed(out: Path) -> Path:
-    """out/size_color/train: the same 3 episodes by a run that is killed after the first and one that goes on."""
+    """out/size_color/train: the same 3 episodes by a run that is killed after the first and one that resumes."""
     killed = subprocess.Popen(command(out, *TRAIN), cwd=CHECKOUT, stderr=subprocess.DEVNULL)
     while not list(out.glob("size_color/.train.recording/*.h5")) or killed.poll() is not None:
         assert killed.poll() is None, "the recording ended before it could be killed"

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.curves import read
 from conflict_panda_config import MODALITY_CONFIG
 from finetune.checkpointing import list_checkpoints, newest_checkpoint, take_snapshot, write_snapshot
 from finetune.config import FinetuneConfig, TrainConfig, load
@@ -57,13 +58,9 @@ def config(out: Path, data: Path, base: Path, *more: str) -> FinetuneConfig:
     return load("finetune", overrides(out, data, base, *more))
 
 
-NOT_NUMBERS = ("samples_per_second", "data_wait_seconds", "peak_memory_gib")  # of the metrics: what a run took
-
-
 def metrics(out: Path, after: int = 0) -> list[dict[str, float]]:
     """The lines of a run's metrics past a step, in order and each as often as it was written."""
-    lines = map(json.loads, (out / "run" / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in NOT_NUMBERS} for line in lines if line["step"] > after]
+    return [line for line in read(out / "run") if line["step"] > after]
 
 
 def losses(out: Path) -> dict[int, float]:

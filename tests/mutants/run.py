@@ -1,6 +1,6 @@
 """Mutants of this toolkit's arithmetic and bookkeeping, and which of them the tests notice (Cosmic Ray does the work).
 
-    python tests/mutants/run.py --folder /tmp/mutants                  # 300 mutants, two at a time; again: goes on
+    python tests/mutants/run.py --folder /tmp/mutants                  # 300 mutants, two at a time; again: resumes
     python tests/mutants/run.py --folder /tmp/mutants --survivors      # those that survived once more, by new tests
     python tests/mutants/run.py --folder /tmp/mutants --report out.md  # the result so far
 
