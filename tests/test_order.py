@@ -78,3 +78,25 @@ def test_random_numbers_of_a_place_stay_what_they_were() -> None:
     """A run resumed with a later version must draw the same."""
     assert generator(42, Stream.NOISE, 3, 5).integers(0, 1000, 4).tolist() == [216, 266, 103, 433]
     assert generator(42, Stream.NOISE, 5, 3).integers(0, 1000, 4).tolist() != [216, 266, 103, 433]
+
+
+def test_streams_keep_the_numbers_that_every_run_so_far_was_drawn_with() -> None:
+    numbers = {stream.name: int(stream) for stream in Stream}
+    assert numbers == {
+        "ORDER": 0,
+        "AUGMENTATION": 1,
+        "STATE_DROPOUT": 2,
+        "NOISE": 3,
+        "MODEL_DROPOUT": 4,
+        "VIEW": 5,
+        "ADAPTERS": 6,
+        "MIXTURE": 7,
+        "ROLLOUT": 8,
+    }
+
+
+def test_a_block_that_is_not_named_is_the_first() -> None:
+    first, named = (generator(3, Stream.VIEW, *block).integers(0, 2**32, 4) for block in ((), (0, 0)))
+    assert (first == named).all()
+    assert (first != generator(3, Stream.VIEW, 1, 0).integers(0, 2**32, 4)).any()
+    assert (first != generator(3, Stream.VIEW, 0, 1).integers(0, 2**32, 4)).any()

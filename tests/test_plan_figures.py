@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from config_calls import compose
 
 from finetune.config import FinetuneConfig
+from finetune.planning.activations import VISION_HEAD, Batch, Kernels, _vision_passing
 from finetune.planning.build import Plan, make_plan
 from finetune.planning.fits import device_verdict, host_verdict
 from finetune.planning.gpus import find_gpu
 from finetune.planning.memory import FP32, ZERO_BUCKETS, device_memory
 from finetune.planning.report import as_json
+from finetune.planning.shapes import Shape
 
 CARRIED = Path(__file__).parent / "golden/plans.json"
 GB = 1_000_000_000
@@ -117,6 +120,29 @@ def test_a_step_takes_as_long_as_its_operations_at_the_efficiency_that_is_assume
     assert twice.duration is not None
     assert twice.duration.products == pytest.approx(2 * plan.duration.products)
     assert twice.duration.optimizer == plan.duration.optimizer
+
+
+def test_fp32_takes_twice_as_long_as_bf16_and_names_the_rate_it_counts_with() -> None:
+    plan, single = planned([], 4, 4, False), planned(["train.precision=fp32"], 4, 4, False)
+    assert plan.duration is not None and single.duration is not None
+    assert single.duration.products == pytest.approx(2 * plan.duration.products)
+    assert "of the 312 TFLOP/s" in plan.duration.basis and "of the 156 TFLOP/s" in single.duration.basis
+
+
+def test_the_frozen_vision_towers_attention_on_a_cpu_is_that_worked_out_by_hand() -> None:
+    """bf16: seven numbers of its width, and two of every pair of patches of an image for each head."""
+    shape = planned([], 1, 1, True).run.shape
+    batch, width = SimpleNamespace(side=4096), shape.vision_width
+    heads = width // VISION_HEAD
+    found = _vision_passing(shape, cast(Batch, batch), Kernels(bf16=True, cuda=False))
+    assert found == 7 * width * 2 + 2 * heads * 256**2 * 2
+
+
+@pytest.mark.parametrize(("bf16", "bytes_of_a_number"), [(True, 6 * 2 + 5 * 4), (False, 6 * 4 + 4 * 4)])
+def test_rotated_queries_and_keys_of_the_vision_tower_are_in_fp32(bf16: bool, bytes_of_a_number: int) -> None:
+    shape = cast(Shape, SimpleNamespace(vision_width=64, vision_inner=1))
+    found = _vision_passing(shape, cast(Batch, SimpleNamespace(side=16)), Kernels(bf16=bf16, cuda=True))
+    assert found == 64 * bytes_of_a_number
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune import export
+from gr00t.data.layout import dataset_fingerprint
+from gr00t.data.meta import MetaFolder
 from gr00t.data.schema import ActionConfig, ActionFormat, ActionRepresentation, ActionType
 from gr00t.errors import ToolkitError
 from gr00t.model import Gr00tN1d7
@@ -31,6 +34,7 @@ from gr00t.model.config import Gr00tN1d7Config, TransformerConfig, released_conf
 from gr00t.model.gr00t_n1 import GR00TPolicy, _check_steps, _representation, _seeded, _short
 from gr00t.model.lerobot import merged_config, processor_kwargs
 from gr00t.model.manifest import foreign_files, verify_manifest, write_manifest
+from gr00t.model.released import QWEN3_VL_2B
 from gr00t.model.verify import verify_checkpoint
 
 # shards
@@ -387,3 +391,24 @@ def test_the_revision_is_the_commit_and_whether_files_differ(tmp_path: Path, mon
     assert export.git_revision() == "copied"
     (tmp_path / export.REVISION_FILE).write_text("\n")
     assert export.git_revision() is None
+
+
+def test_the_built_in_backbone_is_that_of_the_released_model() -> None:
+    text, vision = QWEN3_VL_2B["text_config"], QWEN3_VL_2B["vision_config"]
+    assert 2 * sum(text["rope_scaling"]["mrope_section"]) == text["head_dim"]
+    thirds = [vision["depth"] // 4 * n - 1 for n in (1, 2, 3)]  # after a quarter, half and three quarters of the blocks
+    assert vision["deepstack_visual_indexes"] == thirds
+
+
+def test_a_datasets_fingerprint_is_that_worked_out_by_hand(tmp_path: Path) -> None:
+    split = {"seed": 3, "part": "train", "val_fraction": 0.1, "fingerprint": "left out"}
+    lines = "".join(f"{name}\0{content}\n" for name, content in {"data/a": "1", "meta/b": "2"}.items())
+    deciding = json.dumps({"part": "train", "seed": 3, "val_fraction": 0.1})
+    by_hand = hashlib.sha256((lines + deciding).encode()).hexdigest()
+    assert dataset_fingerprint(tmp_path, split, {"data/a": "1", "meta/b": "2"}) == by_hand
+
+
+def test_empty_lines_between_the_episodes_of_a_dataset_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "tasks.jsonl").write_text('{"task_index": 0}\n\n{"task_index": 1}\n')
+    assert MetaFolder(tmp_path).lines("tasks.jsonl", "task_index") == [{"task_index": 0}, {"task_index": 1}]
