@@ -33,10 +33,11 @@ mutants: .venv/ready-dev ## break the code in 300 places, one at a time, and see
 	$(BIN)/python -m pip install -q -c constraints.txt cosmic-ray pytest-cov
 	$(BIN)/python tests/mutants/run.py --folder .cache/mutants
 
-lint: .venv/ready-dev ## ruff (lint and format) and mypy
+lint: .venv/ready-dev ## ruff (lint and format), mypy, and which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy gr00t finetune data_prep simulation
+	$(BIN)/mypy gr00t toolkit finetune data_prep simulation
+	$(BIN)/lint-imports --no-cache
 
 cluster: ## a throw-away SLURM cluster on this machine: two nodes with four (fake) a100 each
 	@tests/cluster/up

@@ -1,5 +1,7 @@
 """The Panda of the conflict splits: two cameras, seven arm joints, one gripper, chunks of 16 steps at 20 Hz."""
 
+from __future__ import annotations
+
 from gr00t.data.schema import ActionConfig, ActionRepresentation, ModalityConfig
 
 ACTION_HORIZON = 16  # steps of 1/20 s

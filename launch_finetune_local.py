@@ -2,26 +2,25 @@
 
 torchrun --nproc_per_node=4 launch_finetune_local.py split=color_object
 python launch_finetune_local.py split=color_object train.micro_batch_size=4
-python launch_finetune_local.py --help
-"""
+python launch_finetune_local.py --help"""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-from finetune.script import run_main
+from toolkit.command_line import run_main
 
 if TYPE_CHECKING:
-    from finetune.config import FinetuneConfig
+    from finetune.recipe import FinetuneConfig
 
 
 def main(config: FinetuneConfig) -> None:
-    from finetune.stop_signals import stop_signals
+    from toolkit.command_line import stop_signals
 
     with stop_signals():
         # Imported only after the configuration has been accepted: a refusal should not wait for torch.
-        from finetune.train import finetune
+        from finetune.training.train import finetune
 
         result = finetune(config)
     if os.environ.get("RANK", "0") == "0":

@@ -2,24 +2,24 @@
 
 python prepare_conflict_data.py split=color_object raw_dir=conflict_maniskill data_dir=data
 python prepare_conflict_data.py split=my_split split.instruction="pick up the heavy object"
-python prepare_conflict_data.py --help
-"""
+python prepare_conflict_data.py --help"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.script import run_main
+from toolkit.command_line import run_main
 
 if TYPE_CHECKING:
-    from finetune.config import PrepareConfig
+    from data_prep import PrepareConfig
 
 
 def main(config: PrepareConfig) -> None:
+    """Convert the split and print what was written."""
     # Imported only after the configuration has been accepted: a refusal should not wait for it.
     from data_prep.convert import convert_split
-    from finetune.config.modality import modality_configs
+    from toolkit.shared_keys import modality_configs
 
     report = convert_split(
         raw_dir=Path(config.raw_dir),

@@ -4,8 +4,7 @@
 
 Recordings: copies of the sample's train file, other in their actions and seeds, with images stored as ManiSkill's
 RecordEpisode stores them (gzip 5, h5py's own chunks). Settings take turns, so that other work on the machine hits all
-alike; the figure of each is the median of its rounds. A frame is one step, with the images of both cameras.
-"""
+alike; the figure of each is the median of its rounds. A frame is one step, with the images of both cameras."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ from av.video.reformatter import Interpolation
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks.machine import describe, say  # noqa: E402
+from benchmarks.measuring import describe, say  # noqa: E402
 from conflict_panda_config import MODALITY_CONFIG  # noqa: E402
 from data_prep.convert import convert_split  # noqa: E402
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ  # noqa: E402
@@ -131,7 +130,6 @@ WAYS: dict[str, Callable[[Path, Path], None]] = {
     "converter, 1 worker": converter(1),
     "converter, 2 workers": converter(2),
 }
-
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
 

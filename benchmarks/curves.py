@@ -7,8 +7,7 @@
 Each commit converts the sample recordings, makes the base checkpoints and trains with its own code: the tiny and the
 small model, live and with cached features. Losses, gradient norms and learning rates of every step are compared, and
 the finished weights. Status 1 where they differ. `--record` writes the working tree's losses and gradient norms in fp32
-with what they were computed on; tests/test_curves.py compares later ones with them.
-"""
+with what they were computed on; tests/test_curves.py compares later ones with them."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT, processor, say
+from benchmarks.measuring import ROOT, processor, say
 
 Lines = list[dict[str, float]]
 THREADS = 1  # of every training here: sums over more are divided otherwise

@@ -5,8 +5,7 @@
     python -m benchmarks.full_size FOLDER --rewrite  # also saves it once more and compares
 
 Needs 7 GB of disk (14 GB with --rewrite) and 12 GB of memory. Each step runs in a process of its own, so that its
-peak memory is its own.
-"""
+peak memory is its own."""
 
 from __future__ import annotations
 
@@ -35,8 +34,8 @@ def reload(folder: Path) -> dict[str, Any]:
     """Load the model and compare every tensor with what is in the files, bit for bit."""
     import torch
 
-    from gr00t.model import Gr00tN1d7
     from gr00t.model.checkpoint import read_tensors
+    from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
     start = time.perf_counter()
     model = Gr00tN1d7.from_pretrained(folder)
@@ -53,9 +52,9 @@ def reload(folder: Path) -> dict[str, Any]:
 
 def rewrite(folder: Path) -> dict[str, Any]:
     """Save the loaded model beside the folder and compare the files byte for byte."""
-    from gr00t.files import file_sha256, whole_folder
-    from gr00t.model import Gr00tN1d7
+    from gr00t.file_replacement import file_sha256, whole_folder
     from gr00t.model.checkpoint_folder import weight_files
+    from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
     model = Gr00tN1d7.from_pretrained(folder)
     again = folder.with_name(f"{folder.name}-again")
@@ -71,7 +70,7 @@ def act(folder: Path) -> dict[str, Any]:
     """One action chunk for one sample of two 256x256 views in bf16; the second of two runs is timed."""
     import torch
 
-    from gr00t.model import Gr00tN1d7
+    from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
     model = Gr00tN1d7.from_pretrained(folder, dtype=torch.bfloat16)
     inputs = sample(model)
@@ -94,7 +93,7 @@ def sample(model: Any) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from gr00t.data.pixels import pixel_values
+    from gr00t.data.images import pixel_values
 
     rng, vlm = np.random.default_rng(0), model.backbone_config
     frames = torch.from_numpy(rng.integers(0, 256, (VIEWS, SIDE, SIDE, 3), dtype=np.uint8))

@@ -3,13 +3,12 @@
     python -m benchmarks.gpu                              # at most 12 minutes on one GPU; writes benchmarks/results/
     python -m benchmarks.gpu --config tiny --device cpu   # the same code where there is none, to see that it runs
 
-Numbers, on tiny models (benchmarks/numbers.py): parity with the original in fp32, padding in bf16, the CPU's own
+Numbers, on tiny models (benchmarks/device_numbers.py): parity with the original in fp32, padding in bf16, the CPU's own
 kernels off against on, a step of FSDP2, a resumed run. Training: samples/s, the time of 10,000 steps, peak memory and
 share of the matrix products, live and on cached features, with the optimizers, compiled and not, beside the plain way.
 Acting: latency of get_action, eager and compiled. Each measurement runs in a process of its own: one that fails (out of
 memory) is reported and the others still run; those for which no time is left are not begun.
-What "share" means stands in benchmarks/training_step.py.
-"""
+What "share" means stands in benchmarks/training_step.py."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import ROOT, describe, in_own_process, product_peak, say
-from benchmarks.numbers import CHECKS
+from benchmarks.device_numbers import CHECKS
+from benchmarks.measuring import ROOT, describe, in_own_process, product_peak, say
 
 TRAINING: dict[str, dict[str, Any]] = {
     "plain, bf16 autocast": {"plain": True},
@@ -83,7 +82,7 @@ def measure(chosen: argparse.Namespace, deadline: float) -> Iterator[tuple[str, 
 def _cases(chosen: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Kind, name, and the module with the case that it is given."""
     for check in CHECKS:
-        yield "numbers", check, "benchmarks.numbers", {"check": check, "device": chosen.device}
+        yield "numbers", check, "benchmarks.device_numbers", {"check": check, "device": chosen.device}
     common = {"model": MODELS[chosen.config], "device": chosen.device, "steps": chosen.steps, "warmup": 3}
     for kind, settings in (("training", TRAINING), ("acting", ACTING)):
         for name, setting in settings.items():

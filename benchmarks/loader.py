@@ -4,8 +4,7 @@
 
 Dataset: the recordings in samples/, converted into a temporary folder. Settings take turns, so that other work on the
 machine hits all alike; the figure of each is the median of its rounds. Files are read before the clock starts, as from
-the second pass over a dataset that fits into memory. Features are random numbers: their values cost nothing.
-"""
+the second pass over a dataset that fits into memory. Features are random numbers: their values cost nothing."""
 
 from __future__ import annotations
 
@@ -28,18 +27,22 @@ sys.path[:0] = [str(ROOT)]
 
 from conflict_panda_config import MODALITY_CONFIG  # noqa: E402
 from data_prep.convert import convert_split  # noqa: E402
-from finetune.attempt_token import AttemptToken  # noqa: E402
-from finetune.cache import use_frame_store  # noqa: E402
-from finetune.config import FinetuneConfig, load  # noqa: E402
 from finetune.create_base import create_base  # noqa: E402
-from finetune.data import build_dataset, build_loader, build_processor  # noqa: E402
-from finetune.engine import Engine  # noqa: E402
-from finetune.export import versions  # noqa: E402
-from finetune.preemption import Preemption  # noqa: E402
-from gr00t.data.dataset import StepReader, TrainingDataset  # noqa: E402
-from gr00t.data.features import KEYS, FeatureStore  # noqa: E402
+from finetune.recipe import FinetuneConfig  # noqa: E402
+from finetune.training.caches import use_frame_store  # noqa: E402
+from finetune.training.dataloader import build_dataset, build_loader, build_processor  # noqa: E402
+from finetune.training.engine import Engine  # noqa: E402
+from finetune.training.stopping import (  # noqa: E402
+    AttemptToken,
+    Preemption,
+)
+from gr00t.data.dataset import TrainingDataset  # noqa: E402
 from gr00t.data.processor import Gr00tN1d7Processor  # noqa: E402
+from gr00t.data.step_reader import StepReader  # noqa: E402
+from gr00t.data.stored_arrays import KEYS, FeatureStore  # noqa: E402
 from gr00t.model.checkpoint import read_config  # noqa: E402
+from toolkit.code_files import versions  # noqa: E402
+from toolkit.configuration import load  # noqa: E402
 
 BATCH, ROUNDS, VIEWS = 32, 3, 4
 

@@ -5,8 +5,7 @@
 Each setting runs in a process of its own, on random weights and one fixed batch. On a CPU the measured figure is the
 highest resident size while the steps run, over that of the process before the model is built; on a GPU it is the most
 that PyTorch had allocated. The plan's allowance (libraries, fragmentation; on a GPU the CUDA context too) is shown
-apart; on a GPU it is no part of what is compared.
-"""
+apart; on a GPU it is no part of what is compared."""
 
 from __future__ import annotations
 
@@ -17,14 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe, in_own_process
+from benchmarks.measuring import describe, in_own_process
 from benchmarks.step import Case, build, make_batch
-from finetune.config import FinetuneConfig, TrainConfig, load
-from finetune.optim import build_optimizer
-from finetune.planning.activations import Batch, Kernels
-from finetune.planning.memory import DeviceMemory, Run, device_memory
-from finetune.planning.parameters import parameters
-from finetune.planning.shapes import shape_of_architecture
+from finetune.plan.activations import Batch, Kernels
+from finetune.plan.memory import DeviceMemory, Run, device_memory
+from finetune.plan.model_shapes import parameters, shape_of_architecture
+from finetune.recipe import FinetuneConfig
+from finetune.recipe.train_config import TrainConfig
+from finetune.training.optimizer import build_optimizer
+from toolkit.configuration import load
 
 TEXT_TOKENS = 22  # of make_batch
 HEADER = (
@@ -79,7 +79,7 @@ def status(field: str) -> int:
 
 
 def forget_peak() -> None:
-    """Give back what building the model left, and begin to measure anew."""
+    """Give back what building the model left, and begin to measure again."""
     import torch
 
     if torch.cuda.is_available():

@@ -2,8 +2,7 @@
 
     python benchmarks/resume_overlay.py runs/whole runs/cut docs/images/resume.png 17,38
 
-The last argument names the steps at which the second run was killed.
-"""
+The last argument names the steps at which the second run was killed."""
 
 from __future__ import annotations
 
@@ -12,9 +11,9 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -8,8 +8,7 @@ fixed batch (two 256x256 views, one instruction). Memory is the highest resident
 the model is built (GPU: the most allocated). "Share" is what a step needs, over its time, over the fastest large
 matrix product measured in the same run in the setting's precision. What it needs is counted once, from the live or
 the cached setting: every product of the forward pass, and of the backward pass of what is trained, with attention to
-the tokens that count; products computed again, or computed and masked away, are not needed.
-"""
+the tokens that count; products computed again, or computed and masked away, are not needed."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe, in_own_process, product_peak, say
+from benchmarks.measuring import describe, in_own_process, product_peak, say
 
 PLAIN = "plain, fp32"
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,97 @@
+"""Recordings and foreign datasets to a checked dataset."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gr00t.errors import ToolkitError
+from toolkit.declaration import key
+from toolkit.shared_keys import (
+    LARGEST_SEED,
+    SplitConfig,
+    check_writable,
+    modalities_field,
+    modality_config_key,
+    near_split,
+    refuse_inside,
+)
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """Turn a split's ManiSkill recordings into a checked dataset."""
+
+    split: SplitConfig = key("the conflict split")
+    raw_dir: str = key(
+        "folder that holds <split>/train and <split>/conflict recordings", "conflict_maniskill", folder=True
+    )
+    data_dir: str = key("folder that receives <split>/train and <split>/conflict datasets", "data", folder=True)
+    val_fraction: float = key("part of the train episodes kept for validation", 0.1, more_than=0, less_than=1)
+    seed: int = key("seed of the choice of validation episodes", 42, at_least=0, at_most=LARGEST_SEED)
+    overwrite: bool = key("replace a dataset that is already there", False)
+    modality_config: str | None = modality_config_key()
+    modalities: dict[str, Any] = modalities_field()
+    workers: int | None = key("processes; null for one per core where there is enough to do", None, at_least=1)
+
+    def check_here(self) -> None:
+        """Refuse what cannot run on this machine."""
+        check_prepare(self)
+
+
+@dataclass(kw_only=True)
+class AdoptConfig:
+    """Make a LeRobot dataset (v2.1 or v3.0) of another source trainable: propose meta/modality.json, hold episodes out.
+
+    Prints what it proposes and what it assumed; writes with write=true, and never over a file that is there.
+    """
+
+    dataset: str = key("folder of the dataset, which holds meta/, data/ and videos/", folder=True)
+    val_fraction: float = key(
+        "part of the episodes held out of training (two at least), for evaluation; 0 for none",
+        0.1,
+        at_least=0,
+        less_than=1,
+    )
+    seed: int = key("seed of the choice of held-out episodes", 42, at_least=0, at_most=LARGEST_SEED)
+    modality_config: str | None = modality_config_key()
+    modalities: dict[str, Any] = modalities_field()
+    write: bool = key("write meta/modality.json and meta/split.json where they are missing", False)
+
+
+@dataclass(kw_only=True)
+class CheckConfig:
+    """Examine a dataset, or a split's folder with train/ and conflict/: is it sound, and if not, what mends it?
+
+    PATH is the folder. Ends with status 0 where nothing is wrong (warnings may be printed), with 1 where something is,
+    with 2 where there is no dataset.
+    """
+
+    fast: bool = key(
+        "leave out what decodes whole videos or reads every file: what training does before it begins", False
+    )
+    json: str | None = key("file that receives the report as JSON; null for none", None)
+    html: str | None = key("file that receives the report as one page with pictures and curves; null for none", None)
+    modality_config: str | None = modality_config_key()
+    modalities: dict[str, Any] = modalities_field()
+    shown: int = key("episodes of each part whose frames and curves the page shows", 4, at_least=1, at_most=50)
+
+
+def check_prepare(config: PrepareConfig) -> None:
+    """The recordings, and a dataset folder apart from them."""
+    raw_dir, data_dir, split = Path(config.raw_dir), Path(config.data_dir), config.split.name
+    check_writable("data_dir", data_dir)
+    refuse_inside("data_dir/<split>", data_dir / split, "raw_dir/<split>", raw_dir / split)
+    refuse_inside("raw_dir/<split>", raw_dir / split, "data_dir/<split>", data_dir / split)
+    if (raw_dir / split / "train").is_dir():
+        return
+    problem = f"{raw_dir / split / 'train'} does not exist: raw_dir must hold {split}/train (and {split}/conflict)."
+    if (raw_dir / "train").is_dir():
+        parent, name = Path(os.path.abspath(raw_dir)).parent, Path(os.path.abspath(raw_dir)).name
+        as_split = "" if name == split else f" split={name}"
+        raise ToolkitError(f"{problem} {raw_dir / 'train'} is there: give its parent, raw_dir={parent}{as_split}.")
+    if not raw_dir.is_dir():
+        raise ToolkitError(f"{problem} There is no folder {raw_dir}; give the one with the recordings, raw_dir=FOLDER.")
+    raise ToolkitError(f"{problem}{near_split(raw_dir, split)}")

@@ -2,22 +2,22 @@
 
 python -m data_prep.adopt dataset=FOLDER
 python -m data_prep.adopt dataset=FOLDER write=true
-python -m data_prep.adopt --help
-"""
+python -m data_prep.adopt --help"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from finetune.script import run_main
+from toolkit.command_line import run_main
 
 if TYPE_CHECKING:
-    from finetune.config import AdoptConfig
+    from data_prep import AdoptConfig
 
 
 def main(config: AdoptConfig) -> None:
+    """Print what is proposed, or written."""
     # Imported only after the configuration has been accepted: a refusal should not wait for it.
-    from data_prep.adoption import adopt
+    from data_prep.foreign_dataset import adopt
 
     print("\n".join(adopt(config)))
 

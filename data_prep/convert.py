@@ -1,36 +1,24 @@
 """A conflict split's recordings, checked as a whole, to two datasets that appear together or not at all.
 
 Each episode is written on its own, from its own recording, so neither the number of workers nor an interruption changes
-the datasets.
-"""
+the datasets."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-    track,
-)
+from rich.progress import ProgressColumn, Task, track
 from rich.text import Text
 
-from data_prep.disk_space import DiskSpace
-from data_prep.duplicates import check_apart, check_no_duplicates
 from data_prep.lerobot import (
     DatasetPlan,
     EpisodeJob,
@@ -38,31 +26,37 @@ from data_prep.lerobot import (
     choose_val_episodes,
     episode_jobs,
     finish_dataset,
-    make_folders,
     stamp,
     write_episode,
 )
-from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
-from data_prep.unfinished import Unfinished
+from data_prep.maniskill import Episode, LeftOut, Recordings, natural_key, read_recordings
+from data_prep.resumable_conversion import Unfinished
 from gr00t.data.schema import ModalityConfigs
-from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, file_lock, publish, real_path, recover
+from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
+from gr00t.file_replacement import file_lock, publish, real_path, recover
 from gr00t.processes import first_done, worker_pool
+from toolkit.progress import progress_bar
+from toolkit.shared_keys import PARTS
 
-PARTS = ("train", "conflict")
 EPISODES_WORTH_A_PROCESS = 16  # starting one takes as long as about so many small episodes
+NAMED_FILES = 3  # in a message
+
+# The disk space that an episode is expected to take.
+BYTES_PER_PIXEL = 0.3  # twice what the noisiest camera measured takes in H.264, so that the check errs on the safe side
+BYTES_PER_FRAME = 400  # a row of the frame table
+BYTES_PER_EPISODE = 40_000  # file headers
+TELLING_FRAMES = 2000  # from so many on, what is written predicts the rest better
 
 
 @dataclass(frozen=True)
 class PartReport:
-    """One written dataset. `video_error`: mean absolute difference of sampled frames to the recording, of 255."""
+    """One written dataset, `val_episodes` of its episodes held out, with the recorded ones that are left out."""
 
     part: str
     episodes: int
     frames: int
-    val_episodes: tuple[int, ...]
+    val_episodes: int
     left_out: tuple[LeftOut, ...]
-    video_error: float
     size_bytes: int
     fingerprint: str
 
@@ -88,7 +82,7 @@ class ConversionReport:
         for part in self.parts:
             text.append(
                 f"{self.folder / part.part}: {part.episodes} episodes, {part.frames} frames, "
-                f"{part.size_bytes / 1e6:.1f} MB, {len(part.val_episodes)} held out for validation"
+                f"{part.size_bytes / 1e6:.1f} MB, {part.val_episodes} held out for validation"
             )
             for reason, count in Counter(e.reason for e in part.left_out).items():
                 text.append(f"  left out, {reason}: {count}")
@@ -114,7 +108,7 @@ def convert_split(
     """Convert raw_dir/<split_name>/{train,conflict} to data_dir/<split_name>/{train,conflict}.
 
     Everything but pixels is checked before anything is written; the result appears whole or not at all. Started again
-    after an interruption, it goes on with the episodes that are written and whose recordings are unchanged. The
+    after an interruption, it resumes with the episodes that are written and whose recordings are unchanged. The
     conflict part may be missing (a warning says so). Per-step statistics are made for the action horizon of
     `modality_configs`. `workers` is the number of processes, None for one per core where there is enough to do. Raises
     ToolkitError for anything the user can mend.
@@ -125,7 +119,7 @@ def convert_split(
     _check_target(target, overwrite)
     report = ConversionReport(target)
     recordings = _read(Path(raw_dir) / split_name, progress, report)
-    plans = _plan(recordings, instruction, val_fraction, seed, modality_configs)
+    plans = _plans(recordings, instruction, val_fraction, seed, modality_configs)
     jobs = [job for plan in plans for job in episode_jobs(plan)]
     remedy = "Make room and start again: it goes on with what is converted. Or choose another data_dir=...."
     with disk_errors(target, remedy):
@@ -179,69 +173,107 @@ def _read(raw: Path, progress: bool, report: ConversionReport) -> dict[str, Reco
     """Read and check the recordings of each part; remarks go to `report`."""
     if not raw.is_dir():
         raise ToolkitError(f"{raw}: no such folder. raw_dir must hold {raw.name}/train and {raw.name}/conflict.")
+    bar = partial(track, console=Console(stderr=True), transient=True, disable=not progress)
     parts = [part for part in PARTS if part == "train" or (raw / part).is_dir()]
-    recordings = {part: read_recordings(raw / part, _shown(f"{part}: checking", progress)) for part in parts}
+    recordings = {part: read_recordings(raw / part, partial(bar, description=f"{part}: checking")) for part in parts}
     for found in recordings.values():
         check_no_duplicates(found)
         report.notes += found.notes
     if "conflict" in recordings:
-        check_apart(recordings["train"], recordings["conflict"])
+        known = {e.content: e.name for e in recordings["train"].episodes}
+        for episode in recordings["conflict"].episodes:
+            if episode.content in known:
+                raise ToolkitError(
+                    f"{episode.name} is also a train episode ({known[episode.content]}). Conflict episodes must never "
+                    "enter training: remove it from one of the two."
+                )
     else:
         report.warnings.append(
             f"{raw}/conflict is missing: the policy can be trained, but which cue it follows cannot be measured "
             "on recordings."
         )
-    _check_one_frame_size([e for part in recordings.values() for e in part.episodes])
+    episodes = [e for found in recordings.values() for e in found.episodes]
+    first = episodes[0]
+    for episode in episodes:
+        for camera, (height, width) in episode.frame_sizes.items():
+            usual = first.frame_sizes[camera]
+            if (height, width) != usual:
+                raise ToolkitError(
+                    f"{episode.name}: the {camera} frames are {height}x{width}, those of {first.name} are "
+                    f"{usual[0]}x{usual[1]}. Record the whole split with one size."
+                )
     return recordings
 
 
-def _plan(
+def _plans(
     recordings: dict[str, Recordings],
     instruction: str,
     val_fraction: float,
     seed: int,
     modality_configs: ModalityConfigs,
 ) -> list[DatasetPlan]:
-    val = choose_val_episodes(len(recordings["train"].episodes), val_fraction, seed)
-    held_out: dict[str, tuple[int, ...]] = {"train": val, "conflict": ()}
-    plans = [
-        DatasetPlan(part, found, instruction, held_out[part], val_fraction, seed, modality_configs)
-        for part, found in recordings.items()
-    ]
-    for plan in plans:
-        _check_horizon(plan)
+    plans = []
+    for part, found in recordings.items():
+        val = choose_val_episodes(len(found.episodes), val_fraction, seed) if part == "train" else ()
+        # Every step of the action horizon needs at least one example for its statistics.
+        needed = max(modality_configs["action"].delta_indices) + 1
+        longest = max((e for i, e in enumerate(found.episodes) if i not in val), key=lambda e: e.length)
+        if longest.length < needed:
+            raise ToolkitError(
+                f"{found.folder}: the longest episode outside validation ({longest.name}) has {longest.length} "
+                f"steps, the action horizon has {needed}. Record longer episodes, or shorten the action "
+                "horizon in the modality configuration (conflict_panda_config.py, or modality_config=FILE)."
+            )
+        plans.append(DatasetPlan(part, found, instruction, val, val_fraction, seed, modality_configs))
     return plans
 
 
-def _check_horizon(plan: DatasetPlan) -> None:
-    """Every step of the action horizon needs at least one example for its statistics."""
-    needed = max(plan.modality_configs["action"].delta_indices) + 1
-    used = [e for i, e in enumerate(plan.recordings.episodes) if i not in plan.val_episodes]
-    longest = max(used, key=lambda e: e.length)
-    if longest.length < needed:
+def check_no_duplicates(recordings: Recordings) -> None:
+    """Raise ToolkitError when an episode of the part is there twice, naming the files that are one too many."""
+    copies: dict[str, list[Episode]] = defaultdict(list)
+    for episode in recordings.episodes:
+        copies[episode.content].append(episode)
+    twins = [same for same in copies.values() if len(same) > 1]
+    if twins:
+        first, second = twins[0][:2]
         raise ToolkitError(
-            f"{plan.recordings.folder}: the longest episode outside validation ({longest.name}) has {longest.length} "
-            f"steps, the action horizon has {needed}. Record longer episodes, or shorten the action "
-            "horizon in the modality configuration (conflict_panda_config.py, or modality_config=FILE)."
+            f"{second.name} is the same recording as {first.name} (equal actions and start; {len(twins)} such "
+            f"episodes in all). {_remedy(recordings, twins)}"
         )
 
 
-def _check_one_frame_size(episodes: list[Episode]) -> None:
-    first = episodes[0]
-    for episode in episodes:
-        for camera, size in episode.frame_sizes.items():
-            if size != first.frame_sizes[camera]:
-                raise ToolkitError(
-                    f"{episode.name}: the {camera} frames are {_by(size)}, those of {first.name} are "
-                    f"{_by(first.frame_sizes[camera])}. Record the whole split with one size."
-                )
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+def _remedy(recordings: Recordings, twins: list[list[Episode]]) -> str:
+    """What to take away: the largest file whose every episode is in other files too, where there is one."""
+    elsewhere: dict[Path, set[Path]] = defaultdict(set)
+    found: Counter[Path] = Counter()
+    for same in twins:
+        files = {episode.file for episode in same}
+        for file in files if len(files) > 1 else ():
+            elsewhere[file] |= files - {file}
+            found[file] += sum(episode.file == file for episode in same)
+    held = Counter(episode.file for episode in recordings.episodes)
+    whole = [file for file in elsewhere if found[file] == held[file]]
+    if not whole:
+        return "Remove one of each two from its h5 and json, or one of the files."
+    largest = max(whole, key=lambda file: (held[file], natural_key(file.as_posix())))
+    folder = recordings.folder
+    names = sorted((file.relative_to(folder).as_posix() for file in elsewhere[largest]), key=natural_key)
+    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+    kind = "a merged recording beside its parts" if len(names) > 1 else "a copy, or a recording and its replay"
+    return (
+        f"All {held[largest]} of {largest.relative_to(folder)} are in {', '.join(names[:NAMED_FILES])}{more} too: "
+        f"{kind}. Keep one of the two, and move the other out of the folder, .h5 and .json."
+    )
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
+
+
+class _FrameRate(ProgressColumn):
+    """Frames/s of the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f}/s" if task.speed else "")
 
 
 def _convert(
@@ -252,43 +284,64 @@ def _convert(
     progress: bool,
     report: ConversionReport,
 ) -> None:
-    """Write the episodes that are not there yet, then what the datasets say of themselves."""
+    """Write the episodes that are not there yet, then the datasets' meta/ folders."""
     missing = [job for job in jobs if (job.part, job.index) not in unfinished.records]
     report.taken_up = len(unfinished.records)
     report.converted = sum(job.episode.length for job in missing)
     if unfinished.dropped:
         report.notes.append(f"{unfinished.dropped} episodes of an interrupted start no longer fit and were made anew.")
-    space = DiskSpace(unfinished.dataset, missing, unfinished.records.values())
-    space.check()
-    make_folders(unfinished.dataset, jobs)
-    with _progress_bar(progress) as bar:
+    to_write, written = report.converted, sum(record.frames for record in unfinished.records.values())
+    size = sum(record.size for record in unfinished.records.values())
+    enough = written >= TELLING_FRAMES
+    _check_space(unfinished.dataset, to_write * size / written if enough else sum(_guess(j.episode) for j in missing))
+    for folder in {(unfinished.dataset / name).parent for job in jobs for name in job.files()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    with progress_bar(_FrameRate(), unit="frames", show=progress) as bar:
         there = {plan.part: sum(record.frames for record in unfinished.of(plan.part)) for plan in plans}
         tasks = {plan.part: bar.add_task(plan.part, total=plan.frames, completed=there[plan.part]) for plan in plans}
         # Closed, so that the processes are gone when an error ends the loop.
-        with closing(_written(unfinished.dataset, missing, _processes(workers, len(missing)))) as records:
+        with closing(_written(unfinished.dataset, missing, workers)) as records:
             for record in records:
                 unfinished.add(record)
                 bar.advance(tasks[record.part], record.frames)
-                space.written(record)
-        _check_unchanged(jobs)
+                to_write, written, size = to_write - record.frames, written + record.frames, size + record.size
+                if written >= TELLING_FRAMES:  # so that it shows well before the disk is full
+                    _check_space(unfinished.dataset, to_write * size / written)
+        for file, before in {job.episode.file: job.stamp for job in jobs}.items():
+            if not file.is_file() or stamp(file) != before:
+                raise ToolkitError(
+                    f"{file}: was changed while it was converted. Wait until the recording is complete, then start "
+                    "again."
+                )
         for plan in plans:
             bar.update(tasks[plan.part], description=f"{plan.part}: statistics")
             report.parts.append(_finish(unfinished, plan))
 
 
-def _processes(workers: int | None, episodes: int) -> int:
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), 1 + episodes // EPISODES_WORTH_A_PROCESS)
-    return max(1, min(workers, episodes))
+def _check_space(folder: Path, needed: float) -> None:
+    free = free_space(folder)
+    if free < needed:
+        raise ToolkitError(
+            f"{folder}: about {in_bytes(needed)} are needed and {in_bytes(free)} are free. Make "
+            "room, or choose another data_dir=...."
+        )
 
 
-def _written(root: Path, jobs: Sequence[EpisodeJob], processes: int) -> Generator[EpisodeRecord]:
+def _guess(episode: Episode) -> float:
+    """Bytes that an episode takes, where too few are written to measure it."""
+    pixels = sum(height * width for height, width in episode.frame_sizes.values())
+    return episode.length * (pixels * BYTES_PER_PIXEL + BYTES_PER_FRAME) + BYTES_PER_EPISODE
+
+
+def _written(root: Path, jobs: Sequence[EpisodeJob], workers: int | None) -> Generator[EpisodeRecord]:
     """The records of the episodes, each as soon as its files are there."""
-    if processes == 1:
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), 1 + len(jobs) // EPISODES_WORTH_A_PROCESS)
+    if min(workers, len(jobs)) <= 1:
         yield from (write_episode(root, job) for job in jobs)
         return
     try:
-        with worker_pool(processes) as pool:
+        with worker_pool(min(workers, len(jobs))) as pool:
             waiting = {pool.submit(write_episode, root, job) for job in jobs}
             while waiting:
                 ready, waiting = first_done(pool, waiting, "converting")
@@ -300,45 +353,15 @@ def _written(root: Path, jobs: Sequence[EpisodeJob], processes: int) -> Generato
         ) from error
 
 
-def _check_unchanged(jobs: list[EpisodeJob]) -> None:
-    for file, before in {job.episode.file: job.stamp for job in jobs}.items():
-        if not file.is_file() or stamp(file) != before:
-            raise ToolkitError(
-                f"{file}: was changed while it was converted. Wait until the recording is complete, then start again."
-            )
-
-
 def _finish(unfinished: Unfinished, plan: DatasetPlan) -> PartReport:
     root = unfinished.dataset / plan.part
-    written = finish_dataset(root, plan, unfinished.of(plan.part))
+    fingerprint = finish_dataset(root, plan, unfinished.of(plan.part))
     return PartReport(
         part=plan.part,
         episodes=len(plan.recordings.episodes),
         frames=plan.frames,
-        val_episodes=plan.val_episodes,
+        val_episodes=len(plan.val_episodes),
         left_out=tuple(plan.recordings.left_out),
-        video_error=written.video_error,
         size_bytes=sum(p.stat().st_size for p in root.rglob("*") if p.is_file()),
-        fingerprint=written.fingerprint,
+        fingerprint=fingerprint,
     )
-
-
-# -- progress ----------------------------------------------------------------------------------------------------------
-
-
-def _shown(what: str, enabled: bool) -> Callable[[list[Path]], Iterable[Path]]:
-    """Goes through files with a bar that tells how far it has got, and that vanishes."""
-    settings: dict[str, Any] = {"console": Console(stderr=True), "transient": True, "disable": not enabled}
-    return lambda files: track(files, what, **settings)
-
-
-class _FrameRate(ProgressColumn):
-    """Frames/s of the last half minute."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f}/s" if task.speed else "")
-
-
-def _progress_bar(enabled: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), _FrameRate())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not enabled)

@@ -1,43 +1,48 @@
-"""Writing one dataset folder: GR00T-flavoured LeRobot v2.1 from checked ManiSkill recordings."""
+"""Writing one dataset folder, GR00T-flavoured LeRobot v2.1, from checked ManiSkill recordings; reading its tables."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.doctor.footage import sketch_to_text
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
 from gr00t.data.layout import CODEBASE_VERSION, fingerprint_entries
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import feature_statistics, relative_statistics
 from gr00t.data.video import check_video, write_video
 from gr00t.errors import ToolkitError
-from gr00t.files import file_sha256, whole_file
+from gr00t.file_replacement import file_sha256, whole_file
 
 CONVERTER_VERSION = 1  # raised when the same recordings would give another dataset
 CHUNKS_SIZE = 1000  # episodes a folder
-TASK_COLUMN = "annotation.human.task_description"
+CHECKED_FRAMES = 8  # of each video, compared with the recording after writing
+SKETCH_SIDE = 4  # of the thumbnail of each video's first frame, which the doctor compares
+MIN_VAL_EPISODES = 2
+
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
-GROUPS = {"arm": {"start": 0, "end": 7}, "gripper": {"start": 7, "end": 8}}
+TASK_COLUMN = "annotation.human.task_description"
+VIDEO_KEYS = {camera: f"observation.images.{camera}" for camera in CAMERAS}
 DIM_NAMES = [f"panda_joint{i}" for i in range(1, 8)] + ["gripper"]
+GROUPS = {"arm": {"start": 0, "end": 7}, "gripper": {"start": 7, "end": 8}}
 MODALITY: dict[str, dict[str, dict[str, Any]]] = {
     "state": GROUPS,
     "action": GROUPS,
-    "video": {camera: {"original_key": f"observation.images.{camera}"} for camera in CAMERAS},
+    "video": {camera: {"original_key": key} for camera, key in VIDEO_KEYS.items()},
     "annotation": {"human.task_description": {"original_key": TASK_COLUMN}},
 }
-CHECKED_FRAMES = 8  # of each video, compared with the recording after writing
-MIN_VAL_EPISODES = 2
+
+Columns = dict[str, np.ndarray]  # of a frame table: (T,) or, of lists, (T, D)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class DatasetPlan:
 
     @property
     def frames(self) -> int:
+        """Steps of all episodes together."""
         return sum(e.length for e in self.recordings.episodes)
 
     @property
@@ -83,8 +89,9 @@ class EpisodeJob:
 
     def files(self) -> list[str]:
         """The frame table and a video for each key of CAMERAS, relative to the folder of both parts."""
-        videos = (_relative_path(VIDEO_PATH, self.index, video_key=key) for _, key in _video_keys())
-        return [f"{self.part}/{path.as_posix()}" for path in (_relative_path(DATA_PATH, self.index), *videos)]
+        place = {"episode_chunk": self.index // CHUNKS_SIZE, "episode_index": self.index}
+        paths = [DATA_PATH.format(**place), *(VIDEO_PATH.format(**place, video_key=k) for k in VIDEO_KEYS.values())]
+        return [f"{self.part}/{path}" for path in paths]
 
     def made_of(self) -> dict[str, Any]:
         """All that decides what is written, in JSON's types: where it is equal, the files are."""
@@ -97,16 +104,9 @@ class EpisodeJob:
 
 
 @dataclass(frozen=True)
-class WrittenVideo:
-    """Mean absolute difference to the recording (of 255), and a sketch of the recorded first frame."""
-
-    error: float
-    first_frame: str
-
-
-@dataclass(frozen=True)
 class EpisodeRecord:
-    """One episode that is written: {file: SHA-256}, steps, bytes, and its videos by camera."""
+    """One episode that is written: {file: SHA-256}, steps, bytes, and of its videos by camera the mean absolute
+    difference to the recording, "error" (of 255), and a sketch of the "first_frame", in hexadecimal digits."""
 
     part: str
     index: int
@@ -114,15 +114,7 @@ class EpisodeRecord:
     files: dict[str, str]
     frames: int
     size: int
-    videos: dict[str, WrittenVideo]
-
-
-@dataclass(frozen=True)
-class WrittenDataset:
-    """Outcome of finish_dataset: mean absolute difference of checked video frames (of 255), and the fingerprint."""
-
-    video_error: float
-    fingerprint: str
+    videos: dict[str, dict[str, Any]]
 
 
 def choose_val_episodes(count: int, val_fraction: float, seed: int) -> tuple[int, ...]:
@@ -155,38 +147,9 @@ def episode_jobs(plan: DatasetPlan) -> list[EpisodeJob]:
 
 
 def stamp(file: Path) -> tuple[int, int]:
-    """Size and time of change, which tell a file from what it was."""
+    """Size and time of the last change, by which a changed file is known."""
     found = file.stat()
     return found.st_size, found.st_mtime_ns
-
-
-def make_folders(root: Path, jobs: Iterable[EpisodeJob]) -> None:
-    """The folders that the files of these episodes go to."""
-    for folder in {(root / name).parent for job in jobs for name in job.files()}:
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def finish_dataset(root: Path, plan: DatasetPlan, records: Sequence[EpisodeRecord]) -> WrittenDataset:
-    """Write meta/ of the folder `root`, whose episodes are all there; `records` are theirs, in order.
-
-    The low-dimensional columns of all episodes are in memory together (0.1 kB a frame), so that percentiles are exact.
-    """
-    (root / "meta").mkdir(exist_ok=True)
-    _write_meta(root, plan, [_read_table(root / _relative_path(DATA_PATH, record.index)) for record in records])
-    errors = [video.error for record in records for video in record.videos.values()]
-    return WrittenDataset(float(np.mean(errors)), _write_split(root, plan, [record.videos for record in records]))
-
-
-Columns = dict[str, np.ndarray]
-
-
-def _relative_path(template: str, index: int, **names: str) -> Path:
-    return Path(template.format(episode_chunk=index // CHUNKS_SIZE, episode_index=index, **names))
-
-
-def _video_keys() -> Iterator[tuple[str, str]]:
-    for camera, entry in MODALITY["video"].items():
-        yield camera, str(entry["original_key"])
 
 
 # -- one episode -------------------------------------------------------------------------------------------------------
@@ -200,24 +163,36 @@ def write_episode(root: Path, job: EpisodeJob) -> EpisodeRecord:
     """
     table, *videos = (root / name for name in job.files())
     checked = {c: _write_camera(path, job.episode, c) for path, c in zip(videos, CAMERAS, strict=True)}
+    columns = {name: pa.array(list(v) if v.ndim == 2 else v) for name, v in _columns(job).items()}
     with whole_file(table) as staged:
-        pq.write_table(_table(_columns(job)), staged)
+        pq.write_table(pa.table(columns), staged)
     hashes = {name: file_sha256(root / name) for name in job.files()}
     size = sum((root / name).stat().st_size for name in hashes)
     return EpisodeRecord(job.part, job.index, job.made_of(), hashes, job.episode.length, size, checked)
 
 
-def _write_camera(path: Path, episode: Episode, camera: str) -> WrittenVideo:
+def _write_camera(path: Path, episode: Episode, camera: str) -> dict[str, Any]:
     frames = episode.frames(camera)
     checked = np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).round().astype(int))
     with whole_file(path) as staged:
         write_video(staged, frames, CONTROL_FREQ)
         error = check_video(staged, len(frames), {int(i): frames[i] for i in checked})
-    return WrittenVideo(error, sketch_to_text(frames[0]))
+    sketch = thumbnail(frames[0], SKETCH_SIDE).round().astype(np.uint8)
+    return {"error": error, "first_frame": sketch.tobytes().hex()}
+
+
+def thumbnail(frame: np.ndarray, side: int) -> np.ndarray:
+    """(H, W, 3) uint8 to (side, side, 3) float32, of 255: the mean colours of fields."""
+    return cv2.resize(frame.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+
+
+def sketch_from_text(text: str) -> np.ndarray:
+    """(SKETCH_SIDE, SKETCH_SIDE, 3) float32 of the digits in meta/split.json; other text raises ValueError."""
+    values = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+    return values.reshape(SKETCH_SIDE, SKETCH_SIDE, 3).astype(np.float32)
 
 
 def _columns(job: EpisodeJob) -> Columns:
-    """The frame table of one episode: (T, D) for state and action, (T,) for the rest."""
     episode, length = job.episode, job.episode.length
     frame = np.arange(length, dtype=np.int64)
     return {
@@ -234,49 +209,88 @@ def _columns(job: EpisodeJob) -> Columns:
     }
 
 
-def _table(columns: Columns) -> pa.Table:
-    return pa.table({name: pa.array(list(v) if v.ndim == 2 else v) for name, v in columns.items()})
+def read_table(path: Path) -> Columns:
+    """The columns of a frame table that hold numbers, texts or lists of numbers; images stored in it are left out.
+
+    Raises OSError, ValueError or pyarrow.ArrowException for a file that cannot be read.
+    """
+    with pq.ParquetFile(path) as file:
+        names = [field.name for field in file.schema_arrow if _is_plain(field.type)]
+        table = file.read(columns=names, use_threads=False)
+    return {name: _to_numpy(table.column(name).combine_chunks(), name) for name in names}
 
 
-def _read_table(path: Path) -> Columns:
-    """The same columns, bit for bit, from the file."""
-    table = pq.read_table(path, use_threads=False)
-    return {name: _array(table[name].combine_chunks()) for name in table.column_names}
+def _is_plain(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
+    item = kind.value_type if is_list else kind
+    if pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item):
+        return True
+    return not is_list and bool(pa.types.is_string(item) or pa.types.is_large_string(item))
 
 
-def _array(values: pa.Array) -> np.ndarray:
-    if pa.types.is_list(values.type):
-        return values.flatten().to_numpy().reshape(len(values), -1)
-    return values.to_numpy(zero_copy_only=False)
+def _to_numpy(column: pa.Array, name: str) -> np.ndarray:
+    """(T,) or (T, D); empty cells of numbers become NaN. Rows of several widths raise ValueError."""
+    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
+        return column.to_numpy(zero_copy_only=False)
+    if column.null_count:
+        raise ValueError(f'column "{name}" has empty cells')
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    if pa.types.is_list(column.type):
+        widths = np.unique(np.diff(column.offsets.to_numpy()))
+        if len(widths) > 1:
+            raise ValueError(f'column "{name}" has rows of {widths.min()} to {widths.max()} values')
+    return flat.reshape(len(column), -1)
 
 
 # -- meta/ -------------------------------------------------------------------------------------------------------------
 
 
-def _write_meta(root: Path, plan: DatasetPlan, columns: list[Columns]) -> None:
-    lengths = [len(c["action"]) for c in columns]
-    _write_json(root / "meta/info.json", _info(plan, columns[0]))
-    _write_json(root / "meta/modality.json", MODALITY)
-    _write_lines(root / "meta/tasks.jsonl", [{"task_index": i, "task": t} for i, t in enumerate(plan.tasks)])
-    told = zip(plan.instructions, lengths, strict=True)
-    episodes = [{"episode_index": i, "tasks": [text], "length": n} for i, (text, n) in enumerate(told)]
-    _write_lines(root / "meta/episodes.jsonl", episodes)
+def finish_dataset(root: Path, plan: DatasetPlan, records: Sequence[EpisodeRecord]) -> str:
+    """Write meta/ of the folder `root`, whose episodes are all there; `records` are theirs, in order.
+
+    Returns the fingerprint. The low-dimensional columns of all episodes are in memory together (0.1 kB a frame), so
+    that percentiles are exact.
+    """
+    meta = root / "meta"
+    meta.mkdir(exist_ok=True)
+    columns = [read_table(root.parent / next(iter(record.files))) for record in records]  # the table is the first file
+    _write_json(meta / "info.json", _info(plan, columns[0]))
+    _write_json(meta / "modality.json", MODALITY)
+    _write_lines(meta / "tasks.jsonl", [{"task_index": i, "task": task} for i, task in enumerate(plan.tasks)])
+    pairs = zip(plan.instructions, columns, strict=True)
+    episodes = [{"episode_index": i, "tasks": [text], "length": len(c["action"])} for i, (text, c) in enumerate(pairs)]
+    _write_lines(meta / "episodes.jsonl", episodes)
     held_out = set(plan.val_episodes)
     used = [c for i, c in enumerate(columns) if i not in held_out]
-    _write_json(root / "meta/stats.json", _stats(used))
+    joined = {name: np.concatenate([c[name] for c in used]) for name, v in used[0].items() if v.dtype.kind == "f"}
+    stats = {name: feature_statistics(v if v.ndim == 2 else v[:, None]) for name, v in joined.items()}
+    _write_json(meta / "stats.json", stats)
     states, actions = [c["observation.state"] for c in used], [c["action"] for c in used]
     relative = relative_statistics(states, actions, MODALITY, plan.modality_configs)
-    _write_json(root / "meta/relative_stats.json", relative)
-
-
-def _stats(columns: list[Columns]) -> dict[str, Any]:
-    names = [name for name, values in columns[0].items() if values.dtype.kind == "f"]
-    joined = {name: np.concatenate([c[name] for c in columns]) for name in names}
-    return {name: feature_statistics(v if v.ndim == 2 else v[:, None]) for name, v in joined.items()}
+    _write_json(meta / "relative_stats.json", relative)
+    split = _split(plan, records)
+    split |= fingerprint_entries(root, split)
+    _write_json(meta / "split.json", split)
+    return str(split["fingerprint"])
 
 
 def _info(plan: DatasetPlan, columns: Columns) -> dict[str, Any]:
     episodes = plan.recordings.episodes
+    features: dict[str, dict[str, Any]] = {}
+    for camera, key in VIDEO_KEYS.items():
+        height, width = episodes[0].frame_sizes[camera]
+        stream = {"height": height, "width": width, "channels": 3, "fps": CONTROL_FREQ, "codec": "h264"}
+        stream |= {"pix_fmt": "yuv420p", "is_depth_map": False}
+        features[key] = {
+            "dtype": "video",
+            "shape": [height, width, 3],
+            "names": ["height", "width", "channel"],
+            "info": {**{f"video.{name}": value for name, value in stream.items()}, "has_audio": False},
+        }
+    for name, values in columns.items():
+        shape = list(values.shape[1:]) or [1]
+        names = DIM_NAMES if shape == [len(DIM_NAMES)] else None
+        features[name] = {"dtype": str(values.dtype), "shape": shape, "names": names}
     return {
         "codebase_version": CODEBASE_VERSION,
         "robot_type": "panda_wristcam",
@@ -290,41 +304,19 @@ def _info(plan: DatasetPlan, columns: Columns) -> dict[str, Any]:
         "splits": {"train": f"0:{len(episodes)}"},
         "data_path": DATA_PATH,
         "video_path": VIDEO_PATH,
-        "features": {
-            **{key: _video_feature(episodes[0].frame_sizes[camera]) for camera, key in _video_keys()},
-            **{name: _feature(values) for name, values in columns.items()},
-        },
+        "features": features,
     }
 
 
-def _feature(values: np.ndarray) -> dict[str, Any]:
-    shape = list(values.shape[1:]) or [1]
-    return {"dtype": str(values.dtype), "shape": shape, "names": DIM_NAMES if shape == [len(DIM_NAMES)] else None}
-
-
-def _video_feature(size: tuple[int, int]) -> dict[str, Any]:
-    height, width = size
-    return {
-        "dtype": "video",
-        "shape": [height, width, 3],
-        "names": ["height", "width", "channel"],
-        "info": {
-            "video.height": height,
-            "video.width": width,
-            "video.channels": 3,
-            "video.fps": CONTROL_FREQ,
-            "video.codec": "h264",
-            "video.pix_fmt": "yuv420p",
-            "video.is_depth_map": False,
-            "has_audio": False,
-        },
-    }
-
-
-def _write_split(root: Path, plan: DatasetPlan, videos: list[dict[str, WrittenVideo]]) -> str:
-    """Write meta/split.json: what is held out, where everything came from; returns the fingerprint."""
+def _split(plan: DatasetPlan, records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """The content of meta/split.json: what is held out, and where everything came from."""
     folder = plan.recordings.folder
-    split: dict[str, Any] = {
+    sources = [path for h5 in plan.recordings.files for path in (h5, h5.with_suffix(".json"))]
+
+    def name(file: Path) -> str:
+        return file.relative_to(folder).as_posix()
+
+    return {
         "converter_version": CONVERTER_VERSION,
         "part": plan.part,
         "instruction": plan.instruction,
@@ -333,30 +325,22 @@ def _write_split(root: Path, plan: DatasetPlan, videos: list[dict[str, WrittenVi
         "val_episodes": list(plan.val_episodes),
         "relative_statistics": {"tail": "mask", "steps": len(plan.modality_configs["action"].delta_indices)},
         "source_folder": str(folder),
-        "sources": [_source(path, folder) for h5 in plan.recordings.files for path in (h5, h5.with_suffix(".json"))],
+        "sources": [{"file": name(p), "size": p.stat().st_size, "sha256": file_sha256(p)} for p in sources],
         "episodes": [
             {
                 "episode_index": index,
-                "file": e.file.relative_to(folder).as_posix(),
+                "file": name(e.file),
                 "trajectory": f"traj_{e.episode_id}",
                 "episode_seed": e.seed,
-                "first_frame": {camera: video.first_frame for camera, video in videos[index].items()},
+                "first_frame": {camera: video["first_frame"] for camera, video in records[index].videos.items()},
             }
             for index, e in enumerate(plan.recordings.episodes)
         ],
         "left_out": [
-            {"file": e.file.relative_to(folder).as_posix(), "trajectory": f"traj_{e.episode_id}", "reason": e.reason}
+            {"file": name(e.file), "trajectory": f"traj_{e.episode_id}", "reason": e.reason}
             for e in plan.recordings.left_out
         ],
     }
-    split |= fingerprint_entries(root, split)
-    _write_json(root / "meta/split.json", split)
-    return str(split["fingerprint"])
-
-
-def _source(path: Path, folder: Path) -> dict[str, Any]:
-    name = path.relative_to(folder).as_posix()
-    return {"file": name, "size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -1,8 +1,7 @@
 """Reading ManiSkill 3 recordings (trajectory .h5 with its .json) of a Panda with two cameras.
 
 A recording of T steps has T actions and T+1 observations; observation t goes with action t, the last one is not used.
-Everything but pixels is checked while reading the list of episodes; pixels are read per episode, when asked for.
-"""
+Everything but pixels is checked while reading the list of episodes; pixels are read per episode, when asked for."""
 
 from __future__ import annotations
 
@@ -20,15 +19,14 @@ import numpy as np
 
 from gr00t.data.video import check_frame_size
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.files import parse_json
+from gr00t.file_replacement import parse_json
 
 CAMERAS = {"image": "base_camera", "wrist_image": "hand_camera"}  # key in the dataset: ManiSkill's sensor
 CONTROL_MODE = "pd_joint_pos"
+CONVERTIBLE_CONTROL_MODES = ("pd_joint_pos", "pd_joint_delta_pos")  # by replay; it cannot convert end-effector modes
 CONTROL_FREQ = 20  # ManiSkill's default, Hz
 QPOS_DIM = 9  # 7 arm joints (rad), 2 fingers (m)
 ACTION_DIM = 8  # 7 joint targets (rad), gripper command in [-1, 1]
-# Replay converts these two to others; end-effector modes it cannot convert.
-CONVERTIBLE_CONTROL_MODES = ("pd_joint_pos", "pd_joint_delta_pos")
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class Episode:
 
     @property
     def name(self) -> str:
+        """How messages name it."""
         return f"{self.file}, traj_{self.episode_id}"
 
     def actions(self) -> np.ndarray:
@@ -65,7 +64,7 @@ class Episode:
 
     def frames(self, camera: str) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB of a key of CAMERAS."""
-        return self._read(_rgb_path(CAMERAS[camera]), self.length)
+        return self._read(f"obs/sensor_data/{CAMERAS[camera]}/rgb", self.length)
 
     def _read(self, dataset: str, count: int | None = None) -> np.ndarray:
         with _opened(self.file) as recording:
@@ -98,31 +97,25 @@ def state_of(qpos: np.ndarray) -> np.ndarray:
     return np.concatenate([qpos[..., :7], qpos[..., 7:8] + qpos[..., 8:9]], axis=-1)
 
 
-def find_recordings(folder: Path) -> list[Path]:
-    """Every .h5 below `folder`, in natural order of the paths (rank2 before rank10); raises when there is none."""
-    if not folder.is_dir():
-        raise ToolkitError(f"{folder}: no such folder of recordings. Put ManiSkill's trajectory.h5 and .json there.")
-    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*.h5")}
-    # The name itself decides between rank1 and rank01, which are the same number.
-    found = [folder / name for name in sorted(names, key=lambda name: (natural_key(name), name))]
-    if not found:
-        raise ToolkitError(f"{folder}: holds no .h5 file. Put ManiSkill's trajectory.h5 and trajectory.json there.")
-    return found
-
-
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key in which numbers inside names count as numbers."""
     return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 
 def read_recordings(folder: Path, shown: Callable[[list[Path]], Iterable[Path]] = iter) -> Recordings:
-    """Read and check everything below `folder` except pixels; raises ToolkitError at the first fault.
+    """Read and check every .h5 below `folder` except pixels; raises ToolkitError at the first fault.
 
-    The episodes are in the order of find_recordings, and of their episode_id within a file. `shown` goes through the
-    files in their order, and may show how far it has got.
+    The episodes are in natural order of the paths (rank2 before rank10), and of their episode_id within a file. `shown`
+    passes the files on in their order, and may show the progress.
     """
+    if not folder.is_dir():
+        raise ToolkitError(f"{folder}: no such folder of recordings. Put ManiSkill's trajectory.h5 and .json there.")
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*.h5")}
+    if not names:
+        raise ToolkitError(f"{folder}: holds no .h5 file. Put ManiSkill's trajectory.h5 and trajectory.json there.")
     result = Recordings(folder)
-    for h5_path in shown(find_recordings(folder)):
+    # The name itself decides between rank1 and rank01, which are the same number.
+    for h5_path in shown([folder / name for name in sorted(names, key=lambda name: (natural_key(name), name))]):
         meta = _read_meta(h5_path)
         try:
             _check_environment(h5_path, meta)
@@ -162,16 +155,11 @@ def _read_meta(h5_path: Path) -> dict[str, Any]:
     return meta
 
 
-def _replays_of(h5_path: Path) -> list[Path]:
-    """Recordings beside `h5_path` that ManiSkill's replay command named after it."""
-    stem = h5_path.name.split(".")[0]
-    pattern = f"{stem}.rgb*.{CONTROL_MODE}.*h5"
-    return sorted(p for p in h5_path.parent.glob(pattern) if p != h5_path)
-
-
 def _passed_over(h5_path: Path, meta: dict[str, Any]) -> str:
     """What to say of a recording that is replaced by replays of it; empty where there is no replay of its episodes."""
-    replays = _replays_of(h5_path)
+    # As ManiSkill's replay command names them after the recording.
+    pattern = f"{h5_path.name.split('.')[0]}.rgb*.{CONTROL_MODE}.*h5"
+    replays = sorted(p for p in h5_path.parent.glob(pattern) if p != h5_path)
     seeds = _seeds(meta)
     replayed = set().union(*(_seeds(_read_meta(replay)) for replay in replays))
     if not replays or (seeds and replayed and not seeds & replayed):
@@ -187,9 +175,8 @@ def _passed_over(h5_path: Path, meta: dict[str, Any]) -> str:
 
 
 def _seeds(meta: dict[str, Any]) -> set[str]:
-    return {
-        str(e["episode_seed"]) for e in meta["episodes"] if isinstance(e, dict) and e.get("episode_seed") is not None
-    }
+    entries = [e for e in meta["episodes"] if isinstance(e, dict)]
+    return {str(e["episode_seed"]) for e in entries if e.get("episode_seed") is not None}
 
 
 def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
@@ -199,7 +186,16 @@ def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
         str(e["control_mode"]) for e in meta["episodes"] if isinstance(e, dict) and e.get("control_mode")
     }
     for mode in sorted(modes - {CONTROL_MODE, "None"}):
-        raise ToolkitError(_control_mode_message(h5_path, mode, meta))
+        remedy = replay_remedy(h5_path, meta)
+        if mode not in CONVERTIBLE_CONTROL_MODES:
+            remedy = (
+                f"ManiSkill cannot convert {mode} to it: record again with control_mode={CONTROL_MODE}, or if these "
+                f"were replayed from joint-target recordings, replay those: {replay_command('<original>.h5')}"
+            )
+        raise ToolkitError(
+            f'{h5_path}: recorded with control_mode "{mode}"; absolute joint targets ("{CONTROL_MODE}") are needed. '
+            f"{remedy}"
+        )
     obs_mode = str(env_kwargs.get("obs_mode"))
     if "rgb" not in obs_mode or "state" in obs_mode:
         lack = "state, which drops obs/agent" if "rgb" in obs_mode else "no camera images"
@@ -212,16 +208,6 @@ def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
             f"{h5_path}: recorded at {freq} Hz (sim_config.control_freq); the robot configuration is made for "
             f"{CONTROL_FREQ} Hz. Record again with ManiSkill's default control frequency."
         )
-
-
-def _control_mode_message(h5_path: Path, mode: str, meta: dict[str, Any]) -> str:
-    needed = f'{h5_path}: recorded with control_mode "{mode}"; absolute joint targets ("{CONTROL_MODE}") are needed. '
-    if mode in CONVERTIBLE_CONTROL_MODES:
-        return needed + replay_remedy(h5_path, meta)
-    return needed + (
-        f"ManiSkill cannot convert {mode} to it: record again with control_mode={CONTROL_MODE}, or if these were "
-        f"replayed from joint-target recordings, replay those: {replay_command('<original>.h5')}"
-    )
 
 
 def replay_command(traj_path: str) -> str:
@@ -249,45 +235,36 @@ def replay_remedy(h5_path: Path, meta: dict[str, Any]) -> str:
 
 
 def _read_episodes(h5_path: Path, meta: dict[str, Any], result: Recordings) -> None:
-    entries = _entries(h5_path, meta)
-    with _opened(h5_path) as recording:
-        _check_same_episodes(h5_path, {f"traj_{i}" for i in entries}, set(recording))
-        for episode_id in sorted(entries):
-            where = f"{h5_path}, traj_{episode_id}"
-            reader = _TrajectoryReader(recording[f"traj_{episode_id}"], where)
-            reason = reader.why_unsuccessful(entries[episode_id])
-            if reason:
-                result.left_out.append(LeftOut(h5_path, episode_id, reason))
-            else:
-                result.episodes.append(reader.episode(h5_path, episode_id, entries[episode_id]))
-
-
-def _entries(h5_path: Path, meta: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The .json's episodes by episode_id."""
-    where = h5_path.with_suffix(".json")
+    json_path = h5_path.with_suffix(".json")
     entries: dict[int, dict[str, Any]] = {}
     for entry in meta["episodes"]:
         if not isinstance(entry, dict) or not isinstance(entry.get("episode_id"), int):
-            raise ToolkitError(f"{where}: an episode has no episode_id; the file is damaged: record or copy it again.")
-        if entry["episode_id"] in entries:
-            raise ToolkitError(f"{where}: episode_id {entry['episode_id']} occurs twice; record or copy it again.")
-        entries[entry["episode_id"]] = entry
-    return entries
-
-
-def _check_same_episodes(h5_path: Path, in_json: set[str], in_h5: set[str]) -> None:
-    in_h5 = {name for name in in_h5 if name.startswith("traj_")}
-    for missing, holder, other in ((in_json - in_h5, "json", "h5"), (in_h5 - in_json, "h5", "json")):
-        if missing:
-            names = ", ".join(sorted(missing, key=natural_key)[:5])
             raise ToolkitError(
-                f"{h5_path}: {names} ({len(missing)} in all) in the .{holder} but not in the .{other}. The two do not "
-                "belong together, or recording was cut short: copy both again or record again."
+                f"{json_path}: an episode has no episode_id; the file is damaged: record or copy it again."
             )
+        if entry["episode_id"] in entries:
+            raise ToolkitError(f"{json_path}: episode_id {entry['episode_id']} occurs twice; record or copy it again.")
+        entries[entry["episode_id"]] = entry
+    with _opened(h5_path) as recording:
+        in_json, in_h5 = {f"traj_{i}" for i in entries}, {name for name in recording if name.startswith("traj_")}
+        for missing, holder, other in ((in_json - in_h5, "json", "h5"), (in_h5 - in_json, "h5", "json")):
+            if missing:
+                names = ", ".join(sorted(missing, key=natural_key)[:5])
+                raise ToolkitError(
+                    f"{h5_path}: {names} ({len(missing)} in all) in the .{holder} but not in the .{other}. The two do "
+                    "not belong together, or recording was cut short: copy both again or record again."
+                )
+        for episode_id in sorted(entries):
+            trajectory = _Trajectory(recording[f"traj_{episode_id}"], f"{h5_path}, traj_{episode_id}")
+            reason = trajectory.why_unsuccessful(entries[episode_id])
+            if reason:
+                result.left_out.append(LeftOut(h5_path, episode_id, reason))
+            else:
+                result.episodes.append(trajectory.episode(h5_path, episode_id, entries[episode_id]))
 
 
-class _TrajectoryReader:
-    """Checks one trajectory group of an open file."""
+class _Trajectory:
+    """Checks one trajectory group of an open file; `where` names it in messages."""
 
     def __init__(self, group: h5py.Group, where: str) -> None:
         self.group = group
@@ -295,7 +272,17 @@ class _TrajectoryReader:
 
     def why_unsuccessful(self, entry: dict[str, Any]) -> str:
         """Empty for an episode that is solved at its last step, else the reason to leave it out."""
-        length = self._length(entry)
+        length = len(self._array("actions", (None, ACTION_DIM)))
+        if length == 0:
+            raise ToolkitError(
+                f"{self.where}: has no steps (length 0). Remove it from h5 and json, or record it again."
+            )
+        elapsed = entry.get("elapsed_steps", length)
+        if elapsed != length:
+            raise ToolkitError(
+                f"{self.where}: {length} actions, but the .json says elapsed_steps {elapsed}. The two files do "
+                "not belong together: copy both again or record again."
+            )
         if "success" not in self.group:
             raise ToolkitError(
                 f'{self.where}: has no "success", so failed episodes cannot be told from good ones. Let the task\'s '
@@ -312,32 +299,13 @@ class _TrajectoryReader:
         qpos = self._finite("obs/agent/qpos", (len(actions) + 1, QPOS_DIM))
         sizes = {key: self._frame_size(sensor, len(actions) + 1) for key, sensor in CAMERAS.items()}
         content = hashlib.sha256(actions.tobytes() + qpos[:1].tobytes()).hexdigest()
-        return Episode(
-            file, episode_id, entry.get("episode_seed"), len(actions), sizes, content, self._instruction(entry)
-        )
-
-    def _instruction(self, entry: dict[str, Any]) -> str | None:
         text = entry.get("instruction")
         if text is not None and not (isinstance(text, str) and text.strip() and text.isprintable()):
             raise ToolkitError(
                 f"{self.where}: the .json gives the instruction {text!r}, which is no line of text. Mend it, or take "
                 "it out: the split's instruction is used then."
             )
-        return text
-
-    def _length(self, entry: dict[str, Any]) -> int:
-        actions = self._array("actions", (None, ACTION_DIM))
-        if len(actions) == 0:
-            raise ToolkitError(
-                f"{self.where}: has no steps (length 0). Remove it from h5 and json, or record it again."
-            )
-        elapsed = entry.get("elapsed_steps", len(actions))
-        if elapsed != len(actions):
-            raise ToolkitError(
-                f"{self.where}: {len(actions)} actions, but the .json says elapsed_steps {elapsed}. The two files do "
-                "not belong together: copy both again or record again."
-            )
-        return len(actions)
+        return Episode(file, episode_id, entry.get("episode_seed"), len(actions), sizes, content, text)
 
     def _array(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
         if not isinstance(self.group.get(name), h5py.Dataset):
@@ -371,15 +339,12 @@ class _TrajectoryReader:
                 f'{self.where}: the camera "{sensor}" is missing.{did_you_mean(sensor, cameras)} '
                 'Record again with robot_uids="panda_wristcam", which has base_camera and hand_camera.'
             )
-        rgb = self._array(_rgb_path(sensor), (count, None, None, 3))
+        name = f"obs/sensor_data/{sensor}/rgb"
+        rgb = self._array(name, (count, None, None, 3))
         if rgb.dtype != np.uint8:
-            raise ToolkitError(f"{self.where}: {_rgb_path(sensor)} is {rgb.dtype}, uint8 is needed. Record again.")
+            raise ToolkitError(f"{self.where}: {name} is {rgb.dtype}, uint8 is needed. Record again.")
         check_frame_size(rgb.shape[1], rgb.shape[2], f"{self.where}, {sensor}")
         return rgb.shape[1], rgb.shape[2]
-
-
-def _rgb_path(sensor: str) -> str:
-    return f"obs/sensor_data/{sensor}/rgb"
 
 
 @contextmanager

@@ -1,12 +1,5 @@
-"""Fine-tuning: configuration, training loop, engines, checkpoints, tracking, evaluation, SLURM, and the release.
+"""From a dataset and a base checkpoint to a fine-tuned policy, and what goes with a run: a room for each purpose."""
 
-In a published tree (python -m finetune.release) this package lies in scripts/, and gr00t one folder above, where Python
-does not look by itself.
-"""
+from toolkit.installation import ensure_own_gr00t
 
-import sys
-from pathlib import Path
-
-_CHECKOUT = Path(__file__).resolve().parents[1]
-if not (_CHECKOUT / "gr00t").is_dir() and (_CHECKOUT.parent / "gr00t").is_dir():
-    sys.path.insert(0, str(_CHECKOUT.parent))
+ensure_own_gr00t()

@@ -29,7 +29,7 @@ ask() { # ask finetune.slurm.attempt, and export the NAME=value lines of its ans
     while IFS= read -r line; do export "${line?}"; done <<< "$answer"
 }
 
-# Started by hand with sbatch: copy the code when the job first starts, and go on in the copy, with the same process id.
+# Started by hand with sbatch: copy the code when the job first starts, and continue in it, with the same process id.
 enter_copy() { # STAGE [key=value ...] [-- key=value ...]
     local GROOT_CODE='' note=$GROOT_CHECKOUT/.cache/slurm/$SLURM_JOB_ID # where the copy lies, for when the job starts again
     if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -s "$note" ]; then
@@ -50,14 +50,14 @@ enter_copy() { # STAGE [key=value ...] [-- key=value ...]
     exec "$GROOT_CODE/finetune_jobs/run.sh" "$@"
 }
 
-tell() { # srun tells every process; again and again, since those that have just been started do not listen yet
-    [ -z "$told" ] || return 0
-    told=yes
+pass_on() { # srun signals every process; again and again, since those that have just been started do not listen yet
+    [ -z "$passed_on" ] || return 0
+    passed_on=yes
     while kill -USR1 "$step" 2> /dev/null; do sleep 1; done &
 }
 
 finetune() {
-    local step status early='' told=''
+    local step status early='' passed_on=''
     trap 'early=yes' USR1 TERM
     GROOT_JOB=$(scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null)
     GROOT_SCRIPT=$(scontrol write batch_script "$GROOT_JOB_ID" - 2> /dev/null)
@@ -76,8 +76,8 @@ finetune() {
     srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
         --kill-on-bad-exit=1 --wait=60 bash -c "$seen" "$root/finetune_jobs/run.sh" node "$@" &
     step=$!
-    trap tell USR1 TERM
-    [ -z "$early" ] || tell
+    trap pass_on USR1 TERM
+    [ -z "$early" ] || pass_on
     while wait "$step"; status=$?; kill -0 "$step" 2> /dev/null; do :; done # a signal ends `wait`, not the step
     trap '' USR1 TERM # from here on a few seconds that must not be cut short
 
@@ -85,7 +85,7 @@ finetune() {
     ask end "$status" || exit
     [ "$GROOT_DECISION" = requeue ] || exit "$GROOT_EXIT"
     local trial
-    for trial in {1..30}; do # a controller that is being started anew is away for some minutes
+    for trial in {1..30}; do # a controller that is being restarted is away for some minutes
         scontrol requeue "$GROOT_JOB_ID" && break
         [ "$trial" -lt 30 ] || fail "job $GROOT_JOB_ID cannot be requeued: submit the same again to go on"
         scontrol ping > /dev/null || sleep 10

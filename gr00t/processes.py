@@ -1,7 +1,8 @@
-"""Worker processes that do not outlive whom they work for."""
+"""How worker processes start and end: none outlives the process it works for, and one that is silent is named."""
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,12 +14,13 @@ from typing import TypeVar
 
 from gr00t.errors import ToolkitError
 
-_T = TypeVar("_T")
 WORKER_SECONDS = 900.0  # that a worker process may take for one piece of work
+
+_T = TypeVar("_T")
 
 
 def silent(what: str, pids: Iterable[int]) -> ToolkitError:
-    """For worker processes that have given nothing for WORKER_SECONDS."""
+    """The error for worker processes that have given nothing for WORKER_SECONDS."""
     numbers = ", ".join(map(str, sorted(pids))) or "gone"
     return ToolkitError(
         f"{what}: no answer from the worker processes (process ids {numbers}) for {WORKER_SECONDS / 60:.0f} minutes. "
@@ -30,8 +32,11 @@ def silent(what: str, pids: Iterable[int]) -> ToolkitError:
 def first_done(
     pool: ProcessPoolExecutor, waiting: set[Future[_T]], what: str
 ) -> tuple[set[Future[_T]], set[Future[_T]]]:
-    """Those of `waiting` that are done, at least one, and the others. Workers of which none answers for WORKER_SECONDS
-    are killed, and named in a ToolkitError that says `what` they worked on."""
+    """Those of `waiting` that are done, at least one, and the others.
+
+    Workers of which none answers for WORKER_SECONDS are killed, and named in a ToolkitError that says `what` they
+    worked on.
+    """
     ready, others = wait(waiting, WORKER_SECONDS, FIRST_COMPLETED)
     if not ready:
         processes = dict(pool._processes or {})
@@ -43,7 +48,7 @@ def first_done(
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """That many processes; gone when the block ends, what they have not begun being dropped."""
+    """A pool of that many processes, which end with the block; work that they have not begun is dropped."""
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
     try:
         yield pool
@@ -53,12 +58,36 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def end_with_parent() -> None:
     """In a worker process: leave Ctrl-C to the parent, and end when the parent does, however it ends."""
+
+    def wait_for_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes started in the block compute and render with one thread."""
+    # Each worker keeps one core busy: threads of its own would only get in the others' way.
+    limits = {name: "1" for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS") if name not in os.environ}
+    os.environ.update(limits)
+    try:
+        yield
+    finally:
+        for name in limits:
+            del os.environ[name]
+
+
+def settle_in() -> None:
+    """In a worker process that simulates, before anything else: it ends with its parent, and is quiet."""
+    # Only the worker processes load the simulator.
+    import torch
+    from mani_skill import logger
+
+    end_with_parent()
+    logger.setLevel(logging.ERROR)
+    torch.set_num_threads(1)

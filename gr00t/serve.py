@@ -1,29 +1,31 @@
-"""Serve a checkpoint to robots and simulators, in the protocol of NVIDIA's GR00T N1.7.
+"""Serve a checkpoint to robots and simulators, in the protocol of NVIDIA's GR00T N1.7:
 
-python -m gr00t.serve checkpoint=checkpoints/color_object
-python -m gr00t.serve --help
-"""
+    python -m gr00t.serve checkpoint=checkpoints/color_object
+    python -m gr00t.serve --help
+
+The command line is `key=value` for the fields of ServeConfig; a published tree has neither Hydra nor the toolkit."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import logging
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr00t.errors import ToolkitError
-from gr00t.files import near_folder
-from gr00t.server.address import TOKEN, check_free, find_address
-from gr00t.server.options import help_text, option, read_options
+from gr00t.errors import ToolkitError, did_you_mean, near_folder
+from gr00t.server.server import TOKEN, check_free, find_address
 
 if TYPE_CHECKING:
     from gr00t.model.gr00t_n1 import GR00TPolicy
-    from gr00t.server import PolicyServer
+    from gr00t.server.server import PolicyServer
 
 COMMAND = "python -m gr00t.serve"
 EXAMPLES = (
@@ -31,7 +33,13 @@ EXAMPLES = (
     "checkpoint=checkpoints/color_object device=cuda compile=true port=5556",
     "checkpoint=checkpoints/color_object host=0.0.0.0   # with a token, see above",
 )
-REFUSED, INTERRUPTED = 2, 130
+REFUSED, INTERRUPTED = 2, 130  # exit codes
+_WIDTH, _COLUMN = 118, 34  # of --help
+
+
+def _option(meaning: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
+    """A documented field, required without a default. bounds: choices (a tuple of texts); at_least (an int)."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, **bounds})
 
 
 @dataclass(frozen=True)
@@ -44,32 +52,110 @@ class ServeConfig:
     this machine too, where others may be logged in. Ctrl-C or SIGTERM ends it after the request it is at.
     """
 
-    checkpoint: str = option("the folder of a finished checkpoint")
-    host: str = option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
-    port: int = option("the port to listen on; 0 takes any free one", 5555, at_least=0)
-    embodiment_tag: str = option("whose statistics and projectors to act with", "new_embodiment")
-    denoising_steps: int | None = option("Euler steps of a chunk; null takes the checkpoint's", None, at_least=1)
-    device: str = option("where to compute; auto is cuda where there is one", "auto", choices=("auto", "cpu", "cuda"))
-    precision: str = option(
+    checkpoint: str = _option("the folder of a finished checkpoint")
+    host: str = _option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
+    port: int = _option("the port to listen on; 0 takes any free one", 5555, at_least=0)
+    embodiment_tag: str = _option("whose statistics and projectors to act with", "new_embodiment")
+    denoising_steps: int | None = _option("Euler steps of a chunk; null takes the checkpoint's", None, at_least=1)
+    device: str = _option("where to compute; auto is cuda where there is one", "auto", choices=("auto", "cpu", "cuda"))
+    precision: str = _option(
         "of the weights; auto is bf16 on GPUs that have it", "auto", choices=("auto", "bf16", "fp32")
     )
-    verify: bool = option("compare every file of the checkpoint with its manifest first", False)
-    compile: bool = option("compile the action head: minutes at the start, then faster actions", False)
-    max_batch: int = option("robots in one request at most", 64, at_least=1)
-    log_every: int = option("a line with the latency every so many actions", 100, at_least=1)
-    quiet: bool = option("no such lines, only refusals and failures", False)
+    verify: bool = _option("compare every file of the checkpoint with its manifest first", False)
+    compile: bool = _option("compile the action head: minutes at the start, then faster actions", False)
+    max_batch: int = _option("robots in one request at most", 64, at_least=1)
+    log_every: int = _option("a line with the latency every so many actions", 100, at_least=1)
+    quiet: bool = _option("no such lines, only refusals and failures", False)
+
+
+def read_options(argv: Sequence[str]) -> ServeConfig:
+    """The configuration that `argv` describes; anything that is no key=value of it raises ToolkitError."""
+    fields = {field.name: field for field in dataclasses.fields(ServeConfig)}
+    values: dict[str, Any] = {}
+    for argument in argv:
+        if argument.startswith("-"):
+            flag, _, value = argument.lstrip("-").replace("-", "_").partition("=")
+            name = flag if flag in fields else "KEY"
+            raise ToolkitError(
+                f"Options are written key=value: write {name}={value or 'VALUE'}, not {argument}. See --help."
+            )
+        name, equals, raw = argument.partition("=")
+        if not equals:
+            raise ToolkitError(f'"{argument}" is no key=value.{did_you_mean(argument, fields)} See --help.')
+        if name not in fields:
+            raise ToolkitError(f'There is no key "{name}".{did_you_mean(name, fields)}')
+        if not raw.strip():
+            raise ToolkitError(f"{name} is empty. Give it a value, or leave it out for the default.")
+        if name in values:
+            raise ToolkitError(f"{name} is given twice. Keep one of them.")
+        values[name] = _value(fields[name], raw.strip())
+    for name, field in fields.items():
+        if name not in values and field.default is dataclasses.MISSING:
+            raise ToolkitError(f"{name} is missing: give {name}=VALUE, {field.metadata['meaning']}. See --help.")
+    return ServeConfig(**values)
+
+
+def _value(field: dataclasses.Field[Any], raw: str) -> Any:
+    kind, _, nullable = str(field.type).partition(" | ")
+    if nullable and raw == "null":
+        return None
+    refusal = ToolkitError(f"{field.name}={raw}: expected {_expected(field)}.")
+    if raw not in field.metadata.get("choices", [raw]):
+        raise refusal
+    if kind == "str":
+        return raw
+    if kind == "bool":
+        if raw not in ("true", "false"):
+            raise refusal
+        return raw == "true"
+    try:
+        number = int(raw)
+    except ValueError:
+        raise refusal from None
+    if number < field.metadata.get("at_least", number):
+        raise refusal
+    return number
+
+
+def _expected(field: dataclasses.Field[Any]) -> str:
+    kind, _, nullable = str(field.type).partition(" | ")
+    words = ", ".join(field.metadata.get("choices", [{"int": "int", "bool": "true or false", "str": "text"}[kind]]))
+    words += f" of at least {field.metadata['at_least']}" if "at_least" in field.metadata else ""
+    return words + (" or null" if nullable else "")
+
+
+def help_text() -> str:
+    """What --help prints: ServeConfig's docstring, every key with its default, meaning and kind, and examples."""
+    lines, indent = [], " " * _COLUMN
+    for field in dataclasses.fields(ServeConfig):
+        shown = "VALUE" if field.default is dataclasses.MISSING else str(field.default)
+        if field.default is None or isinstance(field.default, bool):
+            shown = "null" if field.default is None else shown.lower()
+        meaning = f"{field.metadata['meaning']} ({_expected(field)})"
+        wrapped = textwrap.wrap(
+            meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+        lines += [f"  {field.name}={shown}".ljust(_COLUMN) + wrapped[0].lstrip(), *wrapped[1:]]
+    return "\n\n".join(
+        [
+            inspect.cleandoc(ServeConfig.__doc__ or ""),
+            f"Usage: {COMMAND} [KEY=VALUE ...] [--help]",
+            "Keys, with their defaults (null is an empty value):\n" + "\n".join(lines),
+            "Examples:\n" + "\n".join(f"  {COMMAND} {example}" for example in EXAMPLES),
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; refusals end with status 2, Ctrl-C before it serves with 130."""
     arguments = sys.argv[1:] if argv is None else argv
     if any(argument in ("--help", "-h", "help") for argument in arguments):
-        print(help_text(ServeConfig, COMMAND, EXAMPLES))
+        print(help_text())
         return
     # Threads that wait without spinning: beside a simulator, spinning slows both down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        serve(read_options(ServeConfig, arguments))
+        serve(read_options(arguments))
     except ToolkitError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(REFUSED)
@@ -92,32 +178,34 @@ def serve(config: ServeConfig) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     logging.getLogger("gr00t.server").setLevel(logging.WARNING if config.quiet else logging.INFO)
     policy = _load(config)
-    seconds = _warm_up(policy)
+    for text in ("pick up the object", "pick up the color-matching object", "pick up the object"):  # two lengths
+        begin = time.perf_counter()
+        policy.get_action(example_observation(policy, text), seed=0)  # so that no client waits for CUDA or a compiler
+    seconds = time.perf_counter() - begin
     limits = {"max_batch": config.max_batch, "log_every": config.log_every}
     with PolicyServer(policy, config.host, config.port, token, **limits) as server:
-        _stop_on_signals(server)
+
+        def stop(number: int, frame: Any) -> None:
+            """The first signal ends it after the request it is at, the second at once."""
+            del frame
+            server.stop()
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
         print(_introduction(config, policy, server, seconds), flush=True)
         print(f"stopped after {server.run()} requests", flush=True)
 
 
 def _load(config: ServeConfig) -> GR00TPolicy:
     from gr00t.model.gr00t_n1 import GR00TPolicy
-    from gr00t.model.placement import pick_device, pick_precision
+    from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     tag, steps = config.embodiment_tag, config.denoising_steps
     policy = GR00TPolicy.from_pretrained(config.checkpoint, None, tag, steps, dtype, verify=config.verify).to(device)
     return policy.compile_head() if config.compile else policy
-
-
-def _warm_up(policy: GR00TPolicy) -> float:
-    """Act on made-up observations, so that no client waits for CUDA or a compiler; seconds of the last action."""
-    begin = time.perf_counter()
-    for text in ("pick up the object", "pick up the color-matching object", "pick up the object"):  # two lengths
-        begin = time.perf_counter()
-        policy.get_action(example_observation(policy, text), seed=0)
-    return time.perf_counter() - begin
 
 
 def example_observation(policy: GR00TPolicy, text: str) -> dict[str, Any]:
@@ -133,18 +221,6 @@ def example_observation(policy: GR00TPolicy, text: str) -> dict[str, Any]:
         "state": {key: np.tile(mean, (1, frames["state"], 1)) for key, mean in means.items()},
         "language": {configs["language"].modality_keys[0]: [[text]]},
     }
-
-
-def _stop_on_signals(server: PolicyServer) -> None:
-    """The first signal ends it after the request it is at, the second at once."""
-
-    def stop(number: int, frame: Any) -> None:
-        del frame
-        server.stop()
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
 
 
 def _introduction(config: ServeConfig, policy: GR00TPolicy, server: PolicyServer, seconds: float) -> str:

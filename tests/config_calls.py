@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.checkout import CONFIG_DIR
-from finetune.config import load
 from gr00t.errors import ToolkitError
+from toolkit.configuration import load
+from toolkit.installation import CONFIG_DIR
 
 
 def compose(config_name: str, *argv: str, config_dir: Path = CONFIG_DIR):

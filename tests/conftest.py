@@ -61,8 +61,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base checkpoint in fp32, as `python -m finetune.create_base` makes it."""
-    from finetune.config import load
     from finetune.create_base import create_base
+    from toolkit.configuration import load
 
     out = tmp_path_factory.mktemp("base") / "tiny"
     return create_base(load("create_base", ["model=tiny", f"out={out}", "dtype=fp32"]))

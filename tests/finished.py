@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.export import describe_dataset
+from finetune.training.release_layout import describe_dataset
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.statistics import to_processor_statistics
-from gr00t.files import write_json
+from gr00t.file_replacement import write_json
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 

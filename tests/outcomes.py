@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from simulation.factors import FIRST_EVALUATION_SEED, sample_episode
-from simulation.outcomes import LURE, NOTHING, TARGET, EpisodeOutcome, Evaluation
+from simulation.closed_loop import LURE, NOTHING, TARGET, EpisodeOutcome, Evaluation
+from simulation.scenes.factors import FIRST_EVALUATION_SEED, sample_episode
 
 HELD, LOST = (TARGET, True), (TARGET, False)
 WRONG, NONE = (LURE, False), (NOTHING, False)

@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import zmq
 
-from gr00t.server import PolicyServer
+from gr00t.server.server import PolicyServer
 
 SECONDS = 20
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.checkout import CHECKOUT
-from simulation.rendering import rendering_problem
+from simulation.scenes import rendering_problem
+from toolkit.installation import CHECKOUT
 
 needs_simulator = pytest.mark.skipif(
     importlib.util.find_spec("mani_skill") is None,

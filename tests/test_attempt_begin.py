@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from slurm_cluster import ROOT, arguments
 
-from finetune.slurm import attempt, record
+from finetune.slurm import attempt
+from finetune.slurm import attempt_record as record
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json
+from gr00t.file_replacement import read_json
 
 Overrides = list[str]
 
@@ -96,7 +97,7 @@ def test_the_caches_move_to_the_disk_of_the_node(overrides: Overrides, monkeypat
 @pytest.mark.multiprocess
 def test_processes_that_do_not_meet_say_what_to_set() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "finetune.slurm.selftest"]
+    command += ["-m", "finetune.training.process_selftest"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "ib7", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.attempt_token import ATTEMPT, ATTEMPT_ID, AttemptToken, Superseded
-from finetune.checkpointing import CheckpointWriter, Snapshot, list_checkpoints, take_snapshot, write_snapshot
+from finetune.training.checkpointing import CheckpointWriter, Snapshot, list_checkpoints, take_snapshot, write_snapshot
+from finetune.training.stopping import ATTEMPT, ATTEMPT_ID, AttemptToken, Superseded
 from gr00t.errors import ToolkitError
-from gr00t.files import write_json
+from gr00t.file_replacement import write_json
 
 
 def token(folder: Path, identity: str = "mine") -> AttemptToken:

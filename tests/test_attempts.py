@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 from fake_keys import HUGGING_FACE
 
-from finetune.config.schema import ClusterConfig
+from finetune.recipe import ClusterConfig
 from finetune.slurm import attempt as attempt_module
-from finetune.slurm import commands, record
-from finetune.slurm.attempt import has_begun_anew
-from finetune.slurm.decide import Decision, crashes_without_progress, decide, failed_nodes
-from finetune.slurm.nodes import exclusion
-from finetune.slurm.snapshot import check_code, snapshot_code
+from finetune.slurm import attempt_record as record
+from finetune.slurm import cluster_queries as commands
+from finetune.slurm.attempt import Decision, crashes_without_progress, decide, exclusion, failed_nodes, has_begun_anew
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json, write_json
+from gr00t.file_replacement import read_json, write_json
+from toolkit.code_files import check_code, snapshot_code
 
 CRASH = None
 
@@ -469,7 +468,12 @@ def test_links_to_data_beside_the_code_are_left_alone(checkout: Path, tmp_path: 
 
 @pytest.mark.parametrize("mask", [0o077, 0o002])
 def test_a_copy_is_open_to_nobody_whom_the_original_keeps_out(checkout: Path, tmp_path: Path, mask: int) -> None:
-    modes = {"code.py": 0o600, "added.py": 0o755, "finetune/train.py": 0o664, "configs/local/default.yaml": 0o640}
+    modes = {
+        "code.py": 0o600,
+        "added.py": 0o755,
+        "finetune/train.py": 0o664,
+        "configs/local/default.yaml": 0o640,
+    }
     for name, mode in modes.items():
         (checkout / name).chmod(mode)
     (checkout / "finetune").chmod(0o700)

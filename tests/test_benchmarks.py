@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import gpu, numbers
-from benchmarks.checkpoint import KINDS
+from benchmarks import device_numbers, gpu
+from benchmarks.checkpoint_saving import KINDS
 from benchmarks.conversion import converter, plain, write_recordings
-from benchmarks.machine import ROOT, in_own_process
-from benchmarks.numbers import Found
-from benchmarks.serve import compare, make_checkpoint, observation, serving
+from benchmarks.device_numbers import Found
+from benchmarks.measuring import ROOT, in_own_process
+from benchmarks.serving import compare, make_checkpoint, observation, serving
 from benchmarks.step import Case, get_action, training_step
 from benchmarks.training_step import report
-from gr00t.model.context import VlmTokens
+from gr00t.model.dit import VlmTokens
 from gr00t.model.gr00t_n1 import GR00TPolicy
 
 TINY = {"model": "tiny", "batch": 2, "steps": 1, "warmup": 0}
@@ -76,14 +76,14 @@ def test_a_measurement_that_fails_is_said_and_does_not_end_the_table(capsys: pyt
     assert "| plain, fp32 | failed: " in table and "| live, bf16 | 4.00 | - |" in table
 
 
-@pytest.mark.parametrize("check", [numbers.parity, numbers.padding, numbers.switch])
+@pytest.mark.parametrize("check", [device_numbers.parity, device_numbers.padding, device_numbers.switch])
 def test_what_the_gpu_benchmark_checks_holds_here_and_not_of_other_numbers(
     check: Callable[[str], Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = check("cpu")
     assert found.holds and found.bound < 0.2
     attend = F.scaled_dot_product_attention
-    if check is numbers.padding:
+    if check is device_numbers.padding:
         of = VlmTokens.of
         monkeypatch.setattr(VlmTokens, "of", lambda seen, padding_leaks: of(seen, padding_leaks=True))
     else:

@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file
 from test_training import config, losses, overrides, run_processes, trained
 
-from finetune import first_batch
-from finetune.best import Best, read_best
-from finetune.checkpointing import list_checkpoints, take_snapshot, write_snapshot
-from finetune.config import load
-from finetune.evaluate import evaluate_open_loop
-from finetune.predictor import Predictor
-from finetune.stall import StallWatch
-from finetune.train import finetune
-from finetune.validation import Evaluation, Validation
+from finetune.open_loop.evaluation import evaluate_open_loop
+from finetune.open_loop.predictions import Predictor
+from finetune.training import dataloader as first_batch
+from finetune.training import read_best
+from finetune.training.checkpointing import Best, list_checkpoints, take_snapshot, write_snapshot
+from finetune.training.metrics import Evaluation, Validation
+from finetune.training.tracking import StallWatch
+from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
-from gr00t.model import Gr00tN1d7
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from toolkit.configuration import load
 
 EVALUATED = ("train.eval_steps=2", "train.save_steps=1", "train.keep_last=1")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.best import Best
-from finetune.checkpointing import (
+from finetune.training.checkpointing import (
     FILES,
+    Best,
     Snapshot,
     list_checkpoints,
     load_weights,

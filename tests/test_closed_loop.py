@@ -19,20 +19,30 @@ from simulator import needs_simulator
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
-from finetune.config.schema import ABLATIONS
-from gr00t.data.dataset import StepReader
+from finetune.open_loop import ABLATIONS
+from gr00t.data.step_reader import StepReader
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json, write_json
+from gr00t.file_replacement import read_json, write_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
-from simulation.closed_loop import evaluate_closed_loop
-from simulation.cut import leave_out_start
-from simulation.factors import FIRST_EVALUATION_SEED, PARTS, sample_episode
-from simulation.inference import Inference
-from simulation.observation import Observation, as_batch, check_configs
-from simulation.outcomes import CONDITIONS, LURE, NOTHING, OTHER, TARGET
-from simulation.policies import LurePolicy, RandomPolicy, ScriptedPolicy, TargetPolicy, replay_policy
-from simulation.rollout import Phase, Request, Settings, _to_film, run_episodes
+from simulation.closed_loop import CONDITIONS, LURE, NOTHING, OTHER, TARGET, Phase, Settings
+from simulation.closed_loop.policies import (
+    Inference,
+    LurePolicy,
+    Observation,
+    RandomPolicy,
+    Request,
+    ScriptedPolicy,
+    TargetPolicy,
+    as_batch,
+    check_configs,
+    replay_policy,
+)
+from simulation.closed_loop.rollout import _to_film, run_episodes
+from simulation.closed_loop_evaluation import evaluate_closed_loop
+from simulation.record.trajectory_files import leave_out_start
+from simulation.scenes.factors import FIRST_EVALUATION_SEED, sample_episode
+from toolkit.shared_keys import PARTS
 
 FIRST = FIRST_EVALUATION_SEED
 SPLIT = "size_color"
@@ -40,7 +50,7 @@ SPLIT = "size_color"
 
 def player_of(settings: Settings):
     """A player in this process. Its `policy` or its `ask` is set by each test."""
-    from simulation.episodes import EpisodePlayer
+    from simulation.closed_loop.episode_player import EpisodePlayer
 
     return EpisodePlayer(settings, None, lambda request: np.zeros((0, 8)))
 

@@ -9,12 +9,11 @@ import sys
 import pytest
 from outcomes import HELD, LOST, NONE, WRONG, by_scene, evaluation, outcome, played
 
-from finetune.checkout import CHECKOUT
-from simulation.factors import FACTORS
-from simulation.outcomes import EpisodeOutcome
-from simulation.readings import LEAST_PICKS, _small, cue_preference, in_short, least_shown, readings, verdict
-from simulation.shares import Difference, Share, difference, paired_difference
-from simulation.summary import count, summarize
+from simulation.closed_loop import EpisodeOutcome
+from simulation.report.conclusions import LEAST_PICKS, _small, cue_preference, in_short, least_shown, readings, verdict
+from simulation.report.summary import Difference, Share, count, difference, paired_difference, summarize
+from simulation.scenes.factors import FACTORS
+from toolkit.installation import CHECKOUT
 
 # -- shares ------------------------------------------------------------------------------------------------------------
 
@@ -344,7 +343,7 @@ def test_success_is_told_from_chance_by_its_interval() -> None:
 
 def test_the_numbers_need_neither_torch_nor_a_simulator() -> None:
     code = (
-        "import sys, simulation.report, simulation.compare, simulation.comparison, simulation.tracking\n"
+        "import sys, simulation.compare, simulation.report.closed_loop_report\n"
         "print([m for m in ('torch', 'mani_skill', 'sapien', 'wandb', 'matplotlib', 'h5py') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True)

@@ -16,17 +16,33 @@ from config_calls import compose
 from outcomes import HELD, LOST, NONE, WRONG, evaluation, outcome, played
 from wandb_records import records
 
-from finetune.config import TrackingConfig
 from gr00t.data.video import write_video
 from gr00t.errors import ToolkitError
-from simulation.factors import OBJECT_X, OBJECT_Y
-from simulation.outcomes import Evaluation
-from simulation.page import EMBEDDED_BYTES, _histogram, _place, _zones, command, tone, video_file, videos
-from simulation.readings import Reading
-from simulation.report import markdown, print_report, write_report
-from simulation.results import read_evaluation
-from simulation.summary import summarize
-from simulation.tracking import _change_rows, _factor_rows, _share_rows, log_to_wandb, numbers
+from simulation.closed_loop import Evaluation
+from simulation.report.closed_loop_page import (
+    EMBEDDED_BYTES,
+    _histogram,
+    _place,
+    _zones,
+    command,
+    video_file,
+    videos,
+)
+from simulation.report.closed_loop_report import (
+    _change_rows,
+    _factor_rows,
+    _share_rows,
+    log_to_wandb,
+    markdown,
+    numbers,
+    print_report,
+    read_evaluation,
+    write_report,
+)
+from simulation.report.conclusions import Reading, tone
+from simulation.report.summary import summarize
+from simulation.scenes.factors import OBJECT_X, OBJECT_Y
+from toolkit.shared_keys import TrackingConfig
 
 EVIL = '<script src="https://example.com/x.js">alert(1)</script>|`\n\n<b>[bold]'
 
@@ -234,7 +250,7 @@ def test_successes_and_failures_are_shown_apart_up_to_the_largest_page(
     made = filmed(tmp_path)
     size = sum(path.stat().st_size for path in (tmp_path / "videos").iterdir())
     for most, embedded in ((size, True), (size - 1, False)):
-        monkeypatch.setattr("simulation.page.EMBEDDED_BYTES", most)
+        monkeypatch.setattr("simulation.report.closed_loop_page.EMBEDDED_BYTES", most)
         shown, notes = videos(made.episodes, tmp_path)
         assert [name for name, _ in shown] == ["Successes", "Failures"] and len(notes) == (not embedded)
         assert all([v.embedded for v in group] == [embedded] for _, group in shown)
@@ -269,7 +285,7 @@ def test_a_page_never_lies_beside_numbers_that_are_not_its_own(tmp_path: Path, m
     write_report(whole(), tmp_path)
     newer = evaluation(played({HELD: 12}))
     with monkeypatch.context() as patch:
-        patch.setattr("simulation.report.page", lambda *_: 1 / 0)
+        patch.setattr("simulation.report.closed_loop_report.page", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_report(newer, tmp_path)
     assert read_evaluation(tmp_path / "closed_loop.json") == newer

@@ -11,9 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 from slurm_cluster import OVER, ROOT, Cluster, arguments, metrics
 
-from finetune.code_files import code_files
-from finetune.slurm import nodes, render
-from finetune.slurm.snapshot import snapshot_code
+from finetune.slurm import attempt as nodes
+from finetune.slurm import render
+from toolkit.code_files import code_files, snapshot_code
 
 JOB = "finetune_jobs/color_object.sbatch"
 
@@ -99,7 +99,7 @@ def test_a_requeued_job_runs_the_code_it_began_with(
     overrides = arguments(Path("out"), small_data, tiny_base, "train.max_steps=400", "train.save_steps=2")
     job = cluster.submit(*options, JOB, *overrides, cwd=checkout)
     cluster.wait_for_step(job, checkout / "out" / "run", 2)
-    for name in ("finetune/train.py", "finetune/slurm/attempt.py", "finetune/config/schema.py"):
+    for name in ("finetune/training/train.py", "finetune/slurm/attempt.py", "finetune/recipe.py"):
         (checkout / name).write_text("raise SystemExit('edited')\n")
     run = checkout / "finetune_jobs" / "run.sh"
     run.write_text(run.read_text().replace("--kill-on-bad-exit", "--edited"))

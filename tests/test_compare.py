@@ -11,14 +11,13 @@ from config_calls import compose
 from outcomes import HELD, NONE, WRONG, evaluation, outcome, played
 from test_closed_loop_report import EVIL, Page
 
-from finetune.script import run_main
 from gr00t.errors import ToolkitError
-from simulation.compare import main
-from simulation.comparison import compare, tint
-from simulation.factors import FIRST_EVALUATION_SEED
-from simulation.report import write_report
-from simulation.results import find_evaluations
-from simulation.shares import Share, difference, paired_difference
+from simulation.compare import compare, tint
+from simulation.compare.__main__ import main
+from simulation.report.closed_loop_report import find_evaluations, write_report
+from simulation.report.summary import Share, difference, paired_difference
+from simulation.scenes.factors import FIRST_EVALUATION_SEED
+from toolkit.command_line import run_main
 
 
 def write(folder: Path, conflict: dict, train: dict | None = None, first: int = 0, **info) -> None:

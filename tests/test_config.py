@@ -12,20 +12,17 @@ from pathlib import Path
 import pytest
 from config_calls import compose
 
-from finetune.checkout import CHECKOUT, CONFIG_DIR
-from finetune.config import (
-    AugmentConfig,
-    BackboneConfig,
-    CreateBaseConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    PrepareConfig,
-    TrainConfig,
-    load,
-)
-from finetune.config.keys import keys_of, nearest
-from finetune.config.scripts import SCRIPTS
-from finetune.slurm.request import read as read_request
+from data_prep import PrepareConfig
+from finetune.create_base import CreateBaseConfig
+from finetune.open_loop import EvaluateConfig
+from finetune.recipe import FinetuneConfig
+from finetune.recipe.model_config import BackboneConfig
+from finetune.recipe.train_config import AugmentConfig, TrainConfig
+from finetune.slurm.launch_request import read as read_request
+from toolkit.commands import COMMANDS
+from toolkit.configuration import load
+from toolkit.declaration import keys_of, nearest
+from toolkit.installation import CHECKOUT, CONFIG_DIR
 
 FACTORS = ("color", "object", "size", "position")
 
@@ -198,13 +195,13 @@ def test_a_key_given_twice_alike_is_no_conflict() -> None:
     assert compose("finetune", "train.seed=3", "train.seed=3").train.seed == 3
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_lists_every_key_and_group(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         load(name, ["--help", "nonsense"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    for key in keys_of(SCRIPTS[name].config).values():
+    for key in keys_of(COMMANDS[name].config).values():
         assert f"  {key.name}:" in text if key.is_section else f"  {key.name}=" in text
         assert key.meaning.split()[0] in text or key.is_section
     assert "Groups" in text and "Examples:" in text and "--cfg" in text
@@ -219,9 +216,9 @@ def test_help_shows_defaults_types_and_options(capsys: pytest.CaptureFixture[str
     assert "released*, scratch, small, tiny" in text and "conflict, demo, scratch" in text
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_examples_in_the_help_compose(name: str) -> None:
-    for example in SCRIPTS[name].examples:
+    for example in COMMANDS[name].examples:
         arguments = shlex.split(example)
         read_request(["local=none", *arguments]) if name == "launch" else compose(name, *arguments)
 
@@ -234,7 +231,7 @@ def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str
 
 
 def test_every_field_has_a_meaning() -> None:
-    for script in SCRIPTS.values():
+    for script in COMMANDS.values():
         for key in keys_of(script.config).values():
             assert key.meaning and (not key.is_section or key.type.__doc__)
 
@@ -254,7 +251,7 @@ def python(*arguments: str, cwd: Path = CHECKOUT, **env: str) -> subprocess.Comp
 
 HEAVY = """
 import sys
-from finetune.config import load
+from toolkit.configuration import load
 from gr00t.errors import ToolkitError
 for argv in (["train.lr=1"], []):
     try:
@@ -287,7 +284,7 @@ def test_entry_scripts_show_their_command(script: str) -> None:
 def test_another_gr00t_package_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "gr00t").mkdir()
     (tmp_path / "gr00t" / "__init__.py").write_text("")
-    code = "from finetune.script import SPEAK_AFTER_SECONDS, run_main; run_main(print, 'finetune', [])"
+    code = "from toolkit.command_line import SPEAK_AFTER_SECONDS, run_main; run_main(print, 'finetune', [])"
     result = python("-P", "-c", code, PYTHONPATH=f"{tmp_path}:{CHECKOUT}")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     for part in ("another package named gr00t", str(tmp_path / "gr00t"), "pip uninstall gr00t", "PYTHONPATH="):

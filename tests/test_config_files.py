@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 from config_calls import compose, refusal
 
-from finetune.checkout import CONFIG_DIR
-from finetune.config import (
-    load,
-)
-from finetune.config.scripts import SCRIPTS
 from gr00t.errors import ToolkitError
+from toolkit.commands import COMMANDS
+from toolkit.configuration import load
+from toolkit.installation import CONFIG_DIR
 
 
 @pytest.fixture
@@ -92,7 +90,7 @@ def test_another_local_file_can_be_named(own_configs: Path) -> None:
 )
 def test_mistakes_in_local_defaults_are_refused_by_every_script(own_configs: Path, content: str, parts) -> None:
     (own_configs / "local" / "default.yaml").write_text(content)
-    for name in ("finetune",) if "tracking" in content or "many" in content else SCRIPTS:
+    for name in ("finetune",) if "tracking" in content or "many" in content else COMMANDS:
         with pytest.raises(ToolkitError) as error:
             load(name, [], config_dir=own_configs, check_here=False)
         assert all(part in str(error.value) for part in parts)
@@ -102,5 +100,5 @@ def test_mistakes_in_local_defaults_are_refused_by_every_script(own_configs: Pat
 def test_the_examples_in_the_local_readme_are_valid(own_configs: Path, example: int) -> None:
     text = (CONFIG_DIR / "local" / "README.md").read_text()
     (own_configs / "local" / "example.yaml").write_text(text.split("```yaml\n")[example].split("```")[0])
-    for name in SCRIPTS:
+    for name in COMMANDS:
         compose(name, "local=example", config_dir=own_configs)

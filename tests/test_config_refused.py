@@ -11,15 +11,14 @@ import pytest
 import torch
 from config_calls import compose, refusal
 
-from finetune.config import (
-    load,
-)
-from finetune.config.checks import check_batch, check_cache, check_evaluation, is_hub_id
-from finetune.config.keys import keys_of
-from finetune.config.scripts import SCRIPTS
-from finetune.script import SPEAK_AFTER_SECONDS, run_main
-from gr00t.data.randomness import Stream, generator, torch_seed
+from finetune.recipe import check_batch, check_cache, check_evaluation
+from gr00t.data.sampler import Stream, generator, torch_seed
 from gr00t.errors import ToolkitError
+from toolkit.command_line import SPEAK_AFTER_SECONDS, run_main
+from toolkit.commands import COMMANDS
+from toolkit.configuration import load
+from toolkit.declaration import keys_of
+from toolkit.shared_keys import is_hub_id
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason='DeepSpeed is not installed: pip install ".[deepspeed]"'
@@ -183,7 +182,7 @@ def test_shapes_that_do_not_fit_are_refused(change: str) -> None:
 
 SEEDS = [
     (name, key.name)
-    for name, script in SCRIPTS.items()
+    for name, script in COMMANDS.items()
     for key in keys_of(script.config).values()
     if "seed" in key.name
 ]
@@ -381,7 +380,7 @@ def test_run_main_ends_quietly_on_ctrl_c_and_lets_bugs_through(site: Path, capsy
 
 def test_under_torchrun_the_other_ranks_let_the_first_one_speak(monkeypatch, capsys) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("finetune.script.time.sleep", waited.append)
+    monkeypatch.setattr("toolkit.command_line.time.sleep", waited.append)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("LOCAL_RANK", rank)

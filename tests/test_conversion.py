@@ -19,7 +19,7 @@ from gr00t.data.layout import DatasetLayout
 from gr00t.data.statistics import feature_statistics, relative_statistics, to_processor_statistics
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
-from gr00t.files import whole_folder
+from gr00t.file_replacement import whole_folder
 
 ELEVEN = [12, 5, 7, 9, 6, 8, 20, 11, 10, 13, 14]  # lengths; one must reach the 16 steps of the horizon
 

@@ -18,10 +18,11 @@ import pytest
 from recordings import INSTRUCTION, edit_json, write_recording
 
 from conflict_panda_config import MODALITY_CONFIG
-from data_prep import convert, disk_space
+from data_prep import convert
+from data_prep import convert as disk_space
 from data_prep.convert import ConversionReport, convert_split
 from data_prep.maniskill import read_recordings
-from data_prep.unfinished import Unfinished
+from data_prep.resumable_conversion import Unfinished
 from gr00t.errors import ToolkitError
 
 ROOT = Path(__file__).parents[1]
@@ -298,7 +299,7 @@ ENDED_AFTER_THE_FIRST = """
 import multiprocessing, os, signal, sys
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
-from data_prep.unfinished import Unfinished
+from data_prep.resumable_conversion import Unfinished
 
 def add_and_kill(self, record):
     add(self, record)
@@ -368,7 +369,7 @@ import subprocess, sys
 from pathlib import Path
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
-from data_prep.unfinished import Unfinished
+from data_prep.resumable_conversion import Unfinished
 from gr00t.errors import ToolkitError
 
 raw, disk, copy = sys.argv[1:]

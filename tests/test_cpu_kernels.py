@@ -12,11 +12,11 @@ from parity.measure import training_case
 from test_training import config, losses
 from torch.nn import functional as F
 
-from finetune.train import finetune
-from gr00t.model import Gr00tN1d7, cpu_kernels
-from gr00t.model.attention import attend
-from gr00t.model.cpu_kernels import Dropout
+from finetune.training.train import finetune
+from gr00t.model import cpu_kernels
+from gr00t.model.cpu_kernels import Dropout, attend
 from gr00t.model.dit import FeedForward
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 
 def random(*shape: int) -> torch.Tensor:

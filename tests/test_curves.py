@@ -12,10 +12,10 @@ import torch
 from test_training import ROOT
 
 from benchmarks.curves import CASES, THREADS, Case, Checkout, Lines, compare, difference, machine, read
-from finetune.config import load
 from finetune.create_base import create_base
-from finetune.train import finetune
+from finetune.training.train import finetune
 from prepare_conflict_data import main as prepare
+from toolkit.configuration import load
 
 CARRIED = json.loads((Path(__file__).parent / "golden/curves.json").read_text())
 RECORDED = [case for case in CASES if case.name in CARRIED["curves"]]
@@ -77,7 +77,12 @@ def test_what_differs_in_a_curve_is_said() -> None:
     "file, old, new, seen",
     [
         ("README.md", "\n", "\n\n", ""),
-        ("finetune/engine.py", "(loss * self.world_size).backward()", "(loss * 1.0001).backward()", "grad_norm"),
+        (
+            "finetune/training/engine.py",
+            "(loss * self.world_size).backward()",
+            "(loss * 1.0001).backward()",
+            "grad_norm",
+        ),
         ("gr00t/data/images.py", "cv2.INTER_AREA", "cv2.INTER_LINEAR", "loss"),
     ],
 )

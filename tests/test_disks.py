@@ -20,15 +20,15 @@ import pytest
 from test_report import write_run
 
 from data_prep.check import _write
-from finetune.config import PrefetchConfig, load
 from finetune.create_base import create_base
-from finetune.prefetch import prefetch
-from finetune.report import Call, main
-from finetune.script import REFUSED, run_main
+from finetune.prefetch import PrefetchConfig, prefetch
+from finetune.report.__main__ import main
 from gr00t.data.layout import DatasetLayout
-from gr00t.data.tables import FrameTables
-from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, in_bytes, write_text
+from gr00t.data.step_reader import FrameTables
+from gr00t.errors import ToolkitError, disk_errors, in_bytes
+from gr00t.file_replacement import write_text
+from toolkit.command_line import REFUSED, run_main
+from toolkit.configuration import load
 
 ROOT = Path(__file__).parents[1]
 PLAIN = ["local=none", "model=tiny"]
@@ -157,7 +157,9 @@ def test_a_user_without_home_and_name_has_both_for_the_libraries_that_ask(monkey
 
 
 def test_output_in_an_ascii_locale_loses_no_run() -> None:
-    code = 'from finetune.script import run_main; run_main(lambda c: print("\\u2603"), "create_base", ["local=none"])'
+    code = (
+        'from toolkit.command_line import run_main; run_main(lambda c: print("\\u2603"), "create_base", ["local=none"])'
+    )
     env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\\u2603\n"), done.stderr
@@ -183,7 +185,7 @@ Writer = Callable[[Path, Path, Path], object]
 WRITERS: dict[str, Writer] = {
     "create_base": lambda out, base, run: create_base(load("create_base", [*PLAIN, f"out={out}"])),
     "prefetch": lambda out, base, run: prefetch(PrefetchConfig(base=str(base), out=str(out))),
-    "report": lambda out, base, run: main(Call([str(run)], load("report", ["local=none", f"out={out}"]))),
+    "report": lambda out, base, run: main(([run], load("report", ["local=none", f"out={out}"]))),
     "doctor": lambda out, base, run: _write(out, "x" * 10_000),
 }
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.config import load
-from finetune.engine import Engine
+from finetune.training.engine import Engine
+from toolkit.configuration import load
 
 
 class Two(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from test_training import ROOT, STEPS, assert_same_gradients, config, losses, metrics, overrides, run_processes, trained
 
-from finetune.train import finetune
+from finetune.training.train import finetune
 
 deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason='DeepSpeed is not installed: pip install ".[deepspeed]"'
@@ -115,9 +115,10 @@ def test_resumed_there_a_run_repeats_the_uninterrupted_one_bit_for_bit(
 
 UNDER_A_GPUS_AUTOCAST = """
 import torch
-from finetune.config import TrainConfig, load
-from finetune.optim import build_optimizer
-from finetune.zero import Zero2Engine
+from finetune.recipe.train_config import TrainConfig
+from toolkit.configuration import load
+from finetune.training.optimizer import build_optimizer
+from finetune.training.engine import Zero2Engine
 engine = Zero2Engine(load("finetune", ["local=none", "device=cpu", "engine=zero2_bf16"], check_here=False))
 module = torch.nn.Linear(4, 4)
 engine.prepare(module, build_optimizer(module, TrainConfig()))

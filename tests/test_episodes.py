@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
 
-from finetune.checkout import CHECKOUT, CONFIG_DIR
 from gr00t.errors import ToolkitError
-from simulation.factors import (
+from simulation.scenes.factors import (
     FACTORS,
-    PARTS,
+    OBJECT_X,
+    OBJECT_Y,
+    SPACING,
     SPLITS,
     Episode,
-    episode_problem,
     object_count,
     sample_episode,
     split_factors,
 )
+from toolkit.installation import CHECKOUT, CONFIG_DIR
+from toolkit.shared_keys import PARTS
 
 EPISODES = 504  # 14 blocks of 36 seeds
 EACH = list(itertools.product(SPLITS, PARTS))
@@ -34,6 +37,29 @@ def sampled() -> dict[tuple[str, str], list[Episode]]:
 
 def matches(episode: Episode, factor: str) -> list[int]:
     return [i for i, thing in enumerate(episode.objects) if thing[factor] == episode.plate[factor]]
+
+
+def episode_problem(episode: Episode) -> str | None:
+    """Why the episode is ambiguous or cannot be solved; None where it is sound."""
+    objects, a, b = episode.objects, *split_factors(episode.split)
+    matching = {factor: matches(episode, factor) for factor in (a, b)}
+    if matching[a] != [episode.target]:
+        return f"objects {matching[a]} match the plate in {a}; the target {episode.target} alone should"
+    other = episode.target if episode.part == "train" else episode.lure
+    if matching[b] != [other]:
+        return f"objects {matching[b]} match the plate in {b}; {other} alone should"
+    if (episode.lure is None) != (episode.part == "train") or episode.lure == episode.target:
+        return f"lure {episode.lure} does not fit the part {episode.part} with target {episode.target}"
+    for name, thing in [("plate", episode.plate), *((f"object {i}", thing) for i, thing in enumerate(objects))]:
+        if (thing.y > 0) != (thing.position == "right"):
+            return f"{name} at y={thing.y:.3f} is not on the {thing.position}"
+    for i, thing in enumerate(objects):
+        if not (OBJECT_X[0] <= thing.x <= OBJECT_X[1] and OBJECT_Y[0] <= abs(thing.y) <= OBJECT_Y[1]):
+            return f"object {i} at ({thing.x:.3f}, {thing.y:.3f}) is out of the workspace"
+    for (i, p), (k, q) in itertools.combinations(enumerate(objects), 2):
+        if math.dist((p.x, p.y), (q.x, q.y)) < SPACING:
+            return f"objects {i} and {k} are too near each other for the hand"
+    return None
 
 
 def test_the_simulated_splits_are_those_of_the_configuration() -> None:
@@ -101,7 +127,7 @@ def test_no_two_seeds_or_parts_give_the_same_episode(sampled) -> None:
 
 
 def test_an_episode_depends_on_nothing_but_split_part_and_seed() -> None:
-    code = "from simulation.factors import *; print(sample_episode('size_color', 'conflict', 77))"
+    code = "from simulation.scenes.factors import *; print(sample_episode('size_color', 'conflict', 77))"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     assert printed.strip() == str(sample_episode("size_color", "conflict", 77))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gr00t.checksums import checksum_path
-from gr00t.data.features import FeatureStore
+from gr00t.data.stored_arrays import FeatureStore
 from gr00t.errors import ToolkitError
+from gr00t.file_replacement import checksum_path
 
 
 @pytest.fixture

@@ -21,22 +21,23 @@ from test_training import ROOT, losses, overrides, trained
 from test_training import config as training_config
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune import features, loop
-from finetune.attempt_token import AttemptToken
-from finetune.config import FinetuneConfig, load
-from finetune.data import build_dataset, build_processor
-from finetune.engine import Engine
-from finetune.preemption import Preemption
-from finetune.train import finetune
-from gr00t.checksums import checksum_path, write_checksum
-from gr00t.data.dataset import StepReader, TrainingDataset
-from gr00t.data.features import FeatureStore
+from finetune.recipe import FinetuneConfig
+from finetune.training import cached_features as features
+from finetune.training import train as loop
+from finetune.training.dataloader import build_dataset, build_processor
+from finetune.training.engine import Engine
+from finetune.training.stopping import AttemptToken, Preemption
+from finetune.training.train import finetune
+from gr00t.data.dataset import TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import SampleKey
+from gr00t.data.step_reader import StepReader
+from gr00t.data.stored_arrays import FeatureStore
 from gr00t.errors import ToolkitError
-from gr00t.files import file_lock
-from gr00t.model import Gr00tN1d7
+from gr00t.file_replacement import checksum_path, file_lock, write_checksum
 from gr00t.model.checkpoint import fingerprint
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from toolkit.configuration import load
 
 STEPS = 10
 
@@ -125,7 +126,7 @@ def test_the_backbone_leaves_memory(
 def test_only_what_is_missing_is_computed(
     runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gr00t.data.features.ROWS_PER_FILE", 32)  # four files
+    monkeypatch.setattr("gr00t.data.stored_arrays.ROWS_PER_FILE", 32)  # four files
     cache, written = tmp_path / "cache", []
     write = FeatureStore.write
 
@@ -197,7 +198,7 @@ def four_files(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempP
     """A cache_dir whose 120 rows lie in four files."""
     out = tmp_path_factory.mktemp("four")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gr00t.data.features.ROWS_PER_FILE", 32)
+        patch.setattr("gr00t.data.stored_arrays.ROWS_PER_FILE", 32)
         cached(config(out, small_data, tiny_base, "cached", out / "cache"))
     return out / "cache"
 
@@ -220,7 +221,7 @@ def test_what_is_damaged_is_computed_again_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("gr00t.data.features.ROWS_PER_FILE", 32)
+    monkeypatch.setattr("gr00t.data.stored_arrays.ROWS_PER_FILE", 32)
     folder = store_folder(Path(shutil.copytree(four_files, tmp_path / "cache")))
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     for name, damage in damages.items():
@@ -256,7 +257,7 @@ def test_a_second_run_waits_for_the_first_and_uses_its_rows(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("finetune.cache.TURN_SECONDS", 0.05)
+    monkeypatch.setattr("finetune.training.caches.TURN_SECONDS", 0.05)
     monkeypatch.setattr(FeatureStore, "write", lambda *_: pytest.fail("made twice"))
     ready = store_folder(runs["cache"])
     target = tmp_path / "cache" / ready.name

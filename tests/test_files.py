@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from gr00t.checksums import checksum_path, files_digest, is_sound, make_once, unsound, write_checksum
-from gr00t.errors import ToolkitError
-from gr00t.files import (
+from gr00t.errors import ToolkitError, disk_errors, disk_refusal, free_space, in_bytes, near_folder
+from gr00t.file_replacement import (
     LockHeld,
+    checksum_path,
     copy_file,
-    disk_errors,
-    disk_refusal,
     file_lock,
-    free_space,
-    in_bytes,
+    files_digest,
+    is_sound,
     lock_in_turn,
-    near_folder,
+    make_once,
     read_json,
     recover,
     remove_leftovers,
+    unsound,
     whole_folder,
+    write_checksum,
     write_json,
 )
 

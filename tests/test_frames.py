@@ -16,20 +16,21 @@ import numpy as np
 import pytest
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune import cache
-from finetune.attempt_token import AttemptToken
-from finetune.cache import use_frame_store, wait_until
-from finetune.config import FinetuneConfig, load
-from finetune.data import build_dataset, build_processor
-from finetune.engine import Engine
-from finetune.preemption import Preemption, Stopped
-from gr00t.data import frames
-from gr00t.data.dataset import StepReader, TrainingDataset
+from finetune.recipe import FinetuneConfig
+from finetune.training import caches as cache
+from finetune.training.caches import use_frame_store, wait_until
+from finetune.training.dataloader import build_dataset, build_processor
+from finetune.training.engine import Engine
+from finetune.training.stopping import AttemptToken, Preemption, Stopped
+from gr00t.data import stored_arrays as frames
+from gr00t.data.dataset import TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import SampleKey
+from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
-from gr00t.files import file_lock
+from gr00t.file_replacement import file_lock
 from gr00t.model.checkpoint import read_config
+from toolkit.configuration import load
 
 
 def config(data: Path, base: Path, cache_dir: Path, *more: str) -> FinetuneConfig:
@@ -181,7 +182,7 @@ def test_a_run_that_waits_can_be_stopped(
     second = config(Path(settings.dataset.data_dir), Path(settings.model.base), tmp_path / "cache")
     target = tmp_path / "cache" / store_folder(settings).name
     target.parent.mkdir()
-    monkeypatch.setattr("finetune.preemption.received", lambda: signal.SIGTERM)
+    monkeypatch.setattr("finetune.training.stopping.received", lambda: signal.SIGTERM)
     with file_lock(target), pytest.raises(Stopped, match="SIGTERM"):
         stored(second)
 

@@ -10,10 +10,10 @@ from golden_files import checkpoint_of, load, train_files
 from parity.measure import MODES, training_case
 from torch import nn
 
-from gr00t.model import Gr00tN1d7
+from gr00t.model.action_head import EmbodimentLinear, EmbodimentRows
 from gr00t.model.backbone import BackboneOutput
-from gr00t.model.context import Context, VlmTokens, pick
-from gr00t.model.embodiment import EmbodimentLinear, EmbodimentRows
+from gr00t.model.dit import Context, VlmTokens, pick
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

@@ -16,19 +16,29 @@ import pytest
 from robots import absolute_arm, robot_file
 from test_training import config
 
-from finetune import conditions
-from finetune.checkpointing import Checkpoint, newest_checkpoint
-from finetune.config.compose import read_yaml
-from finetune.config.identity import ENTRIES, UNKNOWN, befores, completed, differences, flat, recipe
-from finetune.config.schema import AugmentConfig, FinetuneConfig, TrainConfig
-from finetune.data import open_datasets
-from finetune.identity import Digests, run_identity
-from finetune.release_mark import RELEASE_MARK, identity_digest
-from finetune.run_folder import RunFolder
+from finetune.recipe import FinetuneConfig
+from finetune.recipe.recipe_identity import (
+    ENTRIES,
+    RELEASE_MARK,
+    UNKNOWN,
+    befores,
+    completed,
+    differences,
+    flat,
+    identity_digest,
+    recipe,
+)
+from finetune.recipe.train_config import AugmentConfig, TrainConfig
 from finetune.slurm.refusals import is_finished
-from finetune.train import finetune
+from finetune.training import run_identity as conditions
+from finetune.training.checkpointing import Checkpoint, newest_checkpoint
+from finetune.training.dataloader import open_datasets
+from finetune.training.run_folder import RunFolder
+from finetune.training.run_identity import Digests, run_identity
+from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
-from gr00t.files import file_sha256, read_json, write_json
+from gr00t.file_replacement import file_sha256, read_json, write_json
+from toolkit.composition import read_yaml
 
 MORE = ("train.max_steps=2", "train.save_steps=1")
 # The leaf keys of the first identities. A key that comes later declares `before=VALUE` instead of standing here.
@@ -198,7 +208,7 @@ def test_the_state_of_a_checkpoint_stays_small(site: Site) -> None:
 
 
 def test_a_large_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.identity.LARGE_BYTES", 4)
+    monkeypatch.setattr("finetune.training.run_identity.LARGE_BYTES", 4)
     large, memory = tmp_path / "weights", tmp_path / "cache" / "digests.json"
     large.write_bytes(b"weights")
 
@@ -210,7 +220,7 @@ def test_a_large_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     before = digest()
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.identity.file_sha256", None)
+        patch.setattr("finetune.training.run_identity.file_sha256", None)
         assert digest() == before == file_sha256(large)
     flip(large)
     assert digest() != before
@@ -387,7 +397,7 @@ def test_conditions_lie_in_run_checkpoint_and_result(site: Site) -> None:
     lines = (site.root / "run/conditions.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"from_step": 0, **found}]
     assert {"torch", "transformers", "numpy", "av", "opencv"} <= set(found["packages"])
-    assert {"finetune.loop", "gr00t.model.dit"} <= set(found["code"]) and found["hardware"]["device"] == "cpu"
+    assert {"finetune.training.train", "gr00t.model.dit"} <= set(found["code"]) and found["hardware"]["device"] == "cpu"
 
 
 def test_another_way_to_compute_is_warned_about_and_goes_on(

@@ -11,8 +11,8 @@ from slurm_cluster import ROOT
 
 from finetune.slurm import render
 from finetune.slurm.attempt import note_missing_lines
-from finetune.slurm.template import refuse_late
-from finetune.slurm.template import render as script
+from finetune.slurm.render import refuse_late
+from finetune.slurm.render import render as script
 from gr00t.errors import ToolkitError
 
 

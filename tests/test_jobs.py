@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from slurm_cluster import ROOT, Cluster
 
-from finetune.config.load import as_yaml, load
-from finetune.slurm.follow import cancel, find, follow, resubmit
-from finetune.slurm.launcher import launch
-from finetune.slurm.request import read
-from finetune.slurm.watch import View, views
+from finetune.jobs import View, cancel, find, follow, resubmit, views
+from finetune.slurm.launch_request import read
+from finetune.slurm.submit import launch
 from gr00t.errors import ToolkitError
+from toolkit.configuration import as_yaml, load
 
 SLEEPS = "cluster.setup=[echo it sleeps,exec sleep 300]"
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from golden_files import batch_size, checkpoint_of, golden_path, infer_files, load
 
-from gr00t.data.language import IMAGE_TOKEN, VlmTokenizer, formalize
+from gr00t.data.processor_files import IMAGE_TOKEN, VlmTokenizer, formalize
 from gr00t.errors import ToolkitError
 
 TINY = "Qwen/Qwen3-VL-tiny"

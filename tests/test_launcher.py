@@ -15,15 +15,13 @@ import pytest
 from recordings import write_split
 from slurm_cluster import ROOT, Cluster, metrics
 
-from finetune.config.schema import ClusterConfig
-from finetune.slurm import inventory, queue
-from finetune.slurm.batch import batches_of
-from finetune.slurm.fit import check_fits, in_time, megabytes
-from finetune.slurm.inventory import Node, Partition
-from finetune.slurm.launcher import launch
-from finetune.slurm.queue import Job, Queue
-from finetune.slurm.request import Request, read
-from finetune.slurm.submit import submit
+from finetune.recipe import ClusterConfig
+from finetune.slurm import cluster_queries as inventory
+from finetune.slurm import cluster_queries as queue
+from finetune.slurm.cluster_queries import Job, Node, Partition, Queue
+from finetune.slurm.launch_request import Request, read
+from finetune.slurm.refusals import check_fits, in_time, megabytes
+from finetune.slurm.submit import batches_of, launch, submit
 from gr00t.errors import ToolkitError
 
 
@@ -328,8 +326,8 @@ def test_a_dry_run_prints_scripts_and_configurations_and_writes_nothing(site, tm
 
 def test_nothing_of_the_launcher_needs_torch(site, tmp_path: Path) -> None:
     code = (
-        "import sys; from finetune.slurm.launcher import launch; from finetune.slurm.request import read;"
-        "from finetune.slurm import follow, submit; import submitit.slurm.slurm; launch(read(sys.argv[1:]));"
+        "import sys; from finetune.slurm.submit import launch; from finetune.slurm.launch_request import read;"
+        "from finetune import jobs; import submitit.slurm.slurm; launch(read(sys.argv[1:]));"
         "sys.exit('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, *site("dry_run=true")]

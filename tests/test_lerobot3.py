@@ -22,20 +22,18 @@ from golden_files import golden_path
 from recordings import SAMPLES
 
 from conflict_panda_config import MODALITY_CONFIG
-from data_prep import adoption
-from data_prep.adoption import adopt, proposed_configs
+from data_prep import foreign_dataset as adoption
+from data_prep.foreign_dataset import adopt, propose, proposed_configs
 from data_prep.lerobot import choose_val_episodes
-from data_prep.modality import propose
-from finetune.config import load
-from gr00t.data.episode_video import EpisodeVideo
-from gr00t.data.frames import FrameStore, frame_shapes, write_frame_store
-from gr00t.data.layout import DatasetLayout, dataset_fingerprint
-from gr00t.data.meta import by_number
-from gr00t.data.own_statistics import training_statistics
+from gr00t.data.dataset import training_statistics
+from gr00t.data.layout import DatasetLayout, by_number, dataset_fingerprint
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import Tail, feature_statistics
-from gr00t.data.steps import StepReader
+from gr00t.data.step_reader import StepReader
+from gr00t.data.stored_arrays import FrameStore, frame_shapes, write_frame_store
+from gr00t.data.video import EpisodeVideo
 from gr00t.errors import ToolkitError
+from toolkit.configuration import load
 
 WRITTEN = Path(__file__).parent / "lerobot_v3"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
@@ -114,7 +112,7 @@ def test_episodes_share_the_open_file_and_few_files_are_open(tmp_path: Path, mon
     for episode in (0, 1, 2):
         reader.step(episode, 3)
     assert len(reader._videos) == 2
-    monkeypatch.setattr("gr00t.data.steps.OPEN_VIDEOS", 1)
+    monkeypatch.setattr("gr00t.data.step_reader.OPEN_VIDEOS", 1)
     frames = [reader.step(0, 5).images["image"] for _ in range(2)]
     assert np.array_equal(*frames)
 

@@ -13,12 +13,12 @@ from golden_files import checkpoint_of, load, train_files
 from safetensors.torch import load_file
 from test_training import config, losses, trained
 
-from finetune.config.schema import LORA_TARGETS, LoraConfig
-from finetune.lora import add_adapters, merge_adapters
-from finetune.train import finetune
+from finetune.recipe.train_config import LORA_TARGETS, LoraConfig
+from finetune.training.optimizer import add_adapters, merge_adapters
+from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
-from gr00t.model import Gr00tN1d7
 from gr00t.model.checkpoint import read_tensors
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 LLM = "backbone.model.model.language_model."
 RANK, ALPHA = 4, 8

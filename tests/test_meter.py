@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.config import FinetuneConfig, load
-from finetune.engine import Engine
-from finetune.meter import Meter, trained_parts
-from finetune.optim import build_optimizer
-from gr00t.model import Gr00tN1d7
+from finetune.recipe import FinetuneConfig
+from finetune.training.engine import Engine
+from finetune.training.metrics import Meter, trained_parts
+from finetune.training.optimizer import build_optimizer
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from toolkit.configuration import load
 
 GROUPS = {"arm": slice(0, 2), "gripper": slice(2, 3)}
 PARTS = ("diffusion_model", "projector")
@@ -77,7 +78,7 @@ def test_time_spent_on_an_evaluation_is_no_time_of_training(
     engine: Engine, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("finetune.meter.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("finetune.training.metrics.time", SimpleNamespace(perf_counter=lambda: now[0]))
     meter = Meter(GROUPS, PARTS, engine)
     add(meter, torch.ones(1, 4, 3), torch.ones(1, 4, 3))
     now[0] += 5.0  # three of them evaluating

@@ -16,25 +16,25 @@ from test_training import config, losses, trained
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
-from finetune.artifacts import Artifacts
-from finetune.config import FinetuneConfig, load
-from finetune.config.mixture import check_mixture, datasets, parts
-from finetune.data import build_dataset, build_processor, open_datasets
-from finetune.evaluate import _notes
-from finetune.identity import run_identity
-from finetune.planning.build import make_plan
-from finetune.publishing.build import release
-from finetune.release import read
-from finetune.train import finetune
-from gr00t.data.dataset import TrainingDataset
-from gr00t.data.mixture import Mixture
+from finetune.open_loop.evaluation import _notes
+from finetune.plan import make_plan
+from finetune.recipe import FinetuneConfig, datasets
+from finetune.recipe.train_config import check_mixture, parts
+from finetune.release.__main__ import read
+from finetune.release.published_tree import release
+from finetune.training.dataloader import build_dataset, build_processor, open_datasets
+from finetune.training.run_identity import run_identity
+from finetune.training.tracking import Artifacts
+from finetune.training.train import finetune
+from gr00t.data.dataset import Mixture, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import MIXTURE_BLOCK, MixtureOrder, SampleKey, TrainingOrder
 from gr00t.data.statistics import merge_statistics
-from gr00t.data.steps import StepReader
+from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
-from gr00t.files import read_json
+from gr00t.file_replacement import read_json
 from gr00t.model.checkpoint import read_config
+from toolkit.configuration import load
 
 LENGTHS, SHARES, BATCH = [31, 200, 7], [0.5, 0.3, 0.2], 12
 
@@ -194,7 +194,7 @@ def test_samples_come_from_the_training_episodes_of_every_dataset(
     processor = build_processor(Gr00tN1d7Processor.from_pretrained(tiny_base), mixture, chosen)
     samples: TrainingDataset = build_dataset(mixture, processor, read_config(tiny_base), chosen)
     assert len(samples) == sum(samples.lengths) and len(samples.prompts) == 2
-    drawn_from = {(samples.source(i), samples.start(i)[0]) for i in range(len(samples))}
+    drawn_from = {samples.starts[i][:2] for i in range(len(samples))}
     assert drawn_from == {(d, e) for d, r in enumerate(mixture.readers) for e in r.layout.train_episodes}
     last = samples[SampleKey(len(samples) - 1, 0, 0)]
     reader = mixture.readers[1]

@@ -16,16 +16,11 @@ from robots import absolute_arm, robot_file
 import prepare_conflict_data
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep import check
-from data_prep.adoption import adopt
-from finetune.checkout import CHECKOUT
-from finetune.config import load
-from finetune.config.load import as_yaml
-from finetune.config.modality import from_json, modality_configs, read_file, to_json
-from finetune.config.publishable import publishable
+from data_prep.foreign_dataset import adopt
 from finetune.slurm import attempt
-from finetune.slurm.batch import batches_of
-from finetune.slurm.request import read
-from finetune.slurm.submit import _run_records
+from finetune.slurm.launch_request import read
+from finetune.slurm.submit import _run_records, batches_of
+from finetune.training.release_layout import publishable
 from gr00t.data.schema import (
     ActionConfig,
     ActionFormat,
@@ -36,8 +31,11 @@ from gr00t.data.schema import (
     python_source,
 )
 from gr00t.errors import ToolkitError
+from toolkit.configuration import as_yaml, load
+from toolkit.installation import CHECKOUT
+from toolkit.shared_keys import from_json, modality_configs, read_file, to_json
 
-ROOMS = ("gr00t", "finetune", "data_prep", "simulation")
+ROOMS = ("gr00t", "toolkit", "finetune", "data_prep", "simulation")
 
 
 def test_no_module_imports_the_robot_by_name() -> None:

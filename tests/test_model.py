@@ -21,9 +21,9 @@ from parity.measure import (
     training_case,
 )
 
-from finetune.optim import parameter_groups
-from gr00t.model import Gr00tN1d7
+from finetune.training.optimizer import parameter_groups
 from gr00t.model.config import Gr00tN1d7Config, released_config
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

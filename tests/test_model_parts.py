@@ -13,17 +13,14 @@ from torch import Tensor, nn
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention
 
-from gr00t.data.pixels import pixel_values
+from gr00t.data.images import pixel_values
 from gr00t.errors import ToolkitError
-from gr00t.model import Gr00tN1d7
-from gr00t.model.action_head import ActionHead, RealTimeChunking
-from gr00t.model.backbone import BackboneOutput, _truncated
+from gr00t.model.action_head import ActionHead, EmbodimentLinear, EmbodimentRows, RealTimeChunking
+from gr00t.model.backbone import BackboneOutput, ImageAttention, ImageLengths, _truncated
 from gr00t.model.config import TransformerConfig
-from gr00t.model.context import VlmTokens
 from gr00t.model.cpu_kernels import Dropout
-from gr00t.model.dit import TransformerBlock
-from gr00t.model.embodiment import EmbodimentLinear, EmbodimentRows
-from gr00t.model.vision_attention import ImageAttention, ImageLengths
+from gr00t.model.dit import TransformerBlock, VlmTokens
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 # real-time chunking
 

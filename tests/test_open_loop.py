@@ -13,17 +13,26 @@ from finished import finished_checkpoint
 from golden_files import golden_path
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune import evaluate, open_loop_report
-from finetune.config.schema import EvaluateConfig, SplitConfig
-from finetune.evaluate import evaluate_open_loop
-from finetune.open_loop import PREDICTORS, Baselines, Errors, Forecast, Section, findings, measure
-from finetune.predictor import Predictor
-from gr00t.data.dataset import StepReader
+from finetune.open_loop import EvaluateConfig, open_loop_report
+from finetune.open_loop import evaluation as evaluate
+from finetune.open_loop.evaluation import evaluate_open_loop
+from finetune.open_loop.predictions import (
+    PREDICTORS,
+    Baselines,
+    Errors,
+    Forecast,
+    Predictor,
+    Section,
+    findings,
+    measure,
+)
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.randomness import Stream, generator
+from gr00t.data.sampler import Stream, generator
 from gr00t.data.schema import ActionConfig, ActionRepresentation, ModalityConfig
+from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
+from toolkit.shared_keys import SplitConfig
 
 HORIZON = 16
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from test_training import config, losses, trained
 
-from finetune.checkpointing import Checkpoint, check_same_run
-from finetune.config import TrainConfig
-from finetune.config.identity import completed
-from finetune.optim import (
+from finetune.recipe.recipe_identity import completed
+from finetune.recipe.train_config import TrainConfig
+from finetune.training.checkpointing import Checkpoint, check_same_run
+from finetune.training.optimizer import (
     build_optimizer,
     learning_rate,
     optimizer_state,
@@ -22,7 +22,7 @@ from finetune.optim import (
     restore_optimizer,
     set_learning_rate,
 )
-from finetune.train import finetune
+from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 

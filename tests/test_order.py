@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gr00t.data.randomness import Stream, generator
-from gr00t.data.sampler import MIXTURE_BLOCK, MicroBatchSampler, MixtureOrder, SampleKey, TrainingOrder, _block_counts
+from gr00t.data.sampler import (
+    MIXTURE_BLOCK,
+    MicroBatchSampler,
+    MixtureOrder,
+    SampleKey,
+    Stream,
+    TrainingOrder,
+    _block_counts,
+    generator,
+)
 
 
 def positions(rank: int, *, steps: range = range(1)) -> list[list[tuple[int, int]]]:

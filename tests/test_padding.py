@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.predictor import Predictor
+from finetune.open_loop.predictions import Predictor
 from gr00t.data.dataset import SampleSettings, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.sampler import SampleKey
-from gr00t.data.steps import StepReader
-from gr00t.model import Gr00tN1d7
+from gr00t.data.step_reader import StepReader
 from gr00t.model.config import Gr00tN1d7Config
 from gr00t.model.gr00t_n1 import GR00TPolicy
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

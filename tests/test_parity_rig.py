@@ -18,9 +18,9 @@ from golden_files import Arrays, below, checkpoint_of, golden_path, infer_files,
 from parity import produce_original as producer
 from parity.consumer import Mismatch, Rig, check_model, check_preprocessor, load_model
 
-from gr00t.data.pixels import pixel_values
+from gr00t.data.images import pixel_values
 from gr00t.data.processor import Gr00tN1d7Processor, Step
-from gr00t.model import Gr00tN1d7
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 ROOT = Path(__file__).resolve().parents[1]
 TAG = "new_embodiment"

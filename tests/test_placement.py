@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from gr00t.errors import ToolkitError
-from gr00t.model import attention, compilation, cpu_kernels
-from gr00t.model.attention import flash_attention
-from gr00t.model.compilation import compiles, missing_for_compilation
-from gr00t.model.placement import pick_device, pick_precision
+from gr00t.model import cpu_kernels
+from gr00t.model import cpu_kernels as attention
+from gr00t.model import gr00t_n1d7 as compilation
+from gr00t.model.cpu_kernels import flash_attention
+from gr00t.model.gr00t_n1d7 import compiles, missing_for_compilation, pick_device, pick_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

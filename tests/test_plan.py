@@ -12,28 +12,35 @@ import pytest
 import torch
 from config_calls import compose, refusal
 
-from finetune.config import FinetuneConfig, load
-from finetune.config.compose import read_yaml
-from finetune.config.schema import ModelConfig
+from finetune import plan as fits
 from finetune.create_base import _model_config, architecture_json
-from finetune.lora import add_adapters
-from finetune.plan import check_disk, check_fits, plan
-from finetune.planning import fits, machine
-from finetune.planning.build import make_plan
-from finetune.planning.disk import DiskPart, held_out_count, start_count
-from finetune.planning.fits import Verdict, device_verdict, disk_needs, gigabytes, host_verdict
-from finetune.planning.gpus import gpu_of_cluster
-from finetune.planning.machine import available_memory, local_processes
-from finetune.planning.memory import CUDA_CONTEXT, loading_memory
-from finetune.planning.parameters import by_group, parameters
-from finetune.planning.remedies import changes, remedy
-from finetune.planning.report import as_json
-from finetune.planning.shapes import shape_of_architecture, shape_of_checkpoint
-from finetune.train import finetune
+from finetune.plan import (
+    Verdict,
+    changes,
+    check_disk,
+    check_fits,
+    device_verdict,
+    disk_needs,
+    gigabytes,
+    host_verdict,
+    make_plan,
+    remedy,
+)
+from finetune.plan import memory as machine
+from finetune.plan.__main__ import as_json, plan
+from finetune.plan.disk_and_time import DiskPart, gpu_of_cluster, held_out_count, start_count
+from finetune.plan.memory import CUDA_CONTEXT, available_memory, loading_memory, local_processes
+from finetune.plan.model_shapes import by_group, parameters, shape_of_architecture, shape_of_checkpoint
+from finetune.recipe import FinetuneConfig
+from finetune.recipe.model_config import ModelConfig
+from finetune.training.optimizer import add_adapters
+from finetune.training.train import finetune
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
-from gr00t.model import Gr00tN1d7
-from gr00t.model.backbone_config import parse_backbone
+from gr00t.model.architecture import parse_backbone
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from toolkit.composition import read_yaml
+from toolkit.configuration import load
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = {"<|image_pad|>": 6, "<|video_pad|>": 7, "<|vision_start|>": 3, "<|vision_end|>": 4}
@@ -116,7 +123,7 @@ def test_a_plan_needs_neither_torch_nor_data_nor_weights(tmp_path: Path) -> None
 
 
 def test_tables_and_json_name_the_same_total(capsys: pytest.CaptureFixture[str]) -> None:
-    from finetune.plan import main
+    from finetune.plan.__main__ import main
 
     config = compose("plan", "gpus=1", "gpu_memory_gb=40", "train.features=cached", "augment.views=2")
     made, verdicts = plan(config)
@@ -128,7 +135,7 @@ def test_tables_and_json_name_the_same_total(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_tables_show_every_part_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    from finetune.plan import main
+    from finetune.plan.__main__ import main
 
     config = compose("plan", "gpus=4", "gpu=a100", "engine=zero2", "train.eval_steps=10", "dataset.data_dir=absent")
     made, _ = plan(config)

@@ -13,14 +13,13 @@ from typing import Any, cast
 import pytest
 from config_calls import compose
 
-from finetune.config import FinetuneConfig
-from finetune.planning.activations import VISION_HEAD, Batch, Kernels, _vision_passing
-from finetune.planning.build import Plan, make_plan
-from finetune.planning.fits import device_verdict, host_verdict
-from finetune.planning.gpus import find_gpu
-from finetune.planning.memory import FP32, ZERO_BUCKETS, device_memory
-from finetune.planning.report import as_json
-from finetune.planning.shapes import Shape
+from finetune.plan import Plan, device_verdict, host_verdict, make_plan
+from finetune.plan.__main__ import as_json
+from finetune.plan.activations import FP32, VISION_HEAD, Batch, Kernels, _vision_passing
+from finetune.plan.disk_and_time import find_gpu
+from finetune.plan.memory import ZERO_BUCKETS, device_memory
+from finetune.plan.model_shapes import Shape
+from finetune.recipe import FinetuneConfig
 
 CARRIED = Path(__file__).parent / "golden/plans.json"
 GB = 1_000_000_000

@@ -7,13 +7,13 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from benchmarks.machine import in_own_process
+from benchmarks.measuring import in_own_process
 from benchmarks.memory_plan import predict
 from benchmarks.step import Case, build, make_batch
-from finetune.config import TrainConfig
-from finetune.optim import build_optimizer
-from finetune.planning.activations import CPU_AT_ONCE
-from finetune.planning.memory import FEATURE_BATCH
+from finetune.plan.activations import CPU_AT_ONCE
+from finetune.plan.memory import FEATURE_BATCH
+from finetune.recipe.train_config import TrainConfig
+from finetune.training.optimizer import build_optimizer
 
 
 def allocated(case: Case) -> int:
@@ -67,7 +67,7 @@ def test_the_resident_size_lies_between_the_plan_without_and_with_its_allowance(
 
 
 def test_the_plan_knows_how_many_samples_pass_the_frozen_backbone_at_once() -> None:
-    from finetune.features import BATCH
+    from finetune.training.cached_features import BATCH
     from gr00t.model.cpu_kernels import SAMPLES_AT_ONCE as PIECE
 
     assert (FEATURE_BATCH, CPU_AT_ONCE) == (BATCH, PIECE)

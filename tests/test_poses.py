@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from gr00t.data.poses import _from_rotvec, _to_rotvec, absolute_pose, relative_pose
 from gr00t.data.schema import ActionFormat
+from gr00t.data.state_action import _from_rotvec, _to_rotvec, absolute_pose, relative_pose
 from gr00t.errors import ToolkitError
 
 ROT6D, ROTVEC = ActionFormat.XYZ_ROT6D, ActionFormat.XYZ_ROTVEC

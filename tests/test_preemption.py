@@ -19,17 +19,25 @@ import torch
 from test_training import ROOT, config, losses, metrics, overrides, trained
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.attempt_token import ATTEMPT, ATTEMPT_ID, TOKEN, AttemptToken
-from finetune.data import build_dataset, build_loader, build_processor
-from finetune.engine import Engine
-from finetune.preemption import DEADLINE, Preemption, Stopped, stop_time
-from finetune.stop_signals import SIGNALS, held_back, received, stop_signals
-from finetune.train import finetune
-from gr00t.data.dataset import StepReader
+from finetune.training.dataloader import build_dataset, build_loader, build_processor
+from finetune.training.engine import Engine
+from finetune.training.stopping import (
+    ATTEMPT,
+    ATTEMPT_ID,
+    DEADLINE,
+    TOKEN,
+    AttemptToken,
+    Preemption,
+    Stopped,
+    stop_time,
+)
+from finetune.training.train import finetune
 from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
-from gr00t.files import file_lock, write_json
-from gr00t.model import Gr00tN1d7
+from gr00t.file_replacement import file_lock, write_json
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from toolkit.command_line import SIGNALS, held_back, received, stop_signals
 
 STEPS = 40
 # Logged every four steps, so that a stop falls between two log lines.
@@ -166,7 +174,7 @@ def test_what_only_the_user_can_mend_is_recorded_as_failed(
 def test_an_attempt_goes_on_although_the_one_it_superseded_holds_the_lock(
     small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.run_folder.LET_GO_SECONDS", 0.1)
+    monkeypatch.setattr("finetune.training.run_folder.LET_GO_SECONDS", 0.1)
     for name, value in take_token(tmp_path, 1, "b").items():
         monkeypatch.setenv(name, value)
     with file_lock(tmp_path / "run"), pytest.raises(ToolkitError, match="another process is writing"):
@@ -265,7 +273,8 @@ class OtherProcesses:
         self.known, self.is_main = known, is_main
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        return value + torch.tensor([0.0, *self.known][: len(value)])
+        others = len(value) - len(self.known)  # of the values before the flags nothing
+        return value + torch.tensor([0.0] * others + self.known)
 
 
 def stop_of(run: Path, is_main: bool = True, known: tuple[int, ...] = (), grace: float = 0.0) -> Preemption:
@@ -277,7 +286,9 @@ def stop_of(run: Path, is_main: bool = True, known: tuple[int, ...] = (), grace:
 def test_processes_agree_on_the_weightiest_reason_that_any_has(no_signal: None, tmp_path: Path) -> None:
     for known, reason in (((), None), ((4,), "time limit"), ((2, 4), "signal SIGUSR1"), ((0, 1), "superseded")):
         stop = stop_of(tmp_path, known=known)
-        assert float(stop.sum(torch.tensor(2.5))) == 2.5
+        summed = stop.engine.sum(torch.cat([torch.tensor([2.5]), stop.flags()]))
+        stop.receive(summed[1:])
+        assert float(summed[0]) == 2.5
         assert stop.agreed(7) == reason and stop.step == 7
     with pytest.raises(Stopped, match="signal SIGTERM"):
         stop_of(tmp_path, known=(1,)).check("time limit")
@@ -294,9 +305,9 @@ def test_the_main_process_watches_the_clock_for_all(
     for is_main, save_seconds, reason in ((True, 0, None), (True, 1000, "time limit"), (False, 1000, None)):
         stop = stop_of(tmp_path, is_main, grace=100)
         stop.save_seconds = save_seconds
-        stop.sum(torch.zeros(()))
+        stop.exchange()
         assert stop.agreed(1) == reason
     stop = stop_of(tmp_path, grace=100)
     stop._step_seconds = 500.0  # two more of these do not fit
-    stop.sum(torch.zeros(()))
+    stop.exchange()
     assert stop.agreed(1) == "time limit"

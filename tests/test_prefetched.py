@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune.prefetched import Origin
+from finetune.prefetch import Origin
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

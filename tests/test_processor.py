@@ -20,8 +20,7 @@ from golden_files import (
 )
 
 from conflict_panda_config import MODALITY_CONFIG
-from gr00t.data.images import Augmentation
-from gr00t.data.pixels import pixel_values
+from gr00t.data.images import Augmentation, pixel_values
 from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.processor_files import default_projector_index
 from gr00t.data.schema import EmbodimentTag, ModalityConfig

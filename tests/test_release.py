@@ -30,23 +30,21 @@ from PIL.PngImagePlugin import PngInfo
 from robots import absolute_arm, robot_file
 from safetensors.numpy import save_file
 
-from finetune.checkout import CHECKOUT
-from finetune.config import load
-from finetune.config.publishable import publishable
-from finetune.evaluate import evaluate_open_loop
-from finetune.publishing import files
-from finetune.publishing.build import Release, release
-from finetune.publishing.licence import hub_id_of, licence_of
-from finetune.publishing.privacy import Machine, find_private
-from finetune.publishing.results import _found, _is_of
-from finetune.release import read
-from finetune.slurm.snapshot import snapshot_code
-from finetune.train import finetune
+from finetune.open_loop.evaluation import evaluate_open_loop
+from finetune.release import published_files as files
+from finetune.release.__main__ import read
+from finetune.release.published_files import Machine, find_private
+from finetune.release.published_tree import Release, release
+from finetune.release.run_facts import _found, _is_of, hub_id_of, licence_of
+from finetune.training.release_layout import publishable
+from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
-from gr00t.files import write_json
+from gr00t.file_replacement import write_json
 from gr00t.model.checkpoint import fingerprint
-from gr00t.model.manifest import MANIFEST, verify_manifest
-from gr00t.model.verify import verify_checkpoint
+from gr00t.model.finished_checkpoint import MANIFEST, verify_checkpoint, verify_manifest
+from toolkit.code_files import snapshot_code
+from toolkit.configuration import load
+from toolkit.installation import CHECKOUT
 
 CLIENT = huggingface_hub.HfApi
 TOKEN = KEYS["hugging face"]
@@ -57,7 +55,7 @@ PACKAGES = Path(np.__file__).resolve().parents[1]
 def without_waiting_for_the_disk() -> Iterator[None]:
     """A release's 330 files are synced one by one, which takes most of its time and no test here looks at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gr00t.files._sync", lambda _: None)
+        patch.setattr("gr00t.file_replacement._sync", lambda _: None)
         yield
 
 
@@ -173,7 +171,7 @@ def test_the_tree_has_what_a_published_policy_has(tree: Path) -> None:
         "prepare_conflict_data.py",
         "evaluate_conflict.py",
     )
-    rooms = ("finetune/train.py", "data_prep/convert.py", "configs/finetune.yaml", "finetune_jobs/run.sh")
+    rooms = ("finetune/training/train.py", "data_prep/convert.py", "configs/finetune.yaml", "finetune_jobs/run.sh")
     assert found >= {f"scripts/{name}" for name in (*entries, *rooms)}
     assert found >= {"README.md", "LICENSE", "finetune.md", "gr00t/model/gr00t_n1.py", "LICENSE-WEIGHTS"}
     assert not any(
@@ -241,7 +239,12 @@ def test_modules_run_in_the_trees_scripts_folder(tree: Path) -> None:
 
 def test_a_jobs_copy_of_the_tree_is_a_plain_checkout(tree: Path, tmp_path: Path) -> None:
     code = snapshot_code(tree / "scripts", tmp_path)
-    for name in ("gr00t/model/gr00t_n1.py", "finetune/train.py", "configs/finetune.yaml", "finetune_jobs/run.sh"):
+    for name in (
+        "gr00t/model/gr00t_n1.py",
+        "finetune/training/train.py",
+        "configs/finetune.yaml",
+        "finetune_jobs/run.sh",
+    ):
         assert (code / name).is_file(), name
 
 

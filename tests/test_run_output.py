@@ -16,17 +16,18 @@ from pathlib import Path
 import pytest
 from test_training import ROOT, STEPS, config, metrics, overrides
 
-from finetune import attempt_token, loop
-from finetune.attempt_token import AttemptToken, Superseded
-from finetune.config import load
-from finetune.evaluate import evaluate_open_loop
-from finetune.train import finetune
+from finetune.open_loop.evaluation import evaluate_open_loop
+from finetune.training import stopping
+from finetune.training import train as loop
+from finetune.training.stopping import AttemptToken, Superseded
+from finetune.training.train import finetune
 from gr00t import processes
 from gr00t.errors import ToolkitError
-from gr00t.files import LockHeld, file_lock, whole_folder, write_json
+from gr00t.file_replacement import LockHeld, file_lock, whole_folder, write_json
+from gr00t.model.finished_checkpoint import MANIFEST, verify_manifest, write_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy
-from gr00t.model.manifest import MANIFEST, verify_manifest, write_manifest
 from gr00t.processes import first_done, worker_pool
+from toolkit.configuration import load
 
 # experiment_cfg: what tells attempts apart by intention
 OF_THE_ATTEMPT = {"experiment_cfg/conditions.json", "experiment_cfg/config.yaml", str(MANIFEST)}
@@ -230,7 +231,7 @@ def test_a_checkpoint_without_a_manifest_is_not_called_whole(own: Path) -> None:
 
 def test_a_lock_ends_with_its_holder_although_processes_forked_from_it_live_on(tmp_path: Path) -> None:
     script = (
-        "import os, sys, time, pathlib; from gr00t.files import file_lock\n"
+        "import os, sys, time, pathlib; from gr00t.file_replacement import file_lock\n"
         "with file_lock(pathlib.Path(sys.argv[1])):\n"
         "    child = os.fork()\n"
         "    print(child if child else '', flush=True)\n"
@@ -269,7 +270,7 @@ def test_a_killed_run_with_workers_leaves_no_lock(small_data: Path, tiny_base: P
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(attempt_token, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(stopping, "READ_SECONDS", 1.0)
     yield
 
 
@@ -303,7 +304,7 @@ def test_worker_processes_that_do_not_answer_are_named_and_ended(monkeypatch: py
 def test_a_loader_process_that_hangs_or_is_killed_ends_the_run_with_its_name(
     small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune import data
+    from finetune.training import dataloader as data
     from gr00t.data.dataset import TrainingDataset
 
     settings = config(tmp_path, small_data, tiny_base, "train.num_workers=1")

@@ -11,8 +11,8 @@ import pytest
 from config_calls import refusal
 from fake_keys import HUGGING_FACE, INNOCENT, KEYS, NAMED, WANDB
 
-from finetune.config import load
-from finetune.credentials import secrets_in
+from toolkit.configuration import load
+from toolkit.credentials import secrets_in
 
 SUFFIXES = (".py", ".yaml", ".json", ".md", ".sh", ".txt")
 

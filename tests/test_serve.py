@@ -14,9 +14,9 @@ from test_policy import TINY, observation
 
 from gr00t import serve
 from gr00t.model.gr00t_n1 import GR00TPolicy
-from gr00t.server import PolicyClient
-from gr00t.server.address import TOKEN
-from gr00t.server.options import read_options
+from gr00t.serve import read_options
+from gr00t.server.client import PolicyClient
+from gr00t.server.server import TOKEN
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "a-token-for-the-tests"
@@ -134,9 +134,9 @@ def test_help_lists_every_key_with_its_default(capsys):
 
 
 def test_options_have_the_types_of_their_fields():
-    config = read_options(serve.ServeConfig, ["checkpoint=a=b", "port=1", "denoising_steps=null", "quiet=true"])
+    config = read_options(["checkpoint=a=b", "port=1", "denoising_steps=null", "quiet=true"])
     assert (config.checkpoint, config.port, config.denoising_steps, config.quiet) == ("a=b", 1, None, True)
-    assert read_options(serve.ServeConfig, ["checkpoint=a", "denoising_steps=8"]).denoising_steps == 8
+    assert read_options(["checkpoint=a", "denoising_steps=8"]).denoising_steps == 8
 
 
 def test_the_example_observation_is_one_that_the_policy_reads():

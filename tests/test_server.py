@@ -18,8 +18,10 @@ from test_policy import LANGUAGE, REFUSED, TINY, nested, observation, same, vari
 from gr00t.data.schema import ModalityConfig, ModalityConfigs
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
-from gr00t.server import PolicyClient, PolicyServer, endpoints, messages
-from gr00t.server.client import NoAnswer, ServerRefusal
+from gr00t.server import messages
+from gr00t.server import server as endpoints
+from gr00t.server.client import NoAnswer, PolicyClient, ServerRefusal
+from gr00t.server.server import PolicyServer
 
 TOKEN = "a-token-for-the-tests"
 

@@ -15,7 +15,7 @@ from simulator import needs_simulator, record_killed
 
 from conflict_panda_config import MODALITY_CONFIG
 from gr00t.errors import ToolkitError
-from simulation.factors import SPLITS, sample_episode
+from simulation.scenes.factors import SPLITS, sample_episode
 
 pytestmark = needs_simulator
 
@@ -29,8 +29,8 @@ def played(task, actions: np.ndarray) -> dict:
 
 def physics(split: str, part: str):
     """The task without cameras, and its expert."""
-    from simulation.environment import make_env
-    from simulation.expert import Expert
+    from simulation.scenes.environment import make_env
+    from simulation.scenes.expert import Expert
 
     task = make_env(split, part, obs_mode="none", render="none").unwrapped
     return task, Expert(task)
@@ -43,7 +43,7 @@ def color_size():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_expert_solves_the_first_episodes_of_every_split(split: str) -> None:
-    from simulation.expert import drawn_style
+    from simulation.scenes.expert import drawn_style
 
     task, expert = physics(split, "conflict")
     for seed in range(2):
@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_first_state_bit_for_bit(color_size) -> Non
 
 
 def test_in_a_rebuilt_scene_the_same_seed_and_actions_give_the_same_states_bit_for_bit(color_size) -> None:
-    from simulation.environment import REBUILD
+    from simulation.scenes.environment import REBUILD
 
     task, expert = color_size
     first = states(task, expert, 7, options=dict(REBUILD))
@@ -196,7 +196,7 @@ def test_recordings_are_converted_as_a_users_are(recordings: Path, tmp_path: Pat
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_a_finished_recording_is_left_alone_and_other_settings_are_refused(recordings: Path) -> None:
-    from simulation.recording import record
+    from simulation.record.recording import record
 
     def again(*argv: str) -> list[str]:
         given = ("local=none", "split=size_color", "image_size=64", f"out={recordings.parent}", "paraphrases=true")
@@ -222,7 +222,7 @@ def test_a_finished_recording_is_left_alone_and_other_settings_are_refused(recor
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_a_recording_is_made_longer_by_what_it_lacks(recordings: Path, tmp_path: Path) -> None:
-    from simulation.recording import record
+    from simulation.record.recording import record
 
     shorter = tmp_path / "size_color/train"
     shutil.copytree(recordings / "train", shorter)
@@ -241,7 +241,8 @@ def test_a_recording_is_made_longer_by_what_it_lacks(recordings: Path, tmp_path:
 
 
 def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path: Path) -> None:
-    from simulation.recording import _take_apart, settings_of
+    from simulation.record.recording import settings_of
+    from simulation.record.trajectory_files import take_apart
 
     config = compose("record", "local=none", "split=size_color", "seed=4", "episodes=9", f"out={tmp_path}")
     target, work = tmp_path / "train", tmp_path / "work"
@@ -254,10 +255,10 @@ def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path:
         for number in range(2):
             file[f"traj_{number}/actions"] = np.full(3, number)
     with pytest.raises(ToolkitError, match=r"has no traj_2\. Record anew"):
-        _take_apart(target, work, config)
+        take_apart(target, work, config.seed)
     with h5py.File(target / "trajectory.h5", "a") as file:
         file["traj_2/actions"] = np.full(3, 2)
-    _take_apart(target, work, config)
+    take_apart(target, work, config.seed)
     assert {path.name for path in work.glob("*.failed")} == {"4.failed", "6.failed"}
     for number, seed in enumerate((5, 7, 8)):
         assert contents(work / f"{seed}.h5") == {"traj_0/actions": np.full(3, number).tobytes()}
@@ -267,11 +268,11 @@ def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path:
         }
     (target / "trajectory.h5").write_bytes(b"no HDF5")
     with pytest.raises(ToolkitError, match=r"cannot be read.*Record anew"):
-        _take_apart(target, work, config)
+        take_apart(target, work, config.seed)
 
 
 def test_settings_that_would_lose_or_mix_recorded_episodes_do_not_go_on() -> None:
-    from simulation.recording import _begins, settings_of
+    from simulation.record.recording import _begins, settings_of
 
     def settings(*change: str) -> dict:
         return settings_of(compose("record", "local=none", "split=size_color", *change))

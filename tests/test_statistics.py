@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from conflict_panda_config import MODALITY_CONFIG
-from gr00t.data.poses import relative_pose
 from gr00t.data.schema import ActionConfig, ActionFormat, ActionRepresentation, ActionType, ModalityConfig
+from gr00t.data.state_action import relative_pose
 from gr00t.data.statistics import (
     check_relative_statistics,
     feature_statistics,

@@ -21,17 +21,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from conflict_panda_config import MODALITY_CONFIG
-from gr00t.data.own_statistics import training_statistics
-from gr00t.data.steps import StepReader
-from gr00t.data.tables import cache_folder
+from gr00t.data.dataset import training_statistics
+from gr00t.data.step_reader import StepReader, cache_folder
 from gr00t.errors import ToolkitError
-from gr00t.files import file_lock
+from gr00t.file_replacement import file_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from gr00t.files import file_lock
+from gr00t.file_replacement import file_lock
 with file_lock(Path(sys.argv[1]), holder="somebody"):
     if os.fork():
         print("held", flush=True)
@@ -94,7 +93,7 @@ def cut(path: Path) -> None:
 
 def with_checksum(path: Path) -> None:
     """Damage that somebody signed for another cache."""
-    from gr00t.checksums import write_checksum
+    from gr00t.file_replacement import write_checksum
 
     flip(path)
     write_checksum(path, "another")
@@ -184,7 +183,7 @@ def test_what_the_first_process_made_is_used(dataset: Path, monkeypatch: pytest.
     expected, _ = read(dataset)
     target, away = kept(dataset, "tables-*"), dataset / "away"
     target.rename(away)
-    monkeypatch.setattr("gr00t.data.tables._copy", lambda *_: pytest.fail("made twice"))
+    monkeypatch.setattr("gr00t.data.step_reader._copy", lambda *_: pytest.fail("made twice"))
     found: list[np.ndarray] = []
     second = threading.Thread(target=lambda: found.append(read(dataset)[0]), daemon=True)
     with file_lock(target):

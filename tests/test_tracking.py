@@ -14,15 +14,12 @@ from typing import Any
 import pytest
 from test_training import config
 
-from finetune.attempt_token import AttemptToken
-from finetune.config import FinetuneConfig
-from finetune.preemption import Stopped
-from finetune.stall import StallWatch
-from finetune.stop_signals import SIGNALS
-from finetune.tracking import Tracker
-from finetune.train import finetune
-from finetune.wandb_run import as_typed, run_tags
+from finetune.recipe import FinetuneConfig
+from finetune.training.stopping import AttemptToken, Stopped
+from finetune.training.tracking import StallWatch, Tracker, as_typed, run_tags
+from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
+from toolkit.command_line import SIGNALS
 
 WANDB = Path(sys.executable).with_name("wandb")
 OFFLINE = ("tracking=wandb", "tracking.mode=offline", "train.log_steps=2")
@@ -232,7 +229,7 @@ def test_runs_of_a_cluster_are_tagged_with_it(
 def test_the_first_batch_shows_actions_that_are_not_what_was_recorded(
     small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune import first_batch
+    from finetune.training import dataloader as first_batch
 
     seen: list[list[first_batch.Seen]] = []
     original = first_batch.draw

@@ -19,15 +19,17 @@ from safetensors.torch import load_file
 
 from benchmarks.curves import read
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.checkpointing import list_checkpoints, newest_checkpoint, take_snapshot, write_snapshot
-from finetune.config import FinetuneConfig, TrainConfig, load
-from finetune.engine import Engine
-from finetune.optim import learning_rate
-from finetune.train import finetune
-from gr00t.data.dataset import StepReader
-from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, file_lock
-from gr00t.model import Gr00tN1d7
+from finetune.recipe import FinetuneConfig
+from finetune.recipe.train_config import TrainConfig
+from finetune.training.checkpointing import list_checkpoints, newest_checkpoint, take_snapshot, write_snapshot
+from finetune.training.engine import Engine
+from finetune.training.optimizer import learning_rate
+from finetune.training.train import finetune
+from gr00t.data.step_reader import StepReader
+from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_replacement import file_lock
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from toolkit.configuration import load
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 6

@@ -14,23 +14,28 @@ import torch
 from config_calls import compose
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune import first_batch
-from finetune.config import FinetuneConfig
-from finetune.data import answered, build_dataset, build_loader, build_processor, training_order, worker_errors
-from finetune.engine import Engine
-from finetune.export import describe_dataset, describe_datasets, mirror_processor
-from finetune.features import store_identity
-from finetune.meter import Meter, action_groups
-from finetune.open_loop import Errors, Section
-from finetune.validation import Validation, _acting, _values, held_out
-from gr00t.data.dataset import TrainingDataset
-from gr00t.data.mixture import Mixture
+from finetune.open_loop.predictions import Errors, Section
+from finetune.recipe import FinetuneConfig
+from finetune.training import dataloader as first_batch
+from finetune.training.cached_features import store_identity
+from finetune.training.dataloader import (
+    answered,
+    build_dataset,
+    build_loader,
+    build_processor,
+    training_order,
+    worker_errors,
+)
+from finetune.training.engine import Engine
+from finetune.training.metrics import Meter, Validation, _acting, _values, action_groups, held_out
+from finetune.training.release_layout import describe_dataset, describe_datasets, mirror_processor
+from gr00t.data.dataset import Mixture, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import SampleKey
-from gr00t.data.steps import StepReader
+from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
-from gr00t.model import Gr00tN1d7
 from gr00t.model.config import Gr00tN1d7Config
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 
 def settings(*more: str) -> FinetuneConfig:

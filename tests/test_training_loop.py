@@ -11,15 +11,13 @@ import pytest
 import torch
 from config_calls import compose
 
-from finetune import loop
-from finetune.best import Best
-from finetune.checkpointing import Checkpoint
-from finetune.config import FinetuneConfig
-from finetune.data import mask_sum
-from finetune.loop import TrainingLoop
-from finetune.optim import learning_rate
-from finetune.preemption import SUPERSEDED, Stopped
-from gr00t.data.randomness import Stream, torch_seed
+from finetune.recipe import FinetuneConfig
+from finetune.training import train as loop
+from finetune.training.checkpointing import Best, Checkpoint
+from finetune.training.optimizer import learning_rate
+from finetune.training.stopping import SUPERSEDED, Stopped
+from finetune.training.train import TrainingLoop, unmasked_values
+from gr00t.data.sampler import Stream, torch_seed
 from gr00t.errors import ToolkitError
 
 BASIC = ("model=tiny", "train.max_steps=5", "train.log_steps=2", "train.save_steps=3")
@@ -175,7 +173,7 @@ def test_a_step_weighs_every_value_the_same_with_its_own_rate_and_dropout() -> N
     """The second of two processes, two micro-batches with unequal numbers of masked values."""
     script = Script("train.warmup_ratio=0.8")
     del script.loop._step  # the real one
-    losses, seeds, lasts, rates, added = [], [], [], [], []
+    losses, seeds, lasts, rates, added, received = [], [], [], [], [], []
     group: dict[str, Any] = {"lr": 0.0, "rate": 1.0}
 
     def module(batch: dict[str, torch.Tensor]) -> Any:
@@ -189,17 +187,19 @@ def test_a_step_weighs_every_value_the_same_with_its_own_rate_and_dropout() -> N
         backward=lambda loss: losses.append(float(loss)),
         optimizer=SimpleNamespace(param_groups=[group]),
         step=lambda: (rates.append(group["lr"]), torch.tensor(1.0))[1],
+        sum=lambda own: own + torch.tensor([5.0, 1.0]),  # the other's values, and its flag
     )
-    script.loop.stop = SimpleNamespace(sum=lambda own: own + 5)  # type: ignore[assignment]  # the other's values
+    script.loop.stop = SimpleNamespace(flags=lambda: torch.zeros(1), receive=lambda flags: received.append(flags))  # type: ignore[assignment]
     script.loop.meter = SimpleNamespace(add=lambda *of: added.append(of), end_step=lambda _: None)  # type: ignore[assignment]
     masks = [torch.ones(1, 2, 3), torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])]
-    assert mask_sum([{"action_mask": mask} for mask in masks]) == 7
+    assert unmasked_values([{"action_mask": mask} for mask in masks]) == 7
     script.loop._step(3, [{"action_mask": mask} for mask in masks])
     assert losses == pytest.approx([12 / 12, 2 / 12], rel=1e-5) and lasts == [False, True]
     train = script.loop.config.train
     assert seeds == [torch_seed(train.seed, Stream.MODEL_DROPOUT, 3, place) for place in (1, 3)]
     assert rates == [learning_rate(3, train)] and 0 < rates[0] < train.learning_rate
     assert [float(mask.sum()) for _, mask in added] == [6, 1]
+    assert [flags.tolist() for flags in received] == [[1.0]]
 
 
 def test_a_process_without_a_writer_gives_its_part_of_weights_and_optimizer() -> None:

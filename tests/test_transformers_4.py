@@ -17,11 +17,11 @@ from config_calls import compose
 from golden_files import golden_path
 
 from finetune.create_base import SPECIAL_TOKENS, architecture_json
-from gr00t.data.language import VlmTokenizer
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.files import read_json, write_json
-from gr00t.model import Gr00tN1d7
-from gr00t.model.backbone_config import backbone_json, parse_backbone
+from gr00t.data.processor_files import VlmTokenizer
+from gr00t.file_replacement import read_json, write_json
+from gr00t.model.architecture import backbone_json, parse_backbone
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 # composed and decomposed letters: whoever normalises, or splits otherwise, gives other ids
 TEXTS = ["Pick up 12 cubes,  don't drop one!\n\nCaf\u00e9 cafe\u0301 \u7269\u4f53", "open the drawer"]

@@ -14,12 +14,12 @@ from test_training import ROOT
 import gr00t.data
 import gr00t.model
 from gr00t.data.processor_files import ProcessorConfig
-from gr00t.model import Gr00tN1d7, Gr00tN1d7Config
-from gr00t.model.config import TransformerConfig
+from gr00t.model.config import Gr00tN1d7Config, TransformerConfig
 from gr00t.model.cpu_kernels import Dropout
 from gr00t.model.dit import TransformerBlock
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
-ROOMS = ("gr00t", "finetune", "data_prep", "simulation")
+ROOMS = ("gr00t", "toolkit", "finetune", "data_prep", "simulation")
 CHANGED_WHILE_IN_USE = {
     "AttemptToken",
     "Batch",  # of SLURM jobs
@@ -31,7 +31,6 @@ CHANGED_WHILE_IN_USE = {
     "Recordings",
     "Request",
     "Task",
-    "_Tally",
 }
 OF_TENSORS = {"ActionLoss", "BackboneOutput", "Context", "Draws", "KeysValues", "Step", "Tokens", "VlmTokens"}
 READ_BY_HYDRA = {"ModalityConfig"}  # and all whose name ends with Config: OmegaConf makes them

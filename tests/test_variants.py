@@ -16,12 +16,11 @@ from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.processor_files import default_projector_index
 from gr00t.data.schema import EmbodimentTag, ModalityConfig
 from gr00t.errors import ToolkitError
-from gr00t.model import Gr00tN1d7
-from gr00t.model.action_head import ActionHead, ActionLoss
+from gr00t.model.action_head import ActionHead, ActionLoss, EmbodimentRows
 from gr00t.model.backbone import BackboneOutput
 from gr00t.model.config import Gr00tN1d7Config, TransformerConfig
 from gr00t.model.dit import SelfAttentionTransformer, SinusoidalPositions
-from gr00t.model.embodiment import EmbodimentRows
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

@@ -13,13 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune import export
-from gr00t.data.layout import dataset_fingerprint
-from gr00t.data.meta import MetaFolder
+from gr00t.data.layout import MetaFolder, dataset_fingerprint
 from gr00t.data.schema import ActionConfig, ActionFormat, ActionRepresentation, ActionType
 from gr00t.errors import ToolkitError
-from gr00t.model import Gr00tN1d7
 from gr00t.model import checkpoint_folder as folders
+from gr00t.model.architecture import QWEN3_VL_2B
 from gr00t.model.checkpoint import (
     EMBEDDINGS,
     LM_HEAD,
@@ -29,13 +27,19 @@ from gr00t.model.checkpoint import (
     read_tensors,
     release_tensors,
 )
-from gr00t.model.checkpoint_folder import INDEX_NAME, hub_parts, resolve_folder, weight_files
+from gr00t.model.checkpoint_folder import (
+    INDEX_NAME,
+    hub_parts,
+    merged_config,
+    processor_kwargs,
+    resolve_folder,
+    weight_files,
+)
 from gr00t.model.config import Gr00tN1d7Config, TransformerConfig, released_config
+from gr00t.model.finished_checkpoint import foreign_files, verify_checkpoint, verify_manifest, write_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, _check_steps, _representation, _seeded, _short
-from gr00t.model.lerobot import merged_config, processor_kwargs
-from gr00t.model.manifest import foreign_files, verify_manifest, write_manifest
-from gr00t.model.released import QWEN3_VL_2B
-from gr00t.model.verify import verify_checkpoint
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from toolkit import code_files
 
 # shards
 
@@ -48,7 +52,7 @@ def test_shards_are_filled_to_the_last_byte_and_no_further() -> None:
 
 def test_the_tied_copy_follows_the_backbone_and_the_head_comes_last(tiny_base: Path) -> None:
     model = Gr00tN1d7.from_pretrained(tiny_base)
-    names = list(release_tensors(model, None))
+    names = list(release_tensors(model.state_dict()))
     assert names[-1].startswith("action_head.") and names[0].startswith("backbone.")
     place = names.index(LM_HEAD)
     assert all(name.startswith("backbone.") for name in names[:place])
@@ -367,9 +371,9 @@ def test_weights_of_several_types_need_one_that_is_chosen(tiny_base: Path, tmp_p
 
 
 def test_the_revision_is_the_commit_and_whether_files_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(code_files, "CHECKOUT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert export.git_revision() is None
+    assert code_files.git_revision() is None
 
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -384,13 +388,13 @@ def test_the_revision_is_the_commit_and_whether_files_differ(tmp_path: Path, mon
     git("commit", "-qm", "first")
     commit = git("rev-parse", "HEAD")
     (tmp_path / "new.txt").write_text("a file that git does not know")
-    assert export.git_revision() == commit
+    assert code_files.git_revision() == commit
     (tmp_path / "a.py").write_text("2")
-    assert export.git_revision() == f"{commit}+changes"
-    (tmp_path / export.REVISION_FILE).write_text("copied\n")
-    assert export.git_revision() == "copied"
-    (tmp_path / export.REVISION_FILE).write_text("\n")
-    assert export.git_revision() is None
+    assert code_files.git_revision() == f"{commit}+changes"
+    (tmp_path / code_files.REVISION_FILE).write_text("copied\n")
+    assert code_files.git_revision() == "copied"
+    (tmp_path / code_files.REVISION_FILE).write_text("\n")
+    assert code_files.git_revision() is None
 
 
 def test_the_built_in_backbone_is_that_of_the_released_model() -> None:

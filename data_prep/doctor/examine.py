@@ -1,14 +1,16 @@
-"""Running the checks: over one dataset folder, or over the parts of a split and what is between them."""
+"""The register of checks, and running them: over one dataset folder, or over the parts of a split and between them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.doctor import action_checks, episode_checks, file_checks, value_checks, video_checks
+from data_prep.doctor.examined_dataset import Progress, Subject
 from data_prep.doctor.findings import (
     PREPARE_AGAIN,
     CheckResult,
@@ -19,13 +21,76 @@ from data_prep.doctor.findings import (
     in_short,
     split_message,
 )
-from data_prep.doctor.registry import CHECKS, PAIR_CHECKS
-from data_prep.doctor.subject import Progress, Subject
 from gr00t.data.schema import ModalityConfigs
-from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.files import near_folder
+from gr00t.errors import ToolkitError, did_you_mean, near_folder
+from toolkit.shared_keys import PARTS
 
-PARTS = ("train", "conflict")
+
+@dataclass(frozen=True)
+class Check:
+    """One check of a dataset, or in PAIR_CHECKS of (train, conflict): what it asks, and the function that answers.
+
+    `full` keeps it out of the fast part, which runs before training: it needs every frame.
+    """
+
+    name: str
+    question: str
+    examine: Callable[..., Iterable[Finding]]
+    full: bool = False
+
+
+CHECKS = (
+    Check("counts", "do the totals agree?", file_checks.check_counts),
+    Check("tables", "is every frame table there, whole and numbered?", file_checks.check_tables),
+    Check("features", "are columns as wide as meta/info.json says?", file_checks.check_features),
+    Check("video files", "has every episode its videos?", file_checks.check_videos_present),
+    Check("modality names", "does modality.json fit the modality configuration?", file_checks.check_names),
+    Check("modality ranges", "do groups lie inside their columns, apart?", file_checks.check_ranges),
+    Check("modality groups", "do groups hold what they are called?", file_checks.check_groups),
+    Check("frame rate", "is fps plausible?", episode_checks.check_rate),
+    Check("timestamps", "do they grow evenly, at fps?", episode_checks.check_timestamps),
+    Check("video rate", "do the videos run at fps?", episode_checks.check_video_rate),
+    Check("numbers", "is every value finite?", value_checks.check_finite),
+    Check("units", "radians, metres, commands?", value_checks.check_units),
+    Check("constants", "does every dimension move?", value_checks.check_constant),
+    Check("outliers", "are there spikes and jumps?", episode_checks.check_outliers),
+    Check(
+        "action convention",
+        "are actions absolute targets, in the state's order and units?",
+        action_checks.check_convention,
+    ),
+    Check("action lead", "does action[t] lead from state[t] to state[t+1]?", action_checks.check_lead),
+    Check("gripper", "does it close when told to?", action_checks.check_gripper_direction),
+    Check("statistics", "is stats.json made from this data?", value_checks.check_statistics),
+    Check("relative statistics", "made from this data, for this horizon?", value_checks.check_relative),
+    Check("normalisation", "is it undone exactly?", value_checks.check_round_trip),
+    Check("instructions", "does every one say something?", file_checks.check_tasks),
+    Check("told", "is every frame told a listed instruction?", file_checks.check_told),
+    Check("lengths", "is every episode long enough?", episode_checks.check_lengths),
+    Check("endings", "does every episode end in success?", episode_checks.check_endings),
+    Check("idle", "does something happen in every episode?", episode_checks.check_idle),
+    Check("duplicates", "is every episode there once?", episode_checks.check_duplicates),
+    Check("held out", "are validation episodes apart, and few?", episode_checks.check_split),
+    Check("video copies", "is every video there once?", video_checks.check_copies),
+    Check("video decoding", "does it decode, with a frame for each row?", video_checks.check_decoding),
+    Check("video size", "is there one frame size?", video_checks.check_sizes),
+    Check("first frames", "are they what was recorded?", video_checks.check_first_frames),
+    Check("colours", "red, green, blue, in this order?", video_checks.check_colours),
+    Check("frozen frames", "do frames change when the robot moves?", video_checks.check_frozen, full=True),
+    Check("blank frames", "does every frame show something?", video_checks.check_blank, full=True),
+    Check("frame order", "do frames follow one another?", video_checks.check_order, full=True),
+    Check("likeness", "do episodes look alike: colours, up and down, camera?", video_checks.check_alike, full=True),
+    Check("cameras", "does the wrist camera move with the arm?", video_checks.check_cameras, full=True),
+    Check("video and state", "do they change at the same time?", action_checks.check_alignment, full=True),
+    Check("fingerprint", "are the files those that were written?", file_checks.check_unchanged),
+)
+
+PAIR_CHECKS = (
+    Check("train and conflict apart", "is no episode in both?", episode_checks.check_apart),
+    Check("same form", "rate, groups, frame sizes?", episode_checks.check_same_form),
+    Check("same instruction", "are both told the same?", episode_checks.check_same_words),
+)
+
 BETWEEN = "train and conflict"
 READABLE = ("layout", "can the dataset be read at all?")
 
@@ -39,19 +104,20 @@ def examine(
 ) -> tuple[Report, list[Subject]]:
     """Every check of the dataset at `path`, or of train/ and conflict/ below it; with what was examined.
 
-    fast: only what needs no decoding of whole videos. `progress` is told (what, done, of how many).
+    fast: only what needs no decoding of whole videos. `progress` is called with (what, done, of how many).
     Raises ToolkitError where there is no dataset.
     """
     started = time.monotonic()
-    folders = dataset_folders(Path(path))
-    subjects = [Subject(root, configs, fast=fast, progress=progress) for root in folders]
+    path = Path(path)
+    subjects = [Subject(root, configs, fast=fast, progress=progress) for root in _dataset_folders(path)]
     reports = [examine_one(subject) for subject in subjects]
     if len(subjects) == 2 and not any(subject.refusal for subject in subjects):
-        reports.append(_between(Path(path), subjects[0], subjects[1]))
-    return Report(Path(path), tuple(reports), fast, time.monotonic() - started), subjects
+        results = tuple(_result(check, *subjects) for check in PAIR_CHECKS)
+        reports.append(DatasetReport(BETWEEN, path, results, {}))
+    return Report(path, tuple(reports), fast, time.monotonic() - started), subjects
 
 
-def dataset_folders(path: Path) -> list[Path]:
+def _dataset_folders(path: Path) -> list[Path]:
     """The folder itself, or its train/ and conflict/."""
     if not path.is_dir():
         near = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
@@ -80,42 +146,33 @@ def examine_one(subject: Subject) -> DatasetReport:
             results.append(CheckResult(check.name, check.question, skipped="not part of the fast examination"))
             continue
         subject.progress(f"{subject.name}: {check.name}", number, len(CHECKS))
-        results.append(_made(check.name, check.question, partial(check.examine, subject)))
+        results.append(_result(check, subject))
     facts: dict[str, Any] = {}
     with suppress(Exception):  # of damaged meta data; the checks have said so
-        facts = _facts(subject)
+        lengths = [e.length for e in subject.episodes]
+        facts = {
+            "episodes": len(lengths),
+            "frames": sum(lengths),
+            "held_out": sorted(subject.held_out),
+            "fps": subject.layout.fps,
+            "robot_type": subject.layout.info.get("robot_type"),
+            "codebase_version": subject.layout.info.get("codebase_version"),
+            "cameras": subject.cameras,
+            "instructions": len(subject.layout.tasks),
+        }
     return DatasetReport(subject.name, subject.root, tuple(results), facts)
 
 
-def _between(path: Path, train: Subject, conflict: Subject) -> DatasetReport:
-    results = [_made(c.name, c.question, partial(c.examine, train, conflict)) for c in PAIR_CHECKS]
-    return DatasetReport(BETWEEN, path, tuple(results), {})
-
-
-def _made(name: str, question: str, make: Callable[[], Iterable[Finding]]) -> CheckResult:
-    """A check's result; one that stumbles over data of an unforeseen form is an error, and the others go on."""
+def _result(check: Check, *subjects: Subject) -> CheckResult:
+    """A check's result; one that stumbles over data of an unforeseen form is an error, and the others are made."""
     findings: list[Finding] = []
     started = time.monotonic()
     try:
-        findings += make()
+        findings += check.examine(*subjects)
     except ToolkitError as refusal:
-        findings.append(error(name, *split_message(str(refusal))))
+        findings.append(error(check.name, *split_message(str(refusal))))
     except Exception as problem:
         # Training would stumble over it as well, or worse, not notice.
         found = f"This check could not be made ({in_short(problem)})."
-        findings.append(error(name, found, f"Mend the other findings first, and examine again. {PREPARE_AGAIN}"))
-    return CheckResult(name, question, tuple(findings), seconds=round(time.monotonic() - started, 3))
-
-
-def _facts(subject: Subject) -> dict[str, Any]:
-    lengths = [e.length for e in subject.episodes]
-    return {
-        "episodes": len(lengths),
-        "frames": sum(lengths),
-        "held_out": sorted(subject.held_out),
-        "fps": subject.layout.fps,
-        "robot_type": subject.layout.info.get("robot_type"),
-        "codebase_version": subject.layout.info.get("codebase_version"),
-        "cameras": subject.cameras,
-        "instructions": len(subject.layout.tasks),
-    }
+        findings.append(error(check.name, found, f"Mend the other findings first, and examine again. {PREPARE_AGAIN}"))
+    return CheckResult(check.name, check.question, tuple(findings), seconds=round(time.monotonic() - started, 3))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 OK, WARNING, ERROR = LEVELS = ("ok", "warning", "error")
-FORMAT = 1
+FORMAT = 1  # of the report as JSON
+SHOWN_PLACES = 6
 PREPARE_AGAIN = (
     "Write the dataset again: python prepare_conflict_data.py split=<split> raw_dir=<recordings> data_dir=<datasets> "
     "overwrite=true (or copy it again from where it is sound)."
 )
-SHOWN_PLACES = 6
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class CheckResult:
 
     @property
     def level(self) -> str:
+        """The most serious level of its findings."""
         return worst(finding.level for finding in self.findings)
 
 
@@ -52,6 +53,7 @@ class DatasetReport:
 
     @property
     def level(self) -> str:
+        """The most serious level of its findings."""
         return worst(result.level for result in self.results)
 
 
@@ -66,6 +68,7 @@ class Report:
 
     @property
     def level(self) -> str:
+        """The most serious level of its findings."""
         return worst(dataset.level for dataset in self.datasets)
 
     def findings(self, *levels: str) -> list[tuple[DatasetReport, CheckResult, Finding]]:
@@ -100,14 +103,17 @@ def worst(levels: Iterable[str]) -> str:
 
 
 def error(where: str, found: str, remedy: str = PREPARE_AGAIN) -> Finding:
+    """What spoils training."""
     return Finding(ERROR, where, found, remedy)
 
 
 def warning(where: str, found: str, remedy: str) -> Finding:
+    """What may be meant so."""
     return Finding(WARNING, where, found, remedy)
 
 
 def remark(where: str, found: str) -> Finding:
+    """What is worth knowing of a sound dataset."""
     return Finding(OK, where, found)
 
 
@@ -115,9 +121,9 @@ def episodes(indices: Sequence[int], total: int | None = None) -> str:
     """ "episode 3", "episodes 1, 4, 7", "all 12 episodes", "40 of 100 episodes (0, 1, 5, ...)"."""
     if total is not None and len(indices) == total and total > 1:
         return f"all {total} episodes"
-    if len(indices) <= SHOWN_PLACES:
-        return ("episode " if len(indices) == 1 else "episodes ") + ", ".join(str(int(i)) for i in indices)
     shown = ", ".join(str(int(i)) for i in indices[:SHOWN_PLACES])
+    if len(indices) <= SHOWN_PLACES:
+        return ("episode " if len(indices) == 1 else "episodes ") + shown
     return f"{len(indices)}{'' if total is None else f' of {total}'} episodes ({shown}, ...)"
 
 

@@ -3,7 +3,8 @@
 python -m finetune.slurm.attempt snapshot finetune split=color_object -- late=arguments
 python -m finetune.slurm.attempt begin finetune split=color_object
 python -m finetune.slurm.attempt end STATUS
-"""
+
+After an attempt the run is done, is requeued for a new attempt, or stops with a reason."""
 
 from __future__ import annotations
 
@@ -13,27 +14,32 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from finetune.checkout import CHECKOUT
-from finetune.config import FinetuneConfig, load
-from finetune.config.checks import check
-from finetune.config.modality import modality_configs
-from finetune.config.schema import ClusterConfig
-from finetune.slurm import decide, record
-from finetune.slurm.environment import write_environment
-from finetune.slurm.nodes import exclusion
-from finetune.slurm.snapshot import check_code, snapshot_code
-from finetune.slurm.template import refuse_late, site_lines
-from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, lock_in_turn, write_json
+from finetune.recipe import ClusterConfig, FinetuneConfig
+from finetune.slurm import attempt_record, cluster_queries
+from finetune.slurm.attempt_record import Attempt
+from finetune.slurm.render import refuse_late, site_lines
+from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_replacement import lock_in_turn, write_json
+from toolkit.code_files import check_code, snapshot_code
+from toolkit.configuration import load
+from toolkit.installation import CHECKOUT
+from toolkit.shared_keys import modality_configs
 
-REFUSED = 2
-_SECONDS_OF_A_COPY = 300.0
+DONE, REQUEUE, STOP = "done", "requeue", "stop"
+CRASHED, REFUSED, UNFINISHED = 1, 2, 3  # exit statuses of a job that is not done
+
+_COPY_SECONDS = 300.0
+_TAIL_LINES = 15
+_UNUSABLE = ("down", "drain", "fail", "maint", "not_responding", "unknown")  # states of a node, as they begin
+
+
+# -- before ------------------------------------------------------------------------------------------------------------
 
 
 def snapshot(stage: str, *arguments: str) -> dict[str, str]:
@@ -45,8 +51,8 @@ def snapshot(stage: str, *arguments: str) -> dict[str, str]:
     check_code(CHECKOUT, named, lambda note: print(note, file=sys.stderr))
     with disk_errors(run_dir, "Then submit the same again."):
         run_dir.mkdir(parents=True, exist_ok=True)
-        with lock_in_turn(run_dir / "code", _SECONDS_OF_A_COPY):  # two jobs for one folder may start at once
-            record.refuse_foreign_job(run_dir, _job_id())
+        with lock_in_turn(run_dir / "code", _COPY_SECONDS):  # two jobs for one folder may start at once
+            attempt_record.refuse_foreign_job(run_dir, os.environ["GROOT_JOB_ID"])
             own = config.dataset.modality_config is not None
             robot = modality_configs(config.dataset) if own else None
             return {"GROOT_CODE": str(snapshot_code(CHECKOUT, run_dir, robot, named))}
@@ -55,25 +61,29 @@ def snapshot(stage: str, *arguments: str) -> dict[str, str]:
 def begin(stage: str, *overrides: str) -> dict[str, str]:
     """A new attempt: refuse what cannot work, record what runs, take the token."""
     config: FinetuneConfig = load(stage, overrides, check_here=False)
-    processes, nodes = _processes(config.cluster), int(os.environ["SLURM_JOB_NUM_NODES"])
+    cluster, job_id, shown = config.cluster, os.environ["GROOT_JOB_ID"], os.environ.get("GROOT_JOB", "")
+    nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
+    processes = cluster.processes_per_node or int(os.environ.get("SLURM_GPUS_ON_NODE", "0")) or 1  # on each node
     os.environ["WORLD_SIZE"] = str(nodes * processes)  # what torchrun will say
-    check(config)
-    run_dir, deadline = Path(config.run_dir).absolute(), _deadline()
-    _refuse_without_time(deadline, config.cluster.grace_seconds)
+    config.check_here()
+    run_dir, deadline = Path(config.run_dir).absolute(), _deadline(shown, cluster.grace_seconds)
     cache_dir = _scratch_folder(config, overrides, nodes)
-    _close_earlier(run_dir, config.cluster)
+    _close_earlier(run_dir, job_id, cluster.max_requeues)
+    log = re.search(r"\bStdOut=(/.*?)(?: \w+=|$)", shown)
     more = {
         "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "nodes": os.environ.get("SLURM_JOB_NODELIST"),
         "processes": nodes * processes,
         "deadline": deadline,
         "job_name": os.environ.get("SLURM_JOB_NAME"),
-        "log": _job_log(),
+        "log": log[1] if log else None,
     }
+    script = os.environ.get("GROOT_SCRIPT")  # "" or not set where scontrol is missing, as in a container
     with disk_errors(run_dir, "Then submit the same again."):
-        attempt = record.begin(run_dir, _job_id(), more)
-        _describe(run_dir / "job", config, overrides)
-    note_missing_lines(config.cluster)
+        attempt = attempt_record.begin(run_dir, job_id, more)
+        (run_dir / "job").mkdir(exist_ok=True)
+        attempt_record.describe_job(run_dir / "job", f"{script}\n" if script else None, overrides, config)
+    note_missing_lines(cluster)
     answer = {
         "GROOT_ATTEMPT": attempt.number,
         "GROOT_ATTEMPT_ID": attempt.begun["id"],
@@ -86,77 +96,20 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
     return {name: str(value) for name, value in answer.items() if value is not None}
 
 
-def has_begun_anew(run_dir: Path) -> bool:
-    """Whether an earlier attempt of this job has cleared the run folder, so that this one goes on from there."""
-    earlier = [attempt for attempt in record.attempts(run_dir) if attempt.begun["job_id"] == _job_id()][:-1]
-    cleared = run_dir / "run_config.json"  # written when training has cleared the folder
-    begun = earlier[0].folder / "attempt.json" if earlier else None
-    return begun is not None and cleared.is_file() and cleared.stat().st_mtime >= begun.stat().st_mtime
+def _deadline(shown: str, grace: int) -> float | None:
+    """Unix time of the job's limit, from what `scontrol show job` says (local time); None without a limit.
 
-
-def _refuse_without_time(deadline: float | None, grace: int) -> None:
-    left = deadline - time.time() if deadline is not None else math.inf
+    ToolkitError where that leaves no time to train.
+    """
+    found = re.search(r"\bEndTime=(\d{4}-\S+)", shown)
+    deadline = datetime.fromisoformat(found[1]).timestamp() if found else None
+    left = math.inf if deadline is None else deadline - time.time()
     if left <= grace:
         raise ToolkitError(
             f"SLURM gives this attempt {left:.0f} s, of which cluster.grace_seconds={grace} are for the last "
             "checkpoint: no time to train. Ask for more (sbatch --time=...), or lower cluster.grace_seconds."
         )
-
-
-def _close_earlier(run_dir: Path, cluster: ClusterConfig) -> None:
-    """Record how lost attempts of this job ended; refuse one more than cluster.max_requeues allows."""
-    earlier = [attempt for attempt in record.attempts(run_dir) if attempt.begun["job_id"] == _job_id()]
-    for attempt in earlier:
-        record.close_lost(attempt)
-    if len(earlier) > cluster.max_requeues:
-        raise ToolkitError(
-            f"job {_job_id()} has had {len(earlier)} attempts, and cluster.max_requeues={cluster.max_requeues}. "
-            "Submit it again to go on."
-        )
-
-
-def end(status: str) -> dict[str, str]:
-    """After an attempt, whose srun ended with `status`: what comes now, also written to its ended.json."""
-    folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
-    run_dir = folder.parents[1]
-    settings = OmegaConf.load(run_dir / "job" / "config.yaml")
-    cluster = ClusterConfig(**OmegaConf.to_container(settings.cluster))  # type: ignore[arg-type]
-    history = [a for a in record.attempts(run_dir) if a.number <= int(folder.name)]
-    job = os.environ.get("GROOT_JOB", "")
-    requeueable = "Requeue=0" not in job.split()
-    if (record.token(run_dir) or {}).get("id") != os.environ["GROOT_ATTEMPT_ID"]:
-        decision = decide.SUPERSEDED  # however it ended: a requeue would end the newer attempt
-    else:
-        decision = decide.decide(history, int(status), cluster, record.newest_step(run_dir), requeueable)
-    print(f"attempt {folder.name}: {decision.what}: {decision.reason}", file=sys.stderr)
-    with disk_errors(folder, "Then submit the same again."):
-        write_json(folder / "ended.json", {**asdict(decision), "status": int(status)})
-    return {
-        "GROOT_DECISION": decision.what,
-        "GROOT_EXIT": str(decision.exit_status),
-        "GROOT_EXCLUDE": exclusion(job, decision.nodes) if decision.what == decide.REQUEUE else "",
-    }
-
-
-def _job_id() -> str:
-    return os.environ["GROOT_JOB_ID"]
-
-
-def _job_log() -> str | None:
-    """The file that receives the job's output; None when scontrol is not here to tell."""
-    found = re.search(r"\bStdOut=(/.*?)(?: \w+=|$)", os.environ.get("GROOT_JOB", ""))
-    return found[1] if found else None
-
-
-def _processes(cluster: ClusterConfig) -> int:
-    """Processes on each node: as configured, or one for each GPU that the job really has."""
-    return cluster.processes_per_node or int(os.environ.get("SLURM_GPUS_ON_NODE", "0")) or 1
-
-
-def _deadline() -> float | None:
-    """Unix time of the job's limit, from what `scontrol show job` says (local time); None without a limit."""
-    found = re.search(r"\bEndTime=(\d{4}-\S+)", os.environ.get("GROOT_JOB", ""))
-    return datetime.fromisoformat(found[1]).timestamp() if found else None
+    return deadline
 
 
 def _scratch_folder(config: FinetuneConfig, overrides: Sequence[str], nodes: int) -> str | None:
@@ -175,8 +128,20 @@ def _scratch_folder(config: FinetuneConfig, overrides: Sequence[str], nodes: int
     return str(Path(folder) / config.split.name)
 
 
+def _close_earlier(run_dir: Path, job_id: str, max_requeues: int) -> None:
+    """Record how lost attempts of this job ended; refuse one more than cluster.max_requeues allows."""
+    earlier = [attempt for attempt in attempt_record.attempts(run_dir) if attempt.begun["job_id"] == job_id]
+    for attempt in earlier:
+        attempt_record.close_lost(attempt)
+    if len(earlier) > max_requeues:
+        raise ToolkitError(
+            f"job {job_id} has had {len(earlier)} attempts, and cluster.max_requeues={max_requeues}. "
+            "Submit it again to go on."
+        )
+
+
 def note_missing_lines(cluster: ClusterConfig) -> None:
-    """Say what the site's file asks of a job, but the job's script does not have."""
+    """Print what the site's file asks of a job, but the job's script does not have."""
     shipped: FinetuneConfig = load("finetune", ["local=none"], check_here=False)
     script = os.environ.get("GROOT_SCRIPT", "").splitlines()
     missing = [x for x in site_lines(cluster) if script and x not in [*script, *site_lines(shipped.cluster)]]
@@ -188,20 +153,166 @@ def note_missing_lines(cluster: ClusterConfig) -> None:
         )
 
 
-def _describe(folder: Path, config: FinetuneConfig, overrides: Sequence[str]) -> None:
-    """job/: the arguments, what they resolve to, and where it runs; nothing of the user's environment."""
-    folder.mkdir(exist_ok=True)
-    if script := os.environ.get("GROOT_SCRIPT"):  # not where scontrol is missing, as in a container
-        (folder / "script.sbatch").write_text(script + "\n", encoding="utf-8")
-    write_json(folder / "overrides.json", {"overrides": list(overrides)})
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    write_environment(folder)
+def has_begun_anew(run_dir: Path) -> bool:
+    """Whether an earlier attempt of this job has cleared the run folder, so that this one resumes from there."""
+    job_id = os.environ["GROOT_JOB_ID"]
+    earlier = [attempt for attempt in attempt_record.attempts(run_dir) if attempt.begun["job_id"] == job_id][:-1]
+    cleared = run_dir / "run_config.json"  # written when training has cleared the folder
+    if not earlier or not cleared.is_file():
+        return False
+    return cleared.stat().st_mtime >= (earlier[0].folder / "attempt.json").stat().st_mtime
+
+
+# -- after -------------------------------------------------------------------------------------------------------------
+
+
+def end(status: str) -> dict[str, str]:
+    """After an attempt, whose srun ended with `status`: what comes now, also written to its ended.json."""
+    folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
+    run_dir = folder.parents[1]
+    settings = OmegaConf.load(run_dir / "job" / "config.yaml")
+    cluster = ClusterConfig(**OmegaConf.to_container(settings.cluster))  # type: ignore[arg-type]
+    history = [a for a in attempt_record.attempts(run_dir) if a.number <= int(folder.name)]
+    job = os.environ.get("GROOT_JOB", "")
+    requeueable = "Requeue=0" not in job.split()
+    if (attempt_record.token(run_dir) or {}).get("id") != os.environ["GROOT_ATTEMPT_ID"]:
+        decision = SUPERSEDED  # however it ended: a requeue would end the newer attempt
+    else:
+        decision = decide(history, int(status), cluster, attempt_record.newest_step(run_dir), requeueable)
+    print(f"attempt {folder.name}: {decision.what}: {decision.reason}", file=sys.stderr)
+    with disk_errors(folder, "Then submit the same again."):
+        write_json(folder / "ended.json", {**asdict(decision), "status": int(status)})
+    return {
+        "GROOT_DECISION": decision.what,
+        "GROOT_EXIT": str(decision.exit_status),
+        "GROOT_EXCLUDE": exclusion(job, decision.nodes) if decision.what == REQUEUE else "",
+    }
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`what` is done, requeue or stop; `nodes` are those that look at fault."""
+
+    what: str
+    reason: str
+    exit_status: int = 0
+    nodes: tuple[str, ...] = ()
+
+
+SUPERSEDED = Decision(DONE, "a newer attempt has taken over")
+
+
+def decide(
+    history: Sequence[Attempt], exit_status: int, cluster: ClusterConfig, newest_step: int, requeueable: bool
+) -> Decision:
+    """After the last of `history`, which left srun with `exit_status`.
+
+    `newest_step` is that of the newest checkpoint; `requeueable` whether SLURM would start the job again.
+    """
+    last = history[-1]
+    outcome = last.outcome
+    status = outcome["status"] if outcome else "finished" if exit_status == 0 else "crashed"
+    reason = (outcome or {}).get("reason")
+    if status == "finished":
+        return Decision(DONE, "training is finished")
+    if status == "superseded":
+        return SUPERSEDED
+    if status == "failed":
+        return Decision(STOP, str(reason), REFUSED)
+    if status == "crashed":
+        reason = "it crashed"
+        crashes = crashes_without_progress(history, newest_step)
+        if crashes >= cluster.max_crashes:
+            counted = f"{crashes} attempts in a row" if crashes > 1 else "the attempt"
+            tail = _tail(last)
+            return Decision(STOP, f"{counted} crashed without a new checkpoint; the last lines:\n{tail}", CRASHED)
+    failed = CRASHED if status == "crashed" else UNFINISHED  # so that jobs that wait for success do not start
+    if not (cluster.requeue and requeueable):
+        how = "cluster.requeue=false" if not cluster.requeue else "the job was submitted with --no-requeue"
+        return Decision(STOP, f"{reason}; {how}: submit the same again to go on", failed)
+    if sum(attempt.begun["job_id"] == last.begun["job_id"] for attempt in history) > cluster.max_requeues:
+        limit = f"cluster.max_requeues={cluster.max_requeues} is reached"
+        return Decision(STOP, f"{reason}; {limit}: submit the same again to go on", failed)
+    return Decision(REQUEUE, str(reason), 0, failed_nodes(last) if status == "crashed" else ())
+
+
+def crashes_without_progress(history: Sequence[Attempt], newest_step: int) -> int:
+    """Attempts of this job in a row, up to the last, that crashed and brought no newer checkpoint.
+
+    An attempt that was lost without a record is none of them: preemption without grace is no fault of the run.
+    """
+    count, after = 0, newest_step
+    job = history[-1].begun["job_id"]
+    for attempt in reversed(history):
+        begun = attempt.begun
+        if begun["job_id"] != job or attempt.outcome is not None or after > begun["from_step"]:
+            break
+        count += (attempt.ended or {}).get("what") != "lost"
+        after = begun["from_step"]
+    return count
+
+
+def _tail(attempt: Attempt) -> str:
+    """The end of what the ranks logged last; of the nodes' torchrun where no rank logged anything."""
+    for pattern in ("rank-*.log", "node-*.log"):
+        logs = [path for path in attempt.folder.glob(pattern) if path.stat().st_size]
+        if logs:
+            newest = max(logs, key=lambda path: path.stat().st_mtime)
+            lines = newest.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            return "\n".join([f"({newest})", *lines])
+    return f"(no log in {attempt.folder}; see the job's own log)"
+
+
+def failed_nodes(attempt: Attempt) -> tuple[str, ...]:
+    """The node on which a process was killed by a signal, as torchrun's report there says; () unless it is just one.
+
+    A peer's death also ends the processes of other nodes, but those by an exception or by torchrun's own SIGTERM.
+    """
+    killed = []
+    for log in sorted(attempt.folder.glob("node-*.log")):
+        codes = {int(code) for code in re.findall(r"exitcode\s*:\s*(-\d+)", log.read_text(errors="replace"))}
+        if codes - {-15}:
+            killed.append(log.stem.removeprefix("node-"))
+    return tuple(killed) if len(killed) == 1 else ()
+
+
+def exclusion(job: str, failed: tuple[str, ...]) -> str:
+    """The job's ExcNodeList with `failed` added, given its `scontrol show job` line.
+
+    Empty when nothing is to be added, when too few nodes would remain or the job insists on one of them, and where
+    SLURM's commands are not here.
+    """
+    partition, wanted = _field(job, "Partition"), _field(job, "NumNodes")
+    if not failed or partition is None or wanted is None or not cluster_queries.available():
+        return ""
+    if {*failed} & _expanded(_field(job, "ReqNodeList")):
+        return ""
+    excluded = {*failed} | _expanded(_field(job, "ExcNodeList"))
+    listed = cluster_queries.slurm(
+        "sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N %T", check=False
+    )
+    pairs = (line.split() for line in listed.stdout.splitlines())
+    usable = {name for name, state in pairs if not state.lower().startswith(_UNUSABLE)}
+    if len(usable - excluded) < int(wanted.partition("-")[0]):
+        return ""
+    return ",".join(sorted(excluded))
+
+
+def _field(job: str, name: str) -> str | None:
+    found = re.search(rf"(?:^|\s){name}=(\S+)", job)
+    return found[1] if found and found[1] != "(null)" else None
+
+
+def _expanded(nodes: str | None) -> set[str]:
+    """node[1-2],node5 as three names."""
+    return {*cluster_queries.slurm("scontrol", "show", "hostnames", nodes).stdout.split()} if nodes else set()
 
 
 COMMANDS: dict[str, Callable[..., dict[str, str]]] = {"snapshot": snapshot, "begin": begin, "end": end}
 
 
 def main(argv: Sequence[str]) -> None:
+    """Print the answer of one command; a ToolkitError ends with status 2."""
     try:
         answer = COMMANDS[argv[0]](*argv[1:])
     except ToolkitError as error:

@@ -1,28 +1,31 @@
-"""What is refused before anything is queued, because the job could only fail: each message says the remedy."""
+"""What is refused before anything is queued, because the job could only fail; each message says the remedy."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import getpass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from finetune.checkout import CHECKOUT
-from finetune.config import checks
-from finetune.config.compose import read_yaml
-from finetune.config.identity import differences, recipe
-from finetune.config.modality import modality_configs
-from finetune.config.schema import FinetuneConfig
-from finetune.planning import fits
-from finetune.planning.gpus import gpu_of_cluster
-from finetune.release_mark import RELEASE_MARK, robot_of
-from finetune.slurm.fit import check_fits, megabytes
-from finetune.slurm.queue import Queue
-from finetune.slurm.request import Request, Task
-from finetune.slurm.runs import jobs_of
-from finetune.slurm.snapshot import check_code
+from data_prep import check_prepare
+from finetune import plan
+from finetune.open_loop import check_evaluate
+from finetune.plan.disk_and_time import gpu_of_cluster
+from finetune.recipe import ClusterConfig, FinetuneConfig, check_finetune
+from finetune.recipe.recipe_identity import RELEASE_MARK, differences, recipe, robot_of
+from finetune.slurm import cluster_queries
+from finetune.slurm.attempt_record import jobs_of
+from finetune.slurm.cluster_queries import Partition, Queue, most
+from finetune.slurm.launch_request import Request
 from gr00t.data.schema import comparable
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.model.checkpoint_folder import resolve_folder
+from toolkit.code_files import check_code
+from toolkit.composition import read_yaml
+from toolkit.installation import CHECKOUT
+from toolkit.shared_keys import is_hub_id, modality_configs
+
+_MEMORY_UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
 
 
 def check_request(request: Request, say: Callable[[str], None]) -> bool:
@@ -32,7 +35,14 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
     """
     drop_finished(request, say)
     for task in request.tasks:
-        check_task(task, request.tasks)
+        data_comes = any(other.config.split == task.config.split for other in request.of_stage("prepare"))
+        if task.stage == "prepare":
+            check_prepare(task.config)
+        elif task.stage == "finetune":
+            _check_finetune(task.config, data_comes)
+        else:
+            tuned = any(other.stage == "finetune" for other in task.after)
+            check_evaluate(task.config, checkpoint_comes=tuned, dataset_comes=data_comes)
     if request.tasks:
         check_code(CHECKOUT, sorted({name for task in request.tasks for name in task.run.cluster.files}), say)
     queue = Queue.read() if request.launch.dry_run else Queue.answered()
@@ -41,8 +51,11 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
         return False
     for task in request.tasks:
         refuse_busy(task.run_dir, queue)
-    for cluster in _different([task.run.cluster for task in request.tasks if task.stage == "finetune"]):
-        check_fits(cluster)
+    checked: list[ClusterConfig] = []
+    for task in request.of_stage("finetune"):
+        if task.run.cluster not in checked:
+            check_fits(task.run.cluster)
+            checked.append(task.run.cluster)
     return True
 
 
@@ -51,20 +64,17 @@ def drop_finished(request: Request, say: Callable[[str], None]) -> None:
     for task in [*request.of_stage("prepare"), *request.of_stage("finetune")]:
         if task.stage == "prepare":
             found = Path(task.config.data_dir) / task.config.split.name
-            done, anew = (found / "train" / "meta" / "info.json").is_file(), "overwrite=true makes it anew"
-            done = done and not task.config.overwrite
+            done = (found / "train" / "meta" / "info.json").is_file() and not task.config.overwrite
+            again = "overwrite=true makes it anew"
         else:
-            found, anew = Path(task.config.output_dir), "train.resume=never does it anew"
+            found = Path(task.config.output_dir)
             done = not task.after and is_finished(task.config)
+            again = "train.resume=never does it anew"
         if done:
-            say(f"{task.name}: {found} is there already, so this is left out ({anew})")
-            _drop(task, request)
-
-
-def _drop(task: Task, request: Request) -> None:
-    request.tasks.remove(task)
-    for other in request.tasks:
-        other.after = [waited for waited in other.after if waited is not task]
+            say(f"{task.name}: {found} is there already, so this is left out ({again})")
+            request.tasks.remove(task)
+            for other in request.tasks:
+                other.after = [waited for waited in other.after if waited is not task]
 
 
 def is_finished(config: FinetuneConfig) -> bool:
@@ -89,62 +99,39 @@ def is_finished(config: FinetuneConfig) -> bool:
     return True
 
 
-def check_task(task: Task, tasks: Sequence[Task]) -> None:
-    """Refuse a stage whose inputs are missing or whose outputs cannot be written."""
-    prepared = any(other.stage == "prepare" and other.config.split == task.config.split for other in tasks)
-    if task.stage == "prepare":
-        checks.check_prepare(task.config)
-    elif task.stage == "evaluate":
-        tuned = any(other.stage == "finetune" for other in task.after)
-        checks.check_evaluate(task.config, checkpoint_comes=tuned, dataset_comes=prepared)
-    else:
-        checks.check_finetune(task.config, processes(task.config), dataset_comes=prepared)
-        _check_base_offline(task.config)
-        _check_room(task.config)
-
-
-def processes(config: FinetuneConfig) -> int:
-    """Training processes of the whole job."""
-    cluster = config.cluster
-    return cluster.nodes * (cluster.processes_per_node or cluster.gpus_per_node or 1)
-
-
-def _check_room(config: FinetuneConfig) -> None:
-    """Memory of the GPU type that the job asks for, memory of its nodes where it names one, and the disks."""
-    cluster, count = config.cluster, processes(config)
+def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
+    """Refuse a base that nodes without internet do not find, and what memory (as far as it is asked for) and disks do
+    not hold."""
+    cluster, base = config.cluster, config.model.base
+    processes = cluster.nodes * (cluster.processes_per_node or cluster.gpus_per_node or 1)
+    check_finetune(config, processes, dataset_comes=data_comes)
+    if cluster.offline and is_hub_id(base):
+        try:
+            resolve_folder(base, local_files_only=True)
+        except ToolkitError:
+            raise ToolkitError(
+                f"model.base={base} is a Hugging Face id that is not in the local cache, and cluster.offline=true says "
+                f"that nodes have no internet. Fetch it here: python -m finetune.prefetch base={base} "
+                f"out=checkpoints/base/{base.split('/')[-1]}, then model.base=checkpoints/base/{base.split('/')[-1]}."
+            ) from None
     cuda = config.device != "cpu" and cluster.gpus_per_node > 0
     gpu = gpu_of_cluster(cluster.gpu_type) if cuda else None
     asked = megabytes(cluster.memory) if cluster.memory else 0
-    fits.check_fits(
+    plan.check_fits(
         config,
-        count,
+        processes,
         int(gpu.memory * 1e9) if gpu else None,
-        per_node=count // cluster.nodes,
+        per_node=processes // cluster.nodes,
         cuda=cuda,
         host_memory_bytes=int(asked * 2**20) or None,
     )
-    fits.check_disk(config, count, cuda=cuda)
-
-
-def _check_base_offline(config: FinetuneConfig) -> None:
-    """Nodes without internet need the base on disk."""
-    base = config.model.base
-    if not config.cluster.offline or not checks.is_hub_id(base):
-        return
-    try:
-        resolve_folder(base, local_files_only=True)
-    except ToolkitError:
-        raise ToolkitError(
-            f"model.base={base} is a Hugging Face id that is not in the local cache, and cluster.offline=true says "
-            f"that nodes have no internet. Fetch it here: python -m finetune.prefetch base={base} "
-            f"out=checkpoints/base/{base.split('/')[-1]}, then model.base=checkpoints/base/{base.split('/')[-1]}."
-        ) from None
+    plan.check_disk(config, processes, cuda=cuda)
 
 
 def refuse_busy(run_dir: Path, queue: Queue) -> None:
     """Refuse a run folder that a job still writes, or will."""
     for noted in jobs_of(run_dir) if run_dir.is_dir() else []:
-        job = queue.find(noted) if noted.get("job_id") else None
+        job = queue.find(noted)
         if job is not None and job.alive:
             raise ToolkitError(
                 f"run_dir={run_dir} belongs to job {job.job_id} ({noted['name']}), which is {job.state.lower()}. Wait "
@@ -153,5 +140,123 @@ def refuse_busy(run_dir: Path, queue: Queue) -> None:
             )
 
 
-def _different(items: Sequence) -> list:
-    return [item for index, item in enumerate(items) if item not in items[:index]]
+# -- the cluster -------------------------------------------------------------------------------------------------------
+
+
+def check_fits(cluster: ClusterConfig) -> None:
+    """Refuse a partition, account, GPU type, number of nodes or time that the cluster does not have."""
+    partitions = cluster_queries.read_partitions()
+    wanted = _wanted(cluster, partitions)
+    names = ("partition " if len(wanted) == 1 else "partitions ") + ", ".join(partition.name for partition in wanted)
+    _check_time(cluster, wanted, names)
+    problems = [_no_room(cluster, partition, partitions) for partition in wanted]
+    if all(problems):
+        raise ToolkitError(str(problems[0]))
+    if cluster.account is not None or cluster.qos is not None:
+        _check_account(cluster, wanted, names)
+
+
+def _wanted(cluster: ClusterConfig, partitions: Mapping[str, Partition]) -> list[Partition]:
+    """The partitions that the job may go to."""
+    if cluster.partition is None:
+        defaults = [partition for partition in partitions.values() if partition.is_default]
+        if not defaults:
+            raise ToolkitError(
+                f"This cluster has no default partition. Write cluster.partition=NAME.{did_you_mean('', partitions)}"
+            )
+        return defaults
+    for name in cluster.partition.split(","):
+        if name not in partitions:
+            raise ToolkitError(
+                f'cluster.partition={cluster.partition}: this cluster has no partition "{name}".'
+                f"{did_you_mean(name, partitions)} (sinfo lists them)"
+            )
+        if not partitions[name].is_up:
+            raise ToolkitError(
+                f"cluster.partition={name} is not up: jobs for it would wait. Take another, or wait (sinfo -p {name})."
+            )
+    return [partitions[name] for name in cluster.partition.split(",")]
+
+
+def _check_time(cluster: ClusterConfig, wanted: Sequence[Partition], names: str) -> None:
+    seconds = cluster_queries.seconds_of(cluster.time)
+    if seconds is not None and seconds <= cluster.grace_seconds:
+        raise ToolkitError(
+            f"cluster.time={cluster.time} leaves no time to train before the last checkpoint, which is begun "
+            f"cluster.grace_seconds={cluster.grace_seconds} before the limit. Ask for more time, or less grace."
+        )
+    limits = [partition.max_seconds for partition in wanted if partition.max_seconds is not None]
+    if len(limits) == len(wanted) and (seconds is None or seconds > max(limits)):
+        longest = in_time(max(limits))
+        raise ToolkitError(
+            f"cluster.time={cluster.time} is above the limit of {names}, {longest}: the job would "
+            f"wait for ever. Write cluster.time={longest}; a run goes on in as many attempts as it needs."
+        )
+
+
+def _no_room(cluster: ClusterConfig, partition: Partition, partitions: Mapping[str, Partition]) -> str | None:
+    """Why that many nodes of that kind are not to be had in the partition; None where they are."""
+    kind, count, nodes = cluster.gpu_type, cluster.gpus_per_node, partition.nodes
+    where, best = f"partition {partition.name}", most(nodes, kind)
+    types = sorted({name for node in nodes for name in node.gpus if name})
+    if count and kind is not None and kind not in types:
+        others = sorted({p.name for p in partitions.values() if most(p.nodes, kind)})
+        there = f" It is in {', '.join(others)}: cluster.partition={others[0]}." if others else ""
+        has = did_you_mean(kind, types) or " It has GPUs without a type, or none: cluster.gpu_type=null takes any."
+        return f"cluster.gpu_type={kind}: no node of {where} has such GPUs.{there or has}"
+    if count > best:
+        return (
+            f"cluster.gpus_per_node={count}: the nodes of {where} have {best} {kind or ''} GPUs at most. Write "
+            f"cluster.gpus_per_node={best}, and take more nodes (cluster.nodes=...) where that is too few."
+        ).replace("  ", " ")
+    memory = megabytes(cluster.memory) if cluster.memory else 0
+    large = [node for node in nodes if node.cpus >= cluster.cpus_per_task and node.memory >= memory]
+    fitting = [node for node in large if most([node], kind) >= count]
+    if not fitting:
+        largest = max((node.cpus for node in nodes), default=0)
+        memory = max((node.memory for node in nodes), default=0)
+        return (
+            f"cluster.cpus_per_task={cluster.cpus_per_task}, cluster.memory={cluster.memory or 'null'}: no node of "
+            f"{where} has as much. The largest have {largest} CPUs and {memory} MB."
+        )
+    limit = min(len(fitting), partition.max_nodes or len(fitting))
+    if cluster.nodes > limit:
+        return (
+            f"cluster.nodes={cluster.nodes}: {where} gives {limit} nodes that fit to one job at most, so the job would "
+            f"wait for ever. Write cluster.nodes={limit}."
+        )
+    return None
+
+
+def _check_account(cluster: ClusterConfig, wanted: Sequence[Partition], names: str) -> None:
+    for name, value in (("account", cluster.account), ("qos", cluster.qos)):
+        allowed = [partition.accounts if name == "account" else partition.qos for partition in wanted]
+        if value is not None and all(some is not None and value not in some for some in allowed):
+            known = sorted({known for some in allowed for known in some or []})
+            raise ToolkitError(f"cluster.{name}={value} may not use {names}.{did_you_mean(value, known)}")
+    if not cluster_queries.has_accounting():
+        return
+    accounts = cluster_queries.accounting("associations", f"user={getpass.getuser()}", "format=account")
+    qos = cluster_queries.accounting("qos", "format=name")
+    if cluster.account is not None and accounts and cluster.account not in accounts:
+        raise ToolkitError(
+            f"cluster.account={cluster.account} is none of your accounts.{did_you_mean(cluster.account, accounts)} "
+            "(sacctmgr show associations user=$USER lists them)"
+        )
+    if cluster.qos is not None and qos and cluster.qos not in qos:
+        raise ToolkitError(f"cluster.qos={cluster.qos}: the cluster has no such qos.{did_you_mean(cluster.qos, qos)}")
+
+
+def megabytes(text: str) -> float:
+    """A size as sbatch --mem takes it, in MB (2**20)."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "M")
+    if not number.isdecimal() or unit not in _MEMORY_UNITS:
+        raise ToolkitError(f"cluster.memory={text} is no size that sbatch takes. Write 64G, or 0 for all of a node.")
+    return int(number) * _MEMORY_UNITS[unit]
+
+
+def in_time(seconds: int) -> str:
+    """Seconds as sbatch takes a time: 24:00:00, 2-00:00:00."""
+    days, rest = divmod(seconds, 86400)
+    clock = f"{rest // 3600:02}:{rest % 3600 // 60:02}:{rest % 60:02}"
+    return f"{days}-{clock}" if days else clock

@@ -1,23 +1,139 @@
-"""Write finetune_jobs/<split>.sbatch for the twelve splits, from the template and the cluster's configuration.
+"""The job script: what sbatch reads, the site's lines, and the one payload, finetune_jobs/run.sh.
 
+As a command it writes finetune_jobs/<split>.sbatch for the twelve splits from the cluster's configuration:
 python -m finetune.slurm.render                                  what configs/local/default.yaml says, where it is there
 python -m finetune.slurm.render local=none                       as shipped
-python -m finetune.slurm.render cluster.nodes=2 train.max_steps=20000
-"""
+python -m finetune.slurm.render cluster.nodes=2 train.max_steps=20000"""
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.checkout import CHECKOUT, CONFIG_DIR
-from finetune.config import FinetuneConfig, load
-from finetune.config.compose import options
-from finetune.slurm.template import render
+from finetune.recipe import ClusterConfig, FinetuneConfig
 from gr00t.errors import ToolkitError
+from toolkit.composition import options
+from toolkit.configuration import load
+from toolkit.installation import CONFIG_DIR, resources
 
-JOBS = CHECKOUT / "finetune_jobs"
+JOBS = resources("finetune_jobs")
+RUN = "finetune_jobs/run.sh"
+
+# Keys of cluster.* that are read when the job runs; sbatch has read the others by then.
+_LATE = ("processes_per_node", "grace_seconds", "max_requeues", "max_crashes", "scratch", "files")
+
+
+def render(
+    cluster: ClusterConfig,
+    *,
+    job_name: str,
+    stage: str,
+    overrides: Sequence[str],
+    about: Sequence[str] = (),
+    output: str = "slurm-%x-%j.out",
+    checkout: Path | None = None,
+    code: Path | None = None,
+    elements: Path | None = None,
+) -> str:
+    """A whole job script for sbatch.
+
+    `stage` is prepare, finetune or evaluate, `overrides` its key=value arguments; `output` is the job's log, in a
+    folder that exists. With `code`, a snapshot of `checkout`, the job runs that; without, it takes one when it starts
+    in the folder it was submitted from, and passes on the arguments that follow the script's name. An array has its
+    elements' whole commands in the folder `elements`, in a file for each index, every word ended by NUL.
+    """
+    lines = ["#!/bin/bash", *[f"# {line}" for line in about]]
+    lines += [f"#SBATCH {option}" for option in _options(cluster, job_name, stage, output)]
+    site = _shell_lines(cluster)
+    lines += ["", *site, ""] if site else [""]
+    arguments = shlex.join([stage, *overrides])
+    if elements is not None and checkout is not None:
+        lines += [
+            f"export GROOT_CHECKOUT={shlex.quote(str(checkout))}",
+            f'mapfile -d "" -t command < {shlex.quote(str(elements))}/"$SLURM_ARRAY_TASK_ID" || exit 2',
+            'exec "${command[@]}"',
+        ]
+    elif code is None or checkout is None:
+        lines += [
+            f'if [ ! -x "$SLURM_SUBMIT_DIR/{RUN}" ]; then',
+            f'    echo "error: submit it in the folder of the checkout, where {RUN} is, not in $SLURM_SUBMIT_DIR" >&2',
+            "    exit 2",
+            "fi",
+            f'exec "$SLURM_SUBMIT_DIR/{RUN}" {arguments} -- "$@"',
+        ]
+    else:
+        lines.append(f"export GROOT_CHECKOUT={shlex.quote(str(checkout))}")
+        lines.append(f"exec {shlex.quote(str(code / RUN))} {arguments}")
+    return "\n".join(lines) + "\n"
+
+
+def site_lines(cluster: ClusterConfig) -> list[str]:
+    """The lines of a job script that follow from the cluster's configuration."""
+    asked = [f"#SBATCH {option}" for option in _options(cluster, "", "finetune", "") if not option.endswith("=")]
+    return asked + _shell_lines(cluster)
+
+
+def refuse_late(arguments: Sequence[str]) -> None:
+    """Refuse what follows `sbatch SCRIPT` but would have to stand in the script, whose job has been granted by then."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name == "cluster" or (name.startswith("cluster.") and name.removeprefix("cluster.") not in _LATE):
+            raise ToolkitError(
+                f"{argument} comes too late: this job has been granted already. Give sbatch its own option before the "
+                "script (sbatch --nodes=2 ...), or write it into the scripts: "
+                f"python -m finetune.slurm.render {argument}"
+            )
+
+
+def _options(cluster: ClusterConfig, job_name: str, stage: str, output: str) -> list[str]:
+    """The options of sbatch, as --name=value."""
+    gpu_type = f"{cluster.gpu_type}:" if cluster.gpu_type else ""
+    chosen = {
+        "job-name": job_name,
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "reservation": cluster.reservation,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": cluster.cpus_per_task,
+        "gres": f"gpu:{gpu_type}{cluster.gpus_per_node}" if cluster.gpus_per_node else None,
+        "mem": cluster.memory,
+        "time": cluster.time,
+        # to this shell, which hands it on to the processes
+        "signal": f"B:USR1@{cluster.grace_seconds}" if stage == "finetune" else None,
+        "open-mode": "append",
+        "output": output,
+    }
+    for name, value in chosen.items():
+        if isinstance(value, str) and re.search(r"[\s\"'#]", value):
+            raise ToolkitError(f'--{name}={value}: an option of sbatch holds no space, quote or "#". Mend cluster.*.')
+    for option in cluster.sbatch:
+        if not option.startswith("--"):
+            raise ToolkitError(f'cluster.sbatch: "{option}" is no option; write --name or --name=value.')
+    requeue = "--requeue" if cluster.requeue else "--no-requeue"
+    return [*(f"--{name}={value}" for name, value in chosen.items() if value is not None), requeue, *cluster.sbatch]
+
+
+def _shell_lines(cluster: ClusterConfig) -> list[str]:
+    """Lines before the payload: the site's own, variables, container and Python."""
+    lines = list(cluster.setup)
+    for assignment in cluster.environment:
+        name, _, value = assignment.partition("=")
+        lines.append(f"export {name}={shlex.quote(value)}")
+    if cluster.offline:
+        lines.append("export HF_HUB_OFFLINE=1 WANDB_MODE=offline")
+    if cluster.container:
+        words = "\\n".join(word.replace("\\", "\\\\").replace("'", "\\'") for word in cluster.container)
+        lines.append(f"export GROOT_CONTAINER=$'{words}' # put before python, a word a line")
+    if cluster.python:
+        lines.append(f"export GROOT_PYTHON={shlex.quote(cluster.python)}")
+    return lines
 
 
 def splits() -> list[str]:
@@ -38,10 +154,10 @@ def script(split: str, arguments: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str], folder: Path = JOBS) -> None:
-    texts = {name: script(name, arguments) for name in splits()}  # all or none
+    """Write the twelve scripts to `folder`, all or none."""
+    texts = {name: script(name, arguments) for name in splits()}
     for name, text in texts.items():
-        path = folder / f"{name}.sbatch"
-        path.write_text(text, encoding="utf-8")
+        (folder / f"{name}.sbatch").write_text(text, encoding="utf-8")
     print(f"{len(texts)} scripts written to {folder}")
 
 

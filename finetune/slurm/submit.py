@@ -1,50 +1,67 @@
-"""Submission: records beside the runs, then sbatch through submitit; a failure leaves neither jobs nor files."""
+"""From a request to jobs: batches (one call of sbatch each), records beside the runs, then sbatch through submitit.
+
+A request is checked first, then shown (dry_run=true) or submitted; a failure leaves neither jobs nor files."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from finetune.checkout import CHECKOUT
-from finetune.config.load import as_yaml
-from finetune.config.modality import modality_configs
-from finetune.slurm.batch import Batch, code_folder, element_arguments
-from finetune.slurm.commands import slurm
-from finetune.slurm.environment import write_environment
-from finetune.slurm.request import Task
-from finetune.slurm.runs import RECORD, job_folder, now
-from finetune.slurm.snapshot import snapshot_code
+from rich.console import Console
+from rich.table import Table
+
+from finetune.recipe import ClusterConfig
+from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, describe_job, job_folder, note_elsewhere, now
+from finetune.slurm.cluster_queries import slurm
+from finetune.slurm.launch_request import Request, Task
+from finetune.slurm.refusals import check_request
+from finetune.slurm.render import RUN, render
 from gr00t.data.schema import python_source
-from gr00t.errors import ToolkitError
-from gr00t.files import disk_errors, lock_in_turn, write_json
+from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_replacement import lock_in_turn, write_json
+from toolkit.code_files import snapshot_code
+from toolkit.configuration import as_yaml
+from toolkit.installation import CHECKOUT
+from toolkit.shared_keys import modality_configs
 
 WAIT_SECONDS = 300.0
+ARRAY_NAME = "groot"
 
 
-def submit(batches: Sequence[Batch], folder: Path) -> None:
-    """Write the records of every run, submit the batches in order, and note each one's job id in both.
-
-    `folder` receives this submission's own files (scripts as submitted, arguments and output of an array's elements);
-    only this user can read it. When anything fails, submitted jobs are cancelled and files are as before.
-    """
-    with ExitStack() as undo:
-        with disk_errors(folder, "Nothing was submitted."):
-            undo.enter_context(_new_private_folder(folder))
-            _write_elements(batches, folder)
-            for run_dir in {task.run_dir: None for batch in batches for task in batch.tasks}:
-                undo.enter_context(_run_records(run_dir, batches))
-        hold = ["--hold"] if len(batches) > 1 else []  # none starts before all are accepted
-        for batch in batches:
-            batch.job_id = sbatch(batch.script, [*batch.options, *hold], folder)
-            undo.enter_context(_cancelled_on_failure(batch.job_id))
-            _note(batch, folder)
-        if hold:
-            slurm("scontrol", "release", ",".join(batch.job_id for batch in batches))
+def launch(request: Request) -> list[Batch]:
+    """Submit what is asked for, or with dry_run=true print it; the jobs, with their ids once submitted."""
+    console = Console(highlight=False, soft_wrap=True)
+    for note in request.notes:
+        console.print(note, markup=False)
+    runs_dir = Path(request.launch.runs_dir).absolute()
+    with nullcontext() if request.launch.dry_run else one_at_a_time(runs_dir):
+        asked = check_request(request, lambda note: console.print(note, markup=False))
+        if not request.tasks:
+            console.print("nothing is left to do, nothing was submitted")
+            return []
+        folder = runs_dir / OWN_FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        batches = batches_of(request, folder)
+        for batch in batches if asked else []:
+            _test(batch)
+        if request.launch.dry_run:
+            _show(batches)
+            return batches
+        submit(batches, folder)
+        for task in request.tasks:
+            note_elsewhere(runs_dir, task.run_dir)
+        _report(console, batches, runs_dir)
+        return batches
 
 
 @contextmanager
@@ -56,6 +73,258 @@ def one_at_a_time(runs_dir: Path) -> Iterator[None]:
             held.enter_context(_new_folders(runs_dir))
             held.enter_context(lock_in_turn(runs_dir / "launcher", WAIT_SECONDS))
         yield
+
+
+def _test(batch: Batch) -> None:
+    """Refuse a script that SLURM would not take."""
+    done = slurm("sbatch", "--test-only", check=False, text=batch.script)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
+        names = ", ".join(task.name for task in batch.tasks)
+        raise ToolkitError(
+            f"SLURM would refuse the job of {names}: {reason.removeprefix('sbatch: ')}. Mend cluster.* "
+            "(sinfo and scontrol show partition tell what there is); nothing was submitted."
+        )
+
+
+def _show(batches: Sequence[Batch]) -> None:
+    """Print the scripts and configurations of a dry run."""
+    for batch in batches:
+        print(f"# ===== job script of {', '.join(task.name for task in batch.tasks)}")
+        for task in (task for other in batch.after for task in other.tasks):
+            print(f"# waits for {task.name} to succeed")
+        for task in batch.turn.tasks if batch.turn else []:
+            print(f"# waits for {task.name} to end")
+        print(batch.script)
+        for task in batch.tasks:
+            print(f"# ----- configuration of {task.name}: {' '.join(task.overrides)}\n{as_yaml(task.config)}")
+    print("# dry_run=true: nothing was submitted or written")
+
+
+def _report(console: Console, batches: Sequence[Batch], runs_dir: Path) -> None:
+    table = Table("job", "run", "stage", "waits for", "run folder", box=None, pad_edge=False)
+    for batch in batches:
+        waits = ", ".join(other.job_id for other in [*batch.after, *([batch.turn] if batch.turn else [])])
+        for index, task in enumerate(batch.tasks):
+            table.add_row(batch.id_of(index), task.run_dir.name, task.stage, waits, str(task.run_dir))
+    console.print(table)
+    here = "" if runs_dir == Path("runs").absolute() else f" runs_dir={runs_dir}"
+    name = batches[-1].tasks[-1].run_dir.name
+    console.print(f"all runs:  python -m finetune.jobs{here}\none's log: python -m finetune.jobs follow {name}{here}")
+    console.print(f"end it:    python -m finetune.jobs cancel {name}{here}")
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Batch:
+    """One call of sbatch: a job of one task, or an array with a task for each index.
+
+    after: must succeed before this one starts; turn: must only have ended, so that no more run at once than asked for;
+    arguments: the folder from which the elements of an array read theirs.
+    """
+
+    tasks: list[Task]
+    script: str
+    job_name: str
+    after: list[Batch] = field(default_factory=list)
+    turn: Batch | None = None
+    arguments: Path | None = None
+    job_id: str = ""
+
+    @property
+    def options(self) -> list[str]:
+        """What sbatch is given beside the script, once the jobs before have their ids."""
+        waits = [f"afterok:{batch.job_id}" for batch in self.after]
+        waits += [f"afterany:{self.turn.job_id}"] if self.turn else []
+        return [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"] if waits else []
+
+    def id_of(self, index: int) -> str:
+        """The id of the task at `index`, as SLURM's commands take it."""
+        return f"{self.job_id}_{index}" if self.arguments else self.job_id
+
+    def log_of(self, task: Task, folder: Path) -> str:
+        """Where its output goes; `folder` is that of this submission."""
+        job, _, index = self.id_of(self.tasks.index(task)).partition("_")
+        return str(folder / f"{job}_{index}.out") if index else str(_log_file(task)).replace("%j", job)
+
+
+def batches_of(request: Request, folder: Path) -> list[Batch]:
+    """The calls of sbatch, those waited for first; `folder` is where this submission keeps its files."""
+    tasks, bound = request.tasks, request.launch.max_parallel
+    alike = all(task.stage == "finetune" and task.run.cluster == tasks[0].run.cluster for task in tasks)
+    if alike and len(tasks) > 1:
+        return [_array(tasks, bound, folder)]
+    batches: dict[Task, Batch] = {}
+    for task in tasks:
+        job_name = job_name_of(task.name)
+        script = render(
+            cluster_of(task),
+            job_name=job_name,
+            stage=task.stage,
+            overrides=task.overrides,
+            about=[f"{task.stage} of {task.run_dir}, submitted by launch_finetune_slurm.py"],
+            output=output_in(task.run_dir, _log_file(task).name),
+            checkout=CHECKOUT,
+            code=_code_folder(task, tasks),
+        )
+        batches[task] = Batch([task], script, job_name, [batches[other] for other in task.after])
+    tuned = [batches[task] for task in request.of_stage("finetune")]
+    for one, next_one in zip(tuned, tuned[bound:] if bound else [], strict=False):
+        next_one.turn = one
+    return list(batches.values())
+
+
+def _array(tasks: Sequence[Task], bound: int | None, folder: Path) -> Batch:
+    """One job script for all points; an element finds its run folder's payload and its overrides by its index."""
+    cluster = cluster_of(tasks[0])
+    array = f"--array=0-{len(tasks) - 1}" + (f"%{bound}" if bound else "")
+    script = render(
+        dataclasses.replace(cluster, sbatch=[*cluster.sbatch, array]),
+        job_name=ARRAY_NAME,
+        stage="finetune",
+        overrides=[],
+        about=[f"{index}: {task.run_dir}" for index, task in enumerate(tasks)],
+        output=output_in(folder, "%A_%a.out"),
+        checkout=CHECKOUT,
+        elements=folder / "elements",
+    )
+    return Batch(list(tasks), script, ARRAY_NAME, arguments=folder / "elements")
+
+
+def cluster_of(task: Task) -> ClusterConfig:
+    """What a task asks for: a fine-tune all of cluster.*; converting takes no GPU, evaluating one at most."""
+    cluster = task.run.cluster
+    here = cluster.python or cluster.container or (CHECKOUT / ".venv" / "bin" / "python").exists()
+    python = cluster.python if here else sys.executable
+    if task.stage == "finetune":
+        return dataclasses.replace(cluster, python=python)
+    gpus = 0 if task.stage == "prepare" else min(cluster.gpus_per_node, 1)
+    return dataclasses.replace(cluster, python=python, nodes=1, gpus_per_node=gpus, processes_per_node=None)
+
+
+def job_name_of(name: str) -> str:
+    """A name made of letters that a job script takes."""
+    return re.sub(r"[^\w.+=-]+", "-", name)
+
+
+def output_in(folder: Path, name: str) -> str:
+    """An --output for sbatch, which would take a % in the folder's name for a pattern, and no space at all."""
+    if re.search(r"[\s\"'#\\]", str(folder)):
+        raise ToolkitError(
+            f'{folder}: SLURM writes a job\'s output there, and takes no path with spaces, quotes, "#" or backslashes. '
+            "Choose another run_dir=... (and runs_dir=...)."
+        )
+    return f"{str(folder).replace('%', '%%')}/{name}"
+
+
+def _log_file(task: Task) -> Path:
+    """The output of a job that is no array; %j is the job's id."""
+    return task.run_dir / f"slurm-{task.label}-%j.out"
+
+
+def _code_folder(task: Task, tasks: Sequence[Task]) -> Path:
+    """The snapshot that a task runs; an evaluation alone leaves that of the fine-tune as it is."""
+    tuned = any(other.stage == "finetune" and other.run_dir == task.run_dir for other in tasks)
+    return task.run_dir / ("code" if tuned else f"code-{task.stage}")
+
+
+# -- submission --------------------------------------------------------------------------------------------------------
+
+
+def submit(batches: Sequence[Batch], folder: Path) -> None:
+    """Write the records of every run, submit the batches in order, and note each one's job id in both.
+
+    `folder` receives this submission's own files (scripts as submitted, arguments and output of an array's elements);
+    only this user can read it. When anything fails, submitted jobs are cancelled and files are as before.
+    """
+    with ExitStack() as records, ExitStack() as undo:
+        with disk_errors(folder, "Nothing was submitted."):
+            records.enter_context(_new_folders(folder))
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder.chmod(0o700)
+            for batch in batches:
+                if batch.arguments is None:
+                    continue
+                batch.arguments.mkdir()
+                for index, task in enumerate(batch.tasks):  # what an element runs, its words ended by NUL
+                    words = [str(_code_folder(task, batch.tasks) / RUN), task.stage, *task.overrides]
+                    (batch.arguments / str(index)).write_bytes(b"".join(os.fsencode(word) + b"\0" for word in words))
+            for run_dir in {task.run_dir: None for batch in batches for task in batch.tasks}:
+                records.enter_context(_run_records(run_dir, batches))
+        hold = ["--hold"] if len(batches) > 1 else []  # none starts before all are accepted
+        for batch in batches:
+            batch.job_id = sbatch(batch.script, [*batch.options, *hold], folder)
+            undo.callback(slurm, "scancel", batch.job_id, check=False)
+            _note(batch, folder)
+        if hold:
+            slurm("scontrol", "release", ",".join(batch.job_id for batch in batches))
+        undo.pop_all()  # all is submitted
+
+
+@contextmanager
+def _new_folders(folder: Path) -> Iterator[None]:
+    """Make `folder` and those above it that are missing; on failure remove again what of them is empty."""
+    missing = [path for path in [folder, *folder.parents] if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _run_records(run_dir: Path, batches: Sequence[Batch]) -> Iterator[None]:
+    """A run folder's code/ and job/ for these batches in the place of older ones, which are back on failure."""
+    tasks = [task for batch in batches for task in batch.tasks]
+    own = {task: batch for batch in batches for task in batch.tasks if task.run_dir == run_dir}
+    with (
+        _new_folders(run_dir),
+        TemporaryDirectory(prefix=".submitting-", dir=run_dir, ignore_cleanup_errors=True) as temporary,
+        ExitStack() as undo,
+    ):
+        aside = Path(temporary)
+        code = snapshot_code(CHECKOUT, aside, named=sorted({name for task in own for name in task.run.cluster.files}))
+        replacing = {_code_folder(task, tasks): code for task in own}
+        for task, batch in own.items():
+            described = aside / f"described-{task.label}"
+            shutil.copytree(aside / "job", described)  # what git says of the snapshot
+            describe_job(described, batch.script, task.overrides, task.config)
+            if task.robot is not None:
+                source = python_source(modality_configs(task.robot))
+                (described / task.robot_file.name).write_text(source, encoding="utf-8")
+            replacing[job_folder(run_dir, task.label)] = described
+        for target, new in replacing.items():
+            old = aside / f"old-{target.name}"
+            if target.exists():
+                target.rename(old)
+                undo.callback(old.rename, target)
+            new.rename(target)
+            undo.callback(target.rename, new)
+        yield
+        undo.pop_all()
+
+
+def _note(batch: Batch, folder: Path) -> None:
+    """submitted.json: which job a task became, and how to find it again."""
+    for index, task in enumerate(batch.tasks):
+        record: dict[str, Any] = {
+            "job_id": batch.id_of(index),
+            "job_name": batch.job_name,
+            "stage": task.stage,
+            "name": task.name,
+            "split": task.run.split.name,
+            "run_dir": str(task.run_dir),
+            "folder": str(CHECKOUT),
+            "log": batch.log_of(task, folder),
+            "after": [other.job_id for other in batch.after],
+            "submitted": now(),
+        }
+        write_json(job_folder(task.run_dir, task.label) / RECORD, record)
 
 
 def sbatch(script: str, options: Sequence[str], folder: Path) -> str:
@@ -86,114 +355,3 @@ def sbatch(script: str, options: Sequence[str], folder: Path) -> str:
             return str(OwnScript(folder)._submit_command("").job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise ToolkitError(f"sbatch refused the job, nothing is queued: {' '.join(str(error).split())}") from None
-
-
-@contextmanager
-def _cancelled_on_failure(job_id: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        slurm("scancel", job_id, check=False)
-        raise
-
-
-@contextmanager
-def _new_private_folder(folder: Path) -> Iterator[None]:
-    """Make `folder`, readable by this user only; gone again on failure."""
-    with _new_folders(folder):
-        folder.chmod(0o700)
-        try:
-            yield
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
-@contextmanager
-def _new_folders(folder: Path) -> Iterator[None]:
-    """Make `folder` and those above it that are missing; on failure remove again what of them is empty."""
-    missing = [path for path in [folder, *folder.parents] if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        raise
-
-
-def _write_elements(batches: Sequence[Batch], folder: Path) -> None:
-    """The command of each element of an array, a file for each index, its words ended by NUL."""
-    for batch in batches:
-        if batch.arguments is None:
-            continue
-        batch.arguments.mkdir()
-        for index, task in enumerate(batch.tasks):
-            words = element_arguments(task, batch.tasks)
-            (batch.arguments / str(index)).write_bytes(b"".join(os.fsencode(word) + b"\0" for word in words))
-
-
-@contextmanager
-def _run_records(run_dir: Path, batches: Sequence[Batch]) -> Iterator[None]:
-    """A run folder's code/ and job/ for these batches in the place of older ones, which are back on failure."""
-    tasks = [task for batch in batches for task in batch.tasks]
-    own = {task: batch for batch in batches for task in batch.tasks if task.run_dir == run_dir}
-    with _new_folders(run_dir), ExitStack() as undo:
-        aside = Path(tempfile.mkdtemp(prefix=".submitting-", dir=run_dir))
-        undo.callback(shutil.rmtree, aside, ignore_errors=True)
-        files = sorted({name for task in own for name in task.run.cluster.files})
-        code = snapshot_code(CHECKOUT, aside, named=files)
-        replacing = {code_folder(task, tasks): code for task in own}
-        for task, batch in own.items():
-            described = aside / f"described-{task.label}"
-            shutil.copytree(aside / "job", described)  # what git says of the snapshot
-            _describe(described, task, batch)
-            replacing[job_folder(run_dir, task.label)] = described
-        for target, new in replacing.items():
-            undo.enter_context(_in_place_of(target, new, aside))
-        yield
-
-
-@contextmanager
-def _in_place_of(target: Path, new: Path, aside: Path) -> Iterator[None]:
-    """Rename `new` to `target`; an older target waits in `aside`, and comes back on failure."""
-    old = aside / f"old-{target.name}"
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    try:
-        yield
-    except BaseException:
-        target.rename(new)
-        if old.exists():
-            old.rename(target)
-        raise
-
-
-def _describe(folder: Path, task: Task, batch: Batch) -> None:
-    """What the job runs and with what, nothing of the user's environment variables."""
-    (folder / "script.sbatch").write_text(batch.script, encoding="utf-8")
-    write_json(folder / "overrides.json", {"overrides": task.overrides})
-    (folder / "config.yaml").write_text(as_yaml(task.config), encoding="utf-8")
-    if task.robot is not None:
-        (folder / task.robot_file.name).write_text(python_source(modality_configs(task.robot)), encoding="utf-8")
-    write_environment(folder)
-
-
-def _note(batch: Batch, folder: Path) -> None:
-    """submitted.json: which job a task became, and how to find it again."""
-    for index, task in enumerate(batch.tasks):
-        record: dict[str, Any] = {
-            "job_id": batch.id_of(index),
-            "job_name": batch.job_name,
-            "stage": task.stage,
-            "name": task.name,
-            "split": task.run.split.name,
-            "run_dir": str(task.run_dir),
-            "folder": str(CHECKOUT),
-            "log": batch.log_of(task, folder),
-            "after": [other.job_id for other in batch.after],
-            "submitted": now(),
-        }
-        write_json(job_folder(task.run_dir, task.label) / RECORD, record)

@@ -1,28 +1,153 @@
-"""Training samples of one dataset or of a mixture of them."""
+"""Training samples of one dataset, or of a mixture of datasets of one robot that are drawn by their weights, and the
+statistics that training normalises with: those a dataset carries, and what it lacks computed and kept.
+
+GR00T-flavoured datasets (v2.x) carry meta/stats.json and meta/relative_stats.json. LeRobot's own carry others: of all
+episodes, without or with approximate percentiles, nothing relative. Theirs are left aside."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from gr00t.data.features import FeatureStore
 from gr00t.data.images import Augmentation
-from gr00t.data.mixture import Mixture
+from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor, Step
-from gr00t.data.randomness import Stream, generator
-from gr00t.data.sampler import SampleKey
-from gr00t.data.statistics import Tail, start_frames
-from gr00t.data.steps import StepReader
+from gr00t.data.sampler import SampleKey, Stream, generator
+from gr00t.data.statistics import Statistics, Tail, merge_statistics, start_frames, to_processor_statistics
+from gr00t.data.step_reader import StepReader, cache_folder
+from gr00t.data.stored_arrays import FeatureStore
 from gr00t.errors import ToolkitError
+from gr00t.file_replacement import file_sha256, is_sound, make_once, read_json, write_checksum, write_json
 
-__all__ = ["SampleSettings", "StepReader", "TrainingDataset"]
+FORMAT = 1  # raised when the same data would give other statistics
+
+
+def training_statistics(reader: StepReader, tail: Tail) -> dict[str, dict[str, Statistics]]:
+    """One embodiment's entry of a checkpoint's statistics.json for a dataset: state, action, relative_action.
+
+    What a dataset carries holds for tail=mask. What is computed is over the training episodes, and kept beside the
+    Arrow copy of the frame tables. Raises ToolkitError for carried statistics of another horizon or size.
+    """
+    layout = reader.layout
+    recorded = carried(layout, "stats.json")
+    relative = carried(layout, "relative_stats.json")
+    if recorded is None or relative is None or tail == "drop":
+        computed = _computed(reader, tail)
+        recorded = recorded or computed["columns"]
+        relative = computed["relative"] if relative is None or tail == "drop" else relative
+    where = layout.root / "meta" / "relative_stats.json"
+    return to_processor_statistics(recorded, relative, layout.modality, reader.configs, where)
+
+
+def carried(layout: DatasetLayout, name: str) -> dict[str, Any] | None:
+    """A statistics file of the dataset in GR00T's form; None where there is none, so that training computes its own."""
+    if layout.version == V3 or not layout.meta.has(name):
+        return None
+    found = layout.meta.json(name)
+    if name == "stats.json" and not any("q01" in of for of in found.values() if isinstance(of, dict)):
+        return None  # LeRobot v2.0 wrote a file of that name, without percentiles
+    return found
+
+
+def _computed(reader: StepReader, tail: Tail) -> dict[str, Any]:
+    """{"columns": as in stats.json, "relative": as in relative_stats.json}, kept in a file named by what decides it."""
+    layout = reader.layout
+    if not layout.train_episodes:
+        raise ToolkitError(f"{layout.root}: every episode is held out of training (meta/split.json).")
+    decides = {
+        "format": FORMAT,
+        "tables": reader.table_digest,
+        "episodes": layout.train_episodes,
+        "modality": layout.modality,
+        "configs": {name: config.to_json() for name, config in reader.configs.items()},
+        "tail": tail,
+    }
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    path = cache_folder(layout.root) / f"statistics-{digest[:16]}.json"
+
+    def make() -> None:
+        columns = reader.column_statistics(layout.train_episodes)
+        write_json(path, {"columns": columns, "relative": reader.relative_statistics(layout.train_episodes, tail)})
+        write_checksum(path, path.stem)
+
+    make_once(path, f"the statistics of {layout.root}", lambda: is_sound(path, path.stem), make)
+    return read_json(path)
+
+
+class Mixture:
+    """Datasets behind their readers, and `shares`: the part of the samples that comes from each, of sum 1.
+
+    One dataset is a mixture too, and is trained on exactly as if it stood alone. Raises ToolkitError for datasets that
+    are not of one robot: other sizes of a group, another frame rate; and for conflict episodes, which are never
+    trained on.
+    """
+
+    def __init__(self, readers: Sequence[StepReader], weights: Sequence[float] | None = None) -> None:
+        self.readers = list(readers)
+        chosen = [1.0] * len(self.readers) if weights is None else list(weights)
+        if not self.readers or len(chosen) != len(self.readers) or not all(0 < w < float("inf") for w in chosen):
+            raise ToolkitError(f"A mixture needs a weight above 0 for each of {len(self.readers)} datasets: {chosen}.")
+        self.shares = [weight / sum(chosen) for weight in chosen]
+        for reader in self.readers:
+            _check_like(reader, self.readers[0])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the datasets' content, in their order; of one dataset its own."""
+        return _joined([reader.layout.fingerprint for reader in self.readers])
+
+    @property
+    def content(self) -> str:
+        """As the fingerprint, of the files as they are now, whatever was recorded (see DatasetLayout)."""
+        return _joined([reader.layout.content for reader in self.readers])
+
+    def training_digest(self, digest_of: Callable[[Path], str] = file_sha256) -> str:
+        """Hash of what training reads, as it is now, and how often; of one dataset its own (see DatasetLayout)."""
+        digests = [reader.layout.training_digest(digest_of) for reader in self.readers]
+        return digests[0] if len(digests) == 1 else _joined([*digests, *map(repr, self.shares)])
+
+    def statistics(self, tail: Tail) -> dict[str, dict[str, Statistics]]:
+        """One embodiment's entry of a checkpoint's statistics.json, merged by share as the original does."""
+        found = [training_statistics(reader, tail) for reader in self.readers]
+        return found[0] if len(found) == 1 else merge_statistics(found, self.shares)
+
+    def instructions(self, episodes: Sequence[list[int]]) -> list[str]:
+        """Every instruction that occurs in these episodes, a list for each dataset, sorted."""
+        return sorted({t for r, chosen in zip(self.readers, episodes, strict=True) for t in r.instructions(chosen)})
+
+
+def _joined(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _check_like(reader: StepReader, first: StepReader) -> None:
+    here, there = reader.layout, first.layout
+    if here.split.get("part") == "conflict":
+        raise ToolkitError(
+            f"{here.root} holds conflict episodes, which are for evaluation and never trained on. Take its train part."
+        )
+    if here.fps != there.fps:
+        raise ToolkitError(
+            f"{here.root} has {here.fps:g} frames a second, {there.root} {there.fps:g}: an action chunk would mean "
+            "two lengths of time. Mix datasets of one rate."
+        )
+    for modality, groups in reader.widths().items():
+        for group, width in groups.items():
+            if width != first.widths()[modality][group]:
+                raise ToolkitError(
+                    f'{here.root}: {modality} "{group}" has {width} dimensions, {there.root} has '
+                    f"{first.widths()[modality][group]}. A mixture is of one robot; train others apart."
+                )
 
 
 @dataclass(frozen=True)
@@ -64,9 +189,22 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         self.processor, self.tag, self.settings = processor, tag, settings
         train = [r.layout.train_episodes for r in self.mixture.readers]
         self.episodes = train if episodes is None else [episodes]
-        starts = [list(self._starts_of(source)) for source in range(len(self.mixture.readers))]
-        self.lengths = [len(of_source) for of_source in starts]
-        self._starts = [start for of_source in starts for start in of_source]
+        self.lengths: list[int] = []
+        self.starts: list[tuple[int, int, int]] = []  # (dataset, episode, frame)
+        for source, source_reader in enumerate(self.mixture.readers):
+            layout, deltas = source_reader.layout, source_reader.configs["action"].delta_indices
+            starts = [
+                (source, episode, frame)
+                for episode in self.episodes[source]
+                for frame in start_frames(layout.episode(episode).length, deltas, settings.tail)
+            ]
+            if not starts:
+                raise ToolkitError(
+                    f"{layout.root}: no episode of {len(self.episodes[source])} has a start frame with "
+                    f"tail={settings.tail}. Record longer episodes or use dataset.tail=mask."
+                )
+            self.lengths.append(len(starts))
+            self.starts += starts
         self.feature_store: FeatureStore | None = None
 
     @property
@@ -75,42 +213,24 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         return self.mixture.readers[0]
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.starts)
 
     def start(self, index: int) -> tuple[int, int]:
         """(episode, frame) of a start."""
-        return self._starts[index][1:]
+        return self.starts[index][1:]
 
     def first_starts(self, frames: int) -> list[list[int]]:
         """For each dataset of the mixture, the starts on the first `frames` frames of episodes, numbered within it."""
         ends = np.cumsum([0, *self.lengths])
-        frame_of = [start[2] for start in self._starts]
+        frame_of = [start[2] for start in self.starts]
         return [
             [index for index, frame in enumerate(frame_of[begin:end]) if frame < frames]
             for begin, end in itertools.pairwise(ends)
         ]
 
-    def source(self, index: int) -> int:
-        """Which dataset of the mixture a start is of."""
-        return self._starts[index][0]
-
-    def _starts_of(self, source: int) -> Iterator[tuple[int, int, int]]:
-        """(dataset, episode, frame) of every start of a dataset; one without any is refused."""
-        reader, settings = self.mixture.readers[source], self.settings
-        deltas, episodes = reader.configs["action"].delta_indices, self.episodes[source]
-        lengths = {e: reader.layout.episode(e).length for e in episodes}
-        if not any(len(start_frames(length, deltas, settings.tail)) for length in lengths.values()):
-            raise ToolkitError(
-                f"{reader.layout.root}: no episode of {len(episodes)} has a start frame with tail={settings.tail}."
-                " Record longer episodes or use dataset.tail=mask."
-            )
-        for episode, length in lengths.items():
-            for frame in start_frames(length, deltas, settings.tail):
-                yield source, episode, frame
-
     def step(self, index: int, *, images: bool = True) -> Step:
         """A start as the reader of its dataset gives it."""
-        source, episode, frame = self._starts[index]
+        source, episode, frame = self.starts[index]
         return self.mixture.readers[source].step(episode, frame, images=images)
 
     @cached_property
@@ -127,9 +247,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         step = self.step(key.index, images=self.feature_store is None)
         sample = self.processor.encode_robot(step, self.tag, drop_state=bool(drop[0]))
         if self.feature_store is None:
-            sample |= self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key))
+            sample |= self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key)[1])
         else:
-            sample |= self.feature_store.sample(key.index, self._view(key)[0])
+            sample |= self.feature_store.sample(key.index, self._augmentation(key)[0])
         rng = generator(settings.seed, Stream.NOISE, key.step, key.position)
         draws = () if settings.noise_draws == 1 else (settings.noise_draws,)
         time = (1.0 - rng.beta(*settings.noise_beta, size=draws or None)) * settings.noise_s
@@ -143,28 +263,26 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     def images(self, key: SampleKey) -> np.ndarray:
         """(T*V, S, S, 3) uint8: the augmented images of a sample, also where a feature store stands in for them."""
         step = self.step(key.index)
-        return self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key))["images"]
+        return self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key)[1])["images"]
 
     def vlm_inputs(self, index: int, view: int) -> dict[str, Any]:
         """What the backbone reads of one view of a start frame, as `Gr00tN1d7Processor.encode_vlm` gives it."""
         step = self.step(index)
         return self.processor.encode_vlm(step, self.tag, augmentation=self._look(index, view))
 
-    def _view(self, key: SampleKey) -> tuple[int, np.random.Generator]:
-        """The view of this draw (0 where views are not limited), and the generator it came from."""
-        rng = generator(self.settings.seed, Stream.AUGMENTATION, key.step, key.position)
-        return (0 if self.settings.views is None else int(rng.integers(self.settings.views))), rng
-
     def _look(self, index: int, view: int) -> Augmentation | None:
+        """The augmentation of one of a frame's views, the same whenever it is drawn."""
         if not self.settings.augment:
             return None
         return self.processor.images.draw(generator(self.settings.seed, Stream.VIEW, index, view))
 
-    def _augmentation(self, key: SampleKey) -> Augmentation | None:
-        view, rng = self._view(key)
-        if self.settings.views is None and self.settings.augment:
-            return self.processor.images.draw(rng)
-        return self._look(key.index, view)  # the view is drawn anew each time, its look only once
+    def _augmentation(self, key: SampleKey) -> tuple[int, Augmentation | None]:
+        """The view of this draw (0 where views are not limited), and how it looks."""
+        rng = generator(self.settings.seed, Stream.AUGMENTATION, key.step, key.position)
+        if self.settings.views is None:
+            return 0, self.processor.images.draw(rng) if self.settings.augment else None
+        view = int(rng.integers(self.settings.views))
+        return view, self._look(key.index, view)
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The processor's batch, with the draws: noise (B, H, D), time (B,), drop_state_features (B,) bool; with
@@ -173,7 +291,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
             batch = self.processor.collate(samples, length=self.prompts.shape[1])
         else:
             batch = self.processor.collate_robot(samples) | self.feature_store.collate(samples)
-        batch["noise"] = torch.from_numpy(np.stack([s["noise"] for s in samples]))
-        batch["time"] = torch.from_numpy(np.stack([s["time"] for s in samples]))
+        for name in ("noise", "time"):
+            batch[name] = torch.from_numpy(np.stack([sample[name] for sample in samples]))
         batch["drop_state_features"] = torch.tensor([s["drop_state_features"] for s in samples])
         return batch

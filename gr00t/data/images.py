@@ -1,21 +1,26 @@
-"""From a camera frame to the square uint8 image the VLM sees: the eval transform and the training augmentation.
+"""From a camera frame to the square uint8 image that the VLM sees, and from there to the pixel values of Qwen3-VL.
 
-Everything is OpenCV and numpy on uint8, equal bit for bit to what the original gets from albumentations 1.4.18.
-"""
+The eval transform and the training augmentation are OpenCV and numpy on uint8, equal bit for bit to what the original
+gets from albumentations 1.4.18. Pixel values are computed in torch, on whatever device the images lie."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
 from gr00t.errors import ToolkitError, did_you_mean
 
 JITTERS = ("brightness", "contrast", "saturation", "hue")
+PATCH = 16  # pixels a patch side
+MERGE = 2  # patches a side that the vision tower merges into one token
+TEMPORAL = 2  # a still image is repeated to fill the temporal patch
+FACTOR = PATCH * MERGE  # image sides must be multiples of this
+_LEVELS = np.arange(256, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,14 @@ class ImageTransform:
         """
         image = self._square_crop(frame, augmentation.crop_y, augmentation.crop_x)
         if augmentation.angle is not None:
-            image = _rotate(image, augmentation.angle)
+            # The corners are filled by reflection: albumentations 1.4.18's default, which the original leaves as it is.
+            side = image.shape[0]
+            matrix = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), augmentation.angle, 1.0)
+            image = cv2.warpAffine(
+                image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+            )
         for name in augmentation.order:
-            image = _ADJUST[name](image, getattr(augmentation, name))
+            image = _jitter(image, name, getattr(augmentation, name))
         return image
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
@@ -114,23 +124,33 @@ class ImageTransform:
             angle = float(rng.uniform(-self.random_rotation_angle, self.random_rotation_angle))
         if self.color_jitter_params is None:
             return Augmentation(crop_y, crop_x, angle)
-        factors = {name: _draw_factor(rng, name, self.color_jitter_params.get(name, 0.0)) for name in JITTERS}
+        factors = {}
+        for name in JITTERS:
+            width = self.color_jitter_params.get(name, 0.0)
+            low, high = (-width, width) if name == "hue" else (max(0.0, 1.0 - width), 1.0 + width)
+            factors[name] = float(rng.uniform(low, high))
         order = tuple(JITTERS[i] for i in rng.permutation(len(JITTERS)))
         return Augmentation(crop_y, crop_x, angle, **factors, order=order)
 
     def _square_crop(self, frame: np.ndarray, y: int, x: int) -> np.ndarray:
-        image = _resize(_pad_to_square(check_frame(frame)), self.side)
+        check_frame(frame)
+        height, width = frame.shape[:2]
+        if height != width:
+            side = max(height, width)
+            top, left = (side - height) // 2, (side - width) // 2
+            margins = (top, side - height - top, left, side - width - left)
+            frame = cv2.copyMakeBorder(frame, *margins, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+        image = _resize(frame, self.side)
         return _resize(image[y : y + self.crop_side, x : x + self.crop_side], self.side)
 
 
-def check_frame(frame: np.ndarray) -> np.ndarray:
-    """The frame itself when it is an (H, W, 3) uint8 image; anything else is refused."""
+def check_frame(frame: np.ndarray) -> None:
+    """Raise ToolkitError for anything but an (H, W, 3) uint8 image."""
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise ToolkitError(f"A camera frame must be RGB uint8 of shape (H, W, 3) with values 0 to 255, not {found}.")
     if 0 in frame.shape:
         raise ToolkitError(f"A camera frame is empty: shape {frame.shape}.")
-    return frame
 
 
 def vlm_resize(frame: np.ndarray, min_pixels: int, max_pixels: int, factor: int) -> np.ndarray:
@@ -154,37 +174,28 @@ def vlm_resize(frame: np.ndarray, min_pixels: int, max_pixels: int, factor: int)
     return np.asarray(Image.fromarray(frame).resize((new_width, new_height), Image.Resampling.BICUBIC))
 
 
-def _pad_to_square(frame: np.ndarray) -> np.ndarray:
-    height, width = frame.shape[:2]
-    if height == width:
-        return frame
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    return cv2.copyMakeBorder(
-        frame, top, side - height - top, left, side - width - left, cv2.BORDER_CONSTANT, value=(0, 0, 0)
-    )
-
-
 def _resize(image: np.ndarray, side: int) -> np.ndarray:
     if image.shape[0] == side:
         return image
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
 
 
-def _rotate(image: np.ndarray, angle: float) -> np.ndarray:
-    # The corners are filled by reflection: albumentations 1.4.18's default, which the original leaves as it is.
-    side = image.shape[0]
-    matrix = cv2.getRotationMatrix2D((side / 2 - 0.5, side / 2 - 0.5), angle, 1.0)
-    return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-
-
-def _draw_factor(rng: np.random.Generator, name: str, width: float) -> float:
+def _jitter(image: np.ndarray, name: str, factor: float) -> np.ndarray:
+    """One of JITTERS on an (S, S, 3) uint8 image."""
+    if name == "brightness":
+        return _look_up(image, _LEVELS * factor)
     if name == "hue":
-        return float(rng.uniform(-width, width))
-    return float(rng.uniform(max(0.0, 1.0 - width), 1.0 + width))
-
-
-_LEVELS = np.arange(256, dtype=np.float64)
+        if factor == 0:
+            return image  # the way through HSV would lose bits
+        # OpenCV's uint8 hue counts half degrees, 0 to 179.
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        cv2.insertChannel(_look_up(cv2.extractChannel(hsv, 0), np.mod(_LEVELS + 180.0 * factor, 180.0)), hsv, 0)
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if name == "contrast":
+        mean = cv2.sumElems(gray)[0] / gray.size
+        return _look_up(image, _LEVELS * factor + mean * (1.0 - factor))
+    return cv2.addWeighted(image, factor, cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), 1.0 - factor, 0)
 
 
 def _look_up(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -192,33 +203,29 @@ def _look_up(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return cv2.LUT(image, np.clip(levels, 0, 255).astype(np.uint8))
 
 
-def _adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    return _look_up(image, _LEVELS * factor)
+def pixel_values(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """images (N, H, W, 3) uint8, sides multiples of 32, to (N * H/16 * W/16, 3 * 2 * 16 * 16), values in [-1, 1].
+
+    Rows run over images, then 2x2 blocks of patches, then the patches of a block (the order in which the vision
+    tower merges them); columns over channel, time, row, column. Computed in float32, then cast to `dtype`. Bit for
+    bit the Qwen3-VL image processor's. (original: transformers' Qwen2VLImageProcessor, mean and std 0.5)
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {tuple(images.shape)}")
+    n, height, width, _ = images.shape
+    if height % FACTOR or width % FACTOR:
+        raise ValueError(f"image sides must be multiples of {FACTOR}, not {height}x{width}")
+    rows, columns = height // FACTOR, width // FACTOR
+    # A tensor on the device, not a Python number: CUDA turns division by a number into a multiplication.
+    half = torch.full((), 127.5, dtype=torch.float32, device=images.device)
+    x = ((images.to(torch.float32) - half) / half).to(dtype)
+    x = x.reshape(n, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)
+    x = x.permute(0, 1, 4, 2, 5, 7, 3, 6)  # n, rows, columns, merge y, merge x, channel, patch y, patch x
+    x = x.unsqueeze(6).expand(*x.shape[:6], TEMPORAL, PATCH, PATCH)
+    return x.reshape(n * rows * columns * MERGE * MERGE, 3 * TEMPORAL * PATCH * PATCH)
 
 
-def _adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    mean = cv2.sumElems(gray)[0] / gray.size
-    return _look_up(image, _LEVELS * factor + mean * (1.0 - factor))
-
-
-def _adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(image, factor, gray, 1.0 - factor, 0)
-
-
-def _adjust_hue(image: np.ndarray, turns: float) -> np.ndarray:
-    if turns == 0:
-        return image  # the way through HSV would lose bits
-    # OpenCV's uint8 hue counts half degrees, 0 to 179.
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    cv2.insertChannel(_look_up(cv2.extractChannel(hsv, 0), np.mod(_LEVELS + 180.0 * turns, 180.0)), hsv, 0)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-_ADJUST: dict[str, Any] = {
-    "brightness": _adjust_brightness,
-    "contrast": _adjust_contrast,
-    "saturation": _adjust_saturation,
-    "hue": _adjust_hue,
-}
+def grid_thw(images: torch.Tensor) -> torch.Tensor:
+    """images (N, H, W, 3) to int64 (N, 3): one time step, H/16 and W/16 patches."""
+    n, height, width, _ = images.shape
+    return torch.tensor([[1, height // PATCH, width // PATCH]], dtype=torch.int64).repeat(n, 1)

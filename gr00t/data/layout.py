@@ -1,27 +1,160 @@
-"""Where everything of one dataset folder lies (GR00T-flavoured LeRobot v2.1 or v3.0): meta files, frame tables, videos.
+"""Where everything of one dataset folder lies (GR00T-flavoured LeRobot v2.x or v3.0): meta files, frame tables, videos.
 
-Reads only `meta/`, so it is cheap; frame tables and videos are opened by others through the paths given here.
-"""
+v2.0 and v2.1 list episodes and tasks in JSON lines, one parquet and one mp4 an episode. v3.0 lists them in parquet
+tables; data and videos are files of many episodes, and the tables say where each episode lies. Only `meta/` is read
+here, so this is cheap; frame tables and videos are opened by others through the paths given here."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gr00t.data.meta import V2, V3, EpisodeInfo, MetaFolder, by_number, read_episodes, read_tasks
-from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.files import file_sha256
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_replacement import file_sha256, parse_json
+
+V2, V3 = ("v2.0", "v2.1"), "v3.0"
 CODEBASE_VERSION = "v2.1"
-_ABSURD_WIDTH = re.compile(r"\d{4}[^{}]*}")  # {episode_index:01000000000d} would fill the memory
-SPLIT_FILE = "meta/split.json"
 FINGERPRINTED_SPLIT_KEYS = ("part", "instruction", "seed", "val_fraction", "val_episodes")
+_ABSURD_WIDTH = re.compile(r"\d{4}[^{}]*}")  # {episode_index:01000000000d} would fill the memory
+_INCOMPLETE = (
+    "The file is not whole (LeRobot writes a table's end in `dataset.finalize()`): record, download or copy it again."
+)
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """One episode: number of frames and the instructions that occur in it.
+
+    `places` is where it lies in files that it shares (v3.0), in LeRobot's words: data/file_index,
+    videos/<column>/chunk_index, videos/<column>/from_timestamp (seconds), and so on.
+    """
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    places: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+
+class MetaFolder:
+    """The files in `root`/meta. Raises ToolkitError for a missing or damaged one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "meta"
+
+    def has(self, name: str) -> bool:
+        """Whether the file exists."""
+        return (self.folder / name).is_file()
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file."""
+        value = parse_json(self._text(name), self.folder / name)
+        if not isinstance(value, dict):
+            raise ToolkitError(f"{self.folder / name}: expected a JSON object, found {type(value).__name__}.")
+        return value
+
+    def lines(self, name: str, *keys: str) -> list[dict[str, Any]]:
+        """The objects in a file of JSON lines, each with these keys."""
+        records = []
+        for number, line in enumerate(self._text(name).splitlines(), start=1):
+            if not line.strip():
+                continue
+            where = f"{self.folder / name}, line {number}"
+            record = parse_json(line, where)
+            missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+            if missing:
+                raise ToolkitError(f"{where}: {', '.join(missing)} is missing; prepare the dataset again.")
+            records.append(record)
+        return records
+
+    def table(self, path: Path, keys: Iterable[str], also: Callable[[str], bool]) -> list[dict[str, Any]]:
+        """Rows of a parquet table: the columns `keys`, which must be there, and those whose name `also` takes."""
+        try:
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                missing = [key for key in keys if key not in names]
+                if missing:
+                    raise ToolkitError(f"{path}: the columns {', '.join(missing)} are missing. {_INCOMPLETE}")
+                return file.read(columns=[name for name in names if name in keys or also(name)]).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise ToolkitError(f"{path} cannot be read ({error}). {_INCOMPLETE}") from error
+
+    def _text(self, name: str) -> str:
+        path = self.folder / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            hint = (
+                " LeRobot's own datasets have no modality.json; this proposes one and writes it: "
+                f"python -m data_prep.adopt dataset={self.root} write=true"
+                if name == "modality.json"
+                else ""
+            )
+            raise ToolkitError(f"{path}: cannot be read ({reason}).{hint}") from error
+
+
+def read_tasks(meta: MetaFolder, version: str) -> dict[int, str]:
+    """{task_index: instruction}."""
+    if version != V3:
+        return {int(t["task_index"]): str(t["task"]) for t in meta.lines("tasks.jsonl", "task_index", "task")}
+    path = meta.folder / "tasks.parquet"
+    found = {}
+    for row in meta.table(path, ["task_index"], lambda name: True):
+        # LeRobot stores the instruction as the table's index, under a name of pandas' choice.
+        texts = [value for value in row.values() if isinstance(value, str)]
+        if not texts:
+            raise ToolkitError(f"{path}: task {row['task_index']} has no instruction. Write the tasks again.")
+        found[int(row["task_index"])] = texts[0]
+    return found
+
+
+def read_episodes(meta: MetaFolder, version: str) -> list[EpisodeInfo]:
+    """All episodes, sorted by index; none, one named twice and one without frames are refused."""
+    episodes = []
+    if version == V3:
+        where = meta.folder / "episodes"
+        files = by_number(where.glob("*/*.parquet"))
+        if not files:
+            raise ToolkitError(
+                f"{where} holds no chunk-*/file-*.parquet, which lists the episodes of a LeRobot {V3} "
+                "dataset. Download or copy it again."
+            )
+        wanted = ("tasks", "data/", "videos/")
+        for path in files:
+            for row in meta.table(path, ["episode_index", "length"], lambda name: name.startswith(wanted)):
+                places = {n: v for n, v in row.items() if "/" in n and isinstance(v, int | float) and math.isfinite(v)}
+                tasks = tuple(map(str, row.get("tasks") or []))
+                episodes.append(EpisodeInfo(int(row["episode_index"]), int(row["length"]), tasks, places))
+    else:
+        where = meta.folder / "episodes.jsonl"
+        for line in meta.lines("episodes.jsonl", "episode_index", "length"):
+            tasks = tuple(map(str, line.get("tasks", [])))
+            episodes.append(EpisodeInfo(int(line["episode_index"]), int(line["length"]), tasks))
+    if not episodes:
+        raise ToolkitError(f"{where} lists no episode; prepare the dataset again.")
+    if len({e.index for e in episodes}) != len(episodes):
+        raise ToolkitError(f"{where} names an episode twice; prepare the dataset again.")
+    empty = [e.index for e in episodes if e.length < 1]
+    if empty:
+        raise ToolkitError(f"{where}: episode {empty[0]} has no frames; leave it out, or prepare the dataset again.")
+    return sorted(episodes, key=lambda e: e.index)
+
+
+def by_number(paths: Iterable[Path]) -> list[Path]:
+    """Paths in the order of the numbers in them: file-999 before file-1000."""
+    return sorted(paths, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.as_posix())])
 
 
 class DatasetLayout:
@@ -42,16 +175,25 @@ class DatasetLayout:
             )
         self.meta = MetaFolder(self.root)
         self.info = self.meta.json("info.json")
-        self.version = self._version()
+        self.version = str(self.info.get("codebase_version", CODEBASE_VERSION))
+        if self.version not in (*V2, V3):
+            raise ToolkitError(
+                f"{self.root}: this is a LeRobot {self.version} dataset; {', '.join(V2)} and {V3} are read. Convert it "
+                "with LeRobot, or prepare it with prepare_conflict_data.py."
+            )
         self.fps = self._positive("fps", self._info("fps"))
-        self.chunks_size = self._whole("chunks_size", self.info.get("chunks_size", 1000))
+        chunks_size = self._positive("chunks_size", self.info.get("chunks_size", 1000))
+        self.chunks_size = int(chunks_size)
+        if chunks_size != self.chunks_size:
+            found = self.info["chunks_size"]
+            raise ToolkitError(
+                f"{self.root}/meta/info.json: chunks_size is {found}; it must be a whole number above 0."
+            )
         self.modality: dict[str, dict[str, dict[str, Any]]] = self.meta.json("modality.json")
         self.tasks = read_tasks(self.meta, self.version)
         self.episodes = read_episodes(self.meta, self.version)
         self._by_index = {e.index: e for e in self.episodes}
         self.split = self.meta.json("split.json") if self.meta.has("split.json") else {}
-
-    # -- what is in it ---------------------------------------------------------------------------------------------
 
     @property
     def cameras(self) -> list[str]:
@@ -59,7 +201,7 @@ class DatasetLayout:
         return list(self.modality.get("video", {}))
 
     def frame_size(self, camera: str) -> list[int] | None:
-        """[height, width] of a camera's frames, as info.json tells; None where it does not."""
+        """[height, width] of a camera's frames, as info.json gives them; None where it does not."""
         features = self.info.get("features")
         feature = features.get(self.video_column(camera)) if isinstance(features, dict) else None
         names, shape = (feature.get(key) for key in ("names", "shape")) if isinstance(feature, dict) else (None, None)
@@ -103,10 +245,9 @@ class DatasetLayout:
         Equal to the fingerprint of a dataset that nobody has edited since that was recorded.
         """
         found = dataset_fingerprint(self.root, self.split)
-        videos = (self.video_path(e.index, camera) for e in self.episodes for camera in self.cameras)
-        elsewhere = {path for path in (*self.data_files(), *videos) if path.is_file()} - set(_files(self.root))
-        digests = [found, *map(file_sha256, sorted(elsewhere))]
-        return found if not elsewhere else hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+        elsewhere = sorted(set(self.files()) - set(_files(self.root)))
+        digests = [found, *map(file_sha256, elsewhere)]
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest() if elsewhere else found
 
     def training_digest(self, digest_of: Callable[[Path], str] = file_sha256) -> str:
         """Hash of what training reads, as it is now: meta files and frame tables in full, of videos name and size.
@@ -123,8 +264,9 @@ class DatasetLayout:
 
     def files(self) -> list[Path]:
         """Every file of meta/, data/ and videos/ but meta/split.json, those behind linked folders too."""
-        named = [self.video_path(e.index, camera) for e in self.episodes for camera in self.cameras]
-        return sorted({*_files(self.root), *self.data_files(), *(path for path in named if path.is_file())})
+        videos = [self.video_path(e.index, camera) for e in self.episodes for camera in self.cameras]
+        named = {path for path in (*self.data_files(), *videos) if path.is_file()}
+        return sorted({*_files(self.root), *named})
 
     def statistics(self) -> dict[str, Any]:
         """meta/stats.json: {column: {mean, std, min, max, q01, q99}}, lists of (D,)."""
@@ -133,8 +275,6 @@ class DatasetLayout:
     def relative_statistics(self) -> dict[str, Any]:
         """meta/relative_stats.json: {action group: {stat: (H, dim) lists}}."""
         return self.meta.json("relative_stats.json")
-
-    # -- where it lies ---------------------------------------------------------------------------------------------
 
     def parquet_path(self, episode: int) -> Path:
         """The frame table of one episode (the file may be missing; the path lies inside the folder).
@@ -200,8 +340,6 @@ class DatasetLayout:
             )
         return self.root / normal
 
-    # -- reading meta/ ---------------------------------------------------------------------------------------------
-
     def _info(self, key: str) -> Any:
         if key not in self.info:
             raise ToolkitError(f'{self.root}/meta/info.json: the key "{key}" is missing.{did_you_mean(key, self.info)}')
@@ -211,20 +349,6 @@ class DatasetLayout:
         if not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise ToolkitError(f"{self.root}/meta/info.json: {key} is {value}; it must be a number above 0.")
         return float(value)
-
-    def _whole(self, key: str, value: Any) -> int:
-        if self._positive(key, value) != int(value):
-            raise ToolkitError(f"{self.root}/meta/info.json: {key} is {value}; it must be a whole number above 0.")
-        return int(value)
-
-    def _version(self) -> str:
-        version = str(self.info.get("codebase_version", CODEBASE_VERSION))
-        if version not in (*V2, V3):
-            raise ToolkitError(
-                f"{self.root}: this is a LeRobot {version} dataset; {', '.join(V2)} and {V3} are read. Convert it with "
-                "LeRobot, or prepare it with prepare_conflict_data.py."
-            )
-        return version
 
 
 def file_hashes(root: Path) -> dict[str, str]:
@@ -247,8 +371,8 @@ def dataset_fingerprint(root: Path, split: dict[str, Any], hashes: Mapping[str, 
 
 
 def fingerprint_entries(root: Path, split: dict[str, Any]) -> dict[str, Any]:
-    """What meta/split.json records of a dataset's content: its fingerprint, and each recorded file's own hash, so that
-    damage can be told from meta data that was edited, and named."""
+    """What meta/split.json records of a dataset's content: its fingerprint, and the hash of each file of data/ and
+    videos/, by which damage is distinguished from edited meta data, and named."""
     hashes = file_hashes(root)
     return {
         "fingerprint": dataset_fingerprint(root, split, hashes),
@@ -256,10 +380,10 @@ def fingerprint_entries(root: Path, split: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _files(root: Path) -> Iterable[Path]:
+def _files(root: Path) -> list[Path]:
     whole = root.resolve()
     files = (p for part in ("meta", "data", "videos") for p in _below(root / part, frozenset([whole, *whole.parents])))
-    return sorted((p for p in files if p != root / SPLIT_FILE), key=lambda p: p.relative_to(root).as_posix())
+    return sorted((p for p in files if p != root / "meta" / "split.json"), key=lambda p: p.relative_to(root).as_posix())
 
 
 def _below(path: Path, above: frozenset[Path]) -> Iterator[Path]:

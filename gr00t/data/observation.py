@@ -1,13 +1,11 @@
 """What a robot hands to the policy, checked: flat or nested, numpy or torch, to one `Step` a sample.
 
 Two forms are read. Flat: {"video.<view>": ..., "state.<group>": ..., "<language key>": ...}. Nested, as NVIDIA's
-client sends it: {"video": {view: ...}, "state": {group: ...}, "language": {key: ...}}.
-"""
+client sends it: {"video": {view: ...}, "state": {group: ...}, "language": {key: ...}}."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,45 +16,34 @@ from gr00t.data.schema import ModalityConfig, ModalityConfigs
 from gr00t.errors import ToolkitError, did_you_mean
 
 
-@dataclass(frozen=True)
-class ObservationReader:
-    """Reads the observations of one embodiment.
+def read_observation(
+    observation: Mapping[str, Any], configs: ModalityConfigs, state_dims: Mapping[str, int]
+) -> list[Step]:
+    """The B samples of an observation of one embodiment, whose state groups have the dimensions `state_dims`.
 
-    configs: its four modalities. state_dims: {state group: D}. Every value has a leading batch size B, the same
-    everywhere; B = 1 is written out too, since (T, H, W, 3) and (B, H, W, 3) cannot be told apart.
+    video (B, T, H, W, 3) uint8 RGB; state (B, T, D) of any float type; language B instructions as a list or array
+    of str, each possibly in a list of its own, or one plain str where B = 1. The leading batch size is written out for
+    B = 1 too, since (T, H, W, 3) and (B, H, W, 3) look alike. Raises ToolkitError with what was expected and
+    what was found, for values as well (NaN, float images, empty instructions).
     """
-
-    configs: ModalityConfigs
-    state_dims: Mapping[str, int]
-
-    @property
-    def language_key(self) -> str:
-        """The observation's key of the instruction."""
-        return self.configs["language"].modality_keys[0]
-
-    def read(self, observation: Mapping[str, Any]) -> list[Step]:
-        """The B samples of an observation.
-
-        video (B, T, H, W, 3) uint8 RGB; state (B, T, D) of any float type; language B instructions as a list or array
-        of str, each possibly in a list of its own, or one plain str where B = 1. Raises ToolkitError with what was
-        expected and what was found, for values as well (NaN, float images, empty instructions).
-        """
-        values = _flatten(observation)
-        video, state = self.configs["video"], self.configs["state"]
-        names = [f"video.{k}" for k in video.modality_keys] + [f"state.{k}" for k in state.modality_keys]
-        _check_keys(values, [*names, self.language_key])
-        images = {k: _video(values[f"video.{k}"], f"video.{k}", video) for k in video.modality_keys}
-        states = {k: _state(values[f"state.{k}"], f"state.{k}", state, self.state_dims[k]) for k in state.modality_keys}
-        texts = _instructions(values[self.language_key], self.language_key)
-        sizes = [len(value) for value in (*images.values(), *states.values())]
-        batch = _batch_size(dict(zip([*names, self.language_key], [*sizes, len(texts)], strict=True)))
-        return [
-            Step({k: v[b] for k, v in images.items()}, {k: v[b] for k, v in states.items()}, texts[b])
-            for b in range(batch)
-        ]
+    video, state, language = configs["video"], configs["state"], configs["language"].modality_keys[0]
+    names = [f"video.{k}" for k in video.modality_keys] + [f"state.{k}" for k in state.modality_keys] + [language]
+    values = _flatten(observation, names)
+    images = {k: _video(values[f"video.{k}"], f"video.{k}", video) for k in video.modality_keys}
+    states = {k: _state(values[f"state.{k}"], f"state.{k}", state, state_dims[k]) for k in state.modality_keys}
+    texts = _instructions(values[language], language)
+    sizes = [*(len(array) for array in (*images.values(), *states.values())), len(texts)]
+    if len(set(sizes)) > 1:
+        found = ", ".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
+        raise ToolkitError(f"The batch sizes of the observation differ: {found}.")
+    return [
+        Step({k: v[b] for k, v in images.items()}, {k: v[b] for k, v in states.items()}, texts[b])
+        for b in range(len(texts))
+    ]
 
 
-def _flatten(observation: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(observation: Mapping[str, Any], wanted: list[str]) -> dict[str, Any]:
+    """The values of an observation under their flat names, which must be those `wanted`."""
     if not isinstance(observation, Mapping):
         raise ToolkitError(f"An observation is a dict of video, state and language, not {type(observation).__name__}.")
     flat: dict[str, Any] = {}
@@ -67,20 +54,17 @@ def _flatten(observation: Mapping[str, Any]) -> dict[str, Any]:
             if name in flat:
                 raise ToolkitError(f'The observation gives "{name}" twice, nested and flat. Give it once.')
             flat[name] = entry
-    return flat
-
-
-def _check_keys(values: Mapping[str, Any], wanted: list[str]) -> None:
-    missing = [name for name in wanted if name not in values]
-    unknown = [name for name in values if name not in wanted]
+    missing = [name for name in wanted if name not in flat]
+    unknown = [name for name in flat if name not in wanted]
     if missing:
-        given = f" Given: {', '.join(values)}." if values else ""
+        given = f" Given: {', '.join(flat)}." if flat else ""
         raise ToolkitError(f'The observation lacks "{missing[0]}".{did_you_mean(missing[0], unknown) or given}')
     if unknown:
         raise ToolkitError(
             f'The observation has "{unknown[0]}", which this policy does not read; it reads {", ".join(wanted)}. '
             "Take it out."
         )
+    return flat
 
 
 def _array(value: Any, name: str) -> np.ndarray:
@@ -99,7 +83,7 @@ def _array(value: Any, name: str) -> np.ndarray:
 def _video(value: Any, name: str, config: ModalityConfig) -> np.ndarray:
     """(B, T, H, W, 3) uint8."""
     array, frames = _array(value, name), len(config.delta_indices)
-    expected = f"{name}: expected (B, {frames}, H, W, 3) uint8, found {_describe(array)}."
+    expected = f"{name}: expected (B, {frames}, H, W, 3) uint8, found {array.shape} {array.dtype}."
     if array.ndim != 5:
         hint = " Add the leading sizes: image[None, None] for one frame of one robot." if array.ndim in (3, 4) else ""
         raise ToolkitError(expected + hint)
@@ -118,7 +102,7 @@ def _video(value: Any, name: str, config: ModalityConfig) -> np.ndarray:
 def _state(value: Any, name: str, config: ModalityConfig, dim: int) -> np.ndarray:
     """(B, T, D) float32, all finite."""
     array, frames = _array(value, name), len(config.delta_indices)
-    expected = f"{name}: expected (B, {frames}, {dim}) float32, found {_describe(array)}."
+    expected = f"{name}: expected (B, {frames}, {dim}) float32, found {array.shape} {array.dtype}."
     if array.ndim != 3:
         hint = " Add the leading sizes: state[None, None] for one robot." if array.ndim in (1, 2) else ""
         raise ToolkitError(expected + hint)
@@ -155,14 +139,3 @@ def _instructions(value: Any, name: str) -> list[str]:
         if not any(letter.isalnum() for letter in text):
             raise ToolkitError(f'{name}: the instruction "{text}" is empty. Say what the robot is to do.')
     return texts
-
-
-def _batch_size(sizes: Mapping[str, int]) -> int:
-    if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ToolkitError(f"The batch sizes of the observation differ: {found}.")
-    return next(iter(sizes.values()))
-
-
-def _describe(array: np.ndarray) -> str:
-    return f"{array.shape} {array.dtype}"

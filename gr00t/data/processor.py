@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from transformers import AutoProcessor
 
-from gr00t.data.images import Augmentation, ImageTransform, vlm_resize
-from gr00t.data.language import VlmTokenizer, formalize
-from gr00t.data.pixels import grid_thw
+from gr00t.data.images import Augmentation, ImageTransform, grid_thw, vlm_resize
 from gr00t.data.processor_files import (
     ProcessorConfig,
     ProcessorFiles,
+    VlmTokenizer,
     default_projector_index,
     find_vlm_folder,
+    formalize,
     read_processor_files,
     write_processor_files,
 )
@@ -105,17 +105,30 @@ class Gr00tN1d7Processor:
     def with_embodiment(
         self, tag: EmbodimentTag | str, modality_configs: ModalityConfigs, statistics: Mapping[str, Any]
     ) -> Gr00tN1d7Processor:
-        """A copy in which `tag` has this modality config and these statistics ({"state", "action",
-        "relative_action"}); the other embodiments stay. Raises ToolkitError when the robot does not fit the model."""
+        """A copy in which `tag` has this modality config and these statistics; the other embodiments stay.
+
+        statistics: {"state", "action", "relative_action"}. Raises ToolkitError when the robot does not fit the model.
+        """
         name = EmbodimentTag.parse(tag).value
         check_modality_configs(modality_configs)
-        config = dataclasses.replace(
-            self.config, modality_configs={**self.config.modality_configs, name: modality_configs}
-        )
+        configs = {**self.config.modality_configs, name: modality_configs}
+        config = dataclasses.replace(self.config, modality_configs=configs)
         ids = {name: default_projector_index(name)} | self.embodiment_ids
         files = ProcessorFiles(config, {**self.files.statistics, name: dict(statistics)}, ids)
         processor = Gr00tN1d7Processor(files, self.vlm)
-        processor._check_fits(name)
+        horizon = processor.state_action.horizon(name)
+        if horizon > config.max_action_horizon:
+            raise ToolkitError(
+                f"{name}: the action horizon {horizon} is longer than the checkpoint's {config.max_action_horizon}. "
+                "Shorten the action's delta_indices."
+            )
+        for modality, limit in (("state", config.max_state_dim), ("action", config.max_action_dim)):
+            dim = processor.state_action.dim(name, modality)
+            if dim > limit:
+                raise ToolkitError(
+                    f"{name}: the {modality} has {dim} dimensions (sin/cos groups count twice), the checkpoint takes "
+                    f"{limit}. Leave groups out of the modality config."
+                )
         return processor
 
     def with_config(self, **changes: Any) -> Gr00tN1d7Processor:
@@ -159,7 +172,6 @@ class Gr00tN1d7Processor:
         self, step: Step, tag: EmbodimentTag | str, *, augmentation: Augmentation | None = None
     ) -> dict[str, Any]:
         """The part of `encode` that the backbone reads: images and text."""
-        self.modality_config(tag)
         images = self._encode_images(step.images, str(tag), augmentation)
         return {"images": images, "text": self.encode_text(step.text, len(images))}
 
@@ -191,9 +203,8 @@ class Gr00tN1d7Processor:
     def collate_vlm(
         self, samples: Sequence[Mapping[str, Any]], *, length: int | None = None
     ) -> dict[str, torch.Tensor]:
-        """input_ids and attention_mask int64 (B, L), padded on the left to the longest or to `length`; images uint8
-        (N, S, S, 3), all samples' in order (the model makes pixel_values of them on its device); image_grid_thw int64
-        (N, 3)."""
+        """input_ids and attention_mask int64 (B, L), padded on the left to the longest or to `length`; image_grid_thw
+        int64 (N, 3); images uint8 (N, S, S, 3), all samples' in order, of which the model makes pixel_values."""
         input_ids, attention_mask = self.tokenize(samples, length=length)
         images = torch.from_numpy(np.concatenate([s["images"] for s in samples]))
         return {
@@ -212,8 +223,7 @@ class Gr00tN1d7Processor:
         return self.vlm.encode([s["text"] for s in samples], tokens, length)
 
     def collate_robot(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """state float32 (B, T, Ds); embodiment_id int64 (B,); with actions also action and action_mask float32
-        (B, H, Da)."""
+        """state float32 (B, T, Ds); embodiment_id int64 (B,); with actions also action and mask, float32 (B, H, Da)."""
         batch = {
             "state": torch.from_numpy(np.stack([s["state"] for s in samples])),
             "embodiment_id": torch.tensor([s["embodiment_id"] for s in samples], dtype=torch.int64),
@@ -229,8 +239,11 @@ class Gr00tN1d7Processor:
         tag: EmbodimentTag | str,
         states: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
-        """The model's actions (B, H, D) with the states (B, T, dim) they start from (or both without B) to
-        {group: (B, horizon of the embodiment, dim)} in robot units, float64 (standardised groups float32)."""
+        """The model's actions (B, H, D) to {group: (B, horizon of the embodiment, dim)} in robot units.
+
+        `states` (B, T, dim) are those the actions start from; both may be without B. The result is float64, of
+        standardised groups float32.
+        """
         self.modality_config(tag)
         if isinstance(action_pred, torch.Tensor):
             action_pred = action_pred.detach().float().cpu().numpy()
@@ -273,21 +286,6 @@ class Gr00tN1d7Processor:
         mask = np.broadcast_to(valid[:, None], (horizon, dim)).astype(np.float32)
         height, width = self.config.max_action_horizon, self.config.max_action_dim
         return _pad(action, height, width, f"{tag} action"), _pad(mask, height, width, f"{tag} action")
-
-    def _check_fits(self, tag: str) -> None:
-        config, horizon = self.config, self.state_action.horizon(tag)
-        if horizon > config.max_action_horizon:
-            raise ToolkitError(
-                f"{tag}: the action horizon {horizon} is longer than the checkpoint's {config.max_action_horizon}. "
-                "Shorten the action's delta_indices."
-            )
-        for modality, limit in (("state", config.max_state_dim), ("action", config.max_action_dim)):
-            dim = self.state_action.dim(tag, modality)
-            if dim > limit:
-                raise ToolkitError(
-                    f"{tag}: the {modality} has {dim} dimensions (sin/cos groups count twice), the checkpoint takes "
-                    f"{limit}. Leave groups out of the modality config."
-                )
 
 
 def _pad(array: np.ndarray, rows: int, columns: int, where: str) -> np.ndarray:

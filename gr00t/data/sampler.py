@@ -1,17 +1,44 @@
-"""Which sample stands where: order as a pure function of (seed, step, position in the global batch)."""
+"""Random numbers and the order of samples, which depend only on (seed, step, position): the root of exact resume.
+
+Philox is counter-based (Salmon et al., 2011): every sample of every step has a counter block of its own, so nothing
+depends on how many numbers others drew, on worker processes, or on the number of training processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import IntEnum
 
 import numpy as np
 
-from gr00t.data.randomness import Stream, generator
 from gr00t.errors import ToolkitError
 
 MIXTURE_BLOCK = 10_000  # weights are kept to a ten-thousandth
+
+
+class Stream(IntEnum):
+    """What the numbers are for; streams never overlap."""
+
+    ORDER = 0
+    AUGMENTATION = 1
+    STATE_DROPOUT = 2
+    NOISE = 3
+    MODEL_DROPOUT = 4
+    VIEW = 5
+    ADAPTERS = 6
+    MIXTURE = 7
+    ROLLOUT = 8
+
+
+def generator(seed: int, stream: Stream, major: int = 0, minor: int = 0) -> np.random.Generator:
+    """The generator of one block, e.g. major = step and minor = position in the global batch."""
+    counter = np.array([0, minor, major, stream], dtype=np.uint64)  # the lowest word counts the draws of this block
+    return np.random.Generator(np.random.Philox(key=seed, counter=counter))
+
+
+def torch_seed(seed: int, stream: Stream, major: int = 0, minor: int = 0) -> int:
+    """A seed for torch.manual_seed from the same blocks."""
+    return int(generator(seed, stream, major, minor).integers(0, 2**63 - 1))
 
 
 @dataclass(frozen=True)
@@ -23,22 +50,11 @@ class SampleKey:
     position: int
 
 
-class Order(Protocol):
-    """Which sample stands where."""
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples of a step."""
-
-    def key(self, step: int, position: int) -> SampleKey:
-        """The sample at `position` of the global batch of `step` (both from 0)."""
-
-
 class TrainingOrder:
     """The endless stream of samples of one dataset: one shuffled pass over all start frames after another.
 
-    `source` tells datasets of a mixture apart; each has an order of its own. `repeated` (N,) are the start frames that
-    a pass holds once more each, as often as they stand there.
+    `source` is the number of the dataset in a mixture: each has an order of its own. `repeated` (N,) are the start
+    frames that a pass holds once more each, as often as they stand there.
     """
 
     def __init__(
@@ -68,7 +84,7 @@ class MixtureOrder:
     """The endless stream of samples of several datasets, numbered one behind the other, drawn by their shares.
 
     Every MIXTURE_BLOCK samples hold a whole number of each dataset's, in shuffled places; so how many of a dataset came
-    before any sample is known without counting, and each dataset's own order goes on from there. Of one dataset it is
+    before any sample is known without counting, and each dataset's own order continues from there. Of one dataset it is
     that dataset's TrainingOrder. `repeated` holds each dataset's start frames that it is to repeat, numbered within it.
     """
 
@@ -96,19 +112,16 @@ class MixtureOrder:
         """The sample at `position` of the global batch of `step` (both from 0)."""
         block, offset = divmod(step * self.global_batch_size + position, MIXTURE_BLOCK)
         if block != self._block:
-            self._shuffle(block)
+            # The dataset of each place of the block, and how many of the same come before it there.
+            sources = np.repeat(np.arange(len(self._counts)), self._counts)
+            self._sources = generator(self.seed, Stream.MIXTURE, block).permutation(sources)
+            self._earlier = np.empty(MIXTURE_BLOCK, dtype=np.int64)
+            for source, count in enumerate(self._counts):
+                self._earlier[self._sources == source] = np.arange(count)
+            self._block = block
         source = int(self._sources[offset])
         number = block * int(self._counts[source]) + int(self._earlier[offset])
         return SampleKey(int(self._firsts[source]) + self._orders[source].index(number), step, position)
-
-    def _shuffle(self, block: int) -> None:
-        """The dataset of each place of a block, and how many of the same come before it there."""
-        sources = np.repeat(np.arange(len(self._counts)), self._counts)
-        self._sources = generator(self.seed, Stream.MIXTURE, block).permutation(sources)
-        self._earlier = np.empty(MIXTURE_BLOCK, dtype=np.int64)
-        for source, count in enumerate(self._counts):
-            self._earlier[self._sources == source] = np.arange(count)
-        self._block = block
 
 
 def _block_counts(shares: Sequence[float]) -> np.ndarray:
@@ -134,7 +147,7 @@ class MicroBatchSampler:
 
     def __init__(
         self,
-        order: Order,
+        order: TrainingOrder | MixtureOrder,
         micro_batch_size: int,
         *,
         rank: int = 0,

@@ -1,18 +1,19 @@
 """What a robot's data is called: embodiment tags, modality configurations, action representations.
 
-The names and JSON forms are those of the original's processor_config.json, so that checkpoints can be exchanged.
-"""
+The names and JSON forms are those of the original's processor_config.json, so that checkpoints can be exchanged."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum, StrEnum
 from typing import Any, TypeVar
 
 from gr00t.errors import ToolkitError, did_you_mean
 
 MODALITIES = ("video", "state", "action", "language")
+
+_EnumT = TypeVar("_EnumT", bound=Enum)
 
 
 class EmbodimentTag(StrEnum):
@@ -71,9 +72,6 @@ class ActionFormat(Enum):
     XYZ_ROTVEC = "xyz+rotvec"
 
 
-_EnumT = TypeVar("_EnumT", bound=Enum)
-
-
 def _member(kind: type[_EnumT], value: Any, where: str) -> _EnumT:
     if isinstance(value, kind):
         return value
@@ -85,8 +83,10 @@ def _member(kind: type[_EnumT], value: Any, where: str) -> _EnumT:
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """How one action group is represented. `state_key` is the state group a relative action refers to
-    (None: the state group of the action group's own name)."""
+    """How one action group is represented.
+
+    `state_key` is the state group a relative action refers to (None: the one of the action group's own name).
+    """
 
     rep: ActionRepresentation
     type: ActionType = ActionType.NON_EEF
@@ -95,6 +95,7 @@ class ActionConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ActionConfig:
+        """Read one entry of action_configs; an unknown representation, type or format raises ToolkitError."""
         return cls(
             rep=_member(ActionRepresentation, data.get("rep"), "action_configs.rep"),
             type=_member(ActionType, data.get("type", ActionType.NON_EEF), "action_configs.type"),
@@ -103,12 +104,8 @@ class ActionConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "rep": self.rep.name,
-            "type": self.type.name,
-            "format": self.format.name,
-            "state_key": self.state_key,
-        }
+        """The entry of action_configs, with the names of the enumerations' members."""
+        return {name: value.name if isinstance(value, Enum) else value for name, value in vars(self).items()}
 
 
 @dataclass
@@ -157,13 +154,9 @@ class ModalityConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "delta_indices": list(self.delta_indices),
-            "modality_keys": list(self.modality_keys),
-            "sin_cos_embedding_keys": self.sin_cos_embedding_keys,
-            "mean_std_embedding_keys": self.mean_std_embedding_keys,
-            "action_configs": None if self.action_configs is None else [c.to_json() for c in self.action_configs],
-        }
+        """The entry of processor_config.json."""
+        actions = None if self.action_configs is None else [config.to_json() for config in self.action_configs]
+        return asdict(self) | {"action_configs": actions}
 
 
 ModalityConfigs = dict[str, ModalityConfig]
@@ -207,30 +200,22 @@ def python_source(configs: ModalityConfigs) -> str:
 
 
 def _modality_source(modality: str, config: ModalityConfig) -> str:
-    fields = [f"delta_indices={_indices_source(config.delta_indices)}", f"modality_keys={_list(config.modality_keys)}"]
-    for name in ("sin_cos_embedding_keys", "mean_std_embedding_keys"):
+    indices = str(config.delta_indices)
+    first, end = config.delta_indices[0], config.delta_indices[-1] + 1
+    if len(config.delta_indices) > 2 and config.delta_indices == list(range(first, end)):
+        indices = f"list(range({first}, {end}))" if first else f"list(range({end}))"
+    fields = [f"delta_indices={indices}"]
+    for name in ("modality_keys", "sin_cos_embedding_keys", "mean_std_embedding_keys"):
         if (keys := getattr(config, name)) is not None:
-            fields.append(f"{name}={_list(keys)}")
+            fields.append(f"{name}={json.dumps(keys, ensure_ascii=False)}")
     if config.action_configs is not None:
-        actions = "".join(f"            {_action_source(action)},\n" for action in config.action_configs)
+        actions = ""
+        for action in config.action_configs:
+            said = [f"rep=ActionRepresentation.{action.rep.name}"]
+            said += [f"type=ActionType.{action.type.name}"] if action.type is not ActionType.NON_EEF else []
+            said += [f"format=ActionFormat.{action.format.name}"] if action.format is not ActionFormat.DEFAULT else []
+            said += [f"state_key={json.dumps(action.state_key)}"] if action.state_key is not None else []
+            actions += f"            ActionConfig({', '.join(said)}),\n"
         fields.append(f"action_configs=[\n{actions}        ]")
     lines = "".join(f"        {field},\n" for field in fields)
     return f"    {json.dumps(modality)}: ModalityConfig(\n{lines}    ),"
-
-
-def _action_source(config: ActionConfig) -> str:
-    fields = [f"rep=ActionRepresentation.{config.rep.name}"]
-    fields += [f"type=ActionType.{config.type.name}"] if config.type is not ActionType.NON_EEF else []
-    fields += [f"format=ActionFormat.{config.format.name}"] if config.format is not ActionFormat.DEFAULT else []
-    fields += [f"state_key={json.dumps(config.state_key)}"] if config.state_key is not None else []
-    return f"ActionConfig({', '.join(fields)})"
-
-
-def _indices_source(indices: list[int]) -> str:
-    is_run = len(indices) > 2 and indices == list(range(indices[0], indices[-1] + 1))
-    start = f"{indices[0]}, " if indices[0] else ""
-    return f"list(range({start}{indices[-1] + 1}))" if is_run else str(indices)
-
-
-def _list(names: list[str]) -> str:
-    return json.dumps(names, ensure_ascii=False)

@@ -1,4 +1,8 @@
-"""States and actions between a robot's units and the model's, group by group."""
+"""States and actions between a robot's units and the model's, group by group, with the relative end-effector poses.
+
+A pose is a position with a rotation, in float64: `XYZ_ROT6D` (9 numbers: position, then the first two rows of the
+rotation matrix, Zhou et al. 2019, arXiv:1812.07035) or `XYZ_ROTVEC` (6 numbers: position, then axis times angle in
+radians)."""
 
 from __future__ import annotations
 
@@ -8,14 +12,114 @@ from typing import Any
 
 import numpy as np
 
-from gr00t.data.poses import POSE_DIMS, absolute_pose, relative_pose
-from gr00t.data.schema import ActionConfig, ActionRepresentation, ActionType, ModalityConfig, ModalityConfigs
+from gr00t.data.schema import (
+    ActionConfig,
+    ActionFormat,
+    ActionRepresentation,
+    ActionType,
+    ModalityConfig,
+    ModalityConfigs,
+)
 from gr00t.errors import ToolkitError, did_you_mean
 
-Statistics = dict[str, Any]
+POSE_DIMS = {ActionFormat.XYZ_ROT6D: 9, ActionFormat.XYZ_ROTVEC: 6}
+SIN_COS, MEAN_STD, MIN_MAX = "sin_cos", "mean_std", "min_max"
+
+EmbodimentStatistics = dict[str, Any]
 """statistics.json: tag -> "state" | "action" | "relative_action" -> group -> min, max, mean, std, q01, q99 (lists)."""
 
-SIN_COS, MEAN_STD, MIN_MAX = "sin_cos", "mean_std", "min_max"
+
+def relative_pose(action: np.ndarray, reference: np.ndarray, format: ActionFormat) -> np.ndarray:
+    """inverse(T_reference) T_action for each step: the pose as seen from the reference.
+
+    action (..., H, D), reference (..., D), both in metres and radians, D = 9 or 6; returns float64 (..., H, D).
+    """
+    position, rotation = _split(action, format)
+    position0, rotation0 = _split(reference, format, over_steps=True)
+    back = np.swapaxes(rotation0, -1, -2)
+    return _join(_turn(back, position - position0), back @ rotation, format)
+
+
+def absolute_pose(action: np.ndarray, reference: np.ndarray, format: ActionFormat) -> np.ndarray:
+    """T_reference T_action for each step, undoing `relative_pose`; same shapes, float64."""
+    position, rotation = _split(action, format)
+    position0, rotation0 = _split(reference, format, over_steps=True)
+    return _join(position0 + _turn(rotation0, position), rotation0 @ rotation, format)
+
+
+def _split(pose: np.ndarray, format: ActionFormat, over_steps: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(..., D) to positions (..., 3) and rotation matrices (..., 3, 3); `over_steps` puts in an axis for H."""
+    if format not in POSE_DIMS:
+        known = ", ".join(f.name for f in POSE_DIMS)
+        raise ToolkitError(f"An EEF action group needs one of the formats {known}, not {format.name}.")
+    pose = np.asarray(pose, dtype=np.float64)
+    if pose.shape[-1] != POSE_DIMS[format]:
+        raise ToolkitError(f"A pose in {format.name} has {POSE_DIMS[format]} numbers, not {pose.shape[-1]}.")
+    if over_steps:
+        pose = pose[..., None, :]
+    rotation = pose[..., 3:]
+    return pose[..., :3], _from_rot6d(rotation) if format is ActionFormat.XYZ_ROT6D else _from_rotvec(rotation)
+
+
+def _join(position: np.ndarray, rotation: np.ndarray, format: ActionFormat) -> np.ndarray:
+    if format is ActionFormat.XYZ_ROT6D:
+        numbers = rotation[..., :2, :].reshape(*rotation.shape[:-2], 6)
+    else:
+        numbers = _to_rotvec(rotation)
+    return np.concatenate([position, numbers], axis=-1)
+
+
+def _turn(rotation: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    return (rotation @ vector[..., None])[..., 0]
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vector, axis=-1, keepdims=True)
+    if not np.all(length > 1e-12):
+        raise ToolkitError("A 6-D rotation is degenerate: its two rows must be non-zero and not parallel.")
+    return vector / length
+
+
+def _from_rot6d(numbers: np.ndarray) -> np.ndarray:
+    first, second = numbers[..., :3], numbers[..., 3:]
+    x = _unit(first)
+    y = _unit(second - np.sum(x * second, axis=-1, keepdims=True) * x)
+    return np.stack([x, y, np.cross(x, y)], axis=-2)
+
+
+def _from_rotvec(vector: np.ndarray) -> np.ndarray:
+    """Rodrigues' formula, with sinc so that small angles stay exact."""
+    angle = np.linalg.norm(vector, axis=-1)[..., None, None]
+    x, y, z = np.moveaxis(vector, -1, 0)
+    zero = np.zeros_like(x)
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+    half = np.sinc(angle / (2 * np.pi))  # sin(a/2) / (a/2)
+    return np.eye(3) + np.sinc(angle / np.pi) * cross + 0.5 * half**2 * (cross @ cross)
+
+
+def _to_rotvec(rotation: np.ndarray) -> np.ndarray:
+    """Rotation matrices (..., 3, 3) to vectors (..., 3) of length 0 to pi, by way of the unit quaternion.
+
+    Each row of the symmetric matrix below is the quaternion (w, x, y, z) times four of its own entries; the row with
+    the largest diagonal is the one that divides by no small number (Shepperd 1978).
+    """
+    r = rotation
+    trace = np.trace(r, axis1=-2, axis2=-1)
+    q = np.empty((*r.shape[:-2], 4, 4))
+    q[..., 0, 0] = 1.0 + trace
+    for i in range(3):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        q[..., i + 1, i + 1] = 1.0 + 2.0 * r[..., i, i] - trace
+        q[..., 0, i + 1] = q[..., i + 1, 0] = r[..., k, j] - r[..., j, k]
+        q[..., i + 1, j + 1] = q[..., j + 1, i + 1] = r[..., i, j] + r[..., j, i]
+    best = np.argmax(np.diagonal(q, axis1=-2, axis2=-1), axis=-1)
+    quaternion = np.take_along_axis(q, best[..., None, None], axis=-2)[..., 0, :]
+    quaternion = quaternion / np.linalg.norm(quaternion, axis=-1, keepdims=True)
+    quaternion = np.where(quaternion[..., :1] < 0, -quaternion, quaternion)
+    w, vector = quaternion[..., :1], quaternion[..., 1:]
+    sine = np.linalg.norm(vector, axis=-1, keepdims=True)
+    scale = np.where(sine > 1e-12, 2.0 * np.arctan2(sine, w) / np.maximum(sine, 1e-12), 2.0)
+    return scale * vector
 
 
 @dataclass(frozen=True)
@@ -81,7 +185,7 @@ class StateActionProcessor:
     def __init__(
         self,
         modality_configs: Mapping[str, ModalityConfigs],
-        statistics: Statistics,
+        statistics: EmbodimentStatistics,
         use_percentiles: bool = False,
         clip_outliers: bool = True,
         apply_sincos_state_encoding: bool = False,
@@ -97,10 +201,19 @@ class StateActionProcessor:
 
     def groups(self, tag: str, modality: str) -> list[Group]:
         """The groups of "state" or "action" in the model's order; unknown tags and missing statistics raise."""
-        key = (str(tag), modality)
-        if key not in self._groups:
-            self._groups[key] = self._build_groups(*key)
-        return self._groups[key]
+        tag = str(tag)
+        if (tag, modality) not in self._groups:
+            config = self._config(tag, modality)
+            if tag not in self.statistics:
+                raise ToolkitError(
+                    f'statistics.json has no entry for the embodiment "{tag}".{did_you_mean(tag, self.statistics)} '
+                    "Fine-tune on that robot's data first, or take one of the embodiments that have statistics."
+                )
+            actions = dict(zip(config.modality_keys, config.action_configs or [], strict=False))
+            self._groups[tag, modality] = [
+                self._build_group(tag, modality, name, actions.get(name)) for name in config.modality_keys
+            ]
+        return self._groups[tag, modality]
 
     def horizon(self, tag: str) -> int:
         """Number of action steps of that embodiment."""
@@ -129,7 +242,11 @@ class StateActionProcessor:
                     f"horizon of {self.horizon(tag)}. Hold the last value past the end and mark it in action_valid."
                 )
             if group.relative:
-                values = _to_relative(values, self._reference(states, group, tag), group.relative)
+                reference = self._reference(states, group, tag)
+                if group.relative.type is ActionType.EEF:
+                    values = relative_pose(values, reference, group.relative.format)
+                else:
+                    values = values - reference[..., None, :]
             normalised = group.normalise(values, self.clip_outliers)
             parts.append(np.clip(normalised, -1.0, 1.0) if self.clip_outliers else normalised)
         return _concatenate(parts, f"{tag} action")
@@ -155,7 +272,11 @@ class StateActionProcessor:
             start += group.dim
             values = group.denormalise(columns)
             if group.relative:
-                values = _to_absolute(values, self._reference(states or {}, group, tag), group.relative)
+                reference = self._reference(states or {}, group, tag)
+                if group.relative.type is ActionType.EEF:
+                    values = absolute_pose(values, reference, group.relative.format)
+                else:
+                    values = values + reference[..., None, :]
             elif group.method == MEAN_STD:
                 values = values.astype(np.float32)
             actions[group.name] = values
@@ -185,19 +306,6 @@ class StateActionProcessor:
             )
         return self.modality_configs[tag][modality]
 
-    def _build_groups(self, tag: str, modality: str) -> list[Group]:
-        config = self._config(tag, modality)
-        if tag not in self.statistics:
-            raise ToolkitError(
-                f'statistics.json has no entry for the embodiment "{tag}".{did_you_mean(tag, self.statistics)} '
-                "Fine-tune on that robot's data first, or take one of the embodiments that have statistics."
-            )
-        action_configs = config.action_configs or []
-        return [
-            self._build_group(tag, modality, name, action_configs[i] if action_configs else None)
-            for i, name in enumerate(config.modality_keys)
-        ]
-
     def _build_group(self, tag: str, modality: str, name: str, action_config: ActionConfig | None) -> Group:
         config = self._config(tag, modality)
         relative = None
@@ -221,7 +329,7 @@ class StateActionProcessor:
 
 
 def _group_statistics(
-    statistics: Statistics, tag: str, section: str, name: str, keys: tuple[str, str]
+    statistics: EmbodimentStatistics, tag: str, section: str, name: str, keys: tuple[str, str]
 ) -> list[np.ndarray]:
     """The two named arrays of one group, float64; what is missing, ragged or not finite raises."""
     again = "Compute the statistics of the dataset again with this modality config."
@@ -253,18 +361,6 @@ def _check_relative(group: Group, tag: str, horizon: int) -> None:
             f'{tag} action "{group.name}": a relative EEF group needs the format XYZ_ROT6D (9 numbers) or XYZ_ROTVEC '
             f"(6), but it says {group.relative.format.name} and has {group.dim}. Correct its ActionConfig."
         )
-
-
-def _to_relative(values: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
-    if config.type is ActionType.EEF:
-        return relative_pose(values, reference, config.format)
-    return values - reference[..., None, :]
-
-
-def _to_absolute(values: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
-    if config.type is ActionType.EEF:
-        return absolute_pose(values, reference, config.format)
-    return values + reference[..., None, :]
 
 
 def _take(values: Mapping[str, np.ndarray], group: Group, where: str) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Statistics of a dataset: stats.json, relative_stats.json, and the form the processor reads.
 
-Everything is computed in float64. A constant column has standard deviation exactly 0, which normalisation relies on.
-"""
+Everything is computed in float64. A constant column has standard deviation exactly 0, which normalisation relies on."""
 
 from __future__ import annotations
 
@@ -12,16 +11,24 @@ from typing import Any, Literal
 import numpy as np
 
 from gr00t.data.schema import ActionConfig, ActionRepresentation, ActionType, ModalityConfig, ModalityConfigs
+from gr00t.data.state_action import relative_pose
 from gr00t.errors import ToolkitError, did_you_mean
 
 Tail = Literal["mask", "drop"]
 Statistics = dict[str, list[Any]]
+"""Of one column or group: {name of STATISTIC_NAMES: (D,) or (H, D) nested lists}."""
+
 STATISTIC_NAMES = ("mean", "std", "min", "max", "q01", "q99")
 COLUMNS = {"state": "observation.state", "action": "action"}
+_MEND = (
+    "Write the dataset's statistics again: "
+    "python prepare_conflict_data.py split=<split> raw_dir=<recordings> data_dir=<datasets> overwrite=true (or, for a "
+    "dataset of another source, remove that file: it is then computed)"
+)
 
 
 def feature_statistics(values: np.ndarray) -> Statistics:
-    """Over the first axis of `values` (N, D): {mean, std (population), min, max, q01, q99}, each a list of (D,)."""
+    """Statistics over the first axis of `values` (N, D): mean, std (population), min, max, q01, q99, each (D,)."""
     if values.ndim != 2 or len(values) == 0:
         raise ToolkitError(f"Statistics need values (N, D) with N > 0, got the shape {values.shape}.")
     values = values.astype(np.float64)
@@ -114,43 +121,31 @@ def relative_statistics(
     states[i] (T_i, S) and actions[i] (T_i, A) are the columns observation.state and action of episode i. For step h
     every pair (start, start + delta_h) inside the episode counts; `tail` says which starts do (see start_frames).
     """
+    deltas = modality_configs["action"].delta_indices
+    # The reference is the last state row that the model sees, which a history may place before the start frame.
+    last_state = modality_configs["state"].delta_indices[-1]
     result = {}
     for group, config in relative_groups(modality_configs["action"]):
         of_action = group_slice(modality_json, "action", group)
         of_state = group_slice(modality_json, "state", config.state_key or group)
         pairs = [(s[:, of_state], a[:, of_action]) for s, a in zip(states, actions, strict=True)]
-        per_step = [
-            feature_statistics(_relative_step(pairs, delta, modality_configs, config, tail, group))
-            for delta in modality_configs["action"].delta_indices
-        ]
+        per_step = []
+        for delta in deltas:
+            rows = []
+            for state, action in pairs:
+                starts = np.array(start_frames(len(action), deltas, tail), dtype=np.int64)
+                starts = starts[(starts + delta >= 0) & (starts + delta < len(action))]
+                reference = state[np.clip(starts + last_state, 0, len(state) - 1)]
+                rows.append(relative_action(action[starts + delta], reference, config))
+            found = np.concatenate(rows)
+            if len(found) == 0:
+                raise ToolkitError(
+                    f'No episode is long enough for step {delta} of the action group "{group}" (tail={tail}): record '
+                    "longer episodes or shorten the action horizon (delta_indices)."
+                )
+            per_step.append(feature_statistics(found))
         result[group] = {name: [step[name] for step in per_step] for name in STATISTIC_NAMES}
     return result
-
-
-def _relative_step(
-    episodes: list[tuple[np.ndarray, np.ndarray]],
-    delta: int,
-    modality_configs: ModalityConfigs,
-    config: ActionConfig,
-    tail: Tail,
-    group: str,
-) -> np.ndarray:
-    """The relative actions (N, dim) of one step; an episode is a group's state (T, dim) and action (T, dim)."""
-    # The reference is the last state row that the model sees, which a history may place before the start frame.
-    last_state = modality_configs["state"].delta_indices[-1]
-    rows = []
-    for state, action in episodes:
-        starts = np.array(start_frames(len(action), modality_configs["action"].delta_indices, tail), dtype=np.int64)
-        starts = starts[(starts + delta >= 0) & (starts + delta < len(action))]
-        reference = state[np.clip(starts + last_state, 0, len(state) - 1)]
-        rows.append(relative_action(action[starts + delta], reference, config))
-    found = np.concatenate(rows)
-    if len(found) == 0:
-        raise ToolkitError(
-            f'No episode is long enough for step {delta} of the action group "{group}" (tail={tail}): record longer '
-            "episodes or shorten the action horizon (delta_indices)."
-        )
-    return found
 
 
 def relative_action(action: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
@@ -160,8 +155,6 @@ def relative_action(action: np.ndarray, reference: np.ndarray, config: ActionCon
     """
     action, reference = action.astype(np.float64), reference.astype(np.float64)
     if config.type is ActionType.EEF:
-        from gr00t.data.poses import relative_pose
-
         return relative_pose(action[:, None], reference, config.format)[:, 0]
     if action.shape != reference.shape:
         raise ToolkitError(
@@ -199,39 +192,30 @@ def to_processor_statistics(
     `modality_configs` names. Raises ToolkitError for an unknown group and for relative statistics of another shape.
     """
     check_relative_statistics(relative_stats, modality_json, modality_configs, where)
-    result: dict[str, dict[str, Statistics]] = {
-        modality: {
-            group: _group_statistics(stats, modality_json, modality, group)
-            for group in modality_configs[modality].modality_keys
-        }
-        for modality in ("state", "action")
-    }
+    result: dict[str, dict[str, Statistics]] = {"state": {}, "action": {}}
+    for modality, groups in result.items():
+        for group in modality_configs[modality].modality_keys:
+            columns = group_slice(modality_json, modality, group)
+            column = modality_json[modality][group].get("original_key") or COLUMNS[modality]
+            if column not in stats:
+                raise ToolkitError(f'stats.json has no column "{column}".{did_you_mean(column, stats)} {_MEND}')
+            width = columns.stop - columns.start
+            groups[group] = {}
+            for name in STATISTIC_NAMES:
+                recorded = stats[column].get(name) if isinstance(stats[column], dict) else None
+                found = recorded[columns] if isinstance(recorded, list) else []
+                numbers = _finite_numbers(found)
+                if numbers is None or numbers.shape != (width,):
+                    raise ToolkitError(
+                        f'stats.json: "{name}" of the column "{column}" must be {width} numbers for {modality} '
+                        f'"{group}", not {str(found)[:200]}. {_MEND}'
+                    )
+                groups[group][name] = found
     relative = [group for group, _ in relative_groups(modality_configs["action"])]
     result["relative_action"] = {
         group: {name: relative_stats[group][name] for name in STATISTIC_NAMES} for group in relative
     }
     return result
-
-
-def _group_statistics(
-    stats: dict[str, Statistics], modality_json: dict[str, Any], modality: str, group: str
-) -> Statistics:
-    columns = group_slice(modality_json, modality, group)
-    column = modality_json[modality][group].get("original_key") or COLUMNS[modality]
-    if column not in stats:
-        raise ToolkitError(f'stats.json has no column "{column}".{did_you_mean(column, stats)} {_MEND}')
-    width = columns.stop - columns.start
-    found = {}
-    for name in STATISTIC_NAMES:
-        recorded = stats[column].get(name) if isinstance(stats[column], dict) else None
-        found[name] = recorded[columns] if isinstance(recorded, list) else []
-        numbers = _finite_numbers(found[name])
-        if numbers is None or numbers.shape != (width,):
-            raise ToolkitError(
-                f'stats.json: "{name}" of the column "{column}" must be {width} numbers for {modality} "{group}", not '
-                f"{str(found[name])[:200]}. {_MEND}"
-            )
-    return found
 
 
 def _finite_numbers(values: Any) -> np.ndarray | None:
@@ -243,13 +227,6 @@ def _finite_numbers(values: Any) -> np.ndarray | None:
     if found.dtype.kind not in "iuf" or not np.isfinite(found).all():
         return None
     return found.astype(np.float64)
-
-
-_MEND = (
-    "Write the dataset's statistics again: "
-    "python prepare_conflict_data.py split=<split> raw_dir=<recordings> data_dir=<datasets> overwrite=true (or, for a "
-    "dataset of another source, remove that file: it is then computed)"
-)
 
 
 def check_relative_statistics(

@@ -1,4 +1,5 @@
-"""Episode videos: exact random access, writing, and the check that what was written is what was meant."""
+"""Episode videos: exact random access, writing, and the check that what was written is what was meant. In LeRobot v3.0
+a video file holds many episodes one after another."""
 
 from __future__ import annotations
 
@@ -12,19 +13,20 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
 
 GOP = 10  # frames between two entry points: a random frame costs at most ten decodes
 # At 18 the mean difference to 128x128 ManiSkill frames is 3.7 (base) and 4.2 (wrist) of 255; 3.2 and 2.9 of that are
 # yuv420p's halved colour resolution, which no crf removes.
 CRF = 18
-# x264's macroblock tree reads beyond narrow pictures (32 pixels), which makes its output differ from run to run; with
+# x264's macroblock tree reads beyond narrow images (32 pixels), which makes its output differ from run to run; with
 # ten frames between entry points it gains nothing.
 X264_PARAMS = "mbtree=0"
 # Mean squared difference of 8x8 block means above which two images count as different. ManiSkill episodes move by 200
 # to 2000 from first to last frame; the codec's own error is 2 to 3.
 CLEARLY_DIFFERENT = 16.0
-_NONE = np.empty(0, dtype=np.int64)
+_ENCODER_AT_FAULT = "The encoder of this PyAV build is at fault: reinstall av in the version of the constraints file."
 
 
 class VideoReader:
@@ -38,8 +40,8 @@ class VideoReader:
         self.path = Path(path)
         self._container: Any = None
         self._pid = -1
-        self._pts = _NONE  # of every frame, in display order
-        self._keys = _NONE  # indices of the frames that can be decoded on their own
+        self._pts = np.empty(0, dtype=np.int64)  # of every frame, in display order
+        self._keys = np.empty(0, dtype=np.int64)  # indices of the frames that can be decoded on their own
 
     def __len__(self) -> int:
         self._open()
@@ -47,6 +49,7 @@ class VideoReader:
 
     @property
     def fps(self) -> float:
+        """Frames a second, 0 where the file does not say."""
         self._open()
         return float(self._stream.average_rate or 0)
 
@@ -86,8 +89,8 @@ class VideoReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_container": None, "_pid": -1, "_pts": _NONE, "_keys": _NONE}
+    def __reduce__(self) -> tuple[Any, ...]:  # another process opens the file itself
+        return type(self), (self.path,)
 
     @property
     def _stream(self) -> Any:
@@ -120,7 +123,7 @@ class VideoReader:
         found: dict[int, np.ndarray] = {}
         position = -1  # index of the last decoded frame
         decoder: Any = iter(())
-        colours = VideoReformatter()  # one for all frames: made anew for each, it takes a third of the time
+        colours = VideoReformatter()  # one for all frames: made again for each, it takes a third of the time
         for target in wanted:
             entries = np.searchsorted(self._keys, [position, target], side="right")
             if position < 0 or entries[0] < entries[1]:  # decoding can begin nearer to the target
@@ -192,22 +195,16 @@ def check_video(
         indices = sorted(sample_of_original)
         decoded = reader.frames(indices).astype(np.float32)
     originals = np.stack([sample_of_original[i] for i in indices]).astype(np.float32)
-    _check_content(path, indices, _blocks(decoded), _blocks(originals))
-    return float(np.abs(decoded - originals).mean())
-
-
-_ENCODER_AT_FAULT = "The encoder of this PyAV build is at fault: reinstall av in the version of the constraints file."
-
-
-def _check_content(path: str | Path, indices: list[int], decoded: np.ndarray, originals: np.ndarray) -> None:
-    swapped = _shows(decoded, originals[..., ::-1], instead_of=originals)  # (N,)
-    stuck = _shows(decoded[:, None], originals[None], instead_of=originals[:, None])  # (N, N): the one for the other
+    means, meant = _blocks(decoded), _blocks(originals)
+    swapped = _shows(means, meant[..., ::-1], instead_of=meant)  # (N,)
+    stuck = _shows(means[:, None], meant[None], instead_of=meant[:, None])  # (N, N): the one for the other
     for k, index in enumerate(indices):
         if swapped[k]:
             raise ToolkitError(f"{path}: frame {index} has red and blue swapped (BGR instead of RGB).")
         if stuck[k].any():
             other = indices[int(stuck[k].argmax())]
             raise ToolkitError(f"{path}: frame {index} shows frame {other} instead. {_ENCODER_AT_FAULT}")
+    return float(np.abs(decoded - originals).mean())
 
 
 def _blocks(frames: np.ndarray) -> np.ndarray:
@@ -220,13 +217,67 @@ def _blocks(frames: np.ndarray) -> np.ndarray:
 
 
 def _shows(decoded: np.ndarray, other: np.ndarray, instead_of: np.ndarray) -> np.ndarray:
-    """Whether `decoded` is nearer to `other` than to its own original, where the two can be told apart at all.
+    """Whether `decoded` is nearer to `other` than to its own original, where the two differ clearly at all.
 
     All are frames (..., H, W, 3) that broadcast; one answer for each.
     """
-    told_apart = _distance(other, instead_of) >= CLEARLY_DIFFERENT
-    return told_apart & (2 * _distance(decoded, other) < _distance(decoded, instead_of))
+
+    def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.square(a - b).mean(axis=(-3, -2, -1))
+
+    distinct = distance(other, instead_of) >= CLEARLY_DIFFERENT
+    return distinct & (2 * distance(decoded, other) < distance(decoded, instead_of))
 
 
-def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.square(a - b).mean(axis=(-3, -2, -1))
+class EpisodeVideo:
+    """Frames of an episode by their number in it, exact; as a context manager it closes the file.
+
+    `reader` reads the file that holds them and may be shared by episodes. In v3.0 the first frame is the one shown at
+    the second that meta/episodes names, and each further one must follow 1/fps later: a file in which frames are
+    missing or doubled raises ToolkitError, where LeRobot's own reader would take the nearest in silence or refuse.
+    """
+
+    def __init__(self, layout: DatasetLayout, episode: int, camera: str, reader: VideoReader | None = None) -> None:
+        self.reader = reader or VideoReader(layout.video_path(episode, camera))
+        self._length, self._fps = layout.episode(episode).length, layout.fps
+        self._start = layout.video_start(episode, camera)
+        self._where = f"episode {episode} of {layout.root}"
+        self._first: int | None = None  # number of the episode's first frame in a shared file, once it was looked up
+
+    def __len__(self) -> int:
+        """Frames of the episode; of the whole file where it holds one episode only (v2.1)."""
+        return len(self.reader) if self._start is None else self._length
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """The frames of these numbers, in their order (repeats allowed): (N, H, W, 3) uint8 RGB."""
+        if self._start is None:
+            return self.reader.frames(indices)
+        wrong = [int(i) for i in indices if not 0 <= i < self._length]
+        if wrong:
+            raise ToolkitError(
+                f"{self.reader.path}: frame {wrong[0]} of {self._where} was asked for, which has {self._length}."
+            )
+        if self._first is None:
+            times, wanted = self.reader.times(), self._start + np.arange(self._length) / self._fps
+            first = int(np.abs(times - self._start).argmin())
+            found = times[first : first + self._length]
+            if len(found) < self._length:
+                raise ToolkitError(
+                    f"{self.reader.path} ends {self._length - len(found)} frames before {self._where} does (it begins "
+                    f"at {self._start:g} s and has {self._length} frames). Download or copy that file again."
+                )
+            off = np.flatnonzero(np.abs(found - wanted) > 0.5 / self._fps)
+            if len(off):
+                raise ToolkitError(
+                    f"{self.reader.path}: frame {off[0]} of {self._where} is shown at {found[off[0]]:.3f} s and not at "
+                    f"{wanted[off[0]]:.3f} s: frames are missing or doubled, or fps in meta/info.json "
+                    f"({self._fps:g}) is not the video's. Leave that episode out, or record it again."
+                )
+            self._first = first
+        return self.reader.frames([self._first + int(i) for i in indices])
+
+    def __enter__(self) -> EpisodeVideo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()

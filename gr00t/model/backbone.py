@@ -1,4 +1,9 @@
-"""The vision-language backbone: Qwen3-VL, its LLM cut to `select_layer` layers, features before the final norm."""
+"""The vision-language backbone: Qwen3-VL, its LLM cut to `select_layer` layers, features before the final norm.
+
+Two parts of transformers' vision tower are replaced. It computes attention image by image, in a Python loop of every
+block, unless flash-attention is installed; but images of one size, which is what the processor makes, are a batch. And
+it embeds patches by a 3-D convolution whose kernel covers a whole patch: the same as a matrix product, and slower.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from gr00t.data.pixels import pixel_values as to_pixel_values
+from gr00t.data.images import pixel_values as to_pixel_values
 from gr00t.errors import ToolkitError
 from gr00t.model import cpu_kernels
-from gr00t.model.vision_attention import ImageAttention, ImageLengths, PatchEmbedding
+from gr00t.model.cpu_kernels import attend
 
+# The inputs that the backbone reads: cut up where it works in pieces.
 READ = ("input_ids", "attention_mask", "image_grid_thw", "images", "pixel_values")
 
 
@@ -33,15 +40,78 @@ class BackboneOutput:
     image_mask: Tensor
 
 
-class UnusedRMSNorm(nn.Module):
-    """The LLM's final norm: stored in every checkpoint, never applied, since N1.7 reads the features before it."""
+class PatchEmbedding(nn.Module):
+    """In place of Qwen3VLVisionPatchEmbed, with its weights (`proj`)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.proj: nn.Conv3d = original.proj
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+    def forward(self, patches: Tensor) -> Tensor:
+        """patches (N, 1536) to (N, width)."""
+        weight = self.proj.weight.flatten(1)
+        return F.linear(patches.to(weight.dtype), weight, self.proj.bias)
+
+
+class ImageLengths:
+    """Patches of each image in the packed sequence; read from the device once a forward, not once a block."""
+
+    def __init__(self) -> None:
+        self._seen: Tensor | None = None
+        self._lengths: list[int] = []
+
+    def __call__(self, cu_seqlens: Tensor) -> list[int]:
+        """cu_seqlens (images + 1,): where in the sequence each image ends."""
+        if cu_seqlens is not self._seen:
+            self._seen = cu_seqlens
+            self._lengths = cu_seqlens.diff().tolist()
+        return self._lengths
+
+
+class ImageAttention(nn.Module):
+    """In place of a block's Qwen3VLVisionAttention, with its weights (`qkv`, `proj`): within each image."""
+
+    def __init__(self, original: Any, lengths: ImageLengths) -> None:
+        super().__init__()
+        self.heads: int = original.num_heads
+        self.qkv: nn.Linear = original.qkv
+        self.proj: nn.Linear = original.proj
+        self._lengths = lengths
+
+    def forward(
+        self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
+    ) -> Tensor:
+        """hidden_states (patches of all images, width), packed image after image, to the same shape.
+
+        position_embeddings: cos and sin (patches, head dim), as transformers gives them.
+        """
+        lengths = self._lengths(cu_seqlens)
+        both, v = self.qkv(hidden_states).unflatten(-1, (3, self.heads, -1)).split([2, 1], dim=1)
+        q, k = _rotate(both, *position_embeddings).unbind(1)  # each (patches, heads, dim)
+        v = v.squeeze(1)
+        if len(set(lengths)) == 1:
+            out = _attend(*(part.unflatten(0, (len(lengths), -1)) for part in (q, k, v)))
+            return self.proj(out.flatten(0, 1))
+        pieces = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        outs = [_attend(*(part.unsqueeze(0) for part in piece)).squeeze(0) for piece in pieces]
+        return self.proj(torch.cat(outs))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(images, patches, heads, dim) to (images, patches, heads * dim)."""
+    out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2).flatten(2)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions of x (patches, 2, heads, dim), computed in float32 as transformers does.
+
+    cos and sin (patches, dim) hold every frequency twice, in the first and in the second half of dim.
+    """
+    half = x.shape[-1] // 2
+    cos, sin = (part[:, None, None, :half].float() for part in (cos, sin))
+    first, second = x.float().split(half, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 class Backbone(nn.Module):
@@ -60,7 +130,9 @@ class Backbone(nn.Module):
         kept._attn_implementation = "sdpa"
         self.image_token_id: int = config.image_token_id
         vlm = Qwen3VLModel(kept)
-        vlm.language_model.norm = UnusedRMSNorm(vlm.language_model.config.hidden_size)
+        # The final norm is stored in every checkpoint and never applied: N1.7 reads the features before it.
+        vlm.language_model.norm = nn.Identity()
+        vlm.language_model.norm.weight = nn.Parameter(torch.ones(vlm.language_model.config.hidden_size))
         vlm.visual.patch_embed = PatchEmbedding(vlm.visual.patch_embed)
         lengths = ImageLengths()
         for block in vlm.visual.blocks:
@@ -82,21 +154,18 @@ class Backbone(nn.Module):
         return BackboneOutput(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(BackboneOutput)))
 
     def _pieces(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """The inputs of every forward; all in one where samples differ in their images."""
-        count = len(inputs["input_ids"])
-        size = self.at_once or cpu_kernels.samples_at_once(self._weight_device()) or count
-        if count <= size or torch.is_grad_enabled() or not self._alike(inputs):
-            yield inputs
-            return
-        each = {name: tensor.unflatten(0, (count, -1)) for name, tensor in inputs.items() if name in READ}
-        for start in range(0, count, size):
-            yield {name: samples[start : start + size].flatten(0, 1) for name, samples in each.items()}
-
-    def _alike(self, inputs: dict[str, Tensor]) -> bool:
-        """Whether every sample has as many images as the others, all of one size."""
+        """The inputs of every forward; all in one where samples differ in the number or the size of their images."""
         ids, grid = inputs["input_ids"], inputs["image_grid_thw"]
-        tokens = (ids == self.image_token_id).sum(1)
-        return len(grid) % len(ids) == 0 and bool((grid == grid[0]).all() and (tokens == tokens[0]).all())
+        count = len(ids)
+        size = self.at_once or cpu_kernels.samples_at_once(self._weight_device()) or count
+        if count > size and not torch.is_grad_enabled():
+            tokens = (ids == self.image_token_id).sum(1)  # (B,)
+            if len(grid) % count == 0 and bool((grid == grid[0]).all() and (tokens == tokens[0]).all()):
+                each = {name: tensor.unflatten(0, (count, -1)) for name, tensor in inputs.items() if name in READ}
+                for start in range(0, count, size):
+                    yield {name: samples[start : start + size].flatten(0, 1) for name, samples in each.items()}
+                return
+        yield inputs
 
     def _piece(self, inputs: dict[str, Tensor]) -> BackboneOutput:
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -125,9 +194,8 @@ class Backbone(nn.Module):
         for module in self._rotary_modules():
             device = module.inv_freq.device
             device = self._weight_device() if device.type == "meta" else device
-            exact = _exact_inv_freq(module).to(device)
-            module.inv_freq = exact
-            module.original_inv_freq = exact.clone()
+            module.inv_freq = _exact_inv_freq(module).to(device)
+            module.original_inv_freq = module.inv_freq.clone()
 
     def check_rotary(self) -> None:
         """Refuse a model whose rotary frequencies are not what its configuration says."""
@@ -145,18 +213,21 @@ class Backbone(nn.Module):
         return self.vlm.language_model.embed_tokens.weight.device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
+        """Every move and cast of the module passes here (PyTorch's hook of `.to`, `.cuda`, `.half`, ...)."""
         super()._apply(fn, recurse)
         self.refresh_rotary()
         return self
 
 
 def _exact_inv_freq(module: Any) -> Tensor:
+    """The rotary frequencies (head dim / 2,) of a module's configuration, in float32 on the CPU."""
     with torch.device("cpu"):
         fresh = type(module)(module.config)
     return fresh.inv_freq.to(torch.float32)
 
 
 def _truncated(config: Qwen3VLConfig, select_layer: int) -> Qwen3VLConfig:
+    """A copy with the first `select_layer` layers of the language model."""
     kept = copy.deepcopy(config)
     text: Any = kept.text_config
     layers = text.num_hidden_layers

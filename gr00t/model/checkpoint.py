@@ -1,40 +1,41 @@
 """Checkpoint files of the model: read and write config.json and the safetensors shards.
 
 Layout (the release's): config.json, model-0000x-of-0000y.safetensors, model.safetensors.index.json. Read besides: one
-model.safetensors; with or without the tied copy of lm_head; LeRobot's checkpoints of N1.7. Finding and telling apart
-is in checkpoint_folder and checkpoint_kind.
+model.safetensors; with or without the tied copy of lm_head; LeRobot's checkpoints of N1.7. Which files there are, and
+what kind of checkpoint they make, checkpoint_folder finds out.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import Qwen3VLConfig
 
 from gr00t.errors import ToolkitError
-from gr00t.files import open_to_others
-from gr00t.model.backbone_config import SAVED_CONFIG, backbone_json, resolve_backbone
-from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
-from gr00t.model.checkpoint_folder import resolve_folder as resolve_folder
-from gr00t.model.checkpoint_kind import architecture_folder, read_config_json
-from gr00t.model.config import MODEL_TYPE, Gr00tN1d7Config
-from gr00t.model.lerobot import original_name
-
-if TYPE_CHECKING:
-    from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.file_replacement import open_to_others, write_json
+from gr00t.model.architecture import SAVED_CONFIG, backbone_json
+from gr00t.model.checkpoint_folder import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    MODEL_TYPE,
+    architecture_folder,
+    original_name,
+    read_config_json,
+    weight_files,
+)
+from gr00t.model.config import Gr00tN1d7Config
 
 MAX_SHARD_BYTES = 5_000_000_000
 LM_HEAD = "backbone.model.lm_head.weight"
 EMBEDDINGS = "backbone.model.model.language_model.embed_tokens.weight"
-ROTARY_BUFFER = "inv_freq"
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -59,55 +60,9 @@ def read_config(folder: Path) -> Gr00tN1d7Config:
     return config
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint under the original's name, file by file.
-
-    The tied lm_head comes out as what it is, the token embeddings, and only where those are not stored themselves:
-    LeRobot keeps either of the two.
-    """
-    files = weight_files(folder)
-    stored = {original_name(name) for path in files for name in tensor_names(path)}
-    for path in files:
-        with _open(path) as shard:
-            for stored_name in shard.keys():  # noqa: SIM118 - a handle, not a dict
-                name = original_name(stored_name)
-                if name != LM_HEAD:
-                    yield name, _get(shard, stored_name, path)
-                elif EMBEDDINGS not in stored:
-                    yield EMBEDDINGS, _get(shard, stored_name, path)
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in one file, as stored."""
-    with _open(path) as shard:
-        return list(shard.keys())
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    try:
-        handle = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from None
-    with handle as shard:
-        yield shard
-
-
-def _get(shard: Any, name: str, path: Path) -> Tensor:
-    try:
-        tensor: Tensor = shard.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from None
-    return tensor
-
-
-def _damaged(path: Path, error: Exception) -> ToolkitError:
-    return ToolkitError(f"{path} is damaged or cut short ({error}). Download it anew.")
-
-
 def fingerprint(folder: Path) -> str:
-    """A hash that tells two checkpoints apart without reading all of their weights: config.json, and of every weight
-    file its name, size, header and 64 KiB from each of 32 places."""
+    """A hash by which two checkpoints differ, without reading all of their weights: of config.json, and of every weight
+    file's name, size, header and 64 KiB at each of 32 places."""
     digest = hashlib.sha256((folder / CONFIG_NAME).read_bytes())
     for path in weight_files(folder):
         size = path.stat().st_size
@@ -119,25 +74,44 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_model(
-    cls: type[Gr00tN1d7],
-    folder: Path,
-    *,
-    config: Gr00tN1d7Config | None,
-    dtype: torch.dtype | None,
-    trained_dtype: torch.dtype | None,
-    tune: dict[str, Any] | None,
-) -> Gr00tN1d7:
-    """Build the model on the meta device and give it the checkpoint's tensors, copied out of the files."""
-    config = config or read_config(folder)
-    backbone = resolve_backbone(config.model_name, architecture_folder(folder))
-    with torch.device("meta"):
-        model = cls(config, backbone)
-    if tune is None:
-        tune = {key: getattr(config, f"tune_{key}") for key in _TUNE_KEYS}
-    model.set_trainable(**tune)
-    wanted = model.state_dict()
-    trained = {name for name, _ in model.trained_parameters()} if trained_dtype else set()
+@contextmanager
+def open_shard(path: Path) -> Iterator[Any]:
+    """The handle of a safetensors file; one that is damaged, when it is opened or read from, raises ToolkitError."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except (SafetensorError, OSError) as error:
+        raise ToolkitError(f"{path} is damaged or cut short ({error}). Download it anew.") from None
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint under the original's name, file by file.
+
+    The tied lm_head comes out as what it is, the token embeddings, and only where those are not stored themselves:
+    LeRobot keeps either of the two.
+    """
+    files = weight_files(folder)
+    stored: set[str] = set()
+    for path in files:
+        with open_shard(path) as shard:
+            stored.update(original_name(name) for name in shard.keys())  # noqa: SIM118 - a handle, not a dict
+    for path in files:
+        with open_shard(path) as shard:
+            for stored_name in shard.keys():  # noqa: SIM118
+                name = original_name(stored_name)
+                if name != LM_HEAD:
+                    yield name, shard.get_tensor(stored_name)
+                elif EMBEDDINGS not in stored:
+                    yield EMBEDDINGS, shard.get_tensor(stored_name)
+
+
+def read_weights(
+    folder: Path, wanted: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype | None]
+) -> dict[str, Tensor]:
+    """The checkpoint's tensors, copied out of its files: exactly those `wanted` of a model, in their shapes.
+
+    dtypes: of each tensor; None keeps the stored one. Raises ToolkitError for any difference.
+    """
     found: dict[str, Tensor] = {}
     for name, tensor in read_tensors(folder):
         check_tensor(name, tensor.shape, wanted, folder)
@@ -145,18 +119,10 @@ def load_model(
             raise ToolkitError(
                 f'{folder}: the tensor "{name}" is stored twice. Files of two checkpoints are mixed there.'
             )
-        target = trained_dtype if name in trained else dtype
         # a copy: the file may be replaced while the model lives
-        found[name] = tensor.to(dtype=target or tensor.dtype, copy=True)
+        found[name] = tensor.to(dtype=dtypes[name] or tensor.dtype, copy=True)
     refuse_missing(set(wanted) - set(found), folder)
-    model.load_state_dict(found, strict=True, assign=True)
-    model.set_trainable(**tune)  # assigned tensors do not carry the flag over
-    model.backbone.refresh_rotary()
-    model.backbone.check_rotary()
-    return model.eval()
-
-
-_TUNE_KEYS = ("projector", "diffusion_model", "vlln", "llm", "visual", "top_llm_layers")
+    return found
 
 
 def check_tensor(name: str, shape: Sequence[int], wanted: Mapping[str, Tensor], folder: Path) -> None:
@@ -173,13 +139,6 @@ def check_tensor(name: str, shape: Sequence[int], wanted: Mapping[str, Tensor], 
         )
 
 
-def stored_twice(folder: Path, name: str) -> ToolkitError:
-    """For a tensor that lies in two files."""
-    return ToolkitError(
-        f'{folder}: "{name}" is stored twice, so files of two checkpoints are mixed there. Download or copy it anew.'
-    )
-
-
 def refuse_missing(missing: set[str], folder: Path) -> None:
     """Refuse a checkpoint without these tensors: nothing is ever initialised in their place."""
     if missing:
@@ -190,11 +149,15 @@ def refuse_missing(missing: set[str], folder: Path) -> None:
         )
 
 
-def write_model(model: Gr00tN1d7, folder: Path, *, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
-    """Write config, shards, index and the backbone's architecture into `folder` (made when missing).
+def write_weights(
+    state: Mapping[str, Tensor], folder: Path, *, dtype: torch.dtype | None, max_shard_bytes: int
+) -> None:
+    """Write a model's state_dict into `folder` (made when missing) as shards and their index.
 
-    Raises ToolkitError, before anything is written, for weights that are not finite in `dtype`."""
-    tensors = release_tensors(model, dtype)
+    dtype: of all tensors; None keeps each one's own. Raises ToolkitError, before anything is written, for weights that
+    are not finite in `dtype`.
+    """
+    tensors = release_tensors(state)
     broken = not_finite(tensors.items(), dtype)
     if broken:
         raise ToolkitError(
@@ -202,7 +165,8 @@ def write_model(model: Gr00tN1d7, folder: Path, *, dtype: torch.dtype | None, ma
             f"{broken[0]}: {folder} is not written. Take an earlier checkpoint, or a base whose weights are whole."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    shards = plan_shards({name: t.numel() * _width(t, dtype) for name, t in tensors.items()}, max_shard_bytes)
+    sizes = {name: t.numel() * (dtype or t.dtype).itemsize for name, t in tensors.items()}
+    shards = plan_shards(sizes, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -212,31 +176,25 @@ def write_model(model: Gr00tN1d7, folder: Path, *, dtype: torch.dtype | None, ma
         save_file(part, folder / file_name, metadata={"format": "pt"})
         open_to_others(folder / file_name)
         weight_map.update(dict.fromkeys(names, file_name))
-    total = sum(t.numel() * _width(t, dtype) for t in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(folder / INDEX_NAME, index)
-    write_config(model, folder, dtype)
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(folder / INDEX_NAME, index)
 
 
-def write_config(model: Gr00tN1d7, folder: Path, dtype: torch.dtype | None) -> None:
+def write_config(config: Gr00tN1d7Config, backbone: Qwen3VLConfig, folder: Path, dtype: torch.dtype) -> None:
     """config.json with every key, and the backbone's architecture where `resolve_backbone` looks first."""
-    data = model.config.to_dict()
+    data = config.to_dict()
     data["architectures"] = [MODEL_TYPE]
-    data["dtype"] = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
-    _write_json(folder / CONFIG_NAME, data)
-    saved = folder / SAVED_CONFIG
-    saved.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(saved, backbone_json(model.backbone_config))
+    data["dtype"] = str(dtype).removeprefix("torch.")
+    write_json(folder / CONFIG_NAME, data, sort_keys=True)
+    (folder / SAVED_CONFIG).parent.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SAVED_CONFIG, backbone_json(backbone), sort_keys=True)
 
 
-def release_tensors(model: Gr00tN1d7, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Tensors in the release's order, with the tied copy of lm_head behind the language model."""
-    tensors: dict[str, Tensor] = {}
-    head: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        (tensors if name.startswith("backbone.") else head)[name] = tensor
-    tensors[LM_HEAD] = tensors[EMBEDDINGS]
-    return {**tensors, **head}
+def release_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's state_dict in the release's order, with the tied copy of lm_head behind the language model."""
+    backbone = {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
+    head = {name: tensor for name, tensor in state.items() if name not in backbone}
+    return {**backbone, LM_HEAD: state[EMBEDDINGS], **head}
 
 
 def plan_shards(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
@@ -250,11 +208,3 @@ def plan_shards(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
         shards[-1].append(name)
         used += size
     return shards
-
-
-def _width(tensor: Tensor, dtype: torch.dtype | None) -> int:
-    return (dtype or tensor.dtype).itemsize
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2, sort_keys=path.name == CONFIG_NAME) + "\n")

@@ -12,8 +12,15 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.model.checkpoint_kind import MODEL_TYPE
-from gr00t.model.released import DEFAULT_DIFFUSION_MODEL, RELEASED_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
+from gr00t.model.architecture import DEFAULT_DIFFUSION_MODEL, RELEASED_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
+from gr00t.model.checkpoint_folder import MODEL_TYPE
+
+# What transformers adds for other kinds of models.
+_FOREIGN_KEYS = {"return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward"}
+_FOREIGN_KEYS |= {"is_encoder_decoder", "id2label", "label2id", "problem_type", "_name_or_path", "name_or_path"}
+
+# What is implemented of three keys of TransformerConfig.
+_FIXED = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_type": "ada_norm"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class TransformerConfig:
 
     @property
     def width(self) -> int:
+        """Of a token."""
         return self.num_attention_heads * self.attention_head_dim
 
     @classmethod
@@ -53,8 +61,7 @@ class TransformerConfig:
             if not isinstance(data.get(key), int) or data[key] < 1:
                 raise ToolkitError(f"{where}.{key} must be a positive integer, not {data.get(key)!r}.")
         config = cls(**data)
-        fixed = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_type": "ada_norm"}
-        for key, value in fixed.items():
+        for key, value in _FIXED.items():
             if getattr(config, key) != value:
                 raise ToolkitError(f"{where}.{key}: only {value!r} is implemented, not {getattr(config, key)!r}.")
         if config.positional_embeddings not in (None, "sinusoidal"):
@@ -151,18 +158,22 @@ class Gr00tN1d7Config(PretrainedConfig):
             return None
         return TransformerConfig.parse(cfg, "vl_self_attention_cfg")
 
+    @property
+    def tune(self) -> dict[str, Any]:
+        """What is trained: the arguments of `Gr00tN1d7.set_trainable`."""
+        groups = ("projector", "diffusion_model", "vlln", "llm", "visual", "top_llm_layers")
+        return {group: getattr(self, f"tune_{group}") for group in groups}
+
     def check(self) -> None:
         """Refuse sizes that cannot fit together, before anything is built."""
         dit, vl = self.dit, self.vl_self_attention
-        wrong = {
+        embedding = self.backbone_embedding_dim
+        rules = {
             "DiT width (heads x head dim) must equal input_embedding_dim": (dit.width, self.input_embedding_dim),
             "diffusion_model_cfg.output_dim must equal hidden_size": (dit.output_dim, self.hidden_size),
-            "vl_self_attention width must equal backbone_embedding_dim": (
-                vl.width if vl else self.backbone_embedding_dim,
-                self.backbone_embedding_dim,
-            ),
+            "vl_self_attention width must equal backbone_embedding_dim": (vl.width if vl else embedding, embedding),
         }
-        for rule, (left, right) in wrong.items():
+        for rule, (left, right) in rules.items():
             if left != right:
                 raise ToolkitError(f"config.json: {rule}, not {left} and {right}.")
         if self.use_alternate_vl_dit and not dit.interleave_self_attention:
@@ -174,28 +185,11 @@ class Gr00tN1d7Config(PretrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Every key, and nothing that transformers adds for other kinds of models."""
-        data = super().to_dict()
-        for key in _FOREIGN_KEYS:
-            data.pop(key, None)
-        return data
+        return {key: value for key, value in super().to_dict().items() if key not in _FOREIGN_KEYS}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Every key: readers disagree about what a missing one means (LeRobot adds layers, the original does not)."""
         return self.to_dict()
-
-
-_FOREIGN_KEYS = (
-    "return_dict",
-    "output_hidden_states",
-    "output_attentions",
-    "chunk_size_feed_forward",
-    "is_encoder_decoder",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "_name_or_path",
-    "name_or_path",
-)
 
 
 def released_config(**overrides: Any) -> Gr00tN1d7Config:

@@ -1,6 +1,6 @@
-"""What a CPU computes by other means than a GPU, and the one switch for all of it.
+"""Attention by the means that are fastest where it runs, and all that a CPU computes by other means than a GPU.
 
-Attention and feed-forward layers give the same numbers up to rounding, dropout draws other masks of the same share.
+Attention and feed-forward layers give the same numbers up to rounding; dropout draws other masks of the same share.
 With `switched(False)` a CPU computes what a GPU does, which is how tests see the code that a GPU runs.
 """
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 SAMPLES_AT_ONCE = 4  # of a forward of the frozen backbone: a CPU's caches then hold what a layer works on
 LEVELS = 2**16  # of dropout: four draws of 16 bits out of each 64; the chance is rounded to 1/65536
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+
 _on = True
 
 
@@ -49,6 +51,23 @@ def trained_attention(device: torch.device) -> str:
     return "eager" if used(device) else "sdpa"
 
 
+def flash_attention(device: torch.device, dtype: torch.dtype) -> str | None:
+    """transformers' name of the flash-attn package that can compute there; None where there is none."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    hopper = torch.cuda.get_device_capability(device)[0] == 9
+    if hopper and is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if is_flash_attn_2_available() else None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Softmax attention of q (B, heads, T, dim) over k and v (B, heads, S, dim); `allowed` (B, 1, 1, S) bool."""
+    if pays_off(q, k):
+        return attention(q, k, v, allowed)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+
+
 def pays_off(q: Tensor, k: Tensor) -> bool:
     """Whether plain products take less time than PyTorch's fused attention: on a CPU in training, for its backward
     pass, and in bf16, for its forward pass."""
@@ -65,8 +84,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor
 
 
 def feed_forward(project: nn.Linear, dropout: nn.Module, contract: nn.Linear, x: Tensor) -> Tensor:
-    """`contract(dropout(gelu(project(x))))`: the head's widest tensors, and the mask, are not kept for the backward
-    pass but computed again in it."""
+    """`contract(dropout(gelu(project(x))))` of x (B, T, width): the head's widest tensors, and the mask, are not kept
+    for the backward pass but computed again in it."""
 
     def second(inner: Tensor) -> Tensor:
         return contract(dropout(F.gelu(inner, approximate="tanh")))
@@ -81,6 +100,7 @@ class Dropout(nn.Dropout):
     PyTorch draws 64 bits for each value and multiplies by a mask of floats."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x of any shape, to the same shape."""
         if not self.training or self.p == 0 or not used(x.device) or torch.compiler.is_compiling():
             return super().forward(x)
         dropped = min(round(self.p * LEVELS), LEVELS - 1)
@@ -89,7 +109,8 @@ class Dropout(nn.Dropout):
 
 
 class _Masked(torch.autograd.Function):
-    """x where `kept` has its bits, else 0; times `scale`. A bit-wise product is faster than one of floats."""
+    """x where `kept` (int16, of x's shape) is -1, 0 where it is 0; times `scale`. A bit-wise product is faster than one
+    of floats."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:

@@ -1,7 +1,9 @@
-"""The transformers of the action head: the alternating diffusion transformer and vl_self_attention.
+"""The transformers of the action head, and the tokens of the VLM as they read them.
 
 Source: the original's AlternateVLDiT, DiT and SelfAttentionTransformer; DiT: Peebles & Xie, 2023 (arXiv:2212.09748).
 Tensor names are the original's, hence `to_out.0` and `ff.net.0.proj`.
+
+Letters in shapes: B samples, T tokens of the sequence, S tokens of the VLM, dim their width.
 """
 
 from __future__ import annotations
@@ -17,10 +19,88 @@ from torch.utils.checkpoint import checkpoint
 
 from gr00t.errors import ToolkitError
 from gr00t.model import cpu_kernels
-from gr00t.model.attention import attend
+from gr00t.model.backbone import BackboneOutput
 from gr00t.model.config import TransformerConfig
-from gr00t.model.context import Context, Tokens
-from gr00t.model.cpu_kernels import Dropout
+from gr00t.model.cpu_kernels import Dropout, attend
+
+
+@dataclass
+class Tokens:
+    """Context tokens (B, S, dim); mask (B, S) bool, True where a token may be attended to; None where all may."""
+
+    values: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass
+class VlmTokens:
+    """All tokens of the VLM, and which of them (B, S) are text and which are images; padding is neither."""
+
+    tokens: Tokens
+    text: Tensor
+    image: Tensor
+
+    @classmethod
+    def of(cls, seen: BackboneOutput, *, padding_leaks: bool = False) -> VlmTokens:
+        """The backbone's tokens with the padding taken out: those of each row in order from the left, rows with fewer
+        filled up and masked. So neither padding nor a longer prompt beside it reaches a sample.
+
+        `padding_leaks` leaves all where it is and masks nothing, as the original does.
+        """
+        real = seen.attention_mask
+        text, image = real & ~seen.image_mask, real & seen.image_mask
+        if padding_leaks:
+            return cls(Tokens(seen.features), text, image)
+        ((fewest, most),) = _fewest_and_most(real)
+        if fewest == real.shape[1]:
+            return cls(Tokens(seen.features), text, image)
+        order = _chosen_first(real, most)
+        mask = None if fewest == most else real.gather(1, order)
+        return cls(Tokens(_rows(seen.features, order), mask), text.gather(1, order), image.gather(1, order))
+
+
+@dataclass
+class Context:
+    """What the DiT's cross-attention looks at: all VLM tokens, or the two kinds that alternate blocks attend to."""
+
+    everything: Tokens
+    text: Tokens
+    image: Tokens
+
+    @classmethod
+    def of(cls, vlm: VlmTokens) -> Context:
+        """Pick out the two kinds of tokens."""
+        return cls(vlm.tokens, *pick(vlm.tokens.values, vlm.text, vlm.image))
+
+
+def pick(values: Tensor, *choices: Tensor) -> list[Tokens]:
+    """For each choice (B, S) bool the chosen tokens of each row of values (B, S, dim), in order; rows with fewer are
+    filled up and masked.
+
+    Attending to these equals attending to all under the mask, at the cost of the chosen ones only. Their numbers are
+    read from the device once.
+    """
+    picked = []
+    for chosen, (fewest, most) in zip(choices, _fewest_and_most(*choices), strict=True):
+        order = _chosen_first(chosen, most)
+        picked.append(Tokens(_rows(values, order), None if fewest == most else chosen.gather(1, order)))
+    return picked
+
+
+def _fewest_and_most(*choices: Tensor) -> list[list[int]]:
+    """Of each choice (B, S) the smallest and the largest number of chosen tokens in a row; waits for the device."""
+    counts = torch.stack([chosen.sum(dim=1) for chosen in choices])  # (choices, B)
+    return torch.stack(counts.aminmax(dim=1), dim=1).tolist()
+
+
+def _chosen_first(chosen: Tensor, most: int) -> Tensor:
+    """Places (B, most) of the chosen tokens of each row of `chosen` (B, S) in order, then of others."""
+    return chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+def _rows(values: Tensor, order: Tensor) -> Tensor:
+    """The tokens (B, most, dim) of values (B, S, dim) at the places (B, most)."""
+    return values.gather(1, order.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
 @dataclass
@@ -32,7 +112,7 @@ class KeysValues:
     mask: Tensor | None = None
 
     def repeated(self, times: int) -> KeysValues:
-        """Every sample's keys and values so many times, one after another."""
+        """Every sample's keys and values so many times, one after another: (B * times, heads, S, head_dim)."""
         mask = None if self.mask is None else self.mask.repeat_interleave(times, 0)
         return KeysValues(self.keys.repeat_interleave(times, 0), self.values.repeat_interleave(times, 0), mask)
 
@@ -45,12 +125,13 @@ class TimestepEncoder(nn.Module):
         self.timestep_embedder = nn.ModuleDict({"linear_1": nn.Linear(256, width), "linear_2": nn.Linear(width, width)})
 
     def forward(self, buckets: Tensor) -> Tensor:
+        """buckets (B,) to (B, width)."""
         half = 128
         exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=buckets.device) / (half - 1)
         angles = buckets.float().unsqueeze(-1) * exponent.exp()
         first, second = self.timestep_embedder["linear_1"], self.timestep_embedder["linear_2"]
-        projected = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return second(F.silu(first(projected.to(next(first.parameters()).dtype))))
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, 256)
+        return second(F.silu(first(sinusoid.to(next(first.parameters()).dtype))))
 
 
 class AdaLayerNorm(nn.Module):
@@ -62,6 +143,7 @@ class AdaLayerNorm(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-5, elementwise_affine=False)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """x (B, T, width) under the conditioning temb (B, width)."""
         scale, shift = self.linear(F.silu(temb)).unsqueeze(1).chunk(2, dim=-1)
         return self.norm(x) * (1 + scale) + shift
 
@@ -83,41 +165,46 @@ class Attention(nn.Module):
         return KeysValues(self._split(keys), self._split(values), context.mask)
 
     def forward(self, x: Tensor, context: KeysValues) -> Tensor:
-        """x (B, T, width) attends to the context."""
-        allowed = None if context.mask is None else context.mask[:, None, None, :]
+        """x (B, T, width) attends to the context; result (B, T, width)."""
+        allowed = None if context.mask is None else context.mask[:, None, None, :]  # (B, 1, 1, S)
         out = attend(self._split(self.to_q(x)), context.keys, context.values, allowed)
         out = out.transpose(1, 2).flatten(2)
         return self.to_out[1](self.to_out[0](out))
 
     def _split(self, x: Tensor) -> Tensor:
+        """(B, T, width) to (B, heads, T, head_dim)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-class _GeluProjection(nn.Module):
+class GeluProjection(nn.Module):
+    """Linear and tanh-GELU: (B, T, width) to (B, T, inner)."""
+
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, inner)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) to (..., out)."""
         return F.gelu(self.proj(x), approximate="tanh")
 
 
 class FeedForward(nn.Module):
-    """Linear, tanh-GELU, linear, four times as wide inside."""
+    """Linear, tanh-GELU, linear, four times as wide inside: (B, T, width) to (B, T, width)."""
 
     def __init__(self, width: int, dropout: float, final_dropout: bool) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_GeluProjection(width, 4 * width), Dropout(dropout), nn.Linear(4 * width, width)]
+        layers: list[nn.Module] = [GeluProjection(width, 4 * width), Dropout(dropout), nn.Linear(4 * width, width)]
         if final_dropout:
             layers.append(Dropout(dropout))
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, width) to the same shape."""
         graph = self.training and torch.is_grad_enabled()
         if not graph or not cpu_kernels.used(x.device) or torch.compiler.is_compiling():
             return self.net(x)
         project, dropout, contract, *last = self.net
-        assert isinstance(project, _GeluProjection) and isinstance(contract, nn.Linear)
+        assert isinstance(project, GeluProjection) and isinstance(contract, nn.Linear)
         out = cpu_kernels.feed_forward(project.proj, dropout, contract, x)
         return last[0](out) if last else out
 
@@ -136,6 +223,7 @@ class SinusoidalPositions(nn.Module):
         self.pe: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, width) to the same shape."""
         if x.shape[1] > self.pe.shape[1]:
             raise ToolkitError(f"{x.shape[1]} tokens exceed max_num_positional_embeddings {self.pe.shape[1]}.")
         return x + self.pe[:, : x.shape[1]].to(x.dtype)
@@ -164,9 +252,11 @@ class TransformerBlock(nn.Module):
         context: KeysValues | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Self-attention unless a context is given; `mask` (B, T) bool then says what may be attended to (None: all).
+        """x (B, T, width), attending to itself unless a context is given; the adaptive norm reads temb (B, width).
 
-        With `recompute` what lies inside is not kept for the backward pass but computed again, dropout included."""
+        mask (B, T) bool: which tokens self-attention may attend to; None for all. With `recompute` what lies inside is
+        not kept for the backward pass but computed again, dropout included.
+        """
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._run, x, temb, context, mask, use_reentrant=False)
         return self._run(x, temb, context, mask)
@@ -202,21 +292,19 @@ class DiT(nn.Module):
         self.proj_out_2 = nn.Linear(width, config.output_dim)
 
     def encode_context(self, context: Context) -> list[KeysValues | None]:
-        """Keys and values of every cross-attention block: the same for all denoising steps."""
-        blocks: list[Any] = list(self.transformer_blocks)
-        return [
-            block.attn1.keys_values(self._seen_by(index, context)) if self.cross[index] else None
-            for index, block in enumerate(blocks)
-        ]
-
-    def _seen_by(self, index: int, context: Context) -> Tokens:
-        if self.text_every is None:
-            return context.everything
-        return context.text if index % (2 * self.text_every) == 0 else context.image
+        """Keys and values of every cross-attention block, None for the others; the same for all denoising steps."""
+        encoded: list[KeysValues | None] = []
+        for index, cross in enumerate(self.cross):
+            seen = context.everything
+            if self.text_every is not None:
+                seen = context.text if index % (2 * self.text_every) == 0 else context.image
+            block: Any = self.transformer_blocks[index]
+            encoded.append(block.attn1.keys_values(seen) if cross else None)
+        return encoded
 
     def forward(self, tokens: Tensor, buckets: Tensor, context: list[KeysValues | None]) -> Tensor:
         """tokens (B, T, width), buckets (B,), context of `encode_context`; result (B, T, output_dim)."""
-        temb = self.timestep_encoder(buckets)
+        temb = self.timestep_encoder(buckets)  # (B, width)
         for block, seen in zip(self.transformer_blocks, context, strict=True):
             tokens = block(tokens, temb, seen)
         shift, scale = self.proj_out_1(F.silu(temb)).unsqueeze(1).chunk(2, dim=-1)
@@ -233,7 +321,7 @@ class SelfAttentionTransformer(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """mask (B, S) bool: which tokens may be attended to; None for all."""
+        """x (B, S, width); mask (B, S) bool: which tokens may be attended to; None for all."""
         for block in self.transformer_blocks:
             x = block(x, mask=mask)
         return x

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gr00t.data.observation import ObservationReader
+from gr00t.data.observation import read_observation
 from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.schema import ActionConfig, EmbodimentTag, ModalityConfig, ModalityConfigs, check_modality_configs
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.model import checkpoint as files
-from gr00t.model.compilation import compile_for_acting
-from gr00t.model.gr00t_n1d7 import Gr00tN1d7
-from gr00t.model.manifest import verify_manifest
+from gr00t.model.checkpoint import read_config
+from gr00t.model.checkpoint_folder import resolve_folder
+from gr00t.model.finished_checkpoint import verify_manifest
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7, compile_for_acting
 
 
 class GR00TPolicy(nn.Module):
@@ -48,8 +48,7 @@ class GR00TPolicy(nn.Module):
             check_same_modalities(modality_config, self.modality_configs, self.tag)
         own_steps = model.config.num_inference_timesteps
         self.denoising_steps = _check_steps(own_steps if denoising_steps is None else denoising_steps)
-        state_dims = {group.name: group.dim for group in processor.state_action.groups(self.tag, "state")}
-        self._reader = ObservationReader(self.modality_configs, state_dims)
+        self._state_dims = {group.name: group.dim for group in processor.state_action.groups(self.tag, "state")}
         self.eval()
 
     @classmethod
@@ -68,25 +67,27 @@ class GR00TPolicy(nn.Module):
         file with the checkpoint's manifest first, which reads them all. Everything else is as in the constructor, and
         is checked before the weights are read.
         """
-        folder = files.resolve_folder(path)
+        folder = resolve_folder(path)
         if verify:
             verify_manifest(folder)
-        files.read_config(folder)  # tells another generation's checkpoint by name
+        read_config(folder)  # refuses another generation's checkpoint by name
         processor = Gr00tN1d7Processor.from_pretrained(folder)
         tag = find_tag(processor, embodiment_tag)
         if modality_config is not None:
             check_same_modalities(modality_config, processor.modality_config(tag), tag)
         model = Gr00tN1d7.from_pretrained(folder, dtype=torch_dtype)
-        dtypes = {p.dtype for p in model.parameters()}
+        dtypes = sorted({str(p.dtype) for p in model.parameters()})
         if len(dtypes) > 1:
-            found = ", ".join(sorted(map(str, dtypes)))
+            found = ", ".join(dtypes)
             raise ToolkitError(f"{folder} stores weights of several types ({found}): give torch_dtype=torch.bfloat16.")
         return cls(model, processor, tag, modality_config, denoising_steps)
 
     def compile_head(self, mode: str | None = None) -> GR00TPolicy:
         """Compile the action head (torch.compile; `mode` is its own), for shorter waits on the same actions up to
-        rounding. Call it on the final device; the first action then takes a minute or more. Raises ToolkitError where
-        a compiler is missing."""
+        rounding. Call it on the final device; the first action then takes a minute or more.
+
+        Raises ToolkitError where a compiler is missing.
+        """
         compile_for_acting(self.model.action_head, mode)
         return self
 
@@ -124,7 +125,7 @@ class GR00TPolicy(nn.Module):
         start from it. Each sample gets the actions it would get alone. Raises ToolkitError for anything but what is
         expected.
         """
-        steps = self._reader.read(observation)
+        steps = read_observation(observation, self.modality_configs, self._state_dims)
         actions = self.predict(
             steps,
             denoising_steps=denoising_steps,
@@ -135,9 +136,7 @@ class GR00TPolicy(nn.Module):
         )
         return {f"action.{group}": values.astype(np.float32) for group, values in actions.items()}
 
-    def forward(self, observation: Mapping[str, Any], **options: Any) -> dict[str, np.ndarray]:
-        """The same as `get_action`."""
-        return self.get_action(observation, **options)
+    forward = get_action
 
     @torch.inference_mode()
     def predict(
@@ -159,7 +158,12 @@ class GR00TPolicy(nn.Module):
         if noise is not None and not isinstance(noise, Tensor):
             raise ToolkitError(f"noise must be a torch tensor, not {type(noise).__name__}.")
         if isinstance(seed, Sequence):
-            noise = self._noise_of_each(seed, len(steps))
+            if len(seed) != len(steps):
+                raise ToolkitError(
+                    f"seed: {len(seed)} seeds for {len(steps)} samples. Give one a sample, or one for all."
+                )
+            dtype = self.model.dtype
+            noise = torch.stack([torch.randn(self.noise_shape, generator=_seeded(own), dtype=dtype) for own in seed])
         elif seed is not None:
             generator = _seeded(seed)
         samples = [self.processor.encode(step, self.tag, drop_state=drop_state) for step in steps]
@@ -175,17 +179,9 @@ class GR00TPolicy(nn.Module):
         check_finite(actions, self.model.dtype)
         return actions
 
-    def _noise_of_each(self, seeds: Sequence[int], count: int) -> Tensor:
-        """(B, *noise_shape): of each sample what its seed draws for it alone."""
-        if len(seeds) != count:
-            raise ToolkitError(f"seed: {len(seeds)} seeds for {count} samples. Give one a sample, or one for all.")
-        return torch.stack(
-            [torch.randn(self.noise_shape, generator=_seeded(seed), dtype=self.model.dtype) for seed in seeds]
-        )
-
 
 def check_finite(actions: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
-    """Refuse actions {group: ...} that are NaN or infinite; dtype: what they were computed in."""
+    """Refuse actions {group: (B, horizon, D)} that are NaN or infinite; dtype: what they were computed in."""
     for group, values in actions.items():
         if not np.isfinite(values).all():
             raise ToolkitError(

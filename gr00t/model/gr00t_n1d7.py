@@ -1,11 +1,16 @@
 """GR00T N1.7: a Qwen3-VL backbone and a flow-matching action head, as a transformers PreTrainedModel.
 
 Config keys and tensor names are the original's, so the original, LeRobot and this project read each other's
-checkpoints. Nothing here needs a network.
+checkpoints. Nothing here needs a network. Below the model: on which device and in which precision it runs, and what
+torch.compile makes of its action head.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import os
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from os import PathLike
@@ -17,15 +22,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen3VLConfig
 
-from gr00t.model import checkpoint as files
-from gr00t.model.action_head import ActionHead, ActionLoss, RealTimeChunking
+from gr00t.errors import ToolkitError
+from gr00t.model.action_head import ActionHead, ActionLoss, EmbodimentLinear, RealTimeChunking
+from gr00t.model.architecture import resolve_backbone
 from gr00t.model.backbone import Backbone, BackboneOutput
-from gr00t.model.backbone_config import resolve_backbone
+from gr00t.model.checkpoint import MAX_SHARD_BYTES, parse_dtype, read_config, read_weights, write_config, write_weights
+from gr00t.model.checkpoint_folder import architecture_folder, resolve_folder
 from gr00t.model.config import Gr00tN1d7Config
 from gr00t.model.dit import TransformerBlock
-from gr00t.model.embodiment import EmbodimentLinear
 
-TRAINABLE_GROUPS = ("projector", "diffusion_model", "vlln", "llm", "visual")
+LENGTHS = 64  # of prompts, and kinds of blocks, that are compiled; further ones run eagerly
+
+log = logging.getLogger(__name__)
 
 
 class Gr00tN1d7(PreTrainedModel):
@@ -51,14 +59,7 @@ class Gr00tN1d7(PreTrainedModel):
         self.action_head = ActionHead(config)
         self.trained_in_frozen: list[nn.Module] = []  # in training mode although their group is frozen
         self.post_init()
-        self.set_trainable(
-            projector=config.tune_projector,
-            diffusion_model=config.tune_diffusion_model,
-            vlln=config.tune_vlln,
-            llm=config.tune_llm,
-            visual=config.tune_visual,
-            top_llm_layers=config.tune_top_llm_layers,
-        )
+        self.set_trainable(**config.tune)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing to do: the backbone initialises itself, the head's layers keep PyTorch's or their own defaults."""
@@ -68,6 +69,48 @@ class Gr00tN1d7(PreTrainedModel):
         """`config`, typed."""
         assert isinstance(self.config, Gr00tN1d7Config)
         return self.config
+
+    # running
+
+    def forward(self, inputs: dict[str, Tensor]) -> ActionLoss:
+        """Training loss of a collated batch: what the backbone and the action head read (see their forward)."""
+        return self.action_head(self.features(inputs), inputs)
+
+    def features(self, inputs: dict[str, Tensor]) -> BackboneOutput:
+        """The backbone's output; no graph is kept where no part of it is trained.
+
+        Features computed earlier are taken as they are: `features` (B, S, dim), `attention_mask` and `image_mask`
+        (B, S).
+        """
+        if "features" in inputs:
+            return BackboneOutput(inputs["features"], inputs["attention_mask"].bool(), inputs["image_mask"].bool())
+        trained = any(p.requires_grad for p in self.backbone.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            return self.backbone(inputs)
+
+    @torch.no_grad()
+    def get_action(
+        self,
+        inputs: dict[str, Tensor],
+        *,
+        denoising_steps: int | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        rtc: RealTimeChunking | None = None,
+    ) -> Tensor:
+        """Normalised actions (B, horizon of the checkpoint, max_action_dim) for a collated batch without actions.
+
+        Noise is drawn on the CPU (from `generator` or PyTorch's own) in the features' dtype, so that a seed means the
+        same on every device.
+        """
+        backbone = self.features(inputs)
+        state, ids = inputs["state"].to(backbone.features.dtype), inputs["embodiment_id"]
+        if noise is None:
+            shape = (len(ids), self.config.action_horizon, self.config.max_action_dim)
+            noise = torch.randn(shape, generator=generator, dtype=backbone.features.dtype)
+        noise = noise.to(backbone.features)
+        steps = denoising_steps or self.config.num_inference_timesteps
+        return self.action_head.sample(backbone, state, ids, noise, steps, rtc)
 
     # what is trained
 
@@ -105,6 +148,7 @@ class Gr00tN1d7(PreTrainedModel):
             "visual": visual,
         }
         for group, modules in self.groups().items():
+            setattr(self.config, f"tune_{group}", self._tuned[group])
             for module in modules:
                 module.requires_grad_(self._tuned[group])
         if top_llm_layers:
@@ -112,8 +156,6 @@ class Gr00tN1d7(PreTrainedModel):
                 layer.requires_grad_(True)
         # no result depends on it, and DDP refuses trained parameters without a gradient
         self.backbone.vlm.language_model.norm.requires_grad_(False)
-        for key, value in self._tuned.items():
-            setattr(self.config, f"tune_{key}", value)
         self.config.tune_top_llm_layers = top_llm_layers
         self.train(self.training)
 
@@ -141,12 +183,12 @@ class Gr00tN1d7(PreTrainedModel):
                 self.trained_in_frozen.append(layer)  # transformers recomputes in train mode only
 
     def train(self, mode: bool = True) -> Gr00tN1d7:
+        """Training mode for what is trained and for `trained_in_frozen`; all else stays in eval mode."""
         super().train(mode)
-        if mode and hasattr(self, "_tuned"):
+        if mode:
             for group, modules in self.groups().items():
-                if not self._tuned[group]:
-                    for module in modules:
-                        module.eval()
+                for module in modules:
+                    module.train(self._tuned[group])
             for module in self.trained_in_frozen:
                 module.train()
         return self
@@ -154,47 +196,6 @@ class Gr00tN1d7(PreTrainedModel):
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters that an optimizer should see."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
-
-    # running
-
-    def features(self, inputs: dict[str, Tensor]) -> BackboneOutput:
-        """The backbone's output; no graph is kept where no part of it is trained.
-
-        Features computed earlier are taken as they are: `features` (B, S, dim), `attention_mask` and `image_mask`.
-        """
-        if "features" in inputs:
-            return BackboneOutput(inputs["features"], inputs["attention_mask"].bool(), inputs["image_mask"].bool())
-        trained = any(p.requires_grad for p in self.backbone.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            return self.backbone(inputs)
-
-    def forward(self, inputs: dict[str, Tensor]) -> ActionLoss:
-        """Training loss of a collated batch: what the backbone and the action head read (see their forward)."""
-        return self.action_head(self.features(inputs), inputs)
-
-    @torch.no_grad()
-    def get_action(
-        self,
-        inputs: dict[str, Tensor],
-        *,
-        denoising_steps: int | None = None,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        rtc: RealTimeChunking | None = None,
-    ) -> Tensor:
-        """Normalised actions (B, horizon of the checkpoint, max_action_dim) for a collated batch without actions.
-
-        Noise is drawn on the CPU (from `generator` or PyTorch's own) in the features' dtype, so that a seed means the
-        same on every device.
-        """
-        backbone = self.features(inputs)
-        state, ids = inputs["state"].to(backbone.features.dtype), inputs["embodiment_id"]
-        if noise is None:
-            shape = (len(ids), self.config.action_horizon, self.config.max_action_dim)
-            noise = torch.randn(shape, generator=generator, dtype=backbone.features.dtype)
-        noise = noise.to(backbone.features)
-        steps = denoising_steps or self.config.num_inference_timesteps
-        return self.action_head.sample(backbone, state, ids, noise, steps, rtc)
 
     # files
 
@@ -219,27 +220,109 @@ class Gr00tN1d7(PreTrainedModel):
         config.json says); trained_dtype: of those weights. Further keywords, which AutoModel passes on, have no
         effect. The model comes in eval mode.
         """
-        return files.load_model(
-            cls,
-            files.resolve_folder(pretrained_model_name_or_path, revision, cache_dir, local_files_only),
-            config=config,
-            dtype=files.parse_dtype(dtype if dtype is not None else torch_dtype),
-            trained_dtype=trained_dtype,
-            tune=tune,
-        )
+        folder = resolve_folder(pretrained_model_name_or_path, revision, cache_dir, local_files_only)
+        wanted_dtype = parse_dtype(dtype if dtype is not None else torch_dtype)
+        config = config or read_config(folder)
+        with torch.device("meta"):
+            model = cls(config, resolve_backbone(config.model_name, architecture_folder(folder)))
+        tune = config.tune if tune is None else tune
+        model.set_trainable(**tune)
+        trained = {name for name, _ in model.trained_parameters()} if trained_dtype else set()
+        dtypes = {name: trained_dtype if name in trained else wanted_dtype for name in model.state_dict()}
+        weights = read_weights(folder, model.state_dict(), dtypes)
+        model.load_state_dict(weights, strict=True, assign=True)
+        model.set_trainable(**tune)  # assigned tensors do not carry the flag over
+        model.backbone.refresh_rotary()
+        model.backbone.check_rotary()
+        return model.eval()
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[str], *, dtype: Any = None, **kwargs: Any
     ) -> None:
         """Write config.json (every key), the weights in shards of at most 5 GB, and the backbone's architecture.
 
-        dtype: None keeps each tensor's own."""
-        max_shard_size = kwargs.pop("max_shard_size", files.MAX_SHARD_BYTES)
+        dtype: None keeps each tensor's own. Raises ToolkitError, before anything is written, for weights that are not
+        finite in `dtype`.
+        """
+        max_shard_size = kwargs.pop("max_shard_size", MAX_SHARD_BYTES)
         kwargs.pop("safe_serialization", None)
         if kwargs:
             raise TypeError(f"save_pretrained() got unexpected arguments {sorted(kwargs)}")
-        files.write_model(self, Path(save_directory), dtype=files.parse_dtype(dtype), max_shard_bytes=max_shard_size)
+        folder, stored = Path(save_directory), parse_dtype(dtype)
+        write_weights(self.state_dict(), folder, dtype=stored, max_shard_bytes=max_shard_size)
+        write_config(self.n1d7_config, self.backbone_config, folder, stored or next(self.parameters()).dtype)
 
 
 AutoConfig.register("Gr00tN1d7", Gr00tN1d7Config, exist_ok=True)
 AutoModel.register(Gr00tN1d7Config, Gr00tN1d7, exist_ok=True)
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of `auto`, `cpu` or `cuda`."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ToolkitError("device=cuda, but PyTorch finds no CUDA device here. Use device=cpu, or look at nvidia-smi.")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def pick_precision(precision: str, device: torch.device) -> torch.dtype:
+    """bf16 or fp32; `auto` is bf16 on GPUs that compute in it, and fp32 elsewhere."""
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ToolkitError("bf16 was chosen, but this GPU has none. Choose fp32: (train.)precision=fp32.")
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+
+def missing_for_compilation(device: torch.device) -> str | None:
+    """What torch.compile lacks on this machine to compile for `device`; None where nothing is missing."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton, which comes with PyTorch for CUDA"
+    candidates = ("c++", "g++", "clang++") if device.type == "cpu" else ("cc", "gcc", "clang")
+    own = os.environ.get("CXX" if device.type == "cpu" else "CC")
+    if not any(shutil.which(name) for name in (*candidates, *([own] if own else []))):
+        return f"a compiler ({', '.join(candidates)})"
+    return None
+
+
+def compiles(choice: bool | None, device: torch.device) -> bool:
+    """Whether to compile for `device`: as chosen, or (None) where it is CUDA and nothing is missing."""
+    missing = missing_for_compilation(device) if choice is not False else None
+    if choice and missing:
+        raise ToolkitError(
+            f"train.compile=true, but this machine lacks {missing}. Leave it out: losses are the same, in more time."
+        )
+    if choice is None and missing and device.type == "cuda":
+        log.warning("the action head is not compiled: this machine lacks %s. Training takes longer.", missing)
+    return missing is None and (device.type == "cuda" if choice is None else choice)
+
+
+def compile_for_training(head: ActionHead) -> None:
+    """Compile every block of the two transformers on its own: blocks alike share their code, so that it takes a minute
+    however many there are, and a block may still be computed again in the backward pass (activation checkpointing).
+
+    Every length (of another prompt) is compiled on its own, and no kernel is chosen by timing it: what a step computes
+    then does not depend on the steps before it, or on the machine's load, so that a resumed run repeats it. Blocks are
+    compiled in place, so that names of weights stay as they are.
+    """
+    for module in head.modules():
+        if isinstance(module, TransformerBlock):
+            module.compile(dynamic=False, recompile_limit=LENGTHS, options={"deterministic": True})
+
+
+def compile_for_acting(head: ActionHead, mode: str | None = None) -> None:
+    """Compile each of the two transformers whole: fewer and larger pieces, for the least time to the next action.
+
+    mode: as of torch.compile. Raises ToolkitError where this machine cannot compile.
+    """
+    device = next(head.parameters()).device
+    missing = missing_for_compilation(device)
+    if missing is not None:
+        raise ToolkitError(
+            f"The action head cannot be compiled for {device.type}: this machine lacks {missing}. Leave compile_head() "
+            "out; actions are the same, and come some milliseconds later."
+        )
+    head.model.compile(mode=mode)
+    if head.vl_self_attention is not None:
+        head.vl_self_attention.compile(mode=mode)

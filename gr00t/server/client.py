@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import zmq
 
 from gr00t.data.schema import ModalityConfig, ModalityConfigs
 from gr00t.errors import ToolkitError
-from gr00t.server.messages import MAX_MESSAGE, decode, pack, unpack
+from gr00t.server.messages import MAX_MESSAGE, decode, pack, tcp_url, unpack
 
 _PROBE_SECONDS = 1.0
 _HOST = re.compile(r"[\w.-]+|[0-9a-fA-F.:]*::?[0-9a-fA-F.:]*(%\w+)?")  # a name or IPv4 address, or an IPv6 one
@@ -44,14 +43,10 @@ class PolicyClient:
                 f'"{host}" is no host. Give a name or an address alone, as in localhost; the port apart.'
             )
         self.host, self.port, self.timeout_ms = host, port, timeout_ms
+        self.url = tcp_url(host, port)
         self._token = api_token
         self._context = zmq.Context()
         self._socket = self._connect()
-
-    @property
-    def url(self) -> str:
-        """The server's address."""
-        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host}:{self.port}"
 
     def ping(self) -> bool:
         """Whether a server answers; raises ToolkitError where it does, but refuses (the token)."""
@@ -97,9 +92,7 @@ class PolicyClient:
     def __enter__(self) -> PolicyClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _connect(self) -> zmq.Socket:
@@ -111,10 +104,8 @@ class PolicyClient:
         return connected
 
     def _call(self, endpoint: str, data: dict[str, Any] | None = None) -> Any:
-        request: dict[str, Any] = {"endpoint": endpoint}
-        request |= {} if data is None else {"data": data}
-        request |= {} if self._token is None else {"api_token": self._token}
-        message = pack(request)
+        request = {"endpoint": endpoint, "data": data, "api_token": self._token}
+        message = pack({name: value for name, value in request.items() if value is not None})
         if len(message) > MAX_MESSAGE:
             raise ToolkitError(
                 f"The observation has {len(message) / 2**20:.0f} MiB; {MAX_MESSAGE / 2**20:.0f} fit into a message. "
@@ -126,35 +117,31 @@ class PolicyClient:
         return reply
 
     def _exchange(self, message: bytes, endpoint: str) -> Any:
+        answered = False
         try:
             self._socket.send(message)
             if self._socket.poll(self.timeout_ms):
-                return decode(unpack(self._socket.recv()))
+                reply = decode(unpack(self._socket.recv()))
+                answered = True
+                return reply
         except ToolkitError:
-            self._renew()
             raise self._strange(endpoint) from None
-        except BaseException:
-            self._renew()
-            raise
-        self._renew()
-        raise NoAnswer(f"{self.url}: no answer to {endpoint} within {self.timeout_ms / 1000:g} s. {self._advice()}")
-
-    def _renew(self) -> None:
-        """A socket that was not answered takes no other request: a new one does."""
-        self._socket.close(0)
-        self._socket = self._connect()
-
-    def _advice(self) -> str:
+        finally:
+            if not answered:  # such a socket takes no other request: a new one does
+                self._socket.close(0)
+                self._socket = self._connect()
         try:
             socket.create_connection((self.host, self.port), _PROBE_SECONDS).close()
+            advice = (
+                "Something listens there: it may be busy with others, or no policy server; else give a longer "
+                "timeout_ms."
+            )
         except OSError:
-            return (
+            advice = (
                 "Nothing listens there: start the server (python -m gr00t.serve checkpoint=... port="
                 f"{self.port}), and look at the host, the port and, from another machine, the tunnel or firewall."
             )
-        return (
-            "Something listens there: it may be busy with others, or no policy server; else give a longer timeout_ms."
-        )
+        raise NoAnswer(f"{self.url}: no answer to {endpoint} within {self.timeout_ms / 1000:g} s. {advice}")
 
     def _strange(self, endpoint: str) -> NoAnswer:
         return NoAnswer(

@@ -10,7 +10,6 @@ import re
 from math import prod
 from typing import Any
 
-import msgpack
 import numpy as np
 
 from gr00t.data.schema import ModalityConfig
@@ -24,11 +23,18 @@ MAX_DIMENSIONS = 8
 _NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
+def tcp_url(host: str, port: int) -> str:
+    """An address as ZeroMQ writes it."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
 def pack(value: Any) -> bytes:
     """The message of `value`: maps, lists, texts, numbers, arrays of numbers, modality configurations.
 
     Raises ToolkitError for anything else, object arrays above all.
     """
+    import msgpack  # here and below, so that the server's module can be imported without it
+
     try:
         return msgpack.packb(value, default=_encode)
     except ToolkitError:
@@ -42,6 +48,8 @@ def unpack(message: bytes | memoryview) -> Any:
 
     Raises ToolkitError beyond a limit, and for what is no msgpack.
     """
+    import msgpack
+
     if len(message) > MAX_MESSAGE:
         raise ToolkitError(
             f"The message has {len(message) / 2**20:.0f} MiB; {MAX_MESSAGE / 2**20:.0f} are allowed. Send smaller "
@@ -108,9 +116,15 @@ def _encode(value: Any) -> dict[Any, Any]:
 
 
 def _array(fields: dict[str, Any]) -> np.ndarray | np.generic:
-    """The array, or numpy scalar, that `fields` describe; a copy in native byte order, which may be written to."""
-    dtype, data = _dtype(fields), fields.get("data")
-    shape = _shape(fields.get("shape")) if fields["nd"] else ()
+    """The array of any shape, or numpy scalar, that `fields` describe; a copy in native byte order, which may be
+    written to. Object arrays, which are pickles, are refused by name."""
+    kind, name, data = fields.get("kind") or "", fields.get("type"), fields.get("data")
+    if kind in ("O", b"O") or name in ("O", b"O", "|O", b"|O"):
+        raise ToolkitError("The message holds an object array, which is a pickle: pickles are never read.")
+    name = name.decode("ascii", "replace") if isinstance(name, bytes) else name
+    if kind not in ("", b"") or not isinstance(name, str) or not _NUMBERS.fullmatch(name):
+        raise ToolkitError(f"An array has the type {name!r:.80} (kind {kind!r:.20}); only arrays of numbers are read.")
+    dtype, shape = np.dtype(name), _shape(fields.get("shape")) if fields["nd"] else ()
     size = prod(shape) * dtype.itemsize
     if not isinstance(data, bytes) or len(data) != size:
         found = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
@@ -118,17 +132,6 @@ def _array(fields: dict[str, Any]) -> np.ndarray | np.generic:
     values = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
     array = values.reshape(shape).astype(dtype.newbyteorder("="))
     return array if fields["nd"] else array[()]
-
-
-def _dtype(fields: dict[str, Any]) -> np.dtype:
-    """The dtype of numbers; object arrays, which are pickles, are told by name."""
-    kind, name = fields.get("kind") or "", fields.get("type")
-    if kind in ("O", b"O") or name in ("O", b"O", "|O", b"|O"):
-        raise ToolkitError("The message holds an object array, which is a pickle: pickles are never read.")
-    name = name.decode("ascii", "replace") if isinstance(name, bytes) else name
-    if kind not in ("", b"") or not isinstance(name, str) or not _NUMBERS.fullmatch(name):
-        raise ToolkitError(f"An array has the type {name!r:.80} (kind {kind!r:.20}); only arrays of numbers are read.")
-    return np.dtype(name)
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

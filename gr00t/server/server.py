@@ -1,20 +1,271 @@
-"""The socket of the policy server: one request at a time, in the order in which clients take turns."""
+"""The policy server: where it may listen, what it answers to a request, what it logs, and its socket.
+
+It listens on this machine as it likes, elsewhere only with a token. The endpoints are those of NVIDIA's policy server,
+over any policy; requests are answered one at a time, in the order in which clients take turns.
+"""
 
 from __future__ import annotations
 
+import errno
+import hmac
+import ipaddress
+import logging
+import os
+import socket
 import threading
 import time
-from types import TracebackType
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import zmq
+import numpy as np
 
-from gr00t.server.address import Address, find_address, refused
-from gr00t.server.endpoints import MAX_BATCH, Endpoints, Policy, Reply, error_reply
-from gr00t.server.messages import MAX_MESSAGE
-from gr00t.server.request_log import RequestLog
+from gr00t.data.schema import ModalityConfigs
+from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.server.messages import MAX_MESSAGE, decode, pack, tcp_url, unpack
 
+TOKEN = "GROOT_API_TOKEN"  # the environment variable; arguments of a command can be read by everybody on the machine
+SHORTEST_TOKEN = 16
+MAKE_TOKEN = f"""export {TOKEN}="$(python -c 'import secrets; print(secrets.token_urlsafe())')\""""
+
+ENDPOINTS = ("ping", "get_action", "reset", "get_modality_config", "kill")
+UNKNOWN = "?"  # endpoint of a message that names none
+MODALITIES = ("video", "state", "language")  # of a nested observation
+FLAT = ("video.", "state.", "annotation.")  # what keys of a flat one begin with
+TASK, SIMULATORS_TASK = "task", "annotation.human.coarse_action"  # some simulators of the original say it so
+
+MAX_BATCH = 64
+MAX_SIDE = 4096  # pixels; images are padded to a square, so a narrow one grows
+MAX_INSTRUCTION = 1000  # characters
+_SHOWN = 2000  # characters of an error
+_SECONDS_BETWEEN_ERRORS = 1.0  # in the log
 _TURN_MS = 200  # how soon a stop is noticed
 _LAST_REPLY_MS = 1000  # how long the last reply may take to leave
+
+log = logging.getLogger(__name__)
+
+
+def find_address(host: str, port: int, api_token: str | None) -> tuple[str, int]:
+    """The numeric address and the port (0: any free one) to listen on; host * is every network.
+
+    Raises ToolkitError for an address that is unknown or would lie open to others without a token, and for a token that
+    could be guessed.
+    """
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ToolkitError(f"port={port}: a port is a number from 1 to 65535, or 0 for any free one.")
+    try:
+        found = socket.getaddrinfo("0.0.0.0" if host == "*" else host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ToolkitError(f"host={host}: this machine knows no such address ({error}). Try host=127.0.0.1.") from None
+    ip = str(found[0][4][0]).partition("%")[0]
+    if api_token is None and not ipaddress.ip_address(ip).is_loopback:
+        raise ToolkitError(
+            f"host={host} lets other machines use and stop the policy, so it needs a token: {MAKE_TOKEN} (clients give "
+            "the same as api_token). Or leave host=127.0.0.1, and reach it by ssh -L."
+        )
+    if api_token is not None and (len(api_token) < SHORTEST_TOKEN or not api_token.isprintable()):
+        raise ToolkitError(
+            f"The token has {len(api_token)} characters. Take {SHORTEST_TOKEN} at least, without line breaks: "
+            f"{MAKE_TOKEN}"
+        )
+    return ip, port
+
+
+def check_free(address: tuple[str, int]) -> None:
+    """Refuse an address that cannot be listened on, as long as that costs nothing."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    try:
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        raise _refused(*address, error.errno) from None
+
+
+def _refused(ip: str, port: int, number: int | None) -> ToolkitError:
+    """Why the system does not let us listen there, in words."""
+    reasons = {
+        errno.EADDRINUSE: "another program, perhaps another server, is listening there. Stop it, or choose another "
+        f"port: port={port + 1}, or port=0 for any free one.",
+        errno.EADDRNOTAVAIL: "this machine has no such address. Try host=127.0.0.1.",
+        errno.EACCES: "ports below 1024 belong to the system. Choose a higher one: port=5555.",
+    }
+    return ToolkitError(f"{tcp_url(ip, port)}: {reasons.get(number or 0, os.strerror(number or 0))}")
+
+
+class Policy(Protocol):
+    """What a server needs of a policy."""
+
+    @property
+    def modality_configs(self) -> ModalityConfigs: ...
+
+    def get_action(self, observation: Mapping[str, Any], *, seed: int | None = None) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The packed answer to one request, and what the log says of it."""
+
+    endpoint: str
+    body: bytes
+    error: str | None = None
+
+
+class Endpoints:
+    """Answers requests one by one; no request raises anything."""
+
+    def __init__(self, policy: Policy, api_token: str | None = None, max_batch: int = MAX_BATCH) -> None:
+        """api_token: what every request must carry; None asks for none. max_batch: robots in one request."""
+        self._policy, self._max_batch = policy, max_batch
+        self._token = None if api_token is None else api_token.encode()
+        self._logged: set[tuple[str, int | None]] = set()  # the lines of code that failed
+
+    def answer(self, message: bytes | memoryview) -> Reply:
+        """The reply to a message; {"error": text} where it is refused or the policy fails."""
+        endpoint = UNKNOWN
+        try:
+            request = self._open(message)
+            name = request.get("endpoint", "get_action")
+            if not isinstance(name, str) or name not in ENDPOINTS:
+                raise ToolkitError(f'There is no endpoint "{name!s:.80}".{did_you_mean(str(name)[:80], ENDPOINTS)}')
+            endpoint = name
+            return Reply(endpoint, pack(self._call(endpoint, request.get("data"))))
+        except ToolkitError as refusal:
+            return error_reply(str(refusal), endpoint)
+        except Exception as error:  # whatever a request sets off, the next one is served
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            if (last.filename, last.lineno) not in self._logged:  # once each, so that no client can fill a disk
+                self._logged.add((last.filename, last.lineno))
+                log.exception("%s failed", endpoint)
+            return error_reply(f"The server failed ({type(error).__name__}); its log says more.", endpoint)
+
+    def _open(self, message: bytes | memoryview) -> dict[str, Any]:
+        """The request's map; the token is looked at before any array is made."""
+        request = unpack(message)
+        if not isinstance(request, dict):
+            raise ToolkitError(f"A request is a map of endpoint and data, not {type(request).__name__}.")
+        if self._token is not None:
+            token = request.get("api_token")
+            if not isinstance(token, str) or not hmac.compare_digest(token.encode(), self._token):
+                raise ToolkitError("Unauthorized: Invalid API token")
+        return decode(request)
+
+    def _call(self, endpoint: str, data: Any) -> Any:
+        if endpoint == "get_action":
+            return self._get_action(_arguments(data, ("observation", "options")))
+        if endpoint == "reset":
+            _options(_arguments(data, ("options",)))
+            return {}
+        if endpoint == "get_modality_config":
+            return self._policy.modality_configs
+        return {"status": "ok", "message": "Server is stopping" if endpoint == "kill" else "Server is running"}
+
+    def _get_action(self, data: dict[str, Any]) -> list[dict[str, Any]]:
+        """Actions in the form of the observation, and an empty info map.
+
+        {"action.<group>": ...} for a flat observation (original: Gr00tSimPolicyWrapper), else {"<group>": ...}.
+        """
+        if "observation" not in data:
+            raise ToolkitError('get_action needs data with "observation".')
+        seed = _options(data).get("seed")  # clients of simulators send further options, which change nothing here
+        observation = data["observation"]
+        check_size(observation, self._max_batch)
+        language = self._policy.modality_configs.get("language")
+        language_key = language.modality_keys[0] if language else None
+        if not is_flat(observation, language_key):
+            actions = self._policy.get_action(observation, seed=seed)
+            return [{name.removeprefix("action."): values for name, values in actions.items()}, {}]
+        if language_key == TASK and TASK not in observation:
+            observation = {(TASK if name == SIMULATORS_TASK else name): value for name, value in observation.items()}
+        return [self._policy.get_action(observation, seed=seed), {}]
+
+
+def error_reply(text: str, endpoint: str = UNKNOWN) -> Reply:
+    """A refusal. What a request wrote into it can neither flood the log nor steer the terminal that shows it."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_SHOWN])
+    return Reply(endpoint, pack({"error": shown + ("..." if len(text) > _SHOWN else "")}), shown)
+
+
+def is_flat(observation: Any, language_key: str | None) -> bool:
+    """Whether an observation has keys like "video.<view>", not maps of them.
+
+    Raises ToolkitError for one that has both: the form of its answer would be a guess.
+    """
+    if not isinstance(observation, dict) or not observation:
+        return False
+    maps = [name for name in MODALITIES if isinstance(observation.get(name), dict)]
+    flat = [name for name in observation if name == language_key or name.startswith(FLAT)]
+    if maps and flat:
+        raise ToolkitError(
+            f'The observation is nested in "{maps[0]}" and flat in "{flat[0]}". Send it in one form: the maps video, '
+            "state and language, or keys such as video.<view> and state.<group> with the instruction's key beside them."
+        )
+    return not maps
+
+
+def check_size(value: Any, max_batch: int) -> None:
+    """Refuse an observation that would take the server's memory: many robots, huge or narrow images, endless
+    instructions."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            check_size(item, max_batch)
+    elif isinstance(value, str) and len(value) > MAX_INSTRUCTION:
+        raise ToolkitError(f"An instruction has {len(value)} characters; {MAX_INSTRUCTION} are allowed.")
+    elif isinstance(value, np.ndarray) and value.ndim == 5:  # (B, T, height, width, 3)
+        if len(value) > max_batch:
+            raise ToolkitError(
+                f"The request is for {len(value)} robots; this server takes {max_batch} at once. Send several "
+                "requests, or start it with a larger max_batch."
+            )
+        if max(value.shape[2:4]) > MAX_SIDE:
+            raise ToolkitError(f"Images of {value.shape[2]} x {value.shape[3]} pixels: {MAX_SIDE} a side are allowed.")
+
+
+def _arguments(data: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """The request's data, which may be missing."""
+    if data is not None and not isinstance(data, dict):
+        raise ToolkitError(f"A request's data is a map of {', '.join(names)}, not {type(data).__name__}.")
+    for name in data or {}:
+        if name not in names:
+            raise ToolkitError(f'The data has "{name}", which is no argument.{did_you_mean(name, names)}')
+    return data or {}
+
+
+def _options(data: dict[str, Any]) -> dict[str, Any]:
+    options = data.get("options")
+    if options is not None and not isinstance(options, dict):
+        raise ToolkitError(f"options is a map or null, not {type(options).__name__}.")
+    return options or {}
+
+
+class RequestLog:
+    """Counts every request; logs the first answered get_action and then a line per `every` of them, and refusals at
+    most once a second."""
+
+    def __init__(self, every: int) -> None:
+        self.requests = 0
+        self._every = every
+        self._answered = 0
+        self._seconds: list[float] = []  # of the actions since the last line
+        self._refused = 0  # since the last line of a refusal
+        self._spoke = -_SECONDS_BETWEEN_ERRORS
+
+    def note(self, reply: Reply, seconds: float) -> None:
+        """Take one reply and the seconds it took."""
+        self.requests += 1
+        if reply.error is not None:
+            self._refused += 1
+            now = time.monotonic()
+            if now - self._spoke >= _SECONDS_BETWEEN_ERRORS:
+                more = f" ({self._refused} refusals since the last line)" if self._refused > 1 else ""
+                log.warning("%s refused: %s%s", reply.endpoint, reply.error, more)
+                self._spoke, self._refused = now, 0
+        elif reply.endpoint == "get_action":
+            self._answered += 1
+            self._seconds.append(seconds)
+            if self._answered == 1 or self._answered % self._every == 0:
+                mean, most = sum(self._seconds) / len(self._seconds), max(self._seconds)
+                log.info("get_action %d: %.0f ms on average, %.0f at most", self._answered, 1e3 * mean, 1e3 * most)
+                self._seconds.clear()
 
 
 class PolicyServer:
@@ -39,13 +290,24 @@ class PolicyServer:
 
         Raises ToolkitError where it cannot or may not listen.
         """
-        address = find_address(host, port, api_token)
+        import zmq  # here, so that an address can be checked without the packages of the extra "serve"
+
+        ip, port = find_address(host, port, api_token)
         self._endpoints = Endpoints(policy, api_token, max_batch)
         self._log = RequestLog(log_every)
         self._stop = threading.Event()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.REP)
-        self._bind(address)
+        self._socket.setsockopt(zmq.IPV6, int(":" in ip))
+        self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        # A client has one request under way. Twice the limit still gets an answer that says so; more is cut off.
+        self._socket.setsockopt(zmq.RCVHWM, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_MESSAGE)
+        try:
+            self._socket.bind(tcp_url(ip, port))
+        except zmq.ZMQError as error:
+            self.close()
+            raise _refused(ip, port, error.errno) from None
         self.url = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.port = int(self.url.rpartition(":")[2])
 
@@ -54,7 +316,11 @@ class PolicyServer:
         while not self._stop.is_set():
             if self._socket.poll(_TURN_MS):
                 begin = time.perf_counter()
-                reply = self._answer(self._socket.recv_multipart(copy=False))
+                frames = self._socket.recv_multipart(copy=False)
+                if len(frames) == 1:
+                    reply = self._endpoints.answer(frames[0].buffer)
+                else:
+                    reply = error_reply(f"A request is one frame, not {len(frames)}.")
                 self._socket.send(reply.body)
                 self._log.note(reply, time.perf_counter() - begin)
                 if reply.endpoint == "kill" and reply.error is None:
@@ -73,24 +339,5 @@ class PolicyServer:
     def __enter__(self) -> PolicyServer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _bind(self, address: Address) -> None:
-        self._socket.setsockopt(zmq.IPV6, int(":" in address.ip))
-        self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        # A client has one request under way. Twice the limit still gets an answer that tells it; more is cut off.
-        self._socket.setsockopt(zmq.RCVHWM, 1)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_MESSAGE)
-        try:
-            self._socket.bind(address.url)
-        except zmq.ZMQError as error:
-            self.close()
-            raise refused(address, error.errno) from None
-
-    def _answer(self, frames: list[zmq.Frame]) -> Reply:
-        if len(frames) > 1:
-            return error_reply(f"A request is one frame, not {len(frames)}.")
-        return self._endpoints.answer(frames[0].buffer)

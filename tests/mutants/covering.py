@@ -19,7 +19,7 @@ from coverage import CoverageData
 
 SECONDS = 45.0
 ONLY_CONSTANTS = {
-    "gr00t/model/released.py": ("tests/test_model.py", "tests/test_plan.py", "tests/test_lerobot_checkpoint.py")
+    "gr00t/model/architecture.py": ("tests/test_model.py", "tests/test_plan.py", "tests/test_lerobot_checkpoint.py")
 }
 NONE_SELECTED = 5  # of pytest: all of them are long ones
 # As pytest-cov and pytest itself name a test and its phase: "...::test_name|setup", "...::test_name (setup)".

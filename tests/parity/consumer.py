@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from golden_files import Arrays, batch_images, batch_size, below, load
 
-from gr00t.data.pixels import pixel_values
+from gr00t.data.images import pixel_values
 from gr00t.data.processor import Gr00tN1d7Processor, Step
-from gr00t.model import Gr00tN1d7
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from parity.produce_original import FORMAT, fingerprint
 
 INPUTS = ("input_ids", "attention_mask", "image_grid_thw", "state", "embodiment_id")

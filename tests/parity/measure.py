@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from golden_files import Arrays, batch_images, below, checkpoint_of, load
 
-from finetune.config import TrainConfig
-from finetune.optim import build_optimizer
-from gr00t.model import Gr00tN1d7
-from gr00t.model.action_head import RealTimeChunking
-from gr00t.model.embodiment import EmbodimentRows
+from finetune.recipe.train_config import TrainConfig
+from finetune.training.optimizer import build_optimizer
+from gr00t.model.action_head import EmbodimentRows, RealTimeChunking
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 UNUSED_NORM = "backbone.model.model.language_model.norm.weight"
 ZERO_GRADIENT = "attn1.to_k.bias"  # analytically zero: what is recorded is rounding noise

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.model import Gr00tN1d7
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from parity.consumer import Rig, check_model, check_preprocessor, load_model, tag_of
 
 RIG = Rig.from_env()

@@ -1,0 +1,113 @@
+"""The episodes of a conversion that is not finished: kept in a hidden folder, and taken up again.
+
+.<split>.converting/dataset/    the two datasets as far as they are written
+.<split>.converting/episodes.jsonl    a line for every episode whose files are whole, with what they were made of"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from data_prep.lerobot import EpisodeJob, EpisodeRecord
+from gr00t.errors import ToolkitError
+from gr00t.file_replacement import file_sha256, whole_file
+
+Place = tuple[str, int]  # part, episode index
+
+
+class Unfinished:
+    """The episodes that are written on the way to `target`. For one process at a time: hold target's lock.
+
+    Attributes: dataset (the folder that is to become `target`); records (of the episodes that are there); dropped (how
+    many an earlier start had written that no longer fit the recordings).
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.folder = target.with_name(f".{target.name}.converting")
+        self.dataset = self.folder / "dataset"
+        self.records: dict[Place, EpisodeRecord] = {}
+        self.dropped = 0
+        self._journal = self.folder / "episodes.jsonl"
+
+    def take_up(self, jobs: Sequence[EpisodeJob], begin_anew: bool) -> None:
+        """Keep what an earlier start has written of these episodes, and clear away everything else.
+
+        Where nothing fits, it was another conversion: raises ToolkitError unless `begin_anew`.
+        """
+        wanted = {(job.part, job.index): job for job in jobs}
+        found: dict[Place, EpisodeRecord] = {}
+        # Without the folder it was published: killed then, the journal is all that is left of it.
+        if self.dataset.is_dir() and self._journal.is_file():
+            for line in self._journal.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, TypeError):  # of a line that a full disk or a power failure cut off
+                    record = EpisodeRecord(**json.loads(line))
+                    found[record.part, record.index] = record
+        self.dataset.mkdir(parents=True, exist_ok=True)
+        for place, record in found.items():
+            if place in wanted and self._fits(record, wanted[place]):
+                self.records[place] = record
+        self.dropped = len(found) - len(self.records)
+        if found and not self.records and not begin_anew:
+            raise ToolkitError(
+                f"{self.folder}: holds {len(found)} episodes of a conversion that was interrupted, and none of them "
+                "fits: these are other recordings, or were changed since, or the converter was of another version. "
+                "Give the same recordings; or drop what is there and begin anew: overwrite=true."
+            )
+        claimed = {self.dataset / name for record in self.records.values() for name in record.files}
+        for path in sorted(self.dataset.rglob("*"), reverse=True):  # what a folder holds before the folder
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path not in claimed:
+                path.unlink()
+        # Written again, so that no line of another conversion, or cut off in the middle, stays in it.
+        with whole_file(self._journal) as temporary:
+            temporary.write_text("".join(_line(record) for record in self.records.values()), encoding="utf-8")
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Note an episode whose files are all in place."""
+        with self._journal.open("a", encoding="utf-8") as journal:
+            journal.write(_line(record))
+        self.records[record.part, record.index] = record
+
+    def of(self, part: str) -> list[EpisodeRecord]:
+        """The records of one part, in order."""
+        return [record for place, record in sorted(self.records.items()) if place[0] == part]
+
+    @contextmanager
+    def kept(self, total: int) -> Iterator[None]:
+        """Around the work on `total` episodes: what is written stays when it fails, and the error says so."""
+        try:
+            yield
+        except BaseException as error:
+            if not self.records:
+                self.remove()
+                raise
+            there = (
+                f"{len(self.records)} of {total} episodes are converted and wait in {self.folder}: the same command "
+                "goes on with them."
+            )
+            if isinstance(error, ToolkitError):
+                raise ToolkitError(f"{error}\n{there}") from error
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(there) from error
+            raise
+
+    def remove(self) -> None:
+        """Clear everything away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _fits(self, record: EpisodeRecord, job: EpisodeJob) -> bool:
+        """Whether the same recording, and every file is there as it was written."""
+        if record.made_of != job.made_of() or list(record.files) != job.files():
+            return False
+        paths = [(self.dataset / name, digest) for name, digest in record.files.items()]
+        return all(path.is_file() and file_sha256(path) == digest for path, digest in paths)
+
+
+def _line(record: EpisodeRecord) -> str:
+    return json.dumps(asdict(record)) + "\n"

@@ -1,0 +1,327 @@
+"""The runs of a project and their SLURM jobs: listed, followed, cancelled and submitted again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from finetune.recipe import ClusterConfig
+from finetune.slurm import attempt_record
+from finetune.slurm.cluster_queries import Job, Queue, slurm
+from finetune.slurm.render import render
+from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
+from finetune.training import METRICS, STATUS
+from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_replacement import read_json, write_json
+from toolkit.declaration import key
+from toolkit.installation import CHECKOUT
+
+
+@dataclass(kw_only=True)
+class JobsConfig:
+    """The runs of this project and their SLURM jobs, also after the jobs are gone or where SLURM is not installed.
+
+    `list` is what is done without a command; `follow RUN` shows the newest attempt's log as it grows, across requeues,
+    until the run ends; `cancel RUN` (or all) ends its jobs; `resubmit RUN` submits its saved job script again. RUN is
+    the name of a run folder, of a split, or a run folder's path.
+    """
+
+    runs_dir: str = key("folder with the run folders and the launcher's records", "runs", folder=True)
+    json: bool = key("list the runs as JSON", False)
+    lines: int = key("lines of the log that follow shows first", 20, at_least=0)
+
+
+POLL_SECONDS = 0.5
+ASK_SECONDS = 5.0  # between two questions to SLURM
+GONE_ANSWERS = 3  # a job that is being requeued is unknown for a moment
+SILENT_ANSWERS = 120  # a controller that is being restarted is away for a minute
+OVER = ("finished", "stopped", "failed", "superseded", "local")
+
+_METRICS_TAIL_BYTES = 1 << 16
+_LOG_TAIL_BYTES = 1 << 20
+_DAMAGED = (ToolkitError, OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
+_WORDS = {"done": "finished", "stop": "stopped", "requeue": "between attempts"}
+
+
+# -- the list ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """One line of the list: a run's fine-tune, or another stage of it that was submitted.
+
+    state: in words; alive: whether SLURM still has its job; training_left: seconds at the present speed; job_left: of
+    the job's limit, as SLURM writes it; log: what follow shows.
+    """
+
+    name: str
+    split: str | None
+    stage: str
+    run_dir: str
+    job: str | None
+    state: str
+    reason: str
+    alive: bool
+    nodes: str
+    attempt: int | None
+    step: int | None
+    steps: int | None
+    samples_per_second: float | None
+    training_left: float | None
+    job_left: str
+    loss: float | None
+    log: str | None
+
+
+def views(runs_dir: Path) -> list[View]:
+    """Every run below `runs_dir` or submitted from there, by name; one's damaged records do not hide the others."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for folder in attempt_record.run_folders(runs_dir):
+        try:
+            found += [(folder, noted) for noted in attempt_record.jobs_of(folder)]
+        except _DAMAGED as error:
+            noted = {"name": folder.name, "stage": "finetune", "split": None, "damage": _in_words(error)}
+            found.append((folder, noted))
+    queue = Queue.read([str(noted["job_id"]) for _, noted in found if noted.get("job_id")])
+    shown = []
+    for folder, noted in found:
+        try:
+            shown.append(view(folder, noted, queue))
+        except _DAMAGED as error:
+            shown.append(view(folder, {**noted, "damage": _in_words(error)}, queue))
+    return shown
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, ToolkitError) else f"its records are damaged ({str(error).splitlines()[0]})"
+
+
+def view(run_dir: Path, noted: dict[str, Any], queue: Queue) -> View:
+    """One line, from a job's record, SLURM's answer and the run folder, or from the first two where that is damaged."""
+    job, damage = queue.find(noted), noted.get("damage")
+    alive = job is not None and job.alive
+    tuned = noted["stage"] == "finetune" and damage is None
+    attempts = attempt_record.attempts(run_dir) if tuned else []
+    last = attempts[-1] if attempts else None
+    settings = attempt_record.resolved(run_dir).get("train", {}) if tuned else {}
+    metrics = last_metrics(run_dir) if tuned else {}
+    state, reason = _state(job, last, queue.silence, bool(noted.get("job_id")))
+    if damage is not None:
+        state, reason = state if alive else "damaged", damage
+    elif state == "local" and (metrics.get("step") == settings.get("max_steps", -1) or _finished_early(run_dir)):
+        state = "finished"
+    speed, left = metrics.get("samples_per_second"), None
+    if alive and speed and settings:
+        left = float((settings["max_steps"] - metrics["step"]) * settings["global_batch_size"] / speed)
+    # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
+    logs = [Path(str(noted["log"]))] if noted.get("log") else []
+    logs += [last.folder / "rank-0.log"] if last else []
+    return View(
+        name=noted["name"],
+        split=noted["split"],
+        stage=noted["stage"],
+        run_dir=str(run_dir),
+        job=noted.get("job_id"),
+        state=state,
+        reason=reason,
+        alive=alive,
+        nodes=job.nodes if job is not None else "",
+        attempt=last.number if last else None,
+        step=metrics.get("step"),
+        steps=settings.get("max_steps"),
+        samples_per_second=speed,
+        training_left=left,
+        job_left=job.time_left if job is not None and alive else "",
+        loss=metrics.get("loss"),
+        log=next((str(path) for path in logs if path.is_file()), str(logs[0]) if logs else None),
+    )
+
+
+def last_metrics(run_dir: Path) -> dict[str, Any]:
+    """The last whole line of metrics.jsonl that training measured; {} before the first."""
+    path = run_dir / METRICS
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _METRICS_TAIL_BYTES))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:  # the line that is being written
+            continue
+        if isinstance(found, dict) and "step" in found and "loss" in found:
+            return found
+    return {}
+
+
+def _state(job: Job | None, last: attempt_record.Attempt | None, silence: str, was_job: bool) -> tuple[str, str]:
+    """A word for how it stands, and why."""
+    if job is not None and job.alive:
+        return job.state.lower(), job.reason
+    ended = last.ended if last else None
+    outcome = last.outcome if last else None
+    if ended is not None and ended["what"] in _WORDS:
+        return _WORDS[ended["what"]], str(ended["reason"]).splitlines()[0]
+    if outcome is not None:
+        return str(outcome["status"]), str(outcome.get("reason") or "")
+    if job is not None:
+        return job.state.lower(), job.reason
+    if not was_job:
+        return "local", ""
+    return ("unknown", silence) if silence else ("lost", "its job is gone and left no word")
+
+
+def _finished_early(run_dir: Path) -> bool:
+    """Whether training ended by itself before max_steps, as train.patience lets it."""
+    path = run_dir / STATUS
+    return path.is_file() and read_json(path).get("status") == "finished"
+
+
+def find(runs_dir: Path, name: str) -> View:
+    """The run that a user means: by its name in the list, its run folder's path, or its split when only one has it."""
+    known = views(runs_dir)
+    path = str(Path(name).absolute())
+    for matches in (
+        [v for v in known if v.name == name],
+        [v for v in known if v.run_dir == path],
+        [v for v in known if Path(v.run_dir).name == name],
+        [v for v in known if v.split == name and v.stage == "finetune"],
+        [v for v in known if v.split == name],
+    ):
+        if len({v.run_dir for v in matches}) > 1:
+            listed = ", ".join(sorted({v.name if v.name != name else v.run_dir for v in matches}))
+            raise ToolkitError(f'"{name}" may be any of these runs: {listed}. Name one of them.')
+        if matches:
+            return next((v for v in matches if v.stage == "finetune"), matches[0])
+    hint = did_you_mean(name, [v.name for v in known])
+    raise ToolkitError(f'There is no run "{name}" in {runs_dir}.{hint} (python -m finetune.jobs lists them)')
+
+
+# -- follow ------------------------------------------------------------------------------------------------------------
+
+
+def follow(runs_dir: Path, name: str, lines: int, write: Callable[[str], object]) -> View:
+    """Write the last `lines` of the run's log, then what is added to it; returns when the run has ended."""
+    found = find(runs_dir, name)
+    run_dir = Path(found.run_dir)
+    log, position, answers_gone = "", 0, 0
+    while True:
+        if found.log and found.log != log and Path(found.log).is_file():
+            log, position = found.log, _start(Path(found.log), lines)
+            write(f"==> {log}\n")
+        position = _pass_on(log, position, write) if log else 0
+        answers_gone = 0 if found.alive else answers_gone + 1
+        patience = SILENT_ANSWERS if found.state == "unknown" else GONE_ANSWERS
+        if answers_gone and (found.state in OVER or answers_gone > patience):
+            if not log:
+                raise ToolkitError(f"{found.name} has no log here. Its folder is {found.run_dir}.")
+            return found
+        for _ in range(round(ASK_SECONDS / POLL_SECONDS) if found.alive else 1):
+            time.sleep(POLL_SECONDS)
+            position = _pass_on(log, position, write) if log else 0
+        noted = next((n for n in attempt_record.jobs_of(run_dir) if n["name"] == found.name), None)
+        if noted is None:
+            raise ToolkitError(f"{run_dir} is gone.")
+        found = view(run_dir, noted, Queue.read())
+
+
+def _start(log: Path, lines: int) -> int:
+    """Where the last `lines` begin."""
+    size = log.stat().st_size
+    with log.open("rb") as file:
+        file.seek(max(0, size - _LOG_TAIL_BYTES))
+        tail = file.read()
+    return size - sum(len(line) for line in tail.splitlines(keepends=True)[-lines:]) if lines else size
+
+
+def _pass_on(log: str, position: int, write: Callable[[str], object]) -> int:
+    """Write what the file holds beyond `position`; the position after it."""
+    with Path(log).open("rb") as file:
+        file.seek(position)
+        while data := file.read(_LOG_TAIL_BYTES):
+            write(data.decode(errors="replace"))
+            position += len(data)
+    return position
+
+
+# -- cancel and resubmit -----------------------------------------------------------------------------------------------
+
+
+def cancel(runs_dir: Path, name: str) -> list[View]:
+    """End the jobs of a run, or of all; only those that its own records name and SLURM still has. Returns them.
+
+    A run's name means all of its stages, a stage's name that one. A conversion that other runs wait for continues,
+    unless all are cancelled.
+    """
+    Queue.answered()
+    wanted = known = views(runs_dir)
+    if name != "all":
+        found = find(runs_dir, name)
+        alone = found.stage != "finetune" and found.name == name
+        wanted = [found] if alone else [v for v in known if v.run_dir == found.run_dir]
+    records = [_record_of(v) for v in known if v not in wanted and v.alive]
+    kept = {job for record in records if record for job in read_json(record)["after"]}
+    ended = [v for v in wanted if v.alive and v.job is not None and v.job.partition("_")[0] not in kept]
+    if ended:
+        slurm("scancel", *(str(v.job) for v in ended))
+    return ended
+
+
+def resubmit(runs_dir: Path, name: str) -> str:
+    """Submit a run's saved job script again, with the code and overrides of then; returns the new job's id."""
+    with one_at_a_time(runs_dir.absolute()):
+        Queue.answered()
+        found = find(runs_dir, name)
+        if found.alive and found.state == "completing":
+            raise ToolkitError(f"{found.name} is ending as job {found.job}. Try again in some seconds.")
+        if found.alive:
+            raise ToolkitError(
+                f"{found.name} is {found.state} as job {found.job}. Cancel it first: python -m finetune.jobs cancel "
+                f"{name}"
+            )
+        folder = runs_dir.absolute() / attempt_record.OWN_FOLDER / f"again-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        record = _record_of(found)
+        if record is None:
+            return sbatch(_script_of_a_plain_job(found), [], folder)
+        noted = read_json(record)
+        script = (record.parent / "script.sbatch").read_text(encoding="utf-8")
+        array, _, index = noted["job_id"].partition("_")
+        job = sbatch(script, [f"--array={index}"] if index else [], folder)
+        job_id, log = f"{job}_{index}" if index else job, noted["log"].replace(array, job)
+        write_json(record, {**noted, "job_id": job_id, "log": log, "submitted": attempt_record.now(), "after": []})
+        return job_id
+
+
+def _record_of(found: View) -> Path | None:
+    """The launcher's record of this job; None where it did not submit it."""
+    for path in Path(found.run_dir).glob(f"job*/{attempt_record.RECORD}"):
+        noted = read_json(path)
+        if noted["name"] == found.name and noted["job_id"] == found.job:
+            return path
+    return None
+
+
+def _script_of_a_plain_job(found: View) -> str:
+    """For a run that was started by hand with sbatch: the same payload, code and overrides, at what they ask for."""
+    run_dir = Path(found.run_dir)
+    job = run_dir / "job"
+    if not (job / "overrides.json").is_file() or not (run_dir / "code").is_dir():
+        raise ToolkitError(f"{run_dir} holds no job that could be submitted again. Start it with the launcher.")
+    return render(
+        ClusterConfig(**dict(OmegaConf.load(job / "config.yaml").cluster)),
+        job_name=job_name_of(found.name),
+        stage="finetune",
+        overrides=read_json(job / "overrides.json")["overrides"],
+        output=output_in(run_dir, "slurm-finetune-%j.out"),
+        checkout=CHECKOUT,
+        code=run_dir / "code",
+    )

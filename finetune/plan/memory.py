@@ -1,0 +1,314 @@
+"""Memory of one process on its device, part by part, at the moment of a step that needs most; memory of the host; and
+what of it this machine has left, also where a job may use only a part."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from finetune.plan.activations import FP32, Batch, Kernels, Stage, stages
+from finetune.plan.model_shapes import Parameter, Shape
+from finetune.recipe import FinetuneConfig
+
+FEATURE_BATCH = 16  # rows a forward while features are cached, as in finetune/training/cached_features.py
+ZERO_BUCKETS = 2 * 50_000_000 * FP32  # gradients as in finetune/training/engine.py; one fills while one is sent
+CUDA_CONTEXT = 600_000_000  # driver, kernels and libraries of one process
+CUDA_FRAGMENTATION = 0.08  # of what a step allocates and frees
+CPU_LIBRARIES = 200_000_000  # buffers of oneDNN and OpenMP, with the next fitted to benchmarks/memory_plan.py
+CPU_FRAGMENTATION = 0.3
+EIGHT_BIT_LEAST = 4096  # values of a tensor from which bitsandbytes holds its moments in 8 bit
+HOST_PROCESS = 3_000_000_000  # Python, PyTorch, CUDA's libraries, pinned batches
+LOADER_PROCESS = 500_000_000
+
+
+def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that may still be taken on this host; None where it does not say (not Linux).
+
+    The smaller of what the kernel can give and what the control groups of this process (a SLURM job's --mem) leave.
+    """
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    words = next((line.split()[1:] for line in lines if line.startswith("MemAvailable:")), [])
+    of_kernel = [int(words[0]) * 1024] if words and words[0].isdecimal() else []
+    return min([*of_kernel, *_of_groups(proc, cgroups)], default=None)
+
+
+def _of_groups(proc: Path, cgroups: Path) -> Iterator[int]:
+    """Of every control group from this process's own up to the root, version 1 and 2."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if not controllers:
+            root, files = cgroups, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, files = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        own = root / path.lstrip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(root):
+                yield from _of_group(folder, *files)
+
+
+def _of_group(folder: Path, limit: str, used: str) -> Iterator[int]:
+    """Limit less use, where both are known; page cache, which a group gives back, counts as free."""
+    try:
+        most, now = (folder / limit).read_text().strip(), (folder / used).read_text().strip()
+        statistics = (folder / "memory.stat").read_text().split() if (folder / "memory.stat").is_file() else []
+    except OSError:
+        return
+    if most.isdecimal() and now.isdecimal():
+        found = dict(zip(statistics[::2], statistics[1::2], strict=False))
+        cache = sum(int(found.get(name, 0)) for name in ("inactive_file", "active_file"))
+        yield int(most) - int(now) + cache
+
+
+def local_processes() -> int:
+    """Training processes on this node, as torchrun says."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return int(text) if text.isdecimal() and int(text) else 1
+
+
+# -- the device --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """So many bytes, and what they are."""
+
+    name: str
+    size: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What decides memory: the model, what of it is trained, how a step is cut, and what it runs on."""
+
+    config: FinetuneConfig
+    shape: Shape
+    parameters: list[Parameter]
+    gpus: int
+    per_node: int
+    batch: Batch
+    kernels: Kernels
+    making: bool = True  # cached features are computed first, by the process that then trains
+
+    @property
+    def cached(self) -> bool:
+        """Whether the backbone's features are computed once, before training."""
+        return self.config.train.features == "cached"
+
+    @property
+    def trained(self) -> int:
+        """Trained numbers."""
+        return sum(p.count for p in self.parameters if p.trained)
+
+    @property
+    def shares(self) -> int:
+        """Processes that divide gradients and optimizer among them."""
+        return self.gpus if self.config.engine.name in ("zero2", "fsdp2") else 1
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one process in a step."""
+        return max(1, self.config.train.global_batch_size // (self.gpus * self.batch.samples))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a step holds at one moment besides weights and optimizer."""
+
+    name: str
+    kept: int = 0
+    copies: int = 0
+    passing: int = 0
+    gradients: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes of all together."""
+        return self.kept + self.copies + self.passing + self.gradients
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Parts at the peak, in the order of the report; `moments`: the largest total of each phase of a step."""
+
+    parts: list[Part]
+    moments: dict[str, int]
+    peak_moment: str
+
+    @property
+    def total(self) -> int:
+        """Bytes of all together."""
+        return sum(part.size for part in self.parts)
+
+
+def device_memory(run: Run) -> DeviceMemory:
+    """Peak of one process on its GPU (or of its own memory, on a CPU)."""
+    steady = _weights(run, backbone=not run.cached)
+    moments = _moments(run)
+    fixed = sum(part.size for part in steady)
+    totals = {moment.name: fixed + moment.total for moment in moments}
+    peak = max(moments, key=lambda moment: moment.total)
+    if run.cached and run.making:
+        whole, batch = _weights(run, backbone=True)[:2], replace(run.batch, samples=FEATURE_BATCH)
+        stages_before = stages(run.shape, run.parameters, batch, run.kernels, cached=False)
+        making = replace(_forward(stages_before, 0, 0)[0][0], name="caching features")
+        totals[making.name] = sum(part.size for part in whole) + making.total
+        if totals[making.name] > totals[peak.name]:
+            steady, peak = whole, making
+    changing = peak.kept + peak.passing + peak.copies
+    if run.kernels.cuda:
+        allowed, what = CUDA_CONTEXT + int(CUDA_FRAGMENTATION * changing), "CUDA context, fragmentation"
+    else:
+        allowed, what = CPU_LIBRARIES + int(CPU_FRAGMENTATION * changing), "libraries, fragmentation"
+    parts = [
+        *steady,
+        Part("gradients", peak.gradients, f"fp32, {peak.name}"),
+        Part("bf16 copies of weights", peak.copies, "autocast keeps them until the backward"),
+        Part("kept activations", peak.kept, peak.name),
+        Part("passing tensors", peak.passing, peak.name),
+        Part(what, allowed, "an allowance"),
+    ]
+    return DeviceMemory([part for part in parts if part.size], totals, peak.name)
+
+
+def _weights(run: Run, *, backbone: bool) -> list[Part]:
+    """What lies there all the time: frozen weights, trained weights, moments, inputs."""
+    frozen = [p for p in run.parameters if not p.trained and (backbone or not p.name.startswith("backbone."))]
+    size, optimizer, engine = run.kernels.size, run.config.train.optimizer, run.config.engine.name
+    batch = run.batch
+    per_sample = batch.tokens * run.shape.context * size if run.cached else batch.images * batch.side**2 * 3
+    return [
+        Part("frozen weights", size * sum(p.count for p in frozen), "bf16" if run.kernels.bf16 else "fp32"),
+        Part("trained weights", FP32 * run.trained // (run.shares if engine == "fsdp2" else 1), "fp32"),
+        Part("optimizer moments", 0 if _offloads(run) else moments_size(run) // run.shares, optimizer),
+        *_exchanged(run),
+        Part(
+            "batch", run.accumulation * batch.samples * per_sample, "cached features" if run.cached else "uint8 images"
+        ),
+    ]
+
+
+def _offloads(run: Run) -> bool:
+    """Whether the moments lie elsewhere than on the device."""
+    return run.config.train.optimizer == "adamw_offload" and run.kernels.cuda
+
+
+def _exchanged(run: Run) -> list[Part]:
+    """What engines that divide memory hold besides. ZeRO-2: the weights that a process updates once more, and buckets.
+    FSDP2: a block's weights, the next one's and its gradients, and what is in no block, whole."""
+    if run.config.engine.name == "zero2":
+        own = FP32 * run.trained // run.shares
+        return [Part("own share of the weights", own, "fp32"), Part("ZeRO-2's buckets", ZERO_BUCKETS, "two")]
+    if run.config.engine.name == "fsdp2":
+        blocks: dict[str, int] = {}  # trained numbers of each transformer block of the head
+        for p in run.parameters:
+            block = re.match(r"action_head\..*transformer_blocks\.\d+\.", p.name)
+            if block and p.trained:
+                blocks[block[0]] = blocks.get(block[0], 0) + p.count
+        rest = run.trained - sum(blocks.values())
+        return [Part("gathered weights", FP32 * (3 * max(blocks.values(), default=0) + 2 * rest), "fp32")]
+    return []
+
+
+def moments_size(run: Run) -> int:
+    """Both moments: fp32, or 8 bit with a scale for every 256 values, except of small tensors."""
+    if run.config.train.optimizer != "adamw_8bit":
+        return 2 * FP32 * run.trained
+    counts = [p.count for p in run.parameters if p.trained]
+    small = sum(count for count in counts if count < EIGHT_BIT_LEAST)
+    return 2 * FP32 * small + int(2 * (1 + FP32 / 256) * (run.trained - small))
+
+
+def _moments(run: Run) -> list[Moment]:
+    """The fullest moment of each phase of a step."""
+    parts = stages(run.shape, run.parameters, run.batch, run.kernels, cached=run.cached)
+    if run.cached:  # they are the batch
+        parts = [replace(stage, kept=0) if stage.name == "backbone's features" else stage for stage in parts]
+    if run.config.train.activation_checkpointing:
+        parts = [stage.recomputed() for stage in parts]
+    every = sum(stage.gradients for stage in parts)
+    held = every if run.accumulation > 1 or run.gpus > 1 else 0  # DDP's buckets, or the micro-batch before
+    at_step = every
+    if run.shares > 1:  # the own share alone; ZeRO-2 flattens it once more for the update
+        held = every // run.shares
+        at_step = 2 * held if run.config.engine.name == "zero2" else held
+    keys = 0
+    if not run.kernels.cuda and not run.config.train.activation_checkpointing:
+        # plain products keep copies of keys and values, and the originals stay until the forward ends
+        keys = next(stage.kept - stage.passing for stage in parts if stage.name == "keys and values")
+    forward, kept, copies = _forward(parts, held, keys)
+    backward = _backward(parts, kept, copies, held)
+    return [*forward, backward, Moment("optimizer step", gradients=at_step)]
+
+
+def _forward(parts: list[Stage], held: int, keys: int) -> tuple[list[Moment], int, int]:
+    """The frozen part's fullest moment and the head's; what is kept, and the copies of weights, at its end."""
+    frozen, head = Moment("forward of the backbone", gradients=held), Moment("forward of the head", gradients=held)
+    kept = copies = brief = 0
+    in_backbone, extra = True, 0
+    for stage in parts:
+        if stage.name == "keys and values":
+            extra = keys
+        kept, copies, brief = kept + stage.kept, copies + stage.copies, brief + stage.brief
+        now = Moment("", kept, copies + brief, stage.passing + extra, held)
+        in_backbone = in_backbone and stage.name != "backbone's features"
+        if in_backbone:
+            frozen = max(frozen, replace(now, name=frozen.name), key=lambda m: m.total)
+        else:
+            head = max(head, replace(now, name=head.name), key=lambda m: m.total)
+    return [frozen, head], kept, copies
+
+
+def _backward(parts: list[Stage], kept: int, copies: int, held: int) -> Moment:
+    """The last stage first: what it kept goes, its gradients come."""
+    fullest, gradients = Moment("backward"), held
+    for stage in reversed(parts):
+        gradients += 0 if held else stage.gradients
+        passing = stage.passing + stage.again if stage.kept else 0
+        now = Moment("backward", kept, copies, passing, gradients)
+        fullest = max(fullest, now, key=lambda moment: moment.total)
+        kept, copies = kept - stage.kept, copies - stage.copies
+    return fullest
+
+
+# -- the host ----------------------------------------------------------------------------------------------------------
+
+
+def host_memory(run: Run) -> list[Part]:
+    """Memory of one node besides the devices' own, at its fullest: training with a snapshot being written."""
+    waiting = FP32 * sum(p.waiting for p in run.parameters)
+    snapshot = checkpoint_size(run)
+    offloaded = moments_size(run) if _offloads(run) else 0
+    largest = max((p.count for p in run.parameters if p.trained), default=0)
+    staging = 2 * FP32 * largest if offloaded else 0
+    processes = run.per_node if run.kernels.cuda else 1
+    own = HOST_PROCESS if run.kernels.cuda else 0
+    return [
+        Part("processes", processes * own, "Python, PyTorch, CUDA's libraries: an allowance"),
+        Part("loader processes", run.per_node * run.config.train.num_workers * LOADER_PROCESS, "an allowance"),
+        Part("weights of other robots", run.per_node * waiting, "for the finished checkpoint"),
+        Part("offloaded moments", run.per_node * (offloaded + staging), "with pinned copies of the largest tensor"),
+        Part("checkpoint snapshot", snapshot, "a second one where writing takes longer than train.save_steps steps"),
+    ]
+
+
+def checkpoint_size(run: Run) -> int:
+    """Trained weights in fp32 and their moments, as a checkpoint to resume from holds them."""
+    return FP32 * run.trained + moments_size(run)
+
+
+def loading_memory(run: Run) -> int:
+    """Of one node, while its processes read the base: the whole model of each."""
+    frozen, trained = (sum(max(p.count, p.waiting) for p in run.parameters if p.trained is k) for k in (False, True))
+    return run.per_node * (frozen * run.kernels.size + trained * FP32)

@@ -1,0 +1,372 @@
+"""A base checkpoint and its tokenizer, fetched for nodes without internet: from the hub or a folder, verified, with a
+record of where it came from."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes, is_disk_error
+from gr00t.file_replacement import read_json, real_path, whole_folder, write_json
+from toolkit.declaration import key
+from toolkit.shared_keys import check_writable, refuse_inside
+
+if TYPE_CHECKING:
+    from gr00t.model.finished_checkpoint import CheckpointSummary
+
+RECORD = "prefetched.json"
+MAIN = "main"
+SHORTEST_COMMIT = 7  # as git abbreviates it
+WEIGHTS = "*.safetensors"
+SMALL = ("*.json", "*.jinja", "*.txt")
+TERMS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")  # a release of what is tuned from it names them
+ORIGIN = "origin.json"  # the repository it came from, for the same
+VLM = Path("processor") / "vlm"
+TOKENIZER = ("tokenizer.json", "vocab.json")
+MARGIN = 1.02  # of disk space
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SNAPSHOT = re.compile(rf"/snapshots/({_COMMIT.pattern})/")
+
+
+@dataclass(kw_only=True)
+class PrefetchConfig:
+    """Bring a base checkpoint and its tokenizer to a folder for nodes without internet, verified."""
+
+    base: str = key(
+        "the base checkpoint: a Hugging Face id (owner/name, or owner/name/folder) or a local folder", folder=True
+    )
+    out: str | None = key("folder that receives it; null for checkpoints/base/<name of the base>", None, folder=True)
+    revision: str | None = key("branch, tag or commit of the repository; null for its main branch", None)
+    tokenizer: str | None = key(
+        "where the tokenizer of the backbone comes from: an id or a folder; null for what config.json names",
+        None,
+        folder=True,
+    )
+    overwrite: bool = key("replace a folder that is already there", False)
+
+    def check_here(self) -> None:
+        """Require a folder to write to, apart from the base that is copied."""
+        if self.out is None:
+            return
+        out, base = Path(self.out), Path(self.base)
+        check_writable("out", out)
+        if base.is_dir() and os.path.realpath(base) != os.path.realpath(out):
+            refuse_inside("out", out, "base", base)
+            refuse_inside("base", base, "out", out)
+
+
+def prefetch(config: PrefetchConfig) -> tuple[Path, CheckpointSummary]:
+    """Fetch (or copy) `config.base` and its tokenizer to `config.out`, verified.
+
+    An `out` that is there is verified; one that holds another repository or revision is refused.
+    """
+    out = Path(config.out or Path("checkpoints") / "base" / Path(os.path.abspath(config.base)).name)
+    folder = Path(config.base).expanduser()
+    if folder.is_dir():  # of one that was prefetched itself, where that came from
+        asked = recorded(folder) or Origin(os.path.realpath(folder))
+    else:
+        asked = Origin(config.base.rstrip("/"), config.revision or MAIN)
+    if out.exists() and not config.overwrite:
+        return out, _verified(out, config, asked)
+    with disk_errors(out, "What has come is kept: make room and start the same command again."):
+        return out, _fetched(out, config, asked)
+
+
+def _verified(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSummary:
+    """What is there, refused where it is damaged or not what is asked for."""
+    from gr00t.model.finished_checkpoint import MANIFEST, verify_checkpoint, verify_manifest
+
+    try:
+        summary = verify_checkpoint(out)
+        if (out / MANIFEST).is_file():  # earlier versions wrote none
+            verify_manifest(out)
+    except ToolkitError as error:
+        raise ToolkitError(f"{error}\n{out} is there already: say overwrite=true to replace it.") from None
+    if os.path.realpath(config.base) == os.path.realpath(out):
+        return summary
+    held = recorded(out)
+    # without a record the repository may be named otherwise; of which revision it is, that does not say
+    earlier = read_json(out / ORIGIN).get("base_model") if (out / ORIGIN).is_file() else None
+    if held.is_what(asked) if held else earlier is not None and asked == Origin(earlier, MAIN):
+        return summary
+    unrecorded = f"{earlier}, of a revision that was not recorded" if earlier else "what no record tells the origin of"
+    raise ToolkitError(
+        f"{out} holds {held or unrecorded}; asked for is {asked}. Give another folder, out=FOLDER, or replace what is "
+        "there: overwrite=true."
+    )
+
+
+def _fetched(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSummary:
+    """Fetch to a hidden folder beside `out`, where a broken-off start may have left some, and put it in place."""
+    from gr00t.model.finished_checkpoint import verify_checkpoint, write_manifest
+
+    place = real_path(out)
+    staging = place.parent / f".{place.name}.prefetch"
+    source = source_of(config.base, config.revision)
+    folder = _fetch_base(source, staging, asked)
+    _fetch_tokenizer(folder, config.tokenizer)
+    if not Path(config.base).is_dir():
+        write_json(folder / ORIGIN, {"base_model": "/".join(config.base.split("/")[:2])})
+        asked = replace(asked, commit=source.commit(staging))
+    write_json(folder / RECORD, asdict(asked))
+    summary = verify_checkpoint(folder)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    write_manifest(folder)
+    with whole_folder(out) as aside:
+        aside.rmdir()
+        folder.rename(aside)
+    shutil.rmtree(staging, ignore_errors=True)
+    return summary
+
+
+def _fetch_base(source: Source, staging: Path, asked: Origin) -> Path:
+    """The checkpoint's own files, without optimizer states or further checkpoints below it; the folder they lie in.
+
+    What a broken-off start left in `staging` is kept where it was for the same repository and revision.
+    """
+    from gr00t.model.checkpoint_folder import is_lerobot
+
+    sizes = source.sizes()
+    if "config.json" not in sizes:
+        inside = sorted(name.split("/")[0] for name in sizes if name.count("/") == 1 and name.endswith("/config.json"))
+        listed = ", ".join(f"{source.name}/{suite}" for suite in inside)
+        suites = f" It holds several checkpoints; take one of: {listed}." if inside else ""
+        raise ToolkitError(f"{source.name} holds no config.json: it is no checkpoint.{suites}")
+    wanted = {name: size for name, size in sizes.items() if _belongs(name)}
+    if not any(fnmatch(name, WEIGHTS) for name in wanted):
+        raise ToolkitError(
+            f"{source.name} holds no safetensors weights. Pickled ones (.bin, .pt) are never read: convert them where "
+            "you trust them, with save_pretrained(folder, safe_serialization=True)."
+        )
+    folder, note = source.place(staging), staging / ".cache"
+    if staging.exists() and recorded(note) != asked:
+        shutil.rmtree(staging)
+    missing = sum(size for name, size in wanted.items() if not _same_size(folder / name, size))
+    free = free_space(folder)
+    if missing * MARGIN > free:
+        raise ToolkitError(
+            f"{folder.parent} has {in_bytes(free)} free, but {in_bytes(missing)} are to come. Free some space, "
+            "or give a folder on another disk, out=FOLDER."
+        )
+    note.mkdir(parents=True, exist_ok=True)
+    write_json(note / RECORD, asdict(asked))
+    source.fetch(list(wanted), staging)
+    data = read_json(folder / "config.json")
+    if is_lerobot(data):
+        shutil.rmtree(folder)
+        raise ToolkitError(
+            f"{source.name} is a LeRobot checkpoint and no base of its own: prefetch its base, "
+            f"{data.get('base_model_path')}, and write that folder as base_model_path into its config.json."
+        )
+    return folder
+
+
+def _belongs(name: str) -> bool:
+    top = "/" not in name
+    return (top and any(fnmatch(name, pattern) for pattern in (WEIGHTS, *TERMS))) or (
+        any(fnmatch(name, pattern) for pattern in SMALL) and (top or name.startswith(("processor/", "experiment_cfg/")))
+    )
+
+
+def _same_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _fetch_tokenizer(folder: Path, tokenizer: str | None) -> None:
+    """Tokenizer, chat template and architecture of the backbone into processor/vlm, unless they are there."""
+    from gr00t.model.checkpoint_folder import read_config_json
+
+    target = folder / VLM
+    has_tokenizer = any((target / name).is_file() for name in TOKENIZER)
+    if tokenizer is None and (target / "config.json").is_file() and has_tokenizer:
+        return
+    source = source_of(tokenizer or str(read_config_json(folder).get("model_name")), None)
+    try:
+        names = [n for n in source.sizes() if "/" not in n and any(fnmatch(n, p) for p in SMALL)]
+    except ToolkitError as error:
+        raise ToolkitError(
+            f"The weights are there, the backbone's tokenizer is not: {error}\nThen start the same command again, it "
+            "goes on; or give a folder that has the tokenizer, tokenizer=FOLDER."
+        ) from None
+    wanted = [name for name in names if not name.endswith(".index.json")]  # its weights are in the checkpoint already
+    if not set(wanted) & set(TOKENIZER):
+        raise ToolkitError(f"{source.name} holds no tokenizer.json. Give another folder or hub id, tokenizer=FOLDER.")
+    source.fetch(wanted, target)
+    shutil.rmtree(target / ".cache", ignore_errors=True)
+
+
+# -- where it came from ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A source as a user writes it; of a repository also the revision that was asked for and the commit it was."""
+
+    source: str
+    revision: str | None = None
+    commit: str | None = None
+
+    def __str__(self) -> str:
+        named = f"{self.source}, revision {self.revision}" if self.revision else self.source
+        return f"{named} ({self.commit[:12]})" if self.commit and self.commit != self.revision else named
+
+    def is_what(self, asked: Origin) -> bool:
+        """Whether this is what is asked for now; a branch that has moved since is still the same."""
+        if self.source != asked.source:
+            return False
+        if self.commit and asked.commit:
+            return self.commit == asked.commit
+        wanted, commit = asked.revision or "", self.commit or ""
+        return asked.revision == self.revision or (len(wanted) >= SHORTEST_COMMIT and commit.startswith(wanted))
+
+
+def recorded(folder: Path) -> Origin | None:
+    """What the folder says of itself; None where it does not. A damaged record raises ToolkitError."""
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    data = read_json(path)
+    values = [data.get(name) for name in ("source", "revision", "commit")]
+    if not isinstance(values[0], str) or not all(value is None or isinstance(value, str) for value in values):
+        raise ToolkitError(f"{path} is damaged. Remove it, or fetch again with overwrite=true.")
+    return Origin(values[0], values[1], values[2])
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A local folder."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """As a user would write it."""
+        return str(self.folder)
+
+    def sizes(self) -> dict[str, int]:
+        """Every file by name below the checkpoint's folder, and its bytes."""
+        files = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
+
+    def place(self, target: Path) -> Path:
+        """The folder in `target` to which `fetch` brings the files."""
+        return target
+
+    def fetch(self, names: Sequence[str], target: Path) -> None:
+        """Bring these files to `place(target)`; what is there already is kept."""
+        for name in names:
+            old, new = self.folder / name, target / name
+            if _same_size(new, old.stat().st_size) and new.stat().st_mtime >= old.stat().st_mtime:
+                continue
+            new.parent.mkdir(parents=True, exist_ok=True)
+            part = new.with_name(f".{new.name}.part")
+            shutil.copy2(old, part)
+            part.replace(new)
+
+    def commit(self, target: Path) -> str | None:
+        """The commit of a copy in the hub's cache, whose folders are named after commits."""
+        found = _SNAPSHOT.search(self.folder.as_posix() + "/")
+        return found[1] if found else None
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A repository of the hub, or a folder in one."""
+
+    repository: str
+    subfolder: str = ""
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As a user would write it."""
+        return f"{self.repository}/{self.subfolder}".rstrip("/")
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.subfolder}/" if self.subfolder else ""
+
+    def sizes(self) -> dict[str, int]:
+        """Every file by name below the checkpoint's folder, and its bytes."""
+        import huggingface_hub
+
+        try:
+            found = huggingface_hub.HfApi().list_repo_tree(
+                self.repository, self.subfolder or None, recursive=True, revision=self.revision
+            )
+            return {e.path.removeprefix(self._prefix): int(e.size) for e in found if hasattr(e, "size")}
+        except Exception as error:
+            raise self._refusal(error) from None
+
+    def place(self, target: Path) -> Path:
+        """The folder in `target` to which `fetch` brings the files."""
+        return target / self.subfolder
+
+    def fetch(self, names: Sequence[str], target: Path) -> None:
+        """Bring these files to `place(target)`; what is there already is kept."""
+        import huggingface_hub
+
+        patterns = [self._prefix + name for name in names]
+        try:
+            huggingface_hub.snapshot_download(
+                self.repository, revision=self.revision, local_dir=target, allow_patterns=patterns
+            )
+        except Exception as error:
+            raise self._refusal(error) from None
+
+    def commit(self, target: Path) -> str | None:
+        """The commit that was fetched to `target`, as the client notes it beside the files."""
+        note = target / ".cache/huggingface/download" / self.subfolder / "config.json.metadata"
+        first = note.read_text(encoding="utf-8").split("\n")[0] if note.is_file() else ""
+        return first if _COMMIT.fullmatch(first) else None
+
+    def _refusal(self, error: Exception) -> Exception:
+        """Names the repository and the kind of error, never an address or a token; what is a bug stays as it is."""
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+        from gr00t.model.checkpoint_folder import hub_failure, is_hub_error
+
+        if not is_hub_error(error) or is_disk_error(error):
+            return error
+        if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):  # a closed gate is one of the former
+            return ToolkitError(hub_failure(self.repository, error))
+        system = error.strerror if isinstance(error, OSError) else None
+        reason = f"{type(error).__name__}: {system}" if system else type(error).__name__
+        return ToolkitError(
+            f"{self.repository} cannot be fetched from here ({reason}). What came is kept: start the "
+            "same command again to go on, or run it where there is internet and copy the folder it makes."
+        )
+
+
+Source = FolderSource | HubSource
+
+
+def source_of(name: str, revision: str | None) -> Source:
+    """A local folder, else a hub id (owner/name, or with a sub-folder); offline, its copy in the local cache."""
+    from huggingface_hub import constants
+
+    from gr00t.model.checkpoint_folder import hub_parts, resolve_folder
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return FolderSource(folder)
+    repository, subfolder = hub_parts(name, folder)
+    if constants.HF_HUB_OFFLINE:
+        try:
+            return FolderSource(resolve_folder(name, revision, local_files_only=True))
+        except ToolkitError as error:
+            raise ToolkitError(
+                f"HF_HUB_OFFLINE is set, and {name} is neither a folder here nor whole in the local cache. Run this "
+                "command where there is internet (without HF_HUB_OFFLINE), and copy the folder it makes."
+            ) from error
+    return HubSource(repository, subfolder, revision)

@@ -1,0 +1,293 @@
+"""The model card: Hugging Face metadata and a README, filled from what the runs recorded. Nothing in it is guessed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from finetune.open_loop.predictions import PREDICTORS, label
+from finetune.recipe.train_config import parts
+from finetune.release.run_facts import Licence, RunFacts
+from gr00t.errors import ToolkitError
+
+UNKNOWN = "not recorded"
+
+_CUES = re.compile(r"(color|object|size|position)_(color|object|size|position)")
+_TREE = (
+    ("gr00t/", "model, data and policy"),
+    ("scripts/", "fine-tuning, data preparation, evaluation, SLURM jobs, and their configuration"),
+    ("finetune.md", "the guide, from recordings to an evaluated checkpoint"),
+)
+_TUNED = {
+    "projector": "projector (state encoder, action encoder and decoder, position embedding)",
+    "diffusion_model": "diffusion transformer",
+    "vlln": "LayerNorm and self-attention over the backbone's tokens",
+    "llm": "language model",
+    "visual": "vision tower",
+}
+
+
+def write_card(
+    runs: Sequence[RunFacts], licence: Licence, *, repo_id: str | None, datasets: Sequence[str], folder: str
+) -> str:
+    """The text of README.md: front matter and body. `folder` is the name of the released folder."""
+    try:
+        values = _values(runs, licence, repo_id, folder)
+    except KeyError as error:
+        raise ToolkitError(
+            f"{', '.join(str(run.checkpoint) for run in runs)}: experiment_cfg/ or config.json lacks {error}. It "
+            "was edited by hand, or written by another version: copy the checkpoint anew, or release with that version."
+        ) from None
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(cell=_cell, share=_share, error=_error, quoted=_quoted)
+    body = environment.get_template("card.md").render(values)
+    body = re.sub(r"\n{3,}", "\n\n", body)
+    metadata = _metadata(runs, licence, datasets)
+    text = f"---\n{metadata.to_yaml()}\n---\n\n{body.strip()}\n"
+    if check_card(text, "README.md") != metadata.to_dict():
+        raise AssertionError("the front matter does not come back as it was written")
+    return text
+
+
+def check_card(text: str, where: str | Path) -> dict[str, Any]:
+    """The metadata of a card; ToolkitError where the hub's client cannot read it."""
+    try:
+        found: dict[str, Any] = ModelCard(text).data.to_dict()
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ToolkitError(
+            f"{where}: the metadata between the --- lines cannot be read ({' '.join(str(error).split())}). Mend it, or "
+            "make the release anew with overwrite=true."
+        ) from None
+    if not found:
+        raise ToolkitError(f"{where} has no metadata between --- lines. Make the release anew with overwrite=true.")
+    return found
+
+
+def _metadata(runs: Sequence[RunFacts], licence: Licence, datasets: Sequence[str]) -> ModelCardData:
+    bases = sorted({run.base_model for run in runs if run.base_model})
+    splits = [run.split for run in runs]
+    return ModelCardData(
+        language="en",
+        license=licence.id,
+        license_name=licence.name,
+        license_link=licence.link,
+        library_name="gr00t",
+        pipeline_tag="robotics",
+        base_model=bases[0] if len(bases) == 1 else bases or None,
+        base_model_relation="finetune" if bases else None,
+        datasets=list(datasets) or None,
+        tags=["robotics", "vision-language-action", "gr00t", "gr00t-n1.7", "imitation-learning", *splits],
+    )
+
+
+def _values(runs: Sequence[RunFacts], licence: Licence, repo_id: str | None, folder: str) -> dict[str, Any]:
+    """What card.md is filled with."""
+    views = [_view(run) for run in runs]
+    first, whole = runs[0].interface, runs[0].whole
+    instructions = " and ".join(f'`{run.split}` ("{run.instruction}")' for run in runs)
+    bases = list(dict.fromkeys(_base(run) for run in runs))
+    lead = (
+        f"{'A robot policy' if len(runs) == 1 else 'Robot policies'} of the GR00T N1.7 architecture "
+        f"({whole.parameters:,} parameters), fine-tuned from {' and '.join(bases)} on {instructions}. Trained with an "
+        "independent implementation of NVIDIA's GR00T N1.7, whose code is in this folder."
+    )
+    training, data = [_training(run) for run in runs], [_data(_datasets(run)) for run in runs]
+    for of, run in zip(data, runs, strict=True):
+        of["Fingerprint"] = f"`{run.dataset['fingerprint'][:16]}`"
+    return {
+        "title": f"GR00T N1.7 fine-tuned on {', '.join(run.split for run in runs)}",
+        "lead": lead,
+        "runs": views,
+        "first": views[0],
+        "tree": [*((f"checkpoints/{run.split}/", _files(run)) for run in runs), *_TREE],
+        "repo_id": repo_id,
+        "folder": repo_id.split("/")[-1] if repo_id else folder,
+        "training": [(name, [of[name] for of in training]) for name in training[0]],
+        "data": [(name, [of[name] for of in data]) for name in data[0]],
+        "datasets_told": sum(len(_datasets(run)) for run in runs),
+        "predictors": [label(name) for name in PREDICTORS],
+        "cameras": ", ".join(e.variable for e in first.inputs if e.key.startswith("video.")),
+        "terms": _terms("; ".join(bases), licence),
+        "maniskill": any(view["cues"] or view["results"].closed_loop for view in views),
+    }
+
+
+def _view(run: RunFacts) -> dict[str, Any]:
+    cues, best = _CUES.fullmatch(run.split), run.best
+    words = best and f"the weights after step {best['step']:,} were the best ({best['name']} {best['metric']:.4g})"
+    return {
+        "split": run.split,
+        "cues": cues.groups() if cues and cues[1] != cues[2] else None,
+        "interface": run.interface,
+        "denoising_steps": run.model["num_inference_timesteps"],
+        "dtype": run.model.get("dtype", "bfloat16"),
+        "instruction": run.instruction,
+        "results": run.results,
+        "best": words,
+        "mixed": _mixed(run),
+        "trial": None if run.config["model"]["name"] == "released" else run.config["model"]["name"],
+    }
+
+
+def _files(run: RunFacts) -> str:
+    count = run.whole.shards
+    size = run.whole.weight_bytes / 1e9
+    return f"config.json, weights ({size:.2f} GB, {count} file{'s' * (count > 1)}), processor/, experiment_cfg/"
+
+
+def _base(run: RunFacts) -> str:
+    if run.base_model:
+        return f"[{run.base_model}](https://huggingface.co/{run.base_model})"
+    return f"`{Path(run.config['model']['base']).name}` (a folder of the run's; its origin is {UNKNOWN})"
+
+
+def _terms(bases: str, licence: Licence) -> str:
+    if licence.id is None:
+        return f"their licence is {UNKNOWN}. They were tuned from {bases}, whose terms hold for them."
+    named = licence.id if licence.id != "other" else (licence.name or "other")
+    where = f" ({licence.link})" if licence.link else ""
+    own = f"The base's own files: {', '.join(licence.files)}." if licence.files else ""
+    return f"{named}{where}. They were tuned from {bases}, whose terms hold for them. {own}".strip()
+
+
+# -- the rows of the tables: name, and the value of a run --------------------------------------------------------------
+
+
+def _training(run: RunFacts) -> dict[str, str]:
+    config = run.config
+    train, masked = config["train"], config["dataset"]["tail"] == "mask"
+    return {
+        "Base model": _base(run),
+        "Steps": _steps(train, run.step),
+        "GPUs": _gpus(run.hardware),
+        "Global batch size": str(train["global_batch_size"]),
+        "Learning rate": f"{train['learning_rate']:g}",
+        "Warm-up": f"{100 * train['warmup_ratio']:g} % of the steps, then a cosine to zero",
+        "Optimizer": (
+            f"{train['optimizer']}, betas {train['adam_beta1']:g} and {train['adam_beta2']:g}, weight decay "
+            f"{train['weight_decay']:g}, gradients clipped at {train['max_grad_norm']:g}"
+        ),
+        "Precision": f"{run.hardware['precision']} forward" if run.hardware else str(train["precision"]),
+        "Tuned modules": _tuned(train),
+        "Frozen modules": "; ".join(words for name, words in _TUNED.items() if not train["tune"][name]) or "nothing",
+        "Action chunk": f"{run.interface.horizon} steps at {run.dataset['fps']:g} Hz",
+        "Denoising steps": str(run.model["num_inference_timesteps"]),
+        "Augmentation": _augmentation(config["augment"]),
+        "Start steps": "every frame, the missing future masked" if masked else "frames with a whole chunk ahead",
+        "Engine": str(config["engine"]["name"]),
+        "Seed": str(train["seed"]),
+        "Code revision": run.versions.get("git_revision") or UNKNOWN,
+    }
+
+
+def _steps(train: dict[str, Any], step: int | None) -> str:
+    planned = train["max_steps"]
+    if step is None or step == planned:
+        return f"{planned:,}"
+    which = "best evaluation" if train.get("export") == "best" else "end"
+    return f"{step:,}, the {which} of a run of at most {planned:,}"
+
+
+def _gpus(hardware: dict[str, Any] | None) -> str:
+    if hardware is None:
+        return UNKNOWN
+    count = hardware["processes"]
+    if hardware["gpu"] is None:
+        return f"none, {count} process{'es' * (count > 1)} on a CPU"
+    return f"{count} x {hardware['gpu']}"
+
+
+def _tuned(train: dict[str, Any]) -> str:
+    tune, lora = train["tune"], train["lora"]
+    modules = [words for name, words in _TUNED.items() if tune[name]]
+    if tune["top_llm_layers"]:
+        modules.append(f"the language model's top {tune['top_llm_layers']} layers")
+    if lora["rank"] is not None:
+        modules.append(f"LoRA of rank {lora['rank']} on the language model, merged")
+    return "; ".join(modules)
+
+
+def _augmentation(augment: dict[str, Any]) -> str:
+    found = []
+    if augment["crop_fraction"] < 1:
+        found.append(f"crop to {100 * augment['crop_fraction']:g} %")
+    if augment["random_rotation_angle"]:
+        found.append(f"rotation up to {augment['random_rotation_angle']} degrees")
+    if augment["color_jitter"]:
+        found.append("colour jitter " + ", ".join(f"{k} {v:g}" for k, v in augment["color_jitter"].items()))
+    return "; ".join([*found, f"state dropout {augment['state_dropout']:g}"])
+
+
+def _datasets(run: RunFacts) -> list[dict[str, Any]]:
+    """What is recorded of the dataset, or of each of a mixture."""
+    return list(run.dataset.get("mixture") or [run.dataset])
+
+
+def _data(datasets: Sequence[dict[str, Any]]) -> dict[str, str]:
+    instructions = sorted({text for of in datasets for text in of["instructions"]})
+    frames = [of["train_frames"] for of in datasets if of.get("train_frames") is not None]
+    return {
+        "Instructions": "; ".join(f'"{text}"' for text in instructions),
+        "Episodes trained on": f"{sum(len(of['train_episodes']) for of in datasets):,}",
+        "Frames trained on": f"{sum(frames):,}" if len(frames) == len(datasets) else UNKNOWN,
+        "Episodes held out": f"{sum(len(of['val_episodes']) for of in datasets):,}",
+    }
+
+
+def _mixed(run: RunFacts) -> list[dict[str, str]]:
+    """A row for each dataset of a mixture: its folder as the configuration has it, and what is recorded of it."""
+    if "mixture" not in run.dataset:
+        return []
+    rows = []
+    for part, of in zip(parts(run.config["dataset"]["mixture"]), _datasets(run), strict=True):
+        data = _data([of])
+        rows.append(
+            {
+                "name": str(part.folder),
+                "weight": f"{part.weight:g} ({100 * of['share']:.1f} % of the samples)",
+                "episodes": data["Episodes trained on"],
+                "frames": data["Frames trained on"],
+                "held_out": data["Episodes held out"],
+                "instructions": data["Instructions"],
+                "fingerprint": of["fingerprint"][:16],
+            }
+        )
+    return rows
+
+
+# -- how values are written --------------------------------------------------------------------------------------------
+
+
+def _quoted(text: str) -> str:
+    """A text as Python writes it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _cell(text: str) -> str:
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _share(share: dict[str, Any]) -> str:
+    """63 % (51 to 74), 40 of 63."""
+    if not share["n"]:
+        return "none seen"
+    low, high = round(100 * share["low"]), round(100 * share["high"])
+    return f"{100 * share['share']:.0f} % ({low} to {high}), {share['count']} of {share['n']}"
+
+
+def _error(mae: float, wrong: float | None) -> str:
+    """0.0123 (4.5 %)."""
+    return f"{mae:.4f}" + ("" if wrong is None else f" ({100 * wrong:.1f} %)")

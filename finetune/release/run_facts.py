@@ -1,0 +1,345 @@
+"""What the card of a release is made of: what a finished checkpoint and its run say of themselves, the licence of its
+weights, and the results found in the reports folder. What is not recorded is None, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+from finetune.open_loop.predictions import PREDICTORS
+from finetune.prefetch import ORIGIN
+from finetune.recipe import FinetuneConfig
+from finetune.recipe.recipe_identity import RELEASE_MARK, made_by
+from finetune.recipe.train_config import parts
+from finetune.release import ReleaseConfig
+from finetune.release.published_files import EXPERIMENT, small_files
+from finetune.training import checkpointing
+from finetune.training.release_layout import publishable
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.schema import EmbodimentTag
+from gr00t.errors import ToolkitError
+from gr00t.file_replacement import read_json
+from gr00t.model.checkpoint import fingerprint
+from gr00t.model.finished_checkpoint import MANIFEST, CheckpointSummary, verify_checkpoint, verify_manifest
+from gr00t.model.gr00t_n1 import find_tag
+from toolkit.composition import read_yaml
+from toolkit.declaration import keys_of
+from toolkit.shared_keys import is_hub_id
+
+BEST = "best.json"
+OPEN_LOOP, CLOSED_LOOP = "open_loop.json", "closed_loop.json"
+PARTS = ("train", "val", "conflict")
+AS_IT_IS = "none"  # the condition under which the policy sees what is there
+
+_LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
+_TERMS = "terms-of-the-base-model"
+_HUB = "https://huggingface.co"
+_MEANINGS = {  # of the conflict splits' Panda; groups of other robots have their shape only
+    "state.arm": "rad",
+    "state.gripper": "opening in metres",
+    "action.arm": "joint targets in rad",
+    "action.gripper": "command in [-1, 1]",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value: its key in get_action, the name of a variable for it, its shape and type, and its unit where known."""
+
+    key: str
+    variable: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Inputs and outputs of one embodiment; horizon: steps of an action chunk."""
+
+    tag: EmbodimentTag
+    inputs: tuple[Entry, ...]
+    language_key: str
+    outputs: tuple[Entry, ...]
+    horizon: int
+
+
+def interface_of(processor: Gr00tN1d7Processor, tag: str) -> Interface:
+    """The interface of `tag`, for one observation at a time."""
+    configs = processor.modality_config(tag)
+    video, horizon = configs["video"], len(configs["action"].delta_indices)
+    frames, times = len(video.delta_indices), len(configs["state"].delta_indices)
+
+    def entry(modality: str, name: str, shape: str) -> Entry:
+        meaning = _MEANINGS.get(f"{modality}.{name}")
+        return Entry(f"{modality}.{name}", name, f"{shape}, {meaning}" if meaning else shape)
+
+    states = processor.state_action.groups(tag, "state")
+    actions = processor.state_action.groups(tag, "action")
+    return Interface(
+        tag=EmbodimentTag.parse(tag),
+        inputs=(
+            *(entry("video", name, f"(1, {frames}, H, W, 3) uint8") for name in video.modality_keys),
+            *(entry("state", g.name, f"(1, {times}, {g.dim}) float32") for g in states),
+        ),
+        language_key=configs["language"].modality_keys[0],
+        outputs=tuple(entry("action", g.name, f"(1, {horizon}, {g.dim})") for g in actions),
+        horizon=horizon,
+    )
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One finished checkpoint of a release.
+
+    config: as it is published. base: the base as the run was given it, a folder or hub id; None where no more than a
+    folder's name is left of it. base_model: hub id of the base, None where there is none. folders: absolute ones that
+    the run's records name. dataset, versions, hardware: what experiment_cfg/ holds (hardware is of the last attempt,
+    None where it was not recorded). best: the run's best.json. identity: of the run. step: optimizer steps that the
+    weights have seen, None where it was not recorded. model: config.json.
+    """
+
+    checkpoint: Path
+    split: str
+    instruction: str
+    config: dict[str, Any]
+    base: str | None
+    base_model: str | None
+    folders: tuple[str, ...]
+    dataset: dict[str, Any]
+    versions: dict[str, Any]
+    hardware: dict[str, Any] | None
+    best: dict[str, Any] | None
+    identity: str
+    step: int | None
+    model: dict[str, Any]
+    whole: CheckpointSummary
+    interface: Interface
+    results: Results
+
+
+def read_facts(config: ReleaseConfig) -> RunFacts:
+    """Everything about a checkpoint that is whole and finished; ToolkitError for any other."""
+    checkpoint = Path(config.checkpoint)
+    small_files(checkpoint)
+    whole = verify_checkpoint(checkpoint)
+    if (checkpoint / MANIFEST).is_file():  # earlier versions wrote none
+        verify_manifest(checkpoint, added=True)  # what is added is not published
+    experiment = checkpoint / EXPERIMENT
+    recorded = read_yaml(experiment / "config.yaml")
+    trained = _at(recorded, "split.name")
+    if trained != config.split.name:
+        raise ToolkitError(
+            f"checkpoint={config.checkpoint} was trained on the split {trained}, not {config.split.name}. Say "
+            f"split={trained}, or give another checkpoint=...."
+        )
+    mark = read_json(checkpoint / RELEASE_MARK)
+    run_dir = _own_run_dir(Path(config.run_dir), checkpoint)
+    typed = _json_in(run_dir, "run_config.json")
+    named = str(_at(typed or recorded, "model.base"))
+    base = named if typed or "/" in named else None
+    processor = Gr00tN1d7Processor.from_pretrained(checkpoint)
+    return RunFacts(
+        checkpoint=checkpoint,
+        split=config.split.name,
+        instruction=str(_at(recorded, "split.instruction")),
+        config=publishable(recorded),
+        base=base,
+        base_model=config.base_model or hub_id_of(base),
+        folders=_folders(typed or recorded),
+        dataset=read_json(experiment / "dataset.json"),
+        versions=read_json(experiment / "versions.json"),
+        hardware=_json_in(experiment, "hardware.json"),
+        best=_json_in(run_dir, BEST),
+        identity=str(mark.get("identity")),
+        step=mark.get("step"),
+        model=read_json(checkpoint / "config.json"),
+        whole=whole,
+        interface=interface_of(processor, find_tag(processor, str(_at(recorded, "dataset.embodiment_tag")))),
+        results=read_results(Path(config.reports_dir), checkpoint, config.split.name),
+    )
+
+
+def _own_run_dir(run_dir: Path, checkpoint: Path) -> Path | None:
+    """The run folder, where it is there; another run's is refused."""
+    kept = checkpointing.list_checkpoints(run_dir)
+    if not kept:
+        return None
+    found = read_json(kept[-1] / "state.json").get("identity") or {}
+    if not made_by(checkpoint, found):
+        raise ToolkitError(
+            f"run_dir={run_dir} holds another run than the one that made the checkpoint. Give that run's folder, "
+            "run_dir=..., or one that does not exist if it is gone."
+        )
+    return run_dir
+
+
+def _folders(typed: Mapping[str, Any]) -> tuple[str, ...]:
+    values = [_at(typed, key.name) for key in keys_of(FinetuneConfig).values() if key.bounds.get("folder")]
+    values += [str(part.folder) for part in parts(_at(typed, "dataset.mixture") or [])]
+    return tuple(value for value in values if isinstance(value, str) and Path(value).is_absolute())
+
+
+def _json_in(folder: Path | None, name: str) -> dict[str, Any] | None:
+    return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
+
+
+def _at(values: Mapping[str, Any], name: str) -> Any:
+    found: Any = values
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Hugging Face's three fields for the weights (None: unknown), and the base's own files that go along."""
+
+    id: str | None = None
+    name: str | None = None
+    link: str | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+def hub_id_of(base: str | None) -> str | None:
+    """The repository of a base: itself, or where finetune.prefetch had it from; None where nothing says."""
+    if base is None:
+        return None
+    if is_hub_id(base):
+        return "/".join(base.split("/")[:2])
+    origin = Path(base) / ORIGIN
+    return str(read_json(origin)["base_model"]) if origin.is_file() else None
+
+
+def licence_of(base: str | None, base_model: str | None, chosen: str | None, repo_id: str | None) -> Licence:
+    """The licence of weights that were tuned from `base`, a folder or a hub id (None: unknown); `chosen` wins.
+
+    base_model: the base's hub id, where there is one: its page has its terms. repo_id: where the release will be.
+    """
+    folder = Path(base) if base is not None and Path(base).is_dir() else None
+    files, stated = {}, {}
+    if folder:  # the base's licence and notice go along under names of their own: LICENSE is the code's
+        carried = sorted(path for pattern in _LICENCE_FILES for path in folder.glob(pattern) if path.is_file())
+        files = {f"{path.stem}-WEIGHTS{path.suffix}": path for path in carried}
+        stated = _stated(folder / "README.md")
+    found = chosen or stated.get("license") or ("other" if files or base_model else None)
+    if found != "other":
+        return Licence(found, files=files)
+    link = f"{_HUB}/{base_model}" if base_model else None
+    if files and repo_id:  # the hub takes no other file of a repository than LICENSE
+        link = f"{_HUB}/{repo_id}/blob/main/{next(iter(files))}"
+    elif "://" in stated.get("license_link", ""):
+        link = stated["license_link"]
+    return Licence(found, stated.get("license_name", _TERMS), link, files)
+
+
+def _stated(readme: Path) -> dict[str, str]:
+    """The licence fields in the front matter of the base's own card."""
+    if not readme.is_file():
+        return {}
+    try:
+        data = ModelCard.load(readme, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise ToolkitError(f"{readme} cannot be read ({type(error).__name__}). Mend it, or say licence=...") from None
+    return {name: str(value) for name, value in data.items() if name.startswith("license") and value}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that was measured with a checkpoint; notes: what was found and not used, and why."""
+
+    open_loop: list[dict[str, Any]] = field(default_factory=list)
+    closed_loop: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_results(reports_dir: Path, checkpoint: Path, split: str) -> Results:
+    """The results below `reports_dir` that are of this very checkpoint, of each part the newest open loop."""
+    notes: list[str] = []
+    own = fingerprint(checkpoint)
+    open_loop: dict[str, dict[str, Any]] = {}
+    for path, data in _found(reports_dir, OPEN_LOOP):
+        if _is_of(data, path, checkpoint, own, split, notes):
+            result = _parsed(path, data, _open_loop)
+            open_loop[result["part"]] = result
+    closed_loop = []
+    for path, data in _found(reports_dir, CLOSED_LOOP):
+        if not _is_of(data.get("info") or {}, path, checkpoint, own, split, notes):
+            continue
+        if "summary" not in data:
+            notes.append(f"{path} holds no summary, left out: make its report anew")
+            continue
+        closed_loop.append(_parsed(path, data, _closed_loop))
+    parts = [part for part in PARTS if part in open_loop]
+    return Results([open_loop[part] for part in parts], closed_loop, notes)
+
+
+def _found(folder: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Files of that name, oldest first; those in hidden folders are half-written."""
+    paths = [path for path in folder.rglob(name) if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        yield path, read_json(path)
+
+
+def _is_of(info: dict[str, Any], path: Path, checkpoint: Path, own: str, split: str, notes: list[str]) -> bool:
+    """Whether it was measured with this checkpoint: by its fingerprint, or else by its folder and the time."""
+    if info.get("split") != split:
+        return False
+    measured = info.get("checkpoint_fingerprint")
+    if measured is None:
+        same = Path(str(info.get("checkpoint"))).resolve() == checkpoint.resolve()
+        same = same and path.stat().st_mtime >= (checkpoint / "config.json").stat().st_mtime
+    else:
+        same = measured == own
+    if not same:
+        notes.append(f"{path} was measured with another checkpoint, left out")
+    return same
+
+
+def _parsed(path: Path, data: dict[str, Any], read: Any) -> Any:
+    try:
+        return read(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ToolkitError(f"{path} is damaged ({type(error).__name__}: {error}). Evaluate again.") from None
+
+
+def _open_loop(data: dict[str, Any]) -> dict[str, Any]:
+    """Errors on the episodes of one part; rows: (group, (mean absolute error, share of wrong signs) a predictor)."""
+    measured = data["overall"]["all"]
+    training = str(Path(data["config"]["data_dir"]) / data["split"] / "train")  # a folder of the machine it was made on
+    rows = []
+    for group, errors in measured["errors"].items():
+        of_group = [errors[predictor] for predictor in PREDICTORS]
+        rows.append((group, [(float(of["mae"]), of["sign_error_rate"]) for of in of_group]))
+    return {
+        "part": data["part"],
+        "episodes": len(data["episodes"]),
+        "starts": int(measured["starts"]),
+        "rows": rows,
+        "findings": [finding.replace(training, "its training dataset") for finding in data["findings"]],
+    }
+
+
+def _closed_loop(data: dict[str, Any]) -> dict[str, Any]:
+    """The summary as it stands in the file, with what was played."""
+    info, summary = data["info"], data["summary"]
+    counted = {
+        condition: {
+            part: {"success": of["success"], "target": of["picks"]["target"], "lure": of["picks"]["lure"]}
+            for part, of in parts.items()
+        }
+        for condition, parts in summary["counted"].items()
+    }
+    return {
+        "denoising_steps": info.get("denoising_steps"),
+        "n_action_steps": info["n_action_steps"],
+        "max_steps": info["max_steps"],
+        "cues": list(summary["cues"]),
+        "parts": counted.pop(AS_IT_IS, {}),
+        "ablations": counted,
+        "cue_preference": summary["cue_preference"],
+        "readings": [(r["question"], r["headline"], r["text"]) for r in summary["readings"]],
+    }

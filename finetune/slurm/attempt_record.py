@@ -1,0 +1,227 @@
+"""The records of a run folder: its SLURM attempts, whose turn it is to write, and the jobs that it was submitted as.
+
+attempt.json is the token of the attempt that may write; attempts/<number>/ says what became of each attempt;
+job/ and job-<stage>/ hold what a job of the run was submitted with."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import secrets
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.slurm import cluster_queries
+from gr00t.errors import ToolkitError
+from gr00t.file_replacement import file_lock, read_json, write_json
+from toolkit.configuration import as_yaml
+
+RECORD = "submitted.json"  # in job/ of a run folder, or job-<stage>/
+OWN_FOLDER = ".launcher"  # in runs_dir: the launcher's submissions, and where runs are that lie elsewhere
+
+_ELSEWHERE = "elsewhere"
+_MARKS = ("attempt.json", "run_config.json", "metrics.jsonl", "job", "attempts")  # one of them makes a run folder
+_DEEPEST = 4
+
+
+def now() -> str:
+    """The time as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+# -- attempts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a run: how it began, how training ended (outcome), and what was decided then (ended)."""
+
+    number: int
+    folder: Path
+
+    @property
+    def begun(self) -> dict[str, Any]:
+        """What was known at its start: job, nodes, processes, limit of time, newest step."""
+        return read_json(self.folder / "attempt.json")
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """What training wrote at its end; None after a crash, and while it runs."""
+        return _read_optional(self.folder / "outcome.json")
+
+    @property
+    def ended(self) -> dict[str, Any] | None:
+        """What was decided after it; None when its node was lost before, and while it runs."""
+        return _read_optional(self.folder / "ended.json")
+
+
+def _read_optional(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
+
+
+def attempts(run_dir: Path) -> list[Attempt]:
+    """The attempts of a run, first to last."""
+    folders = [path for path in (run_dir / "attempts").glob("*") if (path / "attempt.json").is_file()]
+    return sorted((Attempt(int(f.name), f) for f in folders if f.name.isdecimal()), key=lambda a: a.number)
+
+
+def newest_step(run_dir: Path) -> int:
+    """Step of the newest checkpoint, 0 without one. Not verified: a measure of progress."""
+    steps = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run_dir.glob("checkpoint-*")]
+    return max((int(match[1]) for match in steps if match), default=0)
+
+
+def token(run_dir: Path) -> dict[str, Any] | None:
+    """attempt.json: whose turn it is to write into this folder; None before the first SLURM attempt."""
+    return _read_optional(run_dir / "attempt.json")
+
+
+def refuse_foreign_job(run_dir: Path, job_id: str) -> None:
+    """Refuse a folder whose last attempt belongs to another job that SLURM still runs or has queued."""
+    held = token(run_dir)
+    if held is None or held["job_id"] == job_id:
+        return
+    state = job_state(held["job_id"])
+    if state in cluster_queries.ALIVE:
+        raise ToolkitError(
+            f"{run_dir} belongs to job {held['job_id']}, which is {state.lower()}. Wait for it, end it with "
+            f"scancel {held['job_id']}, or give this run a folder of its own: run_dir=... output_dir=...."
+        )
+
+
+def job_state(job_id: str) -> str | None:
+    """SLURM's state of a job; None when it does not know it, or its commands are not here (inside a container)."""
+    if not cluster_queries.available():
+        return None
+    done = cluster_queries.slurm("squeue", "--noheader", "--format=%T", f"--jobs={job_id}", check=False)
+    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.split() else None
+
+
+def begin(run_dir: Path, job_id: str, more: dict[str, Any]) -> Attempt:
+    """A new attempt, which takes the token over from any before it; `more` joins its record."""
+    (run_dir / "attempts").mkdir(parents=True, exist_ok=True)
+    with file_lock(run_dir / "attempt.json", required=False):
+        refuse_foreign_job(run_dir, job_id)
+        number = max((int(p.name) for p in (run_dir / "attempts").iterdir() if p.name.isdecimal()), default=-1) + 1
+        attempt = Attempt(number, run_dir / "attempts" / str(number))
+        attempt.folder.mkdir()
+        begun = {
+            "attempt": number,
+            "id": secrets.token_hex(16),
+            "job_id": job_id,
+            **more,
+            "host": socket.gethostname(),
+            "started": now(),
+        }
+        write_json(attempt.folder / "attempt.json", {**begun, "from_step": newest_step(run_dir)})
+        write_json(run_dir / "attempt.json", begun)
+    return attempt
+
+
+def close_lost(attempt: Attempt) -> None:
+    """Record of an attempt that ended without a record, with its node or by KILL, that it was lost."""
+    if attempt.ended is None:
+        lost = {"what": "lost", "reason": "no end was recorded: the node was lost, or the job was killed"}
+        write_json(attempt.folder / "ended.json", {**lost, "on": attempt.begun["nodes"]})
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def job_folder(run_dir: Path, label: str) -> Path:
+    """Where a run folder keeps what a job of it was submitted with."""
+    return run_dir / ("job" if label == "finetune" else f"job-{label}")
+
+
+def describe_job(folder: Path, script: str | None, overrides: Sequence[str], config: Any) -> None:
+    """Write what a job runs and with what into its folder: script, arguments, what they resolve to, and packages.
+
+    Nothing of the user's environment variables. `script` is None where it is not known, as inside a container.
+    """
+    if script is not None:
+        (folder / "script.sbatch").write_text(script, encoding="utf-8")
+    write_json(folder / "overrides.json", {"overrides": list(overrides)})
+    (folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
+    packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
+    environment = {
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "packages": dict(sorted(packages.items())),
+    }
+    write_json(folder / "environment.json", environment)
+
+
+def jobs_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The newest job of each stage of a run: as the launcher noted it, or as its attempts did after plain sbatch.
+
+    A run that was never a job is one entry without a job_id.
+    """
+    records = [read_json(path) for path in sorted(run_dir.glob(f"job*/{RECORD}"))]
+    noted = {str(record["name"]): record for record in records}
+    held, own = token(run_dir), noted.get(run_dir.name)
+    if held is not None and own is not None:
+        is_newer = str(held["started"]) > str(own["submitted"]) and str(held["job_id"]) != own["job_id"]
+        held = held if is_newer else None
+    if held is not None or not noted:
+        settings = resolved(run_dir)
+        entry = {
+            "name": run_dir.name,
+            "stage": "finetune",
+            "split": str(settings["split"]["name"]) if settings else None,
+        }
+        if held is not None:
+            entry |= {"job_id": str(held["job_id"]), "job_name": held.get("job_name"), "log": held.get("log")}
+        noted[run_dir.name] = entry
+    return sorted(noted.values(), key=lambda found: (found["stage"] != "finetune", found["name"]))
+
+
+def resolved(run_dir: Path) -> dict[str, Any]:
+    """The fine-tune's configuration as last resolved, by a job or else by the training; {} before the first."""
+    path = run_dir / "job" / "config.yaml"
+    if path.is_file():
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return _read_optional(run_dir / "run_config.json") or {}
+
+
+# -- the run folders of a project --------------------------------------------------------------------------------------
+
+
+def run_folders(runs_dir: Path) -> list[Path]:
+    """Every run folder below `runs_dir`, and those elsewhere that the launcher submitted from here."""
+    noted = [Path(read_json(path)["run_dir"]) for path in (runs_dir / OWN_FOLDER / _ELSEWHERE).glob("*.json")]
+    found = [*_below(runs_dir, 0), *(path for path in noted if path.is_dir())]
+    return sorted({Path(os.path.abspath(path)) for path in found})
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    if not folder.is_dir() or depth > _DEEPEST:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_dir():
+            continue
+        if any((path / mark).exists() for mark in _MARKS):
+            yield path
+        else:
+            yield from _below(path, depth + 1)
+
+
+def note_elsewhere(runs_dir: Path, run_dir: Path) -> None:
+    """Remember a run folder that a search of `runs_dir` would not find."""
+    if run_dir.is_relative_to(os.path.abspath(runs_dir)):
+        return
+    folder = runs_dir / OWN_FOLDER / _ELSEWHERE
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]
+    write_json(folder / f"{name}.json", {"run_dir": str(run_dir)})

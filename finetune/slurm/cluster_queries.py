@@ -1,0 +1,237 @@
+"""What SLURM's own commands say of the cluster (partitions, nodes, accounts) and of this user's jobs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gr00t.errors import ToolkitError
+
+TIMEOUT_SECONDS = 60.0
+ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED", "SIGNALING")
+
+_GPUS = re.compile(r"gpu:(?:(?P<type>[^:(,]+):)?(?P<count>\d+)")
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
+_NO_LIMIT = ("UNLIMITED", "INFINITE", "-1")
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def available() -> bool:
+    """Whether this machine has SLURM's commands."""
+    return shutil.which("sbatch") is not None
+
+
+def slurm(*command: str, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run e.g. `slurm("squeue", "--me", "--noheader")` without a shell, with `text` on its standard input.
+
+    With `check`, a failure is a ToolkitError with its message.
+    """
+    name, shown = command[0], " ".join(command[:3]) + (" ..." if len(command) > 3 else "")
+    if shutil.which(name) is None:
+        raise ToolkitError(f"{name} is not on this machine. Log in to a node of the SLURM cluster, and start it there.")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, input=text)
+    except subprocess.TimeoutExpired:
+        raise ToolkitError(
+            f"{shown} gave no answer in {TIMEOUT_SECONDS:.0f} s: is slurmctld up? (scontrol ping)"
+        ) from None
+    if check and done.returncode != 0:
+        reason = done.stderr.strip() or f"exit status {done.returncode}"
+        raise ToolkitError(f"{shown} was refused: {reason}")
+    return done
+
+
+def _ask(*command: str) -> str:
+    """The answer of a command that only reads; a controller that is down is reported in one line."""
+    done = slurm(*command, check=False)
+    if done.returncode == 0:
+        return done.stdout
+    reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    raise ToolkitError(
+        f"SLURM does not answer ({command[0]}: {reason}). Wait until its controller is back (scontrol ping tells), and "
+        "start the same command again; nothing was submitted."
+    )
+
+
+# -- the cluster -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node: CPUs, memory (MB), and GPUs by type ("" where the cluster names no type)."""
+
+    name: str
+    cpus: int
+    memory: int
+    gpus: dict[str, int]
+
+
+@dataclass
+class Partition:
+    """A partition; max_seconds and max_nodes are None without a limit; accounts and qos None where all are allowed."""
+
+    name: str
+    is_default: bool
+    is_up: bool
+    max_seconds: int | None
+    max_nodes: int | None
+    accounts: list[str] | None
+    qos: list[str] | None
+    nodes: list[Node] = field(default_factory=list)
+
+
+def read_partitions() -> dict[str, Partition]:
+    """Every partition by name, with its nodes; ToolkitError where SLURM does not answer."""
+    found: dict[str, Partition] = {}
+    for line in _ask("scontrol", "show", "partition", "--oneliner").splitlines():
+        words = dict(word.partition("=")[::2] for word in line.split())
+        if not words:
+            continue
+        accounts, qos = (words.get(name, "ALL") for name in ("AllowAccounts", "AllowQos"))
+        found[words["PartitionName"]] = Partition(
+            name=words["PartitionName"],
+            is_default=words.get("Default") == "YES",
+            is_up=words.get("State") == "UP",
+            max_seconds=seconds_of(words.get("MaxTime", "UNLIMITED")),
+            max_nodes=None if words.get("MaxNodes", "UNLIMITED") == "UNLIMITED" else int(words["MaxNodes"]),
+            accounts=None if accounts in ("ALL", "(null)") else accounts.split(","),
+            qos=None if qos in ("ALL", "(null)") else qos.split(","),
+        )
+    for line in _ask("sinfo", "--noheader", "--Node", "--format=%N|%R|%c|%m|%G").splitlines():
+        name, partition, *sizes, gres = (word.strip() for word in line.split("|", 4))
+        if partition in found:
+            cpus, memory = (int(size.rstrip("+") or 0) for size in sizes)
+            found[partition].nodes.append(Node(name, cpus, memory, gpus_of(gres)))
+    return found
+
+
+def gpus_of(gres: str) -> dict[str, int]:
+    """'gpu:a100:4(S:0-1),gpu:v100:2' as {'a100': 4, 'v100': 2}."""
+    gpus: dict[str, int] = {}
+    for match in _GPUS.finditer(gres):
+        kind = match["type"] or ""
+        gpus[kind] = gpus.get(kind, 0) + int(match["count"])
+    return gpus
+
+
+def most(nodes: Sequence[Node], kind: str | None) -> int:
+    """The most GPUs (of that type, None for any) that one of the nodes has."""
+    return max((sum(n for k, n in node.gpus.items() if kind in (None, k)) for node in nodes), default=0)
+
+
+def seconds_of(text: str) -> int | None:
+    """A time as sbatch takes it (minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s) in seconds; None for no limit."""
+    if text.strip().upper() in _NO_LIMIT:
+        return None
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise ToolkitError(
+            f'cluster.time={text} is no time that sbatch takes. Write hours:minutes:seconds ("24:00:00") or '
+            'days-hours ("2-00").'
+        )
+    parts = [int(part) for part in match["clock"].split(":")]
+    if match["days"] is not None:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+        return int(match["days"]) * 86400 + hours * 3600 + minutes * 60 + seconds
+    hours, minutes, seconds = parts if len(parts) == 3 else [0, *parts, 0][:3]
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def has_accounting() -> bool:
+    """Whether the cluster keeps accounts: without, sacct and sacctmgr know nothing."""
+    line = re.search(r"^AccountingStorageType\s*=\s*(\S+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    return line is not None and line[1] == "accounting_storage/slurmdbd"
+
+
+def accounting(*shown: str) -> list[str]:
+    """One column of what `sacctmgr show` lists, e.g. accounting("qos", "format=name")."""
+    done = slurm("sacctmgr", "--noheader", "--parsable2", "show", *shown)
+    return sorted({line.strip() for line in done.stdout.splitlines() if line.strip()})
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job or an element of an array: SLURM's state, why it waits, what is left of its limit (as SLURM writes it)."""
+
+    job_id: str
+    name: str
+    state: str
+    reason: str = ""
+    time_left: str = ""
+    nodes: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs or will run."""
+        return self.state in ALIVE
+
+
+@dataclass(frozen=True)
+class Queue:
+    """SLURM's answer at one moment about this user's jobs, by id; `silence` is the reason where there is none."""
+
+    jobs: dict[str, Job]
+    silence: str = ""
+
+    @classmethod
+    def read(cls, ask_accounts_for: Collection[str] = ()) -> Queue:
+        """squeue's jobs; those of `ask_accounts_for` that it has forgotten as sacct remembers them."""
+        if not available():
+            return cls({}, "SLURM is not on this machine")
+        try:
+            jobs = _squeue()
+        except ToolkitError as error:
+            return cls({}, str(error))
+        forgotten = sorted(set(ask_accounts_for) - set(jobs))
+        return cls({**_sacct(forgotten), **jobs} if forgotten else jobs)
+
+    @classmethod
+    def answered(cls) -> Queue:
+        """As `read`, for what must not continue without an answer."""
+        queue = cls.read()
+        if queue.silence:
+            raise ToolkitError(f"{queue.silence}. Do it on a login node of the cluster, once its controller answers.")
+        return queue
+
+    def find(self, noted: dict[str, Any]) -> Job | None:
+        """The job of a record; None when it has none, SLURM does not know it, or has given its number to another."""
+        job = self.jobs.get(str(noted.get("job_id")))
+        return job if job and noted.get("job_name") in (None, job.name) else None
+
+
+def _squeue() -> dict[str, Job]:
+    done = slurm(
+        "squeue", "--me", "--noheader", "--states=all", "--array", "--format=%i|%A|%T|%L|%N|%r|%j", check=False
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise ToolkitError(f"SLURM does not answer (squeue: {reason.removeprefix('squeue: ')})")
+    jobs: dict[str, Job] = {}
+    for line in done.stdout.splitlines():
+        shown, number, state, left, nodes, reason, name = (word.strip() for word in line.split("|", 6))
+        job = Job(shown, name, state, "" if reason == "None" else reason, left, nodes)
+        jobs[shown] = job
+        if "_" in shown and state != "PENDING":  # elements that wait have the array's number in common
+            jobs.setdefault(number, job)
+    return jobs
+
+
+def _sacct(job_ids: Collection[str]) -> dict[str, Job]:
+    """Nothing where no accounts are kept: sacct fails there."""
+    columns = "--format=JobID,State,NodeList,JobName"
+    done = slurm("sacct", "-X", "--noheader", "--parsable2", columns, f"--jobs={','.join(job_ids)}", check=False)
+    jobs = {}
+    for line in done.stdout.splitlines() if done.returncode == 0 else []:
+        job_id, state, nodes, name = (line.split("|", 3) + [""] * 3)[:4]
+        words = state.split()  # "CANCELLED by 1000"
+        jobs[job_id] = Job(job_id, name, words[0] if words else "UNKNOWN", nodes=nodes)
+    return jobs

@@ -1,0 +1,283 @@
+"""From a dataset folder and a base checkpoint's processor to micro-batches, a check of the dataset before, and a figure
+of the first batch after.
+
+The figure shows the batch as the policy sees it, so that wrong images, instructions or actions are noticed before hours
+of training: every view after augmentation with its instruction, and beside it the actions that the loss is computed
+from, un-normalised again, over the recorded ones. They must lie on each other, except where they were clipped."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data_prep.doctor.examine import BETWEEN, examine
+from data_prep.doctor.findings import ERROR, WARNING, DatasetReport
+from finetune.open_loop.open_loop_report import PREDICTED, RECORDED, save, tidy, unit_of
+from finetune.recipe import FinetuneConfig, datasets
+from finetune.training.engine import Engine
+from gr00t.data.dataset import Mixture, SampleSettings, TrainingDataset
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.sampler import MicroBatchSampler, MixtureOrder, SampleKey
+from gr00t.data.statistics import Tail
+from gr00t.data.step_reader import StepReader
+from gr00t.errors import ToolkitError
+from gr00t.model.config import Gr00tN1d7Config
+from gr00t.processes import WORKER_SECONDS, silent
+from toolkit.command_line import leave_signals_to_parent
+from toolkit.shared_keys import modality_configs
+
+FINDINGS_LISTED = 6
+SAMPLES_DRAWN = 4
+
+log = logging.getLogger(__name__)
+
+
+def check_dataset(config: FinetuneConfig) -> None:
+    """Refuse a training dataset that is not sound, or that shares episodes with conflict; log what may be meant.
+
+    This is the fast part of the dataset doctor. What is wrong with the conflict part alone is only logged: it is not
+    trained on.
+    """
+    split = Path(config.dataset.data_dir) / config.split.name
+    for path in [part.folder for part in datasets(config)] if config.dataset.mixture else [split]:
+        whole_split = path == split
+
+        def refused(dataset: DatasetReport, level: str, whole_split: bool = whole_split) -> bool:
+            return level == ERROR and (not whole_split or dataset.name in ("train", BETWEEN))
+
+        report, _ = examine(path, modality_configs(config.dataset), fast=True)
+        for dataset, result, finding in report.findings(WARNING, ERROR):
+            if not refused(dataset, finding.level):
+                text = f"{finding.level} in {dataset.name}, {result.check} ({finding.where}): {finding.found}"
+                log.warning("%s Remedy: %s", text, finding.remedy)
+        wrong = [(r.check, f) for d, r, f in report.findings(ERROR) if refused(d, f.level)]
+        if wrong:
+            lines = [f"  {name}, {f.where}: {f.found} Remedy: {f.remedy}" for name, f in wrong[:FINDINGS_LISTED]]
+            if len(wrong) > FINDINGS_LISTED:
+                lines.append(f"  and {len(wrong) - FINDINGS_LISTED} more")
+            listed = "\n".join(lines)
+            raise ToolkitError(
+                f"{path / 'train' if whole_split else path} is not sound:\n{listed}\nEverything that was found: python "
+                f"-m data_prep.check {path}. To train anyway: dataset.check=false."
+            )
+
+
+def open_datasets(config: FinetuneConfig) -> Mixture:
+    """The datasets that are trained on, their frame tables mapped and their statistics there."""
+    parts, configs = datasets(config), modality_configs(config.dataset)
+    mixture = Mixture([StepReader(part.folder, configs) for part in parts], [part.weight for part in parts])
+    mixture.statistics(cast(Tail, config.dataset.tail))
+    return mixture
+
+
+def build_processor(
+    base: Gr00tN1d7Processor, reader: StepReader | Mixture, config: FinetuneConfig
+) -> Gr00tN1d7Processor:
+    """The base's processor with this robot, the statistics of what is trained on and this augmentation."""
+    augment, side = config.augment, base.images.side
+    processor = base.with_config(
+        crop_fraction=augment.crop_fraction,
+        shortest_image_edge=side,
+        # the same crop once more, for readers that know these two keys only (LeRobot)
+        image_target_size=[side] * 2,
+        image_crop_size=[int(side * augment.crop_fraction)] * 2,
+        random_rotation_angle=augment.random_rotation_angle,
+        color_jitter_params=None if augment.color_jitter is None else dataclasses.asdict(augment.color_jitter),
+        state_dropout_prob=augment.state_dropout,
+    )
+    mixture = Mixture([reader]) if isinstance(reader, StepReader) else reader
+    statistics = mixture.statistics(cast(Tail, config.dataset.tail))
+    return processor.with_embodiment(config.dataset.embodiment_tag, mixture.readers[0].configs, statistics)
+
+
+def build_dataset(
+    reader: StepReader | Mixture, processor: Gr00tN1d7Processor, model: Gr00tN1d7Config, config: FinetuneConfig
+) -> TrainingDataset:
+    """Training samples of the episodes that are not held out."""
+    settings = SampleSettings(
+        seed=config.train.seed,
+        views=config.augment.views,
+        state_dropout=config.augment.state_dropout,
+        tail=cast(Tail, config.dataset.tail),
+        noise_beta=(model.noise_beta_alpha, model.noise_beta_beta),
+        noise_s=model.noise_s,
+        noise_draws=config.train.noise_draws,
+    )
+    if config.dataset.tail == "drop":
+        log.warning(
+            "dataset.tail=drop starts only where the whole action horizon is recorded, as the original does: on short "
+            "episodes the policy never sees how they end, and does not learn to lift. The default is mask."
+        )
+    return TrainingDataset(reader, processor, config.dataset.embodiment_tag, settings)
+
+
+def training_order(dataset: TrainingDataset, config: FinetuneConfig) -> MixtureOrder:
+    """Which sample stands where; early frames as often as train.early_draws says."""
+    train = config.train
+    return MixtureOrder(
+        dataset.lengths,
+        dataset.mixture.shares,
+        train.global_batch_size,
+        train.seed,
+        repeated=[first * (train.early_draws - 1) for first in dataset.first_starts(train.early_frames)],
+    )
+
+
+def build_loader(
+    dataset: TrainingDataset, config: FinetuneConfig, engine: Engine, first_step: int
+) -> tuple[DataLoader[Any], MicroBatchSampler]:
+    """This process's micro-batches from `first_step` on, prefetched by worker processes; read them by `answered`."""
+    train = config.train
+    sampler = MicroBatchSampler(
+        training_order(dataset, config),
+        train.micro_batch_size or train.global_batch_size // engine.world_size,
+        rank=engine.rank,
+        world_size=engine.world_size,
+        first_step=first_step,
+        last_step=train.max_steps,
+    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warns about the fork below otherwise
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # indexed by SampleKey
+        batch_sampler=sampler,  # type: ignore[arg-type]
+        collate_fn=dataset.collate,
+        num_workers=train.num_workers,
+        worker_init_fn=begin_worker,
+        pin_memory=engine.device.type == "cuda",
+        prefetch_factor=4 if train.num_workers else None,
+        timeout=WORKER_SECONDS if train.num_workers else 0,
+    )
+    return loader, sampler
+
+
+def begin_worker(worker: int) -> None:
+    """One thread for each loader process, which ends with the training process and not before."""
+    del worker
+    leave_signals_to_parent()
+    cv2.setNumThreads(0)  # workers are the parallelism
+    torch.set_num_threads(1)
+
+
+def answered(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a DataLoader, its errors as of `worker_errors`."""
+    batches = iter(loader)
+    while True:
+        with worker_errors():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Around the next batch of a DataLoader: workers that do not answer or are killed become a ToolkitError, as what
+    one of them refuses does."""
+    pids = [child.pid for child in multiprocessing.active_children() if child.pid]
+    try:
+        yield
+    except ToolkitError as error:  # a loader process puts its traceback before the message
+        raise ToolkitError(str(error).rpartition("ToolkitError: ")[2].strip()) from None
+    except RuntimeError as error:
+        if "DataLoader timed out" in str(error):
+            raise silent("loading data", pids) from None
+        if "DataLoader worker" in str(error):
+            raise ToolkitError(
+                f"{error} Where it was killed, memory has run out: lower train.num_workers, or ask for more memory."
+            ) from None
+        raise
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One sample of a batch.
+
+    images (V, S, S, 3) uint8 after augmentation; decoded and recorded: {group: (H, D)} in robot units, where the
+    steps exist; place: where it is from.
+    """
+
+    place: str
+    text: str
+    images: np.ndarray
+    decoded: dict[str, np.ndarray]
+    recorded: dict[str, np.ndarray]
+
+    def difference(self) -> dict[str, float]:
+        """Largest difference between decoded and recorded, by group."""
+        return {group: float(np.abs(values - self.recorded[group]).max()) for group, values in self.decoded.items()}
+
+
+def show_first_batch(dataset: TrainingDataset, keys: list[SampleKey], batch: Mapping[str, Tensor], path: Path) -> str:
+    """Draw the first samples of a micro-batch, which `keys` name in its order, into a file; a caption for them."""
+    seen = look(dataset, keys, batch)
+    draw(seen, path)
+    apart = ", ".join(f"{group} {value:.1g}" for group, value in differences(seen).items())
+    texts = " | ".join(dict.fromkeys(sample.text for sample in seen))
+    return f"{texts} (un-normalised actions apart from recorded: {apart})"
+
+
+def look(dataset: TrainingDataset, keys: list[SampleKey], batch: Mapping[str, Tensor]) -> list[Seen]:
+    """The first samples of a micro-batch, `keys` naming them in its order."""
+    images = batch["images"].cpu().numpy() if "images" in batch else None
+    seen = []
+    for row, key in enumerate(keys[:SAMPLES_DRAWN]):
+        episode, frame = dataset.start(key.index)
+        step = dataset.step(key.index, images=False)
+        own = dataset.images(key) if images is None else np.split(images, len(batch["state"]))[row]
+        assert step.actions is not None and step.action_valid is not None
+        decoded = dataset.processor.decode_action(batch["action"][row], dataset.tag, step.states)
+        exists = step.action_valid
+        seen.append(
+            Seen(
+                place=f"episode {episode}, frame {frame}",
+                text=step.text,
+                images=own,
+                decoded={group: values[exists] for group, values in decoded.items()},
+                recorded={group: values[exists] for group, values in step.actions.items()},
+            )
+        )
+    return seen
+
+
+def differences(seen: list[Seen]) -> dict[str, float]:
+    """Largest difference between un-normalised and recorded actions, by group, over the samples."""
+    return {group: max(sample.difference()[group] for sample in seen) for group in seen[0].decoded}
+
+
+def draw(seen: list[Seen], path: Path) -> None:
+    """One row a sample: its views, then one panel an action group."""
+    views, groups = len(seen[0].images), list(seen[0].decoded)
+    widths = [1.0] * views + [1.5] * len(groups)
+    figure = Figure(figsize=(2.5 * sum(widths), 2.75 * len(seen) + 0.5), dpi=100, layout="constrained")
+    panels = figure.subplots(len(seen), len(widths), squeeze=False, width_ratios=widths)
+    for sample, row in zip(seen, panels, strict=True):
+        for view, panel in zip(sample.images, row[:views], strict=True):
+            panel.imshow(view)
+            panel.set_axis_off()
+        row[0].set_title(f'{sample.place}: "{sample.text}"', loc="left", fontsize=9, color="#444444")
+        for group, panel in zip(groups, row[views:], strict=True):
+            tidy(panel)
+            unit, apart = unit_of(group), sample.difference()[group]
+            name = f"{group}{f' ({unit})' if unit else ''}"
+            panel.set_title(f"{name}: {apart:.1g} apart at most", loc="left", fontsize=9, color="#444444")
+            steps = np.arange(len(sample.recorded[group]))
+            panel.plot(steps, sample.recorded[group], color=RECORDED, linewidth=1.2)
+            panel.plot(steps, sample.decoded[group], ".", color=PREDICTED, markersize=3.5)
+    figure.suptitle(
+        "The first batch as the policy sees it: line recorded, dots from the batch, un-normalised", fontsize=11
+    )
+    save(figure, path)

@@ -1,0 +1,262 @@
+"""What a run is made of and computed with.
+
+The identity of a run holds all that decides a later step's loss, its datasets and base checkpoint by content. The
+conditions (libraries, device, processes, variables, code) may change numbers, mostly by rounding, but do not make
+another run: they are written with every attempt and checkpoint, and a change is warned about."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import torch
+
+from finetune.recipe import FinetuneConfig
+from finetune.recipe.recipe_identity import flat, recipe
+from finetune.training.checkpointing import Checkpoint
+from finetune.training.engine import Engine
+from gr00t.data.dataset import Mixture
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.processor_files import TOKENIZER_SUFFIXES, processor_sources
+from gr00t.data.schema import comparable
+from gr00t.data.statistics import Tail
+from gr00t.data.step_reader import StepReader
+from gr00t.errors import ToolkitError
+from gr00t.file_replacement import file_sha256, read_json, write_json
+from gr00t.model.architecture import backbone_file
+from gr00t.model.checkpoint import fingerprint, read_config
+from gr00t.model.checkpoint_folder import architecture_folder, read_config_json, weight_files
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from toolkit.credentials import SECRET_NAME
+
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "numpy", "av", "accelerate", "datasets", "pyarrow", "safetensors"),
+    *("triton", "deepspeed", "peft", "bitsandbytes", "flash_attn"),
+)
+# Of all variables these alone change numbers; others may hold secrets and are never looked at.
+VARIABLES = re.compile(
+    r"NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE|TORCH_BLAS_PREFER_CUBLASLT|TORCHDYNAMO_DISABLE|CUBLAS\w*"
+    r"|ATEN_CPU_CAPABILITY|NPY_DISABLE_CPU_FEATURES|OMP_NUM_THREADS|NCCL_ALGO|NCCL_PROTO"
+    r"|(MKL|ONEDNN|DNNL|OPENBLAS|OPENCV|CUDNN|TORCH_CUDNN|TORCHINDUCTOR|PYTORCH|ACCELERATE)_\w+"
+)
+LARGE_BYTES = 64 * 2**20  # weights, and videos of many episodes: hashed once, not at every start
+_ROOMS = ("gr00t", "toolkit", "finetune", "data_prep")
+_MODULES_LISTED = 6
+
+log = logging.getLogger(__name__)
+
+Files = dict[str, str]  # the digest of each input, by the name that messages call it: base_files.config.json, ...
+
+
+def run_identity(config: FinetuneConfig, base: Path, data: StepReader | Mixture) -> tuple[dict[str, Any], Files]:
+    """What must not change when a run is continued: all that decides a later step's loss; and every input's digest.
+
+    The identity holds one digest for all frame tables of a dataset and one for all its videos, since every checkpoint
+    carries it; the digests of single files say which of them has changed.
+    """
+    mixture = Mixture([data]) if isinstance(data, StepReader) else data
+    digests = Digests(Path(config.cache_dir) / "digests.json")
+    base_files, dataset_files = _base_files(base, digests), _dataset_files(mixture, digests)
+    identity = {
+        **recipe(dataclasses.asdict(config)),
+        "modality_config": comparable(mixture.readers[0].configs),
+        "statistics": _digest(mixture.statistics(cast(Tail, config.dataset.tail))),
+        "dataset": mixture.training_digest(digests),
+        "dataset.shares": mixture.shares,
+        "dataset_files": _summary(dataset_files),
+        "base": fingerprint(base),
+        "base_files": base_files,
+        **({"padding": "left out"} if _padding_reached_results(base, mixture) else {}),
+    }
+    digests.keep()
+    files = {f"dataset_files.{name}": digest for name, digest in dataset_files.items()}
+    return identity, files | {f"base_files.{name}": digest for name, digest in base_files.items()}
+
+
+def _padding_reached_results(base: Path, mixture: Mixture) -> bool:
+    """Whether earlier versions gave other losses: prompts of several lengths were padded, and these parts of the head
+    attended to the padding."""
+    config = read_config(base)
+    texts = mixture.instructions([reader.layout.train_episodes for reader in mixture.readers])
+    if len(texts) == 1 or not (config.vl_self_attention or not config.use_alternate_vl_dit):
+        return False
+    processor = Gr00tN1d7Processor.from_pretrained(base)
+    masks = processor.vlm.encode([processor.encode_text(text, 0) for text in texts], [[] for _ in texts])[1]
+    return len({int(mask.sum()) for mask in masks}) > 1
+
+
+def _dataset_files(mixture: Mixture, digest_of: Digests) -> Files:
+    """By their place in the dataset; of several datasets below 1/, 2/, ..."""
+    found: Files = {}
+    for number, layout in enumerate((reader.layout for reader in mixture.readers), start=1):
+        prefix = f"{number}/" if len(mixture.readers) > 1 else ""
+        found |= {f"{prefix}{path.relative_to(layout.root).as_posix()}": digest_of(path) for path in layout.files()}
+        found[f"{prefix}meta/split.json (val_episodes)"] = _digest(layout.val_episodes)
+    return found
+
+
+def _summary(files: Files) -> Files:
+    """Meta files one by one; one digest for all files below data/, and one below videos/."""
+    found: Files = {}
+    for name, digest in sorted(files.items()):
+        parts = name.split("/")
+        place = next((i for i, part in enumerate(parts) if part in ("data", "videos") and i < 2), None)
+        key = name if place is None else "/".join(parts[: place + 1])
+        found[key] = digest if place is None else _digest([found.get(key), name, digest])
+    return found
+
+
+def _base_files(base: Path, digest_of: Digests) -> Files:
+    """Weights, and all that configures model, processor, tokenizer and backbone; the last two may lie elsewhere."""
+    architecture = backbone_file(str(read_config_json(base).get("model_name")), architecture_folder(base))
+    own = [path for path in (base / "processor").rglob("*") if path.suffix in TOKENIZER_SUFFIXES and path.is_file()]
+    files = {*weight_files(base), *base.glob("*.json"), *own, *processor_sources(base)}
+    files |= {architecture} if architecture else set()
+
+    def name(path: Path) -> str:
+        inside = path.is_relative_to(base)
+        return path.relative_to(base).as_posix() if inside else f"{path.parent.name}/{path.name}"
+
+    return {name(path): digest_of(path) for path in sorted(files)}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+class Digests:
+    """From file to digest. A large file is hashed once, as long as it keeps its size, times and inode.
+
+    `path` holds what is known of large files; where it cannot be written, the next start hashes them again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[Path, str] = {}
+        self._large: dict[str, list[Any]] = {}
+        with suppress(ToolkitError):  # missing, or damaged
+            self._large = read_json(path)
+        self._before = dict(self._large)
+
+    def __call__(self, file: Path) -> str:
+        if file not in self._found:
+            state = file.stat()
+            self._found[file] = self._of_large(file, state) if state.st_size >= LARGE_BYTES else file_sha256(file)
+        return self._found[file]
+
+    def _of_large(self, file: Path, state: os.stat_result) -> str:
+        name, now = str(file.resolve()), [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+        if self._large.get(name, [])[:-1] != now:
+            self._large[name] = [*now, file_sha256(file)]
+        return str(self._large[name][-1])
+
+    def keep(self) -> None:
+        """Write what is known of large files."""
+        if self._large != self._before:
+            with suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.path, self._large)
+
+
+def conditions(config: FinetuneConfig, engine: Engine, model: Gr00tN1d7) -> dict[str, Any]:
+    """All that this process computes with now, after it has built the model."""
+    packages = {"python": platform.python_version(), "opencv": cv2.__version__}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    return {
+        "packages": packages,
+        "hardware": _hardware(engine),
+        "computation": _computation(config, engine, model),
+        "environment": _environment(os.environ),
+        "code": _code(),
+    }
+
+
+def _hardware(engine: Engine) -> dict[str, Any]:
+    """The GPU, and the kind of processor as PyTorch and oneDNN choose their kernels by."""
+    found = {name: value for name, value in engine.hardware().items() if name in ("device", "gpu")}
+    found["processor"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    for feature in ("amx_tile", "avx512_bf16"):
+        supported = getattr(torch.cpu, f"_is_{feature}_supported", None)
+        found[feature] = bool(supported()) if supported else None
+    if engine.device.type == "cuda":
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return found
+
+
+def _computation(config: FinetuneConfig, engine: Engine, model: Gr00tN1d7) -> dict[str, Any]:
+    """What the configuration leaves to the machine, and what of it changes rounding only."""
+    train = config.train
+    return {
+        "precision": engine.hardware()["precision"],
+        "engine": config.engine.name,
+        "processes": engine.world_size,
+        "micro_batch_size": train.micro_batch_size or train.global_batch_size // engine.world_size,
+        "backbone_batch_size": model.backbone.at_once,
+        "features": train.features,
+        "activation_checkpointing": train.activation_checkpointing,
+        "attention": model.backbone.vlm.language_model.config._attn_implementation,
+        "compiled": any(module._compiled_call_impl is not None for module in model.action_head.modules()),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Neither secrets nor paths, which change no number; nor how memory is allotted."""
+    return {
+        name: value
+        for name, value in sorted(variables.items())
+        if VARIABLES.fullmatch(name)
+        and not SECRET_NAME.search(name)
+        and not name.endswith("ALLOC_CONF")
+        and os.sep not in value
+    }
+
+
+def _code() -> dict[str, str]:
+    """A short digest of each module that is imported from the toolkit."""
+    imported = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    ours = {name: file for name, file in sorted(imported.items()) if file and name.partition(".")[0] in _ROOMS}
+    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] for name, file in ours.items()}
+
+
+def warn(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
+    """Log a line for each condition that has changed since a checkpoint was written."""
+    for line in changes(checkpoint.state.get("conditions", {}), now):
+        log.warning("%s is resumed, but %s", checkpoint.folder.name, line)
+
+
+def changes(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each condition that differs from those of a checkpoint; none where it has not recorded any."""
+    if not there:
+        return []
+    lines = []
+    was, here = (flat({k: v for k, v in side.items() if k != "code"}) for side in (there, now))
+    for name in sorted({*was, *here}):
+        if was.get(name) != here.get(name):
+            old, new = ("none" if side.get(name) is None else str(side[name]) for side in (was, here))
+            effect = "losses may differ by rounding"
+            if name == "computation.micro_batch_size":
+                effect = "dropout is drawn for each micro-batch, so losses differ where there is any"
+            lines.append(f"{name.partition('.')[2]} {old} there, {new} now: {effect}")
+    # Modules that both have; what is imported later or not at all shows in those that import it.
+    code, code_now = there.get("code", {}), now.get("code", {})
+    changed = [name for name in code_now if name in code and code[name] != code_now[name]]
+    if changed:
+        more = f" and {len(changed) - _MODULES_LISTED} more" if len(changed) > _MODULES_LISTED else ""
+        names = ", ".join(changed[:_MODULES_LISTED]) + more
+        lines.append(f"the code of {names} has changed since: losses may differ")
+    return lines

@@ -1,0 +1,394 @@
+"""Files and folders that are whole or not there: JSON, locks, folders that appear in one rename, and files that one
+process makes once from something else and keeps with a checksum beside each."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from gr00t.errors import ToolkitError, disk_errors
+
+log = logging.getLogger(__name__)
+
+READERS = 8  # files that are hashed side by side; hashing leaves Python's lock free
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+_locks: set[int] = set()  # descriptors of the locks that this process holds
+
+
+class LockHeld(ToolkitError):
+    """Another process holds the lock; `holder` is what it wrote there."""
+
+    def __init__(self, message: str, holder: str) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
+def parse_json(text: str, where: str | Path) -> Any:
+    """JSON text, or a ToolkitError that names the place."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ToolkitError(
+            f"{where}: not valid JSON ({error}). The file is damaged or was edited by hand: make or copy it anew."
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; a missing or damaged one is named."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ToolkitError(f"{path} cannot be read ({reason}). Make or copy it anew.") from None
+    data = parse_json(text, path)
+    if not isinstance(data, dict):
+        raise ToolkitError(f"{path}: expected a JSON object, not {type(data).__name__}. Make or copy it anew.")
+    return data
+
+
+def write_json(path: Path, data: Any, *, sort_keys: bool = False) -> None:
+    """Write JSON that is complete or absent, also after a crash."""
+    write_text(path, json.dumps(data, indent=2, sort_keys=sort_keys) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text that is complete or absent, also after a crash."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a new hidden path beside `path`, which takes path's place when the block ends without an exception."""
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        with _named(path):
+            yield temporary
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let the system's refusals name the file: those of write() and fsync() do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file with its permissions and times, making the folders above.
+
+    Nobody whom the source keeps out may read the copy, not even while it is made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mode = source.stat().st_mode & 0o777
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode | 0o200))
+    shutil.copy2(source, target)
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file the usual permissions: safetensors lets only the owner read it, and colleagues read it too."""
+    path.chmod(0o666 & ~umask())
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Remove what killed writers of `folder/<names>` (a glob) left; only where no other writer can be alive."""
+    for leftover in folder.glob(f".{names}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(
+    target: Path,
+    *,
+    replace: bool = True,
+    lock: bool = True,
+    allowed: Callable[[], None] = lambda: None,
+    replaceable: Callable[[Path], None] = lambda folder: None,
+) -> Iterator[Path]:
+    """Yield a new hidden folder beside `target`, which takes target's place when the block ends without an exception.
+
+    An existing `target` stays until then, or is refused without `replace`; where it is a link, what it leads to is
+    replaced. What a killed writer left is removed first, and a target that it had just moved away is put back. With
+    `lock`, a second writer is refused; without (file systems of clusters may have no locks), the caller sees to it that
+    there is one only. `allowed` is asked before anything is removed or renamed, and `replaceable` about a folder that
+    is in the way; they raise where that must not happen.
+    """
+    allowed()
+    target = real_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(target) if lock else nullcontext():
+        recover(target, replaceable)
+        if target.exists() and not replace:
+            raise ToolkitError(f"{target} exists already. Remove it, choose another folder, or say overwrite=true.")
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        aside.chmod(0o777 & ~umask())
+        try:
+            with _named(target):
+                yield aside
+                publish(aside, target, allowed, replaceable)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def real_path(target: Path) -> Path:
+    """Where a folder lies, or will lie, behind all links."""
+    return Path(os.path.realpath(target))
+
+
+def publish(
+    folder: Path,
+    target: Path,
+    allowed: Callable[[], None] = lambda: None,
+    replaceable: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Put a finished folder on the same disk in target's place, whole or not at all; the caller holds target's lock.
+
+    `allowed` and `replaceable` as for `whole_folder`.
+    """
+    for current, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(current) / name)
+        _sync(Path(current))
+    allowed()
+    replaced, had_old = _replaced(target), target.exists()
+    if had_old:
+        replaceable(target)
+        target.rename(replaced)
+    try:
+        if had_old:
+            replaceable(replaced)  # again, now that nothing can come into it by target's name
+        folder.rename(target)  # where another folder has appeared there meanwhile, this fails unless that is empty
+    except BaseException:
+        if had_old:
+            replaced.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover(target: Path, replaceable: Callable[[Path], None] = lambda folder: None) -> None:
+    """Remove what a killed writer of `target` left; call it only while holding the lock."""
+    replaced = _replaced(target)
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    if replaced.exists():
+        replaceable(replaced)
+    for leftover in [replaced, *target.parent.glob(f".{target.name}.partial-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _replaced(target: Path) -> Path:
+    return target.parent / f".{target.name}.replaced"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Iterator[None]:
+    """Hold the lock file beside `target`; the kernel frees it when the process dies, however it dies.
+
+    A second holder is refused with LockHeld, which carries what the first one wrote there as `holder`. On a file system
+    without locks it is refused when `required`, and continues unlocked otherwise.
+    """
+    real = real_path(target)
+    path = real.parent / f".{real.name}.lock"
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _take(descriptor, target, required)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # The holder before us may have removed the file between our open and our lock: then lock the new one.
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            break
+        os.close(descriptor)
+    _locks.add(descriptor)
+    try:
+        with _named(path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, holder.encode())
+        yield
+    finally:
+        if descriptor in _locks:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            _locks.remove(descriptor)
+
+
+def _leave_locks_to_parent() -> None:
+    """A lock lasts as long as any process has it open: a forked loader worker would outlive a killed holder."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
+
+
+def _take(descriptor: int, target: Path, required: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise LockHeld(
+            f"{target}: another process is writing it at this moment. Wait for it to end, or stop it first.",
+            os.pread(descriptor, 4096, 0).decode(errors="replace"),
+        ) from error
+    except OSError as error:
+        if error.errno in _NO_LOCKS and not required:
+            return
+        if error.errno in _NO_LOCKS:
+            raise ToolkitError(
+                f"{target.parent}: this file system has no file locks, which keep two conversions apart. Write to a "
+                "local folder (data_dir=...) and copy the result."
+            ) from error
+        raise
+
+
+@contextmanager
+def lock_in_turn(
+    target: Path, seconds: float = math.inf, *, holder: str = "", waiting: Callable[[str], None] = lambda holder: None
+) -> Iterator[None]:
+    """As file_lock, unlocked where there are no locks; a second holder waits, and is refused after `seconds` only.
+
+    `waiting` is called once, with what the first holder wrote there.
+    """
+    end, waits = time.monotonic() + seconds, False
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(file_lock(target, required=False, holder=holder))
+                break
+            except LockHeld as error:
+                if time.monotonic() > end:
+                    raise
+                if not waits:
+                    waiting(error.holder)
+                waits = True
+                time.sleep(0.2)
+        yield
+
+
+def umask() -> int:
+    """The process's umask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_checksum(path: Path, owner: str) -> None:
+    """Write the checksum of a finished file beside it; `owner` names the cache that it belongs to.
+
+    Name and owner are hashed too, so a whole file in the place of another is found as well.
+    """
+    write_text(checksum_path(path), checksum(path, owner) + "\n")
+
+
+def is_sound(path: Path, owner: str) -> bool:
+    """Whether a file is there and as it was when its checksum was written."""
+    try:
+        return checksum_path(path).read_bytes() == f"{checksum(path, owner)}\n".encode()
+    except OSError:
+        return False
+
+
+def unsound(paths: Iterable[Path], owner: str) -> set[Path]:
+    """Those of the files that are missing, damaged or without a checksum."""
+    paths = list(paths)
+    with ThreadPoolExecutor(READERS) as pool:
+        sound = pool.map(lambda path: is_sound(path, owner), paths)
+        return {path for path, fine in zip(paths, sound, strict=True) if not fine}
+
+
+def checksum_path(path: Path) -> Path:
+    """Where the checksum of a file lies."""
+    return path.with_name(f".{path.name}.sha256")
+
+
+def checksum(path: Path, owner: str) -> str:
+    """Hex SHA-256 of owner, name and content."""
+    owned = hashlib.sha256(f"{owner}/{path.name}\0".encode())
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, owned.copy).hexdigest()
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """Hash of the content of these files, in their order; one that cannot be read raises ToolkitError."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise ToolkitError(
+                f"{path} cannot be read ({error.strerror}). Copy or prepare the dataset again."
+            ) from None
+    return digest.hexdigest()
+
+
+def this_process() -> str:
+    """How this process names itself in locks that others wait for."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def make_once(target: Path, what: str, whole: Callable[[], bool], make: Callable[[], None]) -> None:
+    """Make `target` unless it is `whole`; a second process logs whom it waits for, then uses what the first made.
+
+    Raises ToolkitError where the disk is full.
+    """
+    if whole():
+        return
+    with disk_errors(target, "Make room there, then start the same command again."):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with lock_in_turn(target, holder=this_process(), waiting=lambda who: log.warning(waiting_for(who, what))):
+            if whole():
+                return
+            if target.exists():
+                log.warning(damaged(target, what))
+            make()
+
+
+def waiting_for(who: str, what: str) -> str:
+    """The log line of a process that waits."""
+    return f"waiting for {who or 'another process'}, which makes {what}"
+
+
+def damaged(target: Path, what: str) -> str:
+    """The log line of a process that found damage."""
+    return f"{target} is damaged or of an earlier version: {what} will be made again"

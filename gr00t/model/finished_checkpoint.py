@@ -1,0 +1,209 @@
+"""What a finished checkpoint says of itself, and proof that it is whole.
+
+The manifest lists size and hash of every file, so that a copy can prove itself. `verify_checkpoint` needs none: it
+reads JSON files and the headers of shards, no weight, and builds the model on the meta device only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.errors import ToolkitError, near_folder
+from gr00t.file_replacement import file_sha256, parse_json, read_json, write_json
+from gr00t.model.architecture import resolve_backbone
+from gr00t.model.checkpoint import EMBEDDINGS, LM_HEAD, check_tensor, open_shard, read_config, refuse_missing
+from gr00t.model.checkpoint_folder import (
+    INDEX_NAME,
+    architecture_folder,
+    original_name,
+    refuse_lfs_pointer,
+    weight_files,
+    weight_map,
+)
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+
+MANIFEST = Path("experiment_cfg") / "manifest.json"
+# What checkpoints hold that were written before there was a manifest.
+_ALWAYS = ("config.json", "processor_config.json", "statistics.json", "embodiment_id.json")
+_SHOWN = 6  # differences from a manifest in one message
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+def read_processor(checkpoint: Path) -> Gr00tN1d7Processor:
+    """Its processor; a folder that is no complete checkpoint raises ToolkitError."""
+    if not checkpoint.is_dir():
+        raise ToolkitError(
+            f"checkpoint={checkpoint} does not exist. Fine-tune first (launch_finetune_local.py), or give the folder "
+            f"of a finished checkpoint, checkpoint=FOLDER.{near_folder(checkpoint)}"
+        )
+    read_config(checkpoint)
+    weight_files(checkpoint)
+    return Gr00tN1d7Processor.from_pretrained(checkpoint)
+
+
+def read_trained_on(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint of this toolkit says about its dataset; {} for others."""
+    path = checkpoint / "experiment_cfg" / "dataset.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def write_manifest(folder: Path) -> None:
+    """Write experiment_cfg/manifest.json over all other files; the last step of making a checkpoint."""
+    described = {
+        name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in _files(folder).items()
+    }
+    (folder / MANIFEST).parent.mkdir(exist_ok=True)
+    write_json(folder / MANIFEST, {"files": described})
+
+
+def verify_manifest(folder: Path, *, added: bool = False) -> None:
+    """Compare every file with the manifest, which reads them all; a missing, changed or added one raises ToolkitError.
+
+    So does a checkpoint without a manifest: nothing can be said of it. `added` allows further files.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ToolkitError(
+            f"{folder} has no {MANIFEST}, so its files cannot be verified: it was written by an earlier version or by "
+            "another project. Leave verify out, or fetch it with `python -m finetune.prefetch`, which writes one."
+        )
+    listed, found = _listed(folder), _files(folder)
+    wrong = [f"{name} is missing" for name in sorted(listed.keys() - found.keys())]
+    wrong += [] if added else [f"{name} is not listed" for name in foreign_files(folder)]
+    for name in sorted(listed.keys() & found.keys()):
+        path, described = found[name], listed[name]
+        if path.stat().st_size != described.get("bytes") or file_sha256(path) != described.get("sha256"):
+            wrong.append(f"{name} has changed")
+    if wrong:
+        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+        lines = "\n  ".join([*wrong[:_SHOWN], *more])
+        raise ToolkitError(
+            f"{folder} is not what {MANIFEST} says:\n  {lines}\nCopy or fetch it again from where it is whole."
+        )
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Files of a checkpoint's folder that its manifest does not list, or, without one, that no checkpoint has."""
+    found = _files(folder)
+    if (folder / MANIFEST).is_file():
+        listed = _listed(folder)
+        return [name for name in found if name not in listed]
+    return [name for name in found if not _is_usual(name)]
+
+
+def _is_usual(name: str) -> bool:
+    weights = name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json"))
+    return name in _ALWAYS or ("/" not in name and weights) or name.startswith(("processor/", "experiment_cfg/"))
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict) or not all(isinstance(described, dict) for described in files.values()):
+        raise ToolkitError(f"{folder / MANIFEST} is damaged: it lists no files. Copy it again.")
+    return files
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Everything below the folder but folders and the manifest, sorted; links count as what they are called."""
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path != folder / MANIFEST}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a shard's header says of a tensor; size in bytes."""
+
+    file: str
+    shape: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class CheckpointSummary:
+    """What a whole checkpoint holds: parameters of the model, bytes of its weight files, tags with statistics."""
+
+    parameters: int
+    weight_bytes: int
+    shards: int
+    tags: list[str]
+
+
+def verify_checkpoint(folder: Path) -> CheckpointSummary:
+    """Raise ToolkitError unless every file is there and fits: config, shards, index, tensors, processor, tokenizer."""
+    config = read_config(folder)
+    files = weight_files(folder)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".json", ".jinja", ".txt") and path.is_file():
+            refuse_lfs_pointer(path)
+            if path.suffix == ".json":
+                parse_json(path.read_text(encoding="utf-8"), path)
+    stored = _read_headers(files)
+    if (folder / INDEX_NAME).is_file():
+        _check_index(folder, stored)
+    with torch.device("meta"):
+        model = Gr00tN1d7(config, resolve_backbone(config.model_name, architecture_folder(folder)))
+    wanted = model.state_dict()
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    head = shapes.pop(LM_HEAD, None)
+    if head is not None:
+        shapes.setdefault(EMBEDDINGS, head)
+    for name, shape in shapes.items():
+        check_tensor(name, shape, wanted, folder)
+    refuse_missing(set(wanted) - set(shapes), folder)
+    processor = Gr00tN1d7Processor.from_pretrained(folder)
+    own, expected = processor.vlm.image_token_id, model.backbone_config.image_token_id
+    if own != expected:
+        raise ToolkitError(
+            f"{processor.vlm.folder}: the image token has the id {own}, but the backbone of {folder} expects "
+            f"{expected}. Take the tokenizer of {config.model_name}."
+        )
+    return CheckpointSummary(
+        parameters=sum(tensor.numel() for tensor in wanted.values()),
+        weight_bytes=sum(path.stat().st_size for path in files),
+        shards=len(files),
+        tags=sorted(processor.files.statistics),
+    )
+
+
+def _read_headers(files: list[Path]) -> dict[str, StoredTensor]:
+    """Every stored tensor under the original's name; a file that is cut short is refused."""
+    found: dict[str, StoredTensor] = {}
+    for path in files:
+        with open_shard(path) as shard:
+            for name in shard.keys():  # noqa: SIM118 - a handle, not a dict
+                if original_name(name) in found:
+                    raise ToolkitError(
+                        f'{path.parent}: "{name}" is stored twice, so files of two checkpoints are mixed there. '
+                        "Download or copy it anew."
+                    )
+                part = shard.get_slice(name)
+                shape = tuple(part.get_shape())
+                size = prod(shape) * _BYTES.get(part.get_dtype(), 0)
+                found[original_name(name)] = StoredTensor(path.name, shape, size)
+    return found
+
+
+def _check_index(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """The index names exactly the stored tensors, each in its file, and their size."""
+    listed = {original_name(name): file for name, file in weight_map(folder).items()}
+    actual = {name: tensor.file for name, tensor in stored.items()}
+    wrong = sorted(name for name in listed.keys() | actual.keys() if listed.get(name) != actual.get(name))
+    if wrong:
+        raise ToolkitError(
+            f'{folder / INDEX_NAME} puts "{wrong[0]}" into {listed.get(wrong[0])}, but it lies in '
+            f"{actual.get(wrong[0])}: index and shards are from different checkpoints. Download it anew."
+        )
+    total = (read_json(folder / INDEX_NAME).get("metadata") or {}).get("total_size")
+    size = sum(tensor.size for tensor in stored.values())
+    tied = stored[LM_HEAD].size if LM_HEAD in stored else 0  # some writers count a tied tensor once
+    if total is not None and total not in (size, size - tied):
+        raise ToolkitError(
+            f"{folder / INDEX_NAME} speaks of {total:,} bytes, but the shards hold {size:,}: index and shards are from "
+            "different checkpoints. Download it anew."
+        )

@@ -1,0 +1,267 @@
+"""Who acts in closed loop: any object with `get_action`, which `Inference` asks, or a scripted policy.
+
+Scripted policies know the simulation's state and show that the closed loop itself is sound: the expert should nearly
+always succeed, one that takes the lure never in conflict, one that picks at random by chance, and recorded actions
+always. They act in the worker processes, so they must pickle; they need no images."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from data_prep.lerobot import GROUPS
+from data_prep.maniskill import CAMERAS, read_recordings
+from data_prep.maniskill import Episode as Recorded
+from gr00t.data.sampler import Stream, torch_seed
+from gr00t.data.schema import ModalityConfigs
+from gr00t.errors import ToolkitError
+from gr00t.file_replacement import read_json
+from gr00t.model.gr00t_n1 import GR00TPolicy
+from simulation.scenes import ENV_ID
+from simulation.scenes.factors import FIRST_EVALUATION_SEED, Episode
+from toolkit.shared_keys import from_json, read_file
+
+if TYPE_CHECKING:
+    from simulation.scenes.environment import ConflictPickEnv
+    from simulation.scenes.expert import Expert
+
+STYLES = 5  # tried until one keeps the arm within its joints' reach
+
+Images = dict[str, np.ndarray]  # key of CAMERAS: (H, W, 3) uint8 RGB
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy is shown, exactly as the converter makes it of a recording, or an ablation of it.
+
+    state: (8,) float32, 7 joints (rad) and gripper width (m).
+    """
+
+    images: Images
+    state: np.ndarray
+
+
+@dataclass(frozen=True)
+class Request:
+    """A worker waits for chunk number `chunk` of its episode."""
+
+    observation: Observation
+    seed: int
+    chunk: int
+
+
+class Policy(Protocol):
+    """What acts on observations: a GR00TPolicy, a client of a server, or an object of your own."""
+
+    def get_action(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
+        """{"action.arm": (B, H, 7), "action.gripper": (B, H, 1)} for observations as GR00TPolicy takes them."""
+
+
+class Inference:
+    """Asks one policy for action chunks.
+
+    The noise of a chunk comes from (seed, episode, chunk): a policy whose `get_action` takes `seed` is given one for
+    each. A GR00TPolicy is given all observations as one batch, any other object one at a time. What it reads is its
+    `modality_configs`, or what its `get_modality_config()` says, or else that of conflict_panda_config.py.
+    """
+
+    def __init__(self, policy: Policy, seed: int, n_action_steps: int, conditions: Sequence[str]) -> None:
+        """Raises ToolkitError for a policy that the simulation cannot serve."""
+        if not callable(getattr(policy, "get_action", None)):
+            raise ToolkitError(f"A policy is an object with get_action(observation); {type(policy).__name__} has none.")
+        self.policy, self.seed, self.n_action_steps = policy, seed, n_action_steps
+        if hasattr(policy, "modality_configs"):
+            self.configs: ModalityConfigs = policy.modality_configs
+        elif hasattr(policy, "get_modality_config"):
+            self.configs = policy.get_modality_config()
+        else:
+            self.configs = from_json(read_file(None))
+        check_configs(self.configs, n_action_steps)
+        self.options = set(inspect.signature(policy.get_action).parameters)
+        if "zero_state" in conditions and "drop_state" not in self.options:
+            raise ToolkitError(
+                "ablations=[zero_state] hides the state from the model, which this policy's get_action cannot "
+                "(drop_state). Evaluate the checkpoint itself, or leave that ablation out."
+            )
+
+    def chunks(self, requests: Sequence[Request], instruction: str, *, drop_state: bool) -> list[np.ndarray]:
+        """One chunk (n_action_steps, 8) float32 for each request."""
+        batched, found = isinstance(self.policy, GR00TPolicy), []
+        for batch in [requests] if batched else [[request] for request in requests]:
+            seeds = [torch_seed(self.seed, Stream.ROLLOUT, request.seed, request.chunk) for request in batch]
+            options: dict[str, Any] = {"drop_state": True} if drop_state else {}
+            if batched or "seed" in self.options:
+                options["seed"] = seeds if batched else seeds[0]
+            observation = as_batch([request.observation for request in batch], instruction, self.configs)
+            actions = self.policy.get_action(observation, **options)
+            groups = [self._group(actions, name, len(batch)) for name in GROUPS]
+            found += list(np.concatenate(groups, axis=-1).astype(np.float32))
+        return found
+
+    def _group(self, actions: dict[str, np.ndarray], name: str, count: int) -> np.ndarray:
+        """(B, n_action_steps, D) of one action group."""
+        key, dim = f"action.{name}", GROUPS[name]["end"] - GROUPS[name]["start"]
+        if not isinstance(actions, dict) or key not in actions:
+            found = ", ".join(actions) if isinstance(actions, dict) else type(actions).__name__
+            raise ToolkitError(f'The policy\'s get_action gave no "{key}" (found: {found}).')
+        values = np.asarray(actions[key])
+        if values.ndim != 3 or values.shape[::2] != (count, dim) or values.shape[1] < self.n_action_steps:
+            raise ToolkitError(
+                f"The policy's get_action gave {key} of the shape {values.shape}; expected ({count}, "
+                f"{self.n_action_steps} or more, {dim})."
+            )
+        if not np.isfinite(values).all():
+            raise ToolkitError(f"The policy's get_action gave {key} that is not finite.")
+        return values[:, : self.n_action_steps]
+
+
+def as_batch(observations: Sequence[Observation], instruction: str, configs: ModalityConfigs) -> dict[str, Any]:
+    """The observation that `GR00TPolicy.get_action` takes: video (B, 1, H, W, 3), state (B, 1, D), B instructions."""
+    batch: dict[str, Any] = {}
+    for key in configs["video"].modality_keys:
+        batch[f"video.{key}"] = np.stack([o.images[key] for o in observations])[:, None]
+    for key in configs["state"].modality_keys:
+        group = slice(GROUPS[key]["start"], GROUPS[key]["end"])
+        batch[f"state.{key}"] = np.stack([o.state[group] for o in observations])[:, None]
+    batch[configs["language"].modality_keys[0]] = [instruction] * len(observations)
+    return batch
+
+
+def check_configs(configs: ModalityConfigs, n_action_steps: int) -> None:
+    """Refuse a policy that wants more than the simulation shows, or whose chunks are too short or not a Panda's."""
+    given = {"video": list(CAMERAS), "state": list(GROUPS), "action": list(GROUPS)}
+    for modality, names in given.items():
+        unknown = [key for key in configs[modality].modality_keys if key not in names]
+        if unknown:
+            raise ToolkitError(
+                f'The policy has a {modality} "{unknown[0]}"; the simulated Panda has {", ".join(names)}. Closed loop '
+                "is for policies trained on datasets of prepare_conflict_data.py."
+            )
+        if modality != "action" and configs[modality].delta_indices != [0]:
+            raise ToolkitError(
+                f"The policy reads {modality} at the frames {configs[modality].delta_indices}; in closed loop it is "
+                "shown the present frame only, [0]."
+            )
+    missing = [key for key in GROUPS if key not in configs["action"].modality_keys]
+    if missing:
+        raise ToolkitError(f'The policy has no action "{missing[0]}", so it cannot move the simulated Panda.')
+    horizon = len(configs["action"].delta_indices)
+    if n_action_steps > horizon:
+        raise ToolkitError(
+            f"n_action_steps={n_action_steps} is more than the {horizon} steps of the policy's action chunks. "
+            f"Take {horizon} or fewer."
+        )
+
+
+# -- scripted policies -------------------------------------------------------------------------------------------------
+
+
+def evaluation_seeds(episodes: int) -> list[int]:
+    """The seeds of that many evaluated episodes; none of them was ever recorded."""
+    return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + episodes))
+
+
+class ScriptedPolicy:
+    """Plans a whole episode at its start. `rebuilds`: it needs scenes that remember no earlier contacts."""
+
+    rebuilds = False
+
+    def seeds(self, part: str, episodes: int) -> list[int]:
+        """The episodes it is evaluated on."""
+        return evaluation_seeds(episodes)
+
+    def choose(self, episode: Episode) -> int:
+        """Index of the object that the expert is to pick up."""
+        raise NotImplementedError
+
+    def plan(self, task: ConflictPickEnv, expert: Expert) -> np.ndarray:
+        """Actions (T, 8) float32 of the episode that `task` was just reset to; T = 0 where it gives up."""
+        from simulation.scenes.expert import Unreachable, drawn_style
+
+        goal = self.choose(task.episode)
+        for attempt in range(STYLES):
+            rng = random.Random(f"{task.split}/{task.part}/{task.episode.seed}/{attempt}")
+            try:
+                return expert.plan(goal, drawn_style(rng))
+            except Unreachable:
+                continue
+        return np.zeros((0, 8), np.float32)
+
+
+class TargetPolicy(ScriptedPolicy):
+    """The expert: always the target."""
+
+    def choose(self, episode: Episode) -> int:
+        return episode.target
+
+
+class LurePolicy(ScriptedPolicy):
+    """Always the lure; where there is none, in train, both cues point at the target."""
+
+    def choose(self, episode: Episode) -> int:
+        return episode.target if episode.lure is None else episode.lure
+
+
+@dataclass(frozen=True)
+class RandomPolicy(ScriptedPolicy):
+    """Any of the objects, by (seed, episode)."""
+
+    seed: int = 42
+
+    def choose(self, episode: Episode) -> int:
+        rng = random.Random(f"{self.seed}/{episode.split}/{episode.part}/{episode.seed}")
+        return rng.randrange(len(episode.objects))
+
+
+@dataclass(frozen=True)
+class ReplayPolicy(ScriptedPolicy):
+    """Recorded actions in the recorded episodes; recorded: {part: {seed: episode}}."""
+
+    recorded: dict[str, dict[int, Recorded]]
+    rebuilds = True  # as recordings are made, so that motions too are the same
+
+    def seeds(self, part: str, episodes: int) -> list[int]:
+        return list(self.recorded[part])[:episodes]
+
+    def plan(self, task: ConflictPickEnv, expert: Expert) -> np.ndarray:
+        return self.recorded[task.part][task.episode.seed].actions()
+
+
+def replay_policy(raw_dir: Path, split: str, parts: Sequence[str]) -> ReplayPolicy:
+    """Reads raw_dir/<split>/<part>; episodes in which the arm was pushed aside are left out. Raises ToolkitError for
+    recordings of other tasks, and where nothing is left."""
+    recorded: dict[str, dict[int, Recorded]] = {}
+    for part in parts:
+        folder, recorded[part] = raw_dir / split / part, {}
+        for episode in read_recordings(folder).episodes:
+            if _entry(episode, split, part).get("disturbed"):
+                continue
+            if episode.seed is None:
+                raise ToolkitError(
+                    f"{episode.name}: the .json gives no episode_seed, so the episode cannot be set up again."
+                )
+            recorded[part][episode.seed] = episode
+        if not recorded[part]:
+            raise ToolkitError(
+                f"{folder}: the arm was pushed aside in every episode, which actions alone do not repeat."
+            )
+    return ReplayPolicy(recorded)
+
+
+def _entry(episode: Recorded, split: str, part: str) -> dict[str, Any]:
+    """The entry in the .json of an episode of this toolkit's recordings."""
+    path = episode.file.with_suffix(".json")
+    meta = read_json(path)
+    info, wanted = meta["env_info"], {"split": split, "part": part}
+    if info.get("env_id") != ENV_ID or any(info["env_kwargs"].get(name) != value for name, value in wanted.items()):
+        raise ToolkitError(
+            f"{path}: is no recording of {split} {part} by python -m simulation.record, so its seeds mean nothing "
+            "here. Give the folder of one, raw_dir=FOLDER."
+        )
+    return next(entry for entry in meta["episodes"] if entry["episode_id"] == episode.episode_id)

@@ -1,0 +1,158 @@
+"""Closed-loop evaluation: a policy acts in simulated episodes that were never recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_prep.maniskill import CONTROL_FREQ
+from finetune.open_loop import EvaluateConfig
+from gr00t.errors import ToolkitError
+from gr00t.file_replacement import whole_folder
+from gr00t.model.checkpoint import fingerprint
+from gr00t.model.finished_checkpoint import read_processor, read_trained_on, verify_manifest
+from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
+from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
+from simulation.closed_loop import Evaluation, Settings
+from simulation.closed_loop.policies import LurePolicy, RandomPolicy, TargetPolicy, check_configs, replay_policy
+from simulation.closed_loop.rollout import run_episodes
+from simulation.report.closed_loop_report import log_to_wandb, print_report, write_report
+from simulation.scenes import require_rendering, require_simulator
+from simulation.scenes.factors import split_factors
+from toolkit.code_files import versions
+from toolkit.composition import read_yaml
+from toolkit.installation import CONFIG_DIR
+
+TOKEN = "GROOT_API_TOKEN"
+USUAL_SIZE = 224  # of python -m simulation.record
+VIDEOS = "videos"
+
+
+def evaluate_closed_loop(config: EvaluateConfig) -> Evaluation:
+    """Play the episodes, write the report and print it.
+
+    Everything that can be refused is refused before the weights are read. The report folder stays as it was when
+    something fails.
+    """
+    a, b = split_factors(config.split.name)
+    require_simulator()
+    if config.render != "none":
+        require_rendering(config.render)
+    policy, facts = _policy(config)
+    settings = Settings(
+        split=config.split.name,
+        instruction=config.split.instruction,
+        # That of the split with the cues swapped: a sentence of the same kind, for the lure.
+        other_instruction=str(read_yaml(CONFIG_DIR / "split" / f"{b}_{a}.yaml")["instruction"]),
+        parts=tuple(config.parts),
+        conditions=("none", *config.ablations),
+        episodes=config.episodes,
+        n_action_steps=config.n_action_steps,
+        max_steps=config.max_steps,
+        image_size=facts.get("image_size") or config.image_size or USUAL_SIZE,
+        render=config.render,
+        seed=config.seed,
+        workers=config.workers,
+        videos=0 if config.render == "none" else config.videos,
+    )
+    started = time.monotonic()
+    with _videos_of(config.report_folder, settings.videos) as folder:
+        outcomes = run_episodes(policy, settings, folder=folder)
+    outcomes = [dataclasses.replace(o, video=o.video and f"{VIDEOS}/{o.video}") for o in outcomes]
+    names = ("split", "instruction", "episodes", "n_action_steps", "max_steps", "seed", "workers")
+    info = {name: getattr(settings, name) for name in (*names, "image_size", "render")}
+    info |= {"config": dataclasses.asdict(config), "versions": versions(), **facts}
+    evaluation = Evaluation({**info, "seconds": round(time.monotonic() - started, 1)}, tuple(outcomes))
+    write_report(evaluation, config.report_folder)
+    print_report(evaluation, config.report_folder)
+    log_to_wandb(evaluation, config.report_folder, config.tracking)
+    return evaluation
+
+
+def _policy(config: EvaluateConfig) -> tuple[Any, dict[str, Any]]:
+    """The policy, and what the report states about it."""
+    if config.server is not None:
+        from gr00t.server.client import PolicyClient
+
+        host, _, port = config.server.rpartition(":")
+        client = PolicyClient(host.strip("[]"), int(port), api_token=os.environ.get(TOKEN))
+        return client, {"policy": f"server {config.server}"}
+    if config.policy == "checkpoint":
+        return _checkpoint_policy(config)
+    if config.policy == "replay":
+        policy: Any = replay_policy(Path(config.raw_dir), config.split.name, config.parts)
+    elif config.policy == "random":
+        policy = RandomPolicy(config.seed)
+    else:
+        policy = TargetPolicy() if config.policy == "expert" else LurePolicy()
+    return policy, {"policy": config.policy}
+
+
+def _checkpoint_policy(config: EvaluateConfig) -> tuple[GR00TPolicy, dict[str, Any]]:
+    checkpoint, device = Path(config.checkpoint), pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    if config.verify:
+        verify_manifest(checkpoint)
+    processor = read_processor(checkpoint)
+    tag = find_tag(processor, config.embodiment_tag)
+    check_configs(processor.modality_config(tag), config.n_action_steps)
+    trained_on = read_trained_on(checkpoint)
+    fps = float(trained_on.get("fps", CONTROL_FREQ))
+    if fps != CONTROL_FREQ:
+        raise ToolkitError(
+            f"{checkpoint} was trained on {fps:g} frames a second; the simulation takes {CONTROL_FREQ} steps a "
+            "second, so its actions would mean other times. Fine-tune on recordings of python -m simulation.record."
+        )
+    size = config.image_size or _image_size(checkpoint, trained_on)
+    policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype, verify=config.verify)
+    policy = policy.to(device)
+    return policy, {
+        "policy": config.checkpoint,
+        "checkpoint": config.checkpoint,
+        "checkpoint_fingerprint": fingerprint(checkpoint),
+        "embodiment_tag": tag,
+        "denoising_steps": policy.denoising_steps,
+        "precision": str(dtype).removeprefix("torch."),
+        "device": str(policy.device),
+        "image_size": size,
+    }
+
+
+def _image_size(checkpoint: Path, trained_on: dict[str, Any]) -> int:
+    """The size of the frames that the checkpoint was trained on."""
+    datasets = trained_on.get("mixture", [trained_on])
+    sizes = {tuple(size) for of in datasets for size in of.get("frame_sizes", {}).values() if size}
+    if not sizes:
+        Console(stderr=True).print(
+            f"note: {checkpoint} does not say how large the images were that it was trained on: {USUAL_SIZE} pixels "
+            "are taken (image_size=... takes others).",
+            highlight=False,
+        )
+        return USUAL_SIZE
+    if len(sizes) > 1 or len(set(next(iter(sizes)))) > 1:
+        found = " and ".join(f"{height}x{width}" for height, width in sorted(sizes))
+        raise ToolkitError(
+            f"{checkpoint} was trained on images of {found}; the simulated ones are square: image_size=..."
+        )
+    return int(next(iter(sizes))[0])
+
+
+@contextmanager
+def _videos_of(report_folder: Path, count: int) -> Iterator[Path | None]:
+    """A folder that becomes the report's videos when the block ends without an exception."""
+    videos = report_folder / VIDEOS
+    if count:
+        with whole_folder(videos, lock=False) as aside:
+            yield aside
+            (report_folder / "closed_loop.json").unlink(missing_ok=True)  # it names older videos
+    else:
+        yield None
+        shutil.rmtree(videos, ignore_errors=True)

@@ -1,0 +1,226 @@
+"""Closed-loop evaluations beside each other: one page of splits and checkpoints, and what differs between them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_replacement import read_json, write_json, write_text
+from simulation.closed_loop import CONDITIONS, Evaluation
+from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
+from simulation.report.conclusions import WORDS, A, B, verdict, words
+from simulation.report.summary import AS_IT_IS, Difference, Summary, difference, paired_difference, summarize
+from simulation.scenes.factors import FACTORS
+from toolkit.declaration import key
+from toolkit.html_page import render_page
+from toolkit.shared_keys import PARTS
+
+FORMAT = 1
+KIND = "closed-loop comparison"
+SETTINGS = ("n_action_steps", "max_steps", "instruction")  # what makes two evaluations tasks of different difficulty
+
+
+@dataclass(kw_only=True)
+class CompareConfig:
+    """One page over all closed-loop evaluations below a folder: splits, checkpoints, and what differs between them."""
+
+    reports_dir: str = key("folder below which each closed_loop.json is taken", "reports", folder=True)
+    out: str = key("the page, an .html file; a .json of that name beside it holds the numbers", "reports/compare.html")
+    pages: bool = key("make each evaluation's own page and tables anew, from its closed_loop.json", False)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One evaluation; `name` is its folder below reports_dir."""
+
+    name: str
+    path: Path
+    evaluation: Evaluation
+    summary: Summary
+
+    @property
+    def split(self) -> str:
+        """The name of the conflict split."""
+        return str(self.evaluation.info["split"])
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Which cue it follows: (answer, the same in few words)."""
+        return verdict(self.summary.preference, self.summary.cues)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`second` minus `first`, two evaluations of one split. same_episodes: whether the difference is paired."""
+
+    split: str
+    first: str
+    second: str
+    what: str
+    difference: Difference
+    same_episodes: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The entries by split and name, the contrasts between those of one split, and why files were left out."""
+
+    entries: tuple[Entry, ...]
+    contrasts: tuple[Contrast, ...]
+    skipped: tuple[str, ...]
+
+
+def write_comparison(config: CompareConfig) -> list[str]:
+    """Write the page and its numbers, and with `pages` those of every evaluation; returns what there is to say.
+
+    Raises ToolkitError for anything the user can mend.
+    """
+    out = Path(config.out).expanduser()
+    numbers = _numbers_of(out)
+    comparison = compare(Path(config.reports_dir))
+    if config.pages:
+        for entry in comparison.entries:
+            write_report(entry.evaluation, entry.path.parent)
+    with disk_errors(out, "Choose another out=FILE.html."):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(numbers, _as_json(comparison))
+        write_text(out, _page(comparison, out.parent))
+    lines = []
+    for entry in comparison.entries:
+        success = ", ".join(f"{part} {words(entry.summary.of(part).success)}" for part in entry.summary.chance)
+        preference = f"; {entry.verdict[1]}" if "conflict" in entry.summary.chance else ""
+        lines.append(f"{entry.split}  {entry.name}: success {success}{preference}")
+    return [*lines, *(f"note: left out {reason}" for reason in comparison.skipped), str(out)]
+
+
+def compare(reports_dir: Path) -> Comparison:
+    """Every evaluation below a folder; a damaged one is skipped, with the reason. None at all raises ToolkitError."""
+    if not reports_dir.is_dir():
+        raise ToolkitError(f"reports_dir={reports_dir} does not exist. Say where the reports are: reports_dir=FOLDER.")
+    entries, skipped = [], []
+    for path in find_evaluations(reports_dir):
+        try:
+            evaluation = read_evaluation(path)
+        except ToolkitError as error:
+            skipped.append(str(error))
+        else:
+            name = path.parent.relative_to(reports_dir).as_posix()
+            entries.append(Entry(name, path, evaluation, summarize(evaluation)))
+    if not entries:
+        raise ToolkitError(
+            f"reports_dir={reports_dir} holds no {JSON_FILE} that can be read. Evaluate first: python "
+            f"evaluate_conflict.py mode=closed_loop ...{''.join(f' ({line})' for line in skipped)}"
+        )
+    entries.sort(key=lambda entry: (entry.split, entry.name))
+    pairs = [(a, b) for a, b in itertools.combinations(entries, 2) if a.split == b.split]
+    found = (contrast for first, second in pairs for contrast in _contrasts(first, second))
+    return Comparison(tuple(entries), tuple(found), tuple(skipped))
+
+
+def _contrasts(first: Entry, second: Entry) -> Iterator[Contrast]:
+    """Success in both parts, over the episodes that both played where there are any, and cue preference."""
+    names = first.split, first.name, second.name
+    a, b = first.evaluation.info, second.evaluation.info
+    note = "; ".join(f"{name}: {a[name]} / {b[name]}" for name in SETTINGS if a[name] != b[name])
+    for part in PARTS:
+        plain = [
+            {e.seed: e for e in entry.evaluation.episodes if (e.condition, e.part) == (AS_IT_IS, part)}
+            for entry in (first, second)
+        ]
+        # The scene must be the same, not its seed alone.
+        same = [s for s, e in plain[0].items() if s in plain[1] and plain[1][s].episode == e.episode]
+        if same:
+            found = paired_difference([(plain[1][seed].success, plain[0][seed].success) for seed in same])
+        else:
+            found = difference(second.summary.of(part).success, first.summary.of(part).success)
+        if found.value is not None:
+            yield Contrast(*names, f"success, {part}", found, bool(same), note)
+    found = difference(second.summary.preference, first.summary.preference)
+    if found.value is not None:
+        yield Contrast(*names, "cue preference", found, False, note)
+
+
+def _numbers_of(out: Path) -> Path:
+    """The JSON file beside the page; refused where something else has that name."""
+    numbers = out.with_suffix(".json")
+    if out.suffix != ".html":
+        raise ToolkitError(f"out={out}: the page is an HTML file. Write out={out.with_suffix('.html')}")
+    if out.is_dir() or numbers.is_dir():
+        raise ToolkitError(f"out={out}: a folder has this name, or that of {numbers}. Choose another out=FILE.html.")
+    if numbers.exists() and read_json(numbers).get("kind") != KIND:
+        raise ToolkitError(
+            f"out={out}: its numbers would take the place of {numbers}, which is no comparison. Choose another "
+            "out=FILE.html."
+        )
+    return numbers
+
+
+def _as_json(comparison: Comparison) -> dict[str, Any]:
+    """The page's numbers as plain JSON."""
+    evaluations = []
+    for entry in comparison.entries:
+        info, summary, (answer, headline) = entry.evaluation.info, entry.summary, entry.verdict
+        plain = {part: summary.of(part) for part in summary.chance}
+        evaluations.append(
+            {
+                "name": entry.name,
+                "info": {name: value for name, value in info.items() if name not in ("config", "versions")},
+                "success": {part: counted.success.to_json() for part, counted in plain.items()},
+                "picks": {p: {pick: s.to_json() for pick, s in counted.picks.items()} for p, counted in plain.items()},
+                "cue_preference": {**summary.preference.to_json(), "verdict": answer, "in_words": headline},
+                "success_under": {
+                    condition: {part: counted.success.to_json() for part, counted in parts.items()}
+                    for condition, parts in summary.counted.items()
+                    if condition != AS_IT_IS
+                },
+            }
+        )
+    return {
+        "format": FORMAT,
+        "kind": KIND,
+        "evaluations": evaluations,
+        "differences": [{**vars(c), "difference": c.difference.to_json()} for c in comparison.contrasts],
+        "skipped": list(comparison.skipped),
+    }
+
+
+def _page(comparison: Comparison, folder: Path) -> str:
+    """The HTML, with links to each evaluation's own page as seen from `folder`."""
+    entries = comparison.entries
+    splits = sorted({entry.split for entry in entries})
+    played = {condition for entry in entries for condition in entry.summary.counted}
+    links = {}
+    for entry in entries:
+        target = entry.path.with_name(PAGE_FILE)
+        # Empty where there is no page.
+        links[entry.name] = quote(Path(os.path.relpath(target, folder)).as_posix()) if target.is_file() else ""
+    values = {
+        "title": f"Closed loop: {_many(len(entries), 'evaluation')} of {_many(len(splits), 'split')}",
+        "comparison": comparison,
+        "factors": list(FACTORS),
+        "cells": {split: [e for e in entries if e.split == split] for split in splits},
+        "links": links,
+        "tints": {entry.name: tint(entry) for entry in entries},
+        "ablations": [c for c in CONDITIONS if c in played and c != AS_IT_IS],
+        "conditions": CONDITIONS,
+    }
+    return render_page("compare.html", {**values, **WORDS})
+
+
+def tint(entry: Entry) -> tuple[str, int]:
+    """The color of a preference that is shown, target's or lure's, and its strength in %: 60 at all or none."""
+    answer, value = entry.verdict[0], entry.summary.preference.value
+    if answer not in (A, B) or value is None:
+        return "target", 0
+    return "target" if answer == A else "lure", round(120 * abs(value - 0.5))
+
+
+def _many(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"

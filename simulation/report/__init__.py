@@ -1,0 +1,1 @@
+"""What closed-loop episodes add up to: tables, pages, wandb."""

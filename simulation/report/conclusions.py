@@ -1,0 +1,205 @@
+"""What the numbers of a closed-loop evaluation say, in words, and what they cannot say with so few episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulation.closed_loop import CONDITIONS
+from simulation.report.summary import Change, Difference, Share, Summary, WeakSpot, paired_difference
+from toolkit.html_page import percent
+
+A, B, NEITHER = "a", "b", "neither"
+YES, NO, UNKNOWN = "yes", "no", "unknown"
+LEAST_PICKS = 10  # with fewer, Wilson's interval is too short: 4 of 4 leave out one half, but one time in 8 by chance
+SMALL = 0.15  # a change that lies within this on either side is called none
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An answer for machines (a, b, neither; yes, no; unknown), one in few words, and the numbers behind it."""
+
+    question: str
+    answer: str
+    headline: str
+    text: str
+
+
+def in_short(summary: Summary) -> list[str]:
+    """What a reader should know at once, a sentence each."""
+    lines = []
+    for part, chance in summary.chance.items():
+        success = summary.of(part).success
+        beside = "above" if success.low > chance else "below" if success.high < chance else "not told from"
+        lines.append(
+            f"{part}: the target is held in {words(success)} of the episodes; {beside} the {percent(chance)} of "
+            "picking any object."
+        )
+    lines += [f"{reading.question} {sentence(reading.headline)} {reading.text}" for reading in readings(summary)]
+    return lines + [weak_spot_words(spot) for spot in summary.weak_spots]
+
+
+def readings(summary: Summary) -> list[Reading]:
+    """Cue preference first, then what the ablations show; a question whose ablation was not played is left out."""
+    found = [cue_preference(summary)] if "conflict" in summary.chance else []
+    found += [reading for reading in (_looks(summary), _listens(summary)) if reading is not None]
+    if (changed := summary.change("zero_state")) is not None:
+        answer, headline = _fall(changed, "it needs the state", "it does without the state")
+        found.append(Reading("Does it need the state?", answer, headline, _success_words(changed)))
+    return found
+
+
+def cue_preference(summary: Summary) -> Reading:
+    """Which cue wins where they disagree: a where the interval lies above one half, b where it lies below."""
+    share, (a, b) = summary.preference, summary.cues
+    answer, headline = verdict(share, summary.cues)
+    text = (
+        f"Target or lure was picked first in {share.n} of {summary.of('conflict').n} conflict episodes"
+        f"{f'; the target, which matches in {a}, in {words(share)} of these' if share.n else ''}."
+    )
+    if answer == B:
+        text += f" The instruction names {a}; the lure matches in {b}."
+    elif answer == NEITHER:
+        text += (
+            f" The interval includes one half; {least_shown(share.n)} of {share.n} picks for either cue would have "
+            "shown a preference."
+        )
+    return Reading("Which cue does it follow?", answer, headline, text)
+
+
+def verdict(share: Share, cues: tuple[str, str]) -> tuple[str, str]:
+    """(answer, the same in few words) of a cue preference."""
+    if share.n < LEAST_PICKS:
+        return UNKNOWN, f"cannot be said with {_picks(share.n)}"
+    if share.low > 0.5:
+        return A, f"follows {cues[0]}"
+    if share.high < 0.5:
+        return B, f"follows {cues[1]}"
+    return NEITHER, "no preference shown"
+
+
+def least_shown(n: int) -> int:
+    """The fewest of n picks (LEAST_PICKS or more) for one cue that show a preference."""
+    return next(count for count in range(n // 2, n + 1) if Share(count, n).low > 0.5)
+
+
+# -- ablations ---------------------------------------------------------------------------------------------------------
+
+
+def _looks(summary: Summary) -> Reading | None:
+    """Another episode's images are real ones, so a fall with them is no mere shock: they count before blank ones."""
+    other, blank = summary.change("other_image"), summary.change("blank_image")
+    changes = [c for c in (other, blank) if c is not None]
+    if not changes:
+        return None
+    answer, headline = UNKNOWN, ""
+    if other is not None:
+        answer, headline = _fall(other, "it looks at the images", "no sign that it looks at the images")
+    if blank is not None and answer == UNKNOWN:
+        answer, headline = _fall(blank, "it needs images", "no sign that it looks at the images")
+    return Reading("Does it look?", answer, headline, " ".join(map(_success_words, changes)))
+
+
+def _listens(summary: Summary) -> Reading | None:
+    """By the picks of conflict episodes: in train, an instruction that names the other cue means the same object."""
+    changed, question = summary.change("other_instruction", "conflict"), "Does it listen?"
+    if changed is None:
+        if summary.change("other_instruction") is None:
+            return None
+        return Reading(question, UNKNOWN, "cannot be said", "That takes conflict episodes under another instruction.")
+    moved, n, picks = changed.target_picks, changed.before.n, changed.before.preference.n
+    if n == 0:
+        return Reading(question, UNKNOWN, "cannot be said: no episode was played both ways", "")
+    text = (
+        f"With another instruction the target's share of the first picks changes by {points(moved)}; something else is "
+        f"picked first in {changed.other_pick.count} of the {n} conflict episodes that were played both ways."
+    )
+    if moved.shown:
+        return Reading(question, YES, "its picks change with the instruction", text)
+    if picks < LEAST_PICKS:
+        return Reading(question, UNKNOWN, f"cannot be said with {_picks(picks)} of target or lure", text)
+    if _small(moved):
+        return Reading(question, NO, "no sign that it listens", text)
+    return Reading(question, UNKNOWN, f"cannot be said with {n} episodes", text)
+
+
+def _fall(changed: Change, yes: str, no: str) -> tuple[str, str]:
+    """(answer, headline) to whether success falls."""
+    before = changed.before.success
+    if before.n == 0:
+        return UNKNOWN, "cannot be said: no episode was played both ways"
+    if changed.success.high < 0:
+        return YES, yes
+    if changed.success.low > 0:
+        return UNKNOWN, "cannot be said: success rises"
+    to_none = [(False, True)] * before.count + [(False, False)] * (before.n - before.count)
+    if paired_difference(to_none).high >= 0:  # not even a fall to no success at all would be shown
+        return UNKNOWN, f"cannot be said: it succeeds in {before.count} of {before.n} episodes anyway"
+    if _small(changed.success):
+        return NO, no
+    return UNKNOWN, f"cannot be said with {before.n} episodes"
+
+
+def _small(changed: Difference) -> bool:
+    return changed.value is not None and changed.low >= -SMALL and changed.high <= SMALL
+
+
+def _success_words(changed: Change) -> str:
+    return (
+        f"With {CONDITIONS[changed.condition]}, success goes from {counts(changed.before.success)} to "
+        f"{counts(changed.after.success)}: {points(changed.success)}."
+    )
+
+
+def tone(reading: Reading) -> str:
+    """The class of an answer's color; whether a policy needs its state is neither good nor bad."""
+    if "state" in reading.question:
+        return ""
+    return {A: "ok", YES: "ok", NO: "error", UNKNOWN: "soft"}.get(reading.answer, "warning")
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def sentence(text: str) -> str:
+    """A headline as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def words(share: Share) -> str:
+    """63 % (19/30, 45 to 78 %)."""
+    if share.value is None:
+        return "none (0/0)"
+    return f"{percent(share.value)} ({share.count}/{share.n}, {interval(share)})"
+
+
+def counts(share: Share) -> str:
+    """63 % (19/30)."""
+    return "0/0" if share.value is None else f"{percent(share.value)} ({share.count}/{share.n})"
+
+
+def interval(share: Share) -> str:
+    """45 to 78 %."""
+    return f"{100 * share.low:.0f} to {100 * share.high:.0f} %"
+
+
+def points(changed: Difference) -> str:
+    """-45 points (-60 to -22)."""
+    if changed.value is None:
+        return "unknown"
+    return f"{100 * changed.value:+.0f} points ({100 * changed.low:+.0f} to {100 * changed.high:+.0f})"
+
+
+def weak_spot_words(spot: WeakSpot) -> str:
+    """What a weak spot is, as a sentence."""
+    return (
+        f"{spot.part}, {spot.whose}'s {spot.factor} {spot.value}: success in {words(spot.success)}, with the other "
+        f"values in {words(spot.others)}."
+    )
+
+
+def _picks(count: int) -> str:
+    return f"{count} pick{'s' * (count != 1)}"
+
+
+# What the templates of an evaluation and of a comparison call.
+WORDS = {"words": words, "counts": counts, "interval": interval, "points": points, "sentence": sentence}

@@ -1,0 +1,214 @@
+"""ConflictPick-v1: the ManiSkill environment of the twelve conflict splits.
+
+Importing this module registers it with ManiSkill. One environment per process, physics on the CPU. A reset with a seed
+builds `factors.sample_episode(split, part, seed)`, so seed, split and part say everything about an episode: its first
+state is the same bit for bit. PhysX remembers contacts of earlier episodes, which changes motions a little; with
+options=REBUILD (1 s) the whole scene is new and motions too are the same bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import numpy as np
+import sapien.render
+import sapien.wrapper.urdf_loader
+import torch
+from mani_skill.agents.robots import Panda, PandaWristCam
+from mani_skill.envs.sapien_env import BaseEnv
+from mani_skill.sensors.camera import CameraConfig
+from mani_skill.utils import sapien_utils
+from mani_skill.utils.building import actors
+from mani_skill.utils.registration import register_env
+from mani_skill.utils.scene_builder.table import TableSceneBuilder
+from mani_skill.utils.structs.actor import Actor
+
+from simulation.scenes import ENV_ID
+from simulation.scenes.factors import HALF_SIZE, Episode, Thing, sample_episode
+
+MAX_EPISODE_STEPS = 100
+REBUILD = {"reconfigure": True}  # options of reset
+COLORS = {"red": [0.8, 0.05, 0.05, 1], "green": [0.05, 0.6, 0.1, 1], "blue": [0.05, 0.15, 0.85, 1]}
+LIFTED = 0.05  # m above the table at which a held object counts as picked up
+STILL = 0.2  # rad/s
+PLATE_SIZE = {"small": 0.022, "large": 0.040}  # half a square plate's edge, m
+PLATE_THICKNESS = 0.002  # half
+UPRIGHT = [0.70710678, 0, 0.70710678, 0]  # SAPIEN's cylinders lie along x
+
+
+class _Material:
+    """Takes the place of sapien.render.RenderMaterial where nothing is rendered."""
+
+    def __init__(self, **looks: Any) -> None:
+        self.__dict__.update(looks)
+
+
+@contextmanager
+def _without_materials(wanted: bool) -> Iterator[None]:
+    """In the block, bodies are built without materials, where `wanted`: physics alone needs no Vulkan driver.
+
+    SAPIEN makes a material with Vulkan even for a scene that renders nothing: without a driver that fails, and with one
+    it starts and ends the renderer for each, 40 times as long as all the rest of a reset.
+    """
+    holders = (sapien.render, sapien.pysapien.render, sapien.wrapper.urdf_loader) if wanted else ()
+    own = [holder.RenderMaterial for holder in holders]
+    for holder in holders:
+        holder.RenderMaterial = _Material
+    try:
+        yield
+    finally:
+        for holder, material in zip(holders, own, strict=True):
+            holder.RenderMaterial = material
+
+
+@register_env(ENV_ID, max_episode_steps=MAX_EPISODE_STEPS)
+class ConflictPickEnv(BaseEnv):
+    """Pick up the object that matches the cue plate in the factor that the split names first.
+
+    `evaluate` gives `success` (the target is held above the table by a still arm) and `picked`, the index of the
+    object that is held so, -1 for none; both of shape (1,). `episode` is what the last reset built.
+    """
+
+    SUPPORTED_ROBOTS = ["panda", "panda_wristcam"]  # noqa: RUF012
+    agent: Panda | PandaWristCam
+    episode: Episode
+
+    def __init__(
+        self,
+        *args: Any,
+        split: str = "color_object",
+        part: str = "train",
+        image_size: int = 224,
+        robot_uids: str = "panda_wristcam",
+        **kwargs: Any,
+    ) -> None:
+        self.split, self.part, self.image_size = split, part, image_size
+        kwargs.setdefault("sensor_configs", {"width": image_size, "height": image_size})
+        super().__init__(*args, robot_uids=robot_uids, **kwargs)
+
+    @property
+    def _default_sensor_configs(self) -> list[CameraConfig]:
+        pose = sapien_utils.look_at(eye=[0.49, 0, 0.52], target=[0.06, 0, 0.02])
+        return [CameraConfig("base_camera", pose, self.image_size, self.image_size, 0.8, 0.01, 100)]
+
+    @property
+    def _default_human_render_camera_configs(self) -> CameraConfig:
+        pose = sapien_utils.look_at([0.6, 0.7, 0.6], [0.0, 0.0, 0.25])
+        return CameraConfig("render_camera", pose, 512, 512, 1, 0.01, 100)
+
+    def reset(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """ManiSkill's reset; a scene that renders nothing is built without materials."""
+        with _without_materials(self._render_device is None):
+            return super().reset(*args, **kwargs)
+
+    def _load_agent(self, options: dict[str, Any]) -> None:
+        super()._load_agent(options, sapien.Pose(p=[-0.615, 0, 0]))
+        # The wrist camera's housing has 72 % of all triangles: without it rendering is 3 times faster.
+        for link in self.agent.robot.get_links():
+            if link.name == "camera_link":
+                entity = link._objs[0].entity
+                visual = entity.find_component_by_type(sapien.render.RenderBodyComponent)
+                if visual is not None:
+                    entity.remove_component(visual)
+
+    def _load_scene(self, options: dict[str, Any]) -> None:
+        self.table_scene = TableSceneBuilder(self, robot_init_qpos_noise=0.02)
+        self.table_scene.build()
+        self.objects: list[Actor] = []
+        self.plate: Actor | None = None
+
+    def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
+        self.table_scene.initialize(env_idx)
+        self.episode = sample_episode(self.split, self.part, int(self._episode_seed[0]))
+        for body in reversed([*self.objects, *filter(None, [self.plate])]):
+            self.scene.remove_from_state_dict_registry(body)
+            self.scene.actors.pop(body.name)
+            self.scene.sub_scenes[0].remove_entity(body._objs[0])  # ManiSkill's own remove_actor fails on actors
+        self.objects = [self._build_object(f"object_{i}", thing) for i, thing in enumerate(self.episode.objects)]
+        self.plate = self._build_plate(self.episode.plate)
+
+    def _build_object(self, name: str, thing: Thing) -> Actor:
+        half, height, color = HALF_SIZE[thing.size], _height(thing), COLORS[thing.color]
+        pose = _pose(thing, height, lying=thing.object == "cylinder")
+        if thing.object == "cube":
+            body = actors.build_cube(self.scene, half, color, name, initial_pose=pose)
+        elif thing.object == "sphere":
+            body = actors.build_sphere(self.scene, height, color, name, initial_pose=pose)
+        else:
+            body = actors.build_cylinder(self.scene, half, height, color, name, initial_pose=pose)
+        for rigid in body._bodies:
+            rigid.set_angular_damping(5.0)  # a sphere that is touched should not roll away
+        return body
+
+    def _build_plate(self, thing: Thing) -> Actor:
+        """A flat plate whose outline stands for a kind: square for cube, disc for sphere, bar for cylinder."""
+        half, color = PLATE_SIZE[thing.size], COLORS[thing.color]
+        common: dict[str, Any] = {"name": "plate", "body_type": "kinematic", "add_collision": False}
+        common["initial_pose"] = _pose(thing, PLATE_THICKNESS, lying=thing.object == "sphere")
+        if thing.object == "sphere":
+            return actors.build_cylinder(self.scene, 1.13 * half, PLATE_THICKNESS, color, **common)
+        sides = [half, half] if thing.object == "cube" else [0.6 * half, 1.67 * half]
+        return actors.build_box(self.scene, [*sides, PLATE_THICKNESS], color, **common)
+
+    def render_when_asked(self) -> None:
+        """From now on neither reset nor step renders; `look` does."""
+        self._obs_mode = "none"
+
+    def look(self) -> dict[str, np.ndarray]:
+        """The image (H, W, 3) uint8 RGB of each camera in the present state, rendered now."""
+        found = self._get_obs_sensor_data()
+        return {name: images["rgb"][0].cpu().numpy() for name, images in found.items()}
+
+    def qpos(self) -> np.ndarray:
+        """The robot's joint positions now, (9,): 7 joints (rad), 2 fingers (m)."""
+        return self.agent.robot.get_qpos()[0].cpu().numpy()
+
+    def _get_obs_extra(self, info: dict[str, Any]) -> dict[str, Any]:
+        return {"tcp_pose": self.agent.tcp_pose.raw_pose}
+
+    def evaluate(self) -> dict[str, torch.Tensor]:
+        """{"success": (1,) bool, "picked": (1,) int64}, as the class says."""
+        picked = torch.tensor([-1])
+        for i, (body, thing) in enumerate(zip(self.objects, self.episode.objects, strict=True)):
+            lifted = float(body.pose.p[0, 2]) - _height(thing)
+            if lifted > LIFTED and bool(self.agent.is_grasping(body)[0]):
+                picked[0] = i
+                break
+        target = picked == self.episode.target
+        return {"success": target & self.agent.is_static(STILL), "picked": picked}
+
+    def compute_dense_reward(self, obs: Any, action: torch.Tensor, info: dict[str, Any]) -> torch.Tensor:
+        """(1,) float32: 1 for success."""
+        return info["success"].float()
+
+    compute_normalized_dense_reward = compute_dense_reward
+
+
+def make_env(
+    split: str, part: str, *, image_size: int = 224, obs_mode: str = "rgb", render: str = "cpu"
+) -> gymnasium.Env[Any, Any]:
+    """The environment as recordings and evaluation use it; `render` is cpu, gpu, or none for physics only."""
+    return gymnasium.make(
+        ENV_ID,
+        split=split,
+        part=part,
+        image_size=image_size,
+        obs_mode=obs_mode,
+        control_mode="pd_joint_pos",
+        render_mode="rgb_array",
+        sim_backend="physx_cpu",
+        render_backend=render,
+    )
+
+
+def _height(thing: Thing) -> float:
+    """Of an object's centre above the table it stands on, m."""
+    # Nothing is taller than 62 mm: the wrist camera passes 71 mm above the table while the hand grasps beside it.
+    return HALF_SIZE[thing.size] * (1.0 if thing.object == "cube" else 1.1)
+
+
+def _pose(thing: Thing, z: float, lying: bool) -> sapien.Pose:
+    turned = [float(np.cos(thing.yaw / 2)), 0, 0, float(np.sin(thing.yaw / 2))]
+    return sapien.Pose([thing.x, thing.y, z], UPRIGHT if lying else turned)

@@ -1,0 +1,45 @@
+"""Self-contained HTML pages: one look, every text escaped, images and videos inside the file.
+
+A page is a template in toolkit/pages/ that extends base.html. It needs no network and no second file, so that it can
+be mailed, archived, or opened on a cluster's login node.
+"""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+PAGES = Path(__file__).with_name("pages")
+
+
+def render_page(template: str, values: Mapping[str, Any]) -> str:
+    """The HTML of a template with `values`; texts are escaped, a name that is not given is an error."""
+    return _environment().get_template(template).render(**values)
+
+
+def data_uri(source: Path | bytes, kind: str = "") -> str:
+    """A file, or bytes of MIME type `kind`, as a data: URI for src attributes."""
+    if isinstance(source, Path):
+        kind = kind or mimetypes.guess_type(source.name)[0] or "application/octet-stream"
+        source = source.read_bytes()
+    return f"data:{kind};base64,{base64.b64encode(source).decode()}"
+
+
+def percent(part: float) -> str:
+    """0.634 as 63 %."""
+    return f"{100 * part:.0f} %"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(percent=percent, svg=Markup)
+    environment.globals.update(data_uri=data_uri)
+    return environment

@@ -1,0 +1,205 @@
+"""Keys that several commands have (split, tracking, the robot's file), and checks of folders that they share."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gr00t.data.schema import ModalityConfig, ModalityConfigs, check_modality_configs
+from gr00t.errors import ToolkitError, did_you_mean, near_folder
+from toolkit.declaration import key
+from toolkit.installation import CHECKOUT, CONFIG_DIR
+
+PRECISIONS = ("auto", "bf16", "fp32")
+DEVICES = ("auto", "cpu", "cuda")
+PARTS = ("train", "conflict")
+LARGEST_SEED = 2**64 - 1  # what PyTorch's generators take
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
+_OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
+_ROBOT_FILE = CHECKOUT / "conflict_panda_config.py"
+_ROBOT_NAME = "MODALITY_CONFIG"
+
+
+def modality_config_key() -> Any:
+    """The key of the robot's file; beside it stands `modalities`, a field of `modalities_field`."""
+    return key(
+        "Python file with the robot's MODALITY_CONFIG; null for conflict_panda_config.py of the checkout",
+        None,
+        folder=True,
+        file=True,
+    )
+
+
+def modalities_field() -> Any:
+    """What the file of `modality_config` says (toolkit.shared_keys), a plain value that no user sets."""
+    return field(default_factory=dict, metadata={"derived": True})
+
+
+@dataclass(kw_only=True)
+class SplitConfig:
+    """The conflict split: a folder of recordings and the instruction that names the cue to follow."""
+
+    name: str = key("name of the split, which is also the name of its folders")
+    instruction: str = key("what the robot is told in every episode")
+    paraphrases: list[str] = key("other ways to say it, for recordings with paraphrases=true", [])
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Where the run is logged."""
+
+    name: str = key("wandb, or none for the terminal only", "none", choices=("wandb", "none"))
+    project: str = key("wandb project", "groot-conflict")
+    mode: str = key("auto is offline when there is no wandb key", "auto", choices=("auto", "online", "offline"))
+    group: str | None = key("wandb group: the suite of runs that are looked at together", "conflict")
+    run_name: str | None = key("wandb name of the run", "${split.name}")
+    tags: list[str] = key("wandb tags, beside split, cluster and engine", [])
+    artifacts: str = key(
+        "dataset, base and checkpoints as wandb artifacts: reference holds hashes and sizes, upload also the files of "
+        "the dataset and of the finished checkpoint",
+        "reference",
+        choices=("none", "reference", "upload"),
+    )
+    stall_minutes: float | None = key(
+        "minutes without a step, or a batch of an evaluation, after which a warning is sent; null for never",
+        20.0,
+        more_than=0,
+    )
+
+
+def check_finished_folder(checkpoint: Path, split: SplitConfig) -> None:
+    """Refuse what is no folder of a finished checkpoint."""
+    if not checkpoint.is_dir():
+        raise ToolkitError(
+            f"checkpoint={checkpoint} does not exist. Fine-tune first (python launch_finetune_local.py "
+            f"{_split_arguments(split)}), or give the folder of a finished checkpoint, checkpoint=FOLDER."
+            + near_folder(checkpoint)
+        )
+    if not (checkpoint / "config.json").is_file() or any(checkpoint.glob("checkpoint-*")):
+        raise ToolkitError(
+            f"checkpoint={checkpoint} has no config.json, so it is no finished checkpoint. "
+            "Give the output_dir of a fine-tune, not its run_dir."
+        )
+
+
+def is_hub_id(base: str) -> bool:
+    """Whether it reads as owner/name of Hugging Face, or as owner/<a GR00T>/folder; not where such a folder, or one of
+    the owner's name, is here."""
+    owner = base.split("/")[0]
+    return (
+        bool(HUB_ID.fullmatch(base) or _HUB_SUITE.fullmatch(base))
+        and not Path(base).exists()
+        and not Path(owner).is_dir()
+        and owner not in _OWN_FOLDERS
+    )
+
+
+def check_dataset_folder(data_dir: str, key: str, split: SplitConfig, part: str) -> None:
+    """Refuse where <data_dir>/<split>/<part> is no dataset; `key` is the key that gave `data_dir`."""
+    folder = Path(data_dir) / split.name / part
+    if (folder / "meta" / "info.json").is_file():
+        return
+    problem = f"{folder} has no meta/info.json" if folder.is_dir() else f"{folder} does not exist"
+    if (Path(data_dir) / part / "meta").is_dir():
+        parent = Path(os.path.abspath(data_dir)).parent
+        raise ToolkitError(f"{problem}: {key} must hold {split.name}/{part}. Give the parent, {key}={parent}.")
+    raise ToolkitError(
+        f"{problem}. Convert the recordings first: python prepare_conflict_data.py {_split_arguments(split)} "
+        f"raw_dir=FOLDER data_dir={data_dir}{near_split(Path(data_dir), split.name)}"
+    )
+
+
+def near_split(parent: Path, split: str) -> str:
+    """A hint at a split of a similar name in that folder, or the ones that are there."""
+    if not parent.is_dir():
+        return ""
+    hint = did_you_mean(split, [path.name for path in parent.iterdir() if (path / "train").is_dir()])
+    return hint.replace("Known:", f"{parent} holds:")
+
+
+def _split_arguments(split: SplitConfig) -> str:
+    """What names this split on a command line."""
+    if (CONFIG_DIR / "split" / f"{split.name}.yaml").is_file():
+        return f"split={split.name}"
+    return shlex.join([f"split={split.name}", f"split.instruction={split.instruction}"])
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """The folder, or the nearest one above it that is there, must be a folder we may write to."""
+    there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    if not there.is_dir():
+        raise ToolkitError(f"{name}={folder}: {there} is a file, not a folder. Give another, {name}=FOLDER.")
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        raise ToolkitError(f"{name}={folder}: {there} lies on a read-only file system. Give another, {name}=FOLDER.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ToolkitError(f"{name}={folder}: no permission to write to {there}. Give another, {name}=FOLDER.")
+
+
+def refuse_inside(outer_name: str, outer: Path, inner_name: str, inner: Path) -> None:
+    """What is written must not replace, or grow inside, what something else needs."""
+    outer_path, inner_path = Path(os.path.realpath(outer)), Path(os.path.realpath(inner))
+    if inner_path == outer_path:
+        raise ToolkitError(f"{outer_name} and {inner_name} are the same folder, {outer}. Give each its own.")
+    if inner_path.is_relative_to(outer_path):
+        raise ToolkitError(f"{inner_name} ({inner}) lies inside {outer_name} ({outer}). Give each a folder of its own.")
+
+
+def read_robot(config: Any) -> None:
+    """Fill `modalities` of a configuration, or of its dataset section, from the file that modality_config names."""
+    for section, name in ((config, "modality_config"), (getattr(config, "dataset", None), "dataset.modality_config")):
+        if section is not None and hasattr(section, "modality_config"):
+            section.modalities = read_file(section.modality_config, name)
+
+
+def read_file(file: str | None, key: str = "modality_config") -> dict[str, Any]:
+    """MODALITY_CONFIG of a Python file (None: conflict_panda_config.py of the checkout), as processor_config.json holds
+    it. Raises ToolkitError, with the line where there is one, for a file that does not define it."""
+    path = _ROBOT_FILE if file is None else Path(file)
+    where = f"{path}" if file is None else f"{key}={file}"
+    if not path.is_file():
+        beside = [other.name for other in path.parent.glob("*.py")]
+        hint = did_you_mean(path.name, beside) if path.parent.is_dir() else near_folder(path.parent)
+        raise ToolkitError(
+            f"{where} {'is a folder' if path.is_dir() else 'does not exist'}. Give a Python file that defines "
+            f"{_ROBOT_NAME}, as conflict_panda_config.py of the checkout does.{hint}"
+        )
+    try:
+        variables = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        number = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        line = "" if number is None else f", line {number}"
+        raise ToolkitError(f"{where}{line}: {type(error).__name__}: {error}. Mend that file.") from None
+    if _ROBOT_NAME not in variables:
+        raise ToolkitError(
+            f"{where} defines no {_ROBOT_NAME}. Name the robot's modality configuration so in that file."
+        )
+    try:
+        return to_json(check_modality_configs(variables[_ROBOT_NAME], f"{where}: {_ROBOT_NAME}"))
+    except (AttributeError, TypeError):
+        raise ToolkitError(
+            f"{where}: {_ROBOT_NAME} must be a dict of ModalityConfig, with ActionConfig in action_configs "
+            "(gr00t.data.schema). Compare conflict_panda_config.py of the checkout."
+        ) from None
+
+
+def to_json(configs: ModalityConfigs) -> dict[str, Any]:
+    """The plain value of a modality configuration, as processor_config.json holds it."""
+    return {modality: config.to_json() for modality, config in configs.items()}
+
+
+def modality_configs(section: Any) -> ModalityConfigs:
+    """What `section.modalities` holds, as the rest of the toolkit takes it."""
+    return from_json(section.modalities)
+
+
+def from_json(modalities: dict[str, Any]) -> ModalityConfigs:
+    """The modality configuration of a plain value."""
+    return {modality: ModalityConfig.from_json(value) for modality, value in modalities.items()}
