@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from finetune.recipe import FinetuneConfig
 from finetune.training.engine import Engine
@@ -29,6 +28,7 @@ from gr00t.data.stored_arrays import (
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_replacement import LockHeld, damaged, file_lock, this_process, waiting_for
 from toolkit.command_line import received
+from toolkit.progress import progress_bar
 
 RESERVE = 1.02  # of the bytes that are written
 GRACE_SECONDS = 120.0  # network file systems show new files late
@@ -145,17 +145,15 @@ def say(message: str) -> None:
 @contextmanager
 def progress(what: str, total: int, *, active: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar of `total`, advanced by the function that is yielded; in a log file a line for every tenth."""
-    console = Console(stderr=True)
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = 0
-    with Progress(*columns, console=console, disable=not (active and console.is_terminal)) as bar:
+    with progress_bar(show=None if active else False) as bar:
         task = bar.add_task(what, total=total)
 
         def advance(count: int) -> None:
             nonlocal done
             bar.advance(task, count)
             tenths, done = done * 10 // total, done + count
-            if active and not console.is_terminal and done * 10 // total > tenths:
+            if active and not bar.console.is_terminal and done * 10 // total > tenths:
                 say(f"{what} {done}/{total}")
 
         yield advance

@@ -20,15 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training import ARTIFACTS, METRICS, STATUS
 from finetune.training.checkpointing import Best
 from finetune.training.stopping import AttemptToken, Stopped
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import file_sha256, read_json, write_json
+from toolkit.progress import NOTE, progress_bar
 from toolkit.wandb_session import start_run
 
 if TYPE_CHECKING:
@@ -61,21 +59,13 @@ class Tracker:
     def __enter__(self) -> Tracker:
         if not self.active:
             return self
-        self._console = Console(stderr=True)
+        self._progress = progress_bar(NOTE)
+        self._console = self._progress.console
         if self._config.tracking.name == "wandb":
             self._start_wandb()
         with disk_errors(self._run_dir, REMEDY):
             self._metrics = self._open_metrics(self._step)
         self._write_status("running", "")
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
         self._task = self._progress.add_task(self._config.split.name, total=self._total, completed=self._step, note="")
         self._progress.start()
         minutes = self._config.tracking.stall_minutes
