@@ -392,7 +392,7 @@ def test_a_submission_that_fails_half_way_leaves_neither_jobs_nor_files(cluster:
 
 def small_checkout(folder: Path) -> Path:
     """A checkout of one's own, to edit: what jobs need of this one."""
-    for name in ("gr00t", "finetune", "data_prep", "configs", "finetune_jobs"):
+    for name in ("gr00t", "toolkit", "finetune", "data_prep", "configs", "finetune_jobs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "default.yaml"))
     for path in ROOT.glob("*.py"):
         shutil.copy2(path, folder)
