@@ -69,3 +69,10 @@ def test_nvidias_package_beside_ours_is_named_with_the_remedy(site: Path, tmp_pa
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for part in ("NVIDIA's distribution gr00t", str(theirs), "pip uninstall gr00t groot-conflict-finetune"):
         assert part in done.stderr
+
+
+def test_configuration_that_is_not_there_is_named(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path / "site", ignore=shutil.ignore_patterns("commands.yaml"))
+    done = run(tmp_path / "site", tmp_path, "-m", "launch_finetune_local", "split=color_object")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "commands.yaml does not exist: run the script of a complete checkout" in done.stderr

@@ -46,10 +46,11 @@ def run_main(
         _refuse(error, once=True)
     # Imported only now: a foreign gr00t package would fail here with a message that helps nobody.
     from gr00t.errors import ToolkitError, disk_refusal
-    from toolkit.configuration import load
 
     loaded = False
     try:
+        from toolkit.configuration import load
+
         arguments = sys.argv[1:] if argv is None else argv
         config = read(arguments) if read else load(config_name, arguments)
         loaded = True

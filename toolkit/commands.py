@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from gr00t.errors import ToolkitError
 from toolkit.installation import CONFIG_DIR
 
 
@@ -30,7 +31,10 @@ class Command:
 
 def _read() -> Mapping[str, Command]:
     """The commands by name. They are read from a file because this package knows none of those that declare keys."""
-    described: Any = OmegaConf.to_container(OmegaConf.load(CONFIG_DIR / "commands.yaml"))
+    path = CONFIG_DIR / "commands.yaml"
+    if not path.is_file():
+        raise ToolkitError(f"{path} does not exist: run the script of a complete checkout.")
+    described: Any = OmegaConf.to_container(OmegaConf.load(path))
     return {name: Command(c["config"], c["start"], tuple(c["examples"])) for name, c in described.items()}
 
 
