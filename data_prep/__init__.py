@@ -48,7 +48,7 @@ class AdoptConfig:
     Prints what it proposes and what it assumed; writes with write=true, and never over a file that is there.
     """
 
-    dataset: str = key("folder of the dataset, which holds meta/, data/ and videos/", folder=True)
+    dataset: str = key("folder of the dataset, which holds meta/, data/ and videos/", "data/my_dataset", folder=True)
     val_fraction: float = key(
         "part of the episodes held out of training (two at least), for evaluation; 0 for none",
         0.1,

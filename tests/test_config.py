@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from config_calls import compose
 
 from data_prep import PrepareConfig
@@ -20,9 +22,12 @@ from finetune.recipe.model_config import BackboneConfig
 from finetune.recipe.train_config import AugmentConfig, TrainConfig
 from finetune.slurm.launch_request import read as read_request
 from toolkit.commands import COMMANDS
+from toolkit.composition import default_choices, register
+from toolkit.composition import options as options_of
 from toolkit.configuration import load
 from toolkit.declaration import keys_of, nearest
 from toolkit.installation import CHECKOUT, CONFIG_DIR
+from toolkit.reference import markdown
 
 FACTORS = ("color", "object", "size", "position")
 
@@ -30,7 +35,8 @@ SPLITS = [f"{cue}_{lure}" for cue, lure in itertools.permutations(FACTORS, 2)]
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    register("finetune", CONFIG_DIR)
+    return options_of(group, CONFIG_DIR)
 
 
 COMBINATIONS = list(
@@ -102,10 +108,16 @@ def test_defaults_are_the_released_model_on_color_object_with_ddp_and_wandb() ->
     assert (config.run_dir, config.output_dir) == ("runs/color_object", "checkpoints/color_object")
 
 
-def test_default_files_say_what_the_dataclasses_say() -> None:
+def test_defaults_of_the_recipe_are_those_of_the_dataclasses() -> None:
     config = compose("finetune")
     assert config.train == TrainConfig()
     assert config.augment == AugmentConfig()
+
+
+def test_the_default_recipe_chosen_after_an_experiment_leaves_nothing_of_it() -> None:
+    config = compose("finetune", "experiment=scratch", "train=default", "augment=default")
+    assert config.train == TrainConfig() and config.augment == AugmentConfig()
+    assert config.dataset.data_dir == "example/data"
 
 
 def test_experiment_conflict_is_the_published_recipe() -> None:
@@ -228,6 +240,42 @@ def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str
         load("finetune", ["local=none", "split=size_color", "--cfg"])
     assert stop.value.code == 0
     assert "run_dir: runs/size_color\n" in capsys.readouterr().out
+
+
+def test_cfg_says_where_each_value_was_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIG_DIR, configs)
+    (configs / "local" / "mine.yaml").write_text("augment: none\ntracking: {run_name: mine}\n")
+    text = "a long instruction, so long that it takes two lines of YAML: train: {max_steps: 3}, and more of it: seed: 4"
+    arguments = ["local=mine", "experiment=demo", "split=mine", f"split.instruction={text}", "engine=zero2_bf16"]
+    with pytest.raises(SystemExit):
+        load("finetune", [*arguments, "tracking.tags=[a]", "--cfg"], config_dir=configs)
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["split"]["instruction"] == text
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    for line in (
+        "name: mine # the command line",
+        "max_steps: 400 # configs/experiment/demo.yaml",
+        "precision: bf16 # configs/engine/zero2_bf16.yaml",
+        "crop_fraction: 1.0 # configs/augment/none.yaml",
+        "run_name: mine # configs/local/mine.yaml",
+        "tags: # the command line",
+        "select_layer: 3 # configs/model/tiny.yaml",
+        "save_steps: 200 # configs/experiment/demo.yaml",
+        "keep_last: 2",
+    ):
+        assert line in lines
+
+
+def test_the_reference_has_a_row_for_every_key_of_every_command() -> None:
+    for name, command in COMMANDS.items():
+        page = markdown(name)
+        assert page.startswith(f"## {command.start}\n")
+        rows = [line for line in page.splitlines() if line.startswith("| `")]
+        keys = [key for key in keys_of(command.config).values() if not key.is_section]
+        for key in keys:
+            assert sum(row.startswith(f"| `{key.name}` | ") and key.meaning[:20] in row for row in rows) == 1
+        assert len(rows) == len(keys) + page.count("| group |") + len(default_choices(name, CONFIG_DIR))
 
 
 def test_every_field_has_a_meaning() -> None:

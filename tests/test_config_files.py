@@ -19,7 +19,8 @@ def own_configs(tmp_path: Path) -> Path:
     """A copy of configs/ to add files to, without those of this site."""
     target = tmp_path / "configs"
     shutil.copytree(CONFIG_DIR, target, ignore=lambda folder, names: [n for n in names if Path(folder).name == "local"])
-    (target / "local").mkdir(exist_ok=True)
+    for group in ("local", "train"):
+        (target / group).mkdir(exist_ok=True)
     return target
 
 

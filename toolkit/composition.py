@@ -1,8 +1,8 @@
 """From configs/, a local file and the command line to one typed configuration.
 
-Later over earlier: defaults of the dataclasses, default groups, experiment, configs/local/, command line; a group that
-the last two choose comes after the experiment whole. Hydra composes the groups; the result is merged into OmegaConf's
-structured form of the dataclasses, which enforces the types.
+Hydra composes it, from the files and the dataclasses in its ConfigStore, whose types it enforces. Later over earlier:
+defaults of the dataclasses, default groups, experiment, configs/local/, command line; a group that the last two choose
+comes after the experiment whole.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -18,17 +19,22 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.commands import COMMANDS
 from toolkit.declaration import Key, keys_of, nearest
+from toolkit.shared_keys import check_split, choose_own_split
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 COMMAND_LINE = "the command line"
+_DEFAULT = "default"
+_WHOLE = "_with_keys"
 
 
 @dataclass
@@ -65,9 +71,13 @@ def known_key(name: str, groups: Collection[str], keys: Mapping[str, Key], origi
     """The key of that full name; an unknown one raises with the nearest."""
     if name in keys:
         return keys[name]
+    raise ToolkitError(_unknown(name, groups, keys, origin))
+
+
+def _unknown(name: str, groups: Collection[str], keys: Mapping[str, Key], origin: str) -> str:
     near = nearest(name, [*groups, *(key.name for key in keys.values() if not key.is_section)])
     hint = f'Did you mean "{near}"?' if near else "--help lists every key."
-    raise ToolkitError(f'{origin}There is no key "{name}". {hint}')
+    return f'{origin}There is no key "{name}". {hint}'
 
 
 def split_argument(argument: str, rest: Sequence[str], names: Collection[str]) -> tuple[str, str]:
@@ -123,41 +133,82 @@ def _unquoted(raw: str) -> str:
 
 
 def default_choices(config_name: str, config_dir: Path) -> dict[str, str | None]:
-    """The groups of an entry script, and the option each takes when none is chosen."""
-    defaults = read_yaml(config_dir / f"{config_name}.yaml").get("defaults", [])
+    """The groups of a command, and the option each takes when none is chosen."""
+    path = config_dir / f"{config_name}.yaml"
+    defaults = read_yaml(path).get("defaults", []) if path.exists() else []
     return {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
 
 
 def options(group: str, config_dir: Path) -> list[str]:
-    """The options of a group: the names of its files."""
-    return sorted(path.stem for path in (config_dir / group).glob("*.yaml"))
+    """The options of a group: the names of its files, and `default` where a dataclass is that option."""
+    registered = group in (repo := ConfigStore.instance().repo) and f"{_DEFAULT}.yaml" in repo[group]
+    return sorted({path.stem for path in (config_dir / group).glob("*.yaml")} | ({_DEFAULT} if registered else set()))
 
 
-def compose(config_name: str, local: Overrides, command: Overrides, config_dir: Path) -> DictConfig:
-    """The typed configuration, not yet resolved; unknown options and keys and wrong types raise ToolkitError."""
+def register(config_name: str, config_dir: Path) -> str:
+    """Put what a command's room declares into Hydra's ConfigStore; returns the name under which it is composed.
+
+    A section's own defaults are the option `default` of its group, so that no file repeats them.
+    """
+    store, config_class, whole = ConfigStore.instance(), COMMANDS[config_name].config, f"{config_name}{_WHOLE}"
+    choices = default_choices(config_name, config_dir)
+    store.store(name=f"{config_name}_keys", node=config_class)
+    store.store(name=whole, node={"defaults": [f"{config_name}_keys", *([config_name] if choices else [])]})
+    for group in (group for group, option in choices.items() if option == _DEFAULT):
+        store.store(group=group, name=_DEFAULT, node=keys_of(config_class)[group].type)
+    return whole
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A typed configuration, not yet resolved, and what it was composed of."""
+
+    config: DictConfig
+    whole: str
+    chosen: Sequence[str]
+    assigned: Sequence[Overrides]
+    config_dir: Path
+
+    def origins(self) -> dict[str, str]:
+        """Where each key that was set was set last; what is left out has its dataclass's default."""
+        found: dict[str, str] = {}
+        with _hydra(self.config_dir) as loader:
+            files = loader.compute_defaults_list(self.whole, [*self.chosen], RunMode.RUN).defaults
+            paths = [file.config_path for file in files if not file.package.startswith("hydra")]
+            for path in (*paths, *(choice.replace("=", "/") for choice in self.chosen)):
+                shown = self.config_dir / f"{path}.yaml"
+                if shown.is_file():
+                    names = [name for name, _ in _flatten(_content(loader, path), {})]
+                    found |= dict.fromkeys(names, _shown(shown, self.config_dir))
+        for overrides in self.assigned:
+            found |= dict.fromkeys(overrides.values, overrides.origin)
+        return found
+
+
+def compose(config_name: str, local: Overrides, command: Overrides, config_dir: Path) -> Composition:
+    """What Hydra makes of the choices, then the single values. Unknown options and keys and wrong types raise
+    ToolkitError."""
     choices, values = {**local.choices, **command.choices}, dict(command.values)
-    own_split = _own_split(choices, values, config_dir)
-    defaults = default_choices(config_name, config_dir)
+    known_splits = options("split", config_dir)
+    own_split = choose_own_split(choices, values, known_splits)
+    whole, defaults = register(config_name, config_dir), default_choices(config_name, config_dir)
     for group, option in choices.items():
         known = options(group, config_dir)
         if option not in known and (option != "null" or defaults[group] is not None):
             raise ToolkitError(
                 f"{group}={option}: there is no {config_dir.name}/{group}/{option}.yaml.{did_you_mean(option, known)}"
             )
-    config = _compose_files(config_name, choices, config_dir)
     keys = keys_of(COMMANDS[config_name].config)
-    for origin, assigned in ((local.origin, local.values), (command.origin, values)):
-        for name, value in assigned.items():
-            _assign(config, keys[name], value, origin)
-    if own_split and OmegaConf.is_missing(config.split, "instruction"):
-        shipped = [name for name in options("split", config_dir) if name != "custom"]
-        raise ToolkitError(
-            f'There is no split "{own_split}".{did_you_mean(own_split, shipped)} For a split of your own give its '
-            f'instruction: split={own_split} split.instruction="pick up the ...".'
-        )
-    if choices.get("split") == "custom" and OmegaConf.is_missing(config.split, "name"):
-        raise ToolkitError('split=custom has no name. Write split=NAME split.instruction="pick up the ...".')
-    return config
+    chosen = [f"{group}={option}" for group, option in choices.items() if option != "null"]
+    config = _compose(whole, chosen, keys, config_dir)
+    assigned = (local, Overrides(command.origin, values=values))
+    for overrides in assigned:
+        for name, value in overrides.values.items():
+            _assign(config, keys[name], value, overrides.origin)
+    if "split" in defaults:
+        given = {name for name in config.split if not OmegaConf.is_missing(config.split, name)}
+        check_split(own_split, given, known_splits)
+    return Composition(config, whole, chosen, assigned, config_dir)
 
 
 def to_object(config: DictConfig) -> Any:
@@ -214,55 +265,45 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in content.items()}
 
 
-def _own_split(choices: dict[str, str], values: dict[str, Any], config_dir: Path) -> str | None:
-    """Turn split=<a name without a file> into the option `custom` with that name, which is returned."""
-    name = choices.get("split")
-    if name is None or name in options("split", config_dir):
-        return None
-    if not SPLIT_NAME.fullmatch(name):
-        raise ToolkitError(f'split={name}: "{name}" becomes a folder name: use letters, digits, "_" and "-" only.')
-    if values.setdefault("split.name", name) != name:
-        raise ToolkitError(f"split={name} and split.name={values['split.name']} name two splits. Keep one of them.")
-    choices["split"] = "custom"
-    return name
+@contextmanager
+def _hydra(config_dir: Path) -> Iterator[Any]:
+    """Hydra's loader of that folder."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir.resolve())):
+        yield GlobalHydra.instance().config_loader()
 
 
-def _compose_files(config_name: str, choices: Mapping[str, str], config_dir: Path) -> DictConfig:
-    """What the files make of the choices; a group that is chosen outright wins over what an experiment says of it."""
-    wanted = [f"{group}={option}" for group, option in choices.items() if option != "null"]
+def _content(loader: Any, path: str) -> dict[str, Any]:
+    """What an option sets, at its place in the whole."""
+    found = loader.repository.load_config(path)
+    whole: Any = OmegaConf.to_container(found.config)
+    content = {name: value for name, value in whole.items() if name != "defaults"}
+    package = found.header["package"] or path.rpartition("/")[0]
+    return {package: content} if package and package != "_global_" else content
+
+
+def _compose(whole: str, chosen: Sequence[str], keys: Mapping[str, Key], config_dir: Path) -> DictConfig:
+    """Hydra merges an experiment over every group; those that were chosen outright are merged once more after it."""
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(config_dir.resolve())):
-            composed = hydra_compose(config_name, overrides=wanted, return_hydra_config=True)
+        with _hydra(config_dir) as loader:
+            config = hydra_compose(whole, overrides=[*chosen])
+            for choice in chosen:
+                if not choice.startswith("experiment="):
+                    config.merge_with(_content(loader, choice.replace("=", "/")))
+            return config
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        place = " ".join([f"{config_dir.name}/{config_name}.yaml", *wanted])
-        raise ToolkitError(f"{place} cannot be composed: {' '.join(str(error).split())}") from None
-    chosen = [(group, option) for group, option in composed.hydra.runtime.choices.items() if option is not None]
-    with open_dict(composed):
-        del composed["hydra"]
-        for group, option in choices.items():
-            if group != "experiment":
-                path = config_dir / group / f"{option}.yaml"
-                content = {name: value for name, value in read_yaml(path).items() if name != "defaults"}
-                composed.merge_with(content if _is_global(path) else {group: content})
-    # Hydra lists its choices last to first.
-    files = [config_dir / group / f"{option}.yaml" for group, option in reversed(chosen)]
-    return _typed(COMMANDS[config_name].config, composed, [config_dir / f"{config_name}.yaml", *files])
-
-
-def _typed(config_class: type[Any], composed: DictConfig, files: list[Path]) -> DictConfig:
-    keys = keys_of(config_class)
-    for name, _ in _flatten(OmegaConf.to_container(composed), keys):
-        if name not in keys:
-            known_key(name, (), keys, f"{_file_with(name, files)}: ")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(config_class), composed)
-    except OmegaConfBaseException as error:
-        name = str(error.full_key).split("[")[0]
+        place = " ".join([f"{config_dir.name}/{whole.removesuffix(_WHOLE)}.yaml", *chosen])
         raise ToolkitError(
-            _type_message(keys[name], OmegaConf.select(composed, name), _file_with(name, files))
+            _file_message(error, keys, config_dir) or f"{place} cannot be composed: {' '.join(str(error).split())}"
         ) from None
-    assert isinstance(merged, DictConfig)
-    return merged
+
+
+def _file_message(error: Exception, keys: Mapping[str, Key], config_dir: Path) -> str | None:
+    """The file and the key that Hydra could not merge; None where it names none."""
+    reason, file = error.__context__, re.match("In '(.*?)': ", str(error))
+    if not file or not isinstance(reason, OmegaConfBaseException) or not reason.full_key:
+        return None
+    name, shown = str(reason.full_key).split("[")[0], _shown(config_dir / f"{file[1]}.yaml", config_dir)
+    return _type_message(keys[name], reason.value, shown) if name in keys else _unknown(name, (), keys, f"{shown}: ")
 
 
 def _flatten(content: Any, keys: Mapping[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -273,21 +314,6 @@ def _flatten(content: Any, keys: Mapping[str, Key], prefix: str = "") -> Iterato
             yield from _flatten(value, keys, f"{name}.")
         else:
             yield name, value
-
-
-def _file_with(name: str, files: list[Path]) -> str:
-    """The last of the chosen files that sets the key, as users see it; `files` starts with the script's own."""
-    for path in filter(Path.exists, reversed(files)):
-        package = "" if path == files[0] or _is_global(path) else f"{path.parent.name}."
-        content = OmegaConf.create(read_yaml(path))
-        if name.startswith(package) and OmegaConf.select(content, name.removeprefix(package)) is not None:
-            return _shown(path, files[0].parent)
-    return files[0].parent.name
-
-
-def _is_global(path: Path) -> bool:
-    """Whether a group's file sets keys outside of its group."""
-    return "@package _global_" in path.read_text(encoding="utf-8").split("\n", 1)[0]
 
 
 def _shown(path: Path, config_dir: Path) -> str:

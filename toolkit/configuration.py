@@ -6,30 +6,27 @@ transformers or datasets, so help and refusals are quick.
 
 from __future__ import annotations
 
-import inspect
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError
 from toolkit.commands import COMMANDS
-from toolkit.composition import SPLIT_NAME, compose, default_choices, options, parse, read_local, to_object
+from toolkit.composition import (
+    Composition,
+    compose,
+    default_choices,
+    parse,
+    read_local,
+    to_object,
+)
 from toolkit.credentials import refuse_secret, refuse_secret_arguments
-from toolkit.declaration import Key, keys_of
+from toolkit.declaration import BOUNDS, Key, bounds_in_words, keys_of
 from toolkit.installation import CONFIG_DIR
 from toolkit.shared_keys import read_robot
-
-_BOUNDS = {
-    "at_least": (lambda value, bound: value >= bound, "at least"),
-    "more_than": (lambda value, bound: value > bound, "more than"),
-    "at_most": (lambda value, bound: value <= bound, "at most"),
-    "less_than": (lambda value, bound: value < bound, "less than"),
-}
 
 
 def check_values(config: Any) -> None:
@@ -42,12 +39,6 @@ def check_values(config: Any) -> None:
             if isinstance(value, list) and not isinstance(item, key.type):
                 raise ToolkitError(f'{key.name} expects {key.expects}, got "{item}" in it.')
             _check_value(key, item)
-    if not SPLIT_NAME.fullmatch(_value_at(config, "split.name") or "x"):
-        raise ToolkitError(
-            f'split.name={config.split.name}: it becomes a folder name: use letters, digits, "_" and "-" only.'
-        )
-    for name in ("embodiment_tag", "dataset.embodiment_tag"):
-        _check_embodiment_tag(name, _value_at(config, name))
     for key in keys_of(type(config)).values():
         if key.is_section:
             _call(_value_at(config, key.name), "check_values")
@@ -90,75 +81,12 @@ def _check_value(key: Key, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ToolkitError(f"{key.name}={value}: it must be a finite number.")
     for name, bound in key.bounds.items():
-        if name in _BOUNDS and not _BOUNDS[name][0](value, bound):
+        if name in BOUNDS and not BOUNDS[name][0](value, bound):
             raise ToolkitError(f"{key.name}={value}: it must be {bounds_in_words(key.bounds)}.")
-
-
-def bounds_in_words(bounds: Mapping[str, Any]) -> str:
-    """'at least 0 and less than 1'; empty without bounds."""
-    return " and ".join(f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items() if name in _BOUNDS)
-
-
-def _check_embodiment_tag(name: str, tag: str | None) -> None:
-    if tag is None:
-        return
     try:
-        EmbodimentTag.parse(tag)
+        key.bounds.get("check", lambda value: None)(value)
     except ToolkitError as error:
-        raise ToolkitError(f"{name}={tag}: {error}") from None
-
-
-_WIDTH, _COLUMN = 118, 46
-_LAST = "model.architecture"
-
-
-def help_text(config_name: str, config_dir: Path, defaults: DictConfig) -> str:
-    """Help of one command; `defaults` is its composed configuration without overrides."""
-    command = COMMANDS[config_name]
-    groups = ["Groups (* is the default; a group's options are the files of its folder in configs/):"]
-    for group, default in default_choices(config_name, config_dir).items():
-        names = [f"{name}*" if name == default else name for name in options(group, config_dir)]
-        own = ["or any name of your own with split.instruction=..."] if group == "split" else []
-        groups += _wrapped(f"  {group}", 14, ", ".join([*names, *own]))
-    groups += _wrapped("  local", 14, "a file of configs/local/ (default.yaml when present), or none")
-    paragraphs = [
-        inspect.cleandoc(command.config.__doc__ or ""),
-        f"Usage: {command.start} [GROUP=OPTION ...] [KEY=VALUE ...] [--cfg | --help]",
-        "\n".join(groups),
-        "Keys, with their defaults (null is an empty value, a list is written [A,B]):",
-        *_sections(command.config, defaults),
-        "Examples:\n" + "\n".join(f"  {command.start} {example}" for example in command.examples),
-        "--cfg prints the resolved configuration and exits; configs/local/README.md tells how to set site defaults.",
-    ]
-    return "\n\n".join(paragraphs)
-
-
-def _sections(config_class: type[Any], defaults: DictConfig) -> list[str]:
-    """One paragraph a section: the command's own keys first, the model's architecture last."""
-    sections: dict[str, list[str]] = {"": []}
-    composed = OmegaConf.to_container(defaults, resolve=False)
-    for name, key in keys_of(config_class).items():
-        if key.is_section:
-            sections[name] = [f"  {name}: {(key.type.__doc__ or '').strip()}"]
-            continue
-        value: Any = composed
-        for part in name.split("."):
-            value = value[part] if value is not None else None
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        bounds = bounds_in_words(key.bounds)
-        kind = f"{key.expects}, {bounds}" if bounds else key.expects
-        sections[name.rpartition(".")[0]] += _wrapped(f"  {name}={shown}", _COLUMN, f"{key.meaning} ({kind})")
-    order = sorted(sections, key=lambda name: name.startswith(_LAST))
-    return ["\n".join(sections[name]) for name in order]
-
-
-def _wrapped(head: str, column: int, text: str) -> list[str]:
-    """`head`, then `text` from that column on, on a line of its own where the head is too long."""
-    indent = " " * column
-    lines = textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-    if len(head) + 2 > column:
-        return [head, *lines]
-    return [head.ljust(column) + lines[0].lstrip(), *lines[1:]]
+        raise ToolkitError(f"{key.name}={value}: {error}") from None
 
 
 _HELP = ("--help", "-h")
@@ -173,13 +101,16 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     """
     refuse_secret_arguments(argv)
     if any(argument in _HELP for argument in argv):
-        print(help_text(config_name, config_dir, _compose(config_name, ["local=none"], config_dir)))
+        from toolkit.reference import help_text
+
+        print(help_text(config_name, config_dir))
         raise SystemExit(0)
-    config = to_object(_compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir))
+    composition = _compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir)
+    config = to_object(composition.config)
     check_values(config)
     read_robot(config)
     if "--cfg" in argv:
-        print(as_yaml(config), end="")
+        print(_with_origins(as_yaml(config), keys_of(type(config)), composition.origins()), end="")
         raise SystemExit(0)
     if check_here:
         _call(config, "check_here")
@@ -191,7 +122,23 @@ def as_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _compose(config_name: str, argv: Sequence[str], config_dir: Path) -> DictConfig:
+def _with_origins(text: str, keys: Collection[str], origins: Mapping[str, str]) -> str:
+    """The YAML of a configuration, with the place where each value was set; one without is a default."""
+    lines, section = list[str](), list[str]()
+    place: str | None = None  # of the value that the last line is of; a long text takes several
+    for line in text.splitlines():
+        part = line.strip().partition(":")[0]
+        path = [*section[: (len(line) - len(line.lstrip())) // 2], part]
+        if place and (".".join(path) in keys or part.startswith("- ")):
+            lines[-1] += f"  # {place}"
+            place = None
+        if ".".join(path) in keys:
+            section, place = path, origins.get(".".join(path))
+        lines.append(line)
+    return "\n".join([*lines[:-1], lines[-1] + (f"  # {place}" if place else "")]) + "\n"
+
+
+def _compose(config_name: str, argv: Sequence[str], config_dir: Path) -> Composition:
     groups = [*default_choices(config_name, config_dir), "local"]
     command = parse(argv, groups, keys_of(COMMANDS[config_name].config))
     local = read_local(config_name, command.choices.pop("local", None), config_dir)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from gr00t.errors import did_you_mean
 
 _REQUIRED: Any = object()
 
@@ -18,7 +17,8 @@ def key(meaning: str, default: Any = _REQUIRED, **bounds: Any) -> Any:
     """A documented field. Without a default its value comes from a configuration file or the command line.
 
     `bounds`: choices (a tuple of texts); at_least, more_than, at_most, less_than (numbers); folder=True for a
-    path, in which a leading ~ is the home folder (with file=True, of a file).
+    path, in which a leading ~ is the home folder (with file=True, of a file); check, a function of the value that
+    raises ToolkitError.
     Of train.* and augment.*, which make a run the same run: identity=False for what changes no later step's loss;
     before=VALUE for a key that came later, with what the runs written before it acted as.
     """
@@ -59,6 +59,19 @@ class Key:
         return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
+BOUNDS = {
+    "at_least": (lambda value, bound: value >= bound, "at least"),
+    "more_than": (lambda value, bound: value > bound, "more than"),
+    "at_most": (lambda value, bound: value <= bound, "at most"),
+    "less_than": (lambda value, bound: value < bound, "less than"),
+}
+
+
+def bounds_in_words(bounds: Mapping[str, Any]) -> str:
+    """'at least 0 and less than 1'; empty without bounds."""
+    return " and ".join(f"{BOUNDS[name][1]} {bound}" for name, bound in bounds.items() if name in BOUNDS)
+
+
 def keys_of(config_class: type[Any]) -> Mapping[str, Key]:
     """Every key of a configuration class, sections included, in the order of the fields; no derived fields."""
     return {key.name: key for key in _walk(config_class, "")}
@@ -84,18 +97,12 @@ def _walk(config_class: type[Any], prefix: str) -> Iterator[Key]:
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The full name that `name` probably meant: the same last part, its initials (lr), or a similar spelling."""
     known = sorted(set(names))
-    leaf = name.rsplit(".", 1)[-1].lower()
-    parts = {full: full.rsplit(".", 1)[-1] for full in known}
-    for full, part in parts.items():
-        if part == leaf:
-            return full
-    for full, part in parts.items():
-        if "_" in part and leaf == "".join(word[0] for word in part.split("_")):
-            return full
-    return _quoted(did_you_mean(name, known)) or next(
-        (full for full, part in parts.items() if part == _quoted(did_you_mean(leaf, parts.values()))), None
-    )
-
-
-def _quoted(hint: str) -> str | None:
-    return hint.split('"')[1] if "Did you mean" in hint else None
+    parts = {full: full.rpartition(".")[2] for full in known}
+    leaf = name.rpartition(".")[2].lower()
+    for alike in (lambda part: part, lambda part: "".join(word[0] for word in part.split("_")) if "_" in part else ""):
+        if same := [full for full, part in parts.items() if alike(part) == leaf]:
+            return same[0]
+    if near := difflib.get_close_matches(name, known, n=1):
+        return near[0]
+    leaves = difflib.get_close_matches(leaf, parts.values(), n=1)
+    return next((full for full, part in parts.items() if part in leaves), None)

@@ -7,6 +7,7 @@ import re
 import runpy
 import shlex
 import traceback
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 DEVICES = ("auto", "cpu", "cuda")
 PARTS = ("train", "conflict")
 LARGEST_SEED = 2**64 - 1  # what PyTorch's generators take
+SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
@@ -42,13 +44,45 @@ def modalities_field() -> Any:
     return field(default_factory=dict, metadata={"derived": True})
 
 
+def check_split_name(name: str) -> None:
+    """Refuse what cannot be the name of a folder."""
+    if not SPLIT_NAME.fullmatch(name):
+        raise ToolkitError('it becomes a folder name: use letters, digits, "_" and "-" only.')
+
+
 @dataclass(kw_only=True)
 class SplitConfig:
     """The conflict split: a folder of recordings and the instruction that names the cue to follow."""
 
-    name: str = key("name of the split, which is also the name of its folders")
+    name: str = key("name of the split, which is also the name of its folders", check=check_split_name)
     instruction: str = key("what the robot is told in every episode")
     paraphrases: list[str] = key("other ways to say it, for recordings with paraphrases=true", [])
+
+
+def choose_own_split(choices: dict[str, str], values: dict[str, Any], known: Collection[str]) -> str | None:
+    """Turn split=<a name without a file> into the option `custom` with that name, which is returned."""
+    name = choices.get("split")
+    if name is None or name in known:
+        return None
+    try:
+        check_split_name(name)
+    except ToolkitError as error:
+        raise ToolkitError(f"split={name}: {error}") from None
+    if values.setdefault("split.name", name) != name:
+        raise ToolkitError(f"split={name} and split.name={values['split.name']} name two splits. Keep one of them.")
+    choices["split"] = "custom"
+    return name
+
+
+def check_split(own: str | None, given: Collection[str], known: Collection[str]) -> None:
+    """Refuse a split of one's own (`own` where it has no file) without a name or an instruction."""
+    if own is not None and "instruction" not in given:
+        raise ToolkitError(
+            f'There is no split "{own}".{did_you_mean(own, set(known) - {"custom"})} For a split of your own give its '
+            f'instruction: split={own} split.instruction="pick up the ...".'
+        )
+    if "name" not in given:
+        raise ToolkitError('split=custom has no name. Write split=NAME split.instruction="pick up the ...".')
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError
 from toolkit.declaration import key
 from toolkit.shared_keys import (
@@ -55,7 +56,7 @@ class EvaluateConfig:
     device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
     precision: str = key("auto is bf16 where the device has it", "auto", choices=PRECISIONS)
     seed: int = key("seed of the noise", 42, at_least=0, at_most=LARGEST_SEED)
-    embodiment_tag: str = key("robot tag the checkpoint was trained under", "new_embodiment")
+    embodiment_tag: str = key("robot tag the checkpoint was trained under", "new_embodiment", check=EmbodimentTag.parse)
     max_episodes: int | None = key("open loop: episodes at most; null for all", None, at_least=1)
     policy: str = key(
         "closed loop: who acts; to check the loop itself expert, lure (picks up the lure), random (any object) or "

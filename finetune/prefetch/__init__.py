@@ -40,7 +40,9 @@ class PrefetchConfig:
     """Bring a base checkpoint and its tokenizer to a folder for nodes without internet, verified."""
 
     base: str = key(
-        "the base checkpoint: a Hugging Face id (owner/name, or owner/name/folder) or a local folder", folder=True
+        "the base checkpoint: a Hugging Face id (owner/name, or owner/name/folder) or a local folder",
+        "nvidia/GR00T-N1.7-3B",
+        folder=True,
     )
     out: str | None = key("folder that receives it; null for checkpoints/base/<name of the base>", None, folder=True)
     revision: str | None = key("branch, tag or commit of the repository; null for its main branch", None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.declaration import key
 from toolkit.shared_keys import LARGEST_SEED, PRECISIONS, modalities_field, modality_config_key
@@ -62,7 +63,7 @@ class DatasetConfig:
         "given) saying how often a dataset is drawn",
         [],
     )
-    embodiment_tag: str = key("robot tag whose weights are trained", "new_embodiment")
+    embodiment_tag: str = key("robot tag whose weights are trained", "new_embodiment", check=EmbodimentTag.parse)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     tail: str = key(
