@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 from simulation.closed_loop import Evaluation, Settings
 from simulation.closed_loop.policies import LurePolicy, RandomPolicy, TargetPolicy, check_configs, replay_policy
 from simulation.closed_loop.rollout import run_episodes
-from simulation.report.closed_loop_report import log_to_wandb, print_report, write_report
+from simulation.report.closed_loop_report import JSON_FILE, log_to_wandb, print_report, write_report
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.factors import split_factors
 from toolkit.code_files import versions
@@ -64,16 +61,20 @@ def evaluate_closed_loop(config: EvaluateConfig) -> Evaluation:
         videos=0 if config.render == "none" else config.videos,
     )
     started = time.monotonic()
-    with _videos_of(config.report_folder, settings.videos) as folder:
-        outcomes = run_episodes(policy, settings, folder=folder)
+    folder = config.report_folder
+    with whole_folder(folder / VIDEOS, lock=False) as aside:
+        outcomes = run_episodes(policy, settings, folder=aside)
+        (folder / JSON_FILE).unlink(missing_ok=True)  # it names older videos
+    if not settings.videos:
+        (folder / VIDEOS).rmdir()
     outcomes = [dataclasses.replace(o, video=o.video and f"{VIDEOS}/{o.video}") for o in outcomes]
     names = ("split", "instruction", "episodes", "n_action_steps", "max_steps", "seed", "workers")
     info = {name: getattr(settings, name) for name in (*names, "image_size", "render")}
     info |= {"config": dataclasses.asdict(config), "versions": versions(), **facts}
     evaluation = Evaluation({**info, "seconds": round(time.monotonic() - started, 1)}, tuple(outcomes))
-    write_report(evaluation, config.report_folder)
-    print_report(evaluation, config.report_folder)
-    log_to_wandb(evaluation, config.report_folder, config.tracking)
+    write_report(evaluation, folder)
+    print_report(evaluation, folder)
+    log_to_wandb(evaluation, folder, config.tracking)
     return evaluation
 
 
@@ -143,16 +144,3 @@ def _image_size(checkpoint: Path, trained_on: dict[str, Any]) -> int:
             f"{checkpoint} was trained on images of {found}; the simulated ones are square: image_size=..."
         )
     return int(next(iter(sizes))[0])
-
-
-@contextmanager
-def _videos_of(report_folder: Path, count: int) -> Iterator[Path | None]:
-    """A folder that becomes the report's videos when the block ends without an exception."""
-    videos = report_folder / VIDEOS
-    if count:
-        with whole_folder(videos, lock=False) as aside:
-            yield aside
-            (report_folder / "closed_loop.json").unlink(missing_ok=True)  # it names older videos
-    else:
-        yield None
-        shutil.rmtree(videos, ignore_errors=True)

@@ -19,6 +19,7 @@ from wandb_records import records
 from gr00t.data.video import write_video
 from gr00t.errors import ToolkitError
 from simulation.closed_loop import Evaluation
+from simulation.report import summarize
 from simulation.report.closed_loop_page import (
     EMBEDDED_BYTES,
     _histogram,
@@ -39,8 +40,7 @@ from simulation.report.closed_loop_report import (
     read_evaluation,
     write_report,
 )
-from simulation.report.conclusions import Reading, tone
-from simulation.report.summary import summarize
+from simulation.report.conclusions import Reading
 from simulation.scenes.factors import OBJECT_X, OBJECT_Y
 from toolkit.shared_keys import TrackingConfig
 
@@ -207,9 +207,9 @@ def test_ablations_stay_out_of_the_maps_and_of_the_other_instructions(tmp_path: 
 
 
 def test_answers_have_the_colour_of_what_they_mean() -> None:
-    tones = {answer: tone(Reading("Does it look?", answer, "", "")) for answer in ("a", "b", "yes", "no", "unknown")}
+    tones = {answer: Reading("Does it look?", answer, "", "").tone for answer in ("a", "b", "yes", "no", "unknown")}
     assert tones == {"a": "ok", "b": "warning", "yes": "ok", "no": "error", "unknown": "soft"}
-    assert tone(Reading("Does it need the state?", "no", "", "")) == ""
+    assert Reading("Does it need the state?", "no", "", "").tone == ""
 
 
 def test_numbers_to_log_are_the_shares_with_their_ends() -> None:

@@ -241,8 +241,7 @@ def test_a_recording_is_made_longer_by_what_it_lacks(recordings: Path, tmp_path:
 
 
 def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path: Path) -> None:
-    from simulation.record.recording import settings_of
-    from simulation.record.trajectory_files import take_apart
+    from simulation.record.recording import settings_of, take_apart
 
     config = compose("record", "local=none", "split=size_color", "seed=4", "episodes=9", f"out={tmp_path}")
     target, work = tmp_path / "train", tmp_path / "work"

@@ -1,35 +1,37 @@
 """Recordings that are made by several processes, outlive being killed, and appear whole or not at all.
 
-Single episodes collect in <out>/<split>/.<part>.recording/; when all are there they become one trajectory.h5 and
-trajectory.json in <out>/<split>/<part>/. Each episode depends on its seed only, so neither the number of workers nor an
+Single episodes, <seed>.h5 and <seed>.json (<seed>.failed for a seed that was given up), collect in
+<out>/<split>/.<part>.recording/; when all are there they become one trajectory.h5 and trajectory.json in
+<out>/<split>/<part>/. Each episode depends on its seed only, so neither the number of workers nor an
 interruption changes what is recorded, and a finished recording becomes a longer one by recording what it lacks."""
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_replacement import file_lock, read_json, whole_folder, write_json
-from gr00t.processes import first_done, one_thread_each
+from gr00t.processes import first_done, one_thread_each, worker_pool
 from simulation.record import ATTEMPTS, RecordConfig
-from simulation.record.trajectory_files import FAILED, H5, JSON, join_episodes, seeds_from, take_apart
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.factors import FIRST_EVALUATION_SEED, split_factors
 from toolkit.progress import NOTE, progress_bar
 
-SETTINGS = "settings.json"
+H5, JSON, SETTINGS = "trajectory.h5", "trajectory.json", "settings.json"
+FAILED = ".failed"
 BYTES_PER_PIXEL = 0.5  # compressed; twice what is measured, to err on the safe side
 FRAMES_PER_EPISODE = 41
 GIVEN_UP_AT_MOST = 0.2  # of the episodes
+
+_demonstrator: Any = None  # in a worker process, its Demonstrator
 
 
 def record(config: RecordConfig) -> list[str]:
@@ -147,76 +149,69 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _record_missing(work: Path, config: RecordConfig) -> int:
     """Record every episode that is not there yet, a spare one for each that is given up; returns their number."""
-    seeds = seeds_from(config.seed, work)
+    seeds = _seeds_from(config.seed, work)
     missing = [seed for seed in itertools.islice(seeds, config.episodes) if not (work / f"{seed}.h5").is_file()]
-    if not missing:
-        return 0
-    bar = progress_bar(NOTE, unit="episodes", show=True)
-    with bar, _worker_pool(work, config, min(config.workers, len(missing))) as pool:
-        total, failed = config.episodes, 0
-        task = bar.add_task(f"{config.split.name} {config.part}", total=total, completed=total - len(missing), note="")
-        waiting: dict[Future[int | None], int] = {pool.submit(_demonstrate, seed): seed for seed in missing}
-        while waiting:
-            for future in first_done(pool, set(waiting), "recording")[0]:
-                seed, failures = waiting.pop(future), future.result()
-                failed += ATTEMPTS if failures is None else failures
-                bar.update(task, advance=failures is not None, note=f"{failed} failed attempts" if failed else "")
-                if failures is not None:
-                    continue
-                (work / f"{seed}{FAILED}").touch()
-                count = len(list(work.glob(f"*{FAILED}")))
-                if count > max(5, GIVEN_UP_AT_MOST * config.episodes):
-                    raise ToolkitError(
-                        f"The expert gave up {count} episodes of {config.split.name}: the task must have been changed "
-                        "so that it cannot be solved (simulation/scenes/factors.py, simulation/scenes/environment.py)."
-                    )
-                spare = next(seeds)
-                waiting[pool.submit(_demonstrate, spare)] = spare
-    return len(missing)
-
-
-@contextmanager
-def _worker_pool(work: Path, config: RecordConfig, workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes with an environment each, gone when the block ends, however it ends."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(config, work))
+    bar, failed = progress_bar(NOTE, unit="episodes", show=bool(missing)), 0
+    done = config.episodes - len(missing)
+    task = bar.add_task(f"{config.split.name} {config.part}", total=config.episodes, completed=done, note="")
     try:
-        with one_thread_each():
-            yield pool
+        with bar, one_thread_each(), worker_pool(min(config.workers, len(missing) or 1)) as pool:
+            waiting = {pool.submit(_demonstrate, config, work, seed): seed for seed in missing}
+            while waiting:
+                for future in first_done(pool, set(waiting), "recording")[0]:
+                    seed, failures = waiting.pop(future), future.result()
+                    failed += ATTEMPTS if failures is None else failures
+                    bar.update(task, advance=failures is not None, note=f"{failed} failed attempts" if failed else "")
+                    if failures is None:
+                        _give_up(seed, work, config)
+                        spare = next(seeds)
+                        waiting[pool.submit(_demonstrate, config, work, spare)] = spare
     except BrokenProcessPool as error:
         raise ToolkitError(
             "A worker process died, perhaps for lack of memory. What is recorded is kept: start again to go on, with "
             "fewer workers."
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return len(missing)
 
 
-def _start(config: RecordConfig, work: Path) -> None:
+def _demonstrate(config: RecordConfig, work: Path, seed: int) -> int | None:
+    """In a worker process, which makes its Demonstrator once: record one episode."""
     # Only the worker processes load the simulator.
     from simulation.record.demonstration import Demonstrator
 
     global _demonstrator
-    _demonstrator = Demonstrator(config, work)
-
-
-def _demonstrate(seed: int) -> int | None:
+    _demonstrator = _demonstrator or Demonstrator(config, work)
     return _demonstrator.demonstrate(seed)
 
 
-_demonstrator: Any  # in a worker process, its Demonstrator
+def _give_up(seed: int, work: Path, config: RecordConfig) -> None:
+    (work / f"{seed}{FAILED}").touch()
+    count = len(list(work.glob(f"*{FAILED}")))
+    if count > max(5, GIVEN_UP_AT_MOST * config.episodes):
+        raise ToolkitError(
+            f"The expert gave up {count} episodes of {config.split.name}: the task must have been changed so that it "
+            "cannot be solved (simulation/scenes/factors.py, simulation/scenes/environment.py)."
+        )
+
+
+def _seeds_from(first: int, work: Path) -> Iterator[int]:
+    """The seeds of a recording in order, without end, those given up left out."""
+    return (seed for seed in itertools.count(first) if not (work / f"{seed}{FAILED}").exists())
+
+
+# -- many episodes as one recording, and back --------------------------------------------------------------------------
 
 
 def _join(work: Path, target: Path, config: RecordConfig, *, replace: bool) -> list[str]:
     """The single episodes, in order of their seeds, as one recording; says what it holds."""
-    seeds = list(itertools.islice(seeds_from(config.seed, work), config.episodes))
+    seeds = list(itertools.islice(_seeds_from(config.seed, work), config.episodes))
     singles = [read_json(work / f"{seed}.json") for seed in seeds]
     episodes = [{**single["episodes"][0], "episode_id": number} for number, single in enumerate(singles)]
     given_up = len(list(work.glob(f"*{FAILED}")))
     failed = sum(episode["failed_attempts"] for episode in episodes) + ATTEMPTS * given_up
     recording = {"settings": settings_of(config), "failed_attempts": failed, "given_up": given_up}
     with whole_folder(target, replace=replace) as aside:
-        join_episodes(work, seeds, aside / H5)
+        _join_episodes(work, seeds, aside / H5)
         write_json(aside / JSON, {**singles[0], "episodes": episodes, "recording": recording})
         size = sum(path.stat().st_size for path in aside.iterdir())
     frames = sum(episode["elapsed_steps"] for episode in episodes)
@@ -224,3 +219,46 @@ def _join(work: Path, target: Path, config: RecordConfig, *, replace: bool) -> l
     if failed:
         lines.append(f"  failed attempts, left out: {failed}; seeds replaced: {given_up}")
     return lines
+
+
+def _join_episodes(work: Path, seeds: Iterable[int], h5: Path) -> None:
+    """Write the single episodes of `seeds` to one .h5; a damaged one is removed and raises ToolkitError."""
+    with h5py.File(h5, "w") as recording:
+        for number, seed in enumerate(seeds):
+            path = work / f"{seed}.h5"
+            try:
+                with h5py.File(path, "r") as single:
+                    single.copy("traj_0", recording, name=f"traj_{number}")
+            except (OSError, KeyError, RuntimeError) as error:
+                path.unlink(missing_ok=True)
+                raise ToolkitError(
+                    f"{path}: was damaged ({error}) and is removed. Start again: this episode is then recorded anew."
+                ) from error
+
+
+def take_apart(target: Path, work: Path, first: int) -> None:
+    """Write the episodes of a recording to `work` as single ones, so that it can be made longer.
+
+    `first` is the seed it began with; a seed that it passed over is one that was given up. Raises ToolkitError for a
+    recording that cannot be read.
+    """
+    whole: dict[str, Any] = read_json(target / JSON)
+    del whole["recording"]
+    seeds = {episode["episode_seed"]: episode for episode in whole["episodes"]}
+    for seed in set(range(first, max(seeds))) - set(seeds):
+        (work / f"{seed}{FAILED}").touch()
+    try:
+        recording = h5py.File(target / H5, "r")
+    except OSError as error:
+        raise ToolkitError(f"{target / H5}: cannot be read ({error}). Record anew: overwrite=true.") from error
+    with recording:
+        for seed, episode in seeds.items():
+            name = f"traj_{episode['episode_id']}"
+            if name not in recording:
+                raise ToolkitError(f"{target / H5}: has no {name}. Record anew: overwrite=true.")
+            if not (work / f"{seed}.h5").is_file():
+                write_json(work / f"{seed}.json", {**whole, "episodes": [{**episode, "episode_id": 0}]})
+                aside = work / f"{seed}.partial-whole.h5"
+                with h5py.File(aside, "w") as single:
+                    recording.copy(name, single, name="traj_0")
+                aside.replace(work / f"{seed}.h5")

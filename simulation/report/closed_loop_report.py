@@ -7,8 +7,8 @@ from __future__ import annotations
 import math
 import textwrap
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ from rich.text import Text
 
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import read_json, write_json, write_text
-from simulation.closed_loop import CONDITIONS, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
-from simulation.report.closed_loop_page import command, page, thing_words, video_caption, video_file
-from simulation.report.conclusions import counts, cue_preference, in_short, points, readings, words
-from simulation.report.summary import AS_IT_IS, Counted, Difference, Share, Summary, summarize
+from simulation.closed_loop import CONDITIONS, FORMAT, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
+from simulation.report import AS_IT_IS, Counted, Summary, plain, summarize
+from simulation.report.closed_loop_page import command, page, video_caption, video_file
+from simulation.report.conclusions import cue_preference, in_short, readings
 from simulation.scenes.factors import FACTORS, split_factors
 from toolkit.shared_keys import PARTS
 
@@ -58,27 +58,18 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _summary_json(summary: Summary) -> dict[str, Any]:
-    """The summary as plain JSON; a share is {count, n, share, low, high}."""
-    return {
-        "cues": list(summary.cues),
-        "cue_preference": summary.preference.to_json(),
-        "readings": [asdict(reading) for reading in readings(summary)],
-        "chance": summary.chance,
-        "counted": _plain(summary.counted),
-        "by_factor": _plain(summary.factors),
-        "weak_spots": _plain(summary.weak_spots),
-        "changes": _plain(summary.changes),
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Share | Difference):
-        return value.to_json()
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
-    return _plain(vars(value)) if hasattr(value, "__dataclass_fields__") else value
+    return plain(
+        {
+            "cues": summary.cues,
+            "cue_preference": summary.preference,
+            "readings": readings(summary),
+            "chance": summary.chance,
+            "counted": summary.counted,
+            "by_factor": summary.factors,
+            "weak_spots": summary.weak_spots,
+            "changes": summary.changes,
+        }
+    )
 
 
 # -- reading it back ---------------------------------------------------------------------------------------------------
@@ -92,62 +83,69 @@ def find_evaluations(folder: Path) -> list[Path]:
 
 def read_evaluation(path: Path) -> Evaluation:
     """The evaluation in a closed_loop.json; a damaged one raises ToolkitError that names the file and the place."""
-    evaluation = Evaluation.from_json(read_json(path), str(path))
-    problem = _problem(evaluation)
+    data, names = read_json(path), {field.name for field in fields(EpisodeOutcome)}
+    if data.get("format") != FORMAT:
+        raise ToolkitError(
+            f"{path}: is no closed-loop result of format {FORMAT} (found {data.get('format')!r}). Evaluate again: "
+            "python evaluate_conflict.py mode=closed_loop ..."
+        )
+    try:
+        episodes = tuple(EpisodeOutcome(**{name: e[name] for name in names}) for e in data["episodes"])
+        evaluation = Evaluation(dict(data["info"]), episodes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ToolkitError(f"{path}: is damaged ({type(error).__name__}: {error}). Evaluate again.") from None
+    problem = next(_problems(evaluation), None)
     if problem is not None:
         raise ToolkitError(f"{path}: is damaged: {problem}. Evaluate again.")
     return evaluation
 
 
-def _problem(evaluation: Evaluation) -> str | None:
+def _problems(evaluation: Evaluation) -> Iterator[str]:
+    """What is wrong with the values, the first one first."""
     missing = [name for name in _ALWAYS if name not in evaluation.info]
     if missing:
-        return f"info lacks {', '.join(missing)}"
+        yield f"info lacks {', '.join(missing)}"
     try:
         split_factors(str(evaluation.info["split"]))
     except ToolkitError as error:
-        return str(error).rstrip(".?")
+        yield str(error).rstrip(".?")
     if not evaluation.episodes:
-        return "it holds no episodes"
+        yield "it holds no episodes"
     seen = set()
     for number, outcome in enumerate(evaluation.episodes):
-        key, problem = (outcome.condition, outcome.part, outcome.seed), _episode_problem(outcome)
-        if problem is None and key in seen:
-            problem = f"{key} is there twice"
-        if problem is not None:
-            return f"episodes[{number}]: {problem}"
+        for problem in _episode_problems(outcome):
+            yield f"episodes[{number}]: {problem}"
+        key = outcome.condition, outcome.part, outcome.seed
+        if key in seen:
+            yield f"episodes[{number}]: {key} is there twice"
         seen.add(key)
-    return None
 
 
-def _episode_problem(outcome: EpisodeOutcome) -> str | None:
-    """What is wrong with an outcome's values; None where it is sound."""
+def _episode_problems(outcome: EpisodeOutcome) -> Iterator[str]:
     for name, known in (("condition", CONDITIONS), ("part", PARTS), ("picked", PICKS)):
         if getattr(outcome, name) not in tuple(known):
-            return f"{name} is {getattr(outcome, name)!r}, none of {', '.join(known)}"
+            yield f"{name} is {getattr(outcome, name)!r}, none of {', '.join(known)}"
     for name in ("seed", "steps", "chunks"):
         if type(getattr(outcome, name)) is not int or getattr(outcome, name) < 0:
-            return f"{name} is {getattr(outcome, name)!r}, no count"
+            yield f"{name} is {getattr(outcome, name)!r}, no count"
     if outcome.part == "train" and outcome.picked == LURE:
-        return "a lure was picked in train, where there is none"
+        yield "a lure was picked in train, where there is none"
     if type(outcome.success) is not bool:
-        return f"success is {outcome.success!r}, neither true nor false"
+        yield f"success is {outcome.success!r}, neither true nor false"
     if not isinstance(outcome.instruction, str) or not isinstance(outcome.video, str | None):
-        return "instruction or video is no text"
+        yield "instruction or video is no text"
     try:
-        objects, plate = outcome.episode["objects"], outcome.episode["plate"]
-        target, lure = outcome.episode["target"], outcome.episode["lure"]
-        for thing in [*objects, plate]:
+        objects, target, lure = (outcome.episode[name] for name in ("objects", "target", "lure"))
+        for thing in [*objects, outcome.episode["plate"]]:
             if any(thing[factor] not in values for factor, values in FACTORS.items()):
-                return f"the scene has {dict(thing)}, whose factors are unknown"
+                yield f"the scene has {dict(thing)}, whose factors are unknown"
             if not all(math.isfinite(thing[axis]) for axis in ("x", "y")):
-                return f"the scene has an object at {thing['x']}, {thing['y']}"
+                yield f"the scene has an object at {thing['x']}, {thing['y']}"
         indices = [target] if outcome.part == "train" else [target, lure]
         if not all(type(i) is int and 0 <= i < len(objects) for i in indices):
-            return f"target {target} and lure {lure} are not among its {len(objects)} objects"
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        return f"its scene is incomplete ({type(error).__name__}: {error})"
-    return None
+            yield f"target {target} and lure {lure} are not among its {len(objects)} objects"
+    except (KeyError, TypeError, ValueError) as error:
+        yield f"its scene is incomplete ({type(error).__name__}: {error})"
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -157,18 +155,16 @@ def print_report(evaluation: Evaluation, folder: Path) -> None:
     """Success and first picks as a table, what the ablations change, what stands out, and where the rest is."""
     summary, console = summarize(evaluation), Console()
     console.print(Text(_title(evaluation), style="bold"))
-    picks = (
-        [part, CONDITIONS[condition], words(counted.success), *map(counts, counted.picks.values())]
-        for condition, part, counted in _counted(summary)
-    )
-    tables: list[tuple[list[str], Iterable[list[str]]]] = [(["part", "policy sees", "success", *PICKS], picks)]
-    if summary.changes:
-        tables.append((_CHANGED, _changes(summary)))
-    for head, rows in tables:
+    picks = [
+        [part, CONDITIONS[condition], str(counted.success), *(share.counts for share in counted.picks.values())]
+        for condition, part, counted in summary.each()
+    ]
+    for head, rows in ((["part", "policy sees", "success", *PICKS], picks), (_CHANGED, _changes(summary))):
         table = Table(*head)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
+            table.add_row(*map(Text, row))
+        if rows:
+            console.print(table)
     for line in in_short(summary):
         console.print(Text(f"- {line}"), soft_wrap=True)
     console.print(Text(str(folder / PAGE_FILE)), soft_wrap=True)
@@ -187,7 +183,7 @@ def markdown(evaluation: Evaluation, summary: Summary) -> str:
         "",
         *(f"- {line}" for line in in_short(summary)),
     ]
-    picks = ([part, CONDITIONS[condition], *_picked(counted, part)] for condition, part, counted in _counted(summary))
+    picks = [[part, CONDITIONS[condition], *_picked(counted, part)] for condition, part, counted in summary.each()]
     lines += ["", "## First picks and success", "", *_rows(["part", "policy sees", *_PICKED], picks)]
     if summary.changes:
         lines += ["", "## Changes on the episodes played both ways", "", *_rows(_CHANGED, _changes(summary))]
@@ -213,31 +209,21 @@ def _title(evaluation: Evaluation) -> str:
     return f"Closed loop: {evaluation.info['split']}, {evaluation.info['policy']}"
 
 
-def _counted(summary: Summary) -> Iterator[tuple[str, str, Counted]]:
-    """(condition, part, what was counted) of everything that was played."""
-    for condition, parts in summary.counted.items():
-        for part, counted in parts.items():
-            yield condition, part, counted
-
-
 def _picked(counted: Counted, part: str) -> list[str]:
     """Success and first picks; in train there is no lure."""
-    picks = counted.picks.items()
+    picks = ["-" if (part, pick) == ("train", LURE) else str(share) for pick, share in counted.picks.items()]
+    return [str(counted.success), *picks]
+
+
+def _changes(summary: Summary) -> list[list[str]]:
     return [
-        words(counted.success),
-        *("-" if (part, pick) == ("train", LURE) else words(share) for pick, share in picks),
+        [CONDITIONS[c.condition], c.part, str(c.success), str(c.target_picks), c.other_pick.counts]
+        for c in summary.changes
     ]
 
 
-def _changes(summary: Summary) -> Iterator[list[str]]:
-    for change in summary.changes:
-        moved = points(change.success), points(change.target_picks)
-        yield [CONDITIONS[change.condition], change.part, *moved, counts(change.other_pick)]
-
-
-def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    cells = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(_escaped, row))} |" for row in cells]
+def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(map(_escaped, row))} |" for row in [head, ["---"] * len(head), *rows]]
 
 
 def _escaped(text: str) -> str:
@@ -271,7 +257,7 @@ def log_to_wandb(evaluation: Evaluation, folder: Path, tracking: TrackingConfig)
 def numbers(summary: Summary) -> dict[str, float | str]:
     """Every share under a name of its own, with the ends of its interval; shares of no episodes are left out."""
     shares = {}
-    for condition, part, counted in _counted(summary):
+    for condition, part, counted in summary.each():
         place = PREFIX if condition == AS_IT_IS else f"{PREFIX}/{condition}"
         shares[f"{place}/{part}/success"] = counted.success
         shares |= {f"{place}/{part}/picked_{pick}": share for pick, share in counted.picks.items()}
@@ -293,7 +279,7 @@ def _media(evaluation: Evaluation, summary: Summary, folder: Path) -> dict[str, 
     share_columns = ["part", "condition", "share", "count", "of", "value", "low", "high"]
     factor_columns = ["part", "whose", "factor", "value", *_OF_SUCCESS, "target picked"]
     episodes = [
-        [*(getattr(e, name) for name in _OUTCOME), thing_words(e, "target"), thing_words(e, "lure")]
+        [*(getattr(e, name) for name in _OUTCOME), e.in_words("target"), e.in_words("lure")]
         for e in evaluation.episodes
     ]
     media: dict[str, Any] = {
@@ -316,7 +302,7 @@ def _media(evaluation: Evaluation, summary: Summary, folder: Path) -> dict[str, 
 def _share_rows(summary: Summary) -> list[list[Any]]:
     return [
         [part, condition, name, share.count, share.n, share.value, share.low, share.high]
-        for condition, part, counted in _counted(summary)
+        for condition, part, counted in summary.each()
         for name, share in {"success": counted.success, **counted.picks}.items()
     ]
 
