@@ -19,7 +19,7 @@ from gr00t.model.finished_checkpoint import read_processor, read_trained_on, ver
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 from simulation.closed_loop import Evaluation, Settings
-from simulation.closed_loop.policies import LurePolicy, RandomPolicy, TargetPolicy, check_configs, replay_policy
+from simulation.closed_loop.policies import LurePolicy, RandomPolicy, ReplayPolicy, TargetPolicy, check_configs
 from simulation.closed_loop.rollout import run_episodes
 from simulation.report.closed_loop_report import JSON_FILE, log_to_wandb, print_report, write_report
 from simulation.scenes import require_rendering, require_simulator
@@ -44,21 +44,19 @@ def evaluate_closed_loop(config: EvaluateConfig) -> Evaluation:
     if config.render != "none":
         require_rendering(config.render)
     policy, facts = _policy(config)
+    names = ("episodes", "n_action_steps", "max_steps", "seed", "workers")
+    shared = {name: getattr(config, name) for name in names}
     settings = Settings(
-        split=config.split.name,
-        instruction=config.split.instruction,
+        config.split.name,
+        config.split.instruction,
         # That of the split with the cues swapped: a sentence of the same kind, for the lure.
         other_instruction=str(read_yaml(CONFIG_DIR / "split" / f"{b}_{a}.yaml")["instruction"]),
         parts=tuple(config.parts),
         conditions=("none", *config.ablations),
-        episodes=config.episodes,
-        n_action_steps=config.n_action_steps,
-        max_steps=config.max_steps,
         image_size=facts.get("image_size") or config.image_size or USUAL_SIZE,
         render=config.render,
-        seed=config.seed,
-        workers=config.workers,
         videos=0 if config.render == "none" else config.videos,
+        **shared,
     )
     started = time.monotonic()
     folder = config.report_folder
@@ -68,8 +66,8 @@ def evaluate_closed_loop(config: EvaluateConfig) -> Evaluation:
     if not settings.videos:
         (folder / VIDEOS).rmdir()
     outcomes = [dataclasses.replace(o, video=o.video and f"{VIDEOS}/{o.video}") for o in outcomes]
-    names = ("split", "instruction", "episodes", "n_action_steps", "max_steps", "seed", "workers")
-    info = {name: getattr(settings, name) for name in (*names, "image_size", "render")}
+    info = {"split": settings.split, "instruction": settings.instruction, **shared}
+    info |= {"image_size": settings.image_size, "render": settings.render}
     info |= {"config": dataclasses.asdict(config), "versions": versions(), **facts}
     evaluation = Evaluation({**info, "seconds": round(time.monotonic() - started, 1)}, tuple(outcomes))
     write_report(evaluation, folder)
@@ -89,7 +87,7 @@ def _policy(config: EvaluateConfig) -> tuple[Any, dict[str, Any]]:
     if config.policy == "checkpoint":
         return _checkpoint_policy(config)
     if config.policy == "replay":
-        policy: Any = replay_policy(Path(config.raw_dir), config.split.name, config.parts)
+        policy: Any = ReplayPolicy(Path(config.raw_dir), config.split.name, config.parts)
     elif config.policy == "random":
         policy = RandomPolicy(config.seed)
     else:

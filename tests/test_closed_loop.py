@@ -31,11 +31,11 @@ from simulation.closed_loop.policies import (
     LurePolicy,
     Observation,
     RandomPolicy,
+    ReplayPolicy,
     ScriptedPolicy,
     TargetPolicy,
     as_batch,
     check_configs,
-    replay_policy,
 )
 from simulation.closed_loop.rollout import _to_film, run_episodes
 from simulation.closed_loop_evaluation import evaluate_closed_loop
@@ -172,7 +172,7 @@ def compare(request: Observation, reader: StepReader, recordings: Path, episode:
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_recorded_actions_replayed_by_the_policy_of_that_name_succeed(looking, recordings: Path) -> None:
-    policy = replay_policy(recordings.parent, SPLIT, ["train"])
+    policy = ReplayPolicy(recordings.parent, SPLIT, ["train"])
     assert policy.seeds("train", 2) == [0, 1]
     outcomes = play(looking, "train", policy.seeds("train", 9), policy)
     assert [(o.seed, o.success) for o in outcomes] == [(0, True), (1, True), (2, True)]
@@ -183,17 +183,17 @@ def test_recorded_actions_replayed_by_the_policy_of_that_name_succeed(looking, r
 @pytest.mark.slow
 def test_recordings_that_cannot_be_replayed_are_refused(recordings: Path, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="no recording of color_object train"):
-        replay_policy(SAMPLES, "color_object", ["train"])
+        ReplayPolicy(SAMPLES, "color_object", ["train"])
     with pytest.raises(ToolkitError, match="no such folder"):
-        replay_policy(tmp_path, SPLIT, ["conflict"])
+        ReplayPolicy(tmp_path, SPLIT, ["conflict"])
     with pytest.raises(ToolkitError, match="pushed aside in every episode"):
-        replay_policy(recordings.parent, SPLIT, ["conflict"])
+        ReplayPolicy(recordings.parent, SPLIT, ["conflict"])
     shutil.copytree(recordings, tmp_path / SPLIT)
     path = tmp_path / SPLIT / "train/trajectory.json"
     meta = read_json(path)
     meta["episodes"][0]["disturbed"] = True
     write_json(path, meta)
-    assert replay_policy(tmp_path, SPLIT, ["train"]).seeds("train", 9) == [1, 2]
+    assert ReplayPolicy(tmp_path, SPLIT, ["train"]).seeds("train", 9) == [1, 2]
 
 
 # -- policies that look ------------------------------------------------------------------------------------------------

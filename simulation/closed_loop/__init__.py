@@ -4,7 +4,7 @@ Needs neither torch nor a simulator: a report can be made, or made again, from c
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from toolkit.shared_keys import PARTS
@@ -103,7 +103,3 @@ class Evaluation:
 
     info: dict[str, Any]
     episodes: tuple[EpisodeOutcome, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As closed_loop.json holds it (the report adds its summary)."""
-        return {"format": FORMAT, "info": self.info, "episodes": [asdict(episode) for episode in self.episodes]}

@@ -144,9 +144,6 @@ def check_configs(configs: ModalityConfigs, n_action_steps: int) -> None:
         )
 
 
-# -- scripted policies -------------------------------------------------------------------------------------------------
-
-
 class ScriptedPolicy:
     """Plans a whole episode at its start. `rebuilds`: it needs scenes that remember no earlier contacts."""
 
@@ -196,12 +193,24 @@ class RandomPolicy(ScriptedPolicy):
         return rng.randrange(len(episode.objects))
 
 
-@dataclass(frozen=True)
 class ReplayPolicy(ScriptedPolicy):
-    """Recorded actions in the recorded episodes; recorded: {part: {seed: episode}}."""
+    """Actions recorded in raw_dir/<split>/<part>, in the same episodes, but those in which the arm was pushed aside.
 
-    recorded: dict[str, dict[int | None, Recorded]]
+    Raises ToolkitError for recordings of other tasks, and where nothing is left.
+    """
+
     rebuilds = True  # as recordings are made, so that motions too are the same
+
+    def __init__(self, raw_dir: Path, split: str, parts: Sequence[str]) -> None:
+        self.recorded: dict[str, dict[int | None, Recorded]] = {}
+        for part in parts:
+            folder = raw_dir / split / part
+            episodes = read_recordings(folder).episodes
+            self.recorded[part] = {e.seed: e for e in episodes if not _entry(e, split, part).get("disturbed")}
+            if not self.recorded[part]:
+                raise ToolkitError(
+                    f"{folder}: the arm was pushed aside in every episode, which actions alone do not repeat."
+                )
 
     def seeds(self, part: str, episodes: int) -> list[int]:
         return list(self.recorded[part])[:episodes]
@@ -210,27 +219,12 @@ class ReplayPolicy(ScriptedPolicy):
         return self.recorded[task.part][task.episode.seed].actions()
 
 
-def replay_policy(raw_dir: Path, split: str, parts: Sequence[str]) -> ReplayPolicy:
-    """Reads raw_dir/<split>/<part>; episodes in which the arm was pushed aside are left out. Raises ToolkitError for
-    recordings of other tasks, and where nothing is left."""
-    recorded: dict[str, dict[int | None, Recorded]] = {}
-    for part in parts:
-        folder = raw_dir / split / part
-        episodes = read_recordings(folder).episodes
-        recorded[part] = {e.seed: e for e in episodes if not _entry(e, split, part).get("disturbed")}
-        if not recorded[part]:
-            raise ToolkitError(
-                f"{folder}: the arm was pushed aside in every episode, which actions alone do not repeat."
-            )
-    return ReplayPolicy(recorded)
-
-
 def _entry(episode: Recorded, split: str, part: str) -> dict[str, Any]:
     """The entry in the .json of an episode of this toolkit's recordings."""
     path = episode.file.with_suffix(".json")
     meta = read_json(path)
-    info, wanted = meta["env_info"], {"split": split, "part": part}
-    if info.get("env_id") != ENV_ID or any(info["env_kwargs"].get(name) != value for name, value in wanted.items()):
+    kwargs = meta["env_info"]["env_kwargs"]
+    if meta["env_info"].get("env_id") != ENV_ID or (kwargs.get("split"), kwargs.get("part")) != (split, part):
         raise ToolkitError(
             f"{path}: is no recording of {split} {part} by python -m simulation.record, so its seeds mean nothing "
             "here. Give the folder of one, raw_dir=FOLDER."

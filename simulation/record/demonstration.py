@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 from mani_skill.utils.wrappers.record import RecordEpisode
 
@@ -39,7 +38,13 @@ class Demonstrator:
                 entry = {"conflict": self.task.episode.describe(), "failed_attempts": attempt, "disturbed": disturbed}
                 if self.config.paraphrases:
                     entry["instruction"] = rng.choice((self.config.split.instruction, *self.config.split.paraphrases))
-                self._finish(h5, seed, entry)
+                source = h5.with_suffix(".json")
+                meta = read_json(source)
+                meta["episodes"][0].update(entry)
+                # The .json first: where <seed>.h5 is, both are complete.
+                write_json(self.folder / f"{seed}.json", meta)
+                source.unlink()
+                h5.replace(self.folder / f"{seed}.h5")
                 return attempt
             h5.unlink()
         return None
@@ -87,12 +92,3 @@ class Demonstrator:
         except Unreachable:
             success = False
         return success
-
-    def _finish(self, h5: Path, seed: int, entry: dict[str, Any]) -> None:
-        """Give the files their final names, the .json first: where <seed>.h5 is, both are complete."""
-        source = h5.with_suffix(".json")
-        meta = read_json(source)
-        meta["episodes"][0].update(entry)
-        write_json(self.folder / f"{seed}.json", meta)
-        source.unlink()
-        h5.replace(self.folder / f"{seed}.h5")

@@ -7,7 +7,9 @@ or of the same episodes seen twice (p. 2635)."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from statistics import NormalDist
@@ -117,9 +119,8 @@ def difference(first: Share, second: Share, correlation: float = 0.0) -> Differe
 
 def paired_difference(pairs: Sequence[tuple[bool, bool]]) -> Difference:
     """The share of `True` among the first of each pair minus that among the second, of the same episodes."""
-    both = sum(a and b for a, b in pairs)
-    only_first, only_second = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    neither = len(pairs) - both - only_first - only_second
+    n = Counter(pairs)
+    both, only_first, only_second, neither = n[True, True], n[True, False], n[False, True], n[False, False]
     first, second = Share(both + only_first, len(pairs)), Share(both + only_second, len(pairs))
     scale = math.sqrt(first.count * (first.n - first.count) * second.count * (second.n - second.count))
     excess: float = both * neither - only_first * only_second
@@ -205,6 +206,12 @@ class Change:
     preference: Difference
     other_pick: Share
 
+    def __str__(self) -> str:
+        return (
+            f"With {CONDITIONS[self.condition]}, success goes from {self.before.success.counts} to "
+            f"{self.after.success.counts}: {self.success}."
+        )
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -258,21 +265,20 @@ def plain(value: Any) -> Any:
 def summarize(evaluation: Evaluation) -> Summary:
     """The summary of an evaluation; an unknown split raises ToolkitError."""
     groups: dict[str, dict[str, list[EpisodeOutcome]]] = {}
-    for condition in CONDITIONS:
-        for part in PARTS:
-            found = [e for e in evaluation.episodes if (e.condition, e.part) == (condition, part)]
-            if found:
-                groups.setdefault(condition, {})[part] = found
-    plain = groups.get(AS_IT_IS, {})
-    cues, tables = split_factors(evaluation.info["split"]), _factor_tables(plain)
+    for condition, part in itertools.product(CONDITIONS, PARTS):
+        found = [e for e in evaluation.episodes if (e.condition, e.part) == (condition, part)]
+        if found:
+            groups.setdefault(condition, {})[part] = found
+    played = groups.get(AS_IT_IS, {})
+    cues, tables = split_factors(evaluation.info["split"]), tuple(_factor_tables(played))
     return Summary(
         cues=cues,
         counted={c: {part: count(found) for part, found in parts.items()} for c, parts in groups.items()},
         # How often a policy would pick the target that picks an object, no matter which.
-        chance={p: sum(1 / len(e.episode["objects"]) for e in found) / len(found) for p, found in plain.items()},
+        chance={p: sum(1 / len(e.episode["objects"]) for e in found) / len(found) for p, found in played.items()},
         factors=tables,
-        weak_spots=_weak_spots(tables, cues),
-        changes=_changes(groups),
+        weak_spots=tuple(_weak_spots(tables, cues)),
+        changes=tuple(_changes(groups)),
     )
 
 
@@ -291,18 +297,16 @@ def count(episodes: Sequence[EpisodeOutcome]) -> Counted:
     )
 
 
-def _factor_tables(plain: dict[str, list[EpisodeOutcome]]) -> tuple[FactorTable, ...]:
+def _factor_tables(played: dict[str, list[EpisodeOutcome]]) -> Iterator[FactorTable]:
     """Every factor of target, lure and plate; each table holds every episode of its part once."""
-    tables = []
-    for part, played in plain.items():
+    for part, episodes in played.items():
         for whose in ("target", "lure", "plate") if part == "conflict" else ("target", "plate"):
             for factor, values in FACTORS.items():
-                rows = {v: count([e for e in played if (e.thing(whose) or {}).get(factor) == v]) for v in values}
-                tables.append(FactorTable(part, whose, factor, rows))
-    return tuple(tables)
+                rows = {v: count([e for e in episodes if (e.thing(whose) or {}).get(factor) == v]) for v in values}
+                yield FactorTable(part, whose, factor, rows)
 
 
-def _weak_spots(tables: Sequence[FactorTable], cues: tuple[str, str]) -> tuple[WeakSpot, ...]:
+def _weak_spots(tables: Sequence[FactorTable], cues: tuple[str, str]) -> Iterator[WeakSpot]:
     """Values with which success is lower than with the rest of their table, at a joint confidence of 95 %.
 
     Bonferroni over all values compared: among sixty comparisons at 95 % each, three would stand out by chance. In the
@@ -311,43 +315,31 @@ def _weak_spots(tables: Sequence[FactorTable], cues: tuple[str, str]) -> tuple[W
     apart = [table for table in tables if table.whose != "plate" or table.factor not in cues]
     rows = [(table, value) for table in apart for value in table.rows]
     confidence = 1 - (1 - CONFIDENCE) / max(len(rows), 1)
-    found = []
     for table, value in rows:
         here = table.rows[value].success
         rest = [counted.success for other, counted in table.rows.items() if other != value]
         others = Share(sum(s.count for s in rest), sum(s.n for s in rest))
         strict = difference(Share(here.count, here.n, confidence), Share(others.count, others.n, confidence))
         if strict.high < 0:
-            found.append(WeakSpot(table.part, table.whose, table.factor, value, here, others))
-    return tuple(found)
+            yield WeakSpot(table.part, table.whose, table.factor, value, here, others)
 
 
-def _changes(groups: dict[str, dict[str, list[EpisodeOutcome]]]) -> tuple[Change, ...]:
+def _changes(groups: dict[str, dict[str, list[EpisodeOutcome]]]) -> Iterator[Change]:
     """What each condition changes in each part, and in both together."""
-    found = []
+    played = {(e.part, e.seed): e for episodes in groups.get(AS_IT_IS, {}).values() for e in episodes}
     for condition, parts in groups.items():
         if condition == AS_IT_IS:
             continue
-        both: list[tuple[EpisodeOutcome, EpisodeOutcome]] = []
-        for part, changed in parts.items():
-            plain = {e.seed: e for e in groups.get(AS_IT_IS, {}).get(part, [])}
-            pairs = [(plain[e.seed], e) for e in changed if e.seed in plain]
-            found.append(_change(condition, part, pairs))
-            both += pairs
-        found.append(_change(condition, BOTH_PARTS, both))
-    return tuple(found)
-
-
-def _change(condition: str, part: str, pairs: Sequence[tuple[EpisodeOutcome, EpisodeOutcome]]) -> Change:
-    """What differs between the two outcomes of each pair (as it is, under the condition)."""
-    before, after = count([b for b, _ in pairs]), count([a for _, a in pairs])
-    return Change(
-        condition=condition,
-        part=part,
-        before=before,
-        after=after,
-        success=paired_difference([(a.success, b.success) for b, a in pairs]),
-        target_picks=paired_difference([(a.picked == TARGET, b.picked == TARGET) for b, a in pairs]),
-        preference=difference(after.preference, before.preference),
-        other_pick=Share(sum(b.picked != a.picked for b, a in pairs), len(pairs)),
-    )
+        for part, episodes in {**parts, BOTH_PARTS: [e for found in parts.values() for e in found]}.items():
+            pairs = [(e, played[e.part, e.seed]) for e in episodes if (e.part, e.seed) in played]
+            after, before = count([a for a, _ in pairs]), count([b for _, b in pairs])
+            yield Change(
+                condition=condition,
+                part=part,
+                before=before,
+                after=after,
+                success=paired_difference([(a.success, b.success) for a, b in pairs]),
+                target_picks=paired_difference([(a.picked == TARGET, b.picked == TARGET) for a, b in pairs]),
+                preference=difference(after.preference, before.preference),
+                other_pick=Share(sum(a.picked != b.picked for a, b in pairs), len(pairs)),
+            )

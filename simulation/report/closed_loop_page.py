@@ -89,9 +89,6 @@ def _written(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
-
-
 def _place(outcome: EpisodeOutcome) -> dict[str, Any]:
     """Where the target lay, in mm as the base camera sees it: y to the right, x towards the camera."""
     target = outcome.thing("target") or {}
@@ -126,9 +123,6 @@ def _histogram(episodes: Iterable[EpisodeOutcome], part: str, max_steps: int) ->
         }
         for first, count in zip(range(0, whole + 1, size), counts.tolist(), strict=True)
     ]
-
-
-# -- videos ------------------------------------------------------------------------------------------------------------
 
 
 def videos(episodes: Sequence[EpisodeOutcome], folder: Path) -> tuple[list[tuple[str, list[Video]]], list[str]]:

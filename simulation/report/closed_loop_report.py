@@ -9,7 +9,6 @@ import textwrap
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from rich.text import Text
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import read_json, write_json, write_text
 from simulation.closed_loop import CONDITIONS, FORMAT, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
-from simulation.report import AS_IT_IS, Counted, Summary, plain, summarize
+from simulation.report import AS_IT_IS, Counted, Difference, Share, Summary, plain, summarize
 from simulation.report.closed_loop_page import command, page, video_caption, video_file
 from simulation.report.conclusions import cue_preference, in_short, readings
 from simulation.scenes.factors import FACTORS, split_factors
@@ -30,14 +29,11 @@ if TYPE_CHECKING:
     from toolkit.shared_keys import TrackingConfig
 
 JSON_FILE, TEXT_FILE, PAGE_FILE = "closed_loop.json", "closed_loop.md", "closed_loop.html"
-JOB_TYPE = "evaluate"
 PREFIX = "closed_loop"
 
 _ALWAYS = ("split", "policy", "n_action_steps", "max_steps", "seed", "instruction", "versions")  # in info
 _PICKED = ["success", *(f"{pick} first" for pick in PICKS)]
 _CHANGED = ["policy sees", "part", "success changes by", "target picks change by", "other pick"]
-_OUTCOME = ("condition", "part", "seed", "success", "picked", "picked_step", "steps", "chunks", "instruction")
-_OF_SUCCESS = ("episodes", "success", "low", "high")
 _VIDEOS = (".mp4", ".webm", ".gif", ".ogg")  # what wandb takes
 
 
@@ -52,27 +48,24 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (PAGE_FILE, TEXT_FILE):
             (folder / name).unlink(missing_ok=True)
-        write_json(folder / JSON_FILE, {**evaluation.to_json(), "summary": _summary_json(summary)})
+        write_json(folder / JSON_FILE, as_json(evaluation, summary))
         write_text(folder / TEXT_FILE, markdown(evaluation, summary))
         write_text(folder / PAGE_FILE, page(evaluation, summary, folder))
 
 
-def _summary_json(summary: Summary) -> dict[str, Any]:
-    return plain(
-        {
-            "cues": summary.cues,
-            "cue_preference": summary.preference,
-            "readings": readings(summary),
-            "chance": summary.chance,
-            "counted": summary.counted,
-            "by_factor": summary.factors,
-            "weak_spots": summary.weak_spots,
-            "changes": summary.changes,
-        }
-    )
-
-
-# -- reading it back ---------------------------------------------------------------------------------------------------
+def as_json(evaluation: Evaluation, summary: Summary) -> dict[str, Any]:
+    """What closed_loop.json holds."""
+    numbers = {
+        "cues": summary.cues,
+        "cue_preference": summary.preference,
+        "readings": readings(summary),
+        "chance": summary.chance,
+        "counted": summary.counted,
+        "by_factor": summary.factors,
+        "weak_spots": summary.weak_spots,
+        "changes": summary.changes,
+    }
+    return {"format": FORMAT, **plain(evaluation), "summary": plain(numbers)}
 
 
 def find_evaluations(folder: Path) -> list[Path]:
@@ -146,9 +139,6 @@ def _episode_problems(outcome: EpisodeOutcome) -> Iterator[str]:
             yield f"target {target} and lure {lure} are not among its {len(objects)} objects"
     except (KeyError, TypeError, ValueError) as error:
         yield f"its scene is incomplete ({type(error).__name__}: {error})"
-
-
-# -- text --------------------------------------------------------------------------------------------------------------
 
 
 def print_report(evaluation: Evaluation, folder: Path) -> None:
@@ -233,9 +223,6 @@ def _escaped(text: str) -> str:
     return text
 
 
-# -- wandb -------------------------------------------------------------------------------------------------------------
-
-
 def log_to_wandb(evaluation: Evaluation, folder: Path, tracking: TrackingConfig) -> None:
     """Log the report that write_report left in `folder`; does nothing unless tracking.name is wandb.
 
@@ -244,14 +231,25 @@ def log_to_wandb(evaluation: Evaluation, folder: Path, tracking: TrackingConfig)
     """
     if tracking.name != "wandb":
         return
+    import wandb
+
     from toolkit.wandb_session import start_run
 
-    summary = summarize(evaluation)
-    run = start_run(tracking, folder, id=uuid.uuid4().hex[:12], job_type=JOB_TYPE, config=evaluation.info)
-    with run:
-        run.log({f"{PREFIX}/{name}": value for name, value in _media(evaluation, summary, folder).items()})
-        for name, value in numbers(summary).items():
-            run.summary[name] = value
+    summary, job = summarize(evaluation), uuid.uuid4().hex[:12]
+    media: dict[str, Any] = {
+        name: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+        for name, (columns, rows) in tables(evaluation, summary).items()
+        if rows
+    }
+    media["page"] = wandb.Html((folder / PAGE_FILE).read_text(encoding="utf-8"), inject=False)
+    for kind, success in (("successes", True), ("failures", False)):
+        found = ((video_file(e, folder), video_caption(e)) for e in evaluation.episodes if e.success is success)
+        films = [wandb.Video(str(path), caption=c) for path, c in found if path and path.suffix in _VIDEOS]
+        if films:
+            media[kind] = films
+    with start_run(tracking, folder, id=job, job_type="evaluate", config=evaluation.info) as run:
+        run.log({f"{PREFIX}/{name}": value for name, value in media.items()})
+        run.summary.update(numbers(summary))
 
 
 def numbers(summary: Summary) -> dict[str, float | str]:
@@ -272,51 +270,31 @@ def numbers(summary: Summary) -> dict[str, float | str]:
     return found
 
 
-def _media(evaluation: Evaluation, summary: Summary, folder: Path) -> dict[str, Any]:
-    import wandb
+def tables(evaluation: Evaluation, summary: Summary) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """(columns, rows) of each table of the run."""
 
-    table: Any = partial(wandb.Table, allow_mixed_types=True)
-    share_columns = ["part", "condition", "share", "count", "of", "value", "low", "high"]
-    factor_columns = ["part", "whose", "factor", "value", *_OF_SUCCESS, "target picked"]
-    episodes = [
-        [*(getattr(e, name) for name in _OUTCOME), e.in_words("target"), e.in_words("lure")]
-        for e in evaluation.episodes
-    ]
-    media: dict[str, Any] = {
-        "picks": table(columns=share_columns, data=_share_rows(summary)),
-        "by_factor": table(columns=factor_columns, data=_factor_rows(summary)),
-        "episodes": table(columns=[*_OUTCOME, "target", "lure"], data=episodes),
-        "page": wandb.Html((folder / PAGE_FILE).read_text(encoding="utf-8"), inject=False),
-    }
-    if summary.changes:
-        change_columns = ["condition", "part", *_OF_SUCCESS, "other pick"]
-        media["changes"] = table(columns=change_columns, data=_change_rows(summary))
-    for kind, success in (("successes", True), ("failures", False)):
-        found = ((video_file(e, folder), video_caption(e)) for e in evaluation.episodes if e.success is success)
-        films = [wandb.Video(str(path), caption=c) for path, c in found if path and path.suffix in _VIDEOS]
-        if films:
-            media[kind] = films
-    return media
+    def ends(share: Share | Difference) -> list[float | None]:
+        return [share.value, share.low, share.high]
 
-
-def _share_rows(summary: Summary) -> list[list[Any]]:
-    return [
-        [part, condition, name, share.count, share.n, share.value, share.low, share.high]
+    shares = [
+        [part, condition, name, share.count, share.n, *ends(share)]
         for condition, part, counted in summary.each()
         for name, share in {"success": counted.success, **counted.picks}.items()
     ]
-
-
-def _factor_rows(summary: Summary) -> list[list[Any]]:
-    return [
-        [t.part, t.whose, t.factor, value, c.n, c.success.value, c.success.low, c.success.high, c.picks[TARGET].count]
+    factors = [
+        [t.part, t.whose, t.factor, value, c.n, *ends(c.success), c.picks[TARGET].count]
         for t in summary.factors
         for value, c in t.rows.items()
     ]
-
-
-def _change_rows(summary: Summary) -> list[list[Any]]:
-    return [
-        [c.condition, c.part, c.before.n, c.success.value, c.success.low, c.success.high, c.other_pick.value]
-        for c in summary.changes
+    changes = [[c.condition, c.part, c.before.n, *ends(c.success), c.other_pick.value] for c in summary.changes]
+    names = ["condition", "part", "seed", "success", "picked", "picked_step", "steps", "chunks", "instruction"]
+    episodes = [
+        [*(getattr(e, name) for name in names), e.in_words("target"), e.in_words("lure")] for e in evaluation.episodes
     ]
+    success = ["episodes", "success", "low", "high"]
+    return {
+        "picks": (["part", "condition", "share", "count", "of", "value", "low", "high"], shares),
+        "by_factor": (["part", "whose", "factor", "value", *success, "target picked"], factors),
+        "episodes": ([*names, "target", "lure"], episodes),
+        "changes": (["condition", "part", *success, "other pick"], changes),
+    }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from simulation.closed_loop import CONDITIONS
 from simulation.report import Change, Difference, Share, Summary, many, paired_difference
 from toolkit.html_page import percent
 
@@ -52,12 +52,15 @@ def in_short(summary: Summary) -> list[str]:
 
 def readings(summary: Summary) -> list[Reading]:
     """Cue preference first, then what the ablations show; a question whose ablation was not played is left out."""
+    blind = "no sign that it looks at the images"
+    # Another episode's images are real ones, so a fall with them is no mere shock: they count before blank ones.
+    looks = {"other_image": ("it looks at the images", blind), "blank_image": ("it needs images", blind)}
+    state = {"zero_state": ("it needs the state", "it does without the state")}
     found = [cue_preference(summary)] if "conflict" in summary.chance else []
-    found += [reading for reading in (_looks(summary), _listens(summary)) if reading is not None]
-    if (changed := summary.change("zero_state")) is not None:
-        answer, headline = _fall(changed, "it needs the state", "it does without the state")
-        found.append(Reading("Does it need the state?", answer, headline, _success_words(changed)))
-    return found
+    found += _needs(summary, "Does it look?", looks)
+    if summary.change("other_instruction") is not None:
+        found.append(Reading("Does it listen?", *_listens(summary.change("other_instruction", "conflict"))))
+    return [*found, *_needs(summary, "Does it need the state?", state)]
 
 
 def cue_preference(summary: Summary) -> Reading:
@@ -94,41 +97,33 @@ def least_shown(n: int) -> int:
     return next(count for count in range(n // 2, n + 1) if Share(count, n).low > 0.5)
 
 
-# -- ablations ---------------------------------------------------------------------------------------------------------
+def _needs(summary: Summary, question: str, headlines: dict[str, tuple[str, str]]) -> Iterator[Reading]:
+    """By whether success falls; headlines: (yes, no) of each condition, of which the first that tells answers."""
+    changes = [changed for name in headlines if (changed := summary.change(name)) is not None]
+    if changes:
+        answers = [_fall(changed, *headlines[changed.condition]) for changed in changes]
+        answer = next((answer for answer in answers if answer[0] != UNKNOWN), answers[-1])
+        yield Reading(question, *answer, " ".join(map(str, changes)))
 
 
-def _looks(summary: Summary) -> Reading | None:
-    """Another episode's images are real ones, so a fall with them is no mere shock: they count before blank ones."""
-    found = {"other_image": "it looks at the images", "blank_image": "it needs images"}
-    changes = [changed for name in found if (changed := summary.change(name)) is not None]
-    if not changes:
-        return None
-    answers = [_fall(c, found[c.condition], "no sign that it looks at the images") for c in changes]
-    answer, headline = next((given for given in answers if given[0] != UNKNOWN), answers[-1])
-    return Reading("Does it look?", answer, headline, " ".join(map(_success_words, changes)))
-
-
-def _listens(summary: Summary) -> Reading | None:
-    """By the picks of conflict episodes: in train, an instruction that names the other cue means the same object."""
-    changed, question = summary.change("other_instruction", "conflict"), "Does it listen?"
+def _listens(changed: Change | None) -> tuple[str, str, str]:
+    """(answer, headline, text) by the picks of conflict episodes: in train, both instructions mean the same object."""
     if changed is None:
-        if summary.change("other_instruction") is None:
-            return None
-        return Reading(question, UNKNOWN, "cannot be said", "That takes conflict episodes under another instruction.")
+        return UNKNOWN, "cannot be said", "That takes conflict episodes under another instruction."
     moved, n, picks = changed.target_picks, changed.before.n, changed.before.preference.n
     if n == 0:
-        return Reading(question, UNKNOWN, "cannot be said: no episode was played both ways", "")
+        return UNKNOWN, "cannot be said: no episode was played both ways", ""
     text = (
         f"With another instruction the target's share of the first picks changes by {moved}; something else is "
         f"picked first in {changed.other_pick.count} of the {n} conflict episodes that were played both ways."
     )
     if moved.shown:
-        return Reading(question, YES, "its picks change with the instruction", text)
+        return YES, "its picks change with the instruction", text
     if picks < LEAST_PICKS:
-        return Reading(question, UNKNOWN, f"cannot be said with {many(picks, 'pick')} of target or lure", text)
+        return UNKNOWN, f"cannot be said with {many(picks, 'pick')} of target or lure", text
     if _small(moved):
-        return Reading(question, NO, "no sign that it listens", text)
-    return Reading(question, UNKNOWN, f"cannot be said with {n} episodes", text)
+        return NO, "no sign that it listens", text
+    return UNKNOWN, f"cannot be said with {n} episodes", text
 
 
 def _fall(changed: Change, yes: str, no: str) -> tuple[str, str]:
@@ -150,10 +145,3 @@ def _fall(changed: Change, yes: str, no: str) -> tuple[str, str]:
 
 def _small(changed: Difference) -> bool:
     return changed.value is not None and changed.low >= -SMALL and changed.high <= SMALL
-
-
-def _success_words(changed: Change) -> str:
-    return (
-        f"With {CONDITIONS[changed.condition]}, success goes from {changed.before.success.counts} to "
-        f"{changed.after.success.counts}: {changed.success}."
-    )

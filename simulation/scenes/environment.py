@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -38,13 +39,6 @@ PLATE_THICKNESS = 0.002  # half
 UPRIGHT = [0.70710678, 0, 0.70710678, 0]  # SAPIEN's cylinders lie along x
 
 
-class _Material:
-    """Takes the place of sapien.render.RenderMaterial where nothing is rendered."""
-
-    def __init__(self, **looks: Any) -> None:
-        self.__dict__.update(looks)
-
-
 @contextmanager
 def _without_materials(wanted: bool) -> Iterator[None]:
     """In the block, bodies are built without materials, where `wanted`: physics alone needs no Vulkan driver.
@@ -55,7 +49,7 @@ def _without_materials(wanted: bool) -> Iterator[None]:
     holders = (sapien.render, sapien.pysapien.render, sapien.wrapper.urdf_loader) if wanted else ()
     own = [holder.RenderMaterial for holder in holders]
     for holder in holders:
-        holder.RenderMaterial = _Material
+        holder.RenderMaterial = SimpleNamespace
     try:
         yield
     finally:
@@ -130,14 +124,11 @@ class ConflictPickEnv(BaseEnv):
         self.plate = self._build_plate(self.episode.plate)
 
     def _build_object(self, name: str, thing: Thing) -> Actor:
-        half, height, color = HALF_SIZE[thing.size], _height(thing), COLORS[thing.color]
+        half, height = HALF_SIZE[thing.size], _height(thing)
+        sizes = {"cube": [half], "sphere": [height], "cylinder": [half, height]}[thing.object]
         pose = _pose(thing, height, lying=thing.object == "cylinder")
-        if thing.object == "cube":
-            body = actors.build_cube(self.scene, half, color, name, initial_pose=pose)
-        elif thing.object == "sphere":
-            body = actors.build_sphere(self.scene, height, color, name, initial_pose=pose)
-        else:
-            body = actors.build_cylinder(self.scene, half, height, color, name, initial_pose=pose)
+        build = getattr(actors, f"build_{thing.object}")
+        body = build(self.scene, *sizes, COLORS[thing.color], name, initial_pose=pose)
         for rigid in body._bodies:
             rigid.set_angular_damping(5.0)  # a sphere that is touched should not roll away
         return body
