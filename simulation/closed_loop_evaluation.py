@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from data_prep.maniskill import CONTROL_FREQ
 from finetune.open_loop import EvaluateConfig
@@ -19,7 +19,14 @@ from gr00t.model.finished_checkpoint import read_processor, read_trained_on, ver
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 from simulation.closed_loop import Evaluation, Settings
-from simulation.closed_loop.policies import LurePolicy, RandomPolicy, ReplayPolicy, TargetPolicy, check_configs
+from simulation.closed_loop.policies import (
+    LurePolicy,
+    RandomPolicy,
+    ReplayPolicy,
+    ScriptedPolicy,
+    TargetPolicy,
+    check_configs,
+)
 from simulation.closed_loop.rollout import run_episodes
 from simulation.report.closed_loop_report import JSON_FILE, log_to_wandb, print_report, write_report
 from simulation.scenes import require_rendering, require_simulator
@@ -34,11 +41,7 @@ VIDEOS = "videos"
 
 
 def evaluate_closed_loop(config: EvaluateConfig) -> Evaluation:
-    """Play the episodes, write the report and print it.
-
-    Everything that can be refused is refused before the weights are read. The report folder stays as it was when
-    something fails.
-    """
+    """Play the episodes, write the report and print it; where something fails, the report folder stays as it was."""
     a, b = split_factors(config.split.name)
     require_simulator()
     if config.render != "none":
@@ -86,13 +89,13 @@ def _policy(config: EvaluateConfig) -> tuple[Any, dict[str, Any]]:
         return client, {"policy": f"server {config.server}"}
     if config.policy == "checkpoint":
         return _checkpoint_policy(config)
-    if config.policy == "replay":
-        policy: Any = ReplayPolicy(Path(config.raw_dir), config.split.name, config.parts)
-    elif config.policy == "random":
-        policy = RandomPolicy(config.seed)
-    else:
-        policy = TargetPolicy() if config.policy == "expert" else LurePolicy()
-    return policy, {"policy": config.policy}
+    scripted: dict[str, Callable[[], ScriptedPolicy]] = {
+        "expert": TargetPolicy,
+        "lure": LurePolicy,
+        "random": lambda: RandomPolicy(config.seed),
+        "replay": lambda: ReplayPolicy(Path(config.raw_dir), config.split.name, config.parts),
+    }
+    return scripted[config.policy](), {"policy": config.policy}
 
 
 def _checkpoint_policy(config: EvaluateConfig) -> tuple[GR00TPolicy, dict[str, Any]]:
@@ -130,10 +133,10 @@ def _image_size(checkpoint: Path, trained_on: dict[str, Any]) -> int:
     datasets = trained_on.get("mixture", [trained_on])
     sizes = {tuple(size) for of in datasets for size in of.get("frame_sizes", {}).values() if size}
     if not sizes:
-        Console(stderr=True).print(
+        print(
             f"note: {checkpoint} does not say how large the images were that it was trained on: {USUAL_SIZE} pixels "
             "are taken (image_size=... takes others).",
-            highlight=False,
+            file=sys.stderr,
         )
         return USUAL_SIZE
     if len(sizes) > 1 or len(set(next(iter(sizes)))) > 1:

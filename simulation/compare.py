@@ -17,16 +17,7 @@ from urllib.parse import quote
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import read_json, write_json, write_text
 from simulation.closed_loop import CONDITIONS, Evaluation
-from simulation.report import (
-    AS_IT_IS,
-    Difference,
-    Summary,
-    difference,
-    many,
-    paired_difference,
-    plain,
-    summarize,
-)
+from simulation.report import AS_IT_IS, Difference, Summary, difference, many, paired_difference, plain, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
 from simulation.report.conclusions import A, B, verdict
 from simulation.scenes.factors import FACTORS
@@ -92,10 +83,7 @@ class Comparison:
 
 
 def main(config: CompareConfig) -> None:
-    """Write the page and its numbers, and with `pages` those of every evaluation; print a line for each.
-
-    Raises ToolkitError for anything the user can mend.
-    """
+    """Write the page and its numbers, and with `pages` those of every evaluation; print a line for each."""
     out = Path(config.out).expanduser()
     numbers = _numbers_of(out)
     comparison = compare(Path(config.reports_dir))
@@ -204,20 +192,15 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
 def _page(comparison: Comparison, folder: Path) -> str:
     """The HTML, with links to each evaluation's own page as seen from `folder`."""
     entries = comparison.entries
-    splits = sorted({entry.split for entry in entries})
+    pages = {entry.name: entry.path.with_name(PAGE_FILE) for entry in entries}
     played = {condition for entry in entries for condition in entry.summary.counted}
-    links = {}
-    for entry in entries:
-        target = entry.path.with_name(PAGE_FILE)
-        # Empty where there is no page.
-        links[entry.name] = quote(Path(os.path.relpath(target, folder)).as_posix()) if target.is_file() else ""
+    splits = len({entry.split for entry in entries})
     values = {
-        "title": f"Closed loop: {many(len(entries), 'evaluation')} of {many(len(splits), 'split')}",
+        "title": f"Closed loop: {many(len(entries), 'evaluation')} of {many(splits, 'split')}",
         "comparison": comparison,
         "factors": list(FACTORS),
-        "cells": {split: [e for e in entries if e.split == split] for split in splits},
-        "links": links,
-        "tints": {entry.name: tint(entry) for entry in entries},
+        "links": {n: quote(os.path.relpath(path, folder)) for n, path in pages.items() if path.is_file()},
+        "tint": tint,
         "ablations": [c for c in CONDITIONS if c in played and c != AS_IT_IS],
         "conditions": CONDITIONS,
     }
@@ -226,10 +209,8 @@ def _page(comparison: Comparison, folder: Path) -> str:
 
 def tint(entry: Entry) -> tuple[str, int]:
     """The color of a preference that is shown, target's or lure's, and its strength in %: 60 at all or none."""
-    answer, value = entry.verdict[0], entry.summary.preference.value
-    if answer not in (A, B) or value is None:
-        return "target", 0
-    return "target" if answer == A else "lure", round(120 * abs(value - 0.5))
+    answer, value = entry.verdict[0], entry.summary.preference.value or 0.0
+    return "lure" if answer == B else "target", round(120 * abs(value - 0.5)) if answer in (A, B) else 0
 
 
 if __name__ == "__main__":

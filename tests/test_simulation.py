@@ -32,7 +32,7 @@ def physics(split: str, part: str):
     from simulation.scenes.environment import make_env
     from simulation.scenes.expert import Expert
 
-    task = make_env(split, part, obs_mode="none", render="none").unwrapped
+    task = make_env(split, part, render="none").unwrapped
     return task, Expert(task)
 
 

@@ -32,9 +32,7 @@ class EpisodePlayer:
         self, settings: Settings, policy: ScriptedPolicy | None, ask: Callable[[Observation], np.ndarray]
     ) -> None:
         self.settings, self.policy, self.ask = settings, policy, ask
-        size, render = settings.image_size, settings.render
-        obs_mode = "none" if render == "none" else "rgb"
-        env = make_env(settings.split, "train", image_size=size, obs_mode=obs_mode, render=render)
+        env = make_env(settings.split, "train", image_size=settings.image_size, render=settings.render)
         self.task: ConflictPickEnv = env.unwrapped  # type: ignore[assignment]
         self.task.render_when_asked()
         self.task.reset(seed=0)

@@ -202,7 +202,7 @@ class ReplayPolicy(ScriptedPolicy):
     rebuilds = True  # as recordings are made, so that motions too are the same
 
     def __init__(self, raw_dir: Path, split: str, parts: Sequence[str]) -> None:
-        self.recorded: dict[str, dict[int | None, Recorded]] = {}
+        self.recorded: dict[str, dict[Any, Recorded]] = {}  # by part and seed
         for part in parts:
             folder = raw_dir / split / part
             episodes = read_recordings(folder).episodes

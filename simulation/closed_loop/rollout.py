@@ -1,16 +1,16 @@
 """Plays episodes in closed loop: several worker processes with an environment each, one process that infers for all.
 
-The same evaluation on the same number of workers gives the same outcomes. Episode i of a part belongs to worker i
-modulo their number; a scene is built again before its first one, and what PhysX remembers of contacts after that is the
-same every time. The policy is asked when all workers wait for their next chunk, for all of them, in the workers' order,
-so a batch holds the same episodes whatever the timing. On another number of workers an episode follows upon others,
-whose contacts reach its motions, and batches have other sizes, which changes the last bits of what a model computes:
-single outcomes may differ then."""
+The same evaluation on the same number of workers gives the same outcomes: episode i of a part is worker i's modulo
+their number, a scene is built again before its first one, and the policy is asked when all workers wait for their next
+chunk, for all of them in their order. On another number of workers an episode follows upon others, whose contacts PhysX
+remembers, and batches have other sizes, which changes the last bits of what a model computes."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import multiprocessing
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.processes import WORKER_SECONDS, one_thread_each, settle_in, silent
@@ -150,16 +149,14 @@ class _Crew:
         """Every condition and part, one after the other."""
         outcomes: list[EpisodeOutcome] = []
         with progress_bar(NOTE, unit="episodes", show=progress) as bar:
-            for condition in self.settings.conditions:
-                for part in self.settings.parts:
-                    seeds = self._seeds(part)
-                    name = part if condition == "none" else f"{part}, {CONDITIONS[condition]}"
-                    task = bar.add_task(name, total=len(seeds), note="")
-                    found: list[EpisodeOutcome] = []
-                    for outcome in self._play(condition, part, seeds):
-                        found.append(outcome)
-                        bar.update(task, advance=1, note=f"{sum(o.success for o in found)} successes")
-                    outcomes += sorted(found, key=lambda outcome: outcome.seed)
+            for condition, part in itertools.product(self.settings.conditions, self.settings.parts):
+                found, seeds = list[EpisodeOutcome](), self._seeds(part)
+                name = part if condition == "none" else f"{part}, {CONDITIONS[condition]}"
+                task = bar.add_task(name, total=len(seeds), note="")
+                for outcome in self._play(condition, part, seeds):
+                    found.append(outcome)
+                    bar.update(task, advance=1, note=f"{sum(o.success for o in found)} successes")
+                outcomes += sorted(found, key=lambda outcome: outcome.seed)
         return outcomes
 
     def film(self, outcomes: Sequence[EpisodeOutcome], folder: Path) -> list[EpisodeOutcome]:
@@ -174,8 +171,7 @@ class _Crew:
         for worker, outcome in asked:
             _, trouble = self._next([worker])
             if trouble is not None:
-                text = f"note: the video {names.pop(id(outcome))} could not be written: {trouble}"
-                Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+                print(f"note: the video {names.pop(id(outcome))} could not be written: {trouble}", file=sys.stderr)
         return [dataclasses.replace(o, video=names.get(id(o))) for o in outcomes]
 
     def _seeds(self, part: str) -> list[int]:

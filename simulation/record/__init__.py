@@ -60,10 +60,7 @@ class RecordConfig:
 
 
 def record(config: RecordConfig) -> list[str]:
-    """Record one part of one split, or resume; returns what there is to say.
-
-    Raises ToolkitError for anything the user can mend.
-    """
+    """Record one part of one split, or resume; returns what there is to say."""
     split_factors(config.split.name)
     if config.seed + 2 * config.episodes > FIRST_EVALUATION_SEED:
         raise ToolkitError(
@@ -115,10 +112,7 @@ def _begins(begun: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def _extends(target: Path, config: RecordConfig, recorded: dict[str, Any] | None) -> bool:
-    """Whether the recording there, of these settings, is the beginning of the wanted one.
-
-    Raises ToolkitError for what may not be replaced.
-    """
+    """Whether the recording there, of these settings, is to be made longer; what may not be replaced is refused."""
     if not target.exists() and not target.is_symlink():
         return False
     others = {path.name for path in target.iterdir()} - {H5, JSON} if target.is_dir() else {target.name}
@@ -127,24 +121,29 @@ def _extends(target: Path, config: RecordConfig, recorded: dict[str, Any] | None
             f"{target}: holds {min(others, default=JSON)}, which was not recorded here, so it is left as it is. Move "
             "it away, or choose another out=FOLDER."
         )
-    if not config.overwrite and not _begins(recorded, settings_of(config)):
-        raise ToolkitError(
-            f"{target}: holds a recording with {_difference(recorded, settings_of(config))}. To record anew: "
-            "overwrite=true; or choose another out=FOLDER."
-        )
+    _refuse_others(target, config, recorded)
     return not config.overwrite
+
+
+def _refuse_others(place: Path, config: RecordConfig, begun: dict[str, Any]) -> None:
+    """Refuse to replace a recording of other settings, or to make it shorter, unless that was asked for."""
+    wanted = settings_of(config)
+    if not config.overwrite and not _begins(begun, wanted):
+        changed = [
+            f"{name}={begun.get(name)} (now {wanted[name]})" for name in wanted if begun.get(name) != wanted[name]
+        ]
+        raise ToolkitError(
+            f"{place}: holds a recording with {', '.join(changed) or 'the same settings'}. Take the same settings, "
+            "choose another out=FOLDER, or replace it: overwrite=true."
+        )
 
 
 def _open_work(work: Path, config: RecordConfig) -> None:
     """The folder of single episodes: new, or as an interrupted recording of as many episodes or fewer left it."""
     settings = settings_of(config)
     begun = _json(work / SETTINGS) or settings
+    _refuse_others(work, config, begun)
     if not _begins(begun, settings):
-        if not config.overwrite:
-            raise ToolkitError(
-                f"{work}: a recording was begun with {_difference(begun, settings)}. Go on with the same "
-                "settings, or begin anew: overwrite=true."
-            )
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
     for leftover in work.glob("*.partial-*"):
@@ -158,11 +157,6 @@ def _open_work(work: Path, config: RecordConfig) -> None:
             "room, choose another out=FOLDER, or a smaller image_size."
         )
     write_json(work / SETTINGS, settings)
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    changed = [f"{name}={old.get(name)} (now {new[name]})" for name in new if old.get(name) != new[name]]
-    return ", ".join(changed) or "the same settings"
 
 
 def _record_missing(work: Path, config: RecordConfig) -> int:
@@ -253,8 +247,7 @@ def _add(path: Path, recording: h5py.File, name: str) -> None:
 def take_apart(target: Path, work: Path, first: int) -> None:
     """Write the episodes of a recording to `work` as single ones, so that it can be made longer.
 
-    `first` is the seed it began with; a seed that it passed over is one that was given up. Raises ToolkitError for a
-    recording that cannot be read.
+    `first` is the seed it began with; a seed that it passed over is one that was given up.
     """
     whole: dict[str, Any] = read_json(target / JSON)
     del whole["recording"]

@@ -154,11 +154,6 @@ class Counted:
     missed: Share
     steps: Steps | None
 
-    @property
-    def n(self) -> int:
-        """The number of episodes."""
-        return self.success.n
-
 
 @dataclass(frozen=True)
 class FactorTable:

@@ -270,7 +270,7 @@ def numbers(summary: Summary) -> dict[str, float | str]:
     return found
 
 
-def tables(evaluation: Evaluation, summary: Summary) -> dict[str, tuple[list[str], list[list[Any]]]]:
+def tables(evaluation: Evaluation, summary: Summary) -> dict[str, tuple[list[Any], list[list[Any]]]]:
     """(columns, rows) of each table of the run."""
 
     def ends(share: Share | Difference) -> list[float | None]:
@@ -282,11 +282,11 @@ def tables(evaluation: Evaluation, summary: Summary) -> dict[str, tuple[list[str
         for name, share in {"success": counted.success, **counted.picks}.items()
     ]
     factors = [
-        [t.part, t.whose, t.factor, value, c.n, *ends(c.success), c.picks[TARGET].count]
+        [t.part, t.whose, t.factor, value, c.success.n, *ends(c.success), c.picks[TARGET].count]
         for t in summary.factors
         for value, c in t.rows.items()
     ]
-    changes = [[c.condition, c.part, c.before.n, *ends(c.success), c.other_pick.value] for c in summary.changes]
+    changes = [[c.condition, c.part, c.before.success.n, *ends(c.success), c.other_pick.value] for c in summary.changes]
     names = ["condition", "part", "seed", "success", "picked", "picked_step", "steps", "chunks", "instruction"]
     episodes = [
         [*(getattr(e, name) for name in names), e.in_words("target"), e.in_words("lure")] for e in evaluation.episodes

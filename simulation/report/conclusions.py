@@ -68,7 +68,7 @@ def cue_preference(summary: Summary) -> Reading:
     share, (a, b) = summary.preference, summary.cues
     answer, headline = verdict(share, summary.cues)
     text = (
-        f"Target or lure was picked first in {share.n} of {summary.of('conflict').n} conflict episodes"
+        f"Target or lure was picked first in {share.n} of {summary.of('conflict').success.n} conflict episodes"
         f"{f'; the target, which matches in {a}, in {share} of these' if share.n else ''}."
     )
     if answer == B:
@@ -110,7 +110,7 @@ def _listens(changed: Change | None) -> tuple[str, str, str]:
     """(answer, headline, text) by the picks of conflict episodes: in train, both instructions mean the same object."""
     if changed is None:
         return UNKNOWN, "cannot be said", "That takes conflict episodes under another instruction."
-    moved, n, picks = changed.target_picks, changed.before.n, changed.before.preference.n
+    moved, n, picks = changed.target_picks, changed.before.success.n, changed.before.preference.n
     if n == 0:
         return UNKNOWN, "cannot be said: no episode was played both ways", ""
     text = (

@@ -61,8 +61,7 @@ def _without_materials(wanted: bool) -> Iterator[None]:
 class ConflictPickEnv(BaseEnv):
     """Pick up the object that matches the cue plate in the factor that the split names first.
 
-    `evaluate` gives `success` (the target is held above the table by a still arm) and `picked`, the index of the
-    object that is held so, -1 for none; both of shape (1,). `episode` is what the last reset built.
+    `episode` is what the last reset built.
     """
 
     SUPPORTED_ROBOTS = ["panda", "panda_wristcam"]  # noqa: RUF012
@@ -160,7 +159,7 @@ class ConflictPickEnv(BaseEnv):
         return {"tcp_pose": self.agent.tcp_pose.raw_pose}
 
     def evaluate(self) -> dict[str, torch.Tensor]:
-        """{"success": (1,) bool, "picked": (1,) int64}, as the class says."""
+        """success (1,) bool: a still arm holds the target above the table; picked (1,) int64: what is held, or -1."""
         picked = torch.tensor([-1])
         for i, (body, thing) in enumerate(zip(self.objects, self.episode.objects, strict=True)):
             lifted = float(body.pose.p[0, 2]) - _height(thing)
@@ -177,16 +176,14 @@ class ConflictPickEnv(BaseEnv):
     compute_normalized_dense_reward = compute_dense_reward
 
 
-def make_env(
-    split: str, part: str, *, image_size: int = 224, obs_mode: str = "rgb", render: str = "cpu"
-) -> gymnasium.Env[Any, Any]:
+def make_env(split: str, part: str, *, image_size: int = 224, render: str = "cpu") -> gymnasium.Env[Any, Any]:
     """The environment as recordings and evaluation use it; `render` is cpu, gpu, or none for physics only."""
     return gymnasium.make(
         ENV_ID,
         split=split,
         part=part,
         image_size=image_size,
-        obs_mode=obs_mode,
+        obs_mode="none" if render == "none" else "rgb",
         control_mode="pd_joint_pos",
         render_mode="rgb_array",
         sim_backend="physx_cpu",
