@@ -30,7 +30,7 @@ from gr00t.data.statistics import to_processor_statistics
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from simulation.closed_loop import Phase, Settings
-from simulation.closed_loop.policies import Request, ScriptedPolicy, TargetPolicy
+from simulation.closed_loop.policies import Observation, ScriptedPolicy, TargetPolicy
 from simulation.closed_loop.rollout import run_episodes
 from simulation.scenes.factors import FIRST_EVALUATION_SEED
 from toolkit.configuration import load
@@ -70,7 +70,7 @@ class Ways:
             steps += 1
         return steps
 
-    def _chunk(self, request: Request) -> np.ndarray:
+    def _chunk(self, request: Observation) -> np.ndarray:
         n = self.settings.n_action_steps
         return self.plans[request.seed][request.chunk * n :][:n]
 

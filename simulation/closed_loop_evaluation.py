@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from data_prep.maniskill import CONTROL_FREQ
 from finetune.open_loop import EvaluateConfig
@@ -22,9 +19,16 @@ from gr00t.model.finished_checkpoint import read_processor, read_trained_on, ver
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 from simulation.closed_loop import Evaluation, Settings
-from simulation.closed_loop.policies import LurePolicy, RandomPolicy, TargetPolicy, check_configs, replay_policy
+from simulation.closed_loop.policies import (
+    LurePolicy,
+    RandomPolicy,
+    ReplayPolicy,
+    ScriptedPolicy,
+    TargetPolicy,
+    check_configs,
+)
 from simulation.closed_loop.rollout import run_episodes
-from simulation.report.closed_loop_report import log_to_wandb, print_report, write_report
+from simulation.report.closed_loop_report import JSON_FILE, log_to_wandb, print_report, write_report
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.factors import split_factors
 from toolkit.code_files import versions
@@ -37,43 +41,41 @@ VIDEOS = "videos"
 
 
 def evaluate_closed_loop(config: EvaluateConfig) -> Evaluation:
-    """Play the episodes, write the report and print it.
-
-    Everything that can be refused is refused before the weights are read. The report folder stays as it was when
-    something fails.
-    """
+    """Play the episodes, write the report and print it; where something fails, the report folder stays as it was."""
     a, b = split_factors(config.split.name)
     require_simulator()
     if config.render != "none":
         require_rendering(config.render)
     policy, facts = _policy(config)
+    names = ("episodes", "n_action_steps", "max_steps", "seed", "workers")
+    shared = {name: getattr(config, name) for name in names}
     settings = Settings(
-        split=config.split.name,
-        instruction=config.split.instruction,
+        config.split.name,
+        config.split.instruction,
         # That of the split with the cues swapped: a sentence of the same kind, for the lure.
         other_instruction=str(read_yaml(CONFIG_DIR / "split" / f"{b}_{a}.yaml")["instruction"]),
         parts=tuple(config.parts),
         conditions=("none", *config.ablations),
-        episodes=config.episodes,
-        n_action_steps=config.n_action_steps,
-        max_steps=config.max_steps,
         image_size=facts.get("image_size") or config.image_size or USUAL_SIZE,
         render=config.render,
-        seed=config.seed,
-        workers=config.workers,
         videos=0 if config.render == "none" else config.videos,
+        **shared,
     )
     started = time.monotonic()
-    with _videos_of(config.report_folder, settings.videos) as folder:
-        outcomes = run_episodes(policy, settings, folder=folder)
+    folder = config.report_folder
+    with whole_folder(folder / VIDEOS, lock=False) as aside:
+        outcomes = run_episodes(policy, settings, folder=aside)
+        (folder / JSON_FILE).unlink(missing_ok=True)  # it names older videos
+    if not settings.videos:
+        (folder / VIDEOS).rmdir()
     outcomes = [dataclasses.replace(o, video=o.video and f"{VIDEOS}/{o.video}") for o in outcomes]
-    names = ("split", "instruction", "episodes", "n_action_steps", "max_steps", "seed", "workers")
-    info = {name: getattr(settings, name) for name in (*names, "image_size", "render")}
+    info = {"split": settings.split, "instruction": settings.instruction, **shared}
+    info |= {"image_size": settings.image_size, "render": settings.render}
     info |= {"config": dataclasses.asdict(config), "versions": versions(), **facts}
     evaluation = Evaluation({**info, "seconds": round(time.monotonic() - started, 1)}, tuple(outcomes))
-    write_report(evaluation, config.report_folder)
-    print_report(evaluation, config.report_folder)
-    log_to_wandb(evaluation, config.report_folder, config.tracking)
+    write_report(evaluation, folder)
+    print_report(evaluation, folder)
+    log_to_wandb(evaluation, folder, config.tracking)
     return evaluation
 
 
@@ -87,13 +89,13 @@ def _policy(config: EvaluateConfig) -> tuple[Any, dict[str, Any]]:
         return client, {"policy": f"server {config.server}"}
     if config.policy == "checkpoint":
         return _checkpoint_policy(config)
-    if config.policy == "replay":
-        policy: Any = replay_policy(Path(config.raw_dir), config.split.name, config.parts)
-    elif config.policy == "random":
-        policy = RandomPolicy(config.seed)
-    else:
-        policy = TargetPolicy() if config.policy == "expert" else LurePolicy()
-    return policy, {"policy": config.policy}
+    scripted: dict[str, Callable[[], ScriptedPolicy]] = {
+        "expert": TargetPolicy,
+        "lure": LurePolicy,
+        "random": lambda: RandomPolicy(config.seed),
+        "replay": lambda: ReplayPolicy(Path(config.raw_dir), config.split.name, config.parts),
+    }
+    return scripted[config.policy](), {"policy": config.policy}
 
 
 def _checkpoint_policy(config: EvaluateConfig) -> tuple[GR00TPolicy, dict[str, Any]]:
@@ -131,10 +133,10 @@ def _image_size(checkpoint: Path, trained_on: dict[str, Any]) -> int:
     datasets = trained_on.get("mixture", [trained_on])
     sizes = {tuple(size) for of in datasets for size in of.get("frame_sizes", {}).values() if size}
     if not sizes:
-        Console(stderr=True).print(
+        print(
             f"note: {checkpoint} does not say how large the images were that it was trained on: {USUAL_SIZE} pixels "
             "are taken (image_size=... takes others).",
-            highlight=False,
+            file=sys.stderr,
         )
         return USUAL_SIZE
     if len(sizes) > 1 or len(set(next(iter(sizes)))) > 1:
@@ -143,16 +145,3 @@ def _image_size(checkpoint: Path, trained_on: dict[str, Any]) -> int:
             f"{checkpoint} was trained on images of {found}; the simulated ones are square: image_size=..."
         )
     return int(next(iter(sizes))[0])
-
-
-@contextmanager
-def _videos_of(report_folder: Path, count: int) -> Iterator[Path | None]:
-    """A folder that becomes the report's videos when the block ends without an exception."""
-    videos = report_folder / VIDEOS
-    if count:
-        with whole_folder(videos, lock=False) as aside:
-            yield aside
-            (report_folder / "closed_loop.json").unlink(missing_ok=True)  # it names older videos
-    else:
-        yield None
-        shutil.rmtree(videos, ignore_errors=True)

@@ -31,16 +31,14 @@ from simulation.closed_loop.policies import (
     LurePolicy,
     Observation,
     RandomPolicy,
-    Request,
+    ReplayPolicy,
     ScriptedPolicy,
     TargetPolicy,
     as_batch,
     check_configs,
-    replay_policy,
 )
 from simulation.closed_loop.rollout import _to_film, run_episodes
 from simulation.closed_loop_evaluation import evaluate_closed_loop
-from simulation.record.trajectory_files import leave_out_start
 from simulation.scenes.factors import FIRST_EVALUATION_SEED, sample_episode
 from toolkit.shared_keys import PARTS
 
@@ -126,9 +124,9 @@ def test_recorded_actions_succeed_and_every_observation_is_the_datasets_frame(
     """Shown when a chunk is due, and rendered then only."""
     convert_split(recordings.parent, tmp_path, SPLIT, INSTRUCTION, MODALITY_CONFIG, progress=False)
     reader = StepReader(tmp_path / SPLIT / "train", MODALITY_CONFIG)
-    requests: list[Request] = []
+    requests: list[Observation] = []
 
-    def ask(request: Request) -> np.ndarray:
+    def ask(request: Observation) -> np.ndarray:
         requests.append(request)
         return actions[8 * request.chunk :][:8]
 
@@ -158,14 +156,14 @@ def count_calls(holder: object, name: str, monkeypatch: pytest.MonkeyPatch) -> l
     return calls
 
 
-def compare(request: Request, reader: StepReader, recordings: Path, episode: int) -> None:
+def compare(request: Observation, reader: StepReader, recordings: Path, episode: int) -> None:
     frame, step = 8 * request.chunk, reader.step(episode, 8 * request.chunk)
     state = np.concatenate([step.states["arm"][0], step.states["gripper"][0]])
-    assert np.array_equal(request.observation.state, state) and request.observation.state.dtype == np.float32
+    assert np.array_equal(request.state, state) and request.state.dtype == np.float32
     with h5py.File(recordings / "train/trajectory.h5") as file:
         cameras = file[f"traj_{episode}/obs/sensor_data"]
         for key, sensor in (("image", "base_camera"), ("wrist_image", "hand_camera")):
-            image = request.observation.images[key]
+            image = request.images[key]
             assert np.array_equal(image, cameras[f"{sensor}/rgb"][frame])
             assert np.abs(image - step.images[key][0].astype(float)).mean() < 8  # what the video's compression costs
 
@@ -174,7 +172,7 @@ def compare(request: Request, reader: StepReader, recordings: Path, episode: int
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_recorded_actions_replayed_by_the_policy_of_that_name_succeed(looking, recordings: Path) -> None:
-    policy = replay_policy(recordings.parent, SPLIT, ["train"])
+    policy = ReplayPolicy(recordings.parent, SPLIT, ["train"])
     assert policy.seeds("train", 2) == [0, 1]
     outcomes = play(looking, "train", policy.seeds("train", 9), policy)
     assert [(o.seed, o.success) for o in outcomes] == [(0, True), (1, True), (2, True)]
@@ -185,17 +183,17 @@ def test_recorded_actions_replayed_by_the_policy_of_that_name_succeed(looking, r
 @pytest.mark.slow
 def test_recordings_that_cannot_be_replayed_are_refused(recordings: Path, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="no recording of color_object train"):
-        replay_policy(SAMPLES, "color_object", ["train"])
+        ReplayPolicy(SAMPLES, "color_object", ["train"])
     with pytest.raises(ToolkitError, match="no such folder"):
-        replay_policy(tmp_path, SPLIT, ["conflict"])
+        ReplayPolicy(tmp_path, SPLIT, ["conflict"])
     with pytest.raises(ToolkitError, match="pushed aside in every episode"):
-        replay_policy(recordings.parent, SPLIT, ["conflict"])
+        ReplayPolicy(recordings.parent, SPLIT, ["conflict"])
     shutil.copytree(recordings, tmp_path / SPLIT)
     path = tmp_path / SPLIT / "train/trajectory.json"
     meta = read_json(path)
     meta["episodes"][0]["disturbed"] = True
     write_json(path, meta)
-    assert replay_policy(tmp_path, SPLIT, ["train"]).seeds("train", 9) == [1, 2]
+    assert ReplayPolicy(tmp_path, SPLIT, ["train"]).seeds("train", 9) == [1, 2]
 
 
 # -- policies that look ------------------------------------------------------------------------------------------------
@@ -260,8 +258,8 @@ def test_ablations_show_other_images_and_the_rest_as_it_is(looking, monkeypatch:
     still = np.tile(np.float32([0, 0.39, 0, -1.96, 0, 2.36, -0.79, 1]), (8, 1))
     shown: list[Observation] = []
 
-    def ask(request: Request) -> np.ndarray:
-        shown.append(request.observation)
+    def ask(request: Observation) -> np.ndarray:
+        shown.append(request)
         return still[: 8 if len(shown) < 2 else 0]
 
     def seen(condition: str) -> list[Observation]:
@@ -330,7 +328,7 @@ def test_the_first_successes_and_failures_of_each_part_are_filmed_as_they_are() 
 def test_a_batch_holds_the_groups_of_the_state_in_the_order_of_the_requests() -> None:
     def seen(value: int) -> Observation:
         images = {"image": np.full((4, 4, 3), value, np.uint8), "wrist_image": np.full((4, 4, 3), value + 1, np.uint8)}
-        return Observation(images, np.arange(8, dtype=np.float32) + 10 * value)
+        return Observation(images, np.arange(8, dtype=np.float32) + 10 * value, FIRST, 0)
 
     batch = as_batch([seen(1), seen(5)], "do it", MODALITY_CONFIG)
     assert batch["state.arm"].shape == (2, 1, 7) and batch["state.gripper"][:, 0, 0].tolist() == [17, 57]
@@ -353,11 +351,11 @@ class Seeded:
 
 def test_noise_is_of_seed_episode_and_chunk_whatever_the_batch() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
-    shown = Observation({"image": image, "wrist_image": image}, np.zeros(8, np.float32))
+    shown = {"image": image, "wrist_image": image}, np.zeros(8, np.float32)
 
     def given(seed: int, *chunks: tuple[int, int], drop_state: bool = False) -> list[tuple[int, bool]]:
         policy = Seeded()
-        requests = [Request(shown, episode, chunk) for episode, chunk in chunks]
+        requests = [Observation(*shown, episode, chunk) for episode, chunk in chunks]
         Inference(policy, seed, 16, ("none", "zero_state")).chunks(requests, "x", drop_state=drop_state)
         return policy.given
 
@@ -389,23 +387,6 @@ def test_scripted_policies_choose_their_object() -> None:
     assert TargetPolicy().seeds("train", 3) == [FIRST, FIRST + 1, FIRST + 2]
 
 
-def test_a_cut_recording_begins_later_with_its_attributes(tmp_path: Path) -> None:
-    path = tmp_path / "7.h5"
-    with h5py.File(path, "w") as file:
-        file.create_group("traj_0").attrs["kept"] = 5
-        file["traj_0/actions"] = np.arange(6)
-        file.create_dataset("traj_0/obs/rgb", data=np.arange(7), compression="gzip", compression_opts=4)
-        file["traj_0/obs/rgb"].attrs["unit"] = "px"
-    leave_out_start(path, 2)
-    with h5py.File(path) as file:
-        rgb = file["traj_0/obs/rgb"]
-        assert file["traj_0/actions"][:].tolist() == [2, 3, 4, 5] and rgb[:].tolist() == [2, 3, 4, 5, 6]
-        assert (file["traj_0"].attrs["kept"], rgb.attrs["unit"], rgb.compression, rgb.compression_opts) == (
-            *(5, "px", "gzip", 4),
-        )
-    assert [found.name for found in tmp_path.iterdir()] == ["7.h5"]
-
-
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -421,7 +402,7 @@ class Answering:
 
 def asked(policy: object) -> list[np.ndarray]:
     image = np.zeros((32, 32, 3), np.uint8)
-    request = Request(Observation({"image": image, "wrist_image": image}, np.zeros(8, np.float32)), FIRST, 0)
+    request = Observation({"image": image, "wrist_image": image}, np.zeros(8, np.float32), FIRST, 0)
     return Inference(policy, 42, 8, ("none",)).chunks([request, request], "x", drop_state=False)
 
 

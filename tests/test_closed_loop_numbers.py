@@ -10,8 +10,8 @@ import pytest
 from outcomes import HELD, LOST, NONE, WRONG, by_scene, evaluation, outcome, played
 
 from simulation.closed_loop import EpisodeOutcome
+from simulation.report import Difference, Share, count, difference, paired_difference, summarize
 from simulation.report.conclusions import LEAST_PICKS, _small, cue_preference, in_short, least_shown, readings, verdict
-from simulation.report.summary import Difference, Share, count, difference, paired_difference, summarize
 from simulation.scenes.factors import FACTORS
 from toolkit.installation import CHECKOUT
 
@@ -121,7 +121,7 @@ def test_factor_tables_hold_every_episode_once() -> None:
     assert {t.whose for t in summary.factors if t.part == "train"} == {"target", "plate"}
     for table in summary.factors:
         whole = summary.of(table.part)
-        assert sum(c.n for c in table.rows.values()) == whole.n
+        assert sum(c.success.n for c in table.rows.values()) == whole.success.n
         assert sum(c.success.count for c in table.rows.values()) == whole.success.count
         assert sum(c.picks["lure"].count for c in table.rows.values()) == whole.picks["lure"].count
 
@@ -287,7 +287,7 @@ def test_a_change_is_after_minus_before_part_by_part() -> None:
     assert found.other_pick == Share(5, 10)
     train, both = summary.change("blank_image", "train"), summary.change("blank_image")
     assert train is not None and (train.before.success, train.after.success) == (Share(4, 4), Share(3, 4))
-    assert both is not None and (both.before.n, both.after.success) == (14, Share(5, 14))
+    assert both is not None and (both.before.success.n, both.after.success) == (14, Share(5, 14))
     assert {c.condition for c in summary.changes} == {"blank_image"}
 
 
@@ -295,7 +295,7 @@ def test_an_ablation_is_not_paired_with_the_other_part_and_stays_out_of_the_fact
     train, blank = played({HELD: 5}, part="train"), played({NONE: 5}, condition="blank_image")
     summary = summarize(evaluation([*train, *blank]))
     found = summary.change("blank_image")
-    assert found is not None and found.before.n == found.after.n == 0
+    assert found is not None and found.before.success.n == found.after.success.n == 0
     assert {table.part for table in summary.factors} == {"train"}
 
 

@@ -19,6 +19,7 @@ from wandb_records import records
 from gr00t.data.video import write_video
 from gr00t.errors import ToolkitError
 from simulation.closed_loop import Evaluation
+from simulation.report import summarize
 from simulation.report.closed_loop_page import (
     EMBEDDED_BYTES,
     _histogram,
@@ -29,18 +30,16 @@ from simulation.report.closed_loop_page import (
     videos,
 )
 from simulation.report.closed_loop_report import (
-    _change_rows,
-    _factor_rows,
-    _share_rows,
+    as_json,
     log_to_wandb,
     markdown,
     numbers,
     print_report,
     read_evaluation,
+    tables,
     write_report,
 )
-from simulation.report.conclusions import Reading, tone
-from simulation.report.summary import summarize
+from simulation.report.conclusions import Reading
 from simulation.scenes.factors import OBJECT_X, OBJECT_Y
 from toolkit.shared_keys import TrackingConfig
 
@@ -207,27 +206,28 @@ def test_ablations_stay_out_of_the_maps_and_of_the_other_instructions(tmp_path: 
 
 
 def test_answers_have_the_colour_of_what_they_mean() -> None:
-    tones = {answer: tone(Reading("Does it look?", answer, "", "")) for answer in ("a", "b", "yes", "no", "unknown")}
+    tones = {answer: Reading("Does it look?", answer, "", "").tone for answer in ("a", "b", "yes", "no", "unknown")}
     assert tones == {"a": "ok", "b": "warning", "yes": "ok", "no": "error", "unknown": "soft"}
-    assert tone(Reading("Does it need the state?", "no", "", "")) == ""
+    assert Reading("Does it need the state?", "no", "", "").tone == ""
 
 
 def test_numbers_to_log_are_the_shares_with_their_ends() -> None:
     train, conflict = played({HELD: 3, LOST: 1}, part="train"), played({HELD: 2, LOST: 1, WRONG: 1, NONE: 4})
     blank = played({HELD: 1, WRONG: 2, NONE: 5}, condition="blank_image")
-    summary = summarize(evaluation([*train, *conflict, *blank]))
-    found = numbers(summary)
+    made = evaluation([*train, *conflict, *blank])
+    summary = summarize(made)
+    found, shown = numbers(summary), tables(made, summary)
     preference = summary.preference
     assert found["closed_loop/cue_preference"] == 0.75 and found["closed_loop/cue_preference_of"] == 4
     assert found["closed_loop/cue_preference_low"] == preference.low < found["closed_loop/cue_preference_high"]
     assert found["closed_loop/blank_image/cue_preference"] == pytest.approx(1 / 3)
     assert "closed_loop/cue_preference" not in numbers(summarize(evaluation(train)))
-    rows = {tuple(row[:3]): row[3:] for row in _share_rows(summary)}
+    rows = {tuple(row[:3]): row[3:] for row in shown["picks"][1]}
     success = summary.of("conflict").success
     assert rows["conflict", "none", "success"] == [2, 8, 0.25, success.low, success.high]
-    changed = next(row for row in _change_rows(summary) if row[:2] == ["blank_image", "conflict"])
+    changed = next(row for row in shown["changes"][1] if row[:2] == ["blank_image", "conflict"])
     assert changed[2:4] == [8, -0.125]
-    held = [row for row in _factor_rows(summary) if row[:3] == ["conflict", "target", "size"]]
+    held = [row for row in shown["by_factor"][1] if row[:3] == ["conflict", "target", "size"]]
     assert (sum(row[4] for row in held), sum(row[-1] for row in held)) == (8, 3)
 
 
@@ -300,7 +300,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def damaged(change: str) -> Any:
-    data = json.loads(json.dumps(whole().to_json()))
+    data = json.loads(json.dumps(as_json(whole(), summarize(whole()))))
     scope = {"data": data, "first": data["episodes"][0], "scene": data["episodes"][0]["episode"]}
     exec(change, scope)
     return data

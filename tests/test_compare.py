@@ -12,10 +12,9 @@ from outcomes import HELD, NONE, WRONG, evaluation, outcome, played
 from test_closed_loop_report import EVIL, Page
 
 from gr00t.errors import ToolkitError
-from simulation.compare import compare, tint
-from simulation.compare.__main__ import main
+from simulation.compare import compare, main, tint
+from simulation.report import Share, difference, paired_difference
 from simulation.report.closed_loop_report import find_evaluations, write_report
-from simulation.report.summary import Share, difference, paired_difference
 from simulation.scenes.factors import FIRST_EVALUATION_SEED
 from toolkit.command_line import run_main
 

@@ -32,7 +32,7 @@ def physics(split: str, part: str):
     from simulation.scenes.environment import make_env
     from simulation.scenes.expert import Expert
 
-    task = make_env(split, part, obs_mode="none", render="none").unwrapped
+    task = make_env(split, part, render="none").unwrapped
     return task, Expert(task)
 
 
@@ -196,7 +196,7 @@ def test_recordings_are_converted_as_a_users_are(recordings: Path, tmp_path: Pat
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_a_finished_recording_is_left_alone_and_other_settings_are_refused(recordings: Path) -> None:
-    from simulation.record.recording import record
+    from simulation.record import record
 
     def again(*argv: str) -> list[str]:
         given = ("local=none", "split=size_color", "image_size=64", f"out={recordings.parent}", "paraphrases=true")
@@ -222,7 +222,7 @@ def test_a_finished_recording_is_left_alone_and_other_settings_are_refused(recor
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_a_recording_is_made_longer_by_what_it_lacks(recordings: Path, tmp_path: Path) -> None:
-    from simulation.record.recording import record
+    from simulation.record import record
 
     shorter = tmp_path / "size_color/train"
     shutil.copytree(recordings / "train", shorter)
@@ -241,8 +241,7 @@ def test_a_recording_is_made_longer_by_what_it_lacks(recordings: Path, tmp_path:
 
 
 def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path: Path) -> None:
-    from simulation.record.recording import settings_of
-    from simulation.record.trajectory_files import take_apart
+    from simulation.record import settings_of, take_apart
 
     config = compose("record", "local=none", "split=size_color", "seed=4", "episodes=9", f"out={tmp_path}")
     target, work = tmp_path / "train", tmp_path / "work"
@@ -272,7 +271,7 @@ def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path:
 
 
 def test_settings_that_would_lose_or_mix_recorded_episodes_do_not_go_on() -> None:
-    from simulation.record.recording import _begins, settings_of
+    from simulation.record import _begins, settings_of
 
     def settings(*change: str) -> dict:
         return settings_of(compose("record", "local=none", "split=size_color", *change))

@@ -4,11 +4,9 @@ Needs neither torch nor a simulator: a report can be made, or made again, from c
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from gr00t.errors import ToolkitError
 from toolkit.shared_keys import PARTS
 
 FORMAT = 1
@@ -59,16 +57,6 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Film:
-    """Order to a worker: write a video of an episode that it has played."""
-
-    part: str
-    seed: int
-    text: str
-    path: Path
-
-
-@dataclass(frozen=True)
 class EpisodeOutcome:
     """One closed-loop episode.
 
@@ -92,6 +80,18 @@ class EpisodeOutcome:
     episode: dict[str, Any]
     video: str | None = None
 
+    def thing(self, whose: str) -> dict[str, Any] | None:
+        """The factors and place of the target, lure or plate; None for the lure of a train episode."""
+        if whose == "plate":
+            return self.episode["plate"]
+        index = self.episode[whose]
+        return None if index is None else self.episode["objects"][index]
+
+    def in_words(self, whose: str) -> str:
+        """The same as in: small red cube, left; empty for None."""
+        found = self.thing(whose)
+        return "" if found is None else f"{found['size']} {found['color']} {found['object']}, {found['position']}"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -103,22 +103,3 @@ class Evaluation:
 
     info: dict[str, Any]
     episodes: tuple[EpisodeOutcome, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As closed_loop.json holds it (the report adds its summary)."""
-        return {"format": FORMAT, "info": self.info, "episodes": [asdict(episode) for episode in self.episodes]}
-
-    @staticmethod
-    def from_json(data: dict[str, Any], where: str) -> Evaluation:
-        """The reverse of to_json; anything else raises ToolkitError with `where` in its message."""
-        if data.get("format") != FORMAT:
-            raise ToolkitError(
-                f"{where}: is no closed-loop result of format {FORMAT} (found {data.get('format')!r}). Evaluate again: "
-                "python evaluate_conflict.py mode=closed_loop ..."
-            )
-        names = {field.name for field in fields(EpisodeOutcome)}
-        try:
-            episodes = tuple(EpisodeOutcome(**{n: e[n] for n in names}) for e in data["episodes"])
-            return Evaluation(dict(data["info"]), episodes)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ToolkitError(f"{where}: is damaged ({type(error).__name__}: {error}). Evaluate again.") from None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, state_of
 from gr00t.data.video import write_video
-from gr00t.processes import settle_in
-from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, EpisodeOutcome, Film, Phase, Settings
-from simulation.closed_loop.policies import Images, Observation, Request, ScriptedPolicy
+from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, EpisodeOutcome, Phase, Settings
+from simulation.closed_loop.policies import Images, Observation, ScriptedPolicy
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.scenes.expert import Expert
 
 VIEW = 256  # least height of a camera's image, pixels
 FONT, LINE, MARGIN = 14, 18, 6
-
-
-def serve(pipe: Connection, settings: Settings, policy: ScriptedPolicy | None) -> None:
-    """Carry out the parent's orders until it is gone.
-
-    A Phase is answered by Requests and outcomes and, at its end, None; a Film by what went wrong, or None.
-    """
-    settle_in()
-
-    def ask(request: Request) -> np.ndarray:
-        pipe.send(request)
-        return pipe.recv()
-
-    player = EpisodePlayer(settings, policy, ask)
-    while True:
-        order = pipe.recv()
-        answer = None
-        if isinstance(order, Film):
-            try:
-                player.film(order)
-            except Exception as error:  # the outcomes are worth more than their videos
-                answer = str(error) or type(error).__name__
-        else:
-            player.begin(order)
-            for seed in order.seeds:
-                pipe.send(player.play(seed))
-        pipe.send(answer)
 
 
 class EpisodePlayer:
@@ -57,11 +28,11 @@ class EpisodePlayer:
     The states of the first successes and failures of each part are kept, from which they can be filmed.
     """
 
-    def __init__(self, settings: Settings, policy: ScriptedPolicy | None, ask: Callable[[Request], np.ndarray]) -> None:
+    def __init__(
+        self, settings: Settings, policy: ScriptedPolicy | None, ask: Callable[[Observation], np.ndarray]
+    ) -> None:
         self.settings, self.policy, self.ask = settings, policy, ask
-        render = settings.render
-        obs_mode = "none" if render == "none" else "rgb"
-        env = make_env(settings.split, "train", image_size=settings.image_size, obs_mode=obs_mode, render=render)
+        env = make_env(settings.split, "train", image_size=settings.image_size, render=settings.render)
         self.task: ConflictPickEnv = env.unwrapped  # type: ignore[assignment]
         self.task.render_when_asked()
         self.task.reset(seed=0)
@@ -86,7 +57,7 @@ class EpisodePlayer:
         while not success and steps < settings.max_steps:
             if plan is None:
                 images = self._images() if instead is None else instead
-                chunk = self.ask(Request(Observation(images, state_of(task.qpos())), seed, chunks))
+                chunk = self.ask(Observation(images, state_of(task.qpos()), seed, chunks))
             else:
                 chunk = plan[steps : steps + settings.n_action_steps]
             if len(chunk) == 0:
@@ -104,28 +75,23 @@ class EpisodePlayer:
         if phase.condition == "none" and self.kept[phase.part, success] < settings.videos:
             self.kept[phase.part, success] += 1
             self.states[phase.part, seed] = states
-        return EpisodeOutcome(
-            condition=phase.condition,
-            part=phase.part,
-            seed=seed,
-            success=success,
-            picked=picked,
-            picked_step=picked_step,
-            steps=steps,
-            chunks=chunks,
-            instruction=phase.instruction,
-            episode=task.episode.describe(),
-        )
+        ending = success, picked, picked_step, steps, chunks
+        return EpisodeOutcome(phase.condition, phase.part, seed, *ending, phase.instruction, task.episode.describe())
 
-    def film(self, film: Film) -> None:
-        """Render an episode that was played, from its states, and write it."""
-        self.task.part = film.part
-        self.task.reset(seed=film.seed)
+    def film(self, part: str, seed: int, text: str, path: Path) -> None:
+        """Render an episode that was played, from its states, and write the cameras side by side above `text`."""
+        self.task.part = part
+        self.task.reset(seed=seed)
         views = []
-        for state in self.states[film.part, film.seed]:
+        for state in self.states[part, seed]:
             self.task.set_state(state)
-            views.append(list(self._images().values()))
-        write_film(film.path, views, film.text)
+            views.append(np.concatenate(list(self._images().values()), axis=1))
+        scale = -(-VIEW // len(views[0]))
+        images = np.stack(views).repeat(scale, axis=1).repeat(scale, axis=2)
+        caption = _caption(text, images.shape[2])
+        frames = np.concatenate([images, np.broadcast_to(caption, (len(images), *caption.shape))], axis=1)
+        height, width = (size // 2 * 2 for size in frames.shape[1:3])  # yuv420p needs even sizes
+        write_video(path, frames[:, :height, :width], CONTROL_FREQ)
 
     def _reset(self, seed: int) -> None:
         rebuild = self.rebuild or (self.policy is not None and self.policy.rebuilds)
@@ -146,17 +112,6 @@ class EpisodePlayer:
             self._reset(seed + 1)
             return self._images()
         return None
-
-
-def write_film(path: Path, views: Sequence[Sequence[np.ndarray]], text: str) -> None:
-    """Write frames of several views (H, W, 3) uint8, side by side above `text`, as H.264 at the speed of the robot."""
-    scale = max(1, -(-VIEW // views[0][0].shape[0]))
-    images = np.stack([np.concatenate(list(frame), axis=1) for frame in views])
-    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    caption = _caption(text, images.shape[2])
-    frames = np.concatenate([images, np.broadcast_to(caption, (len(images), *caption.shape))], axis=1)
-    # yuv420p needs even sizes
-    write_video(path, frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2], CONTROL_FREQ)
 
 
 def _caption(text: str, width: int) -> np.ndarray:

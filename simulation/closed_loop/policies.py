@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,38 +40,24 @@ Images = dict[str, np.ndarray]  # key of CAMERAS: (H, W, 3) uint8 RGB
 class Observation:
     """What a policy is shown, exactly as the converter makes it of a recording, or an ablation of it.
 
-    state: (8,) float32, 7 joints (rad) and gripper width (m).
+    state: (8,) float32, 7 joints (rad) and gripper width (m). seed, chunk: of the episode, and which of its chunks.
     """
 
     images: Images
     state: np.ndarray
-
-
-@dataclass(frozen=True)
-class Request:
-    """A worker waits for chunk number `chunk` of its episode."""
-
-    observation: Observation
     seed: int
     chunk: int
 
 
-class Policy(Protocol):
-    """What acts on observations: a GR00TPolicy, a client of a server, or an object of your own."""
-
-    def get_action(self, observation: dict[str, Any]) -> dict[str, np.ndarray]:
-        """{"action.arm": (B, H, 7), "action.gripper": (B, H, 1)} for observations as GR00TPolicy takes them."""
-
-
 class Inference:
-    """Asks one policy for action chunks.
+    """Asks one policy for action chunks: a GR00TPolicy, a client of a server, or an object of your own.
 
     The noise of a chunk comes from (seed, episode, chunk): a policy whose `get_action` takes `seed` is given one for
     each. A GR00TPolicy is given all observations as one batch, any other object one at a time. What it reads is its
     `modality_configs`, or what its `get_modality_config()` says, or else that of conflict_panda_config.py.
     """
 
-    def __init__(self, policy: Policy, seed: int, n_action_steps: int, conditions: Sequence[str]) -> None:
+    def __init__(self, policy: Any, seed: int, n_action_steps: int, conditions: Sequence[str]) -> None:
         """Raises ToolkitError for a policy that the simulation cannot serve."""
         if not callable(getattr(policy, "get_action", None)):
             raise ToolkitError(f"A policy is an object with get_action(observation); {type(policy).__name__} has none.")
@@ -90,7 +76,7 @@ class Inference:
                 "(drop_state). Evaluate the checkpoint itself, or leave that ablation out."
             )
 
-    def chunks(self, requests: Sequence[Request], instruction: str, *, drop_state: bool) -> list[np.ndarray]:
+    def chunks(self, requests: Sequence[Observation], instruction: str, *, drop_state: bool) -> list[np.ndarray]:
         """One chunk (n_action_steps, 8) float32 for each request."""
         batched, found = isinstance(self.policy, GR00TPolicy), []
         for batch in [requests] if batched else [[request] for request in requests]:
@@ -98,8 +84,7 @@ class Inference:
             options: dict[str, Any] = {"drop_state": True} if drop_state else {}
             if batched or "seed" in self.options:
                 options["seed"] = seeds if batched else seeds[0]
-            observation = as_batch([request.observation for request in batch], instruction, self.configs)
-            actions = self.policy.get_action(observation, **options)
+            actions = self.policy.get_action(as_batch(batch, instruction, self.configs), **options)
             groups = [self._group(actions, name, len(batch)) for name in GROUPS]
             found += list(np.concatenate(groups, axis=-1).astype(np.float32))
         return found
@@ -159,26 +144,18 @@ def check_configs(configs: ModalityConfigs, n_action_steps: int) -> None:
         )
 
 
-# -- scripted policies -------------------------------------------------------------------------------------------------
-
-
-def evaluation_seeds(episodes: int) -> list[int]:
-    """The seeds of that many evaluated episodes; none of them was ever recorded."""
-    return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + episodes))
-
-
 class ScriptedPolicy:
     """Plans a whole episode at its start. `rebuilds`: it needs scenes that remember no earlier contacts."""
 
     rebuilds = False
 
     def seeds(self, part: str, episodes: int) -> list[int]:
-        """The episodes it is evaluated on."""
-        return evaluation_seeds(episodes)
+        """The episodes that it, or a policy that looks, is evaluated on; none of them was ever recorded."""
+        return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + episodes))
 
     def choose(self, episode: Episode) -> int:
-        """Index of the object that the expert is to pick up."""
-        raise NotImplementedError
+        """Index of the object that the expert is to pick up; the expert's own choice is the target."""
+        return episode.target
 
     def plan(self, task: ConflictPickEnv, expert: Expert) -> np.ndarray:
         """Actions (T, 8) float32 of the episode that `task` was just reset to; T = 0 where it gives up."""
@@ -196,9 +173,6 @@ class ScriptedPolicy:
 
 class TargetPolicy(ScriptedPolicy):
     """The expert: always the target."""
-
-    def choose(self, episode: Episode) -> int:
-        return episode.target
 
 
 class LurePolicy(ScriptedPolicy):
@@ -219,12 +193,24 @@ class RandomPolicy(ScriptedPolicy):
         return rng.randrange(len(episode.objects))
 
 
-@dataclass(frozen=True)
 class ReplayPolicy(ScriptedPolicy):
-    """Recorded actions in the recorded episodes; recorded: {part: {seed: episode}}."""
+    """Actions recorded in raw_dir/<split>/<part>, in the same episodes, but those in which the arm was pushed aside.
 
-    recorded: dict[str, dict[int, Recorded]]
+    Raises ToolkitError for recordings of other tasks, and where nothing is left.
+    """
+
     rebuilds = True  # as recordings are made, so that motions too are the same
+
+    def __init__(self, raw_dir: Path, split: str, parts: Sequence[str]) -> None:
+        self.recorded: dict[str, dict[Any, Recorded]] = {}  # by part and seed
+        for part in parts:
+            folder = raw_dir / split / part
+            episodes = read_recordings(folder).episodes
+            self.recorded[part] = {e.seed: e for e in episodes if not _entry(e, split, part).get("disturbed")}
+            if not self.recorded[part]:
+                raise ToolkitError(
+                    f"{folder}: the arm was pushed aside in every episode, which actions alone do not repeat."
+                )
 
     def seeds(self, part: str, episodes: int) -> list[int]:
         return list(self.recorded[part])[:episodes]
@@ -233,33 +219,12 @@ class ReplayPolicy(ScriptedPolicy):
         return self.recorded[task.part][task.episode.seed].actions()
 
 
-def replay_policy(raw_dir: Path, split: str, parts: Sequence[str]) -> ReplayPolicy:
-    """Reads raw_dir/<split>/<part>; episodes in which the arm was pushed aside are left out. Raises ToolkitError for
-    recordings of other tasks, and where nothing is left."""
-    recorded: dict[str, dict[int, Recorded]] = {}
-    for part in parts:
-        folder, recorded[part] = raw_dir / split / part, {}
-        for episode in read_recordings(folder).episodes:
-            if _entry(episode, split, part).get("disturbed"):
-                continue
-            if episode.seed is None:
-                raise ToolkitError(
-                    f"{episode.name}: the .json gives no episode_seed, so the episode cannot be set up again."
-                )
-            recorded[part][episode.seed] = episode
-        if not recorded[part]:
-            raise ToolkitError(
-                f"{folder}: the arm was pushed aside in every episode, which actions alone do not repeat."
-            )
-    return ReplayPolicy(recorded)
-
-
 def _entry(episode: Recorded, split: str, part: str) -> dict[str, Any]:
     """The entry in the .json of an episode of this toolkit's recordings."""
     path = episode.file.with_suffix(".json")
     meta = read_json(path)
-    info, wanted = meta["env_info"], {"split": split, "part": part}
-    if info.get("env_id") != ENV_ID or any(info["env_kwargs"].get(name) != value for name, value in wanted.items()):
+    kwargs = meta["env_info"]["env_kwargs"]
+    if meta["env_info"].get("env_id") != ENV_ID or (kwargs.get("split"), kwargs.get("part")) != (split, part):
         raise ToolkitError(
             f"{path}: is no recording of {split} {part} by python -m simulation.record, so its seeds mean nothing "
             "here. Give the folder of one, raw_dir=FOLDER."

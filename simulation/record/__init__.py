@@ -1,14 +1,41 @@
-"""Demonstrations of a conflict split, recorded in ManiSkill's own format."""
+"""Demonstrations of a conflict split, recorded in ManiSkill's own format by several processes. A recording outlives
+being killed, and appears whole or not at all.
+
+Single episodes, <seed>.h5 and <seed>.json (<seed>.failed for a seed that was given up), collect in
+<out>/<split>/.<part>.recording/; when all are there they become one trajectory.h5 and trajectory.json in
+<out>/<split>/<part>/. Each episode depends on its seed only, so neither the number of workers nor an
+interruption changes what is recorded, and a finished recording becomes a longer one by recording what it lacks."""
 
 from __future__ import annotations
 
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
+
+from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
+from gr00t.file_replacement import file_lock, read_json, whole_folder, write_json
+from gr00t.processes import first_done, one_thread_each, worker_pool
+from simulation.scenes import require_rendering, require_simulator
+from simulation.scenes.factors import FIRST_EVALUATION_SEED, split_factors
 from toolkit.declaration import key
+from toolkit.progress import NOTE, progress_bar
 from toolkit.shared_keys import LARGEST_SEED, PARTS, SplitConfig, check_writable
 
 ATTEMPTS = 5  # at one episode, each in another style
+H5, JSON, SETTINGS = "trajectory.h5", "trajectory.json", "settings.json"
+FAILED = ".failed"
+BYTES_PER_PIXEL = 0.5  # compressed; twice what is measured, to err on the safe side
+FRAMES_PER_EPISODE = 41
+GIVEN_UP_AT_MOST = 0.2  # of the episodes
+
+_demonstrator: Any = None  # in a worker process, its Demonstrator
 
 
 @dataclass(kw_only=True)
@@ -30,3 +57,215 @@ class RecordConfig:
     def check_here(self) -> None:
         """Refuse what cannot run on this machine."""
         check_writable("out", Path(self.out))
+
+
+def record(config: RecordConfig) -> list[str]:
+    """Record one part of one split, or resume; returns what there is to say."""
+    split_factors(config.split.name)
+    if config.seed + 2 * config.episodes > FIRST_EVALUATION_SEED:
+        raise ToolkitError(
+            f"seed={config.seed} with episodes={config.episodes} reaches the seeds that are kept for evaluation "
+            f"({FIRST_EVALUATION_SEED} and up). Take a smaller seed."
+        )
+    if config.paraphrases and not config.split.paraphrases:
+        raise ToolkitError(f"split={config.split.name} has no paraphrases. Leave paraphrases=true out.")
+    target = Path(config.out) / config.split.name / config.part
+    work = target.with_name(f".{config.part}.recording")
+    settings, recorded = settings_of(config), _json(target / JSON).get("recording", {}).get("settings")
+    if not config.overwrite and recorded == settings:
+        if _json(work / SETTINGS) == settings:
+            with file_lock(work):  # a recording that was killed when it was finished, before it could remove them
+                shutil.rmtree(work)
+        return [f"{target}: already holds these {config.episodes} episodes."]
+    require_simulator()
+    require_rendering(config.render)
+    with disk_errors(target, "Make room, or choose another out=FOLDER."):
+        work.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(work):
+            extends = _extends(target, config, recorded)
+            _open_work(work, config)
+            if extends:
+                take_apart(target, work, config.seed)
+            started, missing = time.monotonic(), _record_missing(work, config)
+            lines = _join(work, target, config, replace=config.overwrite or extends)
+            shutil.rmtree(work)
+    seconds = time.monotonic() - started
+    return [*lines, f"  {missing} recorded now in {seconds:.0f} s, {60 * missing / seconds:.0f} a minute"]
+
+
+def settings_of(config: RecordConfig) -> dict[str, Any]:
+    """What decides which episodes a recording holds and what they look like."""
+    names = ("part", "episodes", "seed", "image_size", "recoveries", "paraphrases")
+    settings = {"split": config.split.name, **{name: getattr(config, name) for name in names}}
+    # Earlier versions recorded the push too; their episodes and these do not belong in one recording.
+    return settings | ({"begins_after_push": True} if config.recoveries else {})
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where it is missing."""
+    return read_json(path) if path.is_file() else {}
+
+
+def _begins(begun: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether what was begun needs nothing but perhaps more episodes; with fewer, recorded ones would be lost."""
+    return begun | {"episodes": wanted["episodes"]} == wanted and begun.get("episodes", 0) <= wanted["episodes"]
+
+
+def _extends(target: Path, config: RecordConfig, recorded: dict[str, Any] | None) -> bool:
+    """Whether the recording there, of these settings, is to be made longer; what may not be replaced is refused."""
+    if not target.exists() and not target.is_symlink():
+        return False
+    others = {path.name for path in target.iterdir()} - {H5, JSON} if target.is_dir() else {target.name}
+    if recorded is None or others or target.is_symlink():
+        raise ToolkitError(
+            f"{target}: holds {min(others, default=JSON)}, which was not recorded here, so it is left as it is. Move "
+            "it away, or choose another out=FOLDER."
+        )
+    _refuse_others(target, config, recorded)
+    return not config.overwrite
+
+
+def _refuse_others(place: Path, config: RecordConfig, begun: dict[str, Any]) -> None:
+    """Refuse to replace a recording of other settings, or to make it shorter, unless that was asked for."""
+    wanted = settings_of(config)
+    if not config.overwrite and not _begins(begun, wanted):
+        changed = [
+            f"{name}={begun.get(name)} (now {wanted[name]})" for name in wanted if begun.get(name) != wanted[name]
+        ]
+        raise ToolkitError(
+            f"{place}: holds a recording with {', '.join(changed) or 'the same settings'}. Take the same settings, "
+            "choose another out=FOLDER, or replace it: overwrite=true."
+        )
+
+
+def _open_work(work: Path, config: RecordConfig) -> None:
+    """The folder of single episodes: new, or as an interrupted recording of as many episodes or fewer left it."""
+    settings = settings_of(config)
+    begun = _json(work / SETTINGS) or settings
+    _refuse_others(work, config, begun)
+    if not _begins(begun, settings):
+        shutil.rmtree(work)
+    work.mkdir(exist_ok=True)
+    for leftover in work.glob("*.partial-*"):
+        leftover.unlink()
+    # While the single episodes become one file they are there twice.
+    episodes = 2 * config.episodes - len(list(work.glob("*.h5")))
+    needed = episodes * 2 * 3 * config.image_size**2 * FRAMES_PER_EPISODE * BYTES_PER_PIXEL
+    if free_space(work) < needed:
+        raise ToolkitError(
+            f"{work.parent}: about {in_bytes(needed)} are needed and {in_bytes(free_space(work))} are free. Make "
+            "room, choose another out=FOLDER, or a smaller image_size."
+        )
+    write_json(work / SETTINGS, settings)
+
+
+def _record_missing(work: Path, config: RecordConfig) -> int:
+    """Record every episode that is not there yet, a spare one for each that is given up; returns their number."""
+    seeds = _seeds_from(config.seed, work)
+    missing = [seed for seed in itertools.islice(seeds, config.episodes) if not (work / f"{seed}.h5").is_file()]
+    bar, failed = progress_bar(NOTE, unit="episodes", show=bool(missing)), 0
+    done = config.episodes - len(missing)
+    task = bar.add_task(f"{config.split.name} {config.part}", total=config.episodes, completed=done, note="")
+    try:
+        with bar, one_thread_each(), worker_pool(min(config.workers, len(missing) or 1)) as pool:
+            waiting = {pool.submit(_demonstrate, config, work, seed): seed for seed in missing}
+            while waiting:
+                for future in first_done(pool, set(waiting), "recording")[0]:
+                    seed, failures = waiting.pop(future), future.result()
+                    failed += ATTEMPTS if failures is None else failures
+                    bar.update(task, advance=failures is not None, note=f"{failed} failed attempts" if failed else "")
+                    if failures is None:
+                        _give_up(seed, work, config)
+                        spare = next(seeds)
+                        waiting[pool.submit(_demonstrate, config, work, spare)] = spare
+    except BrokenProcessPool as error:
+        raise ToolkitError(
+            "A worker process died, perhaps for lack of memory. What is recorded is kept: start again to go on, with "
+            "fewer workers."
+        ) from error
+    return len(missing)
+
+
+def _demonstrate(config: RecordConfig, work: Path, seed: int) -> int | None:
+    """In a worker process, which makes its Demonstrator once: record one episode."""
+    # Only the worker processes load the simulator.
+    from simulation.record.demonstration import Demonstrator
+
+    global _demonstrator
+    _demonstrator = _demonstrator or Demonstrator(config, work)
+    return _demonstrator.demonstrate(seed)
+
+
+def _give_up(seed: int, work: Path, config: RecordConfig) -> None:
+    (work / f"{seed}{FAILED}").touch()
+    count = len(list(work.glob(f"*{FAILED}")))
+    if count > max(5, GIVEN_UP_AT_MOST * config.episodes):
+        raise ToolkitError(
+            f"The expert gave up {count} episodes of {config.split.name}: the task must have been changed so that it "
+            "cannot be solved (simulation/scenes/factors.py, simulation/scenes/environment.py)."
+        )
+
+
+def _seeds_from(first: int, work: Path) -> Iterator[int]:
+    """The seeds of a recording in order, without end, those given up left out."""
+    return (seed for seed in itertools.count(first) if not (work / f"{seed}{FAILED}").exists())
+
+
+def _join(work: Path, target: Path, config: RecordConfig, *, replace: bool) -> list[str]:
+    """The single episodes, in order of their seeds, as one recording; says what it holds."""
+    seeds = list(itertools.islice(_seeds_from(config.seed, work), config.episodes))
+    singles = [read_json(work / f"{seed}.json") for seed in seeds]
+    episodes = [{**single["episodes"][0], "episode_id": number} for number, single in enumerate(singles)]
+    given_up = len(list(work.glob(f"*{FAILED}")))
+    failed = sum(episode["failed_attempts"] for episode in episodes) + ATTEMPTS * given_up
+    recording = {"settings": settings_of(config), "failed_attempts": failed, "given_up": given_up}
+    with whole_folder(target, replace=replace) as aside:
+        with h5py.File(aside / H5, "w") as whole:
+            for number, seed in enumerate(seeds):
+                _add(work / f"{seed}.h5", whole, f"traj_{number}")
+        write_json(aside / JSON, {**singles[0], "episodes": episodes, "recording": recording})
+        size = sum(path.stat().st_size for path in aside.iterdir())
+    frames = sum(episode["elapsed_steps"] for episode in episodes)
+    lines = [f"{target}: {len(episodes)} successful episodes, {frames} steps, {size / 1e6:.1f} MB"]
+    if failed:
+        lines.append(f"  failed attempts, left out: {failed}; seeds replaced: {given_up}")
+    return lines
+
+
+def _add(path: Path, recording: h5py.File, name: str) -> None:
+    """Copy a single episode into a recording; a damaged one is removed and raises ToolkitError."""
+    try:
+        with h5py.File(path, "r") as single:
+            single.copy("traj_0", recording, name=name)
+    except (OSError, KeyError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        raise ToolkitError(
+            f"{path}: was damaged ({error}) and is removed. Start again: this episode is then recorded anew."
+        ) from error
+
+
+def take_apart(target: Path, work: Path, first: int) -> None:
+    """Write the episodes of a recording to `work` as single ones, so that it can be made longer.
+
+    `first` is the seed it began with; a seed that it passed over is one that was given up.
+    """
+    whole: dict[str, Any] = read_json(target / JSON)
+    del whole["recording"]
+    seeds = {episode["episode_seed"]: episode for episode in whole["episodes"]}
+    for seed in set(range(first, max(seeds))) - set(seeds):
+        (work / f"{seed}{FAILED}").touch()
+    try:
+        recording = h5py.File(target / H5, "r")
+    except OSError as error:
+        raise ToolkitError(f"{target / H5}: cannot be read ({error}). Record anew: overwrite=true.") from error
+    with recording:
+        for seed, episode in seeds.items():
+            name = f"traj_{episode['episode_id']}"
+            if name not in recording:
+                raise ToolkitError(f"{target / H5}: has no {name}. Record anew: overwrite=true.")
+            if not (work / f"{seed}.h5").is_file():
+                write_json(work / f"{seed}.json", {**whole, "episodes": [{**episode, "episode_id": 0}]})
+                aside = work / f"{seed}.partial-whole.h5"
+                with h5py.File(aside, "w") as single:
+                    recording.copy(name, single, name="traj_0")
+                aside.replace(work / f"{seed}.h5")

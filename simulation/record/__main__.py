@@ -6,15 +6,12 @@ python -m simulation.record --help"""
 
 from __future__ import annotations
 
-from simulation.record import RecordConfig
+from simulation.record import RecordConfig, record
 from toolkit.command_line import run_main
 
 
 def main(config: RecordConfig) -> None:
     """Record and print what the recording holds."""
-    # Imported only after the configuration has been accepted: a refusal should not wait for it.
-    from simulation.record.recording import record
-
     print("\n".join(record(config)))
 
 

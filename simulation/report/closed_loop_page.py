@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 from collections.abc import Iterable, Sequence
@@ -11,13 +10,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from finetune.open_loop import EvaluateConfig
 from simulation.closed_loop import CONDITIONS, PICKS, EpisodeOutcome, Evaluation
-from simulation.report.conclusions import WORDS, cue_preference, readings, tone, weak_spot_words
-from simulation.report.summary import AS_IT_IS, Summary, thing
+from simulation.report import AS_IT_IS, Summary
+from simulation.report.conclusions import cue_preference, readings
 from simulation.scenes.factors import OBJECT_X, OBJECT_Y, PLATE_X, PLATE_Y
 from toolkit.html_page import data_uri, render_page
-from toolkit.shared_keys import PARTS
+from toolkit.shared_keys import PARTS, SplitConfig
 
 EMBEDDED_BYTES = 12_000_000  # of videos; a page that is larger opens slowly and cannot be mailed
 HISTOGRAM_BARS = 20
@@ -62,17 +63,8 @@ def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
         "episodes": episodes,
         "conditions": CONDITIONS,
         "picks": PICKS,
-        "tone": tone,
-        "thing_words": thing_words,
-        "weak_spot_words": weak_spot_words,
     }
-    return render_page("closed_loop.html", {**values, **WORDS})
-
-
-def thing_words(outcome: EpisodeOutcome, whose: str) -> str:
-    """An object in words: small red cube, left."""
-    found = thing(outcome, whose)
-    return "" if found is None else f"{found['size']} {found['color']} {found['object']}, {found['position']}"
+    return render_page("closed_loop.html", values)
 
 
 def command(info: dict[str, Any]) -> str:
@@ -80,14 +72,13 @@ def command(info: dict[str, Any]) -> str:
 
     report_dir and tracking are left out: who repeats it wants to keep what is there, and logs where they log.
     """
-    config, instruction = dict(info.get("config", {})), f"pick up the {info['split'].split('_')[0]}-matching object"
-    given = {"split": info["split"], "mode": "closed_loop"}
-    if info["instruction"] != instruction:  # not the one that ships
-        given["split.instruction"] = info["instruction"]
-    for field in dataclasses.fields(EvaluateConfig):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if field.name not in (*given, "report_dir", "tracking") and config.get(field.name, default) != default:
-            given[field.name] = config[field.name]
+    given, instruction = {"split": info["split"], "mode": "closed_loop"}, info["instruction"]
+    if instruction != f"pick up the {info['split'].split('_')[0]}-matching object":  # not the one that ships
+        given["split.instruction"] = instruction
+    for name, default in vars(EvaluateConfig(split=SplitConfig(name="", instruction=""))).items():
+        value = info.get("config", {}).get(name, default)
+        if name not in (*given, "report_dir", "tracking") and value != default:
+            given[name] = value
     return shlex.join(["python", "evaluate_conflict.py", *(f"{k}={_written(v)}" for k, v in given.items())])
 
 
@@ -98,13 +89,10 @@ def _written(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
-
-
 def _place(outcome: EpisodeOutcome) -> dict[str, Any]:
     """Where the target lay, in mm as the base camera sees it: y to the right, x towards the camera."""
-    target = thing(outcome, "target") or {}
-    title = f"seed {outcome.seed}: {thing_words(outcome, 'target')}; picked {outcome.picked}"
+    target = outcome.thing("target") or {}
+    title = f"seed {outcome.seed}: {outcome.in_words('target')}; picked {outcome.picked}"
     x, y = round(1000 * target["y"], 1), round(1000 * target["x"], 1)
     return {"x": x, "y": y, "success": outcome.success, "picked": outcome.picked, "title": title}
 
@@ -123,21 +111,18 @@ def _histogram(episodes: Iterable[EpisodeOutcome], part: str, max_steps: int) ->
     steps = [e.steps for e in episodes if e.part == part and e.success]
     whole = max([max_steps, 1, *steps])
     size = -(-whole // HISTOGRAM_BARS)
-    found = [sum(first <= s < first + size for s in steps) for first in range(0, whole + 1, size)]
+    counts, _ = np.histogram(steps, range(0, whole + 1 + size, size))
     return [
         {
-            "first": number * size,
-            "last": (number + 1) * size - 1,
-            "x": 100 * number * size / (whole + 1),
+            "first": first,
+            "last": first + size - 1,
+            "x": 100 * first / (whole + 1),
             "width": 100 * size / (whole + 1),
-            "height": count / max([1, *found]),
+            "height": count / max(1, *counts),
             "count": count,
         }
-        for number, count in enumerate(found)
+        for first, count in zip(range(0, whole + 1, size), counts.tolist(), strict=True)
     ]
-
-
-# -- videos ------------------------------------------------------------------------------------------------------------
 
 
 def videos(episodes: Sequence[EpisodeOutcome], folder: Path) -> tuple[list[tuple[str, list[Video]]], list[str]]:
@@ -172,9 +157,9 @@ def video_file(outcome: EpisodeOutcome, folder: Path) -> Path | None:
 
 def video_caption(outcome: EpisodeOutcome) -> str:
     """Part, seed, target, lure, what was picked, steps, and what the policy saw where that was changed."""
-    lure = thing_words(outcome, "lure")
+    lure = outcome.in_words("lure")
     changed = "" if outcome.condition == AS_IT_IS else f"; {CONDITIONS[outcome.condition]}"
     return (
-        f"{outcome.part}, seed {outcome.seed}; target: {thing_words(outcome, 'target')}"
+        f"{outcome.part}, seed {outcome.seed}; target: {outcome.in_words('target')}"
         f"{f'; lure: {lure}' if lure else ''}; picked: {outcome.picked}; {outcome.steps} steps{changed}"
     )

@@ -7,9 +7,8 @@ from __future__ import annotations
 import math
 import textwrap
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,10 @@ from rich.text import Text
 
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import read_json, write_json, write_text
-from simulation.closed_loop import CONDITIONS, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
-from simulation.report.closed_loop_page import command, page, thing_words, video_caption, video_file
-from simulation.report.conclusions import counts, cue_preference, in_short, points, readings, words
-from simulation.report.summary import AS_IT_IS, Counted, Difference, Share, Summary, summarize
+from simulation.closed_loop import CONDITIONS, FORMAT, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
+from simulation.report import AS_IT_IS, Counted, Difference, Share, Summary, plain, summarize
+from simulation.report.closed_loop_page import command, page, video_caption, video_file
+from simulation.report.conclusions import cue_preference, in_short, readings
 from simulation.scenes.factors import FACTORS, split_factors
 from toolkit.shared_keys import PARTS
 
@@ -30,14 +29,11 @@ if TYPE_CHECKING:
     from toolkit.shared_keys import TrackingConfig
 
 JSON_FILE, TEXT_FILE, PAGE_FILE = "closed_loop.json", "closed_loop.md", "closed_loop.html"
-JOB_TYPE = "evaluate"
 PREFIX = "closed_loop"
 
 _ALWAYS = ("split", "policy", "n_action_steps", "max_steps", "seed", "instruction", "versions")  # in info
 _PICKED = ["success", *(f"{pick} first" for pick in PICKS)]
 _CHANGED = ["policy sees", "part", "success changes by", "target picks change by", "other pick"]
-_OUTCOME = ("condition", "part", "seed", "success", "picked", "picked_step", "steps", "chunks", "instruction")
-_OF_SUCCESS = ("episodes", "success", "low", "high")
 _VIDEOS = (".mp4", ".webm", ".gif", ".ogg")  # what wandb takes
 
 
@@ -52,36 +48,24 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (PAGE_FILE, TEXT_FILE):
             (folder / name).unlink(missing_ok=True)
-        write_json(folder / JSON_FILE, {**evaluation.to_json(), "summary": _summary_json(summary)})
+        write_json(folder / JSON_FILE, as_json(evaluation, summary))
         write_text(folder / TEXT_FILE, markdown(evaluation, summary))
         write_text(folder / PAGE_FILE, page(evaluation, summary, folder))
 
 
-def _summary_json(summary: Summary) -> dict[str, Any]:
-    """The summary as plain JSON; a share is {count, n, share, low, high}."""
-    return {
-        "cues": list(summary.cues),
-        "cue_preference": summary.preference.to_json(),
-        "readings": [asdict(reading) for reading in readings(summary)],
+def as_json(evaluation: Evaluation, summary: Summary) -> dict[str, Any]:
+    """What closed_loop.json holds."""
+    numbers = {
+        "cues": summary.cues,
+        "cue_preference": summary.preference,
+        "readings": readings(summary),
         "chance": summary.chance,
-        "counted": _plain(summary.counted),
-        "by_factor": _plain(summary.factors),
-        "weak_spots": _plain(summary.weak_spots),
-        "changes": _plain(summary.changes),
+        "counted": summary.counted,
+        "by_factor": summary.factors,
+        "weak_spots": summary.weak_spots,
+        "changes": summary.changes,
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Share | Difference):
-        return value.to_json()
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(entry) for entry in value]
-    return _plain(vars(value)) if hasattr(value, "__dataclass_fields__") else value
-
-
-# -- reading it back ---------------------------------------------------------------------------------------------------
+    return {"format": FORMAT, **plain(evaluation), "summary": plain(numbers)}
 
 
 def find_evaluations(folder: Path) -> list[Path]:
@@ -92,83 +76,85 @@ def find_evaluations(folder: Path) -> list[Path]:
 
 def read_evaluation(path: Path) -> Evaluation:
     """The evaluation in a closed_loop.json; a damaged one raises ToolkitError that names the file and the place."""
-    evaluation = Evaluation.from_json(read_json(path), str(path))
-    problem = _problem(evaluation)
+    data, names = read_json(path), {field.name for field in fields(EpisodeOutcome)}
+    if data.get("format") != FORMAT:
+        raise ToolkitError(
+            f"{path}: is no closed-loop result of format {FORMAT} (found {data.get('format')!r}). Evaluate again: "
+            "python evaluate_conflict.py mode=closed_loop ..."
+        )
+    try:
+        episodes = tuple(EpisodeOutcome(**{name: e[name] for name in names}) for e in data["episodes"])
+        evaluation = Evaluation(dict(data["info"]), episodes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ToolkitError(f"{path}: is damaged ({type(error).__name__}: {error}). Evaluate again.") from None
+    problem = next(_problems(evaluation), None)
     if problem is not None:
         raise ToolkitError(f"{path}: is damaged: {problem}. Evaluate again.")
     return evaluation
 
 
-def _problem(evaluation: Evaluation) -> str | None:
+def _problems(evaluation: Evaluation) -> Iterator[str]:
+    """What is wrong with the values, the first one first."""
     missing = [name for name in _ALWAYS if name not in evaluation.info]
     if missing:
-        return f"info lacks {', '.join(missing)}"
+        yield f"info lacks {', '.join(missing)}"
     try:
         split_factors(str(evaluation.info["split"]))
     except ToolkitError as error:
-        return str(error).rstrip(".?")
+        yield str(error).rstrip(".?")
     if not evaluation.episodes:
-        return "it holds no episodes"
+        yield "it holds no episodes"
     seen = set()
     for number, outcome in enumerate(evaluation.episodes):
-        key, problem = (outcome.condition, outcome.part, outcome.seed), _episode_problem(outcome)
-        if problem is None and key in seen:
-            problem = f"{key} is there twice"
-        if problem is not None:
-            return f"episodes[{number}]: {problem}"
+        for problem in _episode_problems(outcome):
+            yield f"episodes[{number}]: {problem}"
+        key = outcome.condition, outcome.part, outcome.seed
+        if key in seen:
+            yield f"episodes[{number}]: {key} is there twice"
         seen.add(key)
-    return None
 
 
-def _episode_problem(outcome: EpisodeOutcome) -> str | None:
-    """What is wrong with an outcome's values; None where it is sound."""
+def _episode_problems(outcome: EpisodeOutcome) -> Iterator[str]:
     for name, known in (("condition", CONDITIONS), ("part", PARTS), ("picked", PICKS)):
         if getattr(outcome, name) not in tuple(known):
-            return f"{name} is {getattr(outcome, name)!r}, none of {', '.join(known)}"
+            yield f"{name} is {getattr(outcome, name)!r}, none of {', '.join(known)}"
     for name in ("seed", "steps", "chunks"):
         if type(getattr(outcome, name)) is not int or getattr(outcome, name) < 0:
-            return f"{name} is {getattr(outcome, name)!r}, no count"
+            yield f"{name} is {getattr(outcome, name)!r}, no count"
     if outcome.part == "train" and outcome.picked == LURE:
-        return "a lure was picked in train, where there is none"
+        yield "a lure was picked in train, where there is none"
     if type(outcome.success) is not bool:
-        return f"success is {outcome.success!r}, neither true nor false"
+        yield f"success is {outcome.success!r}, neither true nor false"
     if not isinstance(outcome.instruction, str) or not isinstance(outcome.video, str | None):
-        return "instruction or video is no text"
+        yield "instruction or video is no text"
     try:
-        objects, plate = outcome.episode["objects"], outcome.episode["plate"]
-        target, lure = outcome.episode["target"], outcome.episode["lure"]
-        for thing in [*objects, plate]:
+        objects, target, lure = (outcome.episode[name] for name in ("objects", "target", "lure"))
+        for thing in [*objects, outcome.episode["plate"]]:
             if any(thing[factor] not in values for factor, values in FACTORS.items()):
-                return f"the scene has {dict(thing)}, whose factors are unknown"
+                yield f"the scene has {dict(thing)}, whose factors are unknown"
             if not all(math.isfinite(thing[axis]) for axis in ("x", "y")):
-                return f"the scene has an object at {thing['x']}, {thing['y']}"
+                yield f"the scene has an object at {thing['x']}, {thing['y']}"
         indices = [target] if outcome.part == "train" else [target, lure]
         if not all(type(i) is int and 0 <= i < len(objects) for i in indices):
-            return f"target {target} and lure {lure} are not among its {len(objects)} objects"
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        return f"its scene is incomplete ({type(error).__name__}: {error})"
-    return None
-
-
-# -- text --------------------------------------------------------------------------------------------------------------
+            yield f"target {target} and lure {lure} are not among its {len(objects)} objects"
+    except (KeyError, TypeError, ValueError) as error:
+        yield f"its scene is incomplete ({type(error).__name__}: {error})"
 
 
 def print_report(evaluation: Evaluation, folder: Path) -> None:
     """Success and first picks as a table, what the ablations change, what stands out, and where the rest is."""
     summary, console = summarize(evaluation), Console()
     console.print(Text(_title(evaluation), style="bold"))
-    picks = (
-        [part, CONDITIONS[condition], words(counted.success), *map(counts, counted.picks.values())]
-        for condition, part, counted in _counted(summary)
-    )
-    tables: list[tuple[list[str], Iterable[list[str]]]] = [(["part", "policy sees", "success", *PICKS], picks)]
-    if summary.changes:
-        tables.append((_CHANGED, _changes(summary)))
-    for head, rows in tables:
+    picks = [
+        [part, CONDITIONS[condition], str(counted.success), *(share.counts for share in counted.picks.values())]
+        for condition, part, counted in summary.each()
+    ]
+    for head, rows in ((["part", "policy sees", "success", *PICKS], picks), (_CHANGED, _changes(summary))):
         table = Table(*head)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
+            table.add_row(*map(Text, row))
+        if rows:
+            console.print(table)
     for line in in_short(summary):
         console.print(Text(f"- {line}"), soft_wrap=True)
     console.print(Text(str(folder / PAGE_FILE)), soft_wrap=True)
@@ -187,7 +173,7 @@ def markdown(evaluation: Evaluation, summary: Summary) -> str:
         "",
         *(f"- {line}" for line in in_short(summary)),
     ]
-    picks = ([part, CONDITIONS[condition], *_picked(counted, part)] for condition, part, counted in _counted(summary))
+    picks = [[part, CONDITIONS[condition], *_picked(counted, part)] for condition, part, counted in summary.each()]
     lines += ["", "## First picks and success", "", *_rows(["part", "policy sees", *_PICKED], picks)]
     if summary.changes:
         lines += ["", "## Changes on the episodes played both ways", "", *_rows(_CHANGED, _changes(summary))]
@@ -213,31 +199,21 @@ def _title(evaluation: Evaluation) -> str:
     return f"Closed loop: {evaluation.info['split']}, {evaluation.info['policy']}"
 
 
-def _counted(summary: Summary) -> Iterator[tuple[str, str, Counted]]:
-    """(condition, part, what was counted) of everything that was played."""
-    for condition, parts in summary.counted.items():
-        for part, counted in parts.items():
-            yield condition, part, counted
-
-
 def _picked(counted: Counted, part: str) -> list[str]:
     """Success and first picks; in train there is no lure."""
-    picks = counted.picks.items()
+    picks = ["-" if (part, pick) == ("train", LURE) else str(share) for pick, share in counted.picks.items()]
+    return [str(counted.success), *picks]
+
+
+def _changes(summary: Summary) -> list[list[str]]:
     return [
-        words(counted.success),
-        *("-" if (part, pick) == ("train", LURE) else words(share) for pick, share in picks),
+        [CONDITIONS[c.condition], c.part, str(c.success), str(c.target_picks), c.other_pick.counts]
+        for c in summary.changes
     ]
 
 
-def _changes(summary: Summary) -> Iterator[list[str]]:
-    for change in summary.changes:
-        moved = points(change.success), points(change.target_picks)
-        yield [CONDITIONS[change.condition], change.part, *moved, counts(change.other_pick)]
-
-
-def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    cells = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(_escaped, row))} |" for row in cells]
+def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(map(_escaped, row))} |" for row in [head, ["---"] * len(head), *rows]]
 
 
 def _escaped(text: str) -> str:
@@ -245,9 +221,6 @@ def _escaped(text: str) -> str:
     for sign, entity in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
         text = text.replace(sign, entity)
     return text
-
-
-# -- wandb -------------------------------------------------------------------------------------------------------------
 
 
 def log_to_wandb(evaluation: Evaluation, folder: Path, tracking: TrackingConfig) -> None:
@@ -258,20 +231,31 @@ def log_to_wandb(evaluation: Evaluation, folder: Path, tracking: TrackingConfig)
     """
     if tracking.name != "wandb":
         return
+    import wandb
+
     from toolkit.wandb_session import start_run
 
-    summary = summarize(evaluation)
-    run = start_run(tracking, folder, id=uuid.uuid4().hex[:12], job_type=JOB_TYPE, config=evaluation.info)
-    with run:
-        run.log({f"{PREFIX}/{name}": value for name, value in _media(evaluation, summary, folder).items()})
-        for name, value in numbers(summary).items():
-            run.summary[name] = value
+    summary, job = summarize(evaluation), uuid.uuid4().hex[:12]
+    media: dict[str, Any] = {
+        name: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+        for name, (columns, rows) in tables(evaluation, summary).items()
+        if rows
+    }
+    media["page"] = wandb.Html((folder / PAGE_FILE).read_text(encoding="utf-8"), inject=False)
+    for kind, success in (("successes", True), ("failures", False)):
+        found = ((video_file(e, folder), video_caption(e)) for e in evaluation.episodes if e.success is success)
+        films = [wandb.Video(str(path), caption=c) for path, c in found if path and path.suffix in _VIDEOS]
+        if films:
+            media[kind] = films
+    with start_run(tracking, folder, id=job, job_type="evaluate", config=evaluation.info) as run:
+        run.log({f"{PREFIX}/{name}": value for name, value in media.items()})
+        run.summary.update(numbers(summary))
 
 
 def numbers(summary: Summary) -> dict[str, float | str]:
     """Every share under a name of its own, with the ends of its interval; shares of no episodes are left out."""
     shares = {}
-    for condition, part, counted in _counted(summary):
+    for condition, part, counted in summary.each():
         place = PREFIX if condition == AS_IT_IS else f"{PREFIX}/{condition}"
         shares[f"{place}/{part}/success"] = counted.success
         shares |= {f"{place}/{part}/picked_{pick}": share for pick, share in counted.picks.items()}
@@ -286,51 +270,31 @@ def numbers(summary: Summary) -> dict[str, float | str]:
     return found
 
 
-def _media(evaluation: Evaluation, summary: Summary, folder: Path) -> dict[str, Any]:
-    import wandb
+def tables(evaluation: Evaluation, summary: Summary) -> dict[str, tuple[list[Any], list[list[Any]]]]:
+    """(columns, rows) of each table of the run."""
 
-    table: Any = partial(wandb.Table, allow_mixed_types=True)
-    share_columns = ["part", "condition", "share", "count", "of", "value", "low", "high"]
-    factor_columns = ["part", "whose", "factor", "value", *_OF_SUCCESS, "target picked"]
-    episodes = [
-        [*(getattr(e, name) for name in _OUTCOME), thing_words(e, "target"), thing_words(e, "lure")]
-        for e in evaluation.episodes
-    ]
-    media: dict[str, Any] = {
-        "picks": table(columns=share_columns, data=_share_rows(summary)),
-        "by_factor": table(columns=factor_columns, data=_factor_rows(summary)),
-        "episodes": table(columns=[*_OUTCOME, "target", "lure"], data=episodes),
-        "page": wandb.Html((folder / PAGE_FILE).read_text(encoding="utf-8"), inject=False),
-    }
-    if summary.changes:
-        change_columns = ["condition", "part", *_OF_SUCCESS, "other pick"]
-        media["changes"] = table(columns=change_columns, data=_change_rows(summary))
-    for kind, success in (("successes", True), ("failures", False)):
-        found = ((video_file(e, folder), video_caption(e)) for e in evaluation.episodes if e.success is success)
-        films = [wandb.Video(str(path), caption=c) for path, c in found if path and path.suffix in _VIDEOS]
-        if films:
-            media[kind] = films
-    return media
+    def ends(share: Share | Difference) -> list[float | None]:
+        return [share.value, share.low, share.high]
 
-
-def _share_rows(summary: Summary) -> list[list[Any]]:
-    return [
-        [part, condition, name, share.count, share.n, share.value, share.low, share.high]
-        for condition, part, counted in _counted(summary)
+    shares = [
+        [part, condition, name, share.count, share.n, *ends(share)]
+        for condition, part, counted in summary.each()
         for name, share in {"success": counted.success, **counted.picks}.items()
     ]
-
-
-def _factor_rows(summary: Summary) -> list[list[Any]]:
-    return [
-        [t.part, t.whose, t.factor, value, c.n, c.success.value, c.success.low, c.success.high, c.picks[TARGET].count]
+    factors = [
+        [t.part, t.whose, t.factor, value, c.success.n, *ends(c.success), c.picks[TARGET].count]
         for t in summary.factors
         for value, c in t.rows.items()
     ]
-
-
-def _change_rows(summary: Summary) -> list[list[Any]]:
-    return [
-        [c.condition, c.part, c.before.n, c.success.value, c.success.low, c.success.high, c.other_pick.value]
-        for c in summary.changes
+    changes = [[c.condition, c.part, c.before.success.n, *ends(c.success), c.other_pick.value] for c in summary.changes]
+    names = ["condition", "part", "seed", "success", "picked", "picked_step", "steps", "chunks", "instruction"]
+    episodes = [
+        [*(getattr(e, name) for name in names), e.in_words("target"), e.in_words("lure")] for e in evaluation.episodes
     ]
+    success = ["episodes", "success", "low", "high"]
+    return {
+        "picks": (["part", "condition", "share", "count", "of", "value", "low", "high"], shares),
+        "by_factor": (["part", "whose", "factor", "value", *success, "target picked"], factors),
+        "episodes": ([*names, "target", "lure"], episodes),
+        "changes": (["condition", "part", *success, "other pick"], changes),
+    }

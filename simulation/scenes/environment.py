@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -38,13 +39,6 @@ PLATE_THICKNESS = 0.002  # half
 UPRIGHT = [0.70710678, 0, 0.70710678, 0]  # SAPIEN's cylinders lie along x
 
 
-class _Material:
-    """Takes the place of sapien.render.RenderMaterial where nothing is rendered."""
-
-    def __init__(self, **looks: Any) -> None:
-        self.__dict__.update(looks)
-
-
 @contextmanager
 def _without_materials(wanted: bool) -> Iterator[None]:
     """In the block, bodies are built without materials, where `wanted`: physics alone needs no Vulkan driver.
@@ -55,7 +49,7 @@ def _without_materials(wanted: bool) -> Iterator[None]:
     holders = (sapien.render, sapien.pysapien.render, sapien.wrapper.urdf_loader) if wanted else ()
     own = [holder.RenderMaterial for holder in holders]
     for holder in holders:
-        holder.RenderMaterial = _Material
+        holder.RenderMaterial = SimpleNamespace
     try:
         yield
     finally:
@@ -67,8 +61,7 @@ def _without_materials(wanted: bool) -> Iterator[None]:
 class ConflictPickEnv(BaseEnv):
     """Pick up the object that matches the cue plate in the factor that the split names first.
 
-    `evaluate` gives `success` (the target is held above the table by a still arm) and `picked`, the index of the
-    object that is held so, -1 for none; both of shape (1,). `episode` is what the last reset built.
+    `episode` is what the last reset built.
     """
 
     SUPPORTED_ROBOTS = ["panda", "panda_wristcam"]  # noqa: RUF012
@@ -130,14 +123,11 @@ class ConflictPickEnv(BaseEnv):
         self.plate = self._build_plate(self.episode.plate)
 
     def _build_object(self, name: str, thing: Thing) -> Actor:
-        half, height, color = HALF_SIZE[thing.size], _height(thing), COLORS[thing.color]
+        half, height = HALF_SIZE[thing.size], _height(thing)
+        sizes = {"cube": [half], "sphere": [height], "cylinder": [half, height]}[thing.object]
         pose = _pose(thing, height, lying=thing.object == "cylinder")
-        if thing.object == "cube":
-            body = actors.build_cube(self.scene, half, color, name, initial_pose=pose)
-        elif thing.object == "sphere":
-            body = actors.build_sphere(self.scene, height, color, name, initial_pose=pose)
-        else:
-            body = actors.build_cylinder(self.scene, half, height, color, name, initial_pose=pose)
+        build = getattr(actors, f"build_{thing.object}")
+        body = build(self.scene, *sizes, COLORS[thing.color], name, initial_pose=pose)
         for rigid in body._bodies:
             rigid.set_angular_damping(5.0)  # a sphere that is touched should not roll away
         return body
@@ -169,7 +159,7 @@ class ConflictPickEnv(BaseEnv):
         return {"tcp_pose": self.agent.tcp_pose.raw_pose}
 
     def evaluate(self) -> dict[str, torch.Tensor]:
-        """{"success": (1,) bool, "picked": (1,) int64}, as the class says."""
+        """success (1,) bool: a still arm holds the target above the table; picked (1,) int64: what is held, or -1."""
         picked = torch.tensor([-1])
         for i, (body, thing) in enumerate(zip(self.objects, self.episode.objects, strict=True)):
             lifted = float(body.pose.p[0, 2]) - _height(thing)
@@ -186,16 +176,14 @@ class ConflictPickEnv(BaseEnv):
     compute_normalized_dense_reward = compute_dense_reward
 
 
-def make_env(
-    split: str, part: str, *, image_size: int = 224, obs_mode: str = "rgb", render: str = "cpu"
-) -> gymnasium.Env[Any, Any]:
+def make_env(split: str, part: str, *, image_size: int = 224, render: str = "cpu") -> gymnasium.Env[Any, Any]:
     """The environment as recordings and evaluation use it; `render` is cpu, gpu, or none for physics only."""
     return gymnasium.make(
         ENV_ID,
         split=split,
         part=part,
         image_size=image_size,
-        obs_mode=obs_mode,
+        obs_mode="none" if render == "none" else "rgb",
         control_mode="pd_joint_pos",
         render_mode="rgb_array",
         sim_backend="physx_cpu",

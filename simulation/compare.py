@@ -1,4 +1,8 @@
-"""Closed-loop evaluations beside each other: one page of splits and checkpoints, and what differs between them."""
+"""One page over all closed-loop evaluations: the twelve splits, every checkpoint, and what differs between them.
+
+python -m simulation.compare reports_dir=reports out=reports/compare.html
+python -m simulation.compare pages=true
+python -m simulation.compare --help"""
 
 from __future__ import annotations
 
@@ -13,10 +17,11 @@ from urllib.parse import quote
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import read_json, write_json, write_text
 from simulation.closed_loop import CONDITIONS, Evaluation
+from simulation.report import AS_IT_IS, Difference, Summary, difference, many, paired_difference, plain, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
-from simulation.report.conclusions import WORDS, A, B, verdict, words
-from simulation.report.summary import AS_IT_IS, Difference, Summary, difference, paired_difference, summarize
+from simulation.report.conclusions import A, B, verdict
 from simulation.scenes.factors import FACTORS
+from toolkit.command_line import run_main
 from toolkit.declaration import key
 from toolkit.html_page import render_page
 from toolkit.shared_keys import PARTS
@@ -77,11 +82,8 @@ class Comparison:
     skipped: tuple[str, ...]
 
 
-def write_comparison(config: CompareConfig) -> list[str]:
-    """Write the page and its numbers, and with `pages` those of every evaluation; returns what there is to say.
-
-    Raises ToolkitError for anything the user can mend.
-    """
+def main(config: CompareConfig) -> None:
+    """Write the page and its numbers, and with `pages` those of every evaluation; print a line for each."""
     out = Path(config.out).expanduser()
     numbers = _numbers_of(out)
     comparison = compare(Path(config.reports_dir))
@@ -92,12 +94,13 @@ def write_comparison(config: CompareConfig) -> list[str]:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(numbers, _as_json(comparison))
         write_text(out, _page(comparison, out.parent))
-    lines = []
     for entry in comparison.entries:
-        success = ", ".join(f"{part} {words(entry.summary.of(part).success)}" for part in entry.summary.chance)
+        success = ", ".join(f"{part} {entry.summary.of(part).success}" for part in entry.summary.chance)
         preference = f"; {entry.verdict[1]}" if "conflict" in entry.summary.chance else ""
-        lines.append(f"{entry.split}  {entry.name}: success {success}{preference}")
-    return [*lines, *(f"note: left out {reason}" for reason in comparison.skipped), str(out)]
+        print(f"{entry.split}  {entry.name}: success {success}{preference}")
+    for reason in comparison.skipped:
+        print(f"note: left out {reason}")
+    print(out)
 
 
 def compare(reports_dir: Path) -> Comparison:
@@ -166,61 +169,49 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
     """The page's numbers as plain JSON."""
     evaluations = []
     for entry in comparison.entries:
-        info, summary, (answer, headline) = entry.evaluation.info, entry.summary, entry.verdict
-        plain = {part: summary.of(part) for part in summary.chance}
+        summary, (answer, headline) = entry.summary, entry.verdict
+        played = {part: summary.of(part) for part in summary.chance}
         evaluations.append(
             {
                 "name": entry.name,
-                "info": {name: value for name, value in info.items() if name not in ("config", "versions")},
-                "success": {part: counted.success.to_json() for part, counted in plain.items()},
-                "picks": {p: {pick: s.to_json() for pick, s in counted.picks.items()} for p, counted in plain.items()},
-                "cue_preference": {**summary.preference.to_json(), "verdict": answer, "in_words": headline},
+                "info": {k: v for k, v in entry.evaluation.info.items() if k not in ("config", "versions")},
+                "success": {part: counted.success for part, counted in played.items()},
+                "picks": {part: counted.picks for part, counted in played.items()},
+                "cue_preference": {**plain(summary.preference), "verdict": answer, "in_words": headline},
                 "success_under": {
-                    condition: {part: counted.success.to_json() for part, counted in parts.items()}
+                    condition: {part: counted.success for part, counted in parts.items()}
                     for condition, parts in summary.counted.items()
                     if condition != AS_IT_IS
                 },
             }
         )
-    return {
-        "format": FORMAT,
-        "kind": KIND,
-        "evaluations": evaluations,
-        "differences": [{**vars(c), "difference": c.difference.to_json()} for c in comparison.contrasts],
-        "skipped": list(comparison.skipped),
-    }
+    found = {"evaluations": evaluations, "differences": comparison.contrasts, "skipped": comparison.skipped}
+    return {"format": FORMAT, "kind": KIND, **plain(found)}
 
 
 def _page(comparison: Comparison, folder: Path) -> str:
     """The HTML, with links to each evaluation's own page as seen from `folder`."""
     entries = comparison.entries
-    splits = sorted({entry.split for entry in entries})
+    pages = {entry.name: entry.path.with_name(PAGE_FILE) for entry in entries}
     played = {condition for entry in entries for condition in entry.summary.counted}
-    links = {}
-    for entry in entries:
-        target = entry.path.with_name(PAGE_FILE)
-        # Empty where there is no page.
-        links[entry.name] = quote(Path(os.path.relpath(target, folder)).as_posix()) if target.is_file() else ""
+    splits = len({entry.split for entry in entries})
     values = {
-        "title": f"Closed loop: {_many(len(entries), 'evaluation')} of {_many(len(splits), 'split')}",
+        "title": f"Closed loop: {many(len(entries), 'evaluation')} of {many(splits, 'split')}",
         "comparison": comparison,
         "factors": list(FACTORS),
-        "cells": {split: [e for e in entries if e.split == split] for split in splits},
-        "links": links,
-        "tints": {entry.name: tint(entry) for entry in entries},
+        "links": {n: quote(os.path.relpath(path, folder)) for n, path in pages.items() if path.is_file()},
+        "tint": tint,
         "ablations": [c for c in CONDITIONS if c in played and c != AS_IT_IS],
         "conditions": CONDITIONS,
     }
-    return render_page("compare.html", {**values, **WORDS})
+    return render_page("compare.html", values)
 
 
 def tint(entry: Entry) -> tuple[str, int]:
     """The color of a preference that is shown, target's or lure's, and its strength in %: 60 at all or none."""
-    answer, value = entry.verdict[0], entry.summary.preference.value
-    if answer not in (A, B) or value is None:
-        return "target", 0
-    return "target" if answer == A else "lure", round(120 * abs(value - 0.5))
+    answer, value = entry.verdict[0], entry.summary.preference.value or 0.0
+    return "lure" if answer == B else "target", round(120 * abs(value - 0.5)) if answer in (A, B) else 0
 
 
-def _many(count: int, name: str) -> str:
-    return f"{count} {name}{'s' * (count != 1)}"
+if __name__ == "__main__":
+    run_main(main, "compare")
