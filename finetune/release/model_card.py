@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from finetune.open_loop.predictions import PREDICTORS, label
+from finetune.open_loop.predictions import LABELS
 from finetune.recipe.train_config import parts
 from finetune.release.run_facts import Licence, RunFacts
 from gr00t.errors import ToolkitError
@@ -118,7 +118,7 @@ def _values(runs: Sequence[RunFacts], licence: Licence, repo_id: str | None, fol
         "training": [(name, [of[name] for of in training]) for name in training[0]],
         "data": [(name, [of[name] for of in data]) for name in data[0]],
         "datasets_told": sum(len(_datasets(run)) for run in runs),
-        "predictors": [label(name) for name in PREDICTORS],
+        "predictors": list(LABELS.values()),
         "cameras": ", ".join(e.variable for e in first.inputs if e.key.startswith("video.")),
         "terms": _terms("; ".join(bases), licence),
         "maniskill": any(view["cues"] or view["results"].closed_loop for view in views),
