@@ -13,7 +13,7 @@ from finished import finished_checkpoint
 from golden_files import golden_path
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.open_loop import EvaluateConfig, open_loop_report
+from finetune.open_loop import EvaluateConfig
 from finetune.open_loop import evaluation as evaluate
 from finetune.open_loop.evaluation import evaluate_open_loop
 from finetune.open_loop.predictions import (
@@ -270,9 +270,9 @@ def test_a_report_that_fails_leaves_the_old_one(writer, report, reader, tmp_path
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(open_loop_report, writer, fail)
+    monkeypatch.setattr(evaluate, writer, fail)
     with pytest.raises(OSError, match="disk full"):
-        open_loop_report.write_report(replace(report, folder=tmp_path / "report"), [], reader)
+        evaluate.write_report(replace(report, folder=tmp_path / "report"), [], reader)
     assert {p: p.read_bytes() for p in (tmp_path / "report").rglob("*") if p.is_file()} == before
 
 

@@ -11,8 +11,8 @@ import pytest
 from browser import CHROMIUM, opened
 from PIL import Image
 
+from finetune.report import read_history, read_series
 from finetune.report.__main__ import main, read
-from finetune.report.run_history import read_history, read_series
 from finetune.report.run_page import BASELINE, COLORS, _panels_of_many, _panels_of_one, differences
 from gr00t.errors import ToolkitError
 

@@ -21,73 +21,60 @@ MEASURED = {
     "Loss": ["train/loss", "train/loss_arm", "train/loss_gripper"],
     "Held-out episodes": ["val/arm_mae", "val/arm_mae_last", "val/gripper_wrong_signs", "val/gripper_wrong_signs_last"],
     "Gradients and learning rate": [
-        "train/grad_norm",
-        "train/grad_norm_projector",
-        "train/grad_norm_diffusion_model",
-        "train/grad_norm_vlln",
+        *(f"train/grad_norm{part}" for part in ("", "_projector", "_diffusion_model", "_vlln")),
         "train/learning_rate",
     ],
     "Speed": ["train/samples_per_second", "train/data_wait_seconds", "train/peak_memory_gib"],
 }
 CLOSED_LOOP = ["closed_loop/train/success", "closed_loop/conflict/success", "closed_loop/cue_preference"]
 SIDE_BY_SIDE = ["val/arm_mae", "val/arm_mae_last", "val/gripper_wrong_signs_last", "train/loss"]
-COLUMNS = [
-    "config:split.value.name",
-    "config:engine.value.name",
-    "summary:status",
-    *(f"summary:{metric}" for metric in SIDE_BY_SIDE),
-]
+COLUMNS = ["config:split.value.name", "config:engine.value.name"]
+COLUMNS += [f"summary:{name}" for name in ("status", *SIDE_BY_SIDE)]
 
 
 def define(config: DashboardConfig) -> ws.Workspace:
     """The workspace that the configuration asks for: a saved one, that of a split, or all splits side by side."""
     workspace = from_json(Path(config.saved)) if config.saved is not None else _defined(config)
-    if config.entity is not None:
-        workspace.entity = config.entity
+    workspace.entity = workspace.entity if config.entity is None else config.entity
     return workspace
 
 
 def _defined(config: DashboardConfig) -> ws.Workspace:
-    filters: list[Any] = [] if config.group is None else [expr.Metric("Group") == config.group]
-    by_split: list[Any] = []
-    measured = [_section(name, metrics) for name, metrics in MEASURED.items()]
+    filters: list[Any] = [expr.Tags().isin([config.split])] if config.split else []  # a run is tagged with its split
+    filters += [] if config.group is None else [expr.Metric("Group") == config.group]
+    curves = [
+        _section(name, [panels.LinePlot(title=metric, x="Step", y=[metric]) for metric in metrics])
+        for name, metrics in MEASURED.items()
+    ]
     if config.split is None:
-        name = "GR00T, all splits"
-        by_split.append(expr.Config("split.name"))
-        sections = [_bars("Splits side by side", [*SIDE_BY_SIDE, *CLOSED_LOOP]), *measured]
+        sections = [_section("Splits side by side", _bars(SIDE_BY_SIDE + CLOSED_LOOP)), *curves]
     else:
-        name = f"GR00T {config.split}"
-        filters.insert(0, expr.Tags().isin([config.split]))  # every run is tagged with its split
-        media: list[Any] = [
-            panels.MediaBrowser(title="First batch", media_keys=["first_batch"], num_columns=1),
-            panels.MediaBrowser(title="Open loop", media_keys=["val/errors", "val/episode"], num_columns=1),
-        ]
+        media = (("First batch", ["first_batch"]), ("Open loop", ["val/errors", "val/episode"]))
+        seen = [panels.MediaBrowser(title=title, media_keys=keys, num_columns=1) for title, keys in media]
         sections = [
-            *measured,
-            ws.Section(name="What the policy sees and does", panels=media, is_open=True),
-            _bars("Closed loop", CLOSED_LOOP),
+            *curves,
+            _section("What the policy sees and does", seen),
+            _section("Closed loop", _bars(CLOSED_LOOP)),
             ws.Section(name="Settings that differ", panels=[panels.RunComparer(diff_only=True)]),
         ]
+    by_split: list[Any] = [] if config.split else [expr.Config("split.name")]
     return ws.Workspace(
         entity="",
         project=config.project,
-        name=name,
+        name=f"GR00T {config.split}" if config.split else "GR00T, all splits",
         sections=sections,
         settings=ws.WorkspaceSettings(group_by_prefix="first", max_runs=50),
         runset_settings=ws.RunsetSettings(filters=filters, groupby=by_split, pinned_columns=COLUMNS),
     )
 
 
-def _section(name: str, metrics: list[str]) -> ws.Section:
-    """A curve of each metric."""
-    plots: list[Any] = [panels.LinePlot(title=metric, x="Step", y=[metric]) for metric in metrics]
-    return ws.Section(name=name, panels=plots, is_open=True)
+def _section(name: str, shown: list[Any]) -> ws.Section:
+    return ws.Section(name=name, panels=shown, is_open=True)
 
 
-def _bars(name: str, metrics: list[str]) -> ws.Section:
+def _bars(metrics: list[str]) -> list[Any]:
     """A bar of each metric for every run, or group of runs."""
-    plots: list[Any] = [panels.BarPlot(title=metric, metrics=[metric], orientation="h") for metric in metrics]
-    return ws.Section(name=name, panels=plots, is_open=True)
+    return [panels.BarPlot(title=metric, metrics=[metric], orientation="h") for metric in metrics]
 
 
 def create(workspace: Any) -> str:
@@ -122,6 +109,6 @@ def from_json(path: Path) -> ws.Workspace:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ToolkitError(
-            f"{path} is no workspace of python -m finetune.dashboard ({where}: {first['msg']}). Make it anew with "
+            f"{path} is no workspace of python -m finetune.dashboard ({where}: {first['msg']}). Make it again with "
             "out=FILE."
         ) from None

@@ -3,26 +3,65 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import track
 
 from finetune.open_loop import EvaluateConfig
-from finetune.open_loop.open_loop_report import OpenLoopReport, print_report, write_report
-from finetune.open_loop.predictions import SECTIONS, Baselines, Chunks, Predictor, findings, measure
+from finetune.open_loop.figures import draw_episode, draw_errors, in_unit
+from finetune.open_loop.predictions import (
+    EDGE_FRAMES,
+    HEADINGS,
+    LABELS,
+    PREDICTORS,
+    SECTIONS,
+    SIGNED_GROUP,
+    Baselines,
+    Chunks,
+    Forecast,
+    Predictor,
+    Section,
+    findings,
+    measure,
+)
 from gr00t.data.dataset import training_statistics
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.schema import ModalityConfigs
 from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_replacement import whole_file, whole_folder, write_json, write_text
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.finished_checkpoint import read_processor, read_trained_on, verify_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 from toolkit.code_files import versions
 from toolkit.progress import progress_bar
+from toolkit.shared_keys import check_dataset_folder
+
+JSON_FILE, TEXT_FILE, FIGURES = "open_loop.json", "open_loop.md", "open_loop_figures"
+DRAWN_EPISODES = 32  # more figures than that nobody looks at, and each takes a second
+
+
+@dataclass(frozen=True)
+class OpenLoopReport:
+    """The outcome of an open-loop evaluation.
+
+    info: what was evaluated on what (checkpoint, dataset, seed, versions); overall: errors by section ("all", "first"
+    and "last" starts of episodes); episodes: the same one by one; findings: what a reader should know at once.
+    """
+
+    info: dict[str, Any]
+    overall: dict[str, Section]
+    episodes: dict[int, dict[str, Section]]
+    findings: list[str]
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -74,8 +113,8 @@ def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
 def _open_data(config: EvaluateConfig, processor: Gr00tN1d7Processor, tag: str) -> _Data:
     """The datasets, refused where they do not fit the checkpoint."""
     configs = processor.modality_config(tag)
-    training = StepReader(_folder(config, "train"), configs)
-    reader = StepReader(_folder(config, "conflict"), configs) if config.part == "conflict" else training
+    training = _open(config, "train", configs)
+    reader = _open(config, "conflict", configs) if config.part == "conflict" else training
     trained_on = read_trained_on(Path(config.checkpoint))
     for opened in (training, reader):
         _check_dims(opened, processor, tag)
@@ -101,16 +140,9 @@ def _open_data(config: EvaluateConfig, processor: Gr00tN1d7Processor, tag: str) 
     return _Data(reader, episodes, training, _notes(config, training.layout, trained_on, episodes))
 
 
-def _folder(config: EvaluateConfig, part: str) -> Path:
-    folder = Path(config.data_dir) / config.split.name / part
-    if (folder / "meta").is_dir():
-        return folder
-    needed = "has the recordings in conflict" if part == "conflict" else "gives the baselines their mean chunk"
-    raise ToolkitError(
-        f"{folder} is no dataset; it {needed}. Put the recordings into RAW/{config.split.name}/{part}, then convert "
-        f"them: python prepare_conflict_data.py split={config.split.name} raw_dir=RAW data_dir={config.data_dir} "
-        "overwrite=true"
-    )
+def _open(config: EvaluateConfig, part: str, configs: ModalityConfigs) -> StepReader:
+    check_dataset_folder(config.data_dir, "data_dir", config.split, part)
+    return StepReader(Path(config.data_dir) / config.split.name / part, configs)
 
 
 def _check_dims(reader: StepReader, processor: Gr00tN1d7Processor, tag: str) -> None:
@@ -188,3 +220,90 @@ def _info(config: EvaluateConfig, policy: GR00TPolicy, data: _Data, dtype: torch
         "config": dataclasses.asdict(config),
         "versions": versions(),
     }
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+def write_report(report: OpenLoopReport, forecasts: Sequence[Forecast], reader: StepReader) -> None:
+    """Write everything into report.folder; an older report there gives way, other files stay.
+
+    Everything is written aside first, so that a full disk leaves the older report. open_loop.json goes first and comes
+    back last: where it stands, the figures beside it are its own.
+    """
+    folder = report.folder
+    drawn = forecasts[:DRAWN_EPISODES]
+    with (
+        whole_file(folder / JSON_FILE) as data,
+        whole_file(folder / TEXT_FILE) as text,
+        whole_folder(folder / FIGURES, lock=False) as aside,
+    ):
+        for forecast in track(drawn, "figures", console=Console(stderr=True), transient=True):
+            draw_episode(forecast, reader, aside / f"episode_{forecast.episode:06d}.png")
+        draw_errors(report.overall, _title(report), aside / "errors.png")
+        write_text(text, "\n".join([*_summary(report), *_details(report, len(drawn))]) + "\n")
+        values = dataclasses.asdict(report)
+        episodes = [{"episode": index, "sections": sections} for index, sections in values["episodes"].items()]
+        definitions = {"edge_frames": EDGE_FRAMES, "sections": HEADINGS, "findings": report.findings}
+        write_json(data, {**report.info, **definitions, "overall": values["overall"], "by_episode": episodes})
+        (folder / JSON_FILE).unlink(missing_ok=True)
+
+
+def print_report(report: OpenLoopReport) -> None:
+    """What stands out, the errors as tables, and where the rest is."""
+    console = Console(highlight=False)
+    console.print(Markdown("\n".join(_summary(report))))
+    console.print(f"{report.folder / TEXT_FILE} and {report.folder / FIGURES}/", soft_wrap=True)
+
+
+def _title(report: OpenLoopReport) -> str:
+    starts, count = report.overall["all"].starts, len(report.episodes)
+    return f"{report.info['split']}, {report.info['part']}: {count} episode{'s' * (count != 1)}, {starts} starts"
+
+
+def _summary(report: OpenLoopReport) -> Iterator[str]:
+    """What was evaluated, what stands out, and a table of errors for each action group, in Markdown."""
+    info = report.info
+    yield f"# Open loop: {_title(report)}\n"
+    yield (
+        f"Checkpoint `{info['checkpoint']}`, {info['denoising_steps']} denoising steps, {info['precision']}, "
+        f"noise seed {info['seed']}. Dataset `{info['dataset']}` ({info['dataset_fingerprint'][:12]}). "
+        "Every frame is a start; every predicted step that was recorded weighs the same.\n"
+    )
+    yield from (f"- **{finding}**" for finding in report.findings)
+    for group in report.overall["all"].errors:
+        yield f"\n## {group}, mean absolute error{in_unit(group)}{' / wrong signs' if group == SIGNED_GROUP else ''}\n"
+        measured = [[_cell(report.overall[s], group, name) for s in SECTIONS] for name in PREDICTORS]
+        rows = [[label, *cells] for label, cells in zip(LABELS.values(), measured, strict=True)]
+        yield from _table(["", *HEADINGS.values()], rows)
+
+
+def _details(report: OpenLoopReport, drawn: int) -> Iterator[str]:
+    """Every episode: each predictor over all starts and over the last frames; and the figures."""
+    shown = [(section, predictor) for section in ("all", "last") for predictor in PREDICTORS]
+    heads = ["episode", "frames", *(f"{LABELS[predictor]}, {HEADINGS[section]}" for section, predictor in shown)]
+    for group in report.overall["all"].errors:
+        yield f"\n## {group}, by episode\n"
+        rows = [
+            [
+                str(index),
+                str(sections["all"].starts),
+                *(_cell(sections[section], group, name) for section, name in shown),
+            ]
+            for index, sections in report.episodes.items()
+        ]
+        yield from _table(heads, rows)
+    yield f"\n![errors]({FIGURES}/errors.png)\n"
+    yield from (f"![episode {e}]({FIGURES}/episode_{e:06d}.png)" for e in list(report.episodes)[:drawn])
+    if drawn < len(report.episodes):
+        yield f"\nFigures of the first {drawn} of {len(report.episodes)} episodes."
+
+
+def _cell(section: Section, group: str, predictor: str) -> str:
+    errors = section.errors[group][predictor]
+    sign = "" if errors.sign_error_rate is None else f" / {errors.sign_error_rate:.1%}"
+    return f"{errors.mae:.4f}{sign}"
+
+
+def _table(heads: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    yield from (f"| {' | '.join(cells)} |" for cells in (heads, ["---", *["---:"] * (len(heads) - 1)], *rows))

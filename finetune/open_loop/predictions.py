@@ -8,7 +8,7 @@ current state) or of the absolute one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import Stream, generator
-from gr00t.data.schema import ActionConfig, ActionRepresentation, ActionType
+from gr00t.data.schema import ActionRepresentation, ActionType
 from gr00t.data.state_action import absolute_pose
 from gr00t.data.statistics import relative_action
 from gr00t.data.step_reader import StepReader
@@ -25,7 +25,8 @@ from gr00t.model.gr00t_n1 import check_finite
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 POLICY, HOLD_STILL, MEAN_CHUNK = "policy", "hold_still", "mean_chunk"
-PREDICTORS = (POLICY, HOLD_STILL, MEAN_CHUNK)
+LABELS = {POLICY: "policy", HOLD_STILL: "hold still", MEAN_CHUNK: "mean training chunk"}
+PREDICTORS = tuple(LABELS)
 EDGE_FRAMES = 16
 SECTIONS = ("all", "first", "last")
 HEADINGS = {"all": "all starts", "first": f"first {EDGE_FRAMES} frames", "last": f"last {EDGE_FRAMES} frames"}
@@ -81,17 +82,15 @@ class Section:
 def measure(forecasts: Sequence[Forecast], section: str) -> Section:
     """The errors over the starts of a section, pooled over all given episodes."""
     used = [f.exists & f.starts(section)[:, None] for f in forecasts]
-    errors = {
-        group: {
-            predictor: _errors(
-                np.concatenate([f.predicted[predictor][group][m] for f, m in zip(forecasts, used, strict=True)]),
-                np.concatenate([f.recorded[group][m] for f, m in zip(forecasts, used, strict=True)]),
-                group,
-            )
-            for predictor in PREDICTORS
-        }
-        for group in forecasts[0].recorded
-    }
+
+    def pooled(chunks: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([values[steps] for values, steps in zip(chunks, used, strict=True)])
+
+    errors: dict[str, dict[str, Errors]] = {}
+    for group in forecasts[0].recorded:
+        recorded = pooled([f.recorded[group] for f in forecasts])
+        said = {name: pooled([f.predicted[name][group] for f in forecasts]) for name in PREDICTORS}
+        errors[group] = {name: _errors(predicted, recorded, group) for name, predicted in said.items()}
     starts = sum(int(f.starts(section).sum()) for f in forecasts)
     return Section(starts, sum(int(m.sum()) for m in used), errors)
 
@@ -126,7 +125,11 @@ class Baselines:
             kept = np.concatenate([values[:1], values[:-1]]) if reference is None else reference
             hold[group] = np.repeat(kept[:, None], len(self._deltas), axis=1)
             chunk = np.broadcast_to(chunk, (len(exists), *chunk.shape))
-            mean[group] = chunk if reference is None else _added(chunk, reference, self._configs[group])
+            if reference is not None and self._configs[group].type is ActionType.EEF:
+                chunk = absolute_pose(chunk, reference, self._configs[group].format)
+            elif reference is not None:
+                chunk = chunk + reference[:, None].astype(np.float64)
+            mean[group] = chunk
         return Forecast(episode, recorded, {POLICY: policy, HOLD_STILL: hold, MEAN_CHUNK: mean}, exists)
 
     def _recorded(self, actions: Chunks) -> tuple[Chunks, np.ndarray]:
@@ -155,21 +158,12 @@ class Baselines:
             for group, values in recorded.items():
                 reference = self._reference(states, group)
                 if reference is not None:
-                    steps = [
-                        relative_action(values[:, h], reference, self._configs[group]) for h in range(values.shape[1])
-                    ]
-                    values = np.stack(steps, axis=1)
+                    config, ahead = self._configs[group], range(values.shape[1])
+                    values = np.stack([relative_action(values[:, h], reference, config) for h in ahead], axis=1)
                 chunks[group].append(values.astype(np.float64))
         weights = np.concatenate(exists)[..., None].astype(np.float64)
         count = np.maximum(weights.sum(axis=0), 1)  # no training episode reaches that far ahead: 0
         return {group: (np.concatenate(parts) * weights).sum(axis=0) / count for group, parts in chunks.items()}
-
-
-def _added(chunks: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
-    """The actions (T, H, D) of chunks relative to (T, D)."""
-    if config.type is ActionType.EEF:
-        return absolute_pose(chunks, reference, config.format)
-    return chunks + reference[:, None].astype(np.float64)
 
 
 def findings(overall: dict[str, Section]) -> list[str]:
@@ -184,7 +178,7 @@ def findings(overall: dict[str, Section]) -> list[str]:
             if group != SIGNED_GROUP and policy.mae >= errors[best].mae:
                 found.append(
                     f"{group}, {HEADINGS[section]}: the policy's error {policy.mae:.4f} is no smaller than "
-                    f"{errors[best].mae:.4f} of the {label(best)} baseline"
+                    f"{errors[best].mae:.4f} of the {LABELS[best]} baseline"
                 )
             if section == "last" and (policy.sign_error_rate or 0) > LATE_SIGN_ERRORS:
                 found.append(
@@ -192,11 +186,6 @@ def findings(overall: dict[str, Section]) -> list[str]:
                     "such a policy may reach an object and never lift it"
                 )
     return found
-
-
-def label(predictor: str) -> str:
-    """A predictor's name for people."""
-    return {POLICY: "policy", HOLD_STILL: "hold still", MEAN_CHUNK: "mean training chunk"}[predictor]
 
 
 @dataclass(frozen=True)
@@ -229,27 +218,21 @@ class Predictor:
         `proceed` is given the number of predictions so far, before each batch and after the last; None is returned
         where it says to stop. Raises ToolkitError for actions that are not finite.
         """
-        horizon = len(self.reader.configs["action"].delta_indices)
-        groups = self.processor.state_action.groups(self.tag, "action")
-        found: dict[int, Chunks] = {}
-        for episode in self.episodes:
-            length = self.reader.layout.episode(episode).length
-            found[episode] = {group.name: np.full((length, horizon, group.dim), np.nan) for group in groups}
         starts = self.starts
+        found: dict[int, list[Chunks]] = {episode: [] for episode in self.episodes}
         for first in range(0, len(starts), self.batch_size):
             if not proceed(first):
                 return None
-            rows = range(first, min(first + self.batch_size, len(starts)))
-            batch = [starts[row] for row in rows]
-            for (episode, frame), chunk in zip(batch, self._predict(batch, rows), strict=True):
-                for group, values in chunk.items():
-                    found[episode][group][frame] = values
+            batch = starts[first : first + self.batch_size]
+            actions = self._predict(batch, range(first, first + len(batch)))
+            for place, (episode, _) in enumerate(batch):
+                found[episode].append({group: values[place] for group, values in actions.items()})
         proceed(len(starts))
-        return found
+        return {e: {group: np.stack([c[group] for c in chunks]) for group in chunks[0]} for e, chunks in found.items()}
 
     @torch.no_grad()
-    def _predict(self, starts: Sequence[tuple[int, int]], rows: Sequence[int]) -> Iterator[Chunks]:
-        """One chunk {group: (H, D)} for each start; `rows` are their places among all starts."""
+    def _predict(self, starts: Sequence[tuple[int, int]], rows: Sequence[int]) -> Chunks:
+        """The chunks {group: (B, H, D)} of these starts; `rows` are their places among all starts."""
         config = self.model.n1d7_config
         shape = (config.action_horizon, config.max_action_dim)
         noise = [generator(self.seed, Stream.NOISE, *start).standard_normal(shape, np.float32) for start in starts]
@@ -267,5 +250,4 @@ class Predictor:
         states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
         actions = self.processor.decode_action(predicted, self.tag, states)
         check_finite(actions, predicted.dtype)
-        for place in range(len(starts)):
-            yield {group: values[place] for group, values in actions.items()}
+        return actions

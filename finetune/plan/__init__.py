@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune.plan.activations import Batch, Kernels
 from finetune.plan.disk_and_time import DiskPart, Duration, Gpu, disk, find_layouts, on_gpu
@@ -21,6 +20,7 @@ from finetune.plan.memory import (
     host_memory,
     loading_memory,
     local_processes,
+    total_size,
 )
 from finetune.plan.model_shapes import parameters, shape_of_architecture, shape_of_checkpoint
 from finetune.recipe import FinetuneConfig, check_batch, check_cache, check_divided, check_evaluation
@@ -36,7 +36,7 @@ CHAT = "<|im_start|>user\n{images}{text}<|im_end|>\n"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FEWEST_VIEWS = 4
 WRITTEN = {"checkpoints": "checkpoint-*", "frame store": "frames-*", "feature cache": "features-*"}
-GO_ON = "To start anyway: check_fit=false."
+START_ANYWAY = "To start anyway: check_fit=false."
 
 
 @dataclass(kw_only=True)
@@ -108,8 +108,7 @@ def _base_folder(base: str) -> Path | None:
 def _image_side(folder: Path | None, otherwise: int) -> int:
     path = folder / "processor_config.json" if folder else None
     settings = read_json(path).get("processor_kwargs", {}) if path and path.is_file() else {}
-    target = settings.get("image_target_size") or [otherwise]
-    side = settings.get("shortest_image_edge") or target[0]
+    side = settings.get("shortest_image_edge") or (settings.get("image_target_size") or [otherwise])[0]
     return max(32, int(side) // 32 * 32)
 
 
@@ -125,8 +124,10 @@ def _text_tokens(folder: Path | None, instructions: set[str], images: int) -> in
     return max(len(tokenizer.encode(chat).ids) for chat in chats) - images
 
 
-@dataclass(frozen=True)
-class Change:
+# -- whether it fits, and what makes it fit ----------------------------------------------------------------------------
+
+
+class Change(NamedTuple):
     """Settings as they are typed, and the run they make."""
 
     settings: str
@@ -136,22 +137,20 @@ class Change:
 
 def changes(config: FinetuneConfig, gpus: int) -> Iterator[Change]:
     """What makes a run need less memory, the cheapest first, each change on top of the ones before it."""
-    sizes = _micro_batches(config, gpus)
-    if sizes:
-        config = _with(config, micro_batch_size=sizes[-1])
-        yield Change(f"train.micro_batch_size={sizes[-1]}", config, gpus)
-    tune, views = config.train.tune, config.augment.views
-    if config.train.features != "cached" and not (tune.llm or tune.visual or tune.top_llm_layers):
-        augment = replace(config.augment, views=views or FEWEST_VIEWS)
-        config = replace(_with(config, features="cached"), augment=augment)
-        yield Change("train.features=cached" + ("" if views else f" augment.views={FEWEST_VIEWS}"), config, gpus)
-    if not config.train.activation_checkpointing:
-        config = _with(config, activation_checkpointing=True)
-        yield Change("train.activation_checkpointing=true", config, gpus)
-    if config.train.optimizer == "adamw":
-        config = _with(config, optimizer="adamw_8bit")
-        yield Change("train.optimizer=adamw_8bit", config, gpus)
-    share = config.train.global_batch_size // (config.train.micro_batch_size or 1)
+    train, tune, sizes = config.train, config.train.tune, _micro_batches(config, gpus)
+    cached = train.features != "cached" and not (tune.llm or tune.visual or tune.top_llm_layers)
+    views = "" if config.augment.views else f" augment.views={FEWEST_VIEWS}"
+    for wanted, name, value in (
+        (sizes, "micro_batch_size", min(sizes, default=0)),
+        (cached, "features", "cached"),
+        (not train.activation_checkpointing, "activation_checkpointing", True),
+        (train.optimizer == "adamw", "optimizer", "adamw_8bit"),
+    ):
+        if wanted:
+            config = _with(config, **{name: value})
+            also = views if name == "features" else ""  # which no memory depends on
+            yield Change(f"train.{name}={str(value).lower()}{also}", config, gpus)
+    share = train.global_batch_size // (config.train.micro_batch_size or 1)
     for more in (gpus, 2 * gpus, 4 * gpus):
         if more > 1 and share % more == 0:
             zero2 = replace(_with(config, optimizer="adamw"), engine=replace(config.engine, name="zero2"))
@@ -178,11 +177,11 @@ def remedy(
         if size <= room:
             return [(f"train.micro_batch_size={micro}", size)]
     taken: list[tuple[str, int]] = []
-    for change in changes(config, gpus):
-        size = memory(change.config, change.gpus)
-        if change.config.engine.name == "zero2":  # in place of fewer GPUs, and of an optimizer that it does not divide
+    for settings, changed, processes in changes(config, gpus):
+        size = memory(changed, processes)
+        if changed.engine.name == "zero2":  # in place of fewer GPUs, and of an optimizer that it does not divide
             taken = [(s, size) for s, size in taken if not s.startswith(("engine", "train.optimizer"))]
-        taken.append((change.settings, size))
+        taken.append((settings, size))
         if size <= room:
             break
     return taken
@@ -190,7 +189,7 @@ def remedy(
 
 @dataclass(frozen=True)
 class Verdict:
-    """`needed` bytes of `room` (None: not known)."""
+    """`needed` bytes of `room` (None: not known); remedies: settings to add, in order, and the bytes of each."""
 
     what: str
     needed: int
@@ -209,6 +208,15 @@ class Verdict:
         word = "fits" if self.fits else "does not fit"
         return f"{self.what} {word}: {gigabytes(self.needed)} of {gigabytes(self.room)} GB"
 
+    def advice(self) -> list[str]:
+        """What to change, a line each."""
+        if self.room is None or self.fits:
+            return []
+        helps = self.remedies and self.remedies[-1][1] <= self.room
+        none = "No setting makes it fit here: take GPUs with more memory, or train less (train.tune.*)."
+        listed = "\n  and ".join(f"{settings}: {gigabytes(size)} GB" for settings, size in self.remedies)
+        return ["What makes it fit:" if helps else none, *f"  {listed}".splitlines()]
+
 
 def gigabytes(size: float) -> str:
     """In GB (1e9), with as many digits as say something."""
@@ -223,9 +231,8 @@ def device_verdict(plan: Plan, room: int | None) -> Verdict:
         """Bytes of the same run with other settings; the base is not read again."""
         found, batch = parameters(run.shape, config.train), replace(run.batch, samples=_samples(config, gpus))
         total = device_memory(replace(run, config=config, gpus=gpus, parameters=found, batch=batch)).total
-        return total if cuda else run.per_node * total + host
+        return total if cuda else run.per_node * total + total_size(plan.host)
 
-    host = 0 if cuda else sum(part.size for part in plan.host)
     needed = memory(run.config, run.gpus)
     found = [] if room is None or needed <= room else remedy(run.config, run.gpus, memory, room)
     return Verdict("each GPU" if cuda else "this machine's memory", needed, room, found)
@@ -233,21 +240,7 @@ def device_verdict(plan: Plan, room: int | None) -> Verdict:
 
 def host_verdict(plan: Plan, room: int | None) -> Verdict:
     """Memory of a node besides its GPUs."""
-    needed = max(sum(part.size for part in plan.host), loading_memory(plan.run))
-    return Verdict("each node's memory", needed, room, [])
-
-
-def remedy_lines(verdict: Verdict) -> list[str]:
-    """What to change, in order."""
-    if verdict.room is None or verdict.fits:
-        return []
-    if not verdict.remedies or verdict.remedies[-1][1] > verdict.room:
-        lines = ["No setting makes it fit here: take GPUs with more memory, or train less (train.tune.*)."]
-    else:
-        lines = ["What makes it fit:"]
-    for place, (settings, size) in enumerate(verdict.remedies):
-        lines.append(f"  {'and ' if place else ''}{settings}: {gigabytes(size)} GB")
-    return lines
+    return Verdict("each node's memory", max(total_size(plan.host), loading_memory(plan.run)), room, [])
 
 
 def check_fits(
@@ -267,18 +260,17 @@ def check_fits(
     if not config.check_fit:
         return
     plan = make_plan(config, gpus, per_node=per_node, cuda=cuda)
-    verdict = device_verdict(plan, gpu_memory_bytes)
+    verdict, host = device_verdict(plan, gpu_memory_bytes), host_verdict(plan, host_memory_bytes)
     if not verdict.fits:
         largest = sorted(plan.device.parts, key=lambda part: -part.size)[:5]
         listed = ", ".join(f"{part.name} {gigabytes(part.size)}" for part in largest)
-        lines = [f"{verdict.sentence()} ({plan.device.peak_moment}: {listed} GB).", *remedy_lines(verdict)]
-        lines.append(f"python -m finetune.plan with the same settings shows every part. {GO_ON}")
+        lines = [f"{verdict.sentence()} ({plan.device.peak_moment}: {listed} GB).", *verdict.advice()]
+        lines.append(f"python -m finetune.plan with the same settings shows every part. {START_ANYWAY}")
         raise ToolkitError("\n".join(lines))
-    host = host_verdict(plan, host_memory_bytes)
     if cuda and not host.fits:
         raise ToolkitError(
             f"{host.sentence()}: of it {gigabytes(loading_memory(plan.run))} GB while the base is loaded. Ask for more "
-            f"memory (cluster.memory), or for fewer processes on a node. {GO_ON}"
+            f"memory (cluster.memory), or for fewer processes on a node. {START_ANYWAY}"
         )
 
 
@@ -304,7 +296,7 @@ def check_disk(config: FinetuneConfig, gpus: int, *, cuda: bool = True) -> None:
         raise ToolkitError(
             f"The disk has {in_bytes(free)} free, but {in_bytes(needed)} are still to be written:\n  {listed}\n"
             "Free some space, take a folder on another disk (run_dir, output_dir, cache_dir), or keep fewer "
-            f"checkpoints (train.keep_last, train.keep_every). {GO_ON}"
+            f"checkpoints (train.keep_last, train.keep_every). {START_ANYWAY}"
         )
 
 
@@ -313,7 +305,7 @@ def disk_needs(parts: list[DiskPart]) -> list[tuple[list[DiskPart], int, int]]:
     disks: dict[int, list[DiskPart]] = {}
     for part in parts:
         if part.size is not None:
-            folder = Path(os.path.abspath(part.folder))
+            folder = part.folder.absolute()
             existing = next(path for path in [folder, *folder.parents] if path.exists())
             disks.setdefault(existing.stat().st_dev, []).append(part)
     return [(own, sum(_missing(part) for part in own), free_space(own[0].folder)) for own in disks.values()]

@@ -8,68 +8,53 @@ there. Training makes the same plan and refuses to start what cannot fit (`check
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from finetune.plan import (
-    Plan,
-    PlanConfig,
-    Verdict,
-    device_verdict,
-    disk_needs,
-    gigabytes,
-    host_verdict,
-    make_plan,
-    remedy_lines,
-)
+from finetune.plan import Plan, PlanConfig, Verdict, device_verdict, disk_needs, gigabytes, host_verdict, make_plan
 from finetune.plan.disk_and_time import find_gpu, gpu_of_cluster, work
-from finetune.plan.memory import Part, available_memory
+from finetune.plan.memory import Part, available_memory, total_size
 from finetune.plan.model_shapes import by_group
 from toolkit.command_line import run_main
 
 
 def show(plan: Plan, verdicts: list[Verdict], console: Console) -> None:
     """Tables of parameters, memory, disk and time, each with its verdict."""
-    run = plan.run
-    kind = plan.gpu.name if plan.gpu else "GPU" if run.kernels.cuda else "CPU process"
-    where = f"{run.gpus} x {kind}" if plan.gpu else f"{run.gpus} {kind}{'s' if run.gpus > 1 else ''}"
-    heading = (
-        f"{run.config.model.name}, counted from {run.shape.source}",
-        f"{where}, engine={run.config.engine.name}, micro-batch {run.batch.samples} x {run.accumulation}, "
+    run, cuda = plan.run, plan.run.kernels.cuda
+    kind = plan.gpu.name if plan.gpu else "GPU" if cuda else "CPU process"
+    process = f"{'each GPU' if cuda else 'each process'} at its peak ({plan.device.peak_moment})"
+    phases = "; ".join(f"{name} {gigabytes(size)}" for name, size in plan.device.moments.items())  # without allowance
+    console.print(f"{run.config.model.name}, counted from {run.shape.source}")
+    console.print(
+        f"{run.gpus} x {kind}, engine={run.config.engine.name}, micro-batch {run.batch.samples} x {run.accumulation}, "
         f"{'bf16' if run.kernels.bf16 else 'fp32'}, features={run.config.train.features}, "
         f"{run.batch.tokens} tokens a sample",
     )
-    for line in heading:
-        console.print(line, highlight=False)
-    process = f"{'each GPU' if run.kernels.cuda else 'each process'} at its peak ({plan.device.peak_moment})"
-    phases = "; ".join(f"{name} {gigabytes(size)}" for name, size in plan.device.moments.items())  # without allowance
     device, host = _memory(process, plan.device.parts, phases), _memory("each node besides", plan.host, "")
     for table in (_parameters(plan), device, host, _disk(plan), _time(plan)):
         console.print()
         console.print(table)
     console.print()
     for verdict in verdicts:
-        console.print(verdict.sentence(), style="" if verdict.fits else "bold red", highlight=False)
-        for line in remedy_lines(verdict):
-            console.print(line, highlight=False)
+        console.print(verdict.sentence(), style="" if verdict.fits else "bold red")
+        for line in verdict.advice():
+            console.print(line)
 
 
 def as_json(plan: Plan, verdicts: list[Verdict]) -> dict[str, Any]:
     """Everything the tables show; sizes in bytes, time in seconds."""
-    run, duration, time = plan.run, plan.duration, None
-    if duration is not None:
-        time = {
-            "step": duration.step,
-            "products": duration.products,
-            "optimizer": duration.optimizer,
-            "run": duration.step * run.config.train.max_steps,
-            "samples_per_second": run.config.train.global_batch_size / duration.step,
-            "basis": duration.basis,
-        }
+    run, duration, train = plan.run, plan.duration, plan.run.config.train
+    time = duration and {
+        **asdict(duration),
+        "step": duration.step,
+        "run": duration.step * train.max_steps,
+        "samples_per_second": train.global_batch_size / duration.step,
+    }
     return {
         "model": run.config.model.name,
         "counted_from": run.shape.source,
@@ -78,88 +63,74 @@ def as_json(plan: Plan, verdicts: list[Verdict]) -> dict[str, Any]:
         "micro_batch_size": run.batch.samples,
         "accumulation": run.accumulation,
         "tokens": run.batch.tokens,
-        "parameters": [dataclasses.asdict(group) for group in by_group(run.parameters)],
+        "parameters": [asdict(group) for group in by_group(run.parameters)],
         "trained": run.trained,
-        "device_memory": {
-            "total": plan.device.total,
-            "peak_moment": plan.device.peak_moment,
-            "moments": plan.device.moments,
-            "parts": [dataclasses.asdict(part) for part in plan.device.parts],
-        },
-        "host_memory": [dataclasses.asdict(part) for part in plan.host],
-        "disk": [{**dataclasses.asdict(part), "folder": str(part.folder)} for part in plan.disk],
+        "device_memory": {"total": plan.device.total, **asdict(plan.device)},
+        "host_memory": [asdict(part) for part in plan.host],
+        "disk": [{**asdict(part), "folder": str(part.folder)} for part in plan.disk],
         "operations_per_sample": work(run),
         "time": time,
-        "verdicts": [
-            {"what": v.what, "needed": v.needed, "room": v.room, "fits": v.fits, "remedies": v.remedies}
-            for v in verdicts
-        ],
+        "verdicts": [{**asdict(verdict), "fits": verdict.fits} for verdict in verdicts],
     }
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], totals: Iterable[Sequence[str]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if 0 < number < len(columns) - 1 else "left", no_wrap=number == 0)
+    for style, cells in [*(("", row) for row in rows), *(("bold", total) for total in totals)]:
+        table.add_row(*cells, style=style)
     return table
 
 
 def _parameters(plan: Plan) -> Table:
-    table = _table("Parameters, millions", "group", "trained", "frozen", "")
+    def row(name: str, trained: int, frozen: int, waiting: int = 0) -> tuple[str, ...]:
+        note = f"{waiting / 1e6:,.1f} with all robots', which wait in host memory" if waiting else ""
+        return name, f"{trained / 1e6:,.1f}", f"{frozen / 1e6:,.1f}", note
+
     groups = by_group(plan.run.parameters)
-    for group in groups:
-        waiting = f"{group.waiting / 1e6:,.1f} with all robots', which wait in host memory" if group.waiting else ""
-        table.add_row(group.group, f"{group.trained / 1e6:,.1f}", f"{group.frozen / 1e6:,.1f}", waiting)
-    trained, frozen = sum(group.trained for group in groups), sum(group.frozen for group in groups)
-    table.add_row("together", f"{trained / 1e6:,.1f}", f"{frozen / 1e6:,.1f}", "", style="bold")
-    return table
+    total = row("together", sum(group.trained for group in groups), sum(group.frozen for group in groups))
+    columns = ("group", "trained", "frozen", "")
+    return _table("Parameters, millions", columns, [row(*astuple(group)) for group in groups], [total])
 
 
 def _memory(what: str, parts: list[Part], note: str) -> Table:
-    table = _table(f"Memory of {what}, GB", "part", "GB", "")
-    for part in parts:
-        if part.size:
-            table.add_row(part.name, gigabytes(part.size), part.note)
-    table.add_row("together", gigabytes(sum(part.size for part in parts)), note, style="bold")
-    return table
+    rows = [(part.name, gigabytes(part.size), part.note) for part in parts if part.size]
+    total = ("together", gigabytes(total_size(parts)), note)
+    return _table(f"Memory of {what}, GB", ("part", "GB", ""), rows, [total])
 
 
 def _disk(plan: Plan) -> Table:
-    table = _table("Disk, GB", "what", "GB", "")
-    for part in plan.disk:
-        size = "unknown" if part.size is None else gigabytes(part.size)
-        table.add_row(part.name, size, f"{part.folder}: {part.note}")
-    for parts, needed, free in disk_needs(plan.disk):
-        names = ", ".join(part.name for part in parts)
-        table.add_row("still to write", gigabytes(needed), f"{gigabytes(free)} GB free here for {names}", style="bold")
-    return table
+    sizes = ["unknown" if part.size is None else gigabytes(part.size) for part in plan.disk]
+    rows = [(part.name, size, f"{part.folder}: {part.note}") for part, size in zip(plan.disk, sizes, strict=True)]
+    totals = [
+        ("still to write", gigabytes(needed), f"{gigabytes(free)} GB free here for {', '.join(p.name for p in parts)}")
+        for parts, needed, free in disk_needs(plan.disk)
+    ]
+    return _table("Disk, GB", ("what", "GB", ""), rows, totals)
 
 
 def _time(plan: Plan) -> Table:
-    run, duration = plan.run, plan.duration
-    table = _table("Time", "part", "TFLOP a sample", "")
-    for part, operations in work(run).items():
-        table.add_row(part, f"{operations / 1e12:.4f}", "")
+    duration, train = plan.duration, plan.run.config.train
     if duration is None:
-        why = "gpu=NAME names one" if run.kernels.cuda else "no estimate for a CPU"
-        table.add_row("a step", "", f"unknown: {why}", style="bold")
-        return table
-    steps = run.config.train.max_steps
-    rate = run.config.train.global_batch_size / duration.step
-    table.add_row("a step", f"{duration.step * 1e3:,.0f} ms", f"{rate:,.0f} samples/s: {duration.basis}", style="bold")
-    table.add_row("the run", f"{duration.step * steps / 3600:.2f} h", f"{steps:,} steps", style="bold")
-    return table
+        totals = [
+            ("a step", "", f"unknown: {'gpu=NAME names one' if plan.run.kernels.cuda else 'no estimate for a CPU'}")
+        ]
+    else:
+        rate = f"{train.global_batch_size / duration.step:,.0f} samples/s: {duration.basis}"
+        hours = f"{duration.step * train.max_steps / 3600:.2f} h"
+        totals = [("a step", f"{duration.step * 1e3:,.0f} ms", rate), ("the run", hours, f"{train.max_steps:,} steps")]
+    rows = [(part, f"{operations / 1e12:.4f}", "") for part, operations in work(plan.run).items()]
+    return _table("Time", ("part", "TFLOP a sample", ""), rows, totals)
 
 
 def plan(config: PlanConfig) -> tuple[Plan, list[Verdict]]:
     """The plan of a configuration, and whether it fits."""
-    cuda = config.device != "cpu"
-    cluster, single = config.cluster, config.engine.name == "single"
-    per_node = 1 if single or not cuda else max(1, cluster.gpus_per_node)
-    gpus = config.gpus or (per_node if single or not cuda else per_node * cluster.nodes)
-    gpu = None
-    if cuda:
-        gpu = find_gpu(config.gpu) if config.gpu else gpu_of_cluster(cluster.gpu_type)
+    cuda, cluster = config.device != "cpu", config.cluster
+    one = config.engine.name == "single" or not cuda
+    per_node = 1 if one else max(1, cluster.gpus_per_node)
+    gpus = config.gpus or (1 if one else per_node * cluster.nodes)
+    gpu = (find_gpu(config.gpu) if config.gpu else gpu_of_cluster(cluster.gpu_type)) if cuda else None
     made = make_plan(config, gpus, per_node=min(per_node, gpus), cuda=cuda, gpu=gpu)
     host = None if config.host_memory_gb is None else int(config.host_memory_gb * 1e9)
     if not cuda:
@@ -173,7 +144,7 @@ def main(config: PlanConfig) -> None:
     if config.json:
         print(json.dumps(as_json(made, verdicts), indent=2))
     else:
-        show(made, verdicts, Console(width=118 if not Console().is_terminal else None))
+        show(made, verdicts, Console(width=None if Console().is_terminal else 118, highlight=False))
 
 
 if __name__ == "__main__":

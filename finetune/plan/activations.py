@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from finetune.plan.model_shapes import HEAD, LLM, VISION, VL, Parameter, Shape
+from finetune.plan.model_shapes import DIT, EMBEDDINGS, HEAD, LLM, VISION, VL, Parameter, Shape
 
 FP32 = 4
+FEATURES, KEYS = "backbone's features", "keys and values"  # stages that memory.py treats apart
 SECOND = "ff.net.2.weight"  # of a feed-forward, whose wide half a CPU computes again in the backward
 CPU_AT_ONCE = 4  # samples of a forward of the frozen backbone, as in gr00t/model/cpu_kernels.py
 VISION_HEAD = 64  # width of a head of Qwen3-VL's vision tower
@@ -95,44 +96,43 @@ class Stage:
 
 def stages(shape: Shape, found: list[Parameter], batch: Batch, kernels: Kernels, *, cached: bool) -> list[Stage]:
     """The forward of one micro-batch in order, as it runs with these trained parameters."""
-    weights = _Weights(found, kernels)
+    weights = _Weights([p for p in found if p.trained], kernels)
     begin = [] if cached else _backbone(shape, weights, batch, kernels)
     features = batch.samples * batch.tokens * shape.context * kernels.size
     joined = 0 if cached or (kernels.cuda and not batch.at_once) else features  # from pieces
     graph = any(stage.gradients for stage in begin)
     noised = batch.noised * shape.horizon * shape.width
     encoders = (f"{HEAD}state_encoder", f"{HEAD}action_encoder", f"{HEAD}position_embedding")
-    encoded = noised * (3 * kernels.size + FP32)
     decoded = batch.noised * (shape.horizon + 1)
     decoded *= shape.hidden * (2 * kernels.size + FP32) + 4 * shape.action_dim * FP32
     return [
         *begin,
-        Stage("backbone's features", kept=features, passing=joined),
+        Stage(FEATURES, kept=features, passing=joined),
         *_vl_self_attention(shape, weights, batch, kernels, graph),
-        weights("encoders", *encoders, kept=encoded, passing=noised * 3 * FP32),
+        weights("encoders", *encoders, kept=noised * (3 * kernels.size + FP32), passing=noised * 3 * FP32),
         *_dit(shape, weights, batch, kernels),
         weights("decoder", f"{HEAD}action_decoder", kept=decoded, passing=decoded),
     ]
 
 
+@dataclass(frozen=True)
 class _Weights:
     """Gradients and bf16 copies of the trained weights below a prefix."""
 
-    def __init__(self, found: list[Parameter], kernels: Kernels) -> None:
-        self._trained = [p for p in found if p.trained]
-        self._kernels = kernels
+    trained: list[Parameter]
+    kernels: Kernels
 
     def __call__(self, name: str, *prefixes: str, kept: int, passing: int, enters: int = 0) -> Stage:
-        own = [p for p in self._trained if p.name.startswith(prefixes)]
-        multiplied = [p for p in own if p.matrix and "embed" not in p.name] if self._kernels.bf16 else []
-        brief = 2 * sum(p.count for p in multiplied if not self._kernels.cuda and p.name.endswith(SECOND))
+        own = [p for p in self.trained if p.name.startswith(prefixes)]
+        multiplied = [p for p in own if p.matrix and "embed" not in p.name] if self.kernels.bf16 else []
+        brief = 2 * sum(p.count for p in multiplied if not self.kernels.cuda and p.name.endswith(SECOND))
         copies = 2 * sum(p.count for p in multiplied) - brief
         gradients = FP32 * sum(p.count for p in own)
         return Stage(name, kept, passing, gradients, copies, brief, enters, again=brief)
 
     def any(self, *prefixes: str) -> bool:
         """Whether one of the weights below these prefixes is trained."""
-        return any(p.name.startswith(prefixes) for p in self._trained)
+        return any(p.name.startswith(prefixes) for p in self.trained)
 
 
 # -- the backbone ------------------------------------------------------------------------------------------------------
@@ -140,37 +140,33 @@ class _Weights:
 
 def _backbone(shape: Shape, weights: _Weights, batch: Batch, kernels: Kernels) -> list[Stage]:
     """Vision tower and language model; frozen parts before the first trained one keep nothing."""
-    vision_graph = weights.any(VISION)
-    samples = batch.samples
+    samples, size, graph = batch.samples, kernels.size, weights.any(VISION)
     if not weights.any("backbone."):
         samples = min(samples, batch.at_once or (samples if kernels.cuda else CPU_AT_ONCE))
     patches, tokens = samples * batch.patches, samples * batch.tokens
-    pixels = patches * shape.patch_values * kernels.size
-    deepstack = shape.deepstack * samples * batch.image_tokens * shape.context * kernels.size
+    pixels = patches * shape.patch_values * size
+    deepstack = shape.deepstack * samples * batch.image_tokens * shape.context * size
+    held = pixels + deepstack + (batch.samples - samples) * batch.tokens * shape.context * size  # and pieces before
     # uint8 to patches: two fp32 copies at a time, or one and the patches
-    made = patches * max(2 * PIXELS * FP32, (PIXELS + shape.patch_values) * kernels.size)
-    found = [Stage("pixels", passing=made)]
-    done = (batch.samples - samples) * batch.tokens * shape.context * kernels.size  # of the pieces before
-    vision = patches * _vision_passing(shape, batch, kernels) + pixels + deepstack + done
-    kept = shape.vision_width * (2 * kernels.norm + 9 * kernels.size) + 2 * shape.vision_inner * kernels.size
-    kept = patches * kept if vision_graph else 0
-    entering = patches * shape.vision_width * kernels.norm
+    found = [Stage("pixels", passing=patches * max(2 * PIXELS * FP32, (PIXELS + shape.patch_values) * size))]
+    passing = patches * _vision_passing(shape, batch, kernels) + held
+    kept = shape.vision_width * (2 * kernels.norm + 9 * size) + 2 * shape.vision_inner * size
+    kept, enters = patches * kept if graph else 0, patches * shape.vision_width * kernels.norm
     for number in range(shape.vision_blocks):
-        found.append(weights("vision tower", f"{VISION}blocks.{number}.", kept=kept, passing=vision, enters=entering))
+        found.append(weights("vision tower", f"{VISION}blocks.{number}.", kept=kept, passing=passing, enters=enters))
     rest = (f"{VISION}patch_embed", f"{VISION}pos_embed", f"{VISION}merger", f"{VISION}deepstack")
-    found.append(weights("vision tower", *rest, kept=(pixels + 3 * deepstack) if vision_graph else 0, passing=vision))
-    passing = tokens * (2 * shape.context + 3 * shape.llm_inner) * kernels.size + pixels + deepstack + done
-    graph = vision_graph or weights.any(f"{LLM}embed_tokens")
+    found.append(weights("vision tower", *rest, kept=(pixels + 3 * deepstack) if graph else 0, passing=passing))
+    passing = tokens * (2 * shape.context + 3 * shape.llm_inner) * size + held
     # RMSNorm keeps an fp32 copy, the result before the weight, and the product's input
-    normed = (2 * shape.context + shape.llm_queries + shape.llm_keys) * (2 * kernels.size + FP32)
-    of_layer = tokens * (normed + 4 * (shape.llm_queries + shape.llm_inner) * kernels.size)
-    found.append(weights("language model", f"{LLM}embed_tokens", kept=0, passing=passing))
-    for number in range(shape.llm_layers):
-        prefix = f"{LLM}layers.{number}."
-        graph = graph or weights.any(prefix)
-        enters = tokens * shape.context * kernels.size if weights.any(prefix) else 0
-        kept = of_layer if graph else 0
-        found.append(weights("language model", prefix, kept=kept, passing=passing, enters=enters))
+    normed = (2 * shape.context + shape.llm_queries + shape.llm_keys) * (2 * size + FP32)
+    of_layer = tokens * (normed + 4 * (shape.llm_queries + shape.llm_inner) * size)
+    found.append(weights("language model", EMBEDDINGS, kept=0, passing=passing))
+    graph = graph or weights.any(EMBEDDINGS)
+    for prefix in (f"{LLM}layers.{number}." for number in range(shape.llm_layers)):
+        trained = weights.any(prefix)
+        graph = graph or trained
+        enters = tokens * shape.context * size if trained else 0
+        found.append(weights("language model", prefix, kept=of_layer if graph else 0, passing=passing, enters=enters))
     return found
 
 
@@ -194,17 +190,16 @@ def _vl_self_attention(shape: Shape, weights: _Weights, batch: Batch, kernels: K
     scores = _scores(batch.samples, kernels, shape.vl_heads, batch.tokens, batch.tokens)
     kept = tokens * width * _block_kept(kernels, kernels.norm, shape.vl_dropout, adaptive=False, own_keys=True) + scores
     passing = tokens * width * _passing(kernels) + scores
-    found = [weights("vl_self_attention", f"{HEAD}vlln.", kept=0, passing=tokens * width * kernels.norm)]
+    enters = tokens * width * kernels.norm
+    found = [weights("vl_self_attention", f"{HEAD}vlln.", kept=0, passing=enters)]
     for number in range(shape.vl_blocks):
         prefix = f"{VL}transformer_blocks.{number}."
-        enters = tokens * width * kernels.norm
         found.append(weights("vl_self_attention", prefix, kept=kept if graph else 0, passing=passing, enters=enters))
-    picked = tokens * width * kernels.norm
     # keys and values of every cross-attention block, and their inputs where these must be cast to bf16
     casts = 2 * width * kernels.size if kernels.norm != kernels.size else 0
     seen = sum(tokens_seen(shape, batch, block) for block in range(0, shape.dit_blocks, 2))
     keys = seen * (batch.noised * 2 * shape.width * kernels.size + batch.samples * casts)
-    return [*found, Stage("keys and values", kept=picked + keys, passing=picked)]
+    return [*found, Stage(KEYS, kept=enters + keys, passing=enters)]
 
 
 def tokens_seen(shape: Shape, batch: Batch, block: int) -> int:
@@ -218,7 +213,7 @@ def _dit(shape: Shape, weights: _Weights, batch: Batch, kernels: Kernels) -> lis
     tokens, width = batch.noised * (shape.horizon + 1), shape.width
     found = []
     for number in range(shape.dit_blocks):
-        prefix = f"action_head.model.transformer_blocks.{number}."
+        prefix = f"{DIT}transformer_blocks.{number}."
         own = shape.context_of(number) == "self"
         scores = _scores(batch.noised, kernels, shape.dit_heads, shape.horizon + 1, tokens_seen(shape, batch, number))
         numbers = _block_kept(kernels, FP32, shape.dit_dropout, adaptive=True, own_keys=own)
@@ -226,7 +221,7 @@ def _dit(shape: Shape, weights: _Weights, batch: Batch, kernels: Kernels) -> lis
         kept, enters = tokens * width * numbers + scores, tokens * width * FP32
         found.append(weights("diffusion transformer", prefix, kept=kept, passing=passing, enters=enters))
     last = tokens * width * (2 * FP32 + kernels.size)
-    rest = ("action_head.model.proj_out", "action_head.model.timestep_encoder")
+    rest = (f"{DIT}proj_out", f"{DIT}timestep_encoder")
     return [*found, weights("diffusion transformer", *rest, kept=last, passing=last)]
 
 

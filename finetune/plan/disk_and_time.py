@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune.plan.activations import tokens_seen
 from finetune.plan.memory import Run, checkpoint_size
-from finetune.plan.model_shapes import HEAD, LLM, VISION, VL, Parameter
+from finetune.plan.model_shapes import DIT, EMBEDDINGS, HEAD, LLM, VISION, VL, Parameter
 from finetune.recipe import FinetuneConfig, datasets
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError, did_you_mean
@@ -37,9 +37,9 @@ def disk(run: Run, layouts: list[DatasetLayout]) -> list[DiskPart]:
     """Everything a run writes, at its fullest."""
     config = run.config
     # bf16, with the copy of the token embeddings that the release holds
-    embeddings = next(p.count for p in run.parameters if p.name.endswith("embed_tokens.weight"))
-    finished = 2 * (sum(max(p.count, p.waiting) for p in run.parameters) + embeddings) + SMALL_FILES
-    parts = [_checkpoints(run), DiskPart("finished checkpoint", Path(config.output_dir), finished, "bf16")]
+    numbers = [max(p.count, p.waiting) * (2 if p.name == EMBEDDINGS else 1) for p in run.parameters]
+    finished = DiskPart("finished checkpoint", Path(config.output_dir), 2 * sum(numbers) + SMALL_FILES, "bf16")
+    parts = [_checkpoints(run), finished]
     for name, wanted, cache in (
         ("frame store", config.dataset.frames == "store", _frames),
         ("feature cache", run.cached, _features),
@@ -52,25 +52,21 @@ def disk(run: Run, layouts: list[DatasetLayout]) -> list[DiskPart]:
 
 def _checkpoints(run: Run) -> DiskPart:
     """Those that are kept, the best evaluated one among them, and one more while it is written."""
-    train = run.config.train
-    saved = math.ceil(train.max_steps / train.save_steps)
-    for_good = train.max_steps // math.lcm(train.save_steps, train.keep_every) if train.keep_every else 0
+    train, each = run.config.train, checkpoint_size(run)
     best = 0 if train.eval_steps is None else 1
-    kept = min(saved + best, train.keep_last + for_good + best)
-    writing = 1 if saved + best > kept else 0
-    note = f"{kept} kept" + (", one being written" if writing else "")
-    note += f"; {checkpoint_size(run) / 1e9:.1f} GB each"
-    return DiskPart("checkpoints", Path(run.config.run_dir), (kept + writing) * checkpoint_size(run), note)
+    saved = math.ceil(train.max_steps / train.save_steps) + best
+    for_good = train.max_steps // math.lcm(train.save_steps, train.keep_every) if train.keep_every else 0
+    kept = min(saved, train.keep_last + for_good + best)
+    writing = int(saved > kept)
+    note = f"{kept} kept{', one being written' * writing}; {each / 1e9:.1f} GB each"
+    return DiskPart("checkpoints", Path(run.config.run_dir), (kept + writing) * each, note)
 
 
 def _frames(run: Run, layouts: list[DatasetLayout]) -> tuple[int, str]:
     cameras = modality_configs(run.config.dataset)["video"].modality_keys
-    count = size = 0
-    for layout in layouts:
-        frames = sum(episode.length for episode in layout.episodes)
-        count += frames
-        size += frames * sum(_pixels(layout, camera) for camera in cameras) * 3
-    return size, f"{count} frames of {len(cameras)} cameras"
+    frames = [(sum(episode.length for episode in layout.episodes), layout) for layout in layouts]
+    size = 3 * sum(count * _pixels(layout, camera) for count, layout in frames for camera in cameras)
+    return size, f"{sum(count for count, _ in frames)} frames of {len(cameras)} cameras"
 
 
 def _pixels(layout: DatasetLayout, camera: str) -> int:
@@ -180,7 +176,6 @@ class Duration:
 def work(run: Run) -> dict[str, float]:
     """Operations of one sample by part of the model, forward and backward; attention's own products included."""
     shape, batch, found = run.shape, run.batch, run.parameters
-    steps = shape.horizon + 1
     vision_attention = 4 * shape.vision_blocks * shape.vision_width * batch.patches * (batch.side // 16) ** 2
     llm_attention = 2 * shape.llm_layers * shape.llm_queries * batch.tokens**2
     vl_attention = 4 * shape.vl_blocks * shape.context * batch.tokens**2
@@ -189,15 +184,15 @@ def work(run: Run) -> dict[str, float]:
     for mergers in (f"{VISION}merger", f"{VISION}deepstack"):
         vision += _part(found, mergers, batch.image_tokens, 0, graph=vision_graph)
     llm = _part(found, f"{LLM}layers", batch.tokens, llm_attention, graph=llm_graph)
-    vl = _part(found, VL, batch.tokens, vl_attention, graph=llm_graph or _trained(found, VL, f"{HEAD}vlln"))
-    head = TRAINED * steps * _numbers(found, f"{HEAD}state", f"{HEAD}action_encoder", f"{HEAD}action_decoder")
-    head *= batch.draws
+    ends = _numbers(found, f"{HEAD}state", f"{HEAD}action_encoder", f"{HEAD}action_decoder")
     return {
         "vision tower": 0 if run.cached else vision,
         "language model": 0 if run.cached else llm,
-        "vl_self_attention": vl,
+        "vl_self_attention": _part(
+            found, VL, batch.tokens, vl_attention, graph=llm_graph or _trained(found, VL, f"{HEAD}vlln")
+        ),
         "diffusion transformer": _dit(run),
-        "encoders and decoder": head,
+        "encoders and decoder": TRAINED * (shape.horizon + 1) * ends * batch.draws,
     }
 
 
@@ -206,8 +201,7 @@ def _dit(run: Run) -> float:
     shape, batch = run.shape, run.batch
     steps, total = shape.horizon + 1, 0.0
     for block in range(shape.dit_blocks):
-        prefix = f"action_head.model.transformer_blocks.{block}."
-        keys = tokens_seen(shape, batch, block)
+        prefix, keys = f"{DIT}transformer_blocks.{block}.", tokens_seen(shape, batch, block)
         projected = _numbers(run.parameters, f"{prefix}attn1.to_k", f"{prefix}attn1.to_v")
         timestep = _numbers(run.parameters, f"{prefix}norm1")  # once a sample
         rest = _numbers(run.parameters, prefix) - projected - timestep
@@ -220,8 +214,7 @@ def _dit(run: Run) -> float:
 
 def _part(found: list[Parameter], prefix: str, tokens: int, attention: float, *, graph: bool) -> float:
     """`attention`: operations of its products in the forward."""
-    trained = _trained(found, prefix)
-    each = TRAINED if trained else WITH_INPUT_GRADIENT if graph else FORWARD
+    each = TRAINED if _trained(found, prefix) else WITH_INPUT_GRADIENT if graph else FORWARD
     return each * tokens * _numbers(found, prefix) + (3 if graph else 1) * attention
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.plan.activations import FP32, Batch, Kernels, Stage, stages
+from finetune.plan.activations import FEATURES, FP32, KEYS, Batch, Kernels, Stage, stages
 from finetune.plan.model_shapes import Parameter, Shape
 from finetune.recipe import FinetuneConfig
 
@@ -27,47 +28,33 @@ LOADER_PROCESS = 500_000_000
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes that may still be taken on this host; None where it does not say (not Linux).
 
-    The smaller of what the kernel can give and what the control groups of this process (a SLURM job's --mem) leave.
+    The smallest of what the kernel can give and what the control groups of this process (a SLURM job's --mem), from its
+    own up to the root and of version 1 and 2, leave.
     """
-    try:
-        lines = (proc / "meminfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    words = next((line.split()[1:] for line in lines if line.startswith("MemAvailable:")), [])
-    of_kernel = [int(words[0]) * 1024] if words and words[0].isdecimal() else []
-    return min([*of_kernel, *_of_groups(proc, cgroups)], default=None)
-
-
-def _of_groups(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Of every control group from this process's own up to the root, version 1 and 2."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if not controllers:
-            root, files = cgroups, ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root, files = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
+    found = [int(kib) * 1024 for kib in re.findall(r"^MemAvailable: *(\d+)", _text(proc / "meminfo"), re.MULTILINE)]
+    for controllers, path in re.findall(r"^\d+:(.*?):/*(.*)$", _text(proc / "self" / "cgroup"), re.MULTILINE):
+        if controllers and "memory" not in controllers.split(","):
             continue
-        own = root / path.lstrip("/")
-        for folder in (own, *own.parents):
+        root = cgroups / "memory" if controllers else cgroups
+        files = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        for folder in (root / path, *(root / path).parents):
             if folder.is_relative_to(root):
-                yield from _of_group(folder, *files)
+                found += _left(folder, *files)
+    return min(found, default=None)
 
 
-def _of_group(folder: Path, limit: str, used: str) -> Iterator[int]:
+def _left(folder: Path, limit: str, used: str) -> list[int]:
     """Limit less use, where both are known; page cache, which a group gives back, counts as free."""
+    most, now = (_text(folder / f"memory.{name}").strip() for name in (limit, used))
+    cache = re.findall(r"^(?:in)?active_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+    return [int(most) - int(now) + sum(map(int, cache))] if most.isdecimal() and now.isdecimal() else []
+
+
+def _text(path: Path) -> str:
     try:
-        most, now = (folder / limit).read_text().strip(), (folder / used).read_text().strip()
-        statistics = (folder / "memory.stat").read_text().split() if (folder / "memory.stat").is_file() else []
+        return path.read_text()
     except OSError:
-        return
-    if most.isdecimal() and now.isdecimal():
-        found = dict(zip(statistics[::2], statistics[1::2], strict=False))
-        cache = sum(int(found.get(name, 0)) for name in ("inactive_file", "active_file"))
-        yield int(most) - int(now) + cache
+        return ""
 
 
 def local_processes() -> int:
@@ -86,6 +73,11 @@ class Part:
     name: str
     size: int
     note: str = ""
+
+
+def total_size(parts: Iterable[Part]) -> int:
+    """Bytes of all together."""
+    return sum(part.size for part in parts)
 
 
 @dataclass(frozen=True)
@@ -148,22 +140,20 @@ class DeviceMemory:
 
     @property
     def total(self) -> int:
-        """Bytes of all together."""
-        return sum(part.size for part in self.parts)
+        """Bytes of all parts."""
+        return total_size(self.parts)
 
 
 def device_memory(run: Run) -> DeviceMemory:
     """Peak of one process on its GPU (or of its own memory, on a CPU)."""
-    steady = _weights(run, backbone=not run.cached)
-    moments = _moments(run)
-    fixed = sum(part.size for part in steady)
-    totals = {moment.name: fixed + moment.total for moment in moments}
-    peak = max(moments, key=lambda moment: moment.total)
+    steady, moments = _weights(run, backbone=not run.cached), _moments(run)
+    totals = {moment.name: total_size(steady) + moment.total for moment in moments}
+    peak = _fullest(moments)
     if run.cached and run.making:
         whole, batch = _weights(run, backbone=True)[:2], replace(run.batch, samples=FEATURE_BATCH)
-        stages_before = stages(run.shape, run.parameters, batch, run.kernels, cached=False)
-        making = replace(_forward(stages_before, 0, 0)[0][0], name="caching features")
-        totals[making.name] = sum(part.size for part in whole) + making.total
+        before = stages(run.shape, run.parameters, batch, run.kernels, cached=False)
+        making = replace(_forward(before, 0, 0)[0], name="caching features")
+        totals[making.name] = total_size(whole) + making.total
         if totals[making.name] > totals[peak.name]:
             steady, peak = whole, making
     changing = peak.kept + peak.passing + peak.copies
@@ -184,18 +174,16 @@ def device_memory(run: Run) -> DeviceMemory:
 
 def _weights(run: Run, *, backbone: bool) -> list[Part]:
     """What lies there all the time: frozen weights, trained weights, moments, inputs."""
-    frozen = [p for p in run.parameters if not p.trained and (backbone or not p.name.startswith("backbone."))]
-    size, optimizer, engine = run.kernels.size, run.config.train.optimizer, run.config.engine.name
-    batch = run.batch
+    frozen = sum(p.count for p in run.parameters if not p.trained and (backbone or not p.name.startswith("backbone.")))
+    size, optimizer, batch = run.kernels.size, run.config.train.optimizer, run.batch
+    whole, inputs = FP32 * run.trained, "cached features" if run.cached else "uint8 images"
     per_sample = batch.tokens * run.shape.context * size if run.cached else batch.images * batch.side**2 * 3
     return [
-        Part("frozen weights", size * sum(p.count for p in frozen), "bf16" if run.kernels.bf16 else "fp32"),
-        Part("trained weights", FP32 * run.trained // (run.shares if engine == "fsdp2" else 1), "fp32"),
+        Part("frozen weights", size * frozen, "bf16" if run.kernels.bf16 else "fp32"),
+        Part("trained weights", whole // (run.shares if run.config.engine.name == "fsdp2" else 1), "fp32"),
         Part("optimizer moments", 0 if _offloads(run) else moments_size(run) // run.shares, optimizer),
         *_exchanged(run),
-        Part(
-            "batch", run.accumulation * batch.samples * per_sample, "cached features" if run.cached else "uint8 images"
-        ),
+        Part("batch", run.accumulation * batch.samples * per_sample, inputs),
     ]
 
 
@@ -211,12 +199,12 @@ def _exchanged(run: Run) -> list[Part]:
         own = FP32 * run.trained // run.shares
         return [Part("own share of the weights", own, "fp32"), Part("ZeRO-2's buckets", ZERO_BUCKETS, "two")]
     if run.config.engine.name == "fsdp2":
-        blocks: dict[str, int] = {}  # trained numbers of each transformer block of the head
+        blocks: Counter[str] = Counter()  # trained numbers of each transformer block of the head
         for p in run.parameters:
             block = re.match(r"action_head\..*transformer_blocks\.\d+\.", p.name)
             if block and p.trained:
-                blocks[block[0]] = blocks.get(block[0], 0) + p.count
-        rest = run.trained - sum(blocks.values())
+                blocks[block[0]] += p.count
+        rest = run.trained - blocks.total()
         return [Part("gathered weights", FP32 * (3 * max(blocks.values(), default=0) + 2 * rest), "fp32")]
     return []
 
@@ -225,8 +213,7 @@ def moments_size(run: Run) -> int:
     """Both moments: fp32, or 8 bit with a scale for every 256 values, except of small tensors."""
     if run.config.train.optimizer != "adamw_8bit":
         return 2 * FP32 * run.trained
-    counts = [p.count for p in run.parameters if p.trained]
-    small = sum(count for count in counts if count < EIGHT_BIT_LEAST)
+    small = sum(p.count for p in run.parameters if p.trained and p.count < EIGHT_BIT_LEAST)
     return 2 * FP32 * small + int(2 * (1 + FP32 / 256) * (run.trained - small))
 
 
@@ -234,52 +221,48 @@ def _moments(run: Run) -> list[Moment]:
     """The fullest moment of each phase of a step."""
     parts = stages(run.shape, run.parameters, run.batch, run.kernels, cached=run.cached)
     if run.cached:  # they are the batch
-        parts = [replace(stage, kept=0) if stage.name == "backbone's features" else stage for stage in parts]
-    if run.config.train.activation_checkpointing:
+        parts = [replace(stage, kept=0) if stage.name == FEATURES else stage for stage in parts]
+    recomputed = run.config.train.activation_checkpointing
+    if recomputed:
         parts = [stage.recomputed() for stage in parts]
-    every = sum(stage.gradients for stage in parts)
-    held = every if run.accumulation > 1 or run.gpus > 1 else 0  # DDP's buckets, or the micro-batch before
-    at_step = every
+    at_step = sum(stage.gradients for stage in parts)
+    held = at_step if run.accumulation > 1 or run.gpus > 1 else 0  # DDP's buckets, or the micro-batch before
     if run.shares > 1:  # the own share alone; ZeRO-2 flattens it once more for the update
-        held = every // run.shares
+        held = at_step // run.shares
         at_step = 2 * held if run.config.engine.name == "zero2" else held
-    keys = 0
-    if not run.kernels.cuda and not run.config.train.activation_checkpointing:
-        # plain products keep copies of keys and values, and the originals stay until the forward ends
-        keys = next(stage.kept - stage.passing for stage in parts if stage.name == "keys and values")
-    forward, kept, copies = _forward(parts, held, keys)
-    backward = _backward(parts, kept, copies, held)
-    return [*forward, backward, Moment("optimizer step", gradients=at_step)]
+    # a CPU's plain products keep copies of keys and values, and the originals stay until the forward ends
+    keys = 0 if run.kernels.cuda or recomputed else next(s.kept - s.passing for s in parts if s.name == KEYS)
+    return [*_forward(parts, held, keys), _backward(parts, held), Moment("optimizer step", gradients=at_step)]
 
 
-def _forward(parts: list[Stage], held: int, keys: int) -> tuple[list[Moment], int, int]:
-    """The frozen part's fullest moment and the head's; what is kept, and the copies of weights, at its end."""
-    frozen, head = Moment("forward of the backbone", gradients=held), Moment("forward of the head", gradients=held)
-    kept = copies = brief = 0
-    in_backbone, extra = True, 0
+def _fullest(moments: list[Moment]) -> Moment:
+    return max(moments, key=lambda moment: moment.total)
+
+
+def _forward(parts: list[Stage], held: int, keys: int) -> list[Moment]:
+    """The frozen part's fullest moment and the head's."""
+    phases = [[Moment(f"forward of the {part}", gradients=held)] for part in ("backbone", "head")]
+    moments, kept, copies, extra = phases[0], 0, 0, 0
     for stage in parts:
-        if stage.name == "keys and values":
+        if stage.name == FEATURES:
+            moments = phases[1]
+        if stage.name == KEYS:
             extra = keys
-        kept, copies, brief = kept + stage.kept, copies + stage.copies, brief + stage.brief
-        now = Moment("", kept, copies + brief, stage.passing + extra, held)
-        in_backbone = in_backbone and stage.name != "backbone's features"
-        if in_backbone:
-            frozen = max(frozen, replace(now, name=frozen.name), key=lambda m: m.total)
-        else:
-            head = max(head, replace(now, name=head.name), key=lambda m: m.total)
-    return [frozen, head], kept, copies
+        kept, copies = kept + stage.kept, copies + stage.copies + stage.brief
+        moments.append(Moment(moments[0].name, kept, copies, stage.passing + extra, held))
+    return [_fullest(phase) for phase in phases]
 
 
-def _backward(parts: list[Stage], kept: int, copies: int, held: int) -> Moment:
+def _backward(parts: list[Stage], held: int) -> Moment:
     """The last stage first: what it kept goes, its gradients come."""
-    fullest, gradients = Moment("backward"), held
+    moments, gradients = [Moment("backward")], held
+    kept, copies = sum(stage.kept for stage in parts), sum(stage.copies for stage in parts)
     for stage in reversed(parts):
         gradients += 0 if held else stage.gradients
         passing = stage.passing + stage.again if stage.kept else 0
-        now = Moment("backward", kept, copies, passing, gradients)
-        fullest = max(fullest, now, key=lambda moment: moment.total)
+        moments.append(Moment("backward", kept, copies, passing, gradients))
         kept, copies = kept - stage.kept, copies - stage.copies
-    return fullest
+    return _fullest(moments)
 
 
 # -- the host ----------------------------------------------------------------------------------------------------------
@@ -287,19 +270,18 @@ def _backward(parts: list[Stage], kept: int, copies: int, held: int) -> Moment:
 
 def host_memory(run: Run) -> list[Part]:
     """Memory of one node besides the devices' own, at its fullest: training with a snapshot being written."""
-    waiting = FP32 * sum(p.waiting for p in run.parameters)
-    snapshot = checkpoint_size(run)
-    offloaded = moments_size(run) if _offloads(run) else 0
+    processes, loaders = run.per_node, run.per_node * run.config.train.num_workers
     largest = max((p.count for p in run.parameters if p.trained), default=0)
-    staging = 2 * FP32 * largest if offloaded else 0
-    processes = run.per_node if run.kernels.cuda else 1
-    own = HOST_PROCESS if run.kernels.cuda else 0
+    offloaded = moments_size(run) + 2 * FP32 * largest if _offloads(run) else 0
+    own = processes * HOST_PROCESS if run.kernels.cuda else 0
+    waiting = FP32 * sum(p.waiting for p in run.parameters)
+    second = "a second one where writing takes longer than train.save_steps steps"
     return [
-        Part("processes", processes * own, "Python, PyTorch, CUDA's libraries: an allowance"),
-        Part("loader processes", run.per_node * run.config.train.num_workers * LOADER_PROCESS, "an allowance"),
-        Part("weights of other robots", run.per_node * waiting, "for the finished checkpoint"),
-        Part("offloaded moments", run.per_node * (offloaded + staging), "with pinned copies of the largest tensor"),
-        Part("checkpoint snapshot", snapshot, "a second one where writing takes longer than train.save_steps steps"),
+        Part("processes", own, "Python, PyTorch, CUDA's libraries: an allowance"),
+        Part("loader processes", loaders * LOADER_PROCESS, "an allowance"),
+        Part("weights of other robots", processes * waiting, "for the finished checkpoint"),
+        Part("offloaded moments", processes * offloaded, "with pinned copies of the largest tensor"),
+        Part("checkpoint snapshot", checkpoint_size(run), second),
     ]
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, StrictUndefined
 
-from finetune.open_loop.predictions import PREDICTORS, label
+from finetune.open_loop.predictions import LABELS
 from finetune.recipe.train_config import parts
 from finetune.release.run_facts import Licence, RunFacts
+from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError
 
 UNKNOWN = "not recorded"
@@ -25,6 +27,12 @@ _TREE = (
     ("scripts/", "fine-tuning, data preparation, evaluation, SLURM jobs, and their configuration"),
     ("finetune.md", "the guide, from recordings to an evaluated checkpoint"),
 )
+_MEANINGS = {  # of the conflict splits' Panda; groups of other robots have their shape only
+    "state.arm": ", rad",
+    "state.gripper": ", opening in metres",
+    "action.arm": ", joint targets in rad",
+    "action.gripper": ", command in [-1, 1]",
+}
 _TUNED = {
     "projector": "projector (state encoder, action encoder and decoder, position embedding)",
     "diffusion_model": "diffusion transformer",
@@ -45,15 +53,10 @@ def write_card(
             f"{', '.join(str(run.checkpoint) for run in runs)}: experiment_cfg/ or config.json lacks {error}. It "
             "was edited by hand, or written by another version: copy the checkpoint anew, or release with that version."
         ) from None
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(cell=_cell, share=_share, error=_error, quoted=_quoted)
-    body = environment.get_template("card.md").render(values)
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(cell=_cell, share=_share, error=_error, quoted=partial(json.dumps, ensure_ascii=False))
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    body = environment.from_string(template).render(values)
     body = re.sub(r"\n{3,}", "\n\n", body)
     metadata = _metadata(runs, licence, datasets)
     text = f"---\n{metadata.to_yaml()}\n---\n\n{body.strip()}\n"
@@ -95,18 +98,15 @@ def _metadata(runs: Sequence[RunFacts], licence: Licence, datasets: Sequence[str
 
 def _values(runs: Sequence[RunFacts], licence: Licence, repo_id: str | None, folder: str) -> dict[str, Any]:
     """What card.md is filled with."""
-    views = [_view(run) for run in runs]
-    first, whole = runs[0].interface, runs[0].whole
-    instructions = " and ".join(f'`{run.split}` ("{run.instruction}")' for run in runs)
+    views, whole = [_view(run) for run in runs], runs[0].whole
+    instructions = " and ".join(f'`{view["split"]}` ("{view["instruction"]}")' for view in views)
     bases = list(dict.fromkeys(_base(run) for run in runs))
     lead = (
         f"{'A robot policy' if len(runs) == 1 else 'Robot policies'} of the GR00T N1.7 architecture "
         f"({whole.parameters:,} parameters), fine-tuned from {' and '.join(bases)} on {instructions}. Trained with an "
         "independent implementation of NVIDIA's GR00T N1.7, whose code is in this folder."
     )
-    training, data = [_training(run) for run in runs], [_data(_datasets(run)) for run in runs]
-    for of, run in zip(data, runs, strict=True):
-        of["Fingerprint"] = f"`{run.dataset['fingerprint'][:16]}`"
+    inputs = views[0]["interface"]["inputs"]
     return {
         "title": f"GR00T N1.7 fine-tuned on {', '.join(run.split for run in runs)}",
         "lead": lead,
@@ -115,30 +115,55 @@ def _values(runs: Sequence[RunFacts], licence: Licence, repo_id: str | None, fol
         "tree": [*((f"checkpoints/{run.split}/", _files(run)) for run in runs), *_TREE],
         "repo_id": repo_id,
         "folder": repo_id.split("/")[-1] if repo_id else folder,
-        "training": [(name, [of[name] for of in training]) for name in training[0]],
-        "data": [(name, [of[name] for of in data]) for name in data[0]],
+        "training": _rows([_training(run) for run in runs]),
+        "data": _rows(
+            [{**_data(_datasets(run)), "Fingerprint": f"`{run.dataset['fingerprint'][:16]}`"} for run in runs]
+        ),
         "datasets_told": sum(len(_datasets(run)) for run in runs),
-        "predictors": [label(name) for name in PREDICTORS],
-        "cameras": ", ".join(e.variable for e in first.inputs if e.key.startswith("video.")),
+        "predictors": list(LABELS.values()),
+        "cameras": ", ".join(e["variable"] for e in inputs if e["key"].startswith("video.")),
         "terms": _terms("; ".join(bases), licence),
         "maniskill": any(view["cues"] or view["results"].closed_loop for view in views),
     }
 
 
+def _rows(columns: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]]:
+    """A table's rows, name and values, of a column for each run."""
+    return [(name, [column[name] for column in columns]) for name in columns[0]]
+
+
 def _view(run: RunFacts) -> dict[str, Any]:
-    cues, best = _CUES.fullmatch(run.split), run.best
+    cues, best, name = _CUES.fullmatch(run.split), run.best, run.config["model"]["name"]
     words = best and f"the weights after step {best['step']:,} were the best ({best['name']} {best['metric']:.4g})"
     return {
         "split": run.split,
         "cues": cues.groups() if cues and cues[1] != cues[2] else None,
-        "interface": run.interface,
+        "interface": _interface(run),
         "denoising_steps": run.model["num_inference_timesteps"],
         "dtype": run.model.get("dtype", "bfloat16"),
-        "instruction": run.instruction,
+        "instruction": run.config["split"]["instruction"],
         "results": run.results,
         "best": words,
         "mixed": _mixed(run),
-        "trial": None if run.config["model"]["name"] == "released" else run.config["model"]["name"],
+        "trial": None if name == "released" else name,
+    }
+
+
+def _interface(run: RunFacts) -> dict[str, Any]:
+    """How get_action is called for one observation: keys, names of variables for them, shapes, types and units."""
+    configs, groups = run.processor.modality_config(run.tag), run.processor.state_action.groups
+    frames, times, horizon = (len(configs[name].delta_indices) for name in ("video", "state", "action"))
+
+    def entry(key: str, shape: str) -> dict[str, str]:
+        return {"key": key, "variable": key.partition(".")[2], "comment": shape + _MEANINGS.get(key, "")}
+
+    videos = [entry(f"video.{name}", f"(1, {frames}, H, W, 3) uint8") for name in configs["video"].modality_keys]
+    states = [entry(f"state.{g.name}", f"(1, {times}, {g.dim}) float32") for g in groups(run.tag, "state")]
+    return {
+        "tag": EmbodimentTag.parse(run.tag).name,
+        "inputs": [*videos, *states],
+        "language_key": configs["language"].modality_keys[0],
+        "outputs": [entry(f"action.{g.name}", f"(1, {horizon}, {g.dim})") for g in groups(run.tag, "action")],
     }
 
 
@@ -169,9 +194,10 @@ def _terms(bases: str, licence: Licence) -> str:
 def _training(run: RunFacts) -> dict[str, str]:
     config = run.config
     train, masked = config["train"], config["dataset"]["tail"] == "mask"
+    horizon = len(run.processor.modality_config(run.tag)["action"].delta_indices)
     return {
         "Base model": _base(run),
-        "Steps": _steps(train, run.step),
+        "Steps": _steps(train, run.mark.get("step")),
         "GPUs": _gpus(run.hardware),
         "Global batch size": str(train["global_batch_size"]),
         "Learning rate": f"{train['learning_rate']:g}",
@@ -183,7 +209,7 @@ def _training(run: RunFacts) -> dict[str, str]:
         "Precision": f"{run.hardware['precision']} forward" if run.hardware else str(train["precision"]),
         "Tuned modules": _tuned(train),
         "Frozen modules": "; ".join(words for name, words in _TUNED.items() if not train["tune"][name]) or "nothing",
-        "Action chunk": f"{run.interface.horizon} steps at {run.dataset['fps']:g} Hz",
+        "Action chunk": f"{horizon} steps at {run.dataset['fps']:g} Hz",
         "Denoising steps": str(run.model["num_inference_timesteps"]),
         "Augmentation": _augmentation(config["augment"]),
         "Start steps": "every frame, the missing future masked" if masked else "frames with a whole chunk ahead",
@@ -204,10 +230,8 @@ def _steps(train: dict[str, Any], step: int | None) -> str:
 def _gpus(hardware: dict[str, Any] | None) -> str:
     if hardware is None:
         return UNKNOWN
-    count = hardware["processes"]
-    if hardware["gpu"] is None:
-        return f"none, {count} process{'es' * (count > 1)} on a CPU"
-    return f"{count} x {hardware['gpu']}"
+    count, gpu = hardware["processes"], hardware["gpu"]
+    return f"{count} x {gpu}" if gpu else f"none, {count} process{'es' * (count > 1)} on a CPU"
 
 
 def _tuned(train: dict[str, Any]) -> str:
@@ -251,29 +275,18 @@ def _mixed(run: RunFacts) -> list[dict[str, str]]:
     """A row for each dataset of a mixture: its folder as the configuration has it, and what is recorded of it."""
     if "mixture" not in run.dataset:
         return []
-    rows = []
-    for part, of in zip(parts(run.config["dataset"]["mixture"]), _datasets(run), strict=True):
-        data = _data([of])
-        rows.append(
-            {
-                "name": str(part.folder),
-                "weight": f"{part.weight:g} ({100 * of['share']:.1f} % of the samples)",
-                "episodes": data["Episodes trained on"],
-                "frames": data["Frames trained on"],
-                "held_out": data["Episodes held out"],
-                "instructions": data["Instructions"],
-                "fingerprint": of["fingerprint"][:16],
-            }
-        )
-    return rows
+    return [
+        {
+            **_data([of]),
+            "name": str(part.folder),
+            "weight": f"{part.weight:g} ({100 * of['share']:.1f} % of the samples)",
+            "fingerprint": of["fingerprint"][:16],
+        }
+        for part, of in zip(parts(run.config["dataset"]["mixture"]), _datasets(run), strict=True)
+    ]
 
 
 # -- how values are written --------------------------------------------------------------------------------------------
-
-
-def _quoted(text: str) -> str:
-    """A text as Python writes it."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _cell(text: str) -> str:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
+from typing import NamedTuple
 
 from finetune.recipe.recipe_identity import RELEASE_MARK
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
@@ -24,8 +25,7 @@ KEY = "files"  # names files that git does not track
 MARK = "release.json"
 CARD = "README.md"
 EXPERIMENT = RELEASE_MARK.parent
-RUN_FILES = ("config.yaml", "dataset.json", "versions.json", RELEASE_MARK.name)
-OPTIONAL_RUN_FILES = ("hardware.json", "conditions.json")
+RUN_FILES = [str(EXPERIMENT / name) for name in ("config.yaml", "dataset.json", "versions.json", RELEASE_MARK.name)]
 ROBOT = "conflict_panda_config.py"
 # only a published tree has it: scripts/ is a package, whatever else Python calls `scripts`
 PACKAGE = '"""The scripts of a published tree; `from scripts.conflict_panda_config import MODALITY_CONFIG`."""\n'
@@ -33,6 +33,7 @@ PACKAGE = '"""The scripts of a published tree; `from scripts.conflict_panda_conf
 _ROOMS = ("toolkit", "finetune", "data_prep", "simulation", "configs", "finetune_jobs")
 _ENTRY = (ROBOT, "launch_finetune_local.py", "prepare_conflict_data.py")
 _TOP = ("finetune.md", "LICENSE", "pyproject.toml", "constraints.txt")
+_OPTIONAL = (INDEX_NAME, *(str(EXPERIMENT / name) for name in ("hardware.json", "conditions.json")))
 _SUFFIXES = (".json", ".jinja", ".txt")
 _IN_GUIDE = re.compile(r"\bdocs/[\w./-]+\.(?:png|md)\b")
 _MARGIN = 1.02  # of disk space
@@ -84,32 +85,24 @@ def small_files(checkpoint: Path) -> dict[str, Path]:
 
     Raises ToolkitError for a folder that lacks one of them: an unfinished checkpoint, or one of another project.
     """
-    names = [CONFIG_NAME, *PROCESSOR_FILES, *(f"processor/{name}" for name in PROCESSOR_FILES)]
-    names += [str(EXPERIMENT / name) for name in RUN_FILES]
-    if (checkpoint / INDEX_NAME).is_file():
-        names.append(INDEX_NAME)
-    missing = [name for name in names if not (checkpoint / name).is_file()]
+    needed = [CONFIG_NAME, *PROCESSOR_FILES, *(f"processor/{name}" for name in PROCESSOR_FILES), *RUN_FILES]
+    missing = [name for name in needed if not (checkpoint / name).is_file()]
     if missing:
         raise ToolkitError(
             f"checkpoint={checkpoint} lacks {', '.join(missing)}: it is no finished checkpoint of this toolkit. Give "
             "the output_dir of a fine-tune that has ended (launch_finetune_local.py says where it is)."
         )
-    names += [str(EXPERIMENT / name) for name in OPTIONAL_RUN_FILES if (checkpoint / EXPERIMENT / name).is_file()]
     tokenizer = (path for path in (checkpoint / "processor" / "vlm").rglob("*") if path.suffix in _SUFFIXES)
-    names += [path.relative_to(checkpoint).as_posix() for path in tokenizer if path.is_file()]
-    return {name: checkpoint / name for name in sorted(set(names))}
+    names = {*needed, *_OPTIONAL, *(path.relative_to(checkpoint).as_posix() for path in tokenizer)}
+    return {name: checkpoint / name for name in sorted(names) if (checkpoint / name).is_file()}
 
 
 def left_out(checkpoint: Path) -> list[str]:
     """What else lies in a checkpoint folder and does not go into a release; folders are named once."""
     taken = {*small_files(checkpoint), *(path.name for path in weight_files(checkpoint)), str(MANIFEST)}
-    found = []
-    for path in checkpoint.rglob("*"):
-        name = path.relative_to(checkpoint).as_posix()
-        if path.is_file() and name not in taken:
-            named = "/" not in name or name.startswith(("processor/", "experiment_cfg/"))
-            found.append(name if named else name.split("/")[0] + "/")
-    return sorted(set(found))
+    others = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()} - taken
+    named = ("processor/", "experiment_cfg/")
+    return sorted({x if x.startswith(named) or "/" not in x else x.split("/")[0] + "/" for x in others})
 
 
 def check_space(out: Path, files: Iterable[Path], linked: bool) -> None:
@@ -139,26 +132,20 @@ class Machine:
 
     @classmethod
     def here(cls, run_folders: Iterable[str] = ()) -> Machine:
-        """This machine, and the folders that a run's own records name."""
+        """This machine, and the folders that a run's own records name; those of one part, such as /data, which every
+        second machine has, are left out."""
         home, host = str(Path.home()), socket.gethostname()
         names = {host, host.split(".")[0], Path(home).name}
         with suppress(OSError, KeyError):  # a user without a name, as in some containers
             names.add(getuser())
-
-        def deep(folders: Iterable[str]) -> tuple[str, ...]:
-            """Without those of one part, such as /data, which every second machine has."""
-            return tuple(sorted(folder for folder in set(folders) if len(Path(folder).parts) > 2))
-
-        return cls(
-            folders=(*deep({str(CHECKOUT), str(ROOT), str(Path.cwd())} - {home}), home),
-            run_folders=deep(run_folders),
-            names=tuple(sorted(name for name in names if len(name) > 2)),
-            secrets=secret_variables(),
+        own, given = (
+            sorted(folder for folder in folders if len(Path(folder).parts) > 2)
+            for folders in ({str(CHECKOUT), str(ROOT), str(Path.cwd())} - {home}, set(run_folders))
         )
+        return cls((*own, home), tuple(given), tuple(sorted(n for n in names if len(n) > 2)), secret_variables())
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A line that must not be published. What stands there is not repeated."""
 
     place: str
@@ -189,19 +176,15 @@ def find_private(contents: Mapping[str, Path | str], machine: Machine) -> Iterat
     # A login such as "train" or "data" is a word of the toolkit as well and gives nobody away.
     names = [name for name in machine.names if not set(re.findall(r"[\w-]+", name)) <= code]
     for place, text in sorted(texts.items()):
-        content = contents[place]
-        shown = str(content) if isinstance(content, Path) else place
+        shown = str(contents[place]) if isinstance(contents[place], Path) else place
         if text is None:
             yield Finding(shown, 1, "neither text (UTF-8), nor a PNG, JPEG or MP4 file, nor weights in safetensors")
             continue
-        vocabulary = Path(place).name in _VOCABULARY
-        present = [(what, pattern) for what, pattern in _patterns(place, machine, names) if pattern.search(text)]
+        patterns = [(what, pattern) for what, pattern in _patterns(place, machine, names) if pattern.search(text)]
         found: dict[int, str] = {}
-        for number, line in enumerate(text.splitlines(), start=1) if present else ():
-            what = next((what for what, pattern in present if pattern.search(line)), None)
-            if what is not None:
-                found[number] = what
-        found |= dict(secrets_in(text, place, named=not vocabulary))
+        for number, line in enumerate(text.splitlines(), start=1) if patterns else ():
+            found |= {number: what for what, pattern in reversed(patterns) if pattern.search(line)}
+        found |= dict(secrets_in(text, place, named=Path(place).name not in _VOCABULARY))
         yield from (Finding(shown, line, what) for line, what in sorted(found.items()))
 
 

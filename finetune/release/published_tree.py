@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import huggingface_hub
+from huggingface_hub import HfApi
 from omegaconf import OmegaConf
 
 from finetune.recipe.recipe_identity import differences, robot_of
@@ -68,8 +71,9 @@ def release(configs: Sequence[ReleaseConfig]) -> Release:
         raise ToolkitError(
             f"out={out} holds other files than a release; it is never replaced. Give another, out=FOLDER."
         )
-    if config.upload:
-        check_login(str(config.repo_id))
+    if config.upload:  # making a release takes minutes: refused before where nobody is logged in
+        with _hub(str(config.repo_id)) as api:
+            api.whoami()
     if there and not config.overwrite:
         if not config.upload:
             raise ToolkitError(f"{out} is a release already. Say overwrite=true to make it anew, or out=FOLDER.")
@@ -85,9 +89,8 @@ def release(configs: Sequence[ReleaseConfig]) -> Release:
 def _existing(out: Path) -> Release:
     """A release that is there: its files, edited ones too, looked at again before they leave."""
     files = [str(name) for name in read_json(out / MARK).get("files") or []]
-    bad = [
-        name for name in files if ".." in Path(name).parts or (out / name).is_symlink() or not (out / name).is_file()
-    ]
+    whole = [n for n in files if ".." not in Path(n).parts and (out / n).is_file() and not (out / n).is_symlink()]
+    bad = [name for name in files if name not in whole]
     if bad or CARD not in files:
         raise ToolkitError(f"{out} is no whole release any more ({', '.join(bad[:3]) or CARD}). Say overwrite=true.")
     check_card((out / CARD).read_text(encoding="utf-8"), out / CARD)
@@ -121,7 +124,7 @@ def _make(configs: Sequence[ReleaseConfig], out: Path) -> Release:
 
 def _check_robot(run: RunFacts, config: ReleaseConfig) -> None:
     """The tree holds the robot's file, and its readers compare the checkpoint with it: refuse another one."""
-    trained = {"modality_config": robot_of(run.checkpoint, run.interface.tag.value)}
+    trained = {"modality_config": robot_of(run.checkpoint, run.tag)}
     different = differences(trained, {"modality_config": comparable(modality_configs(config))})
     if different:
         listed = "\n  ".join(different)
@@ -152,7 +155,7 @@ def _tree(
     sources = {place: source for place, source in sources.items() if place not in texts}
     mark = {
         "format": FORMAT,
-        "runs": {run.split: run.identity for run in runs},
+        "runs": {run.split: str(run.mark.get("identity")) for run in runs},
         "files": sorted({*sources, *texts, *weights, MARK, *manifests}),
     }
     texts[MARK] = json.dumps(mark, indent=2) + "\n"
@@ -192,22 +195,37 @@ def _notes(runs: Sequence[RunFacts], licence: Licence, named: Sequence[str]) -> 
 # -- the hub -----------------------------------------------------------------------------------------------------------
 
 
-def check_login(repo_id: str) -> None:
-    """Refuse to begin where nobody is logged in or the hub cannot be reached: making a release takes minutes."""
-    from huggingface_hub import HfApi
+@contextmanager
+def _hub(repo_id: str, rest: str = "") -> Iterator[HfApi]:
+    """The hub's client; its refusals as what the user can do about them, and without its messages, which may show an
+    address with a token."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     try:
-        HfApi().whoami()
+        yield huggingface_hub.HfApi()
     except Exception as error:
-        raise _refusal(repo_id, error) from None
+        if not is_hub_error(error):
+            raise
+        answer = error.response if isinstance(error, HfHubHTTPError) else None
+        status = None if answer is None else answer.status_code
+        kind = f"{type(error).__name__}{f', status {status}' if status else ''}"
+        what = (
+            f"the hub cannot be reached or did not take {repo_id} ({kind}). Where there is internet, start the same "
+            "command again."
+        )
+        if isinstance(error, LocalTokenNotFoundError) or status == 401:
+            what = "nobody is logged in, or the token is no longer valid. Run `hf auth login`."
+        elif status == 403:
+            what = (
+                f"this account may not write to {repo_id}. Take a token with write access (`hf auth login`), or "
+                "another repo_id=owner/name."
+            )
+        raise ToolkitError(f"upload=true: {what}{rest}") from None
 
 
 def upload(tree: Path, places: Sequence[str], repo_id: str, *, private: bool) -> str:
     """Make the repository if there is none, and send these files of the tree in one commit; its address."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    try:
+    with _hub(repo_id, f" {tree} is whole and will be sent as it is.") as api:
         api.create_repo(repo_id, repo_type="model", private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repo_id,
@@ -216,29 +234,4 @@ def upload(tree: Path, places: Sequence[str], repo_id: str, *, private: bool) ->
             allow_patterns=list(places),
             commit_message=f"Release {tree.name}",
         )
-    except Exception as error:
-        raise _refusal(repo_id, error, f" {tree} is whole and will be sent as it is.") from None
     return f"https://huggingface.co/{repo_id}"
-
-
-def _refusal(repo_id: str, error: Exception, rest: str = "") -> Exception:
-    """What the user can do about it; messages of the client are left out, they may show an address with a token."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-
-    if not is_hub_error(error):
-        return error
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return ToolkitError(
-            f"upload=true: nobody is logged in, or the token is no longer valid. Run `hf auth login`.{rest}"
-        )
-    if status == 403:
-        return ToolkitError(
-            f"upload=true: this account may not write to {repo_id}. Take a token with write access (`hf auth login`), "
-            f"or another repo_id=owner/name.{rest}"
-        )
-    kind = f"{type(error).__name__}{f', status {status}' if status else ''}"
-    return ToolkitError(
-        f"upload=true: the hub cannot be reached or did not take {repo_id} ({kind}). Where there is internet, start "
-        f"the same command again.{rest}"
-    )

@@ -3,7 +3,7 @@ weights, and the results found in the reports folder. What is not recorded is No
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from huggingface_hub import ModelCard
 from finetune.open_loop.predictions import PREDICTORS
 from finetune.prefetch import ORIGIN
 from finetune.recipe import FinetuneConfig
-from finetune.recipe.recipe_identity import RELEASE_MARK, made_by
+from finetune.recipe.recipe_identity import RELEASE_MARK, flat, made_by
 from finetune.recipe.train_config import parts
 from finetune.release import ReleaseConfig
 from finetune.release.published_files import EXPERIMENT, small_files
-from finetune.training import checkpointing
+from finetune.training import checkpointing, read_best
 from finetune.training.release_layout import publishable
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import read_json
 from gr00t.model.checkpoint import fingerprint
@@ -31,7 +30,6 @@ from toolkit.composition import read_yaml
 from toolkit.declaration import keys_of
 from toolkit.shared_keys import is_hub_id
 
-BEST = "best.json"
 OPEN_LOOP, CLOSED_LOOP = "open_loop.json", "closed_loop.json"
 PARTS = ("train", "val", "conflict")
 AS_IT_IS = "none"  # the condition under which the policy sees what is there
@@ -39,85 +37,34 @@ AS_IT_IS = "none"  # the condition under which the policy sees what is there
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 _TERMS = "terms-of-the-base-model"
 _HUB = "https://huggingface.co"
-_MEANINGS = {  # of the conflict splits' Panda; groups of other robots have their shape only
-    "state.arm": "rad",
-    "state.gripper": "opening in metres",
-    "action.arm": "joint targets in rad",
-    "action.gripper": "command in [-1, 1]",
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One value: its key in get_action, the name of a variable for it, its shape and type, and its unit where known."""
-
-    key: str
-    variable: str
-    comment: str
-
-
-@dataclass(frozen=True)
-class Interface:
-    """Inputs and outputs of one embodiment; horizon: steps of an action chunk."""
-
-    tag: EmbodimentTag
-    inputs: tuple[Entry, ...]
-    language_key: str
-    outputs: tuple[Entry, ...]
-    horizon: int
-
-
-def interface_of(processor: Gr00tN1d7Processor, tag: str) -> Interface:
-    """The interface of `tag`, for one observation at a time."""
-    configs = processor.modality_config(tag)
-    video, horizon = configs["video"], len(configs["action"].delta_indices)
-    frames, times = len(video.delta_indices), len(configs["state"].delta_indices)
-
-    def entry(modality: str, name: str, shape: str) -> Entry:
-        meaning = _MEANINGS.get(f"{modality}.{name}")
-        return Entry(f"{modality}.{name}", name, f"{shape}, {meaning}" if meaning else shape)
-
-    states = processor.state_action.groups(tag, "state")
-    actions = processor.state_action.groups(tag, "action")
-    return Interface(
-        tag=EmbodimentTag.parse(tag),
-        inputs=(
-            *(entry("video", name, f"(1, {frames}, H, W, 3) uint8") for name in video.modality_keys),
-            *(entry("state", g.name, f"(1, {times}, {g.dim}) float32") for g in states),
-        ),
-        language_key=configs["language"].modality_keys[0],
-        outputs=tuple(entry("action", g.name, f"(1, {horizon}, {g.dim})") for g in actions),
-        horizon=horizon,
-    )
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One finished checkpoint of a release.
+    """One finished checkpoint of a release, and what its files and its run's say of it.
 
     config: as it is published. base: the base as the run was given it, a folder or hub id; None where no more than a
     folder's name is left of it. base_model: hub id of the base, None where there is none. folders: absolute ones that
     the run's records name. dataset, versions, hardware: what experiment_cfg/ holds (hardware is of the last attempt,
-    None where it was not recorded). best: the run's best.json. identity: of the run. step: optimizer steps that the
-    weights have seen, None where it was not recorded. model: config.json.
+    None where it was not recorded). best: the run's best.json. mark: the run's identity, and the optimizer steps that
+    the weights have seen where they were recorded. model: config.json. tag: of the embodiment it was trained for.
     """
 
     checkpoint: Path
     split: str
-    instruction: str
     config: dict[str, Any]
     base: str | None
     base_model: str | None
-    folders: tuple[str, ...]
+    folders: list[str]
     dataset: dict[str, Any]
     versions: dict[str, Any]
     hardware: dict[str, Any] | None
     best: dict[str, Any] | None
-    identity: str
-    step: int | None
+    mark: dict[str, Any]
     model: dict[str, Any]
     whole: CheckpointSummary
-    interface: Interface
+    processor: Gr00tN1d7Processor
+    tag: str
     results: Results
 
 
@@ -130,68 +77,57 @@ def read_facts(config: ReleaseConfig) -> RunFacts:
         verify_manifest(checkpoint, added=True)  # what is added is not published
     experiment = checkpoint / EXPERIMENT
     recorded = read_yaml(experiment / "config.yaml")
-    trained = _at(recorded, "split.name")
+    trained = flat(recorded).get("split.name")
     if trained != config.split.name:
         raise ToolkitError(
             f"checkpoint={config.checkpoint} was trained on the split {trained}, not {config.split.name}. Say "
             f"split={trained}, or give another checkpoint=...."
         )
-    mark = read_json(checkpoint / RELEASE_MARK)
     run_dir = _own_run_dir(Path(config.run_dir), checkpoint)
-    typed = _json_in(run_dir, "run_config.json")
-    named = str(_at(typed or recorded, "model.base"))
+    typed = _json_in(run_dir, "run_config.json") if run_dir else None
+    named = str(flat(typed or recorded).get("model.base"))
     base = named if typed or "/" in named else None
     processor = Gr00tN1d7Processor.from_pretrained(checkpoint)
     return RunFacts(
         checkpoint=checkpoint,
         split=config.split.name,
-        instruction=str(_at(recorded, "split.instruction")),
         config=publishable(recorded),
         base=base,
         base_model=config.base_model or hub_id_of(base),
-        folders=_folders(typed or recorded),
+        folders=_folders(flat(typed or recorded)),
         dataset=read_json(experiment / "dataset.json"),
         versions=read_json(experiment / "versions.json"),
         hardware=_json_in(experiment, "hardware.json"),
-        best=_json_in(run_dir, BEST),
-        identity=str(mark.get("identity")),
-        step=mark.get("step"),
+        best=read_best(run_dir) if run_dir else None,
+        mark=read_json(checkpoint / RELEASE_MARK),
         model=read_json(checkpoint / "config.json"),
         whole=whole,
-        interface=interface_of(processor, find_tag(processor, str(_at(recorded, "dataset.embodiment_tag")))),
+        processor=processor,
+        tag=find_tag(processor, str(flat(recorded).get("dataset.embodiment_tag"))),
         results=read_results(Path(config.reports_dir), checkpoint, config.split.name),
     )
 
 
 def _own_run_dir(run_dir: Path, checkpoint: Path) -> Path | None:
-    """The run folder, where it is there; another run's is refused."""
+    """The run folder, where it has checkpoints; another run's is refused."""
     kept = checkpointing.list_checkpoints(run_dir)
-    if not kept:
-        return None
-    found = read_json(kept[-1] / "state.json").get("identity") or {}
-    if not made_by(checkpoint, found):
+    if kept and not made_by(checkpoint, read_json(kept[-1] / "state.json").get("identity") or {}):
         raise ToolkitError(
             f"run_dir={run_dir} holds another run than the one that made the checkpoint. Give that run's folder, "
             "run_dir=..., or one that does not exist if it is gone."
         )
-    return run_dir
+    return run_dir if kept else None
 
 
-def _folders(typed: Mapping[str, Any]) -> tuple[str, ...]:
-    values = [_at(typed, key.name) for key in keys_of(FinetuneConfig).values() if key.bounds.get("folder")]
-    values += [str(part.folder) for part in parts(_at(typed, "dataset.mixture") or [])]
-    return tuple(value for value in values if isinstance(value, str) and Path(value).is_absolute())
+def _folders(typed: dict[str, Any]) -> list[str]:
+    """Absolute ones among the values, by dotted name, of a configuration."""
+    values = [typed.get(key.name) for key in keys_of(FinetuneConfig).values() if key.bounds.get("folder")]
+    values += [str(part.folder) for part in parts(typed.get("dataset.mixture") or [])]
+    return [value for value in values if isinstance(value, str) and Path(value).is_absolute()]
 
 
-def _json_in(folder: Path | None, name: str) -> dict[str, Any] | None:
-    return read_json(folder / name) if folder is not None and (folder / name).is_file() else None
-
-
-def _at(values: Mapping[str, Any], name: str) -> Any:
-    found: Any = values
-    for part in name.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
+def _json_in(folder: Path, name: str) -> dict[str, Any] | None:
+    return read_json(folder / name) if (folder / name).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -258,23 +194,21 @@ class Results:
 
 def read_results(reports_dir: Path, checkpoint: Path, split: str) -> Results:
     """The results below `reports_dir` that are of this very checkpoint, of each part the newest open loop."""
-    notes: list[str] = []
-    own = fingerprint(checkpoint)
+    own, notes = fingerprint(checkpoint), []
     open_loop: dict[str, dict[str, Any]] = {}
+    closed_loop = []
     for path, data in _found(reports_dir, OPEN_LOOP):
         if _is_of(data, path, checkpoint, own, split, notes):
             result = _parsed(path, data, _open_loop)
             open_loop[result["part"]] = result
-    closed_loop = []
     for path, data in _found(reports_dir, CLOSED_LOOP):
         if not _is_of(data.get("info") or {}, path, checkpoint, own, split, notes):
             continue
-        if "summary" not in data:
-            notes.append(f"{path} holds no summary, left out: make its report anew")
-            continue
-        closed_loop.append(_parsed(path, data, _closed_loop))
-    parts = [part for part in PARTS if part in open_loop]
-    return Results([open_loop[part] for part in parts], closed_loop, notes)
+        if "summary" in data:
+            closed_loop.append(_parsed(path, data, _closed_loop))
+        else:
+            notes.append(f"{path} holds no summary, left out: make its report again")
+    return Results([open_loop[part] for part in PARTS if part in open_loop], closed_loop, notes)
 
 
 def _found(folder: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -289,14 +223,11 @@ def _is_of(info: dict[str, Any], path: Path, checkpoint: Path, own: str, split: 
     if info.get("split") != split:
         return False
     measured = info.get("checkpoint_fingerprint")
-    if measured is None:
-        same = Path(str(info.get("checkpoint"))).resolve() == checkpoint.resolve()
-        same = same and path.stat().st_mtime >= (checkpoint / "config.json").stat().st_mtime
-    else:
-        same = measured == own
-    if not same:
+    if measured is None and path.stat().st_mtime >= (checkpoint / "config.json").stat().st_mtime:
+        measured = own if Path(str(info.get("checkpoint"))).resolve() == checkpoint.resolve() else None
+    if measured != own:
         notes.append(f"{path} was measured with another checkpoint, left out")
-    return same
+    return measured == own
 
 
 def _parsed(path: Path, data: dict[str, Any], read: Any) -> Any:
@@ -335,11 +266,9 @@ def _closed_loop(data: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "denoising_steps": info.get("denoising_steps"),
-        "n_action_steps": info["n_action_steps"],
-        "max_steps": info["max_steps"],
-        "cues": list(summary["cues"]),
+        **{name: info[name] for name in ("n_action_steps", "max_steps")},
+        **{name: summary[name] for name in ("cues", "cue_preference")},
         "parts": counted.pop(AS_IT_IS, {}),
         "ablations": counted,
-        "cue_preference": summary["cue_preference"],
         "readings": [(r["question"], r["headline"], r["text"]) for r in summary["readings"]],
     }

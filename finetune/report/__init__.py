@@ -1,10 +1,23 @@
-"""The HTML page of a run, or of several."""
+"""What a run folder says of its run, for its HTML page: measurements, status, attempts, evaluations, images."""
 
 from __future__ import annotations
 
+import json
+import math
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from finetune.recipe.recipe_identity import flat, recipe
+from finetune.slurm.attempt_record import attempts, resolved
+from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
+from gr00t.errors import ToolkitError
+from gr00t.file_replacement import read_json
 from toolkit.declaration import key
+
+Series = dict[str, tuple[list[int], list[float]]]  # steps and values by the measurement's name
 
 
 @dataclass(kw_only=True)
@@ -23,3 +36,155 @@ class ReportConfig:
         "reports",
         folder=True,
     )
+
+
+class Start(NamedTuple):
+    """A step from which a run was resumed, and what had ended it there."""
+
+    step: int
+    attempt: int
+    reason: str
+
+
+class Result(NamedTuple):
+    """An evaluation of the finished checkpoint: open loop or closed loop, of a part, in one line."""
+
+    kind: str
+    part: str
+    said: str
+
+
+@dataclass(frozen=True)
+class History:
+    """One run. `series` holds training's measurements and the evaluations' ("val/...").
+
+    settings: what makes runs differ (recipe, base, engine and dataset), by dotted name; images: files by title.
+    """
+
+    name: str
+    folder: Path
+    split: str
+    settings: dict[str, Any]
+    series: Series
+    status: str
+    reason: str
+    starts: list[Start]
+    best: dict[str, Any] | None
+    images: dict[str, Path]
+    evaluations: list[Result]
+
+    @property
+    def step(self) -> int:
+        """The last logged one."""
+        return max((steps[-1] for steps, _ in self.series.values()), default=0)
+
+    def last(self, name: str) -> float | None:
+        """The last value of a measurement."""
+        return self.series[name][1][-1] if name in self.series else None
+
+
+def read_history(run_dir: Path, reports_dir: Path) -> History:
+    """The run in a folder that holds METRICS."""
+    settings, history = resolved(run_dir), attempts(run_dir)
+    ends = [attempt.ended or attempt.outcome or {} for attempt in history]
+    reasons = ["", *(str(end.get("reason") or end.get("status") or "lost") for end in ends)]
+    status, reason = _status(run_dir)
+    return History(
+        name=run_dir.name,
+        folder=run_dir,
+        split=str(settings.get("split", {}).get("name", "")),
+        settings=_flat_settings(settings),
+        series=read_series(run_dir / METRICS),
+        status=status,
+        reason=reason,
+        starts=[
+            Start(int(attempt.begun.get("from_step", 0)), attempt.number, before)
+            for attempt, before in zip(history, reasons, strict=False)
+        ],
+        best=read_best(run_dir),
+        images=_images(run_dir),
+        evaluations=list(_results(settings, reports_dir)),
+    )
+
+
+def read_series(path: Path) -> Series:
+    """Every measurement in a metrics.jsonl; a line that is being written, or damaged, is passed over."""
+    series: Series = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+        except (ValueError, KeyError, AttributeError, TypeError):
+            continue
+        for name, value in values.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                steps, found = series.setdefault(name, ([], []))
+                steps.append(step)
+                found.append(float(value))
+    return series
+
+
+def _flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    others = (("model", "base"), ("engine", "name"), ("dataset", "data_dir"))
+    found = {f"{section}.{name}": settings.get(section, {}).get(name) for section, name in others}
+    return flat(recipe(settings) | found) if settings else {}
+
+
+def _status(run_dir: Path) -> tuple[str, str]:
+    """A word and a reason; of one that says it runs, when it last logged, since it may have been killed."""
+    path = run_dir / STATUS
+    if not path.is_file():
+        return "unknown", "it was logged by an older version"
+    found = read_json(path)
+    status, reason = str(found.get("status", "unknown")), str(found.get("reason", ""))
+    if status == "running":
+        minutes = (time.time() - (run_dir / METRICS).stat().st_mtime) / 60
+        reason = f"last logged {minutes:.0f} minutes before this page was made"
+    return status, reason
+
+
+def _images(run_dir: Path) -> dict[str, Path]:
+    """The first batch, and the newest evaluation's."""
+    found = {"The first batch as the policy sees it": run_dir / FIRST_BATCH}
+    steps = [int(path.name.split("-")[1]) for path in (run_dir / EVALUATIONS).glob("step-*-errors.png")]
+    for what, kind in (("Held-out episodes", "errors"), ("A held-out episode", "episode")) if steps else ():
+        found[f"{what} after {max(steps)} steps"] = run_dir / EVALUATIONS / f"step-{max(steps)}-{kind}.png"
+    return {title: path for title, path in found.items() if path.is_file()}
+
+
+def _results(settings: dict[str, Any], reports_dir: Path) -> Iterator[Result]:
+    """Evaluations of the run's checkpoint in reports_dir/<split>; damaged ones are named, not hidden."""
+    split, checkpoint = settings.get("split", {}).get("name"), settings.get("output_dir")
+    if not split or not checkpoint:
+        return
+    for path in sorted((reports_dir / split).rglob("*_loop.json")):
+        try:
+            found = read_json(path)
+            info = found.get("info", found)
+            if Path(str(info.get("checkpoint"))).absolute() != Path(checkpoint).absolute():
+                continue
+            if path.name == "open_loop.json":
+                yield _open_loop(found)
+            else:
+                yield from _closed_loop(found)
+        except (ToolkitError, KeyError, TypeError, AttributeError) as error:
+            yield Result("damaged", "", f"{path}: {error}")
+
+
+def _open_loop(found: dict[str, Any]) -> Result:
+    every, last = (found["overall"][section]["errors"] for section in ("all", "last"))
+    said = "; ".join(
+        f"{group} error {errors['policy']['mae']:.4f}, last frames {last[group]['policy']['mae']:.4f} "
+        f"(holding still {errors['hold_still']['mae']:.4f})"
+        for group, errors in every.items()
+    )
+    return Result("open loop", str(found["part"]), said)
+
+
+def _closed_loop(found: dict[str, Any]) -> Iterator[Result]:
+    for part in ("train", "conflict"):
+        episodes = [e for e in found["episodes"] if e["part"] == part and e["condition"] == "none"]
+        if episodes:
+            successes, lures = sum(e["success"] for e in episodes), sum(e["picked"] == "lure" for e in episodes)
+            said = f"success in {successes} of {len(episodes)} episodes; the lure picked in {lures}"
+            yield Result("closed loop", part, said)

@@ -28,7 +28,7 @@ def read(arguments: Sequence[str]) -> tuple[list[Path], ReportConfig]:
 
 def main(call: tuple[list[Path], ReportConfig]) -> None:
     """Write the page of what `read` found."""
-    from finetune.report.run_history import read_history
+    from finetune.report import read_history
     from finetune.report.run_page import write_page
     from finetune.slurm.attempt_record import run_folders
     from finetune.training import METRICS, REPORT
@@ -37,8 +37,7 @@ def main(call: tuple[list[Path], ReportConfig]) -> None:
     shown, config = call
     folders: list[Path] = []
     for folder in shown:
-        alone = (folder / METRICS).is_file()
-        found = [folder] if alone else [path for path in run_folders(folder) if (path / METRICS).is_file()]
+        found = [path for path in (folder, *run_folders(folder)) if (path / METRICS).is_file()]
         if not found:
             raise ToolkitError(
                 f"{folder} is no run folder and holds none that has logged anything ({METRICS}). Give the run_dir of a "

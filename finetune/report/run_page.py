@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from bokeh.embed import components
@@ -19,7 +19,7 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 from markupsafe import Markup
 
-from finetune.report.run_history import History
+from finetune.report import History
 from finetune.training import REPORT
 from gr00t.errors import disk_errors
 from gr00t.file_replacement import write_text
@@ -31,7 +31,7 @@ HEIGHT, LEGEND_ROW, LEGEND_COLUMNS = 250, 24, 3  # pixels, pixels, names in a ro
 COLORS = ("#1f5f99", "#e0592a", "#2f8f5b", "#8a5fb0", "#c2872b", "#c44d7b", "#4aa3a2", "#7a7a7a", "#93a52c", "#5b6fd8",
           "#a3552e", "#3f3f3f")  # fmt: skip
 DASHES = ("solid", "dashed", "dotted", "dotdash")
-HOLD_STILL, MEAN_CHUNK, BASELINE = "_hold_still", "_mean_chunk", "#8c8c8c"
+BASELINE, BASELINES = "#8c8c8c", {"_hold_still": "dotted", "_mean_chunk": "dashed"}
 
 TITLES = {
     "loss": "loss",
@@ -51,10 +51,14 @@ COLUMNS = {
     "samples_per_second": "samples/s",
     "peak_memory_gib": "peak GiB",
 }
+CARDS = (
+    ("loss", "loss", "{:.4g}"),
+    ("samples a second", "samples_per_second", "{:.3g}"),
+    ("peak memory", "peak_memory_gib", "{:.3g} GiB"),
+)
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """Values over steps, by the name that the legend shows; several lines of one color differ by their dashes."""
 
     name: str
@@ -64,16 +68,14 @@ class Line:
     dash: str = "solid"
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """A step that is marked on the curves, and why."""
 
     step: int
     text: str
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One plot."""
 
     title: str
@@ -86,24 +88,14 @@ def write_page(runs: Sequence[History], root: Path, out: Path) -> None:
     runs = [replace(run, name=_place(run.folder, root)) for run in runs]
     one, single = runs[0], len(runs) == 1
     panels = _panels_of_one(one) if single else _panels_of_many(runs)
-    lead = f"Made {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}."
-    if single:
-        of = f"split {one.split}, base {one.settings.get('model.base')}, engine {one.settings.get('engine.name')}"
-        lead = f"{of}. {lead}"
-    rows = []
-    for run in runs:
-        page = run.folder / REPORT
-        linked = page.is_file() and page.absolute() != out.absolute()
-        numbers = [run.step if name == "step" else run.last(name) for name in COLUMNS]
-        cells = ["" if number is None else f"{number:.4g}" for number in numbers]
-        rows.append({"run": run, "cells": cells, "link": quote(os.path.relpath(page, out.parent)) if linked else ""})
+    of = f"split {one.split}, base {one.settings.get('model.base')}, engine {one.settings.get('engine.name')}. "
     values = {
         "title": one.name if single else f"{len(runs)} runs",
-        "lead": lead,
+        "lead": f"{of if single else ''}Made {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
         "runs": runs,
         "cards": _cards(one),
         "columns": list(COLUMNS.values()),
-        "rows": rows,
+        "rows": [_row(run, out) for run in runs],
         "differences": [] if single else differences(runs),
         "marked": any(panel.marks for panel in panels),
         "drawn": _draw(panels),
@@ -111,6 +103,15 @@ def write_page(runs: Sequence[History], root: Path, out: Path) -> None:
     with disk_errors(out, "Choose another place, out=FILE."):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, render_page("report.html", values))
+
+
+def _row(run: History, out: Path) -> dict[str, Any]:
+    """A run in the table of several, with a link to its own page where it has one."""
+    page = run.folder / REPORT
+    linked = page.is_file() and page.absolute() != out.absolute()
+    numbers = [run.step if name == "step" else run.last(name) for name in COLUMNS]
+    cells = ["" if number is None else f"{number:.4g}" for number in numbers]
+    return {"run": run, "cells": cells, "link": quote(os.path.relpath(page, out.parent)) if linked else ""}
 
 
 def differences(runs: Sequence[History]) -> list[tuple[str, list[str]]]:
@@ -128,19 +129,16 @@ def _place(folder: Path, root: Path) -> str:
 
 def _cards(run: History) -> list[dict[str, str]]:
     """The numbers at the top of the page: name, value and note of each."""
-    total, best = run.settings.get("train.max_steps"), run.best
-    loss, speed, memory = (run.last(name) for name in ("loss", "samples_per_second", "peak_memory_gib"))
+    total, best, attempts = run.settings.get("train.max_steps"), run.best, len(run.starts)
     cards = [("steps", str(run.step), f"of {total}" if total else "")]
-    if loss is not None:
-        cards.append(("loss", f"{loss:.4g}", ""))
     if best:
         cards.append(("best evaluation", f"{best['metric']:.4g}", f"{best['name']}, step {best['step']}"))
-    if speed is not None:
-        cards.append(("samples a second", f"{speed:.3g}", ""))
-    if memory is not None:
-        cards.append(("peak memory", f"{memory:.3g} GiB", ""))
-    if run.starts:
-        cards.append(("attempts", str(len(run.starts)), ""))
+    for name, measured, form in CARDS:
+        value = run.last(measured)
+        if value is not None:
+            cards.append((name, form.format(value), ""))
+    if attempts:
+        cards.append(("attempts", str(attempts), ""))
     return [{"name": name, "value": value, "note": note} for name, value, note in cards]
 
 
@@ -150,18 +148,16 @@ def _cards(run: History) -> list[dict[str, str]]:
 def _panels_of_one(run: History) -> list[Panel]:
     """A measurement's own parts (loss_arm, grad_norm_projector, ...) share its panel."""
     marks = [Mark(s.step, f"attempt {s.attempt}") for s in run.starts[1:]]
-    if run.best:
-        marks.append(Mark(int(run.best["step"]), "best"))
+    marks += [Mark(int(run.best["step"]), "best")] if run.best else []
     # errors on held-out episodes, one name a group, and the wrong signs
     judged = [name for name in run.series if name.startswith("val/") and name.endswith(("_mae", "_wrong_signs"))]
-    measured = ("grad_norm", "learning_rate", "samples_per_second", "data_wait_seconds", "peak_memory_gib")
+    measured = [name for name in TITLES if not name.startswith("val/") and name != "loss"]
     panels = []
     for title in ("loss", *judged, *measured):
-        names = [name for name in run.series if name == title or name.startswith(f"{title}_")]
         lines = []
-        for index, name in enumerate(names):
-            dash = "dotted" if name.endswith(HOLD_STILL) else "dashed" if name.endswith(MEAN_CHUNK) else "solid"
-            color = COLORS[index % len(COLORS)] if dash == "solid" else BASELINE
+        for name in (name for name in run.series if name == title or name.startswith(f"{title}_")):
+            dash = next((dash for end, dash in BASELINES.items() if name.endswith(end)), "solid")
+            color = COLORS[len(lines) % len(COLORS)] if dash == "solid" else BASELINE
             lines.append(Line(_readable(name), *run.series[name], color, dash))
         panels.append(Panel(TITLES.get(title, _readable(title)), lines, marks))
     return [panel for panel in panels if panel.lines]
@@ -174,21 +170,18 @@ def _readable(name: str) -> str:
 def _panels_of_many(runs: Sequence[History]) -> list[Panel]:
     """One panel a measurement, one color a run."""
     marks = [Mark(start.step, run.name) for run in runs for start in run.starts[1:]]
+    looks = [(COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]) for i in range(len(runs))]
     panels = []
     for name, title in TITLES.items():
-        lines = [
-            Line(run.name, *run.series[name], COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)])
-            for i, run in enumerate(runs)
-            if name in run.series
-        ]
-        panels.append(Panel(title, lines, marks))
+        shown = [(run, look) for run, look in zip(runs, looks, strict=True) if name in run.series]
+        panels.append(Panel(title, [Line(run.name, *run.series[name], *look) for run, look in shown], marks))
     return [panel for panel in panels if panel.lines]
 
 
 def _draw(panels: Sequence[Panel]) -> dict[str, Any]:
     """The panels, with one range of steps for all: Bokeh's own script, the data's, and the place of each panel."""
-    last = max((line.steps[-1] for panel in panels for line in panel.lines), default=1)
-    first = min((line.steps[0] for panel in panels for line in panel.lines), default=0)
+    ends = [step for panel in panels for line in panel.lines for step in (line.steps[0], line.steps[-1])] or [0, 1]
+    first, last = min(ends), max(ends)
     margin = max(1, last - first) * 0.02
     steps = Range1d(first - margin, last + margin, name="steps")
     plots = [_plot(panel, steps) for panel in panels]
@@ -218,10 +211,9 @@ def _plot(panel: Panel, steps: Range1d) -> figure:
     items = []
     for line in panel.lines:
         every = -(-len(line.steps) // POINTS)
-        x, y = line.steps[::every], line.values[::every]
-        path = plot.line(x, y, line_width=1.6, line_dash=line.dash, color=line.color, name=line.name)
-        dots = plot.scatter(x, y, size=4 if len(x) < FEW else 1, color=line.color, name=line.name)
-        items.append((line.name, [path, dots]))
+        x, y, look = line.steps[::every], line.values[::every], {"color": line.color, "name": line.name}
+        path = plot.line(x, y, line_width=1.6, line_dash=line.dash, **look)
+        items.append((line.name, [path, plot.scatter(x, y, size=4 if len(x) < FEW else 1, **look)]))
     values = [("", "$name"), ("step", "@x"), ("", "@y{0.[00000]}")]
     paths = [path for _, (path, _) in items]
     plot.add_tools(HoverTool(renderers=paths, mode="vline", line_policy="nearest", tooltips=values))

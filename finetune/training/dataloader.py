@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from data_prep.doctor.examine import BETWEEN, examine
 from data_prep.doctor.findings import ERROR, WARNING, DatasetReport
-from finetune.open_loop.open_loop_report import PREDICTED, RECORDED, save, tidy, unit_of
+from finetune.open_loop.figures import PREDICTED, RECORDED, save, tidy, unit_of
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training.engine import Engine
 from gr00t.data.dataset import Mixture, SampleSettings, TrainingDataset

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from finetune.open_loop.open_loop_report import draw_episode, draw_errors
+from finetune.open_loop.figures import draw_episode, draw_errors
 from finetune.open_loop.predictions import (
     HOLD_STILL,
     MEAN_CHUNK,
