@@ -27,7 +27,7 @@ test: .venv/ready-dev lint ## lint, type-check and run every test that can run h
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-long: .venv/ready-dev ## the rest, an hour: kills at random moments, the slowest tests, disturbances of a throw-away SLURM cluster
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -n 2 --dist loadgroup
 
 mutants: .venv/ready-dev ## break the code in 300 places, one at a time, and see which the tests notice (hours; resumes)
 	$(BIN)/python -m pip install -q -c constraints.txt cosmic-ray pytest-cov

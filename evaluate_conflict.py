@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from toolkit.command_line import run_main
 
 if TYPE_CHECKING:
-    from finetune.open_loop import EvaluateConfig
+    from simulation.closed_loop import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> None:

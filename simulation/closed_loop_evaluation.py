@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.maniskill import CONTROL_FREQ
-from finetune.open_loop import EvaluateConfig
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import whole_folder
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.finished_checkpoint import read_processor, read_trained_on, verify_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
-from simulation.closed_loop import Evaluation, Settings
+from simulation.closed_loop import ClosedLoopConfig, Evaluation, Settings
 from simulation.closed_loop.policies import (
     LurePolicy,
     RandomPolicy,
@@ -40,7 +39,7 @@ USUAL_SIZE = 224  # of python -m simulation.record
 VIDEOS = "videos"
 
 
-def evaluate_closed_loop(config: EvaluateConfig) -> Evaluation:
+def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
     """Play the episodes, write the report and print it; where something fails, the report folder stays as it was."""
     a, b = split_factors(config.split.name)
     require_simulator()
@@ -79,7 +78,7 @@ def evaluate_closed_loop(config: EvaluateConfig) -> Evaluation:
     return evaluation
 
 
-def _policy(config: EvaluateConfig) -> tuple[Any, dict[str, Any]]:
+def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
     """The policy, and what the report states about it."""
     if config.server is not None:
         from gr00t.server.client import PolicyClient
@@ -98,7 +97,7 @@ def _policy(config: EvaluateConfig) -> tuple[Any, dict[str, Any]]:
     return scripted[config.policy](), {"policy": config.policy}
 
 
-def _checkpoint_policy(config: EvaluateConfig) -> tuple[GR00TPolicy, dict[str, Any]]:
+def _checkpoint_policy(config: ClosedLoopConfig) -> tuple[GR00TPolicy, dict[str, Any]]:
     checkpoint, device = Path(config.checkpoint), pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     if config.verify:

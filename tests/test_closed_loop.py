@@ -19,13 +19,12 @@ from simulator import needs_simulator
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
-from finetune.open_loop import ABLATIONS
 from gr00t.data.step_reader import StepReader
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import read_json, write_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
-from simulation.closed_loop import CONDITIONS, LURE, NOTHING, OTHER, TARGET, Phase, Settings
+from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, Phase, Settings
 from simulation.closed_loop.policies import (
     Inference,
     LurePolicy,
@@ -458,10 +457,6 @@ def test_settings_that_do_not_fit_are_refused(change: dict, problem: str) -> Non
 def test_a_policy_that_does_not_look_has_no_ablations() -> None:
     with pytest.raises(ToolkitError, match="does not look"):
         run_episodes(TargetPolicy(), Settings("color_object", "x", conditions=("none", "blank_image"), render="none"))
-
-
-def test_the_ablations_of_the_configuration_are_the_reports_conditions() -> None:
-    assert ["none", *ABLATIONS] == list(CONDITIONS)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from config_calls import compose
 
 from data_prep import PrepareConfig
 from finetune.create_base import CreateBaseConfig
-from finetune.open_loop import EvaluateConfig
 from finetune.recipe import FinetuneConfig
 from finetune.recipe.model_config import BackboneConfig
 from finetune.recipe.train_config import AugmentConfig, TrainConfig
 from finetune.slurm.launch_request import read as read_request
+from simulation.closed_loop import EvaluateConfig
 from toolkit.commands import COMMANDS
 from toolkit.composition import default_choices, register
 from toolkit.composition import options as options_of

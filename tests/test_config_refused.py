@@ -215,6 +215,20 @@ def test_other_scripts_have_keys_of_their_own() -> None:
     assert "bf16 or fp32" in refusal("create_base", "dtype=fp16")
 
 
+@pytest.mark.parametrize("argument", ["episodes=5", "ablations=[zero_state]", "tracking.mode=offline", "policy=expert"])
+def test_a_key_of_closed_loop_is_refused_in_open_loop(argument: str) -> None:
+    name = argument.partition("=")[0]
+    wanted = f"{name} acts on nothing with mode=open_loop. Add mode=closed_loop, or leave it out."
+    assert refusal("evaluate", argument) == wanted
+    assert compose("evaluate", argument, "mode=closed_loop", *(["render=none"] if name == "policy" else []))
+
+
+def test_a_key_of_open_loop_is_refused_in_closed_loop() -> None:
+    assert "batch_size acts on nothing with mode=closed_loop" in refusal("evaluate", "mode=closed_loop", "batch_size=4")
+    both = ["seed=1", "data_dir=x", "checkpoint=y", "report_dir=z", "denoising_steps=2", "device=cpu"]
+    compose("evaluate", "mode=closed_loop", *both)
+
+
 def test_a_complete_site_is_accepted(site: Path) -> None:
     assert load("finetune", ["local=none", "model=tiny"]).model.name == "tiny"
     assert load("finetune", ["local=none"]).model.base == "nvidia/GR00T-N1.7-3B"

@@ -13,7 +13,7 @@ from finished import finished_checkpoint
 from golden_files import golden_path
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.open_loop import EvaluateConfig
+from finetune.open_loop import OpenLoopConfig
 from finetune.open_loop import evaluation as evaluate
 from finetune.open_loop.evaluation import evaluate_open_loop
 from finetune.open_loop.predictions import (
@@ -55,7 +55,7 @@ def baselines(reader):
 def settings(checkpoint, data_dir, report_dir, **values):
     split = SplitConfig(name="color_object", instruction="pick up the color-matching object")
     folders = {"checkpoint": str(checkpoint), "data_dir": str(data_dir), "report_dir": str(report_dir)}
-    return EvaluateConfig(split=split, **folders, **{"device": "cpu", "precision": "fp32", **values})
+    return OpenLoopConfig(split=split, **folders, **{"device": "cpu", "precision": "fp32", **values})
 
 
 @pytest.fixture(scope="module")

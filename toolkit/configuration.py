@@ -45,11 +45,12 @@ def check_values(config: Any) -> None:
     _call(config, "check_values")
 
 
-def _call(section: Any, method: str) -> None:
-    """What a section declares beside its keys: `check_values`, `check_here` of this machine."""
+def _call(section: Any, method: str, *values: Any) -> None:
+    """What a section declares beside its keys: `check_values`, `check_given` with the names of those that were typed,
+    `check_here` of this machine."""
     check = getattr(section, method, None)
     if check is not None:
-        check()
+        check(*values)
 
 
 def _check_secrets(config: Any) -> None:
@@ -108,6 +109,7 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     composition = _compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir)
     config = to_object(composition.config)
     check_values(config)
+    _call(config, "check_given", composition.assigned[-1].values)
     read_robot(config)
     if "--cfg" in argv:
         print(_with_origins(as_yaml(config), keys_of(type(config)), composition.origins()), end="")

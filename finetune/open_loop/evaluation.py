@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import track
 
-from finetune.open_loop import EvaluateConfig
+from finetune.open_loop import OpenLoopConfig
 from finetune.open_loop.figures import draw_episode, draw_errors, in_unit
 from finetune.open_loop.predictions import (
     EDGE_FRAMES,
@@ -74,7 +74,7 @@ class _Data:
     notes: list[str]
 
 
-def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
+def evaluate_open_loop(config: OpenLoopConfig) -> OpenLoopReport:
     """Predict from every frame of the chosen episodes, compare with the recording, write the report and print it.
 
     Everything that can be refused is refused before the weights are read. report_dir receives open_loop.json,
@@ -110,7 +110,7 @@ def evaluate_open_loop(config: EvaluateConfig) -> OpenLoopReport:
 # -- before anything heavy ---------------------------------------------------------------------------------------------
 
 
-def _open_data(config: EvaluateConfig, processor: Gr00tN1d7Processor, tag: str) -> _Data:
+def _open_data(config: OpenLoopConfig, processor: Gr00tN1d7Processor, tag: str) -> _Data:
     """The datasets, refused where they do not fit the checkpoint."""
     configs = processor.modality_config(tag)
     training = _open(config, "train", configs)
@@ -140,7 +140,7 @@ def _open_data(config: EvaluateConfig, processor: Gr00tN1d7Processor, tag: str) 
     return _Data(reader, episodes, training, _notes(config, training.layout, trained_on, episodes))
 
 
-def _open(config: EvaluateConfig, part: str, configs: ModalityConfigs) -> StepReader:
+def _open(config: OpenLoopConfig, part: str, configs: ModalityConfigs) -> StepReader:
     check_dataset_folder(config.data_dir, "data_dir", config.split, part)
     return StepReader(Path(config.data_dir) / config.split.name / part, configs)
 
@@ -159,7 +159,7 @@ def _check_dims(reader: StepReader, processor: Gr00tN1d7Processor, tag: str) -> 
 
 
 def _notes(
-    config: EvaluateConfig, training: DatasetLayout, trained_on: dict[str, Any], episodes: list[int]
+    config: OpenLoopConfig, training: DatasetLayout, trained_on: dict[str, Any], episodes: list[int]
 ) -> list[str]:
     """What makes the numbers mean less than they seem to."""
     if not trained_on:
@@ -178,7 +178,7 @@ def _notes(
 # -- predicting --------------------------------------------------------------------------------------------------------
 
 
-def _predict(policy: GR00TPolicy, data: _Data, config: EvaluateConfig) -> dict[int, Chunks]:
+def _predict(policy: GR00TPolicy, data: _Data, config: OpenLoopConfig) -> dict[int, Chunks]:
     """{episode: {group: (T, H, D)}}, with a progress bar on a terminal."""
     predictor = Predictor(
         policy.model,
@@ -200,7 +200,7 @@ def _predict(policy: GR00TPolicy, data: _Data, config: EvaluateConfig) -> dict[i
         return predictor.chunks(show) or {}
 
 
-def _info(config: EvaluateConfig, policy: GR00TPolicy, data: _Data, dtype: torch.dtype) -> dict[str, Any]:
+def _info(config: OpenLoopConfig, policy: GR00TPolicy, data: _Data, dtype: torch.dtype) -> dict[str, Any]:
     layout = data.reader.layout
     return {
         "split": config.split.name,

@@ -183,7 +183,8 @@ def find_private(contents: Mapping[str, Path | str], machine: Machine) -> Iterat
         patterns = [(what, pattern) for what, pattern in _patterns(place, machine, names) if pattern.search(text)]
         found: dict[int, str] = {}
         for number, line in enumerate(text.splitlines(), start=1) if patterns else ():
-            found |= {number: what for what, pattern in reversed(patterns) if pattern.search(line)}
+            what = next((what for what, pattern in patterns if pattern.search(line)), None)
+            found |= {number: what} if what else {}
         found |= dict(secrets_in(text, place, named=Path(place).name not in _VOCABULARY))
         yield from (Finding(shown, line, what) for line, what in sorted(found.items()))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from data_prep import check_prepare
 from finetune import plan
-from finetune.open_loop import check_evaluate
 from finetune.plan.disk_and_time import gpu_of_cluster
 from finetune.recipe import ClusterConfig, FinetuneConfig, check_finetune
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, recipe, robot_of
@@ -42,7 +41,7 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
             _check_finetune(task.config, data_comes)
         else:
             tuned = any(other.stage == "finetune" for other in task.after)
-            check_evaluate(task.config, checkpoint_comes=tuned, dataset_comes=data_comes)
+            task.config.check_here(checkpoint_comes=tuned, dataset_comes=data_comes)
     if request.tasks:
         check_code(CHECKOUT, sorted({name for task in request.tasks for name in task.run.cluster.files}), say)
     queue = Queue.read() if request.launch.dry_run else Queue.answered()

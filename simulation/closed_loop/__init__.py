@@ -4,10 +4,17 @@ Needs neither torch nor a simulator: a report can be made, or made again, from c
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from toolkit.shared_keys import PARTS
+from finetune.open_loop import EvaluationConfig, OpenLoopConfig
+from gr00t.errors import ToolkitError
+from toolkit.declaration import key
+from toolkit.shared_keys import PARTS, TrackingConfig
 
 FORMAT = 1
 TARGET, LURE, OTHER, NOTHING = PICKS = ("target", "lure", "other", "nothing")
@@ -19,6 +26,127 @@ CONDITIONS = {
     "other_instruction": "another instruction",
     "zero_state": "zeroed state",
 }
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
+
+
+@dataclass(kw_only=True)
+class ClosedLoopConfig(EvaluationConfig):
+    """Let a policy act in simulated episodes of a split, and count what it picks up."""
+
+    policy: str = key(
+        "closed loop: who acts; to check the loop itself expert, lure (picks up the lure), random (any object) or "
+        "replay (the recordings of raw_dir)",
+        "checkpoint",
+        choices=("checkpoint", "expert", "lure", "random", "replay"),
+    )
+    server: str | None = key(
+        "closed loop: HOST:PORT of a policy server that acts in place of the checkpoint (environment variable "
+        "GROOT_API_TOKEN: its token)",
+        None,
+    )
+    parts: list[str] = key("closed loop: what is evaluated", [*PARTS], choices=PARTS)
+    episodes: int = key("closed loop: episodes of each part, under each condition", 100, at_least=1)
+    n_action_steps: int = key("closed loop: steps executed of each action chunk", 8, at_least=1)
+    max_steps: int = key("closed loop: steps of 1/20 s until an episode counts as failed", 100, at_least=1)
+    ablations: list[str] = key(
+        "closed loop: evaluated as well, each as many episodes again: images of another episode, black ones, the "
+        "instruction for the split's other cue, no state",
+        [],
+        choices=tuple(name for name in CONDITIONS if name != "none"),
+    )
+    videos: int = key("closed loop: videos of successes, and as many of failures, of each part", 2, at_least=0)
+    workers: int = key("closed loop: processes, with a simulation each", 2, at_least=1)
+    image_size: int | None = key(
+        "closed loop: width and height of both cameras, pixels; null for what the checkpoint was trained on",
+        None,
+        at_least=32,
+        at_most=1024,
+    )
+    render: str = key(
+        "closed loop: where images are rendered; none for policies that need none",
+        "cpu",
+        choices=("cpu", "gpu", "none"),
+    )
+    raw_dir: str = key(
+        "closed loop: folder that holds the recordings <split>/<part> of policy=replay",
+        "conflict_maniskill",
+        folder=True,
+    )
+    tracking: TrackingConfig = key("closed loop: where the report is logged", TrackingConfig)
+
+    @property
+    def report_folder(self) -> Path:
+        """report_dir, or what stands for null."""
+        return Path(self.report_dir or f"reports/{self.split.name}/closed_loop")
+
+    def check_values(self) -> None:
+        """Refuse values that do not fit each other."""
+        for name in ("parts", "ablations"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values) or (name == "parts" and not values):
+                raise ToolkitError(f"{name}={values}: name each once{', and one at least' if name == 'parts' else ''}.")
+        scripted = self.policy != "checkpoint"
+        if scripted and self.server is not None:
+            raise ToolkitError(
+                f"server={self.server} and policy={self.policy} name two policies. Leave one of them out."
+            )
+        if scripted and self.ablations:
+            raise ToolkitError(
+                f"ablations={self.ablations} change what a policy observes; policy={self.policy} knows the "
+                "simulation's state and does not look. Leave them out."
+            )
+        if not scripted and self.render == "none":
+            raise ToolkitError(
+                "render=none is for policy=expert, lure, random and replay; others need images: render=cpu."
+            )
+        if self.server is not None and not _ADDRESS.fullmatch(self.server):
+            raise ToolkitError(f"server={self.server}: write HOST:PORT, as in server=127.0.0.1:5555.")
+
+    def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
+        """Refuse what cannot run on this machine; a checkpoint that `comes` is one that another job makes first."""
+        del dataset_comes  # nothing is read from it
+        acts = self.policy == "checkpoint" and self.server is None
+        self.check_folders(self.report_folder, checkpoint_comes or not acts)
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(ClosedLoopConfig, OpenLoopConfig):
+    """Evaluate a fine-tuned checkpoint on a split: on recordings (open loop) or acting in simulation (closed loop)."""
+
+    mode: str = key(
+        "open_loop compares predicted with recorded actions; closed_loop lets the policy act in simulation",
+        "open_loop",
+        choices=("open_loop", "closed_loop"),
+    )
+
+    @property
+    def chosen(self) -> OpenLoopConfig | ClosedLoopConfig:
+        """The configuration of the evaluation that mode names."""
+        kind = OpenLoopConfig if self.mode == "open_loop" else ClosedLoopConfig
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
+
+    @property
+    def report_folder(self) -> Path:
+        """report_dir, or what stands for null."""
+        return self.chosen.report_folder
+
+    def check_given(self, names: Collection[str]) -> None:
+        """Refuse keys of the other evaluation among those of the command line."""
+        # raw_dir is the conversion's too: a launcher that does both hands it to both.
+        known = {field.name for field in dataclasses.fields(self.chosen)} | {"mode", "raw_dir"}
+        for name in names:
+            if name.partition(".")[0] not in known:
+                other = "open_loop" if self.mode == "closed_loop" else "closed_loop"
+                raise ToolkitError(f"{name} acts on nothing with mode={self.mode}. Add mode={other}, or leave it out.")
+
+    def check_values(self) -> None:
+        """Refuse values that do not fit each other."""
+        if isinstance(self.chosen, ClosedLoopConfig):
+            self.chosen.check_values()
+
+    def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
+        """Refuse what cannot run on this machine."""
+        self.chosen.check_here(checkpoint_comes=checkpoint_comes, dataset_comes=dataset_comes)
 
 
 @dataclass(frozen=True)

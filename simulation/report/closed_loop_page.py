@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from finetune.open_loop import EvaluateConfig
-from simulation.closed_loop import CONDITIONS, PICKS, EpisodeOutcome, Evaluation
+from simulation.closed_loop import CONDITIONS, PICKS, ClosedLoopConfig, EpisodeOutcome, Evaluation
 from simulation.report import AS_IT_IS, Summary
 from simulation.report.conclusions import cue_preference, readings
 from simulation.scenes.factors import OBJECT_X, OBJECT_Y, PLATE_X, PLATE_Y
@@ -75,7 +74,7 @@ def command(info: dict[str, Any]) -> str:
     given, instruction = {"split": info["split"], "mode": "closed_loop"}, info["instruction"]
     if instruction != f"pick up the {info['split'].split('_')[0]}-matching object":  # not the one that ships
         given["split.instruction"] = instruction
-    for name, default in vars(EvaluateConfig(split=SplitConfig(name="", instruction=""))).items():
+    for name, default in vars(ClosedLoopConfig(split=SplitConfig(name="", instruction=""))).items():
         value = info.get("config", {}).get(name, default)
         if name not in (*given, "report_dir", "tracking") and value != default:
             given[name] = value
