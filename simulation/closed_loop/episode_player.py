@@ -23,10 +23,7 @@ FONT, LINE, MARGIN = 14, 18, 6
 
 
 class EpisodePlayer:
-    """An environment in which `policy` acts, or whatever answers `ask`. Images are rendered only when a chunk is due.
-
-    The states of the first successes and failures of each part are kept, from which they can be filmed.
-    """
+    """An environment in which `policy` acts, or whatever answers `ask`. Images are rendered when a chunk is due."""
 
     def __init__(
         self, settings: Settings, policy: ScriptedPolicy | None, ask: Callable[[Observation], np.ndarray]
@@ -37,7 +34,7 @@ class EpisodePlayer:
         self.task.render_when_asked()
         self.task.reset(seed=0)
         self.expert = Expert(self.task)
-        self.states: dict[tuple[str, int], list[Any]] = {}
+        self.states: dict[tuple[str, int], list[Any]] = {}  # of the first successes and failures, to be filmed
         self.kept = Counter[tuple[str, bool]]()
 
     def begin(self, phase: Phase) -> None:

@@ -142,6 +142,8 @@ class _Crew:
     def __init__(self, policy: Any, settings: Settings) -> None:
         self.settings, self.workers = settings, list[_Worker]()
         self.scripted = policy if isinstance(policy, ScriptedPolicy) else None
+        plays = self.scripted or ScriptedPolicy()
+        self.seeds = {part: plays.seeds(part, settings.episodes) for part in settings.parts}
         if self.scripted is None:
             self.inference = Inference(policy, settings.seed, settings.n_action_steps, settings.conditions)
 
@@ -150,7 +152,7 @@ class _Crew:
         outcomes: list[EpisodeOutcome] = []
         with progress_bar(NOTE, unit="episodes", show=progress) as bar:
             for condition, part in itertools.product(self.settings.conditions, self.settings.parts):
-                found, seeds = list[EpisodeOutcome](), self._seeds(part)
+                found, seeds = list[EpisodeOutcome](), self.seeds[part]
                 name = part if condition == "none" else f"{part}, {CONDITIONS[condition]}"
                 task = bar.add_task(name, total=len(seeds), note="")
                 for outcome in self._play(condition, part, seeds):
@@ -165,7 +167,7 @@ class _Crew:
         asked, names = [], {}
         for outcome in _to_film(outcomes, self.settings.videos):
             names[id(outcome)] = name = f"{outcome.part}_{outcome.seed}.mp4"
-            worker = self.workers[self._seeds(outcome.part).index(outcome.seed) % len(self.workers)]
+            worker = self.workers[self.seeds[outcome.part].index(outcome.seed) % len(self.workers)]
             worker.send((outcome.part, outcome.seed, _caption(outcome), folder / name))
             asked.append((worker, outcome))
         for worker, outcome in asked:
@@ -173,9 +175,6 @@ class _Crew:
             if trouble is not None:
                 print(f"note: the video {names.pop(id(outcome))} could not be written: {trouble}", file=sys.stderr)
         return [dataclasses.replace(o, video=names.get(id(o))) for o in outcomes]
-
-    def _seeds(self, part: str) -> list[int]:
-        return (self.scripted or ScriptedPolicy()).seeds(part, self.settings.episodes)
 
     def _play(self, condition: str, part: str, seeds: list[int]) -> Iterator[EpisodeOutcome]:
         instruction = self.settings.instruction

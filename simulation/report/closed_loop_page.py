@@ -38,11 +38,8 @@ def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
     info, episodes, parts = evaluation.info, evaluation.episodes, list(summary.chance)
     plain = {part: [e for e in episodes if (e.condition, e.part) == (AS_IT_IS, part)] for part in parts}
     kept, notes = videos(episodes, folder)
-    # Everything in info as text, nested values as JSON.
-    facts = {
-        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-        for name, value in info.items()
-    }
+    # Nested values as JSON.
+    facts = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v for k, v in info.items()}
     values: dict[str, Any] = {
         "title": f"Closed loop: {info['split']}",
         "info": {"checkpoint": None, **info},
@@ -139,11 +136,10 @@ def videos(episodes: Sequence[EpisodeOutcome], folder: Path) -> tuple[list[tuple
         notes.append(f"{missing} of the videos are not there any more.")
     shown: dict[str, list[Video]] = {"Successes": [], "Failures": []}
     for e in kept:
-        caption = video_caption(e)
         if e.video not in files:
-            video = Video("", False, f"{caption} (video missing)")
+            video = Video("", False, f"{video_caption(e)} (video missing)")
         else:
-            video = Video(data_uri(files[e.video]) if embedded else quote(str(e.video)), embedded, caption)
+            video = Video(data_uri(files[e.video]) if embedded else quote(str(e.video)), embedded, video_caption(e))
         shown["Successes" if e.success else "Failures"].append(video)
     return list(shown.items()), notes
 
