@@ -23,7 +23,7 @@ import numpy as np
 
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.processes import WORKER_SECONDS, one_thread_each, settle_in, silent
-from simulation.closed_loop import CONDITIONS, NOTHING, OTHER, EpisodeOutcome, Phase, Settings
+from simulation.closed_loop import CONDITIONS, NOTHING, OTHER, EpisodeOutcome, Settings
 from simulation.closed_loop.policies import Inference, Observation, ScriptedPolicy
 from simulation.scenes.factors import split_factors
 from toolkit.progress import NOTE, progress_bar
@@ -109,7 +109,7 @@ class _Worker:
 def _serve(pipe: Connection, settings: Settings, policy: ScriptedPolicy | None) -> None:
     """In a worker process: carry out the parent's orders until it is gone.
 
-    A Phase is answered by what a policy is shown, outcomes and, at its end, None; a film by what went wrong, or None.
+    play is answered by what a policy is shown, outcomes and, at its end, None; film by what went wrong, or None.
     """
     # Only the worker processes load the simulator.
     from simulation.closed_loop.episode_player import EpisodePlayer
@@ -122,15 +122,16 @@ def _serve(pipe: Connection, settings: Settings, policy: ScriptedPolicy | None) 
 
     player = EpisodePlayer(settings, policy, ask)
     while True:
-        order = pipe.recv()
+        order, *arguments = pipe.recv()
         answer = None
-        if isinstance(order, Phase):
-            player.begin(order)
-            for seed in order.seeds:
+        if order == "play":
+            *shared, seeds = arguments
+            player.begin(*shared)
+            for seed in seeds:
                 pipe.send(player.play(seed))
         else:
             try:
-                player.film(*order)
+                player.film(*arguments)
             except Exception as error:  # the outcomes are worth more than their videos
                 answer = str(error) or type(error).__name__
         pipe.send(answer)
@@ -168,7 +169,7 @@ class _Crew:
         for outcome in _to_film(outcomes, self.settings.videos):
             names[id(outcome)] = name = f"{outcome.part}_{outcome.seed}.mp4"
             worker = self.workers[self.seeds[outcome.part].index(outcome.seed) % len(self.workers)]
-            worker.send((outcome.part, outcome.seed, _caption(outcome), folder / name))
+            worker.send(("film", outcome.part, outcome.seed, _caption(outcome), folder / name))
             asked.append((worker, outcome))
         for worker, outcome in asked:
             _, trouble = self._next([worker])
@@ -181,7 +182,7 @@ class _Crew:
         if condition == "other_instruction":
             instruction = self.settings.other_instruction or instruction
         for number, worker in enumerate(self.workers):
-            worker.send(Phase(condition, part, instruction, tuple(seeds[number :: len(self.workers)])))
+            worker.send(("play", condition, part, instruction, seeds[number :: len(self.workers)]))
         busy, waiting = list(self.workers), dict[_Worker, Observation]()
         while busy:
             if len(waiting) == len(busy):
