@@ -29,7 +29,7 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.statistics import to_processor_statistics
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
-from simulation.closed_loop import Phase, Settings
+from simulation.closed_loop import Settings
 from simulation.closed_loop.policies import Observation, ScriptedPolicy, TargetPolicy
 from simulation.closed_loop.rollout import run_episodes
 from simulation.scenes.factors import FIRST_EVALUATION_SEED
@@ -48,7 +48,7 @@ class Ways:
 
         self.settings = Settings(SPLIT, INSTRUCTION, image_size=size)
         self.player = EpisodePlayer(self.settings, None, self._chunk)
-        self.player.begin(Phase("none", "train", INSTRUCTION, ()))
+        self.player.begin("none", "train", INSTRUCTION)
         self.always: Any = make_env(SPLIT, "train", image_size=size).unwrapped
         self.plans: dict[int, np.ndarray] = {}
 

@@ -24,7 +24,7 @@ from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import read_json, write_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
-from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, Phase, Settings
+from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, Settings
 from simulation.closed_loop.policies import (
     Inference,
     LurePolicy,
@@ -67,7 +67,7 @@ def looking(renderer: None):
 def play(player, part: str, seeds, policy: ScriptedPolicy | None = None, condition: str = "none"):
     """The outcomes of a phase."""
     player.policy = policy
-    player.begin(Phase(condition, part, INSTRUCTION, tuple(seeds)))
+    player.begin(condition, part, INSTRUCTION)
     return [player.play(seed) for seed in seeds]
 
 

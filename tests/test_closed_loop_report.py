@@ -253,8 +253,8 @@ def test_successes_and_failures_are_shown_apart_up_to_the_largest_page(
         monkeypatch.setattr("simulation.report.closed_loop_page.EMBEDDED_BYTES", most)
         shown, notes = videos(made.episodes, tmp_path)
         assert [name for name, _ in shown] == ["Successes", "Failures"] and len(notes) == (not embedded)
-        assert all([v.embedded for v in group] == [embedded] for _, group in shown)
-    assert "seed 1000000;" in shown[0][1][0].caption and "seed 1000027;" in shown[1][1][0].caption
+        assert all([v["embedded"] for v in group] == [embedded] for _, group in shown)
+    assert "seed 1000000;" in shown[0][1][0]["caption"] and "seed 1000027;" in shown[1][1][0]["caption"]
 
 
 def test_a_missing_video_is_said_to_be_missing(tmp_path: Path) -> None:

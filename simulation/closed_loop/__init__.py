@@ -175,16 +175,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """Order to a worker: play the episodes of these seeds, under one condition in one part."""
-
-    condition: str
-    part: str
-    instruction: str
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class EpisodeOutcome:
     """One closed-loop episode.
 

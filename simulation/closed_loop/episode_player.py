@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, state_of
 from gr00t.data.video import write_video
-from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, EpisodeOutcome, Phase, Settings
+from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, EpisodeOutcome, Settings
 from simulation.closed_loop.policies import Images, Observation, ScriptedPolicy
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.scenes.expert import Expert
@@ -23,10 +23,7 @@ FONT, LINE, MARGIN = 14, 18, 6
 
 
 class EpisodePlayer:
-    """An environment in which `policy` acts, or whatever answers `ask`. Images are rendered only when a chunk is due.
-
-    The states of the first successes and failures of each part are kept, from which they can be filmed.
-    """
+    """An environment in which `policy` acts, or whatever answers `ask`. Images are rendered when a chunk is due."""
 
     def __init__(
         self, settings: Settings, policy: ScriptedPolicy | None, ask: Callable[[Observation], np.ndarray]
@@ -37,17 +34,16 @@ class EpisodePlayer:
         self.task.render_when_asked()
         self.task.reset(seed=0)
         self.expert = Expert(self.task)
-        self.states: dict[tuple[str, int], list[Any]] = {}
+        self.states: dict[tuple[str, int], list[Any]] = {}  # of the first successes and failures, to be filmed
         self.kept = Counter[tuple[str, bool]]()
 
-    def begin(self, phase: Phase) -> None:
-        """Set what the next episodes share; the scene is built again, so nothing of earlier phases reaches them."""
-        self.phase, self.rebuild = phase, True
-        self.task.part = phase.part
+    def begin(self, condition: str, part: str, instruction: str) -> None:
+        """Set what the next episodes share; the scene is built again, so nothing of earlier ones reaches them."""
+        self.condition, self.task.part, self.instruction, self.rebuild = condition, part, instruction, True
 
     def play(self, seed: int) -> EpisodeOutcome:
         """One episode from its seed to its end."""
-        settings, phase, task = self.settings, self.phase, self.task
+        settings, task = self.settings, self.task
         instead = self._instead_of_images(seed)
         self._reset(seed)
         plan = None if self.policy is None else self.policy.plan(task, self.expert)
@@ -72,11 +68,11 @@ class EpisodePlayer:
                     picked, picked_step = names.get(index, OTHER), steps
                 if success:
                     break
-        if phase.condition == "none" and self.kept[phase.part, success] < settings.videos:
-            self.kept[phase.part, success] += 1
-            self.states[phase.part, seed] = states
+        if self.condition == "none" and self.kept[task.part, success] < settings.videos:
+            self.kept[task.part, success] += 1
+            self.states[task.part, seed] = states
         ending = success, picked, picked_step, steps, chunks
-        return EpisodeOutcome(phase.condition, phase.part, seed, *ending, phase.instruction, task.episode.describe())
+        return EpisodeOutcome(self.condition, task.part, seed, *ending, self.instruction, task.episode.describe())
 
     def film(self, part: str, seed: int, text: str, path: Path) -> None:
         """Render an episode that was played, from its states, and write the cameras side by side above `text`."""
@@ -105,10 +101,10 @@ class EpisodePlayer:
 
     def _instead_of_images(self, seed: int) -> Images | None:
         """What an ablation shows throughout the episode: black images, or the beginning of the next episode."""
-        if self.phase.condition == "blank_image":
+        if self.condition == "blank_image":
             size = self.settings.image_size
             return {key: np.zeros((size, size, 3), np.uint8) for key in CAMERAS}
-        if self.phase.condition == "other_image":
+        if self.condition == "other_image":
             self._reset(seed + 1)
             return self._images()
         return None

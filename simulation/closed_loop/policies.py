@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,12 +63,8 @@ class Inference:
         if not callable(getattr(policy, "get_action", None)):
             raise ToolkitError(f"A policy is an object with get_action(observation); {type(policy).__name__} has none.")
         self.policy, self.seed, self.n_action_steps = policy, seed, n_action_steps
-        if hasattr(policy, "modality_configs"):
-            self.configs: ModalityConfigs = policy.modality_configs
-        elif hasattr(policy, "get_modality_config"):
-            self.configs = policy.get_modality_config()
-        else:
-            self.configs = from_json(read_file(None))
+        read = getattr(policy, "get_modality_config", lambda: from_json(read_file(None)))
+        self.configs: ModalityConfigs = policy.modality_configs if hasattr(policy, "modality_configs") else read()
         check_configs(self.configs, n_action_steps)
         self.options = set(inspect.signature(policy.get_action).parameters)
         if "zero_state" in conditions and "drop_state" not in self.options:
@@ -164,10 +161,8 @@ class ScriptedPolicy:
         goal = self.choose(task.episode)
         for attempt in range(STYLES):
             rng = random.Random(f"{task.split}/{task.part}/{task.episode.seed}/{attempt}")
-            try:
+            with suppress(Unreachable):
                 return expert.plan(goal, drawn_style(rng))
-            except Unreachable:
-                continue
         return np.zeros((0, 8), np.float32)
 
 
@@ -194,10 +189,7 @@ class RandomPolicy(ScriptedPolicy):
 
 
 class ReplayPolicy(ScriptedPolicy):
-    """Actions recorded in raw_dir/<split>/<part>, in the same episodes, but those in which the arm was pushed aside.
-
-    Raises ToolkitError for recordings of other tasks, and where nothing is left.
-    """
+    """Actions recorded in raw_dir/<split>/<part>, in the same episodes, but those in which the arm was pushed aside."""
 
     rebuilds = True  # as recordings are made, so that motions too are the same
 
@@ -229,4 +221,6 @@ def _entry(episode: Recorded, split: str, part: str) -> dict[str, Any]:
             f"{path}: is no recording of {split} {part} by python -m simulation.record, so its seeds mean nothing "
             "here. Give the folder of one, raw_dir=FOLDER."
         )
+    if episode.seed is None:
+        raise ToolkitError(f"{episode.name}: the .json gives no episode_seed, so the episode cannot be set up again.")
     return next(entry for entry in meta["episodes"] if entry["episode_id"] == episode.episode_id)

@@ -23,7 +23,7 @@ import numpy as np
 
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.processes import WORKER_SECONDS, one_thread_each, settle_in, silent
-from simulation.closed_loop import CONDITIONS, NOTHING, OTHER, EpisodeOutcome, Phase, Settings
+from simulation.closed_loop import CONDITIONS, NOTHING, OTHER, EpisodeOutcome, Settings
 from simulation.closed_loop.policies import Inference, Observation, ScriptedPolicy
 from simulation.scenes.factors import split_factors
 from toolkit.progress import NOTE, progress_bar
@@ -109,7 +109,7 @@ class _Worker:
 def _serve(pipe: Connection, settings: Settings, policy: ScriptedPolicy | None) -> None:
     """In a worker process: carry out the parent's orders until it is gone.
 
-    A Phase is answered by what a policy is shown, outcomes and, at its end, None; a film by what went wrong, or None.
+    play is answered by what a policy is shown, outcomes and, at its end, None; film by what went wrong, or None.
     """
     # Only the worker processes load the simulator.
     from simulation.closed_loop.episode_player import EpisodePlayer
@@ -122,15 +122,16 @@ def _serve(pipe: Connection, settings: Settings, policy: ScriptedPolicy | None) 
 
     player = EpisodePlayer(settings, policy, ask)
     while True:
-        order = pipe.recv()
+        order, *arguments = pipe.recv()
         answer = None
-        if isinstance(order, Phase):
-            player.begin(order)
-            for seed in order.seeds:
+        if order == "play":
+            *shared, seeds = arguments
+            player.begin(*shared)
+            for seed in seeds:
                 pipe.send(player.play(seed))
         else:
             try:
-                player.film(*order)
+                player.film(*arguments)
             except Exception as error:  # the outcomes are worth more than their videos
                 answer = str(error) or type(error).__name__
         pipe.send(answer)
@@ -142,6 +143,8 @@ class _Crew:
     def __init__(self, policy: Any, settings: Settings) -> None:
         self.settings, self.workers = settings, list[_Worker]()
         self.scripted = policy if isinstance(policy, ScriptedPolicy) else None
+        plays = self.scripted or ScriptedPolicy()
+        self.seeds = {part: plays.seeds(part, settings.episodes) for part in settings.parts}
         if self.scripted is None:
             self.inference = Inference(policy, settings.seed, settings.n_action_steps, settings.conditions)
 
@@ -150,7 +153,7 @@ class _Crew:
         outcomes: list[EpisodeOutcome] = []
         with progress_bar(NOTE, unit="episodes", show=progress) as bar:
             for condition, part in itertools.product(self.settings.conditions, self.settings.parts):
-                found, seeds = list[EpisodeOutcome](), self._seeds(part)
+                found, seeds = list[EpisodeOutcome](), self.seeds[part]
                 name = part if condition == "none" else f"{part}, {CONDITIONS[condition]}"
                 task = bar.add_task(name, total=len(seeds), note="")
                 for outcome in self._play(condition, part, seeds):
@@ -165,8 +168,8 @@ class _Crew:
         asked, names = [], {}
         for outcome in _to_film(outcomes, self.settings.videos):
             names[id(outcome)] = name = f"{outcome.part}_{outcome.seed}.mp4"
-            worker = self.workers[self._seeds(outcome.part).index(outcome.seed) % len(self.workers)]
-            worker.send((outcome.part, outcome.seed, _caption(outcome), folder / name))
+            worker = self.workers[self.seeds[outcome.part].index(outcome.seed) % len(self.workers)]
+            worker.send(("film", outcome.part, outcome.seed, _caption(outcome), folder / name))
             asked.append((worker, outcome))
         for worker, outcome in asked:
             _, trouble = self._next([worker])
@@ -174,15 +177,12 @@ class _Crew:
                 print(f"note: the video {names.pop(id(outcome))} could not be written: {trouble}", file=sys.stderr)
         return [dataclasses.replace(o, video=names.get(id(o))) for o in outcomes]
 
-    def _seeds(self, part: str) -> list[int]:
-        return (self.scripted or ScriptedPolicy()).seeds(part, self.settings.episodes)
-
     def _play(self, condition: str, part: str, seeds: list[int]) -> Iterator[EpisodeOutcome]:
         instruction = self.settings.instruction
         if condition == "other_instruction":
             instruction = self.settings.other_instruction or instruction
         for number, worker in enumerate(self.workers):
-            worker.send(Phase(condition, part, instruction, tuple(seeds[number :: len(self.workers)])))
+            worker.send(("play", condition, part, instruction, seeds[number :: len(self.workers)]))
         busy, waiting = list(self.workers), dict[_Worker, Observation]()
         while busy:
             if len(waiting) == len(busy):

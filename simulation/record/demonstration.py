@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from pathlib import Path
 
 from mani_skill.utils.wrappers.record import RecordEpisode
@@ -26,10 +27,7 @@ class Demonstrator:
         self.expert = Expert(self.task)
 
     def demonstrate(self, seed: int) -> int | None:
-        """Write the episode of that seed to <seed>.h5 and .json.
-
-        Returns the attempts that failed before one succeeded; None where all ATTEMPTS failed.
-        """
+        """Write the episode of that seed to <seed>.h5 and .json; the attempts that failed before, None if all did."""
         for attempt in range(ATTEMPTS):
             rng = random.Random(f"{self.config.split.name}/{self.config.part}/{seed}/{attempt}")
             disturbed = rng.random() < self.config.recoveries
@@ -77,7 +75,7 @@ class Demonstrator:
         that is not recorded.
         """
         success = False
-        try:
+        with suppress(Unreachable):
             target, style = self.task.episode.target, drawn_style(rng)
             actions = self.expert.plan(target, style)
             if disturbed:
@@ -89,6 +87,4 @@ class Demonstrator:
                 actions = self.expert.plan(target, style)
             for action in actions:
                 success = bool(recorder.step(action)[-1]["success"][0])
-        except Unreachable:
-            success = False
         return success

@@ -81,10 +81,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Difference:
-    """A share minus another one, with its interval; `value` is None where one of them has no episodes.
-
-    n: episodes that stand behind it, of the smaller share.
-    """
+    """A share minus another one, with its interval; `value` is None where one has no episodes, `n` the smaller n."""
 
     value: float | None
     low: float
@@ -113,8 +110,8 @@ def difference(first: Share, second: Share, correlation: float = 0.0) -> Differe
     def joined(a: float, b: float) -> float:
         return math.sqrt(max(a * a + b * b - 2 * correlation * a * b, 0.0))
 
-    low, high = joined(p - first.low, second.high - q), joined(first.high - p, q - second.low)
-    return Difference(p - q, p - q - low, p - q + high, n)
+    below, above = joined(p - first.low, second.high - q), joined(first.high - p, q - second.low)
+    return Difference(p - q, p - q - below, p - q + above, n)
 
 
 def paired_difference(pairs: Sequence[tuple[bool, bool]]) -> Difference:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,25 +22,13 @@ EMBEDDED_BYTES = 12_000_000  # of videos; a page that is larger opens slowly and
 HISTOGRAM_BARS = 20
 
 
-@dataclass(frozen=True)
-class Video:
-    """A video on the page: inside it (embedded), beside it, or missing (source is empty)."""
-
-    source: str
-    embedded: bool
-    caption: str
-
-
 def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
     """The HTML; `folder` is where the page will lie and its videos are."""
     info, episodes, parts = evaluation.info, evaluation.episodes, list(summary.chance)
     plain = {part: [e for e in episodes if (e.condition, e.part) == (AS_IT_IS, part)] for part in parts}
     kept, notes = videos(episodes, folder)
-    # Everything in info as text, nested values as JSON.
-    facts = {
-        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-        for name, value in info.items()
-    }
+    # Nested values as JSON.
+    facts = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v for k, v in info.items()}
     values: dict[str, Any] = {
         "title": f"Closed loop: {info['split']}",
         "info": {"checkpoint": None, **info},
@@ -124,25 +111,29 @@ def _histogram(episodes: Iterable[EpisodeOutcome], part: str, max_steps: int) ->
     ]
 
 
-def videos(episodes: Sequence[EpisodeOutcome], folder: Path) -> tuple[list[tuple[str, list[Video]]], list[str]]:
-    """Successes and failures, each with its heading, and what is to be said about them; nothing where none was kept."""
+def videos(
+    episodes: Sequence[EpisodeOutcome], folder: Path
+) -> tuple[list[tuple[str, list[dict[str, Any]]]], list[str]]:
+    """Successes and failures, each with its heading, and what is to be said about them; nothing where none was kept.
+
+    A video is inside the page (embedded), beside it, or missing (its source is empty).
+    """
     kept = [e for e in episodes if e.video is not None]
     if not kept:
         return [], []
     files = {e.video: path for e in kept if (path := video_file(e, folder)) is not None}
     size = sum(path.stat().st_size for path in files.values())
-    embedded, missing, notes = size <= EMBEDDED_BYTES, len({e.video for e in kept}) - len(files), []
-    if not embedded:
+    fits, missing, notes = size <= EMBEDDED_BYTES, len({e.video for e in kept}) - len(files), []
+    if not fits:
         notes.append(f"The videos ({size / 1e6:.0f} MB) are too large for this page: they lie in the folder beside it.")
     if missing:
         notes.append(f"{missing} of the videos are not there any more.")
-    shown: dict[str, list[Video]] = {"Successes": [], "Failures": []}
+    shown: dict[str, list[dict[str, Any]]] = {"Successes": [], "Failures": []}
     for e in kept:
-        caption = video_caption(e)
-        if e.video not in files:
-            video = Video("", False, f"{caption} (video missing)")
-        else:
-            video = Video(data_uri(files[e.video]) if embedded else quote(str(e.video)), embedded, caption)
+        video = {"source": "", "embedded": False, "caption": f"{video_caption(e)} (video missing)"}
+        if e.video in files:
+            source = data_uri(files[e.video]) if fits else quote(str(e.video))
+            video = {"source": source, "embedded": fits, "caption": video_caption(e)}
         shown["Successes" if e.success else "Failures"].append(video)
     return list(shown.items()), notes
 

@@ -224,11 +224,7 @@ def _escaped(text: str) -> str:
 
 
 def log_to_wandb(evaluation: Evaluation, folder: Path, tracking: TrackingConfig) -> None:
-    """Log the report that write_report left in `folder`; does nothing unless tracking.name is wandb.
-
-    One run of job_type evaluate in the group of `tracking`; without a key it stays in <folder>/wandb, and wandb sync
-    sends it. Raises ToolkitError where tracking.mode=online cannot be had.
-    """
+    """Log the report that write_report left in `folder` as a run of job_type evaluate, if tracking.name is wandb."""
     if tracking.name != "wandb":
         return
     import wandb

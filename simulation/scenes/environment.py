@@ -59,10 +59,7 @@ def _without_materials(wanted: bool) -> Iterator[None]:
 
 @register_env(ENV_ID, max_episode_steps=MAX_EPISODE_STEPS)
 class ConflictPickEnv(BaseEnv):
-    """Pick up the object that matches the cue plate in the factor that the split names first.
-
-    `episode` is what the last reset built.
-    """
+    """Pick up what matches the cue plate in the factor that the split names first; `episode` is the last reset's."""
 
     SUPPORTED_ROBOTS = ["panda", "panda_wristcam"]  # noqa: RUF012
     agent: Panda | PandaWristCam

@@ -37,7 +37,6 @@ SPACING = 0.10  # between centers: an open hand fits between two large objects
 PLATE_X, PLATE_Y, PLATE_JITTER = 0.19, 0.12, 0.01
 
 _BLOCK = 36  # seeds in which every combination of the plate's factors occurs once
-_TRIES = 100_000
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,11 @@ def _column(rng: random.Random, values: Sequence[Any], count: int) -> list[Any]:
 
 def _place_objects(rng: random.Random, objects: list[dict[str, str]]) -> list[Thing]:
     """The objects on their sides, far enough apart."""
-    for _ in range(_TRIES):
+    while True:
         points = [(rng.uniform(*OBJECT_X), _signed(factors, rng.uniform(*OBJECT_Y))) for factors in objects]
         if all(math.dist(p, q) >= SPACING for p, q in itertools.combinations(points, 2)):
             yaws = [rng.uniform(-math.pi / 4, math.pi / 4) if f["object"] == "cube" else 0.0 for f in objects]
             return [Thing(**f, x=x, y=y, yaw=yaw) for f, (x, y), yaw in zip(objects, points, yaws, strict=True)]
-    raise AssertionError(f"no room for {objects}")
 
 
 def _signed(factors: dict[str, str], distance: float) -> float:
