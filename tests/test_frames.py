@@ -21,7 +21,7 @@ from finetune.training import caches as cache
 from finetune.training.caches import use_frame_store, wait_until
 from finetune.training.dataloader import build_dataset, build_processor
 from finetune.training.engine import Engine
-from finetune.training.stopping import AttemptToken, Preemption, Stopped
+from finetune.training.stopping import AttemptToken, Stopped, ThisAttempt
 from gr00t.data import stored_arrays as frames
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -53,7 +53,7 @@ def read(settings: FinetuneConfig) -> StepReader:
 def stored(settings: FinetuneConfig) -> StepReader:
     reader = read(settings)
     engine = Engine(settings)
-    use_frame_store(settings, reader, engine, Preemption(engine, AttemptToken(Path(settings.run_dir)), 1))
+    use_frame_store(ThisAttempt(settings, engine, AttemptToken(Path(settings.run_dir))), reader)
     return reader
 
 

@@ -32,6 +32,7 @@ from finetune.open_loop.predictions import (
 from finetune.recipe import FinetuneConfig
 from finetune.training import EVALUATIONS
 from finetune.training.engine import Engine
+from finetune.training.stopping import ThisAttempt
 from gr00t.data.dataset import SampleSettings, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.step_reader import StepReader
@@ -174,9 +175,10 @@ def held_out(config: FinetuneConfig, training: TrainingDataset) -> TrainingDatas
 class Validation:
     """Open-loop errors of the weights as they are, on the start frames of `dataset`."""
 
-    def __init__(self, config: FinetuneConfig, engine: Engine, model: Gr00tN1d7, dataset: TrainingDataset) -> None:
-        self.config, self.engine, self.model, self.dataset = config, engine, model, dataset
-        self.batch_size = config.train.micro_batch_size or config.train.global_batch_size // engine.world_size
+    def __init__(self, attempt: ThisAttempt, model: Gr00tN1d7, dataset: TrainingDataset) -> None:
+        self.config, self.engine, self.model, self.dataset = attempt.config, attempt.engine, model, dataset
+        train = self.config.train
+        self.batch_size = train.micro_batch_size or train.global_batch_size // self.engine.world_size
         self._baselines: Baselines | None = None
 
     def evaluate(self, *, interruptible: bool = True, alive: Callable[[], None] = lambda: None) -> Evaluation | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.adamw import adamw
 
 from finetune.recipe.train_config import LoraConfig, TrainConfig
@@ -136,25 +137,41 @@ class OffloadedAdamW(torch.optim.Optimizer):
         return copies
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Name and state of each trained parameter in turn; empty before its first update."""
+def trained(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, str, Any]]:
+    """Name, part and parameter of all that an optimizer of `build_optimizer` trains."""
     for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            state = optimizer.state.get(parameter, {})
-            yield name, {key: torch.as_tensor(value) for key, value in state.items()}
+        yield from zip(group["names"], group["parts"], group["params"], strict=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which FSDP2 leaves each process a share; other tensors as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Name and whole state of each trained parameter in turn; empty before its first update."""
+    for name, _, parameter in trained(optimizer):
+        state = optimizer.state.get(parameter, {})
+        yield name, {key: whole(torch.as_tensor(value)) for key, value in state.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, states: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
     """Put back what `optimizer_state` of an optimizer of the same kind gave, bit for bit."""
-    groups = optimizer.param_groups
-    parameters = {n: p for group in groups for n, p in zip(group["names"], group["params"], strict=True)}
+    parameters = {name: parameter for name, _, parameter in trained(optimizer)}
     for name, stored in states:
         parameter = parameters[name]
         device = torch.device("cpu") if isinstance(optimizer, OffloadedAdamW) else parameter.device
-        state: dict[str, Any] = {key: tensor.to(device) for key, tensor in stored.items()}
+        state: dict[str, Any] = {key: _share(tensor, parameter).to(device) for key, tensor in stored.items()}
         if "state1" in state:  # bitsandbytes counts in an int
             state["step"] = int(state["step"])
         optimizer.state[parameter] = state
+
+
+def _share(moment: Tensor, weight: Tensor) -> Tensor:
+    """This process's share of a moment, as its weight is divided; steps are no moments."""
+    if moment.shape != weight.shape or not isinstance(weight, DTensor):
+        return moment
+    return distribute_tensor(moment.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

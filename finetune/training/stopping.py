@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from finetune.recipe import FinetuneConfig
 from finetune.training.engine import Engine
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import write_json
@@ -112,17 +113,25 @@ class AttemptToken:
                 time.sleep(0.2)
 
 
-class Preemption:
-    """Which reasons to stop this process knows, and which one all processes agreed on after `step` steps."""
+class ThisAttempt:
+    """The attempt that runs: configuration, processes, token, and which reasons to stop this process knows.
 
-    def __init__(self, engine: Engine, token: AttemptToken, grace_seconds: float) -> None:
-        self.engine, self.token, self.step = engine, token, 0
+    `step` steps are done. In each all-reduce of a step the processes sum their `flags`; `agreed` reads the sum.
+    """
+
+    def __init__(self, config: FinetuneConfig, engine: Engine, token: AttemptToken) -> None:
+        self.config, self.engine, self.token, self.step = config, engine, token, 0
         self.save_seconds = 0.0  # of the last checkpoint
         self._step_seconds = 0.0  # of the longest step
         self._stepped = time.monotonic()
-        self._stop_at = stop_time(time.time(), os.environ.get(DEADLINE), grace_seconds)
+        self._stop_at = stop_time(time.time(), os.environ.get(DEADLINE), config.cluster.grace_seconds)
         self._received = torch.zeros(len(REASONS))
         self._ready = torch.cuda.Event() if engine.device.type == "cuda" else None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes the run folder."""
+        return self.engine.is_main and self.token.is_ours()
 
     def flags(self) -> Tensor:
         """(len(REASONS),) float32 on the engine's device: 1 for each reason that this process knows."""
