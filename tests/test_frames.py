@@ -78,7 +78,7 @@ def test_samples_are_the_same_with_and_without(settings: FinetuneConfig) -> None
 def test_the_store_is_made_once_and_no_video_is_opened(
     settings: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "write_frame_store", lambda *a, **k: pytest.fail("made again"))
+    monkeypatch.setattr(frames, "write_frame_store", lambda *a, **k: pytest.fail("made again"))
     reader = stored(settings)
     reader.step(0, 3)
     assert not reader._videos
@@ -156,7 +156,7 @@ def test_a_second_run_waits_for_the_first_and_uses_its_store(
     settings: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     second = config(Path(settings.dataset.data_dir), Path(settings.model.base), tmp_path / "cache")
-    monkeypatch.setattr(cache, "write_frame_store", lambda *a, **k: pytest.fail("made twice"))
+    monkeypatch.setattr(frames, "write_frame_store", lambda *a, **k: pytest.fail("made twice"))
     monkeypatch.setattr(cache, "TURN_SECONDS", 0.05)
     ready = store_folder(settings)
     target = tmp_path / "cache" / ready.name

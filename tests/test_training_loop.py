@@ -39,7 +39,8 @@ class Script:
         found.meter = SimpleNamespace(read=lambda *_: {}, restore=self.note("restored"), last_loss=1.0, finite=True)  # type: ignore[assignment]
         found.tracker = SimpleNamespace(log=lambda step, _: self.say(f"log {step}"), advance=lambda _: None)  # type: ignore[assignment]
         found.validation = None if verdicts is None else object()  # type: ignore[assignment]
-        found.dataset, found.writer = None, None  # type: ignore[assignment]
+        found.dataset = None  # type: ignore[assignment]
+        found.writer = SimpleNamespace(wait=lambda: None, written=list, close=lambda: None)  # type: ignore[assignment]
         found._next = lambda *_: [{}]  # type: ignore[method-assign, assignment]
         found._show_first = lambda *_: self.say("first")  # type: ignore[method-assign]
         found._step = lambda step, _: self.say(f"step {step}")  # type: ignore[method-assign]
@@ -208,6 +209,7 @@ def test_a_process_without_a_writer_gives_its_part_of_weights_and_optimizer() ->
     script.loop.origin = {}
     script.loop.meter = SimpleNamespace(last_loss=1.0, state=lambda: [])  # type: ignore[assignment]
     script.loop.engine = SimpleNamespace(  # type: ignore[assignment]
+        is_main=False,
         trained_weights=lambda: (given.append(n) or (n, None) for n in ("w", "v")),
         optimizer_state=lambda: (given.append(n) or (n, {}) for n in ("w moments", "v moments")),
         tell=lambda _: "",

@@ -26,19 +26,11 @@ from finetune.training.engine import Engine
 from finetune.training.process_selftest import appears
 from finetune.training.stopping import TIME_LIMIT, Stopped, ThisAttempt
 from gr00t import file_replacement as files
+from gr00t.data import stored_arrays
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.step_reader import StepReader
-from gr00t.data.stored_arrays import (
-    KEYS,
-    META,
-    FeatureStore,
-    FrameStore,
-    frame_shapes,
-    frame_store_folder,
-    frame_store_is_whole,
-    write_frame_store,
-)
+from gr00t.data.stored_arrays import KEYS, META, FeatureStore, FrameStore
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.model.action_head import ActionLoss
 from gr00t.model.checkpoint import fingerprint
@@ -75,17 +67,19 @@ def use_frame_store(attempt: ThisAttempt, reader: StepReader) -> None:
     """
     layout, cameras = reader.layout, reader.configs["video"].modality_keys
     engine, place = attempt.engine, Path(attempt.config.cache_dir)
-    folder = place / engine.tell(frame_store_folder(place, layout, cameras).name if engine.is_main else "")
+    folder = place / engine.tell(
+        stored_arrays.frame_store_folder(place, layout, cameras).name if engine.is_main else ""
+    )
 
     def whole() -> bool:
-        return agreed(engine, lambda: frame_store_is_whole(folder, cameras))
+        return bool(engine.tell(engine.is_main and stored_arrays.frame_store_is_whole(folder, cameras)))
 
     if not whole():
         with turn(folder, f"the frames of {layout.root}", attempt):
             if not whole():
                 if engine.is_main:
                     _decode(folder, layout, cameras, engine)
-                while not agreed(engine, lambda: True):  # the main process's answer ends it
+                while not engine.tell(True):  # the main process's answer ends it
                     pass
     attempt.check(TIME_LIMIT)
     wait_until((folder / META).is_file, folder)
@@ -93,12 +87,12 @@ def use_frame_store(attempt: ThisAttempt, reader: StepReader) -> None:
 
 
 def _decode(folder: Path, layout: DatasetLayout, cameras: list[str], engine: Engine) -> None:
-    """Write the frame store in the main process; answers False to the others now and then, who wait for `agreed`."""
+    """Write the frame store in the main process; tells the others False now and then, who wait."""
     if folder.exists():
         say(files.damaged(folder, f"the frames of {layout.root}"))
         with disk_errors(folder, "Delete it by hand."):
             folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-    shapes = frame_shapes(layout, cameras)
+    shapes = stored_arrays.frame_shapes(layout, cameras)
     size = sum(frames * height * width * 3 for frames, height, width, _ in shapes.values())
     announce(f"decoding every frame of {layout.root} once", size, folder)
     beat = time.monotonic()
@@ -108,18 +102,15 @@ def _decode(folder: Path, layout: DatasetLayout, cameras: list[str], engine: Eng
             nonlocal beat
             advance(count)
             if time.monotonic() - beat > BEAT_SECONDS:
-                agreed(engine, lambda: False)
+                engine.tell(False)
                 beat = time.monotonic()
             number = received()
             if number is not None:
                 raise Stopped(number.name)  # no further; all processes agree on it after this
 
-        write_frame_store(folder, layout, shapes, threads=len(os.sched_getaffinity(0)), on_frames=on_frames)
-
-
-def agreed(engine: Engine, answer: Callable[[], bool]) -> bool:
-    """The main process's answer, in every process."""
-    return bool(engine.sum(torch.tensor(float(engine.is_main and answer()))))
+        stored_arrays.write_frame_store(
+            folder, layout, shapes, threads=len(os.sched_getaffinity(0)), on_frames=on_frames
+        )
 
 
 @contextmanager
@@ -145,7 +136,7 @@ def turn(target: Path, what: str, attempt: ThisAttempt) -> Iterator[None]:
 
     try:
         with ExitStack() as held:
-            while not agreed(attempt.engine, is_ours):
+            while not attempt.engine.tell(attempt.engine.is_main and is_ours()):
                 attempt.check()
                 time.sleep(TURN_SECONDS)
             yield
@@ -241,9 +232,8 @@ def restore_backbone(model: Gr00tN1d7, base: Path, identity: str, dtype: torch.d
 def store_identity(attempt: ThisAttempt, model: Gr00tN1d7, dataset: TrainingDataset, base: str) -> dict[str, Any]:
     """All that decides a row; the main process reads what is large for all."""
     engine = attempt.engine
-    content, weights = json.loads(
-        engine.tell(json.dumps([dataset.mixture.content, weights_digest(model.backbone)]) if engine.is_main else "")
-    )
+    large = [dataset.mixture.content, weights_digest(model.backbone)] if engine.is_main else []
+    content, weights = engine.tell(large)
     processor = dataset.processor
     video = processor.modality_config(dataset.tag)["video"]
     return {

@@ -39,10 +39,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Best:
-    """The best evaluation so far: its step and metric (smaller is better), called `name`.
-
-    evaluated: the step of the last evaluation, 0 before the first; worse: how many since the best one.
-    """
+    """The best evaluation so far: its step and metric (smaller is better), called `name`; `evaluated` is the step of
+    the last one, 0 before the first, and `worse` how many there were since the best."""
 
     name: str = ""
     step: int | None = None
@@ -53,7 +51,7 @@ class Best:
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Best:
         """What a checkpoint's state holds; a new one from checkpoints that hold nothing."""
-        return cls(**state.get("best", {}))
+        return cls(**(state.get("best") or {}))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint's state, as JSON has it."""
@@ -138,10 +136,7 @@ def write_snapshot(
     allowed: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write `checkpoint-<step>`, then remove all but the newest `keep_last`, those at multiples of `keep_every`, and
-    the best evaluated one, which best.json names.
-
-    `allowed` raises where nothing must be renamed or removed.
-    """
+    the best evaluated one, which best.json names. `allowed` raises where nothing must be renamed or removed."""
     target, best = run_dir / f"checkpoint-{snapshot.step}", Best.restored(snapshot.state)
     with whole_folder(target, lock=False, allowed=allowed) as folder:
         for name, tensors in (("trained", snapshot.trained), ("optimizer", snapshot.optimizer)):
@@ -159,13 +154,11 @@ def write_snapshot(
 
 
 class CheckpointWriter:
-    """Writes snapshots on a thread of its own, one at a time and in order; none once the token is lost.
-
-    `seconds` is how long the last one took.
-    """
+    """Writes snapshots on a thread of its own, one at a time and in order; none once the token is lost. The last one
+    took `seconds`."""
 
     def __init__(self, run_dir: Path, keep_last: int, keep_every: int | None, token: AttemptToken) -> None:
-        self.run_dir, self.keep_last, self.keep_every, self.token = run_dir, keep_last, keep_every, token
+        self.run_dir, self._kept, self.token = run_dir, (keep_last, keep_every), token
         self.seconds = 0.0
         self._written: list[Path] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -194,8 +187,7 @@ class CheckpointWriter:
     def _write(self, snapshot: Snapshot) -> None:
         begin = time.monotonic()
         try:
-            folder = write_snapshot(self.run_dir, snapshot, self.keep_last, self.keep_every, self.token.require)
-            self._written.append(folder)
+            self._written += [write_snapshot(self.run_dir, snapshot, *self._kept, self.token.require)]
         except Exception:  # also when the attempt after this one has cleared the half-written folder away
             if self.token.is_ours():
                 raise

@@ -1,10 +1,10 @@
 """Processes, device and precision, through accelerate: one process or many, CPU or CUDA, the same code path.
 
-Mixed precision is our own: frozen weights lie in bf16, trained ones in fp32, and forward passes run under autocast.
-`Engine` is all that one process or DDP needs; the other two divide memory among the processes."""
+Mixed precision is our own: frozen weights lie in bf16, trained ones in fp32, and forward passes run under autocast."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 from collections.abc import Iterable, Iterator
@@ -37,7 +37,8 @@ def build_engine(config: FinetuneConfig) -> Engine:
 
 
 class Engine:
-    """What differs between one process and many; this one holds the whole model in every process (DDP).
+    """What differs between one process and many; this one holds the whole model in every process (DDP), the other two
+    divide memory among them.
 
     A training step is `accumulate` around the forward and `backward` of each micro-batch, then `step`. `part_norms`
     holds the norm of each trained part's gradients in the last step, before clipping.
@@ -49,8 +50,7 @@ class Engine:
         self._accelerator = self._build_accelerator(config, device)
         self._max_grad_norm = config.train.max_grad_norm
         self.device: torch.device = self._accelerator.device
-        self.rank: int = self._accelerator.process_index
-        self.world_size: int = self._accelerator.num_processes
+        self.rank, self.world_size = self._accelerator.process_index, self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
         self.part_norms: dict[str, Tensor] = {}
         self.dtype = pick_precision(config.train.precision, self.device)
@@ -59,14 +59,16 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = True
 
     def _build_accelerator(self, config: FinetuneConfig, device: torch.device) -> Accelerator:
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        group = InitProcessGroupKwargs(timeout=PATIENCE)
-        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp, group])
+        handlers = [
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ]
+        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=handlers)
 
     def hardware(self) -> dict[str, Any]:
         """What computes: processes, device, the GPU's name (null without one) and the forward's precision."""
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
-        precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
+        precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
         return {"processes": self.world_size, "device": self.device.type, "gpu": gpu, "precision": precision}
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -75,9 +77,7 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 forward over fp32 parameters, or nothing in fp32."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Around a micro-batch: gradients are complete after the `last` one of a step."""
@@ -119,12 +119,12 @@ class Engine:
         """Sum over all processes, in a tensor of its own."""
         return self._accelerator.reduce(value.detach().clone().to(self.device), reduction="sum")
 
-    def tell(self, text: str) -> str:
-        """The main process's text, in every process; as numbers, since torch's way to send objects pickles them."""
-        data = torch.tensor(list(text.encode() if self.is_main else b""), dtype=torch.int32)
+    def tell(self, value: Any) -> Any:
+        """The main process's value, as JSON has it, in every process; torch's way to send objects pickles them."""
+        data = torch.tensor(list(json.dumps(value).encode() if self.is_main else b""), dtype=torch.int32)
         length = int(self.sum(torch.tensor(len(data))))
         everywhere = self.sum(data if self.is_main else torch.zeros(length, dtype=torch.int32))
-        return bytes(everywhere.tolist()).decode()
+        return json.loads(bytes(everywhere.tolist()))
 
     def main_first(self) -> AbstractContextManager[None]:
         """The main process runs the block before the others do."""
@@ -171,11 +171,8 @@ torch.export.register_dataclass(ActionLoss)  # FSDP looks for tensors in what th
 
 
 class Fsdp2Engine(Engine):
-    """FSDP2 by PyTorch: the action head's weights, gradients and optimizer state divided among the processes.
-
-    The weights of one block at a time are gathered; the frozen backbone stays whole in every process.
-    Source: Zhao et al., 2023 (arXiv:2304.11277).
-    """
+    """FSDP2 by PyTorch (Zhao et al., 2023, arXiv:2304.11277): the action head's weights, gradients and optimizer state
+    divided among the processes, one block's weights gathered at a time. The frozen backbone stays whole in each."""
 
     def _build_accelerator(self, config: FinetuneConfig, device: torch.device) -> Accelerator:
         join_alone(device)
@@ -206,11 +203,10 @@ class Fsdp2Engine(Engine):
 
 
 class Zero2Engine(Engine):
-    """ZeRO-2 by DeepSpeed: every process holds the weights, and its share of the gradients and of the optimizer state.
+    """ZeRO-2 by DeepSpeed (Rajbhandari et al., 2020, arXiv:1910.02054): every process holds the weights, and its share
+    of the gradients and of the optimizer state.
 
-    DeepSpeed's own mixed precision stays off, since it would cast the trained weights to bf16 as well; it sees fp32
-    weights, and the frozen bf16 ones beside them are none of its business.
-    Source: Rajbhandari et al., 2020 (arXiv:1910.02054).
+    DeepSpeed's own mixed precision stays off, since it would cast the trained weights to bf16 as well.
     """
 
     def _build_accelerator(self, config: FinetuneConfig, device: torch.device) -> Accelerator:
@@ -259,8 +255,7 @@ class Zero2Engine(Engine):
         self._deepspeed.backward(loss * self.world_size)  # DeepSpeed takes the mean over processes, too
 
     def step(self) -> Tensor:
-        # DeepSpeed forgets the gradients in its step. Before, each process squares its share of them, and one exchange
-        # adds the squares up.
+        # Before DeepSpeed forgets the gradients, each process squares its share, and one exchange adds the squares up.
         squares = {part: torch.zeros((), device=self.device) for part in sorted({part for _, part, *_ in self._shares})}
         for _, part, parameter, _ in self._shares:
             if parameter._hp_mapping is not None:

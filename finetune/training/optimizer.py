@@ -23,23 +23,16 @@ from finetune.recipe.train_config import LoraConfig, TrainConfig
 from gr00t.data.sampler import Stream, torch_seed
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
-# by name, as the original's trainer does; LayerNorms are found by their type besides
+# by name, as the original's trainer does; LayerNorms are found by their type besides. Embodiment layers' `.b` and the
+# position embedding do decay.
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 _ADAPTER = "default"  # peft's name of the first one
 
 
-def decays(name: str, owner: nn.Module) -> bool:
-    """Whether weight decay acts on a parameter. Embodiment layers' `.b` and the position embedding do decay."""
-    return not isinstance(owner, nn.LayerNorm) and _NO_DECAY.search(name.lower()) is None
-
-
 def parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: float = 1.0) -> list[dict[str, object]]:
-    """Two groups, decaying and not, of the parameters that are trained, with their names under "names", and under
-    "parts" the part of the model (a name of `Gr00tN1d7.groups`) that each belongs to.
-
-    The backbone's parameters have two groups of their own where they learn at another rate: `backbone_rate` times that
-    of the others, which is each group's "rate".
-    """
+    """Two groups, decaying and not, of the parameters that are trained, with "names" and "parts" (of the model, as
+    `Gr00tN1d7.groups` names them); two more of the backbone's, where it learns at `backbone_rate` times the others'
+    rate."""
     own = model.groups() if isinstance(model, Gr00tN1d7) else {}
     parts = {id(p): part for part, modules in own.items() for module in modules for p in module.parameters()}
     chosen: dict[tuple[float, bool], dict[str, Any]] = {}
@@ -49,7 +42,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: float
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = backbone_rate if name.startswith("backbone.") else 1.0
-            group = chosen[rate, decays(name, model.get_submodule(name.rpartition(".")[0]))]
+            is_norm = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.LayerNorm)
+            group = chosen[rate, not is_norm and _NO_DECAY.search(name.lower()) is None]
             group["params"].append(parameter)
             group["names"].append(name)
             group["parts"].append(parts.get(id(parameter), "other"))
@@ -103,22 +97,10 @@ class OffloadedAdamW(torch.optim.Optimizer):
             for moment in ("exp_avg", "exp_avg_sq"):
                 state[moment] = torch.zeros(parameter.shape)
         weight, gradient = self._on_cpu([parameter, gradient])
-        adamw(
-            [weight],
-            [gradient],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        settings: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+        settings |= {"fused": True, "amsgrad": False, "maximize": False}
+        settings["beta1"], settings["beta2"] = group["betas"]
+        adamw([weight], [gradient], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]], **settings)
         parameter.copy_(weight)
 
     def _on_cpu(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -131,10 +113,7 @@ class OffloadedAdamW(torch.optim.Optimizer):
             # torchrun gives each of several processes one thread, which reads memory far slower than the machine can.
             share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             torch.set_num_threads(max(torch.get_num_threads(), share))
-        copies = [b[: t.numel()].view(t.shape) for b, t in zip(self._staging, tensors, strict=True)]
-        for copy, tensor in zip(copies, tensors, strict=True):
-            copy.copy_(tensor)
-        return copies
+        return [b[: t.numel()].view(t.shape).copy_(t) for b, t in zip(self._staging, tensors, strict=True)]
 
 
 def trained(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, str, Any]]:
@@ -197,18 +176,14 @@ def add_adapters(model: Gr00tN1d7, config: LoraConfig, seed: int) -> None:
     from peft import inject_adapter_in_model
 
     language_model = model.backbone.vlm.language_model
-    adapters = PeftConfig(
-        r=config.rank or 0,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=list(config.targets),
-    )
+    chosen = {"lora_alpha": config.alpha, "lora_dropout": config.dropout, "target_modules": list(config.targets)}
+    adapters = PeftConfig(r=config.rank or 0, **chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Stream.ADAPTERS))
         inject_adapter_in_model(adapters, language_model, _ADAPTER)
         for _, _, layer in _adapted(language_model):
-            for half in (layer.lora_A, layer.lora_B):
-                half.float()  # peft gives them the frozen weight's dtype
+            layer.lora_A.float()  # peft gives them the frozen weight's dtype
+            layer.lora_B.float()
             layer.reset_lora_parameters(_ADAPTER, True)
             model.trained_in_frozen.append(layer.lora_dropout)
 
@@ -218,10 +193,10 @@ def merge_adapters(model: Gr00tN1d7) -> None:
     language_model = model.backbone.vlm.language_model
     with torch.no_grad():
         for parent, name, layer in list(_adapted(language_model)):
-            whole = layer.get_base_layer()
-            weight = whole.weight.float() + layer.get_delta_weight(_ADAPTER).float()
-            whole.weight.copy_(weight)  # one rounding, where it is bf16
-            setattr(parent, name, whole)
+            merged = layer.get_base_layer()
+            weight = merged.weight.float() + layer.get_delta_weight(_ADAPTER).float()
+            merged.weight.copy_(weight)  # one rounding, where it is bf16
+            setattr(parent, name, merged)
     model.trained_in_frozen.clear()
     del language_model.peft_config
 

@@ -31,8 +31,8 @@ _INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 def prove_processes_meet(device: torch.device, limit: float = LIMIT_SECONDS) -> None:
     """Sum a one over all processes of torchrun; a failure ends this one, naming nodes, addresses and what to set.
 
-    It happens in a process group of its own, so that a failure takes `limit` seconds, and not the half hour that
-    training may wait for a slow process. A node that is at fault counts as a crash (status 1): another one may do.
+    A process group of its own fails in `limit` seconds, and not in the half hour that training may wait for a slow
+    process. A node that is at fault counts as a crash (status 1): another one may do.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -56,10 +56,10 @@ def prove_processes_meet(device: torch.device, limit: float = LIMIT_SECONDS) -> 
         try:
             ones = torch.ones(1, device=device)
             dist.all_reduce(ones)
-            if int(ones.item()) != world:
-                raise RuntimeError(f"the sum over {world} processes is {ones.item()}")
         finally:
             dist.destroy_process_group()
+        if int(ones.item()) != world:
+            raise RuntimeError(f"the sum over {world} processes is {ones.item()}")
         _see_run_folder()
     except RuntimeError as error:
         _give_up(_arrived(store, world), world, str(error))

@@ -1,10 +1,9 @@
 """The folders of a run: where it resumes from, what it must not overwrite, and that one process at a time writes them.
 
-In run_dir lie checkpoints and logs; output_dir is claimed while the run trains and then receives the finished
-checkpoint, in the release layout: what the policy, NVIDIA's code and LeRobot read; and what it says of the run that
-made it, without paths, accounts and names of this machine. Only two things are ever replaced there: an empty folder,
-and a finished checkpoint with nothing beside it that is this run's own or, with train.resume=never, was there when the
-run began."""
+In run_dir lie checkpoints and logs; output_dir receives the finished checkpoint, as the policy, NVIDIA's code and
+LeRobot read it, and what it says of its run without paths, accounts and names of this machine. Only two things are ever
+replaced there: an empty folder, and a finished checkpoint with nothing beside it that is this run's own or, with
+train.resume=never, was there when the run began."""
 
 from __future__ import annotations
 
@@ -29,19 +28,11 @@ from finetune.training import ARTIFACTS, BEST, CONDITIONS, EVALUATIONS, FIRST_BA
 from finetune.training import checkpointing as checkpoints
 from finetune.training.checkpointing import Checkpoint
 from finetune.training.stopping import Superseded, ThisAttempt
+from gr00t import file_replacement as disk
 from gr00t.data.dataset import Mixture, TrainingDataset
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_replacement import (
-    LockHeld,
-    file_lock,
-    lock_in_turn,
-    read_json,
-    remove_leftovers,
-    whole_folder,
-    write_json,
-)
 from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
@@ -71,24 +62,19 @@ class RunFolder:
 
     def starting_point(self) -> tuple[Checkpoint | None, bool]:
         """The checkpoint to resume from, None to begin, and whether output_dir holds what this very run would write.
-
-        The main process looks and checks the hashes for all: a shared folder may show files to others later. What
-        would destroy other results is refused.
-        """
-        engine, found = self.attempt.engine, None
-        answer: dict[str, Any] = {}
+        The main process looks for all. What would destroy other results is refused."""
+        engine, found, finished, refused = self.attempt.engine, None, False, ""
         if engine.is_main:
             try:
-                found = self._look()
-                answer = {"step": found and found.step, "finished": self._is_finished()}
+                found, finished = self._look(), self._is_finished()
             except ToolkitError as error:
-                answer = {"refused": str(error)}
-        answer = json.loads(engine.tell(json.dumps(answer)))
-        if "refused" in answer:
-            raise ToolkitError(answer["refused"])
-        if answer["step"] is not None and not engine.is_main:
-            found = checkpoints.read_checkpoint(self.run_dir, answer["step"])
-        return found, answer["finished"]
+                refused = str(error)
+        step, finished, refused = engine.tell([found and found.step, finished, refused])
+        if refused:
+            raise ToolkitError(refused)
+        if step is not None and not engine.is_main:
+            found = checkpoints.read_checkpoint(self.run_dir, step)
+        return found, finished
 
     def _look(self) -> Checkpoint | None:
         if self.from_scratch:
@@ -106,7 +92,7 @@ class RunFolder:
 
     def _inputs(self) -> dict[str, str]:
         """The digests of the inputs as the run recorded them."""
-        return read_json(self.run_dir / INPUTS) if (self.run_dir / INPUTS).is_file() else {}
+        return disk.read_json(self.run_dir / INPUTS) if (self.run_dir / INPUTS).is_file() else {}
 
     def _with_robot(self, start: Checkpoint) -> dict[str, Any]:
         """The identity of a checkpoint. One of before the modality configuration was part of it takes that of its own
@@ -159,8 +145,8 @@ class RunFolder:
                 self._claim_output(held)
             if self.attempt.writes:
                 self._clear(start)
-                write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
-                write_json(self.run_dir / INPUTS, dict(self.files))
+                disk.write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
+                disk.write_json(self.run_dir / INPUTS, dict(self.files))
                 with (self.run_dir / CONDITIONS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"from_step": start.step if start else 0, **conditions}) + "\n")
             self.attempt.barrier()
@@ -171,8 +157,8 @@ class RunFolder:
         it, since the token keeps the older one from writing."""
         holder = self.attempt.token.id or ""
         try:
-            held.enter_context(lock_in_turn(self.run_dir, LET_GO_SECONDS if holder else 0.0, holder=holder))
-        except LockHeld as error:
+            held.enter_context(disk.lock_in_turn(self.run_dir, LET_GO_SECONDS if holder else 0.0, holder=holder))
+        except disk.LockHeld as error:
             if not (holder and error.holder):
                 raise
             log.warning("%s: a superseded attempt still holds its lock; going on without it.", self.run_dir)
@@ -182,8 +168,8 @@ class RunFolder:
         own = os.path.realpath(self.run_dir)
         self.output_dir.parent.mkdir(parents=True, exist_ok=True)
         try:
-            held.enter_context(file_lock(self.output_dir, required=False, holder=own))
-        except LockHeld as error:
+            held.enter_context(disk.file_lock(self.output_dir, required=False, holder=own))
+        except disk.LockHeld as error:
             if error.holder != own:  # else an attempt of this run that has been superseded
                 raise ToolkitError(
                     f"output_dir {self.output_dir} is the output of a run that is running, "
@@ -192,8 +178,8 @@ class RunFolder:
             log.warning("%s: a superseded attempt still holds its lock; going on without it.", self.output_dir)
 
     def _clear(self, start: Checkpoint | None) -> None:
-        remove_leftovers(self.run_dir, "checkpoint-*")
-        remove_leftovers(self.output_dir.parent, self.output_dir.name)
+        disk.remove_leftovers(self.run_dir, "checkpoint-*")
+        disk.remove_leftovers(self.output_dir.parent, self.output_dir.name)
         there = checkpoints.list_checkpoints(self.run_dir)
         if self.from_scratch:
             for old in there:
@@ -234,7 +220,7 @@ class RunFolder:
         }
         full = disk_errors(self.output_dir, "The last checkpoint is whole: make room and start the same command again.")
         allowed, replaceable = self.attempt.token.require, self._refuse_others
-        whole = whole_folder(self.output_dir, lock=False, allowed=allowed, replaceable=replaceable)
+        whole = disk.whole_folder(self.output_dir, lock=False, allowed=allowed, replaceable=replaceable)
         with suppress(Superseded), full, whole as aside:
             model.save_pretrained(aside, dtype=torch.bfloat16)
             dataset.processor.save_pretrained(aside)
@@ -243,7 +229,7 @@ class RunFolder:
             published = OmegaConf.to_yaml(OmegaConf.create(publishable(dataclasses.asdict(self.config))))
             (experiment / "config.yaml").write_text(published, encoding="utf-8")
             for name, content in described.items():
-                write_json(experiment / f"{name}.json", content)
+                disk.write_json(experiment / f"{name}.json", content)
             recipe_identity.write_mark(aside, self.release_identity, step)
             write_manifest(aside)
 
@@ -268,7 +254,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _mark(folder: Path) -> dict[str, Any] | None:
-    return read_json(folder / RELEASE_MARK) if (folder / RELEASE_MARK).is_file() else None
+    return disk.read_json(folder / RELEASE_MARK) if (folder / RELEASE_MARK).is_file() else None
 
 
 def _foreign(folder: Path) -> str | None:

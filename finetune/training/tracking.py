@@ -1,8 +1,7 @@
 """What a run says about itself: a progress bar, metrics.jsonl and status.json in the run folder, and wandb.
 
-Offline, all of wandb lies in run_dir/wandb, and `wandb sync` sends it later. Datasets and checkpoints are wandb
-artifacts, so that lineage can be followed: which data and base made which weights. By default an artifact is a short
-JSON file of hashes and sizes, which proves which files they were and costs nothing where a checkpoint has 16 GB."""
+Datasets and checkpoints are wandb artifacts, so that lineage can be followed: which data and base made which weights.
+By default an artifact is a short JSON file of hashes and sizes, which costs nothing where a checkpoint has 16 GB."""
 
 from __future__ import annotations
 
@@ -232,12 +231,11 @@ class Artifacts:
     def dataset(self, described: Mapping[str, Any]) -> wandb.Artifact:
         """What is trained on, as `describe_datasets` has it: of a mixture, each dataset in a folder of its own."""
         folders = [part.folder for part in datasets(self._config)]
-        several = len(folders) > 1
-        described = {"folders": [str(folder) for folder in folders], **described} if several else described
-        artifact = self._make(f"{self._config.split.name}-dataset", "dataset", folders[0], described)
-        for number, folder in enumerate(folders):
-            self._add_files(artifact, folder, f"{number}/" if several else "")
-        return artifact
+        uploaded = {"": folders[0]}
+        if len(folders) > 1:
+            described = {"folders": [str(folder) for folder in folders], **described}
+            uploaded = {f"{number}/": folder for number, folder in enumerate(folders)}
+        return self._make(f"{self._config.split.name}-dataset", "dataset", folders[0], described, uploaded)
 
     def base(self, fingerprint: str) -> wandb.Artifact:
         """The base checkpoint."""
@@ -256,11 +254,17 @@ class Artifacts:
     def policy(self, folder: Path, step: int) -> wandb.Artifact:
         """The finished checkpoint, by the hashes of its manifest."""
         described = {"step": step, **read_json(folder / MANIFEST)}
-        artifact = self._make(f"{self._config.split.name}-policy", "model", folder, described)
-        self._add_files(artifact, folder, "")
-        return artifact
+        return self._make(f"{self._config.split.name}-policy", "model", folder, described, {"": folder})
 
-    def _make(self, name: str, kind: str, folder: Path, described: Mapping[str, Any]) -> wandb.Artifact:
+    def _make(
+        self,
+        name: str,
+        kind: str,
+        folder: Path,
+        described: Mapping[str, Any],
+        uploaded: Mapping[str, Path] | None = None,
+    ) -> wandb.Artifact:
+        """`uploaded`: folders whose files it may hold, by what their names then begin with."""
         import wandb
 
         metadata = {name: value for name, value in described.items() if not isinstance(value, dict | list)}
@@ -269,15 +273,13 @@ class Artifacts:
         notes.mkdir(exist_ok=True)
         note = notes / f"{artifact.name}-{folder.name}.json"
         write_json(note, {"folder": str(folder), **described})
-        # "immutable": wandb makes no copy in the user's home
-        artifact.add_file(str(note), name="reference.json", policy="immutable", skip_cache=True)
+        files = {"reference.json": note}
+        for below, root in uploaded.items() if uploaded and self._config.tracking.artifacts == "upload" else ():
+            inside = {path.relative_to(root): path for path in sorted(root.rglob("*")) if path.is_file()}
+            files |= {f"{below}{name}": path for name, path in inside.items() if not name.parts[0].startswith(".")}
+        for inside_name, path in files.items():  # "immutable": wandb makes no copy in the user's home
+            artifact.add_file(str(path), name=inside_name, policy="immutable", skip_cache=True)
         return artifact
-
-    def _add_files(self, artifact: wandb.Artifact, folder: Path, below: str) -> None:
-        for path in sorted(folder.rglob("*")) if self._config.tracking.artifacts == "upload" else []:
-            inside = path.relative_to(folder)
-            if path.is_file() and not inside.parts[0].startswith("."):
-                artifact.add_file(str(path), name=f"{below}{inside}", policy="immutable", skip_cache=True)
 
 
 def run_tags(config: FinetuneConfig) -> list[str]:

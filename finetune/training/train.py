@@ -1,13 +1,10 @@
-"""Fine-tuning, from a dataset and a base checkpoint to a finished checkpoint.
-
-`finetune` is one attempt with its ends, `_recipe` all that a run does from top to bottom, and `TrainingLoop` the
-optimizer steps, with the loss in its `_step`."""
+"""Fine-tuning: `finetune` is one attempt with its ends, `_recipe` all that a run does from top to bottom, and
+`TrainingLoop` the optimizer steps, with the loss in its `_step`."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -94,13 +91,14 @@ def _recipe(attempt: ThisAttempt) -> FinetuneResult:
             dataloader.check_dataset(config)
         mixture = dataloader.open_datasets(config)
     identity, files = run_identity(config, base, mixture) if engine.is_main else ({}, {})
-    identity = json.loads(engine.tell(json.dumps(identity)))  # the main process alone hashes the files
+    identity = engine.tell(identity)  # the main process alone hashes the files
     run = RunFolder(attempt, identity, files)
     start, finished = run.starting_point()
     if finished:
         return FinetuneResult(run.output_dir, run.run_dir, config.train.max_steps, None, already_finished=True)
     attempt.step = start.step if start else 0
-    check_room(config, engine)
+    bf16, cuda = engine.dtype == torch.bfloat16, engine.device.type == "cuda"
+    check_here(config, engine.world_size, engine.free_memory(), bf16=bf16, cuda=cuda, writes=engine.is_main)
 
     processor = dataloader.build_processor(Gr00tN1d7Processor.from_pretrained(base), mixture, config)
     model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
@@ -131,12 +129,6 @@ def _recipe(attempt: ThisAttempt) -> FinetuneResult:
     return FinetuneResult(run.output_dir, run.run_dir, loop.done, loss)
 
 
-def check_room(config: FinetuneConfig, engine: Engine) -> None:
-    """Refuse what cannot fit on this process's device, or on the disks."""
-    bf16, cuda = engine.dtype == torch.bfloat16, engine.device.type == "cuda"
-    check_here(config, engine.world_size, engine.free_memory(), bf16=bf16, cuda=cuda, writes=engine.is_main)
-
-
 def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: int) -> Gr00tN1d7:
     """The base on this process's device: frozen weights in the engine's precision, trained ones in fp32."""
     tune = dataclasses.asdict(config.train.tune)
@@ -165,8 +157,8 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
 class TrainingLoop:
     """Optimizer steps from a starting point to max_steps, with metrics, evaluations and checkpoints.
 
-    `origin` is what every checkpoint says of its run: identity and conditions. `done` steps are done; `best` is the
-    best evaluation so far, in the main process.
+    `origin` is what every checkpoint says of its run: identity and conditions. `done` steps are done; the main process
+    alone submits to `writer`, and knows the `best` evaluation so far.
     """
 
     def __init__(
@@ -180,12 +172,9 @@ class TrainingLoop:
     ) -> None:
         self.attempt, self.config, self.engine, self.model = attempt, attempt.config, attempt.engine, model
         self.dataset, self.tracker, self.origin, self.validation = dataset, tracker, origin, validation
-        train, self.writer = self.config.train, None
-        if self.engine.is_main:
-            self.writer = CheckpointWriter(Path(self.config.run_dir), train.keep_last, train.keep_every, attempt.token)
-        self.meter = Meter(
-            action_groups(dataset.processor, dataset.tag), trained_parts(self.engine.optimizer), self.engine
-        )
+        train, groups = self.config.train, action_groups(dataset.processor, dataset.tag)
+        self.writer = CheckpointWriter(Path(self.config.run_dir), train.keep_last, train.keep_every, attempt.token)
+        self.meter = Meter(groups, trained_parts(self.engine.optimizer), self.engine)
         self.done, self.best = attempt.step, Best()
 
     def run(self, start: Checkpoint | None) -> float | None:
@@ -194,13 +183,11 @@ class TrainingLoop:
             self.meter.restore(start.state["meter"])
         try:
             reason = self._steps(start)
-            if self.writer is not None:
-                with self._disk_errors():
-                    self.writer.wait()
-                self._track_checkpoints()
+            with self._disk_errors():
+                self.writer.wait()
+            self._track_checkpoints()
         finally:
-            if self.writer is not None:
-                self.writer.close()
+            self.writer.close()
             self.tracker.summary = {"loss": self.meter.last_loss, "steps": self.done, "best": self.best.state()}
         if reason is not None:
             raise Stopped(reason)
@@ -320,7 +307,7 @@ class TrainingLoop:
         state = {**self.origin, "loss": self.meter.last_loss, "meter": self.meter.state(), "best": self.best.state()}
         names: list[str] = []
         with self._disk_errors():
-            if self.writer is None:
+            if not self.engine.is_main:
                 for _ in itertools.chain(weights, moments):
                     pass
             else:
@@ -337,11 +324,11 @@ class TrainingLoop:
                     "checkpoint of it is written; those from before are whole. Lower train.learning_rate, and check "
                     "the dataset's ranges."
                 )
-            if self.writer is not None:
+            if self.engine.is_main:
                 self.writer.submit(snapshot)
 
     def _track_checkpoints(self) -> None:
-        for folder in self.writer.written() if self.writer is not None else []:
+        for folder in self.writer.written():
             self.tracker.checkpoint_written(folder, best=folder.name == f"checkpoint-{self.best.step}")
 
     def _disk_errors(self) -> AbstractContextManager[None]:
