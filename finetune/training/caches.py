@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from finetune.training.dataloader import answered, prefetched
 from finetune.training.engine import Engine
-from finetune.training.process_selftest import appears
+from finetune.training.process_selftest import SHOWN_SECONDS, appears
 from finetune.training.stopping import TIME_LIMIT, Stopped, ThisAttempt
 from gr00t import file_replacement as files
 from gr00t.data import stored_arrays
@@ -39,7 +39,6 @@ from toolkit.command_line import received
 from toolkit.progress import progress_bar
 
 RESERVE = 1.02  # of the bytes that are written
-GRACE_SECONDS = 120.0  # network file systems show new files late
 TURN_SECONDS = 1.0  # between two looks whether another run is done
 BEAT_SECONDS = 10.0  # a process group gives up on a process that is silent for half an hour
 MAKE_ROOM = "Make room there, or choose another cache_dir=FOLDER."
@@ -178,7 +177,7 @@ def progress(what: str, total: int, *, active: bool = True) -> Iterator[Callable
         yield advance
 
 
-def wait_until(ready: Callable[[], bool], folder: Path, *, grace: float = GRACE_SECONDS) -> None:
+def wait_until(ready: Callable[[], bool], folder: Path, *, grace: float = SHOWN_SECONDS) -> None:
     """Wait until this process sees what another has made in `folder`; what does not appear is refused."""
     if not appears(ready, grace):
         raise ToolkitError(

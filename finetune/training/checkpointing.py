@@ -32,7 +32,6 @@ from gr00t.file_replacement import file_sha256, open_to_others, read_json, whole
 from gr00t.model.checkpoint import not_finite
 
 FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
-SEEN_SECONDS = 60.0  # until a shared folder must show what another process has found there
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +241,7 @@ def _damage(folder: Path) -> str | None:
 def read_checkpoint(run_dir: Path, step: int) -> Checkpoint:
     """A checkpoint that another process of this run has found whole; a shared folder may show it some seconds late."""
     folder = run_dir / f"checkpoint-{step}"
-    if not appears((folder / "state.json").is_file, SEEN_SECONDS):
+    if not appears((folder / "state.json").is_file):
         raise ToolkitError(
             f"{folder} is there for the first process, but not on {socket.gethostname()}: all nodes must share "
             "run_dir. Give a folder on the cluster's file system, run_dir=FOLDER."

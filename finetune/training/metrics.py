@@ -6,6 +6,7 @@ rounding."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -114,12 +115,9 @@ class Meter:
 
 def action_groups(processor: Gr00tN1d7Processor, tag: str) -> dict[str, slice]:
     """Columns of each action group in the padded action."""
-    groups, start = {}, 0
-    for key in processor.modality_config(tag)["action"].modality_keys:
-        width = len(processor.files.statistics[tag]["action"][key]["min"])
-        groups[key] = slice(start, start + width)
-        start += width
-    return groups
+    groups = processor.state_action.groups(tag, "action")
+    ends = itertools.accumulate((group.encoded_dim for group in groups), initial=0)
+    return {group.name: slice(*place) for group, place in zip(groups, itertools.pairwise(ends), strict=True)}
 
 
 def trained_parts(optimizer: torch.optim.Optimizer) -> list[str]:

@@ -172,15 +172,18 @@ def add_adapters(model: Gr00tN1d7, config: LoraConfig, seed: int) -> None:
     """Add trained fp32 adapters, rank x (in + out) values each, to the chosen products of every layer of the language
     model. At first they change nothing."""
     hush_bitsandbytes()  # peft imports it where it is installed
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model
+    import peft
 
     language_model = model.backbone.vlm.language_model
-    chosen = {"lora_alpha": config.alpha, "lora_dropout": config.dropout, "target_modules": list(config.targets)}
-    adapters = PeftConfig(r=config.rank or 0, **chosen)
+    chosen: dict[str, Any] = {
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": list(config.targets),
+    }
+    adapters = peft.LoraConfig(r=config.rank or 0, **chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Stream.ADAPTERS))
-        inject_adapter_in_model(adapters, language_model, _ADAPTER)
+        peft.inject_adapter_in_model(adapters, language_model, _ADAPTER)
         for _, _, layer in _adapted(language_model):
             layer.lora_A.float()  # peft gives them the frozen weight's dtype
             layer.lora_B.float()

@@ -24,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from gr00t.errors import ToolkitError
 
 LIMIT_SECONDS = 60.0
-SHARED_AFTER_SECONDS = 20.0
+SHOWN_SECONDS, TOKEN_SHOWN_SECONDS = 120.0, 20.0  # network disks show late what another node has written
 _INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
@@ -56,10 +56,10 @@ def prove_processes_meet(device: torch.device, limit: float = LIMIT_SECONDS) -> 
         try:
             ones = torch.ones(1, device=device)
             dist.all_reduce(ones)
+            if int(ones.item()) != world:
+                raise RuntimeError(f"the sum over {world} processes is {ones.item()}")
         finally:
             dist.destroy_process_group()
-        if int(ones.item()) != world:
-            raise RuntimeError(f"the sum over {world} processes is {ones.item()}")
         _see_run_folder()
     except RuntimeError as error:
         _give_up(_arrived(store, world), world, str(error))
@@ -67,8 +67,8 @@ def prove_processes_meet(device: torch.device, limit: float = LIMIT_SECONDS) -> 
         alarm.cancel()
 
 
-def appears(ready: Callable[[], bool], seconds: float) -> bool:
-    """Whether `ready` comes true in that time: network disks show late what another node has written."""
+def appears(ready: Callable[[], bool], seconds: float = SHOWN_SECONDS) -> bool:
+    """Whether `ready` comes true in that time."""
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:
@@ -82,7 +82,7 @@ def _see_run_folder() -> None:
     if "GROOT_ATTEMPT_DIR" not in os.environ:
         return
     token, own = Path(os.environ["GROOT_ATTEMPT_DIR"]) / "attempt.json", os.environ["GROOT_ATTEMPT_ID"]
-    if not appears(lambda: token.is_file() and json.loads(token.read_text())["id"] == own, SHARED_AFTER_SECONDS):
+    if not appears(lambda: token.is_file() and json.loads(token.read_text())["id"] == own, TOKEN_SHOWN_SECONDS):
         raise ToolkitError(
             f"{_node()} does not see {token}, which the job's first node has written. Put run_dir on a disk that all "
             "nodes share."

@@ -224,7 +224,7 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 def _code() -> dict[str, str]:
     """A short digest of each module that is imported from the toolkit."""
     ours = [(name, module) for name, module in sorted(sys.modules.items()) if name.partition(".")[0] in _ROOMS]
-    files = {name: Path(module.__file__) for name, module in ours if getattr(module, "__file__", None)}
+    files = {name: Path(str(module.__file__)) for name, module in ours if getattr(module, "__file__", None)}
     return {name: file_sha256(file)[:12] for name, file in files.items()}
 
 

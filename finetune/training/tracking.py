@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class Tracker:
         if not self.active:
             return self
         self._progress = progress_bar(NOTE)
-        self._console = self._progress.console
+        self._say = partial(self._progress.console.print, highlight=False, soft_wrap=True)
         if self._config.tracking.name == "wandb":
             self._start_wandb()
         with disk_errors(self._run_dir, REMEDY):
@@ -100,7 +101,7 @@ class Tracker:
         self._record(step, metrics, {f"train/{name}": value for name, value in metrics.items()})
         note = f"loss {metrics['loss']:.4f}  {metrics['samples_per_second']:.1f} samples/s"
         self._progress.update(self._task, note=note)
-        if not self._console.is_terminal:  # a log file: lines instead of a bar
+        if not self._progress.console.is_terminal:  # a log file: lines instead of a bar
             waiting = metrics["data_wait_seconds"]
             self._say(f"step {step}/{self._total}  {note}  waited {waiting:.1f} s for data")
 
@@ -150,9 +151,6 @@ class Tracker:
             self._metrics.flush()
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _start_wandb(self) -> None:
         """Start a run, or continue the one that run.json names, and record what it reads."""

@@ -154,6 +154,7 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
     return model.train()
 
 
+@dataclass(eq=False)
 class TrainingLoop:
     """Optimizer steps from a starting point to max_steps, with metrics, evaluations and checkpoints.
 
@@ -161,21 +162,19 @@ class TrainingLoop:
     alone submits to `writer`, and knows the `best` evaluation so far.
     """
 
-    def __init__(
-        self,
-        attempt: ThisAttempt,
-        model: Gr00tN1d7,
-        dataset: TrainingDataset,
-        tracker: Tracker,
-        origin: dict[str, Any],
-        validation: Validation | None,
-    ) -> None:
-        self.attempt, self.config, self.engine, self.model = attempt, attempt.config, attempt.engine, model
-        self.dataset, self.tracker, self.origin, self.validation = dataset, tracker, origin, validation
-        train, groups = self.config.train, action_groups(dataset.processor, dataset.tag)
-        self.writer = CheckpointWriter(Path(self.config.run_dir), train.keep_last, train.keep_every, attempt.token)
+    attempt: ThisAttempt
+    model: Gr00tN1d7
+    dataset: TrainingDataset
+    tracker: Tracker
+    origin: dict[str, Any]
+    validation: Validation | None
+
+    def __post_init__(self) -> None:
+        self.config, self.engine = self.attempt.config, self.attempt.engine
+        train, groups = self.config.train, action_groups(self.dataset.processor, self.dataset.tag)
+        self.writer = CheckpointWriter(Path(self.config.run_dir), train.keep_last, train.keep_every, self.attempt.token)
         self.meter = Meter(groups, trained_parts(self.engine.optimizer), self.engine)
-        self.done, self.best = attempt.step, Best()
+        self.done, self.best = self.attempt.step, Best()
 
     def run(self, start: Checkpoint | None) -> float | None:
         """Train; the loss of the last logged steps. Raises Stopped when all is saved."""
