@@ -66,9 +66,8 @@ def use_frame_store(attempt: ThisAttempt, reader: StepReader) -> None:
     """
     layout, cameras = reader.layout, reader.configs["video"].modality_keys
     engine, place = attempt.engine, Path(attempt.config.cache_dir)
-    folder = place / engine.tell(
-        stored_arrays.frame_store_folder(place, layout, cameras).name if engine.is_main else ""
-    )
+    name = stored_arrays.frame_store_folder(place, layout, cameras).name if engine.is_main else ""
+    folder = place / engine.tell(name)
 
     def whole() -> bool:
         return bool(engine.tell(engine.is_main and stored_arrays.frame_store_is_whole(folder, cameras)))
@@ -107,9 +106,8 @@ def _decode(folder: Path, layout: DatasetLayout, cameras: list[str], engine: Eng
             if number is not None:
                 raise Stopped(number.name)  # no further; all processes agree on it after this
 
-        stored_arrays.write_frame_store(
-            folder, layout, shapes, threads=len(os.sched_getaffinity(0)), on_frames=on_frames
-        )
+        threads = len(os.sched_getaffinity(0))
+        stored_arrays.write_frame_store(folder, layout, shapes, threads=threads, on_frames=on_frames)
 
 
 @contextmanager
@@ -230,10 +228,9 @@ def restore_backbone(model: Gr00tN1d7, base: Path, identity: str, dtype: torch.d
 
 def store_identity(attempt: ThisAttempt, model: Gr00tN1d7, dataset: TrainingDataset, base: str) -> dict[str, Any]:
     """All that decides a row; the main process reads what is large for all."""
-    engine = attempt.engine
+    engine, processor = attempt.engine, dataset.processor
     large = [dataset.mixture.content, weights_digest(model.backbone)] if engine.is_main else []
     content, weights = engine.tell(large)
-    processor = dataset.processor
     video = processor.modality_config(dataset.tag)["video"]
     return {
         "format": FORMAT,

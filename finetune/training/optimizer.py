@@ -175,12 +175,9 @@ def add_adapters(model: Gr00tN1d7, config: LoraConfig, seed: int) -> None:
     import peft
 
     language_model = model.backbone.vlm.language_model
-    chosen: dict[str, Any] = {
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "target_modules": list(config.targets),
-    }
-    adapters = peft.LoraConfig(r=config.rank or 0, **chosen)
+    adapters = peft.LoraConfig(
+        r=config.rank or 0, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Stream.ADAPTERS))
         peft.inject_adapter_in_model(adapters, language_model, _ADAPTER)

@@ -63,7 +63,7 @@ class Tracker:
         if self._config.tracking.name == "wandb":
             self._start_wandb()
         with disk_errors(self._run_dir, REMEDY):
-            self._metrics = self._open_metrics(self._step)
+            self._metrics = self._open_metrics()
         self._write_status("running", "")
         self._task = self._progress.add_task(self._config.split.name, total=self._total, completed=self._step, note="")
         self._progress.start()
@@ -182,14 +182,14 @@ class Tracker:
         if self._wandb is not None and self._attempt.writes:
             self._wandb.alert(f"{self._config.split.name} {what}"[:63], text, level)
 
-    def _open_metrics(self, first_step: int) -> Any:
+    def _open_metrics(self) -> Any:
         """metrics.jsonl, cut back to the step from which the run resumes."""
         path = self._run_dir / METRICS
         kept: list[str] = []
-        if path.is_file() and first_step:
+        if path.is_file() and self._step:
             for line in path.read_text().splitlines():
                 with suppress(ValueError, KeyError):  # the line a killed run was writing
-                    if json.loads(line)["step"] <= first_step:
+                    if json.loads(line)["step"] <= self._step:
                         kept.append(line + "\n")
         write_text(path, "".join(kept))
         return path.open("a")
