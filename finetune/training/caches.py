@@ -85,7 +85,7 @@ def use_frame_store(attempt: ThisAttempt, reader: StepReader) -> None:
 
 
 def _decode(folder: Path, layout: DatasetLayout, cameras: list[str], engine: Engine) -> None:
-    """Write the frame store in the main process; tells the others False now and then, who wait."""
+    """Write the frame store in the main process; the others, which wait, get a False now and then."""
     if folder.exists():
         say(files.damaged(folder, f"the frames of {layout.root}"))
         with disk_errors(folder, "Delete it by hand."):
