@@ -34,7 +34,7 @@ from finetune.training.dataloader import build_dataset, build_loader, build_proc
 from finetune.training.engine import Engine  # noqa: E402
 from finetune.training.stopping import (  # noqa: E402
     AttemptToken,
-    Preemption,
+    ThisAttempt,
 )
 from gr00t.data.dataset import TrainingDataset  # noqa: E402
 from gr00t.data.processor import Gr00tN1d7Processor  # noqa: E402
@@ -87,8 +87,7 @@ def kept_open(site: Site) -> TrainingDataset:
 
 def frame_store(site: Site) -> TrainingDataset:
     reader = site.reader()
-    stop = Preemption(site.engine, AttemptToken(Path(site.config.run_dir)), grace_seconds=0)
-    use_frame_store(site.config, reader, site.engine, stop)
+    use_frame_store(ThisAttempt(site.config, site.engine, AttemptToken(Path(site.config.run_dir))), reader)
     return site.dataset(reader)
 
 

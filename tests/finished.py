@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from conflict_panda_config import MODALITY_CONFIG
-from finetune.training.release_layout import describe_dataset
+from finetune.training.run_folder import describe_dataset
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.statistics import to_processor_statistics

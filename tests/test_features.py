@@ -22,11 +22,11 @@ from test_training import config as training_config
 
 from conflict_panda_config import MODALITY_CONFIG
 from finetune.recipe import FinetuneConfig
-from finetune.training import cached_features as features
+from finetune.training import caches as features
 from finetune.training import train as loop
 from finetune.training.dataloader import build_dataset, build_processor
 from finetune.training.engine import Engine
-from finetune.training.stopping import AttemptToken, Preemption
+from finetune.training.stopping import AttemptToken, ThisAttempt
 from finetune.training.train import finetune
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -170,8 +170,8 @@ def cached(settings: FinetuneConfig) -> FeatureStore:
     model = Gr00tN1d7.from_pretrained(base)
     dataset = build_dataset(reader, processor, model.n1d7_config, settings)
     engine = Engine(settings)
-    stop = Preemption(engine, AttemptToken(Path(settings.run_dir)), 1)
-    features.use_cached_features(settings, engine, stop, model, [dataset], fingerprint(base))
+    attempt = ThisAttempt(settings, engine, AttemptToken(Path(settings.run_dir)))
+    features.use_cached_features(attempt, model, [dataset], fingerprint(base))
     assert dataset.feature_store is not None
     return dataset.feature_store
 
@@ -362,8 +362,8 @@ def test_prompts_of_several_lengths_are_cached_as_they_are_padded_live(
         expected, loss = model.features(live), model(live).action_loss
     settings = mixed_settings(small_data, tiny_base, tmp_path)
     engine = Engine(settings)
-    stop = Preemption(engine, AttemptToken(tmp_path), 1)
-    features.use_cached_features(settings, engine, stop, model, [dataset], "base")
+    attempt = ThisAttempt(settings, engine, AttemptToken(tmp_path))
+    features.use_cached_features(attempt, model, [dataset], "base")
     cached = dataset.collate([dataset[key] for key in keys])
     assert torch.equal(cached["attention_mask"], expected.attention_mask)
     assert torch.equal(cached["image_mask"], expected.image_mask)

@@ -21,7 +21,7 @@ from finetune.training import caches as cache
 from finetune.training.caches import use_frame_store, wait_until
 from finetune.training.dataloader import build_dataset, build_processor
 from finetune.training.engine import Engine
-from finetune.training.stopping import AttemptToken, Preemption, Stopped
+from finetune.training.stopping import AttemptToken, Stopped, ThisAttempt
 from gr00t.data import stored_arrays as frames
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -53,7 +53,7 @@ def read(settings: FinetuneConfig) -> StepReader:
 def stored(settings: FinetuneConfig) -> StepReader:
     reader = read(settings)
     engine = Engine(settings)
-    use_frame_store(settings, reader, engine, Preemption(engine, AttemptToken(Path(settings.run_dir)), 1))
+    use_frame_store(ThisAttempt(settings, engine, AttemptToken(Path(settings.run_dir))), reader)
     return reader
 
 
@@ -78,7 +78,7 @@ def test_samples_are_the_same_with_and_without(settings: FinetuneConfig) -> None
 def test_the_store_is_made_once_and_no_video_is_opened(
     settings: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "write_frame_store", lambda *a, **k: pytest.fail("made again"))
+    monkeypatch.setattr(frames, "write_frame_store", lambda *a, **k: pytest.fail("made again"))
     reader = stored(settings)
     reader.step(0, 3)
     assert not reader._videos
@@ -156,7 +156,7 @@ def test_a_second_run_waits_for_the_first_and_uses_its_store(
     settings: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     second = config(Path(settings.dataset.data_dir), Path(settings.model.base), tmp_path / "cache")
-    monkeypatch.setattr(cache, "write_frame_store", lambda *a, **k: pytest.fail("made twice"))
+    monkeypatch.setattr(frames, "write_frame_store", lambda *a, **k: pytest.fail("made twice"))
     monkeypatch.setattr(cache, "TURN_SECONDS", 0.05)
     ready = store_folder(settings)
     target = tmp_path / "cache" / ready.name

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -65,7 +66,7 @@ class Site:
         """What the run's next start finds: where it goes on from, and whether it is finished."""
         settings = self.config(*more)
         identity, files = run_identity(settings, self.root / "base", open_datasets(settings))
-        return RunFolder(settings, identity, files).starting_point(Alone())  # type: ignore[arg-type]
+        return RunFolder(SimpleNamespace(config=settings, engine=Alone()), identity, files).starting_point()  # type: ignore[arg-type]
 
     def refusal(self, *more: str) -> str:
         with pytest.raises(ToolkitError) as error:

@@ -20,7 +20,7 @@ from data_prep.foreign_dataset import adopt
 from finetune.slurm import attempt
 from finetune.slurm.launch_request import read
 from finetune.slurm.submit import _run_records, batches_of
-from finetune.training.release_layout import publishable
+from finetune.training.run_folder import publishable
 from gr00t.data.schema import (
     ActionConfig,
     ActionFormat,

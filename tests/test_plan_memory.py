@@ -67,7 +67,7 @@ def test_the_resident_size_lies_between_the_plan_without_and_with_its_allowance(
 
 
 def test_the_plan_knows_how_many_samples_pass_the_frozen_backbone_at_once() -> None:
-    from finetune.training.cached_features import BATCH
+    from finetune.training.caches import BATCH
     from gr00t.model.cpu_kernels import SAMPLES_AT_ONCE as PIECE
 
     assert (FEATURE_BATCH, CPU_AT_ONCE) == (BATCH, PIECE)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ from finetune.training.stopping import (
     DEADLINE,
     TOKEN,
     AttemptToken,
-    Preemption,
     Stopped,
+    ThisAttempt,
     stop_time,
 )
 from finetune.training.train import finetune
@@ -277,10 +278,11 @@ class OtherProcesses:
         return value + torch.tensor([0.0] * others + self.known)
 
 
-def stop_of(run: Path, is_main: bool = True, known: tuple[int, ...] = (), grace: float = 0.0) -> Preemption:
+def stop_of(run: Path, is_main: bool = True, known: tuple[int, ...] = (), grace: float = 0.0) -> ThisAttempt:
     """`known`: which reasons the other processes have."""
+    config = SimpleNamespace(cluster=SimpleNamespace(grace_seconds=grace))
     others = OtherProcesses([float(number in known) for number in range(5)], is_main)
-    return Preemption(others, AttemptToken(run), grace)  # type: ignore[arg-type]
+    return ThisAttempt(config, others, AttemptToken(run))  # type: ignore[arg-type]
 
 
 def test_processes_agree_on_the_weightiest_reason_that_any_has(no_signal: None, tmp_path: Path) -> None:

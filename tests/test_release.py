@@ -36,7 +36,7 @@ from finetune.release.__main__ import read
 from finetune.release.published_files import Machine, find_private
 from finetune.release.published_tree import Release, release
 from finetune.release.run_facts import _found, _is_of, hub_id_of, licence_of
-from finetune.training.release_layout import publishable
+from finetune.training.run_folder import publishable
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import write_json

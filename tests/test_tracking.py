@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_training import config
 
 from finetune.recipe import FinetuneConfig
-from finetune.training.stopping import AttemptToken, Stopped
+from finetune.training.stopping import Stopped, ThisAttempt
 from finetune.training.tracking import StallWatch, Tracker, as_typed, run_tags
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
@@ -130,11 +131,16 @@ def test_a_loss_that_is_no_number_is_told(small_data: Path, tiny_base: Path, tmp
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
 
 
+def attempt(settings: FinetuneConfig, step: int = 0) -> ThisAttempt:
+    """As much of the main process's attempt as a tracker needs."""
+    found = {"config": settings, "engine": SimpleNamespace(is_main=True), "step": step, "writes": True}
+    return SimpleNamespace(**found)  # type: ignore[return-value]
+
+
 @contextmanager
 def tracked(settings: FinetuneConfig) -> Iterator[Tracker]:
     Path(settings.run_dir).mkdir(parents=True, exist_ok=True)
-    token = AttemptToken(Path(settings.run_dir))
-    with Tracker(settings, FACTS, active=True, first_step=0, token=token) as tracker:
+    with Tracker(attempt(settings), FACTS) as tracker:
         yield tracker
 
 
@@ -160,11 +166,11 @@ def test_metrics_are_cut_back_to_the_step_a_run_resumes_from(small_data: Path, t
     lines = [json.dumps({"step": step, "loss": 1 / step}) for step in (1, 2, 3, 3, 4, 5)]
     for first_step, kept in ((5, lines), (3, lines[:4]), (0, [])):
         path.write_text("\n".join(lines) + '\n{"step": 6, "lo')  # the last line was being written
-        with Tracker(settings, FACTS, active=True, first_step=first_step, token=AttemptToken(path.parent)) as tracker:
+        with Tracker(attempt(settings, first_step), FACTS) as tracker:
             pass
         assert path.read_text().splitlines() == kept
     measured = {"loss": 0.5, "samples_per_second": 1.0, "data_wait_seconds": 0.0}
-    with Tracker(settings, FACTS, active=True, first_step=0, token=AttemptToken(path.parent)) as tracker:
+    with Tracker(attempt(settings), FACTS) as tracker:
         tracker.log(1, measured)
     assert path.read_text() == json.dumps({"step": 1, **measured}) + "\n"
 

@@ -17,7 +17,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from finetune.open_loop.predictions import Errors, Section
 from finetune.recipe import FinetuneConfig
 from finetune.training import dataloader as first_batch
-from finetune.training.cached_features import store_identity
+from finetune.training.caches import store_identity
 from finetune.training.dataloader import (
     answered,
     build_dataset,
@@ -28,7 +28,8 @@ from finetune.training.dataloader import (
 )
 from finetune.training.engine import Engine
 from finetune.training.metrics import Meter, Validation, _acting, _values, action_groups, held_out
-from finetune.training.release_layout import describe_dataset, describe_datasets, mirror_processor
+from finetune.training.run_folder import describe_dataset, describe_datasets, mirror_processor
+from finetune.training.stopping import AttemptToken, ThisAttempt
 from gr00t.data.dataset import Mixture, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import SampleKey
@@ -182,7 +183,7 @@ def test_an_evaluation_uses_batches_as_large_as_training() -> None:
     for more, world, size in ((("train.micro_batch_size=2",), 2, 2), ((), 2, 4)):
         config = settings("train.global_batch_size=8", *more)
         engine: Any = SimpleNamespace(world_size=world)
-        assert Validation(config, engine, None, None).batch_size == size  # type: ignore[arg-type]
+        assert Validation(SimpleNamespace(config=config, engine=engine), None, None).batch_size == size  # type: ignore[arg-type]
 
 
 # the first batch
@@ -221,7 +222,7 @@ def test_all_that_decides_a_row_of_features_names_its_folder(
     dataset, engine = dataset_of(reader, base, config), Engine(config)
 
     def named(of: TrainingDataset = dataset, with_: FinetuneConfig = config, base_is: str = "b") -> dict[str, Any]:
-        return store_identity(with_, engine, model, of, base_is)
+        return store_identity(ThisAttempt(with_, engine, AttemptToken(tiny_base)), model, of, base_is)
 
     def other(**changes: Any) -> TrainingDataset:
         found = dataset_of(reader, base, config)

@@ -12,7 +12,7 @@ import torch
 from config_calls import compose
 
 from finetune.recipe import FinetuneConfig
-from finetune.training import train as loop
+from finetune.training import dataloader
 from finetune.training.checkpointing import Best, Checkpoint
 from finetune.training.optimizer import learning_rate
 from finetune.training.stopping import SUPERSEDED, Stopped
@@ -35,11 +35,12 @@ class Script:
         found = self.loop = object.__new__(TrainingLoop)
         found.config, found.done, found.best = config, begin, Best()
         found.engine = SimpleNamespace(is_main=True)  # type: ignore[assignment]
-        found.stop = SimpleNamespace(agreed=self.agreed, token=SimpleNamespace(is_ours=lambda: True))  # type: ignore[assignment]
+        found.attempt = SimpleNamespace(agreed=self.agreed, writes=True)  # type: ignore[assignment]
         found.meter = SimpleNamespace(read=lambda *_: {}, restore=self.note("restored"), last_loss=1.0, finite=True)  # type: ignore[assignment]
         found.tracker = SimpleNamespace(log=lambda step, _: self.say(f"log {step}"), advance=lambda _: None)  # type: ignore[assignment]
         found.validation = None if verdicts is None else object()  # type: ignore[assignment]
-        found.dataset, found.writer = None, None  # type: ignore[assignment]
+        found.dataset = None  # type: ignore[assignment]
+        found.writer = SimpleNamespace(wait=lambda: None, written=list, close=lambda: None)  # type: ignore[assignment]
         found._next = lambda *_: [{}]  # type: ignore[method-assign, assignment]
         found._show_first = lambda *_: self.say("first")  # type: ignore[method-assign]
         found._step = lambda step, _: self.say(f"step {step}")  # type: ignore[method-assign]
@@ -76,7 +77,7 @@ def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
         def __iter__(self) -> Any:
             return iter([[]])
 
-    monkeypatch.setattr(loop, "build_loader", lambda *_: ([], Sampler()))
+    monkeypatch.setattr(dataloader, "build_loader", lambda *_: ([], Sampler()))
 
 
 def test_it_logs_and_saves_at_round_steps_and_at_the_last() -> None:
@@ -189,7 +190,7 @@ def test_a_step_weighs_every_value_the_same_with_its_own_rate_and_dropout() -> N
         step=lambda: (rates.append(group["lr"]), torch.tensor(1.0))[1],
         sum=lambda own: own + torch.tensor([5.0, 1.0]),  # the other's values, and its flag
     )
-    script.loop.stop = SimpleNamespace(flags=lambda: torch.zeros(1), receive=lambda flags: received.append(flags))  # type: ignore[assignment]
+    script.loop.attempt = SimpleNamespace(flags=lambda: torch.zeros(1), receive=lambda flags: received.append(flags))  # type: ignore[assignment]
     script.loop.meter = SimpleNamespace(add=lambda *of: added.append(of), end_step=lambda _: None)  # type: ignore[assignment]
     masks = [torch.ones(1, 2, 3), torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])]
     assert unmasked_values([{"action_mask": mask} for mask in masks]) == 7
@@ -208,6 +209,7 @@ def test_a_process_without_a_writer_gives_its_part_of_weights_and_optimizer() ->
     script.loop.origin = {}
     script.loop.meter = SimpleNamespace(last_loss=1.0, state=lambda: [])  # type: ignore[assignment]
     script.loop.engine = SimpleNamespace(  # type: ignore[assignment]
+        is_main=False,
         trained_weights=lambda: (given.append(n) or (n, None) for n in ("w", "v")),
         optimizer_state=lambda: (given.append(n) or (n, {}) for n in ("w moments", "v moments")),
         tell=lambda _: "",

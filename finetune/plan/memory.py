@@ -14,7 +14,7 @@ from finetune.plan.activations import FEATURES, FP32, KEYS, Batch, Kernels, Stag
 from finetune.plan.model_shapes import Parameter, Shape
 from finetune.recipe import FinetuneConfig
 
-FEATURE_BATCH = 16  # rows a forward while features are cached, as in finetune/training/cached_features.py
+FEATURE_BATCH = 16  # rows a forward while features are cached, as in finetune/training/caches.py
 ZERO_BUCKETS = 2 * 50_000_000 * FP32  # gradients as in finetune/training/engine.py; one fills while one is sent
 CUDA_CONTEXT = 600_000_000  # driver, kernels and libraries of one process
 CUDA_FRAGMENTATION = 0.08  # of what a step allocates and frees

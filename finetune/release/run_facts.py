@@ -19,7 +19,7 @@ from finetune.recipe.train_config import parts
 from finetune.release import ReleaseConfig
 from finetune.release.published_files import EXPERIMENT, small_files
 from finetune.training import checkpointing, read_best
-from finetune.training.release_layout import publishable
+from finetune.training.run_folder import publishable
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import read_json

@@ -25,44 +25,41 @@ from torch import Tensor, nn
 
 from finetune.recipe.recipe_identity import differences
 from finetune.training import BEST
+from finetune.training.process_selftest import appears
 from finetune.training.stopping import AttemptToken
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_sha256, open_to_others, read_json, whole_folder, write_json
 from gr00t.model.checkpoint import not_finite
 
 FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
-SEEN_SECONDS = 60.0  # until a shared folder must show what another process has found there
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Best:
-    """The best evaluation so far: its step and metric (smaller is better), called `name`.
-
-    evaluated: the step of the last evaluation, 0 before the first; worse: how many since the best one.
-    """
+    """The best evaluation so far: its step and metric (smaller is better), called `name`; `evaluated` is the step of
+    the last one, 0 before the first, and `worse` how many there were since the best."""
 
     name: str = ""
     step: int | None = None
-    metric: float = math.inf
+    metric: float | None = None
     evaluated: int = 0
     worse: int = 0
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Best:
         """What a checkpoint's state holds; a new one from checkpoints that hold nothing."""
-        found = state.get("best")
-        return cls(**{**found, "metric": math.inf if found["metric"] is None else found["metric"]}) if found else cls()
+        return cls(**(state.get("best") or {}))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint's state, as JSON has it."""
-        return {**asdict(self), "metric": self.metric if math.isfinite(self.metric) else None}
+        return asdict(self)
 
     def update(self, step: int, name: str, metric: float) -> bool:
         """Count an evaluation after `step` steps; whether it is the best one. A metric that is NaN never is."""
         self.evaluated = step
-        if not metric < self.metric:
+        if not metric < (math.inf if self.metric is None else self.metric):
             self.worse += 1
             return False
         self.name, self.step, self.metric, self.worse = name, step, metric, 0
@@ -83,7 +80,7 @@ class Best:
         """Look for a new best step where the checkpoint of the old one has been removed."""
         if self.step is not None and not (run_dir / f"checkpoint-{self.step}").is_dir():
             log.warning("%s: checkpoint-%d, the best one so far, is not there any more", run_dir, self.step)
-            self.step, self.metric = None, math.inf
+            self.step, self.metric = None, None
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,11 @@ class Checkpoint:
     folder: Path
     step: int
     state: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Checkpoint:
+        """The checkpoint in a folder, unverified."""
+        return cls(folder, _step(folder), read_json(folder / "state.json"))
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,7 @@ def write_snapshot(
     allowed: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write `checkpoint-<step>`, then remove all but the newest `keep_last`, those at multiples of `keep_every`, and
-    the best evaluated one, which best.json names.
-
-    `allowed` raises where nothing must be renamed or removed.
-    """
+    the best evaluated one, which best.json names. `allowed` raises where nothing must be renamed or removed."""
     target, best = run_dir / f"checkpoint-{snapshot.step}", Best.restored(snapshot.state)
     with whole_folder(target, lock=False, allowed=allowed) as folder:
         for name, tensors in (("trained", snapshot.trained), ("optimizer", snapshot.optimizer)):
@@ -154,13 +153,11 @@ def write_snapshot(
 
 
 class CheckpointWriter:
-    """Writes snapshots on a thread of its own, one at a time and in order; none once the token is lost.
-
-    `seconds` is how long the last one took.
-    """
+    """Writes snapshots on a thread of its own, one at a time and in order; none once the token is lost. The last one
+    took `seconds`."""
 
     def __init__(self, run_dir: Path, keep_last: int, keep_every: int | None, token: AttemptToken) -> None:
-        self.run_dir, self.keep_last, self.keep_every, self.token = run_dir, keep_last, keep_every, token
+        self.run_dir, self._kept, self.token = run_dir, (keep_last, keep_every), token
         self.seconds = 0.0
         self._written: list[Path] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -189,8 +186,7 @@ class CheckpointWriter:
     def _write(self, snapshot: Snapshot) -> None:
         begin = time.monotonic()
         try:
-            folder = write_snapshot(self.run_dir, snapshot, self.keep_last, self.keep_every, self.token.require)
-            self._written.append(folder)
+            self._written += [write_snapshot(self.run_dir, snapshot, *self._kept, self.token.require)]
         except Exception:  # also when the attempt after this one has cleared the half-written folder away
             if self.token.is_ours():
                 raise
@@ -213,7 +209,7 @@ def whole_checkpoint(run_dir: Path, step: int) -> Checkpoint:
     problem = _damage(folder)
     if problem is not None:
         raise ToolkitError(f"{folder} is damaged or missing ({problem}). Choose another checkpoint of {run_dir}.")
-    return Checkpoint(folder, step, read_json(folder / "state.json"))
+    return Checkpoint.read(folder)
 
 
 def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
@@ -221,8 +217,7 @@ def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
     for folder in reversed(list_checkpoints(run_dir)):
         problem = _damage(folder)
         if problem is None:
-            state = read_json(folder / "state.json")
-            return Checkpoint(folder, int(state["step"]), state)
+            return Checkpoint.read(folder)
         log.warning("%s is damaged (%s); the one before it is looked at.", folder, problem)
     return None
 
@@ -246,15 +241,12 @@ def _damage(folder: Path) -> str | None:
 def read_checkpoint(run_dir: Path, step: int) -> Checkpoint:
     """A checkpoint that another process of this run has found whole; a shared folder may show it some seconds late."""
     folder = run_dir / f"checkpoint-{step}"
-    until = time.monotonic() + SEEN_SECONDS
-    while not (folder / "state.json").is_file():
-        if time.monotonic() > until:
-            raise ToolkitError(
-                f"{folder} is there for the first process, but not on {socket.gethostname()}: all nodes must share "
-                "run_dir. Give a folder on the cluster's file system, run_dir=FOLDER."
-            )
-        time.sleep(0.5)
-    return Checkpoint(folder, step, read_json(folder / "state.json"))
+    if not appears((folder / "state.json").is_file):
+        raise ToolkitError(
+            f"{folder} is there for the first process, but not on {socket.gethostname()}: all nodes must share "
+            "run_dir. Give a folder on the cluster's file system, run_dir=FOLDER."
+        )
+    return Checkpoint.read(folder)
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:

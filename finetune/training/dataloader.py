@@ -2,8 +2,8 @@
 of the first batch after.
 
 The figure shows the batch as the policy sees it, so that wrong images, instructions or actions are noticed before hours
-of training: every view after augmentation with its instruction, and beside it the actions that the loss is computed
-from, un-normalised again, over the recorded ones. They must lie on each other, except where they were clipped."""
+of training. The actions that the loss is computed from, un-normalised again, must lie on the recorded ones, except
+where they were clipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_prep.doctor.examine import BETWEEN, examine
-from data_prep.doctor.findings import ERROR, WARNING, DatasetReport
+from data_prep.doctor.findings import ERROR, WARNING
 from finetune.open_loop.figures import PREDICTED, RECORDED, save, tidy, unit_of
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training.engine import Engine
@@ -54,25 +54,20 @@ def check_dataset(config: FinetuneConfig) -> None:
     """
     split = Path(config.dataset.data_dir) / config.split.name
     for path in [part.folder for part in datasets(config)] if config.dataset.mixture else [split]:
-        whole_split = path == split
-
-        def refused(dataset: DatasetReport, level: str, whole_split: bool = whole_split) -> bool:
-            return level == ERROR and (not whole_split or dataset.name in ("train", BETWEEN))
-
-        report, _ = examine(path, modality_configs(config.dataset), fast=True)
+        wrong, report = [], examine(path, modality_configs(config.dataset), fast=True)[0]
         for dataset, result, finding in report.findings(WARNING, ERROR):
-            if not refused(dataset, finding.level):
+            trained_on = path != split or dataset.name in ("train", BETWEEN)
+            if finding.level == ERROR and trained_on:
+                wrong.append(f"  {result.check}, {finding.where}: {finding.found} Remedy: {finding.remedy}")
+            else:
                 text = f"{finding.level} in {dataset.name}, {result.check} ({finding.where}): {finding.found}"
                 log.warning("%s Remedy: %s", text, finding.remedy)
-        wrong = [(r.check, f) for d, r, f in report.findings(ERROR) if refused(d, f.level)]
         if wrong:
-            lines = [f"  {name}, {f.where}: {f.found} Remedy: {f.remedy}" for name, f in wrong[:FINDINGS_LISTED]]
-            if len(wrong) > FINDINGS_LISTED:
-                lines.append(f"  and {len(wrong) - FINDINGS_LISTED} more")
-            listed = "\n".join(lines)
+            more = [f"  and {len(wrong) - FINDINGS_LISTED} more"] if len(wrong) > FINDINGS_LISTED else []
+            listed = "\n".join(wrong[:FINDINGS_LISTED] + more)
             raise ToolkitError(
-                f"{path / 'train' if whole_split else path} is not sound:\n{listed}\nEverything that was found: python "
-                f"-m data_prep.check {path}. To train anyway: dataset.check=false."
+                f"{path / 'train' if path == split else path} is not sound:\n{listed}\nEverything that was found: "
+                f"python -m data_prep.check {path}. To train anyway: dataset.check=false."
             )
 
 
@@ -150,18 +145,24 @@ def build_loader(
         first_step=first_step,
         last_step=train.max_steps,
     )
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warns about the fork below otherwise
-    loader: DataLoader[Any] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # indexed by SampleKey
-        batch_sampler=sampler,  # type: ignore[arg-type]
-        collate_fn=dataset.collate,
-        num_workers=train.num_workers,
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warns about the fork of workers otherwise
+    return prefetched(dataset, sampler, dataset.collate, train.num_workers, engine), sampler
+
+
+def prefetched(
+    samples: Any, batches: Iterable[Any], collate: Callable[[list[Any]], Any], workers: int, engine: Engine
+) -> DataLoader[Any]:
+    """Batches of samples by number, made ahead by worker processes; `answered` reads them."""
+    return DataLoader(
+        samples,
+        batch_sampler=batches,  # type: ignore[arg-type]  # indexed by SampleKey, where samples are a TrainingDataset
+        collate_fn=collate,
+        num_workers=workers,
         worker_init_fn=begin_worker,
         pin_memory=engine.device.type == "cuda",
-        prefetch_factor=4 if train.num_workers else None,
-        timeout=WORKER_SECONDS if train.num_workers else 0,
+        prefetch_factor=4 if workers else None,
+        timeout=WORKER_SECONDS if workers else 0,
     )
-    return loader, sampler
 
 
 def begin_worker(worker: int) -> None:
@@ -174,18 +175,14 @@ def begin_worker(worker: int) -> None:
 
 def answered(loader: Iterable[Any]) -> Iterator[Any]:
     """The batches of a DataLoader, its errors as of `worker_errors`."""
-    batches = iter(loader)
-    while True:
-        with worker_errors():
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+    batches = iter(loader)  # starts the processes
+    with worker_errors():
+        yield from batches
 
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Around the next batch of a DataLoader: workers that do not answer or are killed become a ToolkitError, as what
+    """Around the batches of a DataLoader: workers that do not answer or are killed become a ToolkitError, as what
     one of them refuses does."""
     pids = [child.pid for child in multiprocessing.active_children() if child.pid]
     try:
@@ -216,10 +213,6 @@ class Seen:
     decoded: dict[str, np.ndarray]
     recorded: dict[str, np.ndarray]
 
-    def difference(self) -> dict[str, float]:
-        """Largest difference between decoded and recorded, by group."""
-        return {group: float(np.abs(values - self.recorded[group]).max()) for group, values in self.decoded.items()}
-
 
 def show_first_batch(dataset: TrainingDataset, keys: list[SampleKey], batch: Mapping[str, Tensor], path: Path) -> str:
     """Draw the first samples of a micro-batch, which `keys` name in its order, into a file; a caption for them."""
@@ -232,35 +225,30 @@ def show_first_batch(dataset: TrainingDataset, keys: list[SampleKey], batch: Map
 
 def look(dataset: TrainingDataset, keys: list[SampleKey], batch: Mapping[str, Tensor]) -> list[Seen]:
     """The first samples of a micro-batch, `keys` naming them in its order."""
-    images = batch["images"].cpu().numpy() if "images" in batch else None
-    seen = []
+    images, seen = batch["images"].cpu().numpy() if "images" in batch else None, []
     for row, key in enumerate(keys[:SAMPLES_DRAWN]):
         episode, frame = dataset.start(key.index)
         step = dataset.step(key.index, images=False)
-        own = dataset.images(key) if images is None else np.split(images, len(batch["state"]))[row]
         assert step.actions is not None and step.action_valid is not None
         decoded = dataset.processor.decode_action(batch["action"][row], dataset.tag, step.states)
-        exists = step.action_valid
-        seen.append(
-            Seen(
-                place=f"episode {episode}, frame {frame}",
-                text=step.text,
-                images=own,
-                decoded={group: values[exists] for group, values in decoded.items()},
-                recorded={group: values[exists] for group, values in step.actions.items()},
-            )
-        )
+        own = dataset.images(key) if images is None else np.split(images, len(batch["state"]))[row]
+        there = [{g: v[step.action_valid] for g, v in actions.items()} for actions in (decoded, step.actions)]
+        seen.append(Seen(f"episode {episode}, frame {frame}", step.text, own, *there))
     return seen
 
 
 def differences(seen: list[Seen]) -> dict[str, float]:
     """Largest difference between un-normalised and recorded actions, by group, over the samples."""
-    return {group: max(sample.difference()[group] for sample in seen) for group in seen[0].decoded}
+    return {
+        group: max(float(np.abs(sample.decoded[group] - sample.recorded[group]).max()) for sample in seen)
+        for group in seen[0].decoded
+    }
 
 
 def draw(seen: list[Seen], path: Path) -> None:
     """One row a sample: its views, then one panel an action group."""
     views, groups = len(seen[0].images), list(seen[0].decoded)
+    style: dict[str, Any] = {"loc": "left", "fontsize": 9, "color": "#444444"}
     widths = [1.0] * views + [1.5] * len(groups)
     figure = Figure(figsize=(2.5 * sum(widths), 2.75 * len(seen) + 0.5), dpi=100, layout="constrained")
     panels = figure.subplots(len(seen), len(widths), squeeze=False, width_ratios=widths)
@@ -268,16 +256,15 @@ def draw(seen: list[Seen], path: Path) -> None:
         for view, panel in zip(sample.images, row[:views], strict=True):
             panel.imshow(view)
             panel.set_axis_off()
-        row[0].set_title(f'{sample.place}: "{sample.text}"', loc="left", fontsize=9, color="#444444")
+        row[0].set_title(f'{sample.place}: "{sample.text}"', **style)
         for group, panel in zip(groups, row[views:], strict=True):
             tidy(panel)
-            unit, apart = unit_of(group), sample.difference()[group]
-            name = f"{group}{f' ({unit})' if unit else ''}"
-            panel.set_title(f"{name}: {apart:.1g} apart at most", loc="left", fontsize=9, color="#444444")
+            unit, apart = unit_of(group), differences([sample])[group]
+            name = f"{group} ({unit})" if unit else group
+            panel.set_title(f"{name}: {apart:.1g} apart at most", **style)
             steps = np.arange(len(sample.recorded[group]))
             panel.plot(steps, sample.recorded[group], color=RECORDED, linewidth=1.2)
             panel.plot(steps, sample.decoded[group], ".", color=PREDICTED, markersize=3.5)
-    figure.suptitle(
-        "The first batch as the policy sees it: line recorded, dots from the batch, un-normalised", fontsize=11
-    )
+    what = "The first batch as the policy sees it: line recorded, dots from the batch, un-normalised"
+    figure.suptitle(what, fontsize=11)
     save(figure, path)

@@ -1,11 +1,12 @@
 """Processes, device and precision, through accelerate: one process or many, CPU or CUDA, the same code path.
 
-Mixed precision is our own: frozen weights lie in bf16, trained ones in fp32, and forward passes run under autocast.
-`Engine` is all that one process or DDP needs; the other two divide memory among the processes."""
+Mixed precision is our own: frozen weights lie in bf16, trained ones in fp32, and forward passes run under autocast."""
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -16,11 +17,10 @@ from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwar
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune.plan.memory import available_memory
 from finetune.recipe import FinetuneConfig
-from finetune.training import optimizer
+from finetune.training.optimizer import optimizer_state, restore_optimizer, trained, whole
 from finetune.training.process_selftest import prove_processes_meet
 from gr00t.model.action_head import ActionHead, ActionLoss
 from gr00t.model.dit import TransformerBlock
@@ -37,11 +37,11 @@ def build_engine(config: FinetuneConfig) -> Engine:
 
 
 class Engine:
-    """What differs between one process and many; this one holds the whole model in every process (DDP).
+    """What differs between one process and many; this one holds the whole model in every process (DDP), the other two
+    divide memory among them.
 
-    `rank` and `world_size` come from torchrun's environment. A training step is `accumulate` around the forward and
-    `backward` of each micro-batch, then `step`. `part_norms` holds the norm of each trained part's gradients in the
-    last step, before clipping.
+    A training step is `accumulate` around the forward and `backward` of each micro-batch, then `step`. `part_norms`
+    holds the norm of each trained part's gradients in the last step, before clipping.
     """
 
     def __init__(self, config: FinetuneConfig) -> None:
@@ -50,8 +50,7 @@ class Engine:
         self._accelerator = self._build_accelerator(config, device)
         self._max_grad_norm = config.train.max_grad_norm
         self.device: torch.device = self._accelerator.device
-        self.rank: int = self._accelerator.process_index
-        self.world_size: int = self._accelerator.num_processes
+        self.rank, self.world_size = self._accelerator.process_index, self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
         self.part_norms: dict[str, Tensor] = {}
         self.dtype = pick_precision(config.train.precision, self.device)
@@ -60,14 +59,16 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = True
 
     def _build_accelerator(self, config: FinetuneConfig, device: torch.device) -> Accelerator:
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-        group = InitProcessGroupKwargs(timeout=PATIENCE)
-        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[ddp, group])
+        handlers = [
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ]
+        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=handlers)
 
     def hardware(self) -> dict[str, Any]:
         """What computes: processes, device, the GPU's name (null without one) and the forward's precision."""
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
-        precision = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
+        precision = "bf16" if self.dtype == torch.bfloat16 else "fp32"
         return {"processes": self.world_size, "device": self.device.type, "gpu": gpu, "precision": precision}
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -76,9 +77,7 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[None]:
         """bf16 forward over fp32 parameters, or nothing in fp32."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Around a micro-batch: gradients are complete after the `last` one of a step."""
@@ -91,31 +90,27 @@ class Engine:
     def step(self) -> Tensor:
         """Clip the gradients, let the optimizer step, forget them; their norm before clipping, a scalar."""
         gradients: dict[str, list[Tensor]] = {}
-        parameters: list[Tensor] = []
-        for group in self.optimizer.param_groups:
-            parameters += group["params"]
-            for part, parameter in zip(group["parts"], group["params"], strict=True):
-                if parameter.grad is not None:
-                    gradients.setdefault(part, []).append(parameter.grad)
-        self.part_norms = {part: nn.utils.get_total_norm(own) for part, own in gradients.items()}
+        for _, part, parameter in trained(self.optimizer):
+            if parameter.grad is not None:
+                gradients.setdefault(part, []).append(parameter.grad)
+        self.part_norms = {part: whole(nn.utils.get_total_norm(own)) for part, own in gradients.items()}
         norm = torch.linalg.vector_norm(torch.stack(list(self.part_norms.values())))
-        nn.utils.clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+        nn.utils.clip_grads_with_norm_([p for _, _, p in trained(self.optimizer)], self._max_grad_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def trained_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole tensor of each trained parameter in turn; every process must go through them all."""
-        for group in self.optimizer.param_groups:
-            yield from zip(group["names"], group["params"], strict=True)
+        return ((name, whole(parameter)) for name, _, parameter in trained(self.optimizer))
 
     def optimizer_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Name and whole optimizer state of each trained parameter in turn; every process must go through them all."""
-        return optimizer.optimizer_state(self.optimizer)
+        return optimizer_state(self.optimizer)
 
     def restore_optimizer(self, states: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
         """Put back what `optimizer_state` gave, whatever engine gave it."""
-        optimizer.restore_optimizer(self.optimizer, states)
+        restore_optimizer(self.optimizer, states)
 
     def gather_weights(self) -> None:
         """Give the main process's model its whole trained weights again, when training is over."""
@@ -124,12 +119,12 @@ class Engine:
         """Sum over all processes, in a tensor of its own."""
         return self._accelerator.reduce(value.detach().clone().to(self.device), reduction="sum")
 
-    def tell(self, text: str) -> str:
-        """The main process's text, in every process; as numbers, since torch's way to send objects pickles them."""
-        data = torch.tensor(list(text.encode() if self.is_main else b""), dtype=torch.int32)
+    def tell(self, value: Any) -> Any:
+        """The main process's value, as JSON has it, in every process; torch's way to send objects pickles them."""
+        data = torch.tensor(list(json.dumps(value).encode() if self.is_main else b""), dtype=torch.int32)
         length = int(self.sum(torch.tensor(len(data))))
         everywhere = self.sum(data if self.is_main else torch.zeros(length, dtype=torch.int32))
-        return bytes(everywhere.tolist()).decode()
+        return json.loads(bytes(everywhere.tolist()))
 
     def main_first(self) -> AbstractContextManager[None]:
         """The main process runs the block before the others do."""
@@ -147,8 +142,6 @@ class Engine:
         """Highest memory so far, in GiB: of the GPU, or resident on the CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30
-        import resource
-
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
 
     def free_memory(self) -> int | None:
@@ -178,11 +171,8 @@ torch.export.register_dataclass(ActionLoss)  # FSDP looks for tensors in what th
 
 
 class Fsdp2Engine(Engine):
-    """FSDP2 by PyTorch: the action head's weights, gradients and optimizer state divided among the processes.
-
-    The weights of one block at a time are gathered; the frozen backbone stays whole in every process.
-    Source: Zhao et al., 2023 (arXiv:2304.11277).
-    """
+    """FSDP2 by PyTorch (Zhao et al., 2023, arXiv:2304.11277): the action head's weights, gradients and optimizer state
+    divided among the processes, one block's weights gathered at a time. The frozen backbone stays whole in each."""
 
     def _build_accelerator(self, config: FinetuneConfig, device: torch.device) -> Accelerator:
         join_alone(device)
@@ -205,30 +195,6 @@ class Fsdp2Engine(Engine):
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()  # each micro-batch adds to this process's share of the gradients
 
-    def step(self) -> Tensor:
-        norm = _whole(super().step())
-        self.part_norms = {part: _whole(own) for part, own in self.part_norms.items()}
-        return norm
-
-    def trained_weights(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, _whole(weight)) for name, weight in super().trained_weights())
-
-    def optimizer_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        for name, state in super().optimizer_state():
-            yield name, {key: _whole(value) for key, value in state.items()}
-
-    def restore_optimizer(self, states: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
-        weights = dict(super().trained_weights())
-
-        def share(moment: Tensor, weight: Tensor) -> Tensor:
-            """This process's share of a moment, as its weight is divided; steps are no moments."""
-            if moment.shape != weight.shape or not isinstance(weight, DTensor):
-                return moment
-            mesh, placements = weight.device_mesh, weight.placements
-            return distribute_tensor(moment.to(weight.device), mesh, placements, src_data_rank=None)
-
-        super().restore_optimizer((name, {k: share(v, weights[name]) for k, v in s.items()}) for name, s in states)
-
     def gather_weights(self) -> None:
         for name, weight in self.trained_weights():
             if self.is_main:
@@ -236,16 +202,11 @@ class Fsdp2Engine(Engine):
                 setattr(self.module.get_submodule(owner), own, nn.Parameter(weight))
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 class Zero2Engine(Engine):
-    """ZeRO-2 by DeepSpeed: every process holds the weights, and its share of the gradients and of the optimizer state.
+    """ZeRO-2 by DeepSpeed (Rajbhandari et al., 2020, arXiv:1910.02054): every process holds the weights, and its share
+    of the gradients and of the optimizer state.
 
-    DeepSpeed's own mixed precision stays off, since it would cast the trained weights to bf16 as well; it sees fp32
-    weights, and the frozen bf16 ones beside them are none of its business.
-    Source: Rajbhandari et al., 2020 (arXiv:1910.02054).
+    DeepSpeed's own mixed precision stays off, since it would cast the trained weights to bf16 as well.
     """
 
     def _build_accelerator(self, config: FinetuneConfig, device: torch.device) -> Accelerator:
@@ -279,12 +240,12 @@ class Zero2Engine(Engine):
         return Accelerator(mixed_precision="no", deepspeed_plugin=DeepSpeedPlugin(settings))
 
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        names = {id(p): (n, p) for g in optimizer.param_groups for n, p in zip(g["names"], g["params"], strict=True)}
-        self._parts = {n: part for g in optimizer.param_groups for n, part in zip(g["names"], g["parts"], strict=True)}
-        self.optimizer = optimizer
+        found = {id(parameter): (name, part, parameter) for name, part, parameter in trained(optimizer)}
         self._deepspeed: Any = self._accelerator.prepare(module, optimizer)[0]
-        self.module = self._deepspeed
-        self._named = [[names[id(p)] for p in group] for group in self._deepspeed.optimizer.bit16_groups]
+        self.module, self.optimizer = self._deepspeed, optimizer
+        groups = zip(self._deepspeed.optimizer.bit16_groups, optimizer.param_groups, strict=True)
+        # A group's own parameter is this process's share of all its parameters, in one piece.
+        self._shares = [(*found[id(p)], group["params"][0]) for own, group in groups for p in own]
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         self._deepspeed.set_gradient_accumulation_boundary(last)
@@ -294,53 +255,44 @@ class Zero2Engine(Engine):
         self._deepspeed.backward(loss * self.world_size)  # DeepSpeed takes the mean over processes, too
 
     def step(self) -> Tensor:
-        # DeepSpeed forgets the gradients in its step. Before, each process squares its share of them, and one exchange
-        # adds the squares up.
-        squares = {part: torch.zeros((), device=self.device) for part in sorted(set(self._parts.values()))}
-        for name, parameter in self.trained_weights():
-            held: Any = parameter
-            if held._hp_mapping is not None:
-                share = held._hp_mapping.get_lp_grad_fragment(held._index_in_param_group)
-                squares[self._parts[name]] += share.float().square().sum()
-        whole = self.sum(torch.stack(list(squares.values())))
-        self.part_norms = dict(zip(squares, whole.sqrt(), strict=True))
+        # Before DeepSpeed forgets the gradients, each process squares its share, and one exchange adds the squares up.
+        squares = {part: torch.zeros((), device=self.device) for part in sorted({part for _, part, *_ in self._shares})}
+        for _, part, parameter, _ in self._shares:
+            if parameter._hp_mapping is not None:
+                share = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+                squares[part] += share.float().square().sum()
+        norms = self.sum(torch.stack(list(squares.values()))).sqrt()
+        self.part_norms = dict(zip(squares, norms, strict=True))
         self._deepspeed.step()
         return torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device)
 
     def trained_weights(self) -> Iterator[tuple[str, Tensor]]:
-        return (pair for named in self._named for pair in named)
+        return ((name, parameter) for name, _, parameter, _ in self._shares)
 
     def optimizer_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        for group, named in zip(self.optimizer.param_groups, self._named, strict=True):
-            flat = group["params"][0]
+        for name, _, parameter, flat in self._shares:
             state = self.optimizer.state.get(flat, {})
-            for name, parameter in named:
-                yield name, {k: _gather(parameter, v) if v.shape == flat.shape else v for k, v in state.items()}
+            yield name, {k: _gather(parameter, v) if v.shape == flat.shape else v for k, v in state.items()}
 
     def restore_optimizer(self, states: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
-        shares = {
-            n: (p, g["params"][0])
-            for g, named in zip(self.optimizer.param_groups, self._named, strict=True)
-            for n, p in named
-        }
+        shares = {name: (parameter, flat) for name, _, parameter, flat in self._shares}
         for name, state in states:
             parameter, flat = shares[name]
             own = self.optimizer.state[flat]
             for key, value in state.items():
                 if value.shape != parameter.shape:
                     own[key] = value.to(flat.device)
-                    continue
-                if key not in own:
+                elif key not in own:
                     own[key] = torch.zeros_like(flat)
-                if parameter._hp_mapping is not None:  # type: ignore[attr-defined]
+                if value.shape == parameter.shape and parameter._hp_mapping is not None:
                     inside, place = _addresses(parameter)
                     own[key][place] = value.flatten()[inside].to(own[key])
 
 
-def _gather(parameter: Tensor, share: Tensor) -> Tensor:
+def _gather(parameter: Any, share: Tensor) -> Tensor:
     """The whole of a flat tensor's part that belongs to a parameter, in its shape, from the processes' shares."""
     whole = torch.zeros(parameter.numel(), dtype=share.dtype, device=share.device)
-    if parameter._hp_mapping is not None:  # type: ignore[attr-defined]
+    if parameter._hp_mapping is not None:
         inside, place = _addresses(parameter)
         whole[inside] = share[place]
     torch.distributed.all_reduce(whole)

@@ -1,37 +1,30 @@
 """What is measured during training: means between two log lines, and open-loop errors on held-out episodes.
 
-The main process evaluates between two steps. The noise of an evaluation depends on nothing but (seed, episode, frame)
-and no state of the training is touched: losses are the same with and without it. The errors are those of
-`evaluate_conflict.py` on the same weights, up to rounding."""
+The main process evaluates between two steps. Its noise depends on nothing but (seed, episode, frame) and no state of
+the training is touched: losses are the same without it. The errors are those of `evaluate_conflict.py`, up to
+rounding."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from finetune.open_loop import predictions
 from finetune.open_loop.figures import draw_episode, draw_errors
-from finetune.open_loop.predictions import (
-    HOLD_STILL,
-    MEAN_CHUNK,
-    POLICY,
-    SECTIONS,
-    SIGNED_GROUP,
-    Baselines,
-    Forecast,
-    Predictor,
-    Section,
-    measure,
-)
+from finetune.open_loop.predictions import HOLD_STILL, Forecast, Section
 from finetune.recipe import FinetuneConfig
 from finetune.training import EVALUATIONS
 from finetune.training.engine import Engine
+from finetune.training.stopping import ThisAttempt
 from gr00t.data.dataset import SampleSettings, TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.step_reader import StepReader
@@ -58,19 +51,16 @@ class Meter:
         return bool(self._finite)
 
     def _reset(self) -> None:
-        self._error = torch.zeros(len(self.groups), device=self.engine.device)
-        self._count = torch.zeros_like(self._error)
-        self._norm = torch.zeros((), device=self.engine.device)
-        self._part_norms = torch.zeros(len(self.parts), device=self.engine.device)
-        self._steps = 0
-        self.waited = 0.0
-        self._begin = time.perf_counter()
+        device = self.engine.device
+        self._error, self._count = torch.zeros(2, len(self.groups), device=device)
+        self._norm, self._part_norms = torch.zeros((), device=device), torch.zeros(len(self.parts), device=device)
+        self._steps, self.waited, self._begin = 0, 0.0, time.perf_counter()
 
     def add(self, action_loss: Tensor, action_mask: Tensor) -> None:
         """Squared errors x mask and mask of one micro-batch, both (B, H, D)."""
-        error, count = action_loss.detach().sum((0, 1)), action_mask.sum((0, 1))
-        self._error += torch.stack([error[part].sum() for part in self.groups.values()])
-        self._count += torch.stack([count[part].sum() for part in self.groups.values()])
+        for total, values in ((self._error, action_loss.detach()), (self._count, action_mask)):
+            columns = values.sum((0, 1))
+            total += torch.stack([columns[part].sum() for part in self.groups.values()])
 
     def end_step(self, norm: Tensor) -> None:
         """Count the engine's last step, whose gradients had this norm, a scalar."""
@@ -97,10 +87,9 @@ class Meter:
         rows = torch.tensor(state, device=self.engine.device)
         same = len(rows) == self.engine.world_size
         own = rows[self.engine.rank] if same else rows.sum(0) if self.engine.is_main else torch.zeros_like(rows[0])
-        groups = len(self.groups)
-        self._error, self._count = own[:groups], own[groups : 2 * groups]
-        self._norm, self._steps = rows[0, 2 * groups], int(rows[0, 2 * groups + 1])
-        norms = rows[0, 2 * groups + 2 :]
+        both = 2 * len(self.groups)
+        self._error, self._count = own[:both].chunk(2)
+        self._norm, self._steps, norms = rows[0, both], int(rows[0, both + 1]), rows[0, both + 2 :]
         known = len(norms) == len(self.parts)  # a checkpoint from before parts were measured has none
         self._part_norms = norms.where(norms >= 0, math.nan) if known else torch.full_like(self._part_norms, math.nan)
 
@@ -126,12 +115,9 @@ class Meter:
 
 def action_groups(processor: Gr00tN1d7Processor, tag: str) -> dict[str, slice]:
     """Columns of each action group in the padded action."""
-    groups, start = {}, 0
-    for key in processor.modality_config(tag)["action"].modality_keys:
-        width = len(processor.files.statistics[tag]["action"][key]["min"])
-        groups[key] = slice(start, start + width)
-        start += width
-    return groups
+    groups = processor.state_action.groups(tag, "action")
+    ends = itertools.accumulate((group.encoded_dim for group in groups), initial=0)
+    return {group.name: slice(*place) for group, place in zip(groups, itertools.pairwise(ends), strict=True)}
 
 
 def trained_parts(optimizer: torch.optim.Optimizer) -> list[str]:
@@ -174,10 +160,14 @@ def held_out(config: FinetuneConfig, training: TrainingDataset) -> TrainingDatas
 class Validation:
     """Open-loop errors of the weights as they are, on the start frames of `dataset`."""
 
-    def __init__(self, config: FinetuneConfig, engine: Engine, model: Gr00tN1d7, dataset: TrainingDataset) -> None:
-        self.config, self.engine, self.model, self.dataset = config, engine, model, dataset
-        self.batch_size = config.train.micro_batch_size or config.train.global_batch_size // engine.world_size
-        self._baselines: Baselines | None = None
+    def __init__(self, attempt: ThisAttempt, model: Gr00tN1d7, dataset: TrainingDataset) -> None:
+        self.config, self.engine, self.model, self.dataset = attempt.config, attempt.engine, model, dataset
+        train = self.config.train
+        self.batch_size = train.micro_batch_size or train.global_batch_size // self.engine.world_size
+
+    @cached_property
+    def _baselines(self) -> predictions.Baselines:
+        return predictions.Baselines(self.dataset.reader, self.dataset.reader.layout.train_episodes)
 
     def evaluate(self, *, interruptible: bool = True, alive: Callable[[], None] = lambda: None) -> Evaluation | None:
         """Predict from every start frame; None where a signal asks the run to stop meanwhile. `alive` is called
@@ -189,7 +179,7 @@ class Validation:
             return not (interruptible and received() is not None)
 
         with _acting(self.model), self.engine.autocast():
-            chunks = Predictor(
+            chunks = predictions.Predictor(
                 self.model,
                 dataset.processor,
                 dataset.tag,
@@ -201,12 +191,10 @@ class Validation:
             ).chunks(proceed)
         if chunks is None:
             return None
-        if self._baselines is None:
-            self._baselines = Baselines(dataset.reader, dataset.reader.layout.train_episodes)
         forecasts = [self._baselines.forecast(dataset.reader, episode, found) for episode, found in chunks.items()]
-        overall = {section: measure(forecasts, section) for section in SECTIONS}
+        overall = {section: predictions.measure(forecasts, section) for section in predictions.SECTIONS}
         groups = list(forecasts[0].recorded)
-        judged = next((group for group in groups if group != SIGNED_GROUP), groups[0])
+        judged = next((group for group in groups if group != predictions.SIGNED_GROUP), groups[0])
         return Evaluation(_values(overall), f"val/{judged}_mae", forecasts, overall, time.perf_counter() - begin)
 
     def draw(self, evaluation: Evaluation, step: int) -> dict[str, Path]:
@@ -236,9 +224,11 @@ def _values(overall: dict[str, Section]) -> dict[str, float]:
     for section, measured in overall.items():
         suffix = "" if section == "all" else f"_{section}"
         for group, errors in measured.errors.items():
-            values[f"val/{group}_mae{suffix}"] = errors[POLICY].mae
-            if errors[POLICY].sign_error_rate is not None:
-                values[f"val/{group}_wrong_signs{suffix}"] = float(errors[POLICY].sign_error_rate or 0)
+            own = errors[predictions.POLICY]
+            values[f"val/{group}_mae{suffix}"] = own.mae
+            if own.sign_error_rate is not None:
+                values[f"val/{group}_wrong_signs{suffix}"] = own.sign_error_rate
             if section == "all":
-                values |= {f"val/{group}_mae_{name}": errors[name].mae for name in (HOLD_STILL, MEAN_CHUNK)}
+                for name in (HOLD_STILL, predictions.MEAN_CHUNK):
+                    values[f"val/{group}_mae_{name}"] = errors[name].mae
     return values

@@ -16,29 +16,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.adamw import adamw
 
 from finetune.recipe.train_config import LoraConfig, TrainConfig
 from gr00t.data.sampler import Stream, torch_seed
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
-# by name, as the original's trainer does; LayerNorms are found by their type besides
+# by name, as the original's trainer does; LayerNorms are found by their type besides. Embodiment layers' `.b` and the
+# position embedding do decay.
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 _ADAPTER = "default"  # peft's name of the first one
 
 
-def decays(name: str, owner: nn.Module) -> bool:
-    """Whether weight decay acts on a parameter. Embodiment layers' `.b` and the position embedding do decay."""
-    return not isinstance(owner, nn.LayerNorm) and _NO_DECAY.search(name.lower()) is None
-
-
 def parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: float = 1.0) -> list[dict[str, object]]:
-    """Two groups, decaying and not, of the parameters that are trained, with their names under "names", and under
-    "parts" the part of the model (a name of `Gr00tN1d7.groups`) that each belongs to.
-
-    The backbone's parameters have two groups of their own where they learn at another rate: `backbone_rate` times that
-    of the others, which is each group's "rate".
-    """
+    """Two groups, decaying and not, of the parameters that are trained, with "names" and "parts" (of the model, as
+    `Gr00tN1d7.groups` names them); two more of the backbone's, where it learns at `backbone_rate` times the others'
+    rate."""
     own = model.groups() if isinstance(model, Gr00tN1d7) else {}
     parts = {id(p): part for part, modules in own.items() for module in modules for p in module.parameters()}
     chosen: dict[tuple[float, bool], dict[str, Any]] = {}
@@ -48,7 +42,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, backbone_rate: float
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = backbone_rate if name.startswith("backbone.") else 1.0
-            group = chosen[rate, decays(name, model.get_submodule(name.rpartition(".")[0]))]
+            is_norm = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.LayerNorm)
+            group = chosen[rate, not is_norm and _NO_DECAY.search(name.lower()) is None]
             group["params"].append(parameter)
             group["names"].append(name)
             group["parts"].append(parts.get(id(parameter), "other"))
@@ -102,22 +97,10 @@ class OffloadedAdamW(torch.optim.Optimizer):
             for moment in ("exp_avg", "exp_avg_sq"):
                 state[moment] = torch.zeros(parameter.shape)
         weight, gradient = self._on_cpu([parameter, gradient])
-        adamw(
-            [weight],
-            [gradient],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
-            [],
-            [state["step"]],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        settings: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+        settings |= {"fused": True, "amsgrad": False, "maximize": False}
+        settings["beta1"], settings["beta2"] = group["betas"]
+        adamw([weight], [gradient], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]], **settings)
         parameter.copy_(weight)
 
     def _on_cpu(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -130,31 +113,44 @@ class OffloadedAdamW(torch.optim.Optimizer):
             # torchrun gives each of several processes one thread, which reads memory far slower than the machine can.
             share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             torch.set_num_threads(max(torch.get_num_threads(), share))
-        copies = [b[: t.numel()].view(t.shape) for b, t in zip(self._staging, tensors, strict=True)]
-        for copy, tensor in zip(copies, tensors, strict=True):
-            copy.copy_(tensor)
-        return copies
+        return [b[: t.numel()].view(t.shape).copy_(t) for b, t in zip(self._staging, tensors, strict=True)]
+
+
+def trained(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, str, Any]]:
+    """Name, part and parameter of all that an optimizer of `build_optimizer` trains."""
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["parts"], group["params"], strict=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which FSDP2 leaves each process a share; other tensors as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Name and state of each trained parameter in turn; empty before its first update."""
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            state = optimizer.state.get(parameter, {})
-            yield name, {key: torch.as_tensor(value) for key, value in state.items()}
+    """Name and whole state of each trained parameter in turn; empty before its first update."""
+    for name, _, parameter in trained(optimizer):
+        state = optimizer.state.get(parameter, {})
+        yield name, {key: whole(torch.as_tensor(value)) for key, value in state.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, states: Iterable[tuple[str, dict[str, Tensor]]]) -> None:
     """Put back what `optimizer_state` of an optimizer of the same kind gave, bit for bit."""
-    groups = optimizer.param_groups
-    parameters = {n: p for group in groups for n, p in zip(group["names"], group["params"], strict=True)}
+    parameters = {name: parameter for name, _, parameter in trained(optimizer)}
     for name, stored in states:
         parameter = parameters[name]
         device = torch.device("cpu") if isinstance(optimizer, OffloadedAdamW) else parameter.device
-        state: dict[str, Any] = {key: tensor.to(device) for key, tensor in stored.items()}
+        state: dict[str, Any] = {key: _share(tensor, parameter).to(device) for key, tensor in stored.items()}
         if "state1" in state:  # bitsandbytes counts in an int
             state["step"] = int(state["step"])
         optimizer.state[parameter] = state
+
+
+def _share(moment: Tensor, weight: Tensor) -> Tensor:
+    """This process's share of a moment, as its weight is divided; steps are no moments."""
+    if moment.shape != weight.shape or not isinstance(weight, DTensor):
+        return moment
+    return distribute_tensor(moment.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -176,22 +172,18 @@ def add_adapters(model: Gr00tN1d7, config: LoraConfig, seed: int) -> None:
     """Add trained fp32 adapters, rank x (in + out) values each, to the chosen products of every layer of the language
     model. At first they change nothing."""
     hush_bitsandbytes()  # peft imports it where it is installed
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model
+    import peft
 
     language_model = model.backbone.vlm.language_model
-    adapters = PeftConfig(
-        r=config.rank or 0,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=list(config.targets),
+    adapters = peft.LoraConfig(
+        r=config.rank or 0, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.targets)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Stream.ADAPTERS))
-        inject_adapter_in_model(adapters, language_model, _ADAPTER)
+        peft.inject_adapter_in_model(adapters, language_model, _ADAPTER)
         for _, _, layer in _adapted(language_model):
-            for half in (layer.lora_A, layer.lora_B):
-                half.float()  # peft gives them the frozen weight's dtype
+            layer.lora_A.float()  # peft gives them the frozen weight's dtype
+            layer.lora_B.float()
             layer.reset_lora_parameters(_ADAPTER, True)
             model.trained_in_frozen.append(layer.lora_dropout)
 
@@ -201,10 +193,10 @@ def merge_adapters(model: Gr00tN1d7) -> None:
     language_model = model.backbone.vlm.language_model
     with torch.no_grad():
         for parent, name, layer in list(_adapted(language_model)):
-            whole = layer.get_base_layer()
-            weight = whole.weight.float() + layer.get_delta_weight(_ADAPTER).float()
-            whole.weight.copy_(weight)  # one rounding, where it is bf16
-            setattr(parent, name, whole)
+            merged = layer.get_base_layer()
+            weight = merged.weight.float() + layer.get_delta_weight(_ADAPTER).float()
+            merged.weight.copy_(weight)  # one rounding, where it is bf16
+            setattr(parent, name, merged)
     model.trained_in_frozen.clear()
     del language_model.peft_config
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -23,15 +24,15 @@ from torch.distributed.rendezvous import rendezvous
 from gr00t.errors import ToolkitError
 
 LIMIT_SECONDS = 60.0
-SHARED_AFTER_SECONDS = 20.0  # network disks show new files late
+SHOWN_SECONDS, TOKEN_SHOWN_SECONDS = 120.0, 20.0  # network disks show late what another node has written
 _INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
 def prove_processes_meet(device: torch.device, limit: float = LIMIT_SECONDS) -> None:
     """Sum a one over all processes of torchrun; a failure ends this one, naming nodes, addresses and what to set.
 
-    It happens in a process group of its own, so that a failure takes `limit` seconds, and not the half hour that
-    training may wait for a slow process. A node that is at fault counts as a crash (status 1): another one may do.
+    A process group of its own fails in `limit` seconds, and not in the half hour that training may wait for a slow
+    process. A node that is at fault counts as a crash (status 1): another one may do.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -66,20 +67,26 @@ def prove_processes_meet(device: torch.device, limit: float = LIMIT_SECONDS) -> 
         alarm.cancel()
 
 
+def appears(ready: Callable[[], bool], seconds: float = SHOWN_SECONDS) -> bool:
+    """Whether `ready` comes true in that time."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
 def _see_run_folder() -> None:
     """The token that this attempt has just written must be visible here."""
     if "GROOT_ATTEMPT_DIR" not in os.environ:
         return
-    token = Path(os.environ["GROOT_ATTEMPT_DIR"]) / "attempt.json"
-    end = time.monotonic() + SHARED_AFTER_SECONDS
-    while time.monotonic() < end:
-        if token.is_file() and json.loads(token.read_text())["id"] == os.environ["GROOT_ATTEMPT_ID"]:
-            return
-        time.sleep(0.5)
-    raise ToolkitError(
-        f"{_node()} does not see {token}, which the job's first node has written. Put run_dir on a disk that all nodes "
-        "share."
-    )
+    token, own = Path(os.environ["GROOT_ATTEMPT_DIR"]) / "attempt.json", os.environ["GROOT_ATTEMPT_ID"]
+    if not appears(lambda: token.is_file() and json.loads(token.read_text())["id"] == own, TOKEN_SHOWN_SECONDS):
+        raise ToolkitError(
+            f"{_node()} does not see {token}, which the job's first node has written. Put run_dir on a disk that all "
+            "nodes share."
+        )
 
 
 def _arrived(store: dist.Store, world: int) -> list[str]:
@@ -116,15 +123,12 @@ def _node() -> str:
 
 def _addresses() -> str:
     """This node's interfaces with an IPv4 address, the one that its host name stands for marked."""
-    own = ""
+    own, found = "", []
     with suppress(OSError):
         own = socket.gethostbyname(socket.gethostname())
-    found = [
-        f"{name} {address.address}{' (the host name)' if address.address == own else ''}"
-        for name, addresses in psutil.net_if_addrs().items()
-        for address in addresses
-        if address.family == socket.AF_INET
-    ]
+    for name, addresses in psutil.net_if_addrs().items():
+        ours = [address.address for address in addresses if address.family == socket.AF_INET]
+        found += [f"{name} {address}{' (the host name)' if address == own else ''}" for address in ours]
     return f"({', '.join(found)})"
 
 

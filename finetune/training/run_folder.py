@@ -1,37 +1,42 @@
 """The folders of a run: where it resumes from, what it must not overwrite, and that one process at a time writes them.
 
-In run_dir lie checkpoints and logs; output_dir is claimed while the run trains and then receives the finished
-checkpoint. Only two things are ever replaced there: an empty folder, and a finished checkpoint with nothing beside it
-that is this run's own or, with train.resume=never, was there when the run began."""
+In run_dir lie checkpoints and logs; output_dir receives the finished checkpoint, as the policy, NVIDIA's code and
+LeRobot read it, and what it says of its run without paths, accounts and names of this machine. Only two things are ever
+replaced there: an empty folder, and a finished checkpoint with nothing beside it that is this run's own or, with
+train.resume=never, was there when the run began."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
-from finetune.recipe import FinetuneConfig
-from finetune.recipe.recipe_identity import RELEASE_MARK, differences, identity_digest, identity_of, made_by, robot_of
+import torch
+from omegaconf import OmegaConf
+
+from finetune.recipe import FinetuneConfig, recipe_identity
+from finetune.recipe.recipe_identity import RELEASE_MARK, differences, identity_digest
+from finetune.recipe.train_config import parts
 from finetune.training import ARTIFACTS, BEST, CONDITIONS, EVALUATIONS, FIRST_BATCH, INPUTS, METRICS, STATUS
-from finetune.training.checkpointing import (
-    Checkpoint,
-    check_same_run,
-    list_checkpoints,
-    newest_checkpoint,
-    read_checkpoint,
-)
-from finetune.training.engine import Engine
-from finetune.training.stopping import Preemption
-from gr00t.errors import ToolkitError
-from gr00t.file_replacement import LockHeld, file_lock, read_json, remove_leftovers, write_json
-from gr00t.model.finished_checkpoint import foreign_files
+from finetune.training import checkpointing as checkpoints
+from finetune.training.checkpointing import Checkpoint
+from finetune.training.stopping import Superseded, ThisAttempt
+from gr00t import file_replacement as disk
+from gr00t.data.dataset import Mixture, TrainingDataset
+from gr00t.data.layout import DatasetLayout
+from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.errors import ToolkitError, disk_errors
+from gr00t.model.finished_checkpoint import foreign_files, write_manifest
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from toolkit.code_files import versions
+from toolkit.declaration import keys_of
 
 LET_GO_SECONDS = 20.0  # a superseded attempt stops after its step
 _FILES_LISTED = 4
@@ -42,11 +47,11 @@ log = logging.getLogger(__name__)
 class RunFolder:
     """`run_dir` and `output_dir` of one run. Nothing is changed before `opened`."""
 
-    def __init__(self, config: FinetuneConfig, identity: dict[str, Any], files: Mapping[str, str]) -> None:
+    def __init__(self, attempt: ThisAttempt, identity: dict[str, Any], files: Mapping[str, str]) -> None:
         """`files`: the digest of every input (see run_identity); only the main process needs them."""
-        self.config, self.identity, self.files = config, identity, files
-        self.run_dir, self.output_dir = Path(config.run_dir), Path(config.output_dir)
-        self.from_scratch = config.train.resume == "never"
+        self.attempt, self.config, self.identity, self.files = attempt, attempt.config, identity, files
+        self.run_dir, self.output_dir = Path(self.config.run_dir), Path(self.config.output_dir)
+        self.from_scratch = self.config.train.resume == "never"
         self._to_replace = _mark(self.output_dir) if self.from_scratch else None
 
     @property
@@ -55,35 +60,30 @@ class RunFolder:
         best = self.config.train.export == "best"
         return {**self.identity, "train.export": "best"} if best else self.identity
 
-    def starting_point(self, engine: Engine) -> tuple[Checkpoint | None, bool]:
+    def starting_point(self) -> tuple[Checkpoint | None, bool]:
         """The checkpoint to resume from, None to begin, and whether output_dir holds what this very run would write.
-
-        The main process looks and checks the hashes for all: a shared folder may show files to others later. What
-        would destroy other results is refused.
-        """
-        found: Checkpoint | None = None
-        answer: dict[str, Any] = {}
+        The main process looks for all. What would destroy other results is refused."""
+        engine, found, finished, refused = self.attempt.engine, None, False, ""
         if engine.is_main:
             try:
-                found = self._look()
-                answer = {"step": found and found.step, "finished": self._is_finished()}
+                found, finished = self._look(), self._is_finished()
             except ToolkitError as error:
-                answer = {"refused": str(error)}
-        answer = json.loads(engine.tell(json.dumps(answer)))
-        if "refused" in answer:
-            raise ToolkitError(answer["refused"])
-        if answer["step"] is not None and not engine.is_main:
-            found = read_checkpoint(self.run_dir, answer["step"])
-        return found, answer["finished"]
+                refused = str(error)
+        step, finished, refused = engine.tell([found and found.step, finished, refused])
+        if refused:
+            raise ToolkitError(refused)
+        if step is not None and not engine.is_main:
+            found = checkpoints.read_checkpoint(self.run_dir, step)
+        return found, finished
 
     def _look(self) -> Checkpoint | None:
         if self.from_scratch:
             return None
-        start = newest_checkpoint(self.run_dir)
+        start = checkpoints.newest_checkpoint(self.run_dir)
         if start is not None:
             known = dataclasses.replace(start, state={**start.state, "identity": self._with_robot(start)})
-            check_same_run(known, self.identity, self._inputs(), self.files)
-        elif list_checkpoints(self.run_dir):
+            checkpoints.check_same_run(known, self.identity, self._inputs(), self.files)
+        elif checkpoints.list_checkpoints(self.run_dir):
             raise ToolkitError(
                 f"Every checkpoint in {self.run_dir} is damaged. Restore one from a backup, or start anew with "
                 "train.resume=never."
@@ -92,7 +92,7 @@ class RunFolder:
 
     def _inputs(self) -> dict[str, str]:
         """The digests of the inputs as the run recorded them."""
-        return read_json(self.run_dir / INPUTS) if (self.run_dir / INPUTS).is_file() else {}
+        return disk.read_json(self.run_dir / INPUTS) if (self.run_dir / INPUTS).is_file() else {}
 
     def _with_robot(self, start: Checkpoint) -> dict[str, Any]:
         """The identity of a checkpoint. One of before the modality configuration was part of it takes that of its own
@@ -100,8 +100,9 @@ class RunFolder:
         stored: dict[str, Any] = start.state.get("identity", {})
         if "modality_config" in stored:
             return stored
-        if made_by(self.output_dir, stored):
-            return {**stored, "modality_config": robot_of(self.output_dir, self.config.dataset.embodiment_tag)}
+        if recipe_identity.made_by(self.output_dir, stored):
+            robot = recipe_identity.robot_of(self.output_dir, self.config.dataset.embodiment_tag)
+            return {**stored, "modality_config": robot}
         if self.config.dataset.modality_config is not None:
             return stored  # what is given now is recorded from the next checkpoint on
         raise ToolkitError(
@@ -122,7 +123,7 @@ class RunFolder:
                     f"output_dir {folder} {problem}; it is never replaced. Choose another output_dir=...."
                 )
             return False
-        made_of = identity_of(folder, self.release_identity)
+        made_of = recipe_identity.identity_of(folder, self.release_identity)
         changed = differences(made_of, self.release_identity, self._inputs(), self.files)
         if changed:
             lines = "\n  ".join(changed)
@@ -134,48 +135,41 @@ class RunFolder:
         return True
 
     @contextmanager
-    def opened(
-        self, start: Checkpoint | None, engine: Engine, stop: Preemption, conditions: Mapping[str, Any]
-    ) -> Iterator[None]:
+    def opened(self, start: Checkpoint | None, conditions: Mapping[str, Any]) -> Iterator[None]:
         """Hold the folders for this run: clear what killed or discarded attempts left, write what this one has."""
-        engine.barrier()  # no process still looks for its starting point
+        self.attempt.engine.barrier()  # no process still looks for its starting point
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
-            if engine.is_main:
-                self._lock(held, stop.token.id or "")
+            if self.attempt.engine.is_main:
+                self._lock(held)
                 self._claim_output(held)
-                if stop.token.is_ours():
-                    self._clear(start)
-                    write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
-                    write_json(self.run_dir / INPUTS, dict(self.files))
-                    with (self.run_dir / CONDITIONS).open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"from_step": start.step if start else 0, **conditions}) + "\n")
-            stop.barrier()
+            if self.attempt.writes:
+                self._clear(start)
+                disk.write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
+                disk.write_json(self.run_dir / INPUTS, dict(self.files))
+                with (self.run_dir / CONDITIONS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"from_step": start.step if start else 0, **conditions}) + "\n")
+            self.attempt.barrier()
             yield
 
-    def _lock(self, held: ExitStack, holder: str) -> None:
+    def _lock(self, held: ExitStack) -> None:
         """Take the lock of run_dir; one that an attempt of a SLURM job holds on to is no obstacle to the attempt after
         it, since the token keeps the older one from writing."""
-        until = time.monotonic() + LET_GO_SECONDS
-        while True:
-            try:
-                held.enter_context(file_lock(self.run_dir, required=False, holder=holder))
-                return
-            except LockHeld as error:
-                if not (holder and error.holder):
-                    raise
-            if time.monotonic() > until:
-                log.warning("%s: a superseded attempt still holds its lock; going on without it.", self.run_dir)
-                return
-            time.sleep(0.5)
+        holder = self.attempt.token.id or ""
+        try:
+            held.enter_context(disk.lock_in_turn(self.run_dir, LET_GO_SECONDS if holder else 0.0, holder=holder))
+        except disk.LockHeld as error:
+            if not (holder and error.holder):
+                raise
+            log.warning("%s: a superseded attempt still holds its lock; going on without it.", self.run_dir)
 
     def _claim_output(self, held: ExitStack) -> None:
         """Keep other runs from output_dir until `held` ends; refused where one that is running has it."""
         own = os.path.realpath(self.run_dir)
         self.output_dir.parent.mkdir(parents=True, exist_ok=True)
         try:
-            held.enter_context(file_lock(self.output_dir, required=False, holder=own))
-        except LockHeld as error:
+            held.enter_context(disk.file_lock(self.output_dir, required=False, holder=own))
+        except disk.LockHeld as error:
             if error.holder != own:  # else an attempt of this run that has been superseded
                 raise ToolkitError(
                     f"output_dir {self.output_dir} is the output of a run that is running, "
@@ -184,40 +178,75 @@ class RunFolder:
             log.warning("%s: a superseded attempt still holds its lock; going on without it.", self.output_dir)
 
     def _clear(self, start: Checkpoint | None) -> None:
-        remove_leftovers(self.run_dir, "checkpoint-*")
-        remove_leftovers(self.output_dir.parent, self.output_dir.name)
-        checkpoints = list_checkpoints(self.run_dir)
+        disk.remove_leftovers(self.run_dir, "checkpoint-*")
+        disk.remove_leftovers(self.output_dir.parent, self.output_dir.name)
+        there = checkpoints.list_checkpoints(self.run_dir)
         if self.from_scratch:
-            for old in checkpoints:
+            for old in there:
                 shutil.rmtree(old)
             for name in ("run.json", METRICS, STATUS, BEST, FIRST_BATCH, INPUTS, CONDITIONS):
                 (self.run_dir / name).unlink(missing_ok=True)
             for name in (ARTIFACTS, EVALUATIONS):
                 shutil.rmtree(self.run_dir / name, ignore_errors=True)
         elif start is not None:
-            for newer in checkpoints[checkpoints.index(start.folder) + 1 :]:  # damaged, or start would be one of them
+            for newer in there[there.index(start.folder) + 1 :]:  # damaged, or start would be one of them
                 aside = newer.with_name(newer.name + ".damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 newer.rename(aside)
 
-    def may_replace(self) -> Callable[[Path], None]:
-        """For `whole_folder` over output_dir: raises where what lies there must stay."""
-        checkpoints, ours = list_checkpoints(self.run_dir), identity_digest(self.release_identity)
+    def describe(self, mixture: Mixture) -> dict[str, Any]:
+        """What the run is made of that its configuration does not say."""
+        engine = self.attempt.engine
+        return {
+            "dataset": {**describe_datasets(mixture), "training_digest": self.identity["dataset"]},
+            "base": self.identity["base"],
+            "versions": versions(),
+            "processes": engine.world_size,
+            "device": engine.device.type,
+            "precision": str(engine.dtype).removeprefix("torch."),
+        }
 
-        def check(folder: Path) -> None:
-            mark = _mark(folder)
-            problem = _foreign(folder)
-            if problem is None and not (mark and (mark == self._to_replace or mark.get("identity") == ours)):
-                problem = "holds the finished checkpoint of another run"
-            if problem is None or _is_empty(folder):
-                return
-            raise ToolkitError(
-                f"output_dir {self.output_dir} {problem} that was not there when this run began; it is never replaced. "
-                f"The weights are in {checkpoints[-1] if checkpoints else self.run_dir}: move that folder away, or "
-                "choose another output_dir=..., and start the same command again, which then writes the result only."
-            )
+    def release(self, model: Gr00tN1d7, dataset: TrainingDataset, conditions: dict[str, Any], step: int) -> None:
+        """Write config.json, shards and index, processor files and experiment_cfg/; an older checkpoint gives way last.
 
-        return check
+        conditions: of this attempt. step: how many optimizer steps the weights have seen.
+        """
+        mirror_processor(model, dataset.processor)
+        described = {
+            "dataset": describe_datasets(dataset.mixture),
+            "hardware": self.attempt.engine.hardware(),
+            "versions": versions(),
+            "conditions": conditions,
+        }
+        full = disk_errors(self.output_dir, "The last checkpoint is whole: make room and start the same command again.")
+        allowed, replaceable = self.attempt.token.require, self._refuse_others
+        whole = disk.whole_folder(self.output_dir, lock=False, allowed=allowed, replaceable=replaceable)
+        with suppress(Superseded), full, whole as aside:
+            model.save_pretrained(aside, dtype=torch.bfloat16)
+            dataset.processor.save_pretrained(aside)
+            experiment = aside / "experiment_cfg"
+            experiment.mkdir()
+            published = OmegaConf.to_yaml(OmegaConf.create(publishable(dataclasses.asdict(self.config))))
+            (experiment / "config.yaml").write_text(published, encoding="utf-8")
+            for name, content in described.items():
+                disk.write_json(experiment / f"{name}.json", content)
+            recipe_identity.write_mark(aside, self.release_identity, step)
+            write_manifest(aside)
+
+    def _refuse_others(self, folder: Path) -> None:
+        """Raise where what lies in output_dir must stay."""
+        mark, problem = _mark(folder), _foreign(folder)
+        ours = identity_digest(self.release_identity)
+        if problem is None and not (mark and (mark == self._to_replace or mark.get("identity") == ours)):
+            problem = "holds the finished checkpoint of another run"
+        if problem is None or _is_empty(folder):
+            return
+        weights = [self.run_dir, *checkpoints.list_checkpoints(self.run_dir)][-1]
+        raise ToolkitError(
+            f"output_dir {self.output_dir} {problem} that was not there when this run began; it is never replaced. "
+            f"The weights are in {weights}: move that folder away, or choose another output_dir=..., and start the "
+            "same command again, which then writes the result only."
+        )
 
 
 def _is_empty(folder: Path) -> bool:
@@ -225,7 +254,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _mark(folder: Path) -> dict[str, Any] | None:
-    return read_json(folder / RELEASE_MARK) if (folder / RELEASE_MARK).is_file() else None
+    return disk.read_json(folder / RELEASE_MARK) if (folder / RELEASE_MARK).is_file() else None
 
 
 def _foreign(folder: Path) -> str | None:
@@ -239,3 +268,68 @@ def _foreign(folder: Path) -> str | None:
         return None
     more = f" and {len(added) - _FILES_LISTED} more" if len(added) > _FILES_LISTED else ""
     return f"holds files beside a finished checkpoint ({', '.join(added[:_FILES_LISTED])}{more})"
+
+
+def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:
+    """config.json repeats keys of processor_config.json; give both the same values."""
+    values = processor.config.to_json()
+    for key in values.keys() & model.config.to_dict().keys():
+        if key not in ("model_name", "model_type"):
+            setattr(model.config, key, values[key])
+    model.config.use_albumentations_transforms = values["use_albumentations"]
+
+
+def publishable(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved fine-tune without `cluster` and `tracking`; of a folder outside the working one its name is left."""
+    # No result depends on these two, and they name accounts, projects, modules and proxies of a site.
+    kept = copy.deepcopy({name: value for name, value in resolved.items() if name not in ("cluster", "tracking")})
+    for key in keys_of(FinetuneConfig).values():
+        *parents, name = key.name.split(".")
+        holder: Any = kept
+        for parent in parents:
+            holder = holder.get(parent) or {}
+        if key.bounds.get("folder") and isinstance(holder.get(name), str):
+            holder[name] = _without_place(holder[name])
+    dataset = kept.get("dataset") or {}
+    if dataset.get("mixture"):
+        entries = []
+        for part in parts(dataset["mixture"]):
+            folder, above = _without_place(str(part.folder)), part.folder.parent.name
+            # `train` alone, which many end in, would not distinguish one from another
+            folder = f"{above}/{folder}" if folder == "train" and above else folder
+            entries.append(f"{folder}:{part.weight:g}")
+        dataset["mixture"] = entries
+    return kept
+
+
+def _without_place(folder: str) -> str:
+    """A path within the working folder (or a hub id) as it is, else its last part."""
+    windows, path = PureWindowsPath(folder), PurePath(folder)
+    if windows.drive or "\\" in folder:
+        return windows.name
+    outside = path.is_absolute() or ".." in path.parts or folder.startswith("~")
+    return path.name if outside else folder
+
+
+def describe_datasets(mixture: Mixture) -> dict[str, Any]:
+    """What was trained on, without a path of this machine: the dataset, or all of a mixture with their shares."""
+    found = [describe_dataset(reader.layout) for reader in mixture.readers]
+    if len(found) == 1:
+        return found[0]
+    shared = [{"share": share, **of} for share, of in zip(mixture.shares, found, strict=True)]
+    return {"fingerprint": mixture.fingerprint, "fps": found[0]["fps"], "mixture": shared}
+
+
+def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
+    """What was trained on, without a path of this machine."""
+    return {
+        "fingerprint": layout.fingerprint,
+        "episodes": len(layout.episodes),
+        "frames": sum(episode.length for episode in layout.episodes),
+        "train_frames": sum(layout.episode(index).length for index in layout.train_episodes),
+        "train_episodes": layout.train_episodes,
+        "val_episodes": layout.val_episodes,
+        "fps": layout.fps,
+        "frame_sizes": {camera: layout.frame_size(camera) for camera in layout.cameras},
+        "instructions": sorted(layout.tasks.values()),
+    }

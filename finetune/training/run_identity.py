@@ -32,7 +32,6 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import TOKENIZER_SUFFIXES, processor_sources
 from gr00t.data.schema import comparable
 from gr00t.data.statistics import Tail
-from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_sha256, read_json, write_json
 from gr00t.model.architecture import backbone_file
@@ -60,13 +59,12 @@ log = logging.getLogger(__name__)
 Files = dict[str, str]  # the digest of each input, by the name that messages call it: base_files.config.json, ...
 
 
-def run_identity(config: FinetuneConfig, base: Path, data: StepReader | Mixture) -> tuple[dict[str, Any], Files]:
+def run_identity(config: FinetuneConfig, base: Path, mixture: Mixture) -> tuple[dict[str, Any], Files]:
     """What must not change when a run is continued: all that decides a later step's loss; and every input's digest.
 
     The identity holds one digest for all frame tables of a dataset and one for all its videos, since every checkpoint
     carries it; the digests of single files say which of them has changed.
     """
-    mixture = Mixture([data]) if isinstance(data, StepReader) else data
     digests = Digests(Path(config.cache_dir) / "digests.json")
     base_files, dataset_files = _base_files(base, digests), _dataset_files(mixture, digests)
     identity = {
@@ -81,8 +79,7 @@ def run_identity(config: FinetuneConfig, base: Path, data: StepReader | Mixture)
         **({"padding": "left out"} if _padding_reached_results(base, mixture) else {}),
     }
     digests.keep()
-    files = {f"dataset_files.{name}": digest for name, digest in dataset_files.items()}
-    return identity, files | {f"base_files.{name}": digest for name, digest in base_files.items()}
+    return identity, flat({"dataset_files": dataset_files, "base_files": base_files})
 
 
 def _padding_reached_results(base: Path, mixture: Mixture) -> bool:
@@ -124,12 +121,11 @@ def _base_files(base: Path, digest_of: Digests) -> Files:
     own = [path for path in (base / "processor").rglob("*") if path.suffix in TOKENIZER_SUFFIXES and path.is_file()]
     files = {*weight_files(base), *base.glob("*.json"), *own, *processor_sources(base)}
     files |= {architecture} if architecture else set()
-
-    def name(path: Path) -> str:
+    found: Files = {}
+    for path in sorted(files):
         inside = path.is_relative_to(base)
-        return path.relative_to(base).as_posix() if inside else f"{path.parent.name}/{path.name}"
-
-    return {name(path): digest_of(path) for path in sorted(files)}
+        found[path.relative_to(base).as_posix() if inside else f"{path.parent.name}/{path.name}"] = digest_of(path)
+    return found
 
 
 def _digest(value: Any) -> str:
@@ -137,52 +133,51 @@ def _digest(value: Any) -> str:
 
 
 class Digests:
-    """From file to digest. A large file is hashed once, as long as it keeps its size, times and inode.
+    """From file to digest, which is known as long as the file keeps its size, times and inode.
 
-    `path` holds what is known of large files; where it cannot be written, the next start hashes them again.
+    `path` holds those of large files; where it cannot be written, the next start hashes them again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._found: dict[Path, str] = {}
-        self._large: dict[str, list[Any]] = {}
+        self._known: dict[str, list[Any]] = {}
         with suppress(ToolkitError):  # missing, or damaged
-            self._large = read_json(path)
-        self._before = dict(self._large)
+            self._known = read_json(path)
+        self._before = dict(self._known)
 
     def __call__(self, file: Path) -> str:
-        if file not in self._found:
-            state = file.stat()
-            self._found[file] = self._of_large(file, state) if state.st_size >= LARGE_BYTES else file_sha256(file)
-        return self._found[file]
-
-    def _of_large(self, file: Path, state: os.stat_result) -> str:
-        name, now = str(file.resolve()), [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
-        if self._large.get(name, [])[:-1] != now:
-            self._large[name] = [*now, file_sha256(file)]
-        return str(self._large[name][-1])
+        name, state = str(file.resolve()), file.stat()
+        now = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+        if self._known.get(name, [])[:-1] != now:
+            self._known[name] = [*now, file_sha256(file)]
+        return str(self._known[name][-1])
 
     def keep(self) -> None:
         """Write what is known of large files."""
-        if self._large != self._before:
+        large = {name: known for name, known in self._known.items() if known[0] >= LARGE_BYTES}
+        if large != self._before:
             with suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self.path, self._large)
+                write_json(self.path, large)
 
 
 def conditions(config: FinetuneConfig, engine: Engine, model: Gr00tN1d7) -> dict[str, Any]:
     """All that this process computes with now, after it has built the model."""
-    packages = {"python": platform.python_version(), "opencv": cv2.__version__}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            packages[name] = metadata.version(name)
     return {
-        "packages": packages,
+        "packages": _packages(),
         "hardware": _hardware(engine),
         "computation": _computation(config, engine, model),
         "environment": _environment(os.environ),
         "code": _code(),
     }
+
+
+def _packages() -> dict[str, str]:
+    found = {"python": platform.python_version(), "opencv": cv2.__version__}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _hardware(engine: Engine) -> dict[str, Any]:
@@ -228,9 +223,9 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 def _code() -> dict[str, str]:
     """A short digest of each module that is imported from the toolkit."""
-    imported = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    ours = {name: file for name, file in sorted(imported.items()) if file and name.partition(".")[0] in _ROOMS}
-    return {name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] for name, file in ours.items()}
+    ours = [(name, module) for name, module in sorted(sys.modules.items()) if name.partition(".")[0] in _ROOMS]
+    files = {name: Path(str(module.__file__)) for name, module in ours if getattr(module, "__file__", None)}
+    return {name: file_sha256(file)[:12] for name, file in files.items()}
 
 
 def warn(checkpoint: Checkpoint, now: Mapping[str, Any]) -> None:
@@ -246,15 +241,15 @@ def changes(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     lines = []
     was, here = (flat({k: v for k, v in side.items() if k != "code"}) for side in (there, now))
     for name in sorted({*was, *here}):
+        old, new = ("none" if side.get(name) is None else str(side[name]) for side in (was, here))
+        effect = "losses may differ by rounding"
+        if name == "computation.micro_batch_size":
+            effect = "dropout is drawn for each micro-batch, so losses differ where there is any"
         if was.get(name) != here.get(name):
-            old, new = ("none" if side.get(name) is None else str(side[name]) for side in (was, here))
-            effect = "losses may differ by rounding"
-            if name == "computation.micro_batch_size":
-                effect = "dropout is drawn for each micro-batch, so losses differ where there is any"
             lines.append(f"{name.partition('.')[2]} {old} there, {new} now: {effect}")
     # Modules that both have; what is imported later or not at all shows in those that import it.
-    code, code_now = there.get("code", {}), now.get("code", {})
-    changed = [name for name in code_now if name in code and code[name] != code_now[name]]
+    code = there.get("code", {})
+    changed = [name for name, digest in now.get("code", {}).items() if code.get(name, digest) != digest]
     if changed:
         more = f" and {len(changed) - _MODULES_LISTED} more" if len(changed) > _MODULES_LISTED else ""
         names = ", ".join(changed[:_MODULES_LISTED]) + more

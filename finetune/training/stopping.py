@@ -1,12 +1,11 @@
 """Why a run stops before its last step, and which attempt of a job may write its run folder.
 
-Reasons to stop are a signal, the end of the job's time, and another attempt. Each process sets a flag for every reason
-that it knows; the flags are summed in the all-reduce of each step, so all processes stop after the same step.
+Each process sets a flag for every reason that it knows; the flags are summed in the all-reduce of each step, so all
+processes stop after the same step.
 
 A SLURM job continues in attempt after attempt, and the old one may still run on a node that is cut off. `python -m
 finetune.slurm.attempt begin` writes a new id to run_dir/attempt.json and hands it to the processes it starts; a process
-that finds another id there has been superseded and may not write any more. A local run has no id: the lock beside
-run_dir keeps two of them apart."""
+that finds another id there may not write any more. Local runs have no id: the lock beside run_dir keeps them apart."""
 
 from __future__ import annotations
 
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from finetune.recipe import FinetuneConfig
 from finetune.training.engine import Engine
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import write_json
@@ -79,11 +79,10 @@ class AttemptToken:
         if self.attempt is None:
             return
         path = self.run_dir / "attempts" / self.attempt / "outcome.json"
-        if path.exists():
-            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"status": status, "reason": reason, "step": step, "checkpoint": checkpoint})
+            if not path.exists():
+                write_json(path, {"status": status, "reason": reason, "step": step, "checkpoint": checkpoint})
         except OSError as error:  # without it the attempt counts as crashed, which is the cautious reading
             log.warning("%s cannot be written: %s", path, error)
 
@@ -93,8 +92,7 @@ class AttemptToken:
         try:
             yield
         except ToolkitError as error:
-            cause = error.__cause__
-            if not isinstance(cause, OSError) or cause.errno in _LASTING:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno in _LASTING:
                 self.record("failed", str(error), 0, None)
             raise
 
@@ -112,28 +110,31 @@ class AttemptToken:
                 time.sleep(0.2)
 
 
-class Preemption:
-    """Which reasons to stop this process knows, and which one all processes agreed on after `step` steps."""
+class ThisAttempt:
+    """The attempt that runs, after `step` steps: its configuration, processes and token, and the reasons to stop."""
 
-    def __init__(self, engine: Engine, token: AttemptToken, grace_seconds: float) -> None:
-        self.engine, self.token, self.step = engine, token, 0
+    def __init__(self, config: FinetuneConfig, engine: Engine, token: AttemptToken) -> None:
+        self.config, self.engine, self.token, self.step = config, engine, token, 0
         self.save_seconds = 0.0  # of the last checkpoint
         self._step_seconds = 0.0  # of the longest step
         self._stepped = time.monotonic()
-        self._stop_at = stop_time(time.time(), os.environ.get(DEADLINE), grace_seconds)
+        self._stop_at = stop_time(time.time(), os.environ.get(DEADLINE), config.cluster.grace_seconds)
         self._received = torch.zeros(len(REASONS))
         self._ready = torch.cuda.Event() if engine.device.type == "cuda" else None
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes the run folder."""
+        return self.engine.is_main and self.token.is_ours()
+
     def flags(self) -> Tensor:
         """(len(REASONS),) float32 on the engine's device: 1 for each reason that this process knows."""
-        number, known = received(), set()
-        if number is not None:
-            known.add(f"signal {number.name}")
-        if self.engine.is_main:
-            if not self.token.is_ours():
-                known.add(SUPERSEDED)
-            if time.time() + 2 * self._step_seconds + self.save_seconds > self._stop_at:
-                known.add(TIME_LIMIT)
+        number, is_main = received(), self.engine.is_main
+        known = {f"signal {number.name}"} if number else set()
+        if is_main and not self.token.is_ours():
+            known.add(SUPERSEDED)
+        if is_main and time.time() + 2 * self._step_seconds + self.save_seconds > self._stop_at:
+            known.add(TIME_LIMIT)
         return torch.tensor([float(reason in known) for reason in REASONS]).to(self.engine.device, non_blocking=True)
 
     def receive(self, flags: Tensor) -> None:
@@ -177,19 +178,13 @@ class Preemption:
 
 
 def stop_time(now: float, deadline: str | None, grace_seconds: float) -> float:
-    """The unix time at which to stop unasked: `grace_seconds` before the job's end, infinity when that is unknown.
-
-    At least half of the time that is left at `now` is used.
-    """
+    """The unix time at which to stop unasked: `grace_seconds` before the job's end, but not before half of the time
+    that is left at `now` is used; infinity when the end is unknown."""
     if deadline is None:
         return float("inf")
     end = float(deadline)
     half = now + (end - now) / 2
     if half > end - grace_seconds:
-        log.warning(
-            "The job ends in %.0f s, cluster.grace_seconds is %.0f: half of that time is used. Ask for more "
-            "(cluster.time), or for a shorter grace time.",
-            end - now,
-            grace_seconds,
-        )
+        text = "The job ends in %.0f s, cluster.grace_seconds is %.0f: half of that time is used. Ask for more "
+        log.warning(text + "(cluster.time), or for a shorter grace time.", end - now, grace_seconds)
     return max(end - grace_seconds, half)

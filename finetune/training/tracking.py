@@ -1,8 +1,7 @@
 """What a run says about itself: a progress bar, metrics.jsonl and status.json in the run folder, and wandb.
 
-Offline, all of wandb lies in run_dir/wandb, and `wandb sync` sends it later. Datasets and checkpoints are wandb
-artifacts, so that lineage can be followed: which data and base made which weights. By default an artifact is a short
-JSON file of hashes and sizes, which proves which files they were and costs nothing where a checkpoint has 16 GB."""
+Datasets and checkpoints are wandb artifacts, so that lineage can be followed: which data and base made which weights.
+By default an artifact is a short JSON file of hashes and sizes, which costs nothing where a checkpoint has 16 GB."""
 
 from __future__ import annotations
 
@@ -15,7 +14,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training import ARTIFACTS, METRICS, STATUS
 from finetune.training.checkpointing import Best
-from finetune.training.stopping import AttemptToken, Stopped
+from finetune.training.stopping import Stopped, ThisAttempt
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_replacement import file_sha256, read_json, write_json
+from gr00t.file_replacement import read_json, write_json, write_text
+from gr00t.model.finished_checkpoint import MANIFEST
 from toolkit.progress import NOTE, progress_bar
 from toolkit.wandb_session import start_run
 
@@ -39,19 +41,16 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Logs one run, from entering to leaving; in a process that is not the main one every method does nothing.
-
-    Leaving without an exception means that the run is finished, with Stopped that it resumes later, with another that
-    it failed. Nothing is written once another attempt has taken the run folder over.
+    """Logs one run, from entering to leaving: without an exception the run is finished, with Stopped it resumes later,
+    with another it failed. Processes other than the main one, or superseded ones, write nothing.
     """
 
-    def __init__(
-        self, config: FinetuneConfig, facts: Mapping[str, Any], *, active: bool, first_step: int, token: AttemptToken
-    ) -> None:
+    def __init__(self, attempt: ThisAttempt, facts: Mapping[str, Any]) -> None:
         """facts: what the configuration does not say (dataset, base, versions, processes)."""
-        self.active, self._token, self._config, self._facts = active, token, config, facts
-        self._step, self._total = first_step, config.train.max_steps
-        self._run_dir = Path(config.run_dir)
+        self.active, self._attempt, self._config = attempt.engine.is_main, attempt, attempt.config
+        self._facts = facts
+        self._step, self._total = attempt.step, self._config.train.max_steps
+        self._run_dir = Path(self._config.run_dir)
         self._wandb: Any = None  # wandb's own run
         self._artifacts: Artifacts | None = None
         self.summary: dict[str, Any] = {}
@@ -60,11 +59,11 @@ class Tracker:
         if not self.active:
             return self
         self._progress = progress_bar(NOTE)
-        self._console = self._progress.console
+        self._say = partial(self._progress.console.print, highlight=False, soft_wrap=True)
         if self._config.tracking.name == "wandb":
             self._start_wandb()
         with disk_errors(self._run_dir, REMEDY):
-            self._metrics = self._open_metrics(self._step)
+            self._metrics = self._open_metrics()
         self._write_status("running", "")
         self._task = self._progress.add_task(self._config.split.name, total=self._total, completed=self._step, note="")
         self._progress.start()
@@ -80,37 +79,36 @@ class Tracker:
         self._stall.close()
         self._progress.stop()
         self._metrics.close()
-        status, reason = "finished", ""
+        status, reason = "finished", f"after {self._step} steps"
         if error is not None:  # the reason in words that may be shown to others
             status = "stopped" if isinstance(error, Stopped) else "failed"
             reason = str(error) if isinstance(error, Stopped | ToolkitError) else type(error).__name__
-        if self._writes():
-            self._write_status(status, reason)
+        if self._attempt.writes:
+            self._write_status(status, reason if error else "")
         if self._wandb is None:
             return
-        if status != "stopped":  # that resumes later, and an alert at each requeue would be too many
-            level = "INFO" if status == "finished" else "ERROR"
-            self._alert(f"{self._config.split.name} {status}", reason or f"after {self._step} steps", level)
         self._wandb.summary.update({**self.summary, "status": status})
-        if status == "stopped":
+        if status == "stopped":  # it resumes later, and an alert at each requeue would be too many
             self._wandb.mark_preempting()
+        else:
+            self._alert(status, reason, "INFO" if status == "finished" else "ERROR")
         self._wandb.finish(exit_code=0 if status == "finished" else 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record what training measured up to `step` optimizer steps."""
-        if not self._writes():
+        if not self._attempt.writes:
             return
         self._record(step, metrics, {f"train/{name}": value for name, value in metrics.items()})
         note = f"loss {metrics['loss']:.4f}  {metrics['samples_per_second']:.1f} samples/s"
         self._progress.update(self._task, note=note)
-        if not self._console.is_terminal:  # a log file: lines instead of a bar
+        if not self._progress.console.is_terminal:  # a log file: lines instead of a bar
             waiting = metrics["data_wait_seconds"]
             self._say(f"step {step}/{self._total}  {note}  waited {waiting:.1f} s for data")
 
     def log_evaluation(self, step: int, values: dict[str, float], images: Mapping[str, Path], said: str) -> None:
         """Record an evaluation after `step` steps: values by name ("val/..."), images, and a line for people."""
         self.alive()
-        if not self._writes():
+        if not self._attempt.writes:
             return
         self._record(step, values, values)
         for name, path in images.items():
@@ -138,18 +136,14 @@ class Tracker:
 
     def checkpoint_written(self, folder: Path, *, best: bool) -> None:
         """A checkpoint to resume from is on the disk; best: of all that were evaluated."""
-        if self._artifacts is not None and self._writes() and folder.is_dir():
-            self._wandb.log_artifact(
-                self._artifacts.checkpoint(folder), aliases=["latest", "best"] if best else ["latest"]
-            )
+        if self._artifacts is not None and self._attempt.writes and folder.is_dir():
+            aliases = ["latest", "best"] if best else ["latest"]
+            self._wandb.log_artifact(self._artifacts.checkpoint(folder), aliases=aliases)
 
     def released(self, folder: Path, step: int) -> None:
         """The finished checkpoint is on the disk, made of the weights after `step` steps."""
-        if self._artifacts is not None and self._writes():
+        if self._artifacts is not None and self._attempt.writes:
             self._wandb.log_artifact(self._artifacts.policy(folder, step), aliases=["latest", f"step-{step}"])
-
-    def _writes(self) -> bool:
-        return self.active and self._token.is_ours()
 
     def _record(self, step: int, line: Mapping[str, float], values: Mapping[str, float]) -> None:
         with disk_errors(self._run_dir, REMEDY):
@@ -157,9 +151,6 @@ class Tracker:
             self._metrics.flush()
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
 
     def _start_wandb(self) -> None:
         """Start a run, or continue the one that run.json names, and record what it reads."""
@@ -181,82 +172,68 @@ class Tracker:
             write_json(self._run_dir / STATUS, {"status": status, "reason": reason, "step": self._step, "written": now})
 
     def _on_stall(self, seconds: float) -> None:
-        done = f"{self._step} of {self._total} steps are done"
-        text = f"no step and no part of an evaluation for {seconds / 60:.0f} minutes; {done}"
+        text = f"no step and no part of an evaluation for {seconds / 60:.0f} minutes; "
+        text += f"{self._step} of {self._total} steps are done"
         log.warning("%s: %s", self._run_dir, text)
-        if self._wandb is not None:
-            self._alert(f"{self._config.split.name} stalls", text, "WARN")
+        self._alert("stalls", text, "WARN")
 
-    def _alert(self, title: str, text: str, level: str) -> None:
+    def _alert(self, what: str, text: str, level: str) -> None:
         """A message to whoever follows the run, as they chose in wandb (mail, Slack)."""
-        if self._writes():
-            self._wandb.alert(title[:63], text, level)
+        if self._wandb is not None and self._attempt.writes:
+            self._wandb.alert(f"{self._config.split.name} {what}"[:63], text, level)
 
-    def _open_metrics(self, first_step: int) -> Any:
+    def _open_metrics(self) -> Any:
         """metrics.jsonl, cut back to the step from which the run resumes."""
         path = self._run_dir / METRICS
         kept: list[str] = []
-        if path.is_file() and first_step:
+        if path.is_file() and self._step:
             for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= first_step:
-                        kept.append(line)
-                except (ValueError, KeyError):  # the line a killed run was writing
-                    continue
-        rest = path.with_name(f".{path.name}")
-        rest.write_text("".join(line + "\n" for line in kept))
-        rest.replace(path)  # a full disk leaves the lines that are there
+                with suppress(ValueError, KeyError):  # the line a killed run was writing
+                    if json.loads(line)["step"] <= self._step:
+                        kept.append(line + "\n")
+        write_text(path, "".join(kept))
         return path.open("a")
 
 
 class StallWatch:
-    """A thread that calls `on_stall` with the seconds since the last `beat` when they exceed `limit_seconds`; once for
-    each standstill. A limit of None watches nothing."""
+    """Calls `on_stall` in a thread, with the seconds since the last `beat`, when they exceed `limit_seconds`: once for
+    each standstill, and never where that is None."""
 
     def __init__(self, limit_seconds: float | None, on_stall: Callable[[float], None]) -> None:
-        self._on_stall = on_stall
-        self._last, self._reported = time.monotonic(), False
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        if limit_seconds is not None:
-            watch = threading.Thread(target=self._watch, args=(limit_seconds,), name="stall watch", daemon=True)
-            self._thread = watch
-            self._thread.start()
+        self._limit, self._on_stall = limit_seconds, on_stall
+        self._timer: threading.Timer | None = None
+        self.beat()
 
     def beat(self) -> None:
         """The run advances."""
-        self._last, self._reported = time.monotonic(), False
+        self.close()
+        if self._limit is not None:
+            begin = time.monotonic()
+            self._timer = threading.Timer(self._limit, lambda: self._on_stall(time.monotonic() - begin))
+            self._timer.daemon = True
+            self._timer.start()
 
     def close(self) -> None:
         """End the thread."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _watch(self, limit: float) -> None:
-        while not self._ended.wait(min(limit / 4, 10.0)):
-            silence = time.monotonic() - self._last
-            if silence > limit and not self._reported:
-                self._reported = True
-                self._on_stall(silence)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
 
 
 class Artifacts:
     """The artifacts of one run, holding what `tracking.artifacts` says. Folders in them are as the user wrote them."""
 
     def __init__(self, config: FinetuneConfig) -> None:
-        self._config, self._uploads = config, config.tracking.artifacts == "upload"
+        self._config = config
 
     def dataset(self, described: Mapping[str, Any]) -> wandb.Artifact:
         """What is trained on, as `describe_datasets` has it: of a mixture, each dataset in a folder of its own."""
         folders = [part.folder for part in datasets(self._config)]
-        several = len(folders) > 1
-        if several:
+        uploaded = {"": folders[0]}
+        if len(folders) > 1:
             described = {"folders": [str(folder) for folder in folders], **described}
-        artifact = self._make(f"{self._config.split.name}-dataset", "dataset", folders[0], described)
-        for number, folder in enumerate(folders):
-            self._add_files(artifact, folder, f"{number}/" if several else "")
-        return artifact
+            uploaded = {f"{number}/": folder for number, folder in enumerate(folders)}
+        return self._make(f"{self._config.split.name}-dataset", "dataset", folders[0], described, uploaded)
 
     def base(self, fingerprint: str) -> wandb.Artifact:
         """The base checkpoint."""
@@ -265,22 +242,27 @@ class Artifacts:
 
     def checkpoint(self, folder: Path) -> wandb.Artifact:
         """A checkpoint to resume from, by the hashes of its manifest. Only this run reads it: it is not uploaded."""
-        state, files = read_json(folder / "state.json"), _sizes(folder, read_json(folder / "manifest.json"))
+        state, hashes = read_json(folder / "state.json"), read_json(folder / "manifest.json")
+        files = {name: {"sha256": sha, "bytes": (folder / name).stat().st_size} for name, sha in hashes.items()}
         best = Best.restored(state)
         metric = {best.name: best.metric} if best.step == state["step"] else {}
         described = {"step": state["step"], "files": files, **metric}
         return self._make(f"{self._config.split.name}-training-state", "training-state", folder, described)
 
     def policy(self, folder: Path, step: int) -> wandb.Artifact:
-        """The finished checkpoint."""
-        found = sorted(p for p in folder.rglob("*") if p.is_file())
-        files = _sizes(folder, {str(p.relative_to(folder)): file_sha256(p) for p in found})
-        described = {"step": step, "files": files}
-        artifact = self._make(f"{self._config.split.name}-policy", "model", folder, described)
-        self._add_files(artifact, folder, "")
-        return artifact
+        """The finished checkpoint, by the hashes of its manifest."""
+        described = {"step": step, **read_json(folder / MANIFEST)}
+        return self._make(f"{self._config.split.name}-policy", "model", folder, described, {"": folder})
 
-    def _make(self, name: str, kind: str, folder: Path, described: Mapping[str, Any]) -> wandb.Artifact:
+    def _make(
+        self,
+        name: str,
+        kind: str,
+        folder: Path,
+        described: Mapping[str, Any],
+        uploaded: Mapping[str, Path] | None = None,
+    ) -> wandb.Artifact:
+        """`uploaded`: folders whose files it may hold, by what their names then begin with."""
         import wandb
 
         metadata = {name: value for name, value in described.items() if not isinstance(value, dict | list)}
@@ -289,19 +271,13 @@ class Artifacts:
         notes.mkdir(exist_ok=True)
         note = notes / f"{artifact.name}-{folder.name}.json"
         write_json(note, {"folder": str(folder), **described})
-        # "immutable": wandb makes no copy in the user's home
-        artifact.add_file(str(note), name="reference.json", policy="immutable", skip_cache=True)
+        files = {"reference.json": note}
+        for below, root in uploaded.items() if uploaded and self._config.tracking.artifacts == "upload" else ():
+            inside = {path.relative_to(root): path for path in sorted(root.rglob("*")) if path.is_file()}
+            files |= {f"{below}{name}": path for name, path in inside.items() if not name.parts[0].startswith(".")}
+        for inside_name, path in files.items():  # "immutable": wandb makes no copy in the user's home
+            artifact.add_file(str(path), name=inside_name, policy="immutable", skip_cache=True)
         return artifact
-
-    def _add_files(self, artifact: wandb.Artifact, folder: Path, below: str) -> None:
-        for path in sorted(folder.rglob("*")) if self._uploads else []:
-            inside = path.relative_to(folder)
-            if path.is_file() and not inside.parts[0].startswith("."):
-                artifact.add_file(str(path), name=f"{below}{inside}", policy="immutable", skip_cache=True)
-
-
-def _sizes(folder: Path, hashes: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    return {name: {"sha256": digest, "bytes": (folder / name).stat().st_size} for name, digest in hashes.items()}
 
 
 def run_tags(config: FinetuneConfig) -> list[str]:

@@ -1,17 +1,14 @@
-"""Fine-tuning, from a dataset and a base checkpoint to a finished checkpoint.
-
-`finetune` is one attempt with its ends, `_recipe` all that a run does from top to bottom, and `TrainingLoop` the
-optimizer steps, with the loss in its `_step`."""
+"""Fine-tuning: `finetune` is one attempt with its ends, `_recipe` all that a run does from top to bottom, and
+`TrainingLoop` the optimizer steps, with the loss in its `_step`."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,26 +18,14 @@ from torch import Tensor, nn
 
 from finetune.plan import check_here
 from finetune.recipe import FinetuneConfig
-from finetune.training import FIRST_BATCH, checkpointing
-from finetune.training.cached_features import HeadOnFeatures, restore_backbone, use_cached_features
-from finetune.training.caches import use_frame_store
+from finetune.training import FIRST_BATCH, caches, checkpointing, dataloader
 from finetune.training.checkpointing import Best, Checkpoint, CheckpointWriter
-from finetune.training.dataloader import (
-    answered,
-    build_dataset,
-    build_loader,
-    build_processor,
-    check_dataset,
-    open_datasets,
-    show_first_batch,
-)
 from finetune.training.engine import Engine, build_engine
 from finetune.training.metrics import Meter, Validation, action_groups, held_out, trained_parts
 from finetune.training.optimizer import add_adapters, build_optimizer, learning_rate, merge_adapters, set_learning_rate
-from finetune.training.release_layout import describe_run, write_release
 from finetune.training.run_folder import RunFolder
 from finetune.training.run_identity import conditions, run_identity, warn
-from finetune.training.stopping import SUPERSEDED, TIME_LIMIT, AttemptToken, Preemption, Stopped, Superseded
+from finetune.training.stopping import SUPERSEDED, TIME_LIMIT, AttemptToken, Stopped, ThisAttempt
 from finetune.training.tracking import Tracker
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -81,11 +66,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     token = AttemptToken.from_environment(run_dir)
     with stop_signals(), token.failures():
         engine = build_engine(config)
-        stop = Preemption(engine, token, config.cluster.grace_seconds)
+        attempt = ThisAttempt(config, engine, token)
         try:
-            result = _recipe(config, engine, stop)
+            result = _recipe(attempt)
         except Stopped as stopped:
-            result = FinetuneResult(output_dir, run_dir, stop.step, None, stopped=str(stopped))
+            result = FinetuneResult(output_dir, run_dir, attempt.step, None, stopped=str(stopped))
         except BaseException:
             engine.close(failed=True)
             raise
@@ -93,62 +78,55 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         if engine.is_main and result.stopped == SUPERSEDED:
             token.record(SUPERSEDED, "another attempt has taken over the run folder", result.steps, None)
         elif engine.is_main:
-            status = "finished" if result.stopped is None else "stopped"
-            checkpoints = checkpointing.list_checkpoints(run_dir)
-            token.record(status, result.stopped or "", result.steps, checkpoints[-1].name if checkpoints else None)
+            newest = [None, *(folder.name for folder in checkpointing.list_checkpoints(run_dir))][-1]
+            token.record("stopped" if result.stopped else "finished", result.stopped or "", result.steps, newest)
         return result
 
 
-def _recipe(config: FinetuneConfig, engine: Engine, stop: Preemption) -> FinetuneResult:
+def _recipe(attempt: ThisAttempt) -> FinetuneResult:
+    config, engine = attempt.config, attempt.engine
     base, cached = resolve_folder(config.model.base), config.train.features == "cached"
     with engine.main_first():
         if config.dataset.check and engine.is_main:
-            check_dataset(config)
-        mixture = open_datasets(config)
+            dataloader.check_dataset(config)
+        mixture = dataloader.open_datasets(config)
     identity, files = run_identity(config, base, mixture) if engine.is_main else ({}, {})
-    identity = json.loads(engine.tell(json.dumps(identity)))  # the main process alone hashes the files
-    run = RunFolder(config, identity, files)
-    start, finished = run.starting_point(engine)
+    identity = engine.tell(identity)  # the main process alone hashes the files
+    run = RunFolder(attempt, identity, files)
+    start, finished = run.starting_point()
     if finished:
         return FinetuneResult(run.output_dir, run.run_dir, config.train.max_steps, None, already_finished=True)
-    stop.step = start.step if start else 0
-    check_room(config, engine)
+    attempt.step = start.step if start else 0
+    bf16, cuda = engine.dtype == torch.bfloat16, engine.device.type == "cuda"
+    check_here(config, engine.world_size, engine.free_memory(), bf16=bf16, cuda=cuda, writes=engine.is_main)
 
-    processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), mixture, config)
+    processor = dataloader.build_processor(Gr00tN1d7Processor.from_pretrained(base), mixture, config)
     model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
     if config.dataset.frames == "store":
         for reader in mixture.readers:
-            use_frame_store(config, reader, engine, stop)
-    dataset = build_dataset(mixture, processor, model.n1d7_config, config)
+            caches.use_frame_store(attempt, reader)
+    dataset = dataloader.build_dataset(mixture, processor, model.n1d7_config, config)
     unseen = held_out(config, dataset)
     if cached:
         used = [dataset, unseen] if unseen else [dataset]
-        use_cached_features(config, engine, stop, model, used, identity["base"])
+        caches.use_cached_features(attempt, model, used, identity["base"])
     if start is not None:
         checkpointing.load_weights(start, model)
-    engine.prepare(HeadOnFeatures(model) if cached else model, build_optimizer(model, config.train))
+    engine.prepare(caches.HeadOnFeatures(model) if cached else model, build_optimizer(model, config.train))
     computed_with = conditions(config, engine, model)
     if start is not None:
         engine.restore_optimizer(checkpointing.read_optimizer(start))
         if engine.is_main:
             warn(start, computed_with)
 
-    stop.check(TIME_LIMIT)  # the time limit counts after the first step only: every attempt advances
-    with run.opened(start, engine, stop, computed_with):
-        facts = describe_run(engine, mixture, identity)
-        with Tracker(config, facts, active=engine.is_main, first_step=stop.step, token=stop.token) as tracker:
-            validation = Validation(config, engine, model, unseen) if unseen else None
-            origin = {"identity": identity, "conditions": computed_with}
-            loop = TrainingLoop(config, engine, stop, model, dataset, tracker, origin, validation)
-            loss = loop.run(start)
-            tracker.released(run.output_dir, loop.release(base, run))
+    attempt.check(TIME_LIMIT)  # the time limit counts after the first step only: every attempt advances
+    with run.opened(start, computed_with), Tracker(attempt, run.describe(mixture)) as tracker:
+        validation = Validation(attempt, model, unseen) if unseen else None
+        origin = {"identity": identity, "conditions": computed_with}
+        loop = TrainingLoop(attempt, model, dataset, tracker, origin, validation)
+        loss = loop.run(start)
+        tracker.released(run.output_dir, loop.release(base, run))
     return FinetuneResult(run.output_dir, run.run_dir, loop.done, loss)
-
-
-def check_room(config: FinetuneConfig, engine: Engine) -> None:
-    """Refuse what cannot fit on this process's device, or on the disks."""
-    bf16, cuda = engine.dtype == torch.bfloat16, engine.device.type == "cuda"
-    check_here(config, engine.world_size, engine.free_memory(), bf16=bf16, cuda=cuda, writes=engine.is_main)
 
 
 def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: int) -> Gr00tN1d7:
@@ -176,31 +154,27 @@ def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: in
     return model.train()
 
 
+@dataclass(eq=False)
 class TrainingLoop:
     """Optimizer steps from a starting point to max_steps, with metrics, evaluations and checkpoints.
 
-    `origin` is what every checkpoint says of its run: identity and conditions. `done` steps are done; `best` is the
-    best evaluation so far, in the main process.
+    `origin` is what every checkpoint says of its run: identity and conditions. `done` steps are done; the main process
+    alone submits to `writer`, and knows the `best` evaluation so far.
     """
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        engine: Engine,
-        stop: Preemption,
-        model: Gr00tN1d7,
-        dataset: TrainingDataset,
-        tracker: Tracker,
-        origin: dict[str, Any],
-        validation: Validation | None,
-    ) -> None:
-        self.config, self.engine, self.stop, self.model = config, engine, stop, model
-        self.dataset, self.tracker, self.origin, self.validation = dataset, tracker, origin, validation
-        train, self.writer = config.train, None
-        if engine.is_main:
-            self.writer = CheckpointWriter(Path(config.run_dir), train.keep_last, train.keep_every, stop.token)
-        self.meter = Meter(action_groups(dataset.processor, dataset.tag), trained_parts(engine.optimizer), engine)
-        self.done, self.best = stop.step, Best()
+    attempt: ThisAttempt
+    model: Gr00tN1d7
+    dataset: TrainingDataset
+    tracker: Tracker
+    origin: dict[str, Any]
+    validation: Validation | None
+
+    def __post_init__(self) -> None:
+        self.config, self.engine = self.attempt.config, self.attempt.engine
+        train, groups = self.config.train, action_groups(self.dataset.processor, self.dataset.tag)
+        self.writer = CheckpointWriter(Path(self.config.run_dir), train.keep_last, train.keep_every, self.attempt.token)
+        self.meter = Meter(groups, trained_parts(self.engine.optimizer), self.engine)
+        self.done, self.best = self.attempt.step, Best()
 
     def run(self, start: Checkpoint | None) -> float | None:
         """Train; the loss of the last logged steps. Raises Stopped when all is saved."""
@@ -208,13 +182,11 @@ class TrainingLoop:
             self.meter.restore(start.state["meter"])
         try:
             reason = self._steps(start)
-            if self.writer is not None:
-                with self._checkpoint_errors():
-                    self.writer.wait()
-                self._track_checkpoints()
+            with self._disk_errors():
+                self.writer.wait()
+            self._track_checkpoints()
         finally:
-            if self.writer is not None:
-                self.writer.close()
+            self.writer.close()
             self.tracker.summary = {"loss": self.meter.last_loss, "steps": self.done, "best": self.best.state()}
         if reason is not None:
             raise Stopped(reason)
@@ -225,15 +197,15 @@ class TrainingLoop:
         train = self.config.train
         if start is not None and self._resume(start):
             return None
-        loader, sampler = build_loader(self.dataset, self.config, self.engine, self.done)
-        batches = answered(loader)
+        loader, sampler = dataloader.build_loader(self.dataset, self.config, self.engine, self.done)
+        batches = dataloader.answered(loader)
         for step in range(self.done, train.max_steps):
             micro_batches = self._next(batches, sampler.accumulation)
             if step == 0 and self.engine.is_main:
                 self._show_first(next(iter(sampler)), micro_batches[0])
             self._step(step, micro_batches)
             self.done = done = step + 1
-            reason = self.stop.agreed(done)
+            reason = self.attempt.agreed(done)
             if reason == SUPERSEDED:
                 return reason
             if done % train.log_steps == 0 or done == train.max_steps:
@@ -243,7 +215,7 @@ class TrainingLoop:
             better = enough = False
             if self._evaluates(done) and reason is None:
                 better, enough = self._evaluate()
-                reason = self.stop.agreed(done)
+                reason = self.attempt.agreed(done)
             ends = done == train.max_steps or enough
             if done % train.save_steps == 0 or ends or better or reason is not None:
                 self._refuse_nan(done)
@@ -256,11 +228,11 @@ class TrainingLoop:
         """Take over the evaluations up to a checkpoint, make up for one that a signal cut short; whether to end."""
         self.best, run_dir = Best.restored(start.state), Path(self.config.run_dir)
         enough = self.best.exhausted(self.config.train.patience)
-        if self.engine.is_main and self.stop.token.is_ours():
+        if self.attempt.writes:
             self.best.forget_lost(run_dir)
         if self._evaluates(self.done) and self.best.evaluated < self.done:
             enough = self._evaluate()[1]
-        if self.engine.is_main and self.stop.token.is_ours():
+        if self.attempt.writes:
             self.best.write(run_dir)
         return enough
 
@@ -276,9 +248,9 @@ class TrainingLoop:
         that are not masked, whichever micro-batch or process has them."""
         engine, train = self.engine, self.config.train
         # One all-reduce a step carries the number of those values, and the flags of processes that must stop.
-        summed = engine.sum(torch.cat([unmasked_values(micro_batches).reshape(1), self.stop.flags()]))
+        summed = engine.sum(torch.cat([unmasked_values(micro_batches).reshape(1), self.attempt.flags()]))
         values = summed[0] + 1e-6
-        self.stop.receive(summed[1:])
+        self.attempt.receive(summed[1:])
         for index, batch in enumerate(micro_batches):
             place = index * engine.world_size + engine.rank  # in the global batch, as MicroBatchSampler cuts it
             torch.manual_seed(torch_seed(train.seed, Stream.MODEL_DROPOUT, step, place))
@@ -292,8 +264,8 @@ class TrainingLoop:
 
     def _show_first(self, keys: list[SampleKey], batch: dict[str, Tensor]) -> None:
         path = Path(self.config.run_dir) / FIRST_BATCH
-        with self._checkpoint_errors():
-            caption = show_first_batch(self.dataset, keys, batch, path)
+        with self._disk_errors():
+            caption = dataloader.show_first_batch(self.dataset, keys, batch, path)
         self.tracker.show(0, "first_batch", path, caption)
 
     def _evaluates(self, step: int) -> bool:
@@ -311,11 +283,11 @@ class TrainingLoop:
             if found is not None:
                 better = self.best.update(self.done, found.metric, found.values[found.metric])
                 verdict += verdict.new_tensor([better, self.best.exhausted(train.patience)])
-                with self._checkpoint_errors():
+                with self._disk_errors():
                     images = self.validation.draw(found, self.done)
                 said = f"{found}{', the best so far' if better else ''}"
                 self.tracker.log_evaluation(self.done, found.values, images, said)
-        self.stop.exchange()
+        self.attempt.exchange()
         better, enough = (bool(value) for value in self.engine.sum(verdict))
         self.meter.leave_out(time.perf_counter() - begin)
         return better, enough
@@ -332,64 +304,50 @@ class TrainingLoop:
         """Copy what a checkpoint holds and let the writer write it; all processes give their parts."""
         weights, moments = self.engine.trained_weights(), self.engine.optimizer_state()
         state = {**self.origin, "loss": self.meter.last_loss, "meter": self.meter.state(), "best": self.best.state()}
-        snapshot, broken = None, ""
-        if self.writer is None:
-            for _ in itertools.chain(weights, moments):
-                pass
-        else:
-            self.stop.save_seconds = self.writer.seconds
-            with self._checkpoint_errors():
+        names: list[str] = []
+        with self._disk_errors():
+            if not self.engine.is_main:
+                for _ in itertools.chain(weights, moments):
+                    pass
+            else:
+                self.attempt.save_seconds = self.writer.seconds
                 self.writer.wait()
                 self._track_checkpoints()  # before the next one prunes them
                 snapshot = checkpointing.take_snapshot(step, weights, moments, state)
-            names = snapshot.not_finite()
-            broken = f"{len(names)} tensors, first {names[0]}" if names else ""
-        broken = self.engine.tell(broken)  # found by the main process, and the end of all
-        if broken:
-            raise ToolkitError(
-                f"Weights or optimizer moments hold NaN or infinite values after step {step} ({broken}), so no "
-                "checkpoint of it is written; those from before are whole. Lower train.learning_rate, and check the "
-                "dataset's ranges."
-            )
-        if self.writer is not None and snapshot is not None:
-            with self._checkpoint_errors():
+                names = snapshot.not_finite()
+            # found by the main process, and the end of all
+            broken = self.engine.tell(f"{len(names)} tensors, first {names[0]}" if names else "")
+            if broken:
+                raise ToolkitError(
+                    f"Weights or optimizer moments hold NaN or infinite values after step {step} ({broken}), so no "
+                    "checkpoint of it is written; those from before are whole. Lower train.learning_rate, and check "
+                    "the dataset's ranges."
+                )
+            if self.engine.is_main:
                 self.writer.submit(snapshot)
 
     def _track_checkpoints(self) -> None:
-        for folder in self.writer.written() if self.writer is not None else []:
+        for folder in self.writer.written():
             self.tracker.checkpoint_written(folder, best=folder.name == f"checkpoint-{self.best.step}")
 
-    def _checkpoint_errors(self) -> AbstractContextManager[None]:
+    def _disk_errors(self) -> AbstractContextManager[None]:
         remedy = "The checkpoint before is whole: make room and start the same command again."
         return disk_errors(Path(self.config.run_dir), remedy)
 
     def release(self, base: Path, run: RunFolder) -> int:
         """The finished checkpoint, written by the main process while the others wait; the step its weights are from."""
         self.engine.gather_weights()
-        step, config, model, token = self.done, self.config, self.model, self.stop.token
-        if self.engine.is_main and token.is_ours():
-            if config.train.export == "best" and self.best.step is not None:
+        step, train = self.done, self.config.train
+        if self.attempt.writes:
+            if train.export == "best" and self.best.step is not None:
                 step = self.best.step
-                checkpointing.load_weights(checkpointing.whole_checkpoint(run.run_dir, step), model)
-            if config.train.features == "cached":
-                restore_backbone(model, base, run.identity["base"], self.engine.dtype)
-            if config.train.lora.rank is not None:
-                merge_adapters(model)
-            remedy = "The last checkpoint is whole: make room and start the same command again."
-            with suppress(Superseded), disk_errors(run.output_dir, remedy):
-                write_release(
-                    run.output_dir,
-                    model,
-                    self.dataset,
-                    resolved=dataclasses.asdict(config),
-                    hardware=self.engine.hardware(),
-                    identity=run.release_identity,
-                    conditions=self.origin["conditions"],
-                    step=step,
-                    allowed=token.require,
-                    replaceable=run.may_replace(),
-                )
-        self.stop.barrier()
+                checkpointing.load_weights(checkpointing.whole_checkpoint(run.run_dir, step), self.model)
+            if train.features == "cached":
+                caches.restore_backbone(self.model, base, run.identity["base"], self.engine.dtype)
+            if train.lora.rank is not None:
+                merge_adapters(self.model)
+            run.release(self.model, self.dataset, self.origin["conditions"], step)
+        self.attempt.barrier()
         return step
 
 
