@@ -33,7 +33,7 @@ from gr00t.data.schema import (
     flattened,
     look_up,
 )
-from gr00t.data.state_action import StateActionProcessor
+from gr00t.data.state_action import Arrays, StateActionProcessor
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.model.config import Gr00tN1d7Config
 
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 
 Tag = EmbodimentTag | str
 Samples = Sequence[Mapping[str, Any]]
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass

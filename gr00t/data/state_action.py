@@ -26,6 +26,7 @@ from gr00t.errors import ToolkitError
 POSE_DIMS = {ActionFormat.XYZ_ROT6D: 9, ActionFormat.XYZ_ROTVEC: 6}
 SIN_COS, MEAN_STD, MIN_MAX = "sin_cos", "mean_std", "min_max"
 
+Arrays = Mapping[str, np.ndarray]
 EmbodimentStatistics = dict[str, Any]
 """statistics.json: tag -> "state" | "action" | "relative_action" -> group -> min, max, mean, std, q01, q99 (lists)."""
 
@@ -220,15 +221,13 @@ class StateActionProcessor:
         """Columns of that modality in the model's vector, before padding."""
         return sum(group.encoded_dim for group in self.groups(tag, modality))
 
-    def encode_state(self, states: Mapping[str, np.ndarray], tag: str) -> np.ndarray:
+    def encode_state(self, states: Arrays, tag: str) -> np.ndarray:
         """{group: (T, D)} in robot units to float32 (T, d)."""
         groups = self.groups(tag, "state")
         parts = [g.normalise(_take(states, g, f"{tag} state"), self.clip_outliers) for g in groups]
         return _concatenate(parts, f"{tag} state")
 
-    def encode_action(
-        self, actions: Mapping[str, np.ndarray], states: Mapping[str, np.ndarray], tag: str
-    ) -> np.ndarray:
+    def encode_action(self, actions: Arrays, states: Arrays, tag: str) -> np.ndarray:
         """{group: (H, D)} with the states of the same moment to float32 (H, d), clipped with `clip_outliers`."""
         parts = []
         for group in self.groups(tag, "action"):
@@ -244,9 +243,7 @@ class StateActionProcessor:
             parts.append(np.clip(normalised, -1.0, 1.0) if self.clip_outliers else normalised)
         return _concatenate(parts, f"{tag} action")
 
-    def decode_action(
-        self, normalised: np.ndarray, states: Mapping[str, np.ndarray] | None, tag: str
-    ) -> dict[str, np.ndarray]:
+    def decode_action(self, normalised: np.ndarray, states: Arrays | None, tag: str) -> dict[str, np.ndarray]:
         """The model's actions (B, H, D) or (H, D), padded or not, to {group: (B, horizon, dim)} in robot units.
 
         `states` holds (B, T, dim) or (T, dim) and is needed by relative groups only. Computed in float64 and
@@ -271,7 +268,7 @@ class StateActionProcessor:
             actions[group.name] = values
         return actions
 
-    def _reference(self, states: Mapping[str, np.ndarray], group: Group, tag: str) -> np.ndarray:
+    def _reference(self, states: Arrays, group: Group, tag: str) -> np.ndarray:
         """(..., dim): the last state row of the group that a relative action group starts from."""
         problem = f'{tag} action "{group.name}" is relative to the state group "{group.state_key}", which is not given.'
         remedy = " Add it to the state, or set state_key in action_configs."
@@ -342,7 +339,7 @@ def _check_relative(group: Group, tag: str, horizon: int) -> None:
         )
 
 
-def _take(values: Mapping[str, np.ndarray], group: Group, where: str) -> np.ndarray:
+def _take(values: Arrays, group: Group, where: str) -> np.ndarray:
     array = np.asarray(look_up(values, group.name, f'{where}: the group "{group.name}" is missing.'), dtype=np.float32)
     if array.ndim != 2 or array.shape[-1] != group.dim:
         raise ToolkitError(
