@@ -89,7 +89,7 @@ class ProcessorConfig:
     def from_json(cls, kwargs: dict[str, Any]) -> ProcessorConfig:
         """Read processor_kwargs. Keys that the file leaves out are off, as the original takes them."""
         known = {f.name for f in fields(cls)} - {"extra"}
-        off = {"shortest_image_edge": None, "crop_fraction": None}
+        off: dict[str, Any] = {"shortest_image_edge": None, "crop_fraction": None}
         off |= dict.fromkeys(("apply_sincos_state_encoding", "use_relative_action"), False)
         given = {name: value for name, value in kwargs.items() if name in known}
         given["modality_configs"] = {
