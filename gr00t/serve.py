@@ -15,26 +15,34 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gr00t.data.schema import OBSERVED, look_up
 from gr00t.errors import ToolkitError, did_you_mean, near_folder
-from gr00t.server.server import TOKEN, check_free, find_address
+from gr00t.server.server import TOKEN
 
 if TYPE_CHECKING:
     from gr00t.model.gr00t_n1 import GR00TPolicy
     from gr00t.server.server import PolicyServer
 
-COMMAND = "python -m gr00t.serve"
-EXAMPLES = (
-    "checkpoint=checkpoints/color_object",
-    "checkpoint=checkpoints/color_object device=cuda compile=true port=5556",
-    "checkpoint=checkpoints/color_object host=0.0.0.0   # with a token, see above",
-)
+USAGE = """\
+{about}
+
+Usage: python -m gr00t.serve [KEY=VALUE ...] [--help]
+
+Keys, with their defaults (null is an empty value):
+{keys}
+
+Examples:
+  python -m gr00t.serve checkpoint=checkpoints/color_object
+  python -m gr00t.serve checkpoint=checkpoints/color_object device=cuda compile=true port=5556
+  python -m gr00t.serve checkpoint=checkpoints/color_object host=0.0.0.0   # with a token, see above"""
 REFUSED, INTERRUPTED = 2, 130  # exit codes
-_WIDTH, _COLUMN = 118, 34  # of --help
+_COLUMN = 34  # of --help, where the meanings begin
+_BOOLEANS = {"true": True, "false": False}
 
 
 def _option(meaning: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
@@ -82,13 +90,12 @@ def read_options(argv: Sequence[str]) -> ServeConfig:
         name, equals, raw = argument.partition("=")
         if not equals:
             raise ToolkitError(f'"{argument}" is no key=value.{did_you_mean(argument, fields)} See --help.')
-        if name not in fields:
-            raise ToolkitError(f'There is no key "{name}".{did_you_mean(name, fields)}')
+        field = look_up(fields, name, f'There is no key "{name}".')
         if not raw.strip():
             raise ToolkitError(f"{name} is empty. Give it a value, or leave it out for the default.")
         if name in values:
             raise ToolkitError(f"{name} is given twice. Keep one of them.")
-        values[name] = _value(fields[name], raw.strip())
+        values[name] = _value(field, raw.strip())
     for name, field in fields.items():
         if name not in values and field.default is dataclasses.MISSING:
             raise ToolkitError(f"{name} is missing: give {name}=VALUE, {field.metadata['meaning']}. See --help.")
@@ -100,21 +107,14 @@ def _value(field: dataclasses.Field[Any], raw: str) -> Any:
     if nullable and raw == "null":
         return None
     refusal = ToolkitError(f"{field.name}={raw}: expected {_expected(field)}.")
-    if raw not in field.metadata.get("choices", [raw]):
-        raise refusal
-    if kind == "str":
-        return raw
-    if kind == "bool":
-        if raw not in ("true", "false"):
-            raise refusal
-        return raw == "true"
+    read: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "bool": _BOOLEANS.__getitem__}
     try:
-        number = int(raw)
-    except ValueError:
+        value = read[kind](raw)
+    except (ValueError, KeyError):
         raise refusal from None
-    if number < field.metadata.get("at_least", number):
+    if value not in field.metadata.get("choices", [value]) or value < field.metadata.get("at_least", value):
         raise refusal
-    return number
+    return value
 
 
 def _expected(field: dataclasses.Field[Any]) -> str:
@@ -126,24 +126,15 @@ def _expected(field: dataclasses.Field[Any]) -> str:
 
 def help_text() -> str:
     """What --help prints: ServeConfig's docstring, every key with its default, meaning and kind, and examples."""
-    lines, indent = [], " " * _COLUMN
+    lines = []
     for field in dataclasses.fields(ServeConfig):
         shown = "VALUE" if field.default is dataclasses.MISSING else str(field.default)
         if field.default is None or isinstance(field.default, bool):
             shown = "null" if field.default is None else shown.lower()
-        meaning = f"{field.metadata['meaning']} ({_expected(field)})"
-        wrapped = textwrap.wrap(
-            meaning, _WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-        )
-        lines += [f"  {field.name}={shown}".ljust(_COLUMN) + wrapped[0].lstrip(), *wrapped[1:]]
-    return "\n\n".join(
-        [
-            inspect.cleandoc(ServeConfig.__doc__ or ""),
-            f"Usage: {COMMAND} [KEY=VALUE ...] [--help]",
-            "Keys, with their defaults (null is an empty value):\n" + "\n".join(lines),
-            "Examples:\n" + "\n".join(f"  {COMMAND} {example}" for example in EXAMPLES),
-        ]
-    )
+        name = f"  {field.name}={shown}".ljust(_COLUMN)
+        meaning = f"{name}{field.metadata['meaning']} ({_expected(field)})"
+        lines.append(textwrap.fill(meaning, 118, subsequent_indent=" " * _COLUMN, break_on_hyphens=False))
+    return USAGE.format(about=inspect.cleandoc(ServeConfig.__doc__ or ""), keys="\n".join(lines))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -166,24 +157,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(config: ServeConfig) -> None:
     """Serve until a signal or the endpoint kill. What can be refused is refused before the weights are read."""
-    token = os.environ.get(TOKEN) or None
-    check_free(find_address(config.host, config.port, token))
-    if not Path(config.checkpoint).expanduser().is_dir():
-        raise ToolkitError(
-            f"checkpoint={config.checkpoint} is no folder. Fine-tune first (launch_finetune_local.py), or give the "
-            f"folder of a finished checkpoint.{near_folder(Path(config.checkpoint).expanduser())}"
-        )
     from gr00t.server import PolicyServer  # needs the packages of the extra "serve"
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    logging.getLogger("gr00t.server").setLevel(logging.WARNING if config.quiet else logging.INFO)
-    policy = _load(config)
-    for text in ("pick up the object", "pick up the color-matching object", "pick up the object"):  # two lengths
-        begin = time.perf_counter()
-        policy.get_action(example_observation(policy, text), seed=0)  # so that no client waits for CUDA or a compiler
-    seconds = time.perf_counter() - begin
+    token = os.environ.get(TOKEN) or None
     limits = {"max_batch": config.max_batch, "log_every": config.log_every}
-    with PolicyServer(policy, config.host, config.port, token, **limits) as server:
+    with PolicyServer(None, config.host, config.port, token, **limits) as server:  # requests wait for the policy
+        if not Path(config.checkpoint).expanduser().is_dir():
+            raise ToolkitError(
+                f"checkpoint={config.checkpoint} is no folder. Fine-tune first (launch_finetune_local.py), or give the "
+                f"folder of a finished checkpoint.{near_folder(Path(config.checkpoint).expanduser())}"
+            )
+        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+        logging.getLogger("gr00t.server").setLevel(logging.WARNING if config.quiet else logging.INFO)
+        policy = server.endpoints.policy = _load(config)
+        for text in ("pick up the object", "pick up the color-matching object", "pick up the object"):  # two lengths
+            begin = time.perf_counter()
+            policy.get_action(example_observation(policy, text), seed=0)  # no client waits for CUDA or a compiler
+        seconds = time.perf_counter() - begin
 
         def stop(number: int, frame: Any) -> None:
             """The first signal ends it after the request it is at, the second at once."""
@@ -204,7 +194,7 @@ def _load(config: ServeConfig) -> GR00TPolicy:
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     tag, steps = config.embodiment_tag, config.denoising_steps
-    policy = GR00TPolicy.from_pretrained(config.checkpoint, None, tag, steps, dtype, verify=config.verify).to(device)
+    policy = GR00TPolicy.from_pretrained(config.checkpoint, None, tag, steps, dtype, config.verify).to(device)
     return policy.compile_head() if config.compile else policy
 
 
@@ -212,34 +202,30 @@ def example_observation(policy: GR00TPolicy, text: str) -> dict[str, Any]:
     """An observation of one robot as the policy reads it: black images, the mean state of its training."""
     import numpy as np
 
-    configs, statistics = policy.modality_configs, policy.processor.files.statistics[policy.tag]["state"]
-    frames = {modality: len(configs[modality].delta_indices) for modality in ("video", "state")}
-    image = np.zeros((1, frames["video"], 256, 256, 3), np.uint8)
-    means = {key: np.asarray(statistics[key]["mean"], np.float32) for key in configs["state"].modality_keys}
+    statistics = policy.processor.files.statistics[policy.tag]["state"]
+    video, state, language = (policy.modality_configs[modality] for modality in OBSERVED)
+    image = np.zeros((1, len(video.delta_indices), 256, 256, 3), np.uint8)
+    means = {key: np.asarray(statistics[key]["mean"], np.float32) for key in state.modality_keys}
     return {
-        "video": {key: image for key in configs["video"].modality_keys},
-        "state": {key: np.tile(mean, (1, frames["state"], 1)) for key, mean in means.items()},
-        "language": {configs["language"].modality_keys[0]: [[text]]},
+        "video": dict.fromkeys(video.modality_keys, image),
+        "state": {key: np.tile(mean, (1, len(state.delta_indices), 1)) for key, mean in means.items()},
+        "language": {language.modality_keys[0]: [[text]]},
     }
 
 
 def _introduction(config: ServeConfig, policy: GR00TPolicy, server: PolicyServer, seconds: float) -> str:
     """What is served, to whom, and what to send."""
-    configs = policy.modality_configs
+    configs, action = policy.modality_configs, policy.modality_configs["action"]
     read = [f"{name}.{key}" for name in ("video", "state") for key in configs[name].modality_keys]
     reached = f"with the token of {TOKEN}" if os.environ.get(TOKEN) else "without a token, from this machine only"
-    horizon = len(configs["action"].delta_indices)
     precision = str(policy.model.dtype).removeprefix("torch.")
-    return "\n".join(
-        [
-            f"serving     {config.checkpoint} as {policy.tag}",
-            f"on          {policy.device} in {precision}, {policy.denoising_steps} denoising steps, "
-            f"{1e3 * seconds:.0f} ms an action chunk",
-            f"reads       {', '.join([*read, *configs['language'].modality_keys])}",
-            f"answers     {', '.join(configs['action'].modality_keys)}: {horizon} steps each",
-            f"listens at  {server.url}, {reached}",
-        ]
-    )
+    speed = f"{policy.denoising_steps} denoising steps, {1e3 * seconds:.0f} ms an action chunk"
+    return f"""\
+serving     {config.checkpoint} as {policy.tag}
+on          {policy.device} in {precision}, {speed}
+reads       {", ".join([*read, *configs["language"].modality_keys])}
+answers     {", ".join(action.modality_keys)}: {len(action.delta_indices)} steps each
+listens at  {server.url}, {reached}"""
 
 
 if __name__ == "__main__":

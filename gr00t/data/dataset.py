@@ -40,11 +40,11 @@ def training_statistics(reader: StepReader, tail: Tail) -> dict[str, dict[str, S
     """
     layout = reader.layout
     recorded = carried(layout, "stats.json")
-    relative = carried(layout, "relative_stats.json")
-    if recorded is None or relative is None or tail == "drop":
+    relative = None if tail == "drop" else carried(layout, "relative_stats.json")
+    if recorded is None or relative is None:
         computed = _computed(reader, tail)
-        recorded = recorded or computed["columns"]
-        relative = computed["relative"] if relative is None or tail == "drop" else relative
+        recorded = computed["columns"] if recorded is None else recorded
+        relative = computed["relative"] if relative is None else relative
     where = layout.root / "meta" / "relative_stats.json"
     return to_processor_statistics(recorded, relative, layout.modality, reader.configs, where)
 
@@ -141,12 +141,13 @@ def _check_like(reader: StepReader, first: StepReader) -> None:
             f"{here.root} has {here.fps:g} frames a second, {there.root} {there.fps:g}: an action chunk would mean "
             "two lengths of time. Mix datasets of one rate."
         )
+    widths = first.widths()
     for modality, groups in reader.widths().items():
         for group, width in groups.items():
-            if width != first.widths()[modality][group]:
+            if width != widths[modality][group]:
                 raise ToolkitError(
                     f'{here.root}: {modality} "{group}" has {width} dimensions, {there.root} has '
-                    f"{first.widths()[modality][group]}. A mixture is of one robot; train others apart."
+                    f"{widths[modality][group]}. A mixture is of one robot; train others apart."
                 )
 
 
@@ -169,6 +170,18 @@ class SampleSettings:
     noise_draws: int = 1
 
 
+def _starts(reader: StepReader, episodes: list[int], tail: Tail) -> list[tuple[int, int]]:
+    """(episode, frame) of every sample of a dataset."""
+    layout, deltas = reader.layout, reader.configs["action"].delta_indices
+    found = [(e, frame) for e in episodes for frame in start_frames(layout.episode(e).length, deltas, tail)]
+    if not found:
+        raise ToolkitError(
+            f"{layout.root}: no episode of {len(episodes)} has a start frame with tail={tail}. Record longer episodes "
+            "or use dataset.tail=mask."
+        )
+    return found
+
+
 class TrainingDataset(Dataset[dict[str, Any]]):
     """Training samples by SampleKey: everything random in one depends only on (seed, step, position).
 
@@ -186,31 +199,16 @@ class TrainingDataset(Dataset[dict[str, Any]]):
         episodes: list[int] | None = None,
     ) -> None:
         self.mixture = Mixture([reader]) if isinstance(reader, StepReader) else reader
+        self.reader = self.mixture.readers[0]
         self.processor, self.tag, self.settings = processor, tag, settings
         train = [r.layout.train_episodes for r in self.mixture.readers]
         self.episodes = train if episodes is None else [episodes]
-        self.lengths: list[int] = []
-        self.starts: list[tuple[int, int, int]] = []  # (dataset, episode, frame)
-        for source, source_reader in enumerate(self.mixture.readers):
-            layout, deltas = source_reader.layout, source_reader.configs["action"].delta_indices
-            starts = [
-                (source, episode, frame)
-                for episode in self.episodes[source]
-                for frame in start_frames(layout.episode(episode).length, deltas, settings.tail)
-            ]
-            if not starts:
-                raise ToolkitError(
-                    f"{layout.root}: no episode of {len(self.episodes[source])} has a start frame with "
-                    f"tail={settings.tail}. Record longer episodes or use dataset.tail=mask."
-                )
-            self.lengths.append(len(starts))
-            self.starts += starts
+        by_source = [
+            _starts(*source, settings.tail) for source in zip(self.mixture.readers, self.episodes, strict=True)
+        ]
+        self.lengths = [len(starts) for starts in by_source]
+        self.starts = [(source, *start) for source, starts in enumerate(by_source) for start in starts]
         self.feature_store: FeatureStore | None = None
-
-    @property
-    def reader(self) -> StepReader:
-        """The reader of the dataset; of a mixture's first."""
-        return self.mixture.readers[0]
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -221,11 +219,9 @@ class TrainingDataset(Dataset[dict[str, Any]]):
 
     def first_starts(self, frames: int) -> list[list[int]]:
         """For each dataset of the mixture, the starts on the first `frames` frames of episodes, numbered within it."""
-        ends = np.cumsum([0, *self.lengths])
-        frame_of = [start[2] for start in self.starts]
+        ends = itertools.pairwise(np.cumsum([0, *self.lengths]))
         return [
-            [index for index, frame in enumerate(frame_of[begin:end]) if frame < frames]
-            for begin, end in itertools.pairwise(ends)
+            [index for index, (*_, frame) in enumerate(self.starts[begin:end]) if frame < frames] for begin, end in ends
         ]
 
     def step(self, index: int, *, images: bool = True) -> Step:
@@ -262,13 +258,13 @@ class TrainingDataset(Dataset[dict[str, Any]]):
 
     def images(self, key: SampleKey) -> np.ndarray:
         """(T*V, S, S, 3) uint8: the augmented images of a sample, also where a feature store stands in for them."""
-        step = self.step(key.index)
-        return self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key)[1])["images"]
+        return self.processor.encode_vlm(self.step(key.index), self.tag, augmentation=self._augmentation(key)[1])[
+            "images"
+        ]
 
     def vlm_inputs(self, index: int, view: int) -> dict[str, Any]:
         """What the backbone reads of one view of a start frame, as `Gr00tN1d7Processor.encode_vlm` gives it."""
-        step = self.step(index)
-        return self.processor.encode_vlm(step, self.tag, augmentation=self._look(index, view))
+        return self.processor.encode_vlm(self.step(index), self.tag, augmentation=self._look(index, view))
 
     def _look(self, index: int, view: int) -> Augmentation | None:
         """The augmentation of one of a frame's views, the same whenever it is drawn."""

@@ -6,14 +6,15 @@ gets from albumentations 1.4.18. Pixel values are computed in torch, on whatever
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 
-from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.data.schema import look_up
+from gr00t.errors import ToolkitError
 
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 PATCH = 16  # pixels a patch side
@@ -42,13 +43,14 @@ class Augmentation:
     order: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageTransform:
     """Pad to a square, resize, crop, resize back; in training with a random crop, rotation and colour jitter.
 
-    The field names are those of processor_config.json. The side S is `shortest_image_edge`, else the target size;
-    the crop keeps `crop_fraction` of it, else the ratio of crop size to target size. `random_rotation_angle` is the
-    largest angle in degrees; `color_jitter_params` holds the half widths of the factors' ranges.
+    The field names are those of processor_config.json. `side` S, of the resulting square in pixels, is
+    `shortest_image_edge`, else the target size; `crop_side`, of the square that is cut out and enlarged again, is
+    `crop_fraction` of it, else the ratio of crop size to target size. `random_rotation_angle` is the largest angle in
+    degrees; `color_jitter_params` holds the half widths of the factors' ranges.
     """
 
     shortest_image_edge: int | None = None
@@ -57,41 +59,27 @@ class ImageTransform:
     image_target_size: list[int] | None = None
     random_rotation_angle: float | None = None
     color_jitter_params: dict[str, float] | None = None
+    side: int = field(init=False)
+    crop_side: int = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.shortest_image_edge is None and not self.image_target_size:
+        crop = self.image_crop_size[0] if self.image_crop_size else 0
+        target = self.image_target_size[0] if self.image_target_size else 0
+        self.side = int(target if self.shortest_image_edge is None else self.shortest_image_edge)
+        if not self.side:
             raise ToolkitError("Image transform: give shortest_image_edge (for example 256) or image_target_size.")
-        if self.crop_fraction is None and not (self.image_crop_size and self.image_target_size):
+        if self.crop_fraction is None and not (crop and target):
             raise ToolkitError(
                 "Image transform: give crop_fraction (for example 0.95) or image_crop_size with image_target_size."
             )
-        if not 0.0 < self._fraction <= 1.0 or self.crop_side < 1:
-            raise ToolkitError(f"Image transform: the crop fraction must lie in (0, 1], not {self._fraction}.")
+        fraction = crop / target if self.crop_fraction is None else self.crop_fraction
+        self.crop_side = int(self.side * fraction)
+        if not 0.0 < fraction <= 1.0 or self.crop_side < 1:
+            raise ToolkitError(f"Image transform: the crop fraction must lie in (0, 1], not {fraction}.")
         for name, value in (self.color_jitter_params or {}).items():
-            if name not in JITTERS:
-                raise ToolkitError(f'color_jitter_params: unknown "{name}".{did_you_mean(name, JITTERS)}')
+            look_up(dict.fromkeys(JITTERS), name, f'color_jitter_params: unknown "{name}".')
             if not 0.0 <= value <= (0.5 if name == "hue" else math.inf):
                 raise ToolkitError(f"color_jitter_params.{name}: {value} must be >= 0 (hue: at most 0.5).")
-
-    @property
-    def _fraction(self) -> float:
-        if self.crop_fraction is not None:
-            return self.crop_fraction
-        assert self.image_crop_size and self.image_target_size
-        return self.image_crop_size[0] / self.image_target_size[0]
-
-    @property
-    def side(self) -> int:
-        """S, the side of the resulting square image in pixels."""
-        if self.shortest_image_edge is not None:
-            return int(self.shortest_image_edge)
-        assert self.image_target_size
-        return int(self.image_target_size[0])
-
-    @property
-    def crop_side(self) -> int:
-        """Side of the square that is cut out of the resized image and enlarged again, in pixels."""
-        return int(self.side * self._fraction)
 
     def eval(self, frame: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB to (S, S, 3) uint8: padded, resized, centre crop, resized back."""
@@ -154,10 +142,9 @@ def check_frame(frame: np.ndarray) -> None:
 
 
 def vlm_resize(frame: np.ndarray, min_pixels: int, max_pixels: int, factor: int) -> np.ndarray:
-    """The Qwen image processor's resize: sides to multiples of `factor` (32 = patch 16 x merge 2), area within bounds.
+    """The Qwen image processor's resize: sides to multiples of `factor`, area within bounds; bicubic.
 
-    frame (H, W, 3) uint8 to (H', W', 3) uint8, bicubic. A frame that already fits comes back untouched, as all
-    256x256 ones do.
+    frame (H, W, 3) uint8 to (H', W', 3) uint8; one that already fits comes back untouched, as all 256x256 ones do.
     """
     height, width = frame.shape[:2]
     if max(height, width) > 200 * min(height, width):
@@ -175,9 +162,7 @@ def vlm_resize(frame: np.ndarray, min_pixels: int, max_pixels: int, factor: int)
 
 
 def _resize(image: np.ndarray, side: int) -> np.ndarray:
-    if image.shape[0] == side:
-        return image
-    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    return image if len(image) == side else cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
 
 
 def _jitter(image: np.ndarray, name: str, factor: float) -> np.ndarray:

@@ -20,7 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.data.schema import look_up
+from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_sha256, parse_json
 
 V2, V3 = ("v2.0", "v2.1"), "v3.0"
@@ -290,12 +291,9 @@ class DatasetLayout:
 
     def video_column(self, camera: str) -> str:
         """The dataset's own name of a camera, a key of modality.json's video section."""
-        cameras = self.modality.get("video", {})
-        if camera not in cameras:
-            raise ToolkitError(
-                f'{self.root}: no camera "{camera}" in meta/modality.json.{did_you_mean(camera, cameras)}'
-            )
-        return str(cameras[camera].get("original_key") or f"observation.images.{camera}")
+        problem = f'{self.root}: no camera "{camera}" in meta/modality.json.'
+        entry = look_up(self.modality.get("video", {}), camera, problem)
+        return str(entry.get("original_key") or f"observation.images.{camera}")
 
     def video_path(self, episode: int, camera: str) -> Path:
         """The video of one episode, in v3.0 of many; `camera` is a key of modality.json's video section."""
@@ -309,13 +307,9 @@ class DatasetLayout:
         return self._place(episode, f"videos/{self.video_column(camera)}/from_timestamp")
 
     def _place(self, episode: int, name: str) -> float:
-        places = self.episode(episode).places
-        if name not in places:
-            raise ToolkitError(
-                f"{self.root}/meta/episodes: episode {episode} has no {name}.{did_you_mean(name, places)} Mend "
-                "original_key in meta/modality.json, or download or copy the dataset again."
-            )
-        return places[name]
+        problem = f"{self.root}/meta/episodes: episode {episode} has no {name}."
+        remedy = " Mend original_key in meta/modality.json, or download or copy the dataset again."
+        return look_up(self.episode(episode).places, name, problem, remedy)
 
     def _path(self, template_key: str, episode: int, place: str, **names: str) -> Path:
         template = str(self._info(template_key))
@@ -341,9 +335,7 @@ class DatasetLayout:
         return self.root / normal
 
     def _info(self, key: str) -> Any:
-        if key not in self.info:
-            raise ToolkitError(f'{self.root}/meta/info.json: the key "{key}" is missing.{did_you_mean(key, self.info)}')
-        return self.info[key]
+        return look_up(self.info, key, f'{self.root}/meta/info.json: the key "{key}" is missing.')
 
     def _positive(self, key: str, value: Any) -> float:
         if not isinstance(value, int | float) or not 0 < value < float("inf"):

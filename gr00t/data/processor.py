@@ -1,4 +1,5 @@
-"""One processor for training and inference: robot observations to model inputs, model outputs to robot actions."""
+"""One processor for training and inference: observations of a robot, checked, to model inputs, and model outputs to
+robot actions."""
 
 from __future__ import annotations
 
@@ -13,9 +14,8 @@ import numpy as np
 import torch
 from transformers import AutoProcessor
 
-from gr00t.data.images import Augmentation, ImageTransform, grid_thw, vlm_resize
+from gr00t.data.images import FACTOR, Augmentation, ImageTransform, grid_thw, vlm_resize
 from gr00t.data.processor_files import (
-    ProcessorConfig,
     ProcessorFiles,
     VlmTokenizer,
     default_projector_index,
@@ -24,12 +24,23 @@ from gr00t.data.processor_files import (
     read_processor_files,
     write_processor_files,
 )
-from gr00t.data.schema import EmbodimentTag, ModalityConfigs, check_modality_configs
-from gr00t.data.state_action import StateActionProcessor
+from gr00t.data.schema import (
+    EmbodimentTag,
+    ModalityConfig,
+    ModalityConfigs,
+    as_numpy,
+    check_modality_configs,
+    flattened,
+    look_up,
+)
+from gr00t.data.state_action import Arrays, StateActionProcessor
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.model.config import Gr00tN1d7Config
 
 log = logging.getLogger(__name__)
+
+Tag = EmbodimentTag | str
+Samples = Sequence[Mapping[str, Any]]
 
 
 @dataclass
@@ -40,10 +51,10 @@ class Step:
     actions {group: (H, D) float32} with `action_valid` (H,) bool: False where the episode has ended.
     """
 
-    images: Mapping[str, np.ndarray]
-    states: Mapping[str, np.ndarray]
+    images: Arrays
+    states: Arrays
     text: str
-    actions: Mapping[str, np.ndarray] | None = None
+    actions: Arrays | None = None
     action_valid: np.ndarray | None = None
 
 
@@ -51,40 +62,25 @@ class Gr00tN1d7Processor:
     """Images, language, state and action of every embodiment of a checkpoint. (original: Gr00tN1d7Processor)"""
 
     def __init__(self, files: ProcessorFiles, vlm: VlmTokenizer) -> None:
-        self.files = files
-        self.vlm = vlm
-        config = files.config
-        self.images = ImageTransform(
-            shortest_image_edge=config.shortest_image_edge,
-            crop_fraction=config.crop_fraction,
-            image_crop_size=config.image_crop_size,
-            image_target_size=config.image_target_size,
-            random_rotation_angle=config.random_rotation_angle,
-            color_jitter_params=config.color_jitter_params,
-        )
+        """`config` is the processor_kwargs of the checkpoint, `embodiment_ids` the projector index of every tag."""
+        self.files, self.vlm = files, vlm
+        self.config, self.embodiment_ids = files.config, files.embodiment_ids
+        config = self.config
+        image_settings = [field.name for field in dataclasses.fields(ImageTransform) if field.init]
+        self.images = ImageTransform(**{name: getattr(config, name) for name in image_settings})
         self.state_action = StateActionProcessor(
             config.modality_configs,
             files.statistics,
-            use_percentiles=config.use_percentiles,
-            clip_outliers=config.clip_outliers,
-            apply_sincos_state_encoding=config.apply_sincos_state_encoding,
-            use_relative_action=config.use_relative_action,
+            config.use_percentiles,
+            config.clip_outliers,
+            config.apply_sincos_state_encoding,
+            config.use_relative_action,
         )
         if not config.use_albumentations:
             log.warning(
                 "use_albumentations is off in processor_config.json: the original then resizes with torchvision; "
                 "here OpenCV is used all the same, which changes pixels slightly."
             )
-
-    @property
-    def config(self) -> ProcessorConfig:
-        """The processor_kwargs of the checkpoint."""
-        return self.files.config
-
-    @property
-    def embodiment_ids(self) -> dict[str, int]:
-        """Projector index of every tag."""
-        return self.files.embodiment_ids
 
     @classmethod
     def from_pretrained(cls, path: str | Path, vlm_path: str | Path | None = None, **_auto: Any) -> Gr00tN1d7Processor:
@@ -103,7 +99,7 @@ class Gr00tN1d7Processor:
         self.vlm.save(Path(path) / "processor" / "vlm")
 
     def with_embodiment(
-        self, tag: EmbodimentTag | str, modality_configs: ModalityConfigs, statistics: Mapping[str, Any]
+        self, tag: Tag, modality_configs: ModalityConfigs, statistics: Mapping[str, Any]
     ) -> Gr00tN1d7Processor:
         """A copy in which `tag` has this modality config and these statistics; the other embodiments stay.
 
@@ -136,21 +132,19 @@ class Gr00tN1d7Processor:
         files = dataclasses.replace(self.files, config=dataclasses.replace(self.config, **changes))
         return Gr00tN1d7Processor(files, self.vlm)
 
-    def modality_config(self, tag: EmbodimentTag | str) -> ModalityConfigs:
+    def modality_config(self, tag: Tag) -> ModalityConfigs:
         """The modality config of a tag; one the checkpoint does not have raises with the nearest name."""
-        name = str(tag)
-        if name not in self.config.modality_configs:
-            raise ToolkitError(
-                f'The checkpoint does not know the embodiment "{name}".'
-                f"{did_you_mean(name, self.config.modality_configs)} A new robot needs its modality config and "
-                f'statistics: fine-tune it under "{EmbodimentTag.NEW_EMBODIMENT.value}".'
-            )
-        return self.config.modality_configs[name]
+        remedy = (
+            " A new robot needs its modality config and statistics: fine-tune it under "
+            f'"{EmbodimentTag.NEW_EMBODIMENT.value}".'
+        )
+        problem = f'The checkpoint does not know the embodiment "{tag}".'
+        return look_up(self.config.modality_configs, tag, problem, remedy)
 
     def encode(
         self,
         step: Step,
-        tag: EmbodimentTag | str,
+        tag: Tag,
         *,
         augmentation: Augmentation | None = None,
         drop_state: bool = False,
@@ -163,16 +157,12 @@ class Gr00tN1d7Processor:
         are masked out of the loss and their action is 0, like the steps past the horizon.
         `augmentation` None gives the eval transform; `drop_state` zeroes the normalised state, as exclude_state does.
         """
-        return {
-            **self.encode_vlm(step, tag, augmentation=augmentation),
-            **self.encode_robot(step, tag, drop_state=drop_state),
-        }
+        seen = self.encode_vlm(step, tag, augmentation=augmentation)
+        return seen | self.encode_robot(step, tag, drop_state=drop_state)
 
-    def encode_vlm(
-        self, step: Step, tag: EmbodimentTag | str, *, augmentation: Augmentation | None = None
-    ) -> dict[str, Any]:
+    def encode_vlm(self, step: Step, tag: Tag, *, augmentation: Augmentation | None = None) -> dict[str, Any]:
         """The part of `encode` that the backbone reads: images and text."""
-        images = self._encode_images(step.images, str(tag), augmentation)
+        images = self._encode_images(step.images, tag, augmentation)
         return {"images": images, "text": self.encode_text(step.text, len(images))}
 
     def encode_text(self, text: str, images: int) -> str:
@@ -181,95 +171,67 @@ class Gr00tN1d7Processor:
             raise ToolkitError(f"The instruction must be one string, not {type(text).__name__}.")
         return self.vlm.chat_text(formalize(text) if self.config.formalize_language else text, images)
 
-    def encode_robot(self, step: Step, tag: EmbodimentTag | str, *, drop_state: bool = False) -> dict[str, Any]:
+    def encode_robot(self, step: Step, tag: Tag, *, drop_state: bool = False) -> dict[str, Any]:
         """The part of `encode` that the head reads: state, embodiment_id, and the actions where there are some."""
-        name = str(tag)
-        self.modality_config(name)
-        state = self.state_action.encode_state(step.states, name)
+        state = self.state_action.encode_state(step.states, tag)
         if drop_state or self.config.exclude_state:
             state = np.zeros_like(state)
         sample = {
-            "state": _pad(state, len(state), self.config.max_state_dim, f"{name} state"),
-            "embodiment_id": self.embodiment_ids[name],
+            "state": _pad(state, len(state), self.config.max_state_dim, f"{tag} state"),
+            "embodiment_id": self.embodiment_ids[tag],
         }
         if step.actions is not None:
-            sample["action"], sample["action_mask"] = self._encode_action(step, name)
+            sample["action"], sample["action_mask"] = self._encode_action(step, tag)
         return sample
 
-    def collate(self, samples: Sequence[Mapping[str, Any]], *, length: int | None = None) -> dict[str, torch.Tensor]:
+    def collate(self, samples: Samples, *, length: int | None = None) -> dict[str, torch.Tensor]:
         """Samples of `encode` to one batch of CPU tensors: those of `collate_vlm` and `collate_robot`."""
-        return {**self.collate_vlm(samples, length=length), **self.collate_robot(samples)}
+        return self.collate_vlm(samples, length=length) | self.collate_robot(samples)
 
-    def collate_vlm(
-        self, samples: Sequence[Mapping[str, Any]], *, length: int | None = None
-    ) -> dict[str, torch.Tensor]:
+    def collate_vlm(self, samples: Samples, *, length: int | None = None) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask int64 (B, L), padded on the left to the longest or to `length`; image_grid_thw
         int64 (N, 3); images uint8 (N, S, S, 3), all samples' in order, of which the model makes pixel_values."""
-        input_ids, attention_mask = self.tokenize(samples, length=length)
+        input_ids, attention_mask = map(torch.from_numpy, self.tokenize(samples, length=length))
         images = torch.from_numpy(np.concatenate([s["images"] for s in samples]))
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(attention_mask),
-            "images": images,
-            "image_grid_thw": grid_thw(images),
-        }
+        seen = {"images": images, "image_grid_thw": grid_thw(images)}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **seen}
 
-    def tokenize(
-        self, samples: Sequence[Mapping[str, Any]], *, length: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def tokenize(self, samples: Samples, *, length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """input_ids and attention_mask as in `collate_vlm`."""
-        factor = self.vlm.limits.factor
-        tokens = [[i.shape[0] // factor * (i.shape[1] // factor) for i in s["images"]] for s in samples]
+        tokens = [[i.shape[0] // FACTOR * (i.shape[1] // FACTOR) for i in s["images"]] for s in samples]
         return self.vlm.encode([s["text"] for s in samples], tokens, length)
 
-    def collate_robot(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def collate_robot(self, samples: Samples) -> dict[str, torch.Tensor]:
         """state float32 (B, T, Ds); embodiment_id int64 (B,); with actions also action and mask, float32 (B, H, Da)."""
-        batch = {
-            "state": torch.from_numpy(np.stack([s["state"] for s in samples])),
-            "embodiment_id": torch.tensor([s["embodiment_id"] for s in samples], dtype=torch.int64),
-        }
-        for key in ("action", "action_mask"):
-            if key in samples[0]:
-                batch[key] = torch.from_numpy(np.stack([s[key] for s in samples]))
-        return batch
+        given = [key for key in ("state", "action", "action_mask") if key in samples[0]]
+        batch = {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in given}
+        return batch | {"embodiment_id": torch.tensor([s["embodiment_id"] for s in samples], dtype=torch.int64)}
 
     def decode_action(
-        self,
-        action_pred: torch.Tensor | np.ndarray,
-        tag: EmbodimentTag | str,
-        states: Mapping[str, np.ndarray] | None = None,
+        self, action_pred: torch.Tensor | np.ndarray, tag: Tag, states: Arrays | None = None
     ) -> dict[str, np.ndarray]:
         """The model's actions (B, H, D) to {group: (B, horizon of the embodiment, dim)} in robot units.
 
         `states` (B, T, dim) are those the actions start from; both may be without B. The result is float64, of
         standardised groups float32.
         """
-        self.modality_config(tag)
-        if isinstance(action_pred, torch.Tensor):
-            action_pred = action_pred.detach().float().cpu().numpy()
-        return self.state_action.decode_action(action_pred, states, str(tag))
+        return self.state_action.decode_action(np.asarray(as_numpy(action_pred)), states, tag)
 
-    def _encode_images(
-        self, images: Mapping[str, np.ndarray], tag: str, augmentation: Augmentation | None
-    ) -> np.ndarray:
+    def _encode_images(self, images: Arrays, tag: Tag, augmentation: Augmentation | None) -> np.ndarray:
         config = self.modality_config(tag)["video"]
         frames = len(config.delta_indices)
         for view in config.modality_keys:
-            if view not in images:
-                raise ToolkitError(f'{tag} video: the view "{view}" is missing.{did_you_mean(view, images)}')
-            if np.ndim(images[view]) != 4 or len(images[view]) != frames:
+            shape = np.shape(look_up(images, view, f'{tag} video: the view "{view}" is missing.'))
+            if len(shape) != 4 or shape[0] != frames:
                 raise ToolkitError(
                     f'{tag} video "{view}": expected {frames} frame(s) as (T, H, W, 3), one per delta index '
-                    f"{config.delta_indices}, not {np.shape(images[view])}."
+                    f"{config.delta_indices}, not {shape}."
                 )
-        limits = self.vlm.limits
-        out = []
-        for t in range(frames):
-            for view in config.modality_keys:
-                frame = images[view][t]
-                square = self.images.train(frame, augmentation) if augmentation else self.images.eval(frame)
-                out.append(vlm_resize(square, limits.min_pixels, limits.max_pixels, limits.factor))
-        return np.stack(out)
+        limits, found = self.vlm.limits, []
+        for frame in (images[view][t] for t in range(frames) for view in config.modality_keys):
+            square = self.images.train(frame, augmentation) if augmentation else self.images.eval(frame)
+            found.append(vlm_resize(square, limits.min_pixels, limits.max_pixels, FACTOR))
+        return np.stack(found)
 
     def _encode_action(self, step: Step, tag: str) -> tuple[np.ndarray, np.ndarray]:
         horizon, dim = self.state_action.horizon(tag), self.state_action.dim(tag, "action")
@@ -295,6 +257,120 @@ def _pad(array: np.ndarray, rows: int, columns: int, where: str) -> np.ndarray:
     padded = np.zeros((rows, columns), dtype=np.float32)
     padded[: array.shape[0], : array.shape[1]] = array
     return padded
+
+
+def read_observation(
+    observation: Mapping[str, Any], configs: ModalityConfigs, state_dims: Mapping[str, int]
+) -> list[Step]:
+    """The B samples of an observation of one embodiment, whose state groups have the dimensions `state_dims`.
+
+    Flat: {"video.<view>": ..., "state.<group>": ..., "<language key>": ...}; nested, as NVIDIA's client sends it:
+    {"video": {view: ...}, "state": {group: ...}, "language": {key: ...}}. numpy or torch: video (B, T, H, W, 3) uint8
+    RGB; state (B, T, D) of any float type; language B instructions as a list or array of str, each possibly in a list
+    of its own, or one plain str where B = 1. The leading batch size is written out for B = 1 too, since (T, H, W, 3)
+    and (B, H, W, 3) look alike. Raises ToolkitError with what was expected and what was found, for values as well (NaN,
+    float images, empty instructions).
+    """
+    video, state, language = configs["video"], configs["state"], configs["language"].modality_keys[0]
+    names = [f"video.{k}" for k in video.modality_keys] + [f"state.{k}" for k in state.modality_keys] + [language]
+    values = flattened(observation)
+    _check_names(values, names)
+    images = {k: _video(values[f"video.{k}"], f"video.{k}", video) for k in video.modality_keys}
+    states = {k: _state(values[f"state.{k}"], f"state.{k}", state, state_dims[k]) for k in state.modality_keys}
+    texts = _instructions(values[language], language)
+    sizes = [*(len(array) for array in (*images.values(), *states.values())), len(texts)]
+    if len(set(sizes)) > 1:
+        found = ", ".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
+        raise ToolkitError(f"The batch sizes of the observation differ: {found}.")
+    return [
+        Step({k: v[b] for k, v in images.items()}, {k: v[b] for k, v in states.items()}, texts[b])
+        for b in range(len(texts))
+    ]
+
+
+def _check_names(flat: Mapping[str, Any], wanted: list[str]) -> None:
+    unknown = [name for name in flat if name not in wanted]
+    for name in wanted:
+        if name not in flat:
+            given = f" Given: {', '.join(flat)}." if flat else ""
+            raise ToolkitError(f'The observation lacks "{name}".{did_you_mean(name, unknown) or given}')
+    if unknown:
+        raise ToolkitError(
+            f'The observation has "{unknown[0]}", which this policy does not read; it reads {", ".join(wanted)}. '
+            "Take it out."
+        )
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(as_numpy(value))
+    except ValueError as error:
+        raise ToolkitError(f"{name}: no regular array ({error}).") from None
+    if array.dtype.kind not in "buif":
+        raise ToolkitError(f"{name}: expected an array of numbers, found {type(value).__name__} of {array.dtype}.")
+    return array
+
+
+def _video(value: Any, name: str, config: ModalityConfig) -> np.ndarray:
+    """(B, T, H, W, 3) uint8."""
+    array, frames = _array(value, name), len(config.delta_indices)
+    channels = "Move the channels last." if array.shape[2:3] == (3,) else "Give RGB without an alpha channel."
+    values = "Give the camera's own values, 0 to 255, as uint8."
+    if array.dtype.kind == "f":
+        values = "Images in [0, 1] become so by (image * 255).round().astype(np.uint8)."
+    _refuse(
+        f"{name}: expected (B, {frames}, H, W, 3) uint8, found {array.shape} {array.dtype}.",
+        (array.ndim != 5, "Add the leading sizes: image[None, None] for one frame of one robot."),
+        (array.shape[4:] != (3,), channels),
+        (array.dtype != np.uint8, values),
+        *_wrong_sizes(array, config),
+    )
+    return array
+
+
+def _state(value: Any, name: str, config: ModalityConfig, dim: int) -> np.ndarray:
+    """(B, T, D) float32, all finite."""
+    array, frames = _array(value, name), len(config.delta_indices)
+    _refuse(
+        f"{name}: expected (B, {frames}, {dim}) float32, found {array.shape} {array.dtype}.",
+        (array.ndim != 3, "Add the leading sizes: state[None, None] for one robot."),
+        (array.dtype.kind != "f", "States are in the robot's units (rad, m), never whole numbers."),
+        (array.shape[2:] != (dim,), f"The checkpoint's statistics of this group have {dim} dimensions."),
+        *_wrong_sizes(array, config),
+    )
+    with np.errstate(over="ignore"):  # what overflows is named below
+        converted = array.astype(np.float32)
+    if not np.isfinite(converted).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(converted))[0])
+        raise ToolkitError(f"{name}: the value {array[place]} at {place} is no finite float32. Mend it at its source.")
+    return converted
+
+
+def _wrong_sizes(array: np.ndarray, config: ModalityConfig) -> list[tuple[bool, str]]:
+    hint = f"One frame for each of the delta indices {config.delta_indices}."
+    return [(array.shape[1:2] != (len(config.delta_indices),), hint), (array.size == 0, "It is empty.")]
+
+
+def _refuse(expected: str, *problems: tuple[bool, str]) -> None:
+    """Raise what was expected with the hint of the first problem there is."""
+    for found, hint in problems:
+        if found:
+            raise ToolkitError(f"{expected} {hint}")
+
+
+def _instructions(value: Any, name: str) -> list[str]:
+    """B instructions, each with at least one letter or digit."""
+    rows = value.tolist() if isinstance(value, np.ndarray) else value
+    rows = [rows] if isinstance(rows, str) else rows
+    if not isinstance(rows, list | tuple) or not rows:
+        raise ToolkitError(f"{name}: expected a list of one instruction a sample, found {value!r}.")
+    texts = [row[0] if isinstance(row, list | tuple) and len(row) == 1 else row for row in rows]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ToolkitError(f"{name}: expected one instruction (str) a sample, found {text!r}.")
+        if not any(letter.isalnum() for letter in text):
+            raise ToolkitError(f'{name}: the instruction "{text}" is empty. Say what the robot is to do.')
+    return texts
 
 
 AutoProcessor.register(Gr00tN1d7Config, Gr00tN1d7Processor, exist_ok=True)

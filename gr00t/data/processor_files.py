@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gr00t.data.images import MERGE, PATCH, TEMPORAL
 from gr00t.data.schema import EmbodimentTag, ModalityConfig, ModalityConfigs
 from gr00t.data.state_action import EmbodimentStatistics
 from gr00t.errors import ToolkitError
@@ -22,6 +23,13 @@ PROCESSOR_CLASS = "Gr00tN1d7Processor"
 FILES = ("processor_config.json", "statistics.json", "embodiment_id.json")
 IMAGE_TOKEN = "<|image_pad|>"
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+_QWEN_IMAGES = {
+    "patch_size": PATCH,
+    "temporal_patch_size": TEMPORAL,
+    "merge_size": MERGE,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
 # Which slice of the per-embodiment weights a tag uses. (original: the processor's table of projector indices)
 _PROJECTOR_INDEX = {
     "simpler_env_google": 0,
@@ -80,25 +88,25 @@ class ProcessorConfig:
     @classmethod
     def from_json(cls, kwargs: dict[str, Any]) -> ProcessorConfig:
         """Read processor_kwargs. Keys that the file leaves out are off, as the original takes them."""
-        known = {f.name for f in fields(cls)} - {"extra", "modality_configs"}
-        values: dict[str, Any] = {"shortest_image_edge": None, "crop_fraction": None}
-        values |= dict.fromkeys(("apply_sincos_state_encoding", "use_relative_action"), False)
-        values |= {name: value for name, value in kwargs.items() if name in known}
-        configs = {
+        known = {f.name for f in fields(cls)} - {"extra"}
+        off: dict[str, Any] = {"shortest_image_edge": None, "crop_fraction": None}
+        off |= dict.fromkeys(("apply_sincos_state_encoding", "use_relative_action"), False)
+        given = {name: value for name, value in kwargs.items() if name in known}
+        given["modality_configs"] = {
             tag: {modality: ModalityConfig.from_json(data) for modality, data in modalities.items()}
             for tag, modalities in kwargs["modality_configs"].items()
         }
-        extra = {name: value for name, value in kwargs.items() if name not in known | {"modality_configs"}}
-        return cls(modality_configs=configs, extra=extra, **values)
+        return cls(**off | given, extra={name: value for name, value in kwargs.items() if name not in known})
 
     def to_json(self) -> dict[str, Any]:
         """processor_kwargs with every key, the original's in its order, then `extra`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        values = dict(vars(self))
+        extra = values.pop("extra")
         values["modality_configs"] = {
             tag: {modality: config.to_json() for modality, config in configs.items()}
             for tag, configs in self.modality_configs.items()
         }
-        return values | self.extra
+        return values | extra
 
 
 @dataclass(frozen=True)
@@ -123,18 +131,7 @@ def read_processor_files(path: str | Path) -> ProcessorFiles:
         )
     folder = _folder(path)
     if folder is None:
-        base = _base_of_lerobot(path)
-        if base is not None:
-            files = read_processor_files(base)
-            settings, tag, own = processor_kwargs(path, files.config.to_json())
-            statistics = {name: entry for name, entry in files.statistics.items() if name != tag}
-            statistics |= {} if own is None else {tag: own}
-            return ProcessorFiles(ProcessorConfig.from_json(settings), statistics, files.embodiment_ids)
-        if (path / "config.json").is_file():
-            read_config_json(path)  # refuses another model
-        raise ToolkitError(
-            f"{path}: no {FILES[0]}, neither here nor in processor/. Copy {', '.join(FILES)} of the checkpoint there."
-        )
+        return _lerobots_processor_files(path)
     document = read_json(folder / FILES[0])
     kind, kwargs = document.get("processor_class"), document.get("processor_kwargs")
     if kind != PROCESSOR_CLASS or not isinstance(kwargs, dict) or "modality_configs" not in kwargs:
@@ -147,11 +144,26 @@ def read_processor_files(path: str | Path) -> ProcessorFiles:
             f"{folder / FILES[0]} has use_tactile on, which a later GR00T brought and this toolkit does not have. "
             "Use a checkpoint without it."
         )
-    config = ProcessorConfig.from_json(kwargs)
     ids = {tag: int(index) for tag, index in read_json(folder / FILES[2]).items()}
     for tag in EmbodimentTag:
         ids.setdefault(tag.value, default_projector_index(tag))
-    return ProcessorFiles(config, read_json(folder / FILES[1]), ids)
+    return ProcessorFiles(ProcessorConfig.from_json(kwargs), read_json(folder / FILES[1]), ids)
+
+
+def _lerobots_processor_files(path: Path) -> ProcessorFiles:
+    """What a LeRobot checkpoint changes of its base's files; any other folder is refused."""
+    base = _base_of_lerobot(path)
+    if base is None:
+        if (path / "config.json").is_file():
+            read_config_json(path)  # refuses another model
+        raise ToolkitError(
+            f"{path}: no {FILES[0]}, neither here nor in processor/. Copy {', '.join(FILES)} of the checkpoint there."
+        )
+    files = read_processor_files(base)
+    settings, tag, own = processor_kwargs(path, files.config.to_json())
+    statistics = {name: entry for name, entry in files.statistics.items() if name != tag}
+    statistics |= {} if own is None else {tag: own}
+    return ProcessorFiles(ProcessorConfig.from_json(settings), statistics, files.embodiment_ids)
 
 
 def _folder(path: Path) -> Path | None:
@@ -163,11 +175,11 @@ def processor_sources(path: str | Path) -> list[Path]:
     checkpoint's own and those of its base. They may lie outside of the checkpoint (see `find_vlm_folder`)."""
     path = Path(path)
     vlm = find_vlm_folder(path, read_processor_files(path).config.model_name)
-    tokenizer = [file for file in vlm.rglob("*") if file.suffix in TOKENIZER_SUFFIXES and file.is_file()]
+    tokenizer = {file for file in vlm.rglob("*") if file.suffix in TOKENIZER_SUFFIXES and file.is_file()}
     base = _base_of_lerobot(path)
-    own = [] if base is None else [file for file in path.glob("*.json") if file.is_file()]
-    folder = _folder(path if base is None else base)
-    return sorted({*own, *([] if folder is None else [folder / name for name in FILES]), *tokenizer})
+    own = set() if base is None else {file for file in path.glob("*.json") if file.is_file()}
+    folder = _folder(base or path)
+    return sorted(own | tokenizer | ({folder / name for name in FILES} if folder else set()))
 
 
 def write_processor_files(path: str | Path, files: ProcessorFiles) -> None:
@@ -194,19 +206,17 @@ def find_vlm_folder(path: str | Path, model_name: str) -> Path:
     for place in [*places, *([Path(cached).parent] if isinstance(cached, str) else [])]:
         if any((place / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             return place
-    looked = ", ".join(str(place) for place in places)
     raise ToolkitError(
-        f'{path}: the tokenizer of the VLM "{model_name}" is nowhere to be found. Looked in {looked} and the local '
-        f"Hugging Face cache; the network is never used here. Where there is internet, run `hf download {model_name} "
+        f'{path}: the tokenizer of the VLM "{model_name}" is nowhere to be found. Looked in '
+        f"{', '.join(map(str, places))} and the local Hugging Face cache; the network is never used here. Where there "
+        f"is internet, run `hf download {model_name} "
         f"--include '*.json' '*.txt' --local-dir {places[0]}`, or give a folder that has it as vlm_path."
     )
 
 
 def _base_of_lerobot(path: Path) -> Path | None:
     """The base of a LeRobot checkpoint; None for any other folder."""
-    if not (path / "config.json").is_file():
-        return None
-    base = architecture_folder(path)
+    base = architecture_folder(path) if (path / "config.json").is_file() else path
     return None if base == path else base
 
 
@@ -224,32 +234,22 @@ class ImageLimits:
 
     min_pixels: int = 65536
     max_pixels: int = 16777216
-    patch_size: int = 16
-    merge_size: int = 2
-
-    @property
-    def factor(self) -> int:
-        """Image sides are multiples of this many pixels; each such square becomes one token."""
-        return self.patch_size * self.merge_size
+    patch_size: int = PATCH
+    merge_size: int = MERGE
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> ImageLimits:
         """Read preprocessor_config.json; another normalisation or patch size than Qwen3-VL's is refused."""
         size = data.get("size") or {}
-        limits = cls(
-            min_pixels=int(data.get("min_pixels") or size.get("shortest_edge", cls.min_pixels)),
-            max_pixels=int(data.get("max_pixels") or size.get("longest_edge", cls.max_pixels)),
-            patch_size=int(data.get("patch_size", cls.patch_size)),
-            merge_size=int(data.get("merge_size", cls.merge_size)),
-        )
-        half = [0.5, 0.5, 0.5]
-        fits = (limits.patch_size, limits.merge_size) == (cls.patch_size, cls.merge_size)
-        if not fits or data.get("image_mean", half) != half or data.get("image_std", half) != half:
+        if any(data.get(name, value) != value for name, value in _QWEN_IMAGES.items()):
             raise ToolkitError(
                 f"{where}: these are not Qwen3-VL's image settings (patch 16, merge 2, mean and std 0.5). "
                 "Give the tokenizer folder of the Qwen3-VL or Cosmos-Reason2 backbone the checkpoint was trained with."
             )
-        return limits
+        return cls(
+            min_pixels=int(data.get("min_pixels") or size.get("shortest_edge", cls.min_pixels)),
+            max_pixels=int(data.get("max_pixels") or size.get("longest_edge", cls.max_pixels)),
+        )
 
 
 class VlmTokenizer:
@@ -269,11 +269,11 @@ class VlmTokenizer:
             ) from error
         self._tokenizer.padding_side = "left"
         # A chat template of the whole processor (with images) takes precedence over the tokenizer's own.
-        for name in ("chat_template.json", "chat_template.jinja"):
-            if (self.folder / name).is_file():
-                template = (self.folder / name).read_text(encoding="utf-8")
-                self._tokenizer.chat_template = json.loads(template)["chat_template"] if "json" in name else template
-                break
+        as_json, as_text = (self.folder / f"chat_template.{suffix}" for suffix in ("json", "jinja"))
+        if as_json.is_file():
+            self._tokenizer.chat_template = read_json(as_json)["chat_template"]
+        elif as_text.is_file():
+            self._tokenizer.chat_template = as_text.read_text(encoding="utf-8")
         if not self._tokenizer.chat_template:
             raise ToolkitError(
                 f"{self.folder}: no chat template. Copy chat_template.json (or .jinja) of the VLM into that folder."
@@ -282,8 +282,7 @@ class VlmTokenizer:
         if self.image_token_id < 0:
             raise ToolkitError(f"{self.folder}: the tokenizer does not know {IMAGE_TOKEN}; it is not a Qwen-VL one.")
         path = self.folder / "preprocessor_config.json"
-        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.limits = ImageLimits.from_json(data, str(path))
+        self.limits = ImageLimits.from_json(read_json(path) if path.is_file() else {}, str(path))
 
     def chat_text(self, text: str, images: int) -> str:
         """One user turn: `images` placeholders, then the text; no system prompt, no generation prompt."""
@@ -325,11 +324,7 @@ class VlmTokenizer:
         _use_names_of_transformers_4(folder / "tokenizer_config.json")
         image_settings = {
             "size": {"longest_edge": self.limits.max_pixels, "shortest_edge": self.limits.min_pixels},
-            "patch_size": self.limits.patch_size,
-            "temporal_patch_size": 2,
-            "merge_size": self.limits.merge_size,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
+            **_QWEN_IMAGES,
             "processor_class": "Qwen3VLProcessor",
             "image_processor_type": "Qwen2VLImageProcessorFast",
         }

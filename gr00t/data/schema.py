@@ -1,19 +1,29 @@
-"""What a robot's data is called: embodiment tags, modality configurations, action representations.
+"""What a robot's data is called: embodiment tags, modality configurations, action representations, observations.
 
 The names and JSON forms are those of the original's processor_config.json, so that checkpoints can be exchanged."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from enum import Enum, StrEnum
 from typing import Any, TypeVar
 
 from gr00t.errors import ToolkitError, did_you_mean
 
 MODALITIES = ("video", "state", "action", "language")
+OBSERVED = ("video", "state", "language")
 
+_T = TypeVar("_T")
 _EnumT = TypeVar("_EnumT", bound=Enum)
+
+
+def look_up(options: Mapping[str, _T], name: str, problem: str, remedy: str = "") -> _T:
+    """What has that name; where nothing has, ToolkitError says `problem`, the nearest name, and `remedy`."""
+    if name not in options:
+        raise ToolkitError(f"{problem}{did_you_mean(name, options)}{remedy}")
+    return options[name]
 
 
 class EmbodimentTag(StrEnum):
@@ -39,15 +49,11 @@ class EmbodimentTag(StrEnum):
     @classmethod
     def parse(cls, name: str | EmbodimentTag) -> EmbodimentTag:
         """The tag of that value or name; an unknown one raises with the nearest."""
-        if isinstance(name, cls):
-            return name
-        for tag in cls:
-            if name in (tag.value, tag.name):
-                return tag
-        raise ToolkitError(
-            f'Unknown embodiment tag "{name}".{did_you_mean(str(name), [t.value for t in cls])}'
-            f' Own robots are fine-tuned under "{cls.NEW_EMBODIMENT.value}".'
-        )
+        if name in cls.__members__:
+            return cls[name]
+        tags = {tag.value: tag for tag in cls}
+        own = f' Own robots are fine-tuned under "{cls.NEW_EMBODIMENT.value}".'
+        return look_up(tags, str(name), f'Unknown embodiment tag "{name}".', own)
 
 
 class ActionRepresentation(Enum):
@@ -73,12 +79,10 @@ class ActionFormat(Enum):
 
 
 def _member(kind: type[_EnumT], value: Any, where: str) -> _EnumT:
-    if isinstance(value, kind):
-        return value
     for member in kind:
-        if str(value) in (member.name, member.value):
+        if value in (member, member.name, member.value):
             return member
-    raise ToolkitError(f'{where}: "{value}" is not a {kind.__name__}.{did_you_mean(str(value), kind.__members__)}')
+    return look_up(kind.__members__, str(value), f'{where}: "{value}" is not a {kind.__name__}.')
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,7 @@ class ModalityConfig:
             raise ToolkitError(f"A ModalityConfig names a key twice: {self.modality_keys}.")
         for field in ("sin_cos_embedding_keys", "mean_std_embedding_keys"):
             for key in getattr(self, field) or []:
-                if key not in self.modality_keys:
-                    raise ToolkitError(
-                        f'{field} names "{key}", which is no modality key.{did_you_mean(key, self.modality_keys)}'
-                    )
+                look_up(dict.fromkeys(self.modality_keys), key, f'{field} names "{key}", which is no modality key.')
         if self.action_configs is not None and len(self.action_configs) != len(self.modality_keys):
             raise ToolkitError(
                 f"action_configs has {len(self.action_configs)} entries for {len(self.modality_keys)} "
@@ -144,14 +145,10 @@ class ModalityConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModalityConfig:
         """Read one entry of processor_config.json; keys that later versions add are ignored."""
-        configs = data.get("action_configs")
-        return cls(
-            delta_indices=data["delta_indices"],
-            modality_keys=data["modality_keys"],
-            sin_cos_embedding_keys=data.get("sin_cos_embedding_keys"),
-            mean_std_embedding_keys=data.get("mean_std_embedding_keys"),
-            action_configs=None if configs is None else [ActionConfig.from_json(c) for c in configs],
-        )
+        config = cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
+        if config.action_configs is not None:
+            config.action_configs = [ActionConfig.from_json(entry) for entry in data["action_configs"]]
+        return config
 
     def to_json(self) -> dict[str, Any]:
         """The entry of processor_config.json."""
@@ -166,8 +163,7 @@ ModalityConfigs = dict[str, ModalityConfig]
 def check_modality_configs(configs: ModalityConfigs, where: str = "MODALITY_CONFIG") -> ModalityConfigs:
     """Check that all four modalities are there (and no other) and that action_configs is given."""
     for name in configs:
-        if name not in MODALITIES:
-            raise ToolkitError(f'{where}: unknown modality "{name}".{did_you_mean(name, MODALITIES)}')
+        look_up(dict.fromkeys(MODALITIES), name, f'{where}: unknown modality "{name}".')
     for name in MODALITIES:
         if name not in configs:
             raise ToolkitError(f'{where}: the modality "{name}" is missing; it needs {", ".join(MODALITIES)}.')
@@ -189,33 +185,58 @@ def comparable(configs: ModalityConfigs) -> dict[str, Any]:
     return found
 
 
+def flattened(observation: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an observation, nested or flat, by their flat names: video.<view>, state.<group>, language keys."""
+    if not isinstance(observation, Mapping):
+        raise ToolkitError(f"An observation is a dict of video, state and language, not {type(observation).__name__}.")
+    flat: dict[str, Any] = {}
+    for key, value in observation.items():
+        entries = {str(key): value}
+        if key in OBSERVED and isinstance(value, Mapping):
+            entries = {str(name) if key == "language" else f"{key}.{name}": entry for name, entry in value.items()}
+        for name, entry in entries.items():
+            if name in flat:
+                raise ToolkitError(f'The observation gives "{name}" twice, nested and flat. Give it once.')
+            flat[name] = entry
+    return flat
+
+
+def as_numpy(value: Any) -> Any:
+    """PyTorch's tensors as numpy's arrays (bfloat16 as float32); anything else as it is."""
+    if not hasattr(value, "detach"):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+
+
 def python_source(configs: ModalityConfigs) -> str:
     """A Python file that defines MODALITY_CONFIG as `configs`."""
     names = [cls.__name__ for cls in (ActionConfig, ActionFormat, ActionRepresentation, ActionType, ModalityConfig)]
-    body = "\n".join(["MODALITY_CONFIG = {", *(_modality_source(*item) for item in configs.items()), "}"])
+    body = f"MODALITY_CONFIG = {_source(configs)}"
     used = ", ".join(name for name in names if f"{name}(" in body or f"{name}." in body)
     return (
         f'"""The robot: its cameras, states, actions and instructions."""\n\nfrom {__name__} import {used}\n\n{body}\n'
     )
 
 
-def _modality_source(modality: str, config: ModalityConfig) -> str:
-    indices = str(config.delta_indices)
-    first, end = config.delta_indices[0], config.delta_indices[-1] + 1
-    if len(config.delta_indices) > 2 and config.delta_indices == list(range(first, end)):
-        indices = f"list(range({first}, {end}))" if first else f"list(range({end}))"
-    fields = [f"delta_indices={indices}"]
-    for name in ("modality_keys", "sin_cos_embedding_keys", "mean_std_embedding_keys"):
-        if (keys := getattr(config, name)) is not None:
-            fields.append(f"{name}={json.dumps(keys, ensure_ascii=False)}")
-    if config.action_configs is not None:
-        actions = ""
-        for action in config.action_configs:
-            said = [f"rep=ActionRepresentation.{action.rep.name}"]
-            said += [f"type=ActionType.{action.type.name}"] if action.type is not ActionType.NON_EEF else []
-            said += [f"format=ActionFormat.{action.format.name}"] if action.format is not ActionFormat.DEFAULT else []
-            said += [f"state_key={json.dumps(action.state_key)}"] if action.state_key is not None else []
-            actions += f"            ActionConfig({', '.join(said)}),\n"
-        fields.append(f"action_configs=[\n{actions}        ]")
-    lines = "".join(f"        {field},\n" for field in fields)
-    return f"    {json.dumps(modality)}: ModalityConfig(\n{lines}    ),"
+def _source(value: Any, indent: str = "") -> str:
+    """A modality configuration or a part of it as Python, defaults left out; what is long has a line for each item."""
+    inner = indent + "    "
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, ModalityConfig | ActionConfig):
+        said = [(field, getattr(value, field.name)) for field in fields(value)]
+        items = [f"{field.name}={_source(entry, inner)}" for field, entry in said if entry != field.default]
+        opening, closing = f"{type(value).__name__}(", ")"
+    elif isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_source(entry, inner)}" for key, entry in value.items()]
+        opening, closing = "{", "}"
+    elif isinstance(value, list):
+        items = [_source(entry, inner) for entry in value]
+        opening, closing = "[", "]"
+    else:
+        return json.dumps(value, ensure_ascii=False)
+    line = f"{opening}{', '.join(items)}{closing}"
+    if len(indent + line) <= 100:
+        return line
+    return "\n".join([opening, *(f"{inner}{item}," for item in items), indent + closing])

@@ -7,7 +7,7 @@ radians)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ from gr00t.data.schema import (
     ActionType,
     ModalityConfig,
     ModalityConfigs,
+    look_up,
 )
-from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.errors import ToolkitError
 
 POSE_DIMS = {ActionFormat.XYZ_ROT6D: 9, ActionFormat.XYZ_ROTVEC: 6}
 SIN_COS, MEAN_STD, MIN_MAX = "sin_cos", "mean_std", "min_max"
 
+Arrays = Mapping[str, np.ndarray]
 EmbodimentStatistics = dict[str, Any]
 """statistics.json: tag -> "state" | "action" | "relative_action" -> group -> min, max, mean, std, q01, q99 (lists)."""
 
@@ -35,7 +37,7 @@ def relative_pose(action: np.ndarray, reference: np.ndarray, format: ActionForma
     action (..., H, D), reference (..., D), both in metres and radians, D = 9 or 6; returns float64 (..., H, D).
     """
     position, rotation = _split(action, format)
-    position0, rotation0 = _split(reference, format, over_steps=True)
+    position0, rotation0 = _split(reference[..., None, :], format)
     back = np.swapaxes(rotation0, -1, -2)
     return _join(_turn(back, position - position0), back @ rotation, format)
 
@@ -43,29 +45,39 @@ def relative_pose(action: np.ndarray, reference: np.ndarray, format: ActionForma
 def absolute_pose(action: np.ndarray, reference: np.ndarray, format: ActionFormat) -> np.ndarray:
     """T_reference T_action for each step, undoing `relative_pose`; same shapes, float64."""
     position, rotation = _split(action, format)
-    position0, rotation0 = _split(reference, format, over_steps=True)
+    position0, rotation0 = _split(reference[..., None, :], format)
     return _join(position0 + _turn(rotation0, position), rotation0 @ rotation, format)
 
 
-def _split(pose: np.ndarray, format: ActionFormat, over_steps: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """(..., D) to positions (..., 3) and rotation matrices (..., 3, 3); `over_steps` puts in an axis for H."""
+def to_relative(action: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
+    """Actions (..., H, D) as seen from the state (..., D) they start from: subtracted, or for poses turned back."""
+    if config.type is ActionType.EEF:
+        return relative_pose(action, reference, config.format)
+    return action - reference[..., None, :]
+
+
+def to_absolute(action: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
+    """Undo `to_relative`."""
+    if config.type is ActionType.EEF:
+        return absolute_pose(action, reference, config.format)
+    return action + reference[..., None, :]
+
+
+def _split(pose: np.ndarray, format: ActionFormat) -> tuple[np.ndarray, np.ndarray]:
+    """(..., D) to positions (..., 3) and rotation matrices (..., 3, 3), float64."""
     if format not in POSE_DIMS:
         known = ", ".join(f.name for f in POSE_DIMS)
         raise ToolkitError(f"An EEF action group needs one of the formats {known}, not {format.name}.")
     pose = np.asarray(pose, dtype=np.float64)
     if pose.shape[-1] != POSE_DIMS[format]:
         raise ToolkitError(f"A pose in {format.name} has {POSE_DIMS[format]} numbers, not {pose.shape[-1]}.")
-    if over_steps:
-        pose = pose[..., None, :]
     rotation = pose[..., 3:]
     return pose[..., :3], _from_rot6d(rotation) if format is ActionFormat.XYZ_ROT6D else _from_rotvec(rotation)
 
 
 def _join(position: np.ndarray, rotation: np.ndarray, format: ActionFormat) -> np.ndarray:
-    if format is ActionFormat.XYZ_ROT6D:
-        numbers = rotation[..., :2, :].reshape(*rotation.shape[:-2], 6)
-    else:
-        numbers = _to_rotvec(rotation)
+    is_6d = format is ActionFormat.XYZ_ROT6D
+    numbers = rotation[..., :2, :].reshape(*rotation.shape[:-2], 6) if is_6d else _to_rotvec(rotation)
     return np.concatenate([position, numbers], axis=-1)
 
 
@@ -172,6 +184,7 @@ class Group:
         return (np.clip(values, -1.0, 1.0) + 1) / 2 * self.scale + self.offset
 
 
+@dataclass
 class StateActionProcessor:
     """Normalises states and actions of every embodiment it has a configuration and statistics for.
 
@@ -182,33 +195,18 @@ class StateActionProcessor:
     every group as absolute. (original: state_action_processor)
     """
 
-    def __init__(
-        self,
-        modality_configs: Mapping[str, ModalityConfigs],
-        statistics: EmbodimentStatistics,
-        use_percentiles: bool = False,
-        clip_outliers: bool = True,
-        apply_sincos_state_encoding: bool = False,
-        use_relative_action: bool = False,
-    ) -> None:
-        self.modality_configs = modality_configs
-        self.statistics = statistics
-        self.use_percentiles = use_percentiles
-        self.clip_outliers = clip_outliers
-        self.apply_sincos_state_encoding = apply_sincos_state_encoding
-        self.use_relative_action = use_relative_action
-        self._groups: dict[tuple[str, str], list[Group]] = {}
+    modality_configs: Mapping[str, ModalityConfigs]
+    statistics: EmbodimentStatistics
+    use_percentiles: bool = False
+    clip_outliers: bool = True
+    apply_sincos_state_encoding: bool = False
+    use_relative_action: bool = False
+    _groups: dict[tuple[str, str], list[Group]] = field(init=False, default_factory=dict)
 
     def groups(self, tag: str, modality: str) -> list[Group]:
         """The groups of "state" or "action" in the model's order; unknown tags and missing statistics raise."""
-        tag = str(tag)
         if (tag, modality) not in self._groups:
             config = self._config(tag, modality)
-            if tag not in self.statistics:
-                raise ToolkitError(
-                    f'statistics.json has no entry for the embodiment "{tag}".{did_you_mean(tag, self.statistics)} '
-                    "Fine-tune on that robot's data first, or take one of the embodiments that have statistics."
-                )
             actions = dict(zip(config.modality_keys, config.action_configs or [], strict=False))
             self._groups[tag, modality] = [
                 self._build_group(tag, modality, name, actions.get(name)) for name in config.modality_keys
@@ -217,21 +215,19 @@ class StateActionProcessor:
 
     def horizon(self, tag: str) -> int:
         """Number of action steps of that embodiment."""
-        return len(self._config(str(tag), "action").delta_indices)
+        return len(self._config(tag, "action").delta_indices)
 
     def dim(self, tag: str, modality: str) -> int:
         """Columns of that modality in the model's vector, before padding."""
         return sum(group.encoded_dim for group in self.groups(tag, modality))
 
-    def encode_state(self, states: Mapping[str, np.ndarray], tag: str) -> np.ndarray:
+    def encode_state(self, states: Arrays, tag: str) -> np.ndarray:
         """{group: (T, D)} in robot units to float32 (T, d)."""
         groups = self.groups(tag, "state")
         parts = [g.normalise(_take(states, g, f"{tag} state"), self.clip_outliers) for g in groups]
         return _concatenate(parts, f"{tag} state")
 
-    def encode_action(
-        self, actions: Mapping[str, np.ndarray], states: Mapping[str, np.ndarray], tag: str
-    ) -> np.ndarray:
+    def encode_action(self, actions: Arrays, states: Arrays, tag: str) -> np.ndarray:
         """{group: (H, D)} with the states of the same moment to float32 (H, d), clipped with `clip_outliers`."""
         parts = []
         for group in self.groups(tag, "action"):
@@ -242,18 +238,12 @@ class StateActionProcessor:
                     f"horizon of {self.horizon(tag)}. Hold the last value past the end and mark it in action_valid."
                 )
             if group.relative:
-                reference = self._reference(states, group, tag)
-                if group.relative.type is ActionType.EEF:
-                    values = relative_pose(values, reference, group.relative.format)
-                else:
-                    values = values - reference[..., None, :]
+                values = to_relative(values, self._reference(states, group, tag), group.relative)
             normalised = group.normalise(values, self.clip_outliers)
             parts.append(np.clip(normalised, -1.0, 1.0) if self.clip_outliers else normalised)
         return _concatenate(parts, f"{tag} action")
 
-    def decode_action(
-        self, normalised: np.ndarray, states: Mapping[str, np.ndarray] | None, tag: str
-    ) -> dict[str, np.ndarray]:
+    def decode_action(self, normalised: np.ndarray, states: Arrays | None, tag: str) -> dict[str, np.ndarray]:
         """The model's actions (B, H, D) or (H, D), padded or not, to {group: (B, horizon, dim)} in robot units.
 
         `states` holds (B, T, dim) or (T, dim) and is needed by relative groups only. Computed in float64 and
@@ -272,24 +262,17 @@ class StateActionProcessor:
             start += group.dim
             values = group.denormalise(columns)
             if group.relative:
-                reference = self._reference(states or {}, group, tag)
-                if group.relative.type is ActionType.EEF:
-                    values = absolute_pose(values, reference, group.relative.format)
-                else:
-                    values = values + reference[..., None, :]
+                values = to_absolute(values, self._reference(states or {}, group, tag), group.relative)
             elif group.method == MEAN_STD:
                 values = values.astype(np.float32)
             actions[group.name] = values
         return actions
 
-    def _reference(self, states: Mapping[str, np.ndarray], group: Group, tag: str) -> np.ndarray:
+    def _reference(self, states: Arrays, group: Group, tag: str) -> np.ndarray:
         """(..., dim): the last state row of the group that a relative action group starts from."""
-        if group.state_key not in states:
-            raise ToolkitError(
-                f'{tag} action "{group.name}" is relative to the state group "{group.state_key}", which is not given.'
-                f"{did_you_mean(group.state_key, states)} Add it to the state, or set state_key in action_configs."
-            )
-        values = np.asarray(states[group.state_key], dtype=np.float64)
+        problem = f'{tag} action "{group.name}" is relative to the state group "{group.state_key}", which is not given.'
+        remedy = " Add it to the state, or set state_key in action_configs."
+        values = np.asarray(look_up(states, group.state_key, problem, remedy), dtype=np.float64)
         if values.ndim < 2 or values.shape[-1] != group.dim:
             raise ToolkitError(
                 f'{tag} action "{group.name}" has {group.dim} dimensions, but the state group "{group.state_key}" '
@@ -299,18 +282,14 @@ class StateActionProcessor:
         return values[..., -1, :]
 
     def _config(self, tag: str, modality: str) -> ModalityConfig:
-        if tag not in self.modality_configs:
-            raise ToolkitError(
-                f'This checkpoint has no modality config for the embodiment "{tag}".'
-                f"{did_you_mean(tag, self.modality_configs)} Give one (modality_config=...) to use a new robot."
-            )
-        return self.modality_configs[tag][modality]
+        problem = f'This checkpoint has no modality config for the embodiment "{tag}".'
+        remedy = " Give one (modality_config=...) to use a new robot."
+        return look_up(self.modality_configs, tag, problem, remedy)[modality]
 
     def _build_group(self, tag: str, modality: str, name: str, action_config: ActionConfig | None) -> Group:
         config = self._config(tag, modality)
-        relative = None
-        if self.use_relative_action and action_config and action_config.rep is ActionRepresentation.RELATIVE:
-            relative = action_config
+        is_relative = action_config and action_config.rep is ActionRepresentation.RELATIVE
+        relative = action_config if self.use_relative_action and is_relative else None
         section = "relative_action" if relative else modality
         if modality == "state" and self.apply_sincos_state_encoding and name in (config.sin_cos_embedding_keys or []):
             method = SIN_COS
@@ -332,19 +311,16 @@ def _group_statistics(
     statistics: EmbodimentStatistics, tag: str, section: str, name: str, keys: tuple[str, str]
 ) -> list[np.ndarray]:
     """The two named arrays of one group, float64; what is missing, ragged or not finite raises."""
-    again = "Compute the statistics of the dataset again with this modality config."
-    groups = statistics[tag].get(section, {})
-    if name not in groups:
-        raise ToolkitError(f'statistics of "{tag}.{section}": no group "{name}".{did_you_mean(name, groups)} {again}')
-    arrays = []
+    first = " Fine-tune on that robot's data first, or take one of the embodiments that have statistics."
+    again = " Compute the statistics of the dataset again with this modality config."
+    found = look_up(statistics, tag, f'statistics.json has no entry for the embodiment "{tag}".', first)
+    group = look_up(found.get(section, {}), name, f'statistics of "{tag}.{section}": no group "{name}".', again)
+    where, arrays = f'statistics of "{tag}.{section}.{name}"', []
     for key in keys:
-        where = f'statistics of "{tag}.{section}.{name}"'
-        if key not in groups[name]:
-            raise ToolkitError(f'{where}: no "{key}".{did_you_mean(key, groups[name])} {again}')
-        arrays.append(np.asarray(groups[name][key], dtype=np.float64))
+        arrays.append(np.asarray(look_up(group, key, f'{where}: no "{key}".', again), dtype=np.float64))
         _check_finite(arrays[-1], f'{where} "{key}"')
     if arrays[0].shape != arrays[1].shape or arrays[0].ndim not in (1, 2):
-        raise ToolkitError(f'statistics of "{tag}.{section}.{name}": {keys} differ in shape. {again}')
+        raise ToolkitError(f"{where}: {keys} differ in shape.{again}")
     return arrays
 
 
@@ -363,10 +339,8 @@ def _check_relative(group: Group, tag: str, horizon: int) -> None:
         )
 
 
-def _take(values: Mapping[str, np.ndarray], group: Group, where: str) -> np.ndarray:
-    if group.name not in values:
-        raise ToolkitError(f'{where}: the group "{group.name}" is missing.{did_you_mean(group.name, values)}')
-    array = np.asarray(values[group.name], dtype=np.float32)
+def _take(values: Arrays, group: Group, where: str) -> np.ndarray:
+    array = np.asarray(look_up(values, group.name, f'{where}: the group "{group.name}" is missing.'), dtype=np.float32)
     if array.ndim != 2 or array.shape[-1] != group.dim:
         raise ToolkitError(
             f'{where} "{group.name}": expected (steps, {group.dim}) as in the statistics, not {array.shape}.'

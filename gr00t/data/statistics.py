@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gr00t.data.schema import ActionConfig, ActionRepresentation, ActionType, ModalityConfig, ModalityConfigs
-from gr00t.data.state_action import relative_pose
-from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.data.schema import ActionConfig, ActionRepresentation, ActionType, ModalityConfig, ModalityConfigs, look_up
+from gr00t.data.state_action import to_relative
+from gr00t.errors import ToolkitError
 
 Tail = Literal["mask", "drop"]
 Statistics = dict[str, list[Any]]
@@ -35,15 +35,10 @@ def feature_statistics(values: np.ndarray) -> Statistics:
     low, high = values.min(axis=0), values.max(axis=0)
     constant = low == high
     q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
-    result = {
-        "mean": np.where(constant, low, values.mean(axis=0)),
-        "std": np.where(constant, 0.0, values.std(axis=0)),
-        "min": low,
-        "max": high,
-        "q01": q01,
-        "q99": q99,
-    }
-    return {name: value.tolist() for name, value in result.items()}
+    mean = np.where(constant, low, values.mean(axis=0))
+    std = np.where(constant, 0.0, values.std(axis=0))
+    found = zip(STATISTIC_NAMES, (mean, std, low, high, q01, q99), strict=True)
+    return {name: value.tolist() for name, value in found}
 
 
 def merge_statistics(
@@ -102,11 +97,8 @@ def start_frames(length: int, delta_indices: Sequence[int], tail: Tail) -> range
     "mask": every frame; the missing future is masked. "drop" (the original's rule): only frames whose whole chunk lies
     inside the episode, length - span + 1 of them.
     """
-    if tail == "mask":
-        return range(length)
-    if tail == "drop":
-        return range(max(0, -min(delta_indices)), max(0, length - max(0, max(delta_indices))))
-    raise ToolkitError(f'Unknown tail rule "{tail}".{did_you_mean(str(tail), ["mask", "drop"])}')
+    whole = range(max(0, -min(delta_indices)), max(0, length - max(0, max(delta_indices))))
+    return look_up({"mask": range(length), "drop": whole}, tail, f'Unknown tail rule "{tail}".')
 
 
 def relative_statistics(
@@ -149,19 +141,13 @@ def relative_statistics(
 
 
 def relative_action(action: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
-    """`action` (N, D) relative to `reference` (N, D), row by row, in float64.
-
-    Subtraction, or for end-effector groups the pose as seen from the reference pose.
-    """
-    action, reference = action.astype(np.float64), reference.astype(np.float64)
-    if config.type is ActionType.EEF:
-        return relative_pose(action[:, None], reference, config.format)[:, 0]
-    if action.shape != reference.shape:
+    """`action` (N, D) relative to `reference` (N, D), row by row, in float64 (see to_relative)."""
+    if config.type is not ActionType.EEF and action.shape != reference.shape:
         raise ToolkitError(
             f"A relative action of {action.shape[-1]} dims refers to a state group of {reference.shape[-1]} dims: "
             "set ActionConfig.state_key to the group it is relative to, or make it ABSOLUTE."
         )
-    return action - reference
+    return to_relative(action.astype(np.float64)[:, None], reference.astype(np.float64), config)[:, 0]
 
 
 def relative_groups(action_config: ModalityConfig) -> list[tuple[str, ActionConfig]]:
@@ -173,10 +159,9 @@ def relative_groups(action_config: ModalityConfig) -> list[tuple[str, ActionConf
 
 def group_slice(modality_json: dict[str, Any], modality: str, group: str) -> slice:
     """The columns of one state or action group, from meta/modality.json."""
-    groups = modality_json.get(modality, {})
-    if group not in groups:
-        raise ToolkitError(f'meta/modality.json: {modality} has no group "{group}".{did_you_mean(group, groups)}')
-    return slice(int(groups[group]["start"]), int(groups[group]["end"]))
+    problem = f'meta/modality.json: {modality} has no group "{group}".'
+    entry = look_up(modality_json.get(modality, {}), group, problem)
+    return slice(int(entry["start"]), int(entry["end"]))
 
 
 def to_processor_statistics(
@@ -192,25 +177,13 @@ def to_processor_statistics(
     `modality_configs` names. Raises ToolkitError for an unknown group and for relative statistics of another shape.
     """
     check_relative_statistics(relative_stats, modality_json, modality_configs, where)
-    result: dict[str, dict[str, Statistics]] = {"state": {}, "action": {}}
-    for modality, groups in result.items():
-        for group in modality_configs[modality].modality_keys:
-            columns = group_slice(modality_json, modality, group)
-            column = modality_json[modality][group].get("original_key") or COLUMNS[modality]
-            if column not in stats:
-                raise ToolkitError(f'stats.json has no column "{column}".{did_you_mean(column, stats)} {_MEND}')
-            width = columns.stop - columns.start
-            groups[group] = {}
-            for name in STATISTIC_NAMES:
-                recorded = stats[column].get(name) if isinstance(stats[column], dict) else None
-                found = recorded[columns] if isinstance(recorded, list) else []
-                numbers = _finite_numbers(found)
-                if numbers is None or numbers.shape != (width,):
-                    raise ToolkitError(
-                        f'stats.json: "{name}" of the column "{column}" must be {width} numbers for {modality} '
-                        f'"{group}", not {str(found)[:200]}. {_MEND}'
-                    )
-                groups[group][name] = found
+    result: dict[str, dict[str, Statistics]] = {
+        modality: {
+            group: _group_statistics(stats, modality_json, modality, group)
+            for group in modality_configs[modality].modality_keys
+        }
+        for modality in ("state", "action")
+    }
     relative = [group for group, _ in relative_groups(modality_configs["action"])]
     result["relative_action"] = {
         group: {name: relative_stats[group][name] for name in STATISTIC_NAMES} for group in relative
@@ -218,15 +191,32 @@ def to_processor_statistics(
     return result
 
 
-def _finite_numbers(values: Any) -> np.ndarray | None:
-    """Nested lists of finite numbers as float64; None for anything else."""
+def _group_statistics(
+    stats: dict[str, Statistics], modality_json: dict[str, Any], modality: str, group: str
+) -> Statistics:
+    """One group's part of the statistics of its column."""
+    columns = group_slice(modality_json, modality, group)
+    column = modality_json[modality][group].get("original_key") or COLUMNS[modality]
+    recorded = look_up(stats, column, f'stats.json has no column "{column}".', f" {_MEND}")
+    width, groups = columns.stop - columns.start, {}
+    for name in STATISTIC_NAMES:
+        values = recorded.get(name) if isinstance(recorded, dict) else None
+        groups[name] = values[columns] if isinstance(values, list) else []
+        if _finite_shape(groups[name]) != (width,):
+            raise ToolkitError(
+                f'stats.json: "{name}" of the column "{column}" must be {width} numbers for {modality} '
+                f'"{group}", not {str(groups[name])[:200]}. {_MEND}'
+            )
+    return groups
+
+
+def _finite_shape(values: Any) -> tuple[int, ...] | None:
+    """The shape of nested lists of finite numbers; None for anything else."""
     try:
         found = np.asarray(values)
     except ValueError:  # rows of several widths
         return None
-    if found.dtype.kind not in "iuf" or not np.isfinite(found).all():
-        return None
-    return found.astype(np.float64)
+    return found.shape if found.dtype.kind in "iuf" and np.isfinite(found).all() else None
 
 
 def check_relative_statistics(
@@ -244,12 +234,12 @@ def check_relative_statistics(
         if not isinstance(entry, dict):
             raise ToolkitError(f'{where}: no statistics of the relative action group "{group}". {_MEND}')
         for name in STATISTIC_NAMES:
-            numbers = _finite_numbers(entry.get(name))
-            if numbers is None:
+            shape = _finite_shape(entry.get(name))
+            problem = (
+                f"has the shape {shape}, but the modality config needs {expected} (steps, dims): they were made for "
+                "another action horizon or robot"
+            )
+            if shape is None:
                 problem = "is no table of finite numbers" if name in entry else "is missing"
+            if shape != expected:
                 raise ToolkitError(f'{where}: "{group}" {name} {problem}. {_MEND}')
-            if numbers.shape != expected:
-                raise ToolkitError(
-                    f'{where}: "{group}" {name} has the shape {numbers.shape}, but the modality config needs '
-                    f"{expected} (steps, dims): they were made for another action horizon or robot. {_MEND}"
-                )

@@ -18,11 +18,11 @@ import pyarrow as pa
 
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Step
-from gr00t.data.schema import ModalityConfigs, check_modality_configs
+from gr00t.data.schema import ModalityConfigs, check_modality_configs, look_up
 from gr00t.data.statistics import COLUMNS, Statistics, Tail, feature_statistics, relative_statistics
 from gr00t.data.stored_arrays import FrameStore
 from gr00t.data.video import EpisodeVideo
-from gr00t.errors import ToolkitError, did_you_mean, disk_errors
+from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import files_digest, make_once, unsound, whole_folder, write_checksum
 
 CACHE_FOLDER = ".cache"
@@ -50,8 +50,7 @@ class FrameTables:
         parts = sorted(copy.glob(PARTS))
         table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts])
         for name in [*columns, EPISODE]:
-            if name not in table.column_names:
-                raise ToolkitError(f'{root}/data: no column "{name}".{did_you_mean(name, table.column_names)}')
+            look_up(dict.fromkeys(table.column_names), name, f'{root}/data: no column "{name}".')
         promised = sum(e.length for e in layout.episodes)
         if table.num_rows != promised:
             raise ToolkitError(
@@ -190,13 +189,8 @@ class StepReader:
         self._groups = {m: _group_slices(self.layout, m, configs[m].modality_keys) for m in ("state", "action")}
         self._check_videos()
         key = configs["language"].modality_keys[0]
-        annotations, name = self.layout.modality.get("annotation", {}), key.removeprefix("annotation.")
-        if name not in annotations:
-            raise ToolkitError(
-                f'{self.layout.root}/meta/modality.json has no annotation "{name}", which the modality configuration '
-                f"names.{did_you_mean(name, annotations)}"
-            )
-        self._text_column: str = annotations[name].get("original_key") or key
+        annotation = _entry(self.layout, "annotation", key.removeprefix("annotation."), "annotation")
+        self._text_column: str = annotation.get("original_key") or key
         self._value_columns = sorted({column for groups in self._groups.values() for column, _ in groups.values()})
         self._tables = FrameTables(self.layout, sorted({*self._value_columns, self._text_column, EPISODE}))
         self.table_digest = self._tables.digest
@@ -329,15 +323,15 @@ def _matrix(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1)
 
 
+def _entry(layout: DatasetLayout, section: str, name: str, kind: str) -> dict[str, Any]:
+    """What meta/modality.json says of a name."""
+    problem = f'{layout.root}/meta/modality.json has no {kind} "{name}", which the modality configuration names.'
+    return look_up(layout.modality.get(section, {}), name, problem)
+
+
 def _group_slices(layout: DatasetLayout, modality: str, keys: list[str]) -> dict[str, tuple[str, slice]]:
-    groups = layout.modality.get(modality, {})
     found = {}
     for key in keys:
-        if key not in groups:
-            raise ToolkitError(
-                f'{layout.root}/meta/modality.json has no {modality} group "{key}", which the modality configuration '
-                f"names.{did_you_mean(key, groups)}"
-            )
-        entry = groups[key]
+        entry = _entry(layout, modality, key, f"{modality} group")
         found[key] = (entry.get("original_key") or COLUMNS[modality], slice(int(entry["start"]), int(entry["end"])))
     return found

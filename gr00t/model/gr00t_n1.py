@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gr00t.data.observation import read_observation
-from gr00t.data.processor import Gr00tN1d7Processor, Step
+from gr00t.data.processor import Gr00tN1d7Processor, Step, read_observation
 from gr00t.data.schema import ActionConfig, EmbodimentTag, ModalityConfig, ModalityConfigs, check_modality_configs
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.model.checkpoint import read_config
@@ -118,7 +117,7 @@ class GR00TPolicy(nn.Module):
     ) -> dict[str, np.ndarray]:
         """Action chunks for a batch of observations: {"action.<group>": (B, horizon, D) float32} in robot units.
 
-        The observation is flat or nested (gr00t.data.observation), each value with its batch size. The noise is
+        The observation is flat or nested (read_observation), each value with its batch size. The noise is
         `noise` (B, *noise_shape), or drawn from `seed`, from `generator` (on the CPU), or else from PyTorch's own
         state; a seed gives the same noise on every device, and a list of seeds gives each sample the noise it would get
         alone. `drop_state` hides the state from the model, as state dropout in training does; relative actions still

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import zmq
 
-from gr00t.data.schema import ModalityConfig, ModalityConfigs
+from gr00t.data.schema import ModalityConfig, ModalityConfigs, as_numpy, flattened
 from gr00t.errors import ToolkitError
 from gr00t.server.messages import MAX_MESSAGE, decode, pack, tcp_url, unpack
 
@@ -26,7 +27,7 @@ class NoAnswer(ToolkitError):
     """The server did not answer in time, or what answered is no policy server."""
 
 
-class PolicyClient:
+class PolicyClient(AbstractContextManager["PolicyClient"]):
     """Acts as the policy of a server does: `get_action` gives what the local GR00TPolicy gives, bit for bit.
 
     Works with NVIDIA's server too, but for the seed, which that one ignores. For one thread at a time.
@@ -46,7 +47,14 @@ class PolicyClient:
         self.url = tcp_url(host, port)
         self._token = api_token
         self._context = zmq.Context()
-        self._socket = self._connect()
+        self._socket = self._context.socket(zmq.REQ)
+        # A request without an answer does not block the next one, which takes no answer but its own.
+        for option in (zmq.REQ_RELAXED, zmq.REQ_CORRELATE):
+            self._socket.setsockopt(option, 1)
+        self._socket.setsockopt(zmq.IPV6, int(":" in host))
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        self._socket.connect(self.url)
 
     def ping(self) -> bool:
         """Whether a server answers; raises ToolkitError where it does, but refuses (the token)."""
@@ -89,19 +97,8 @@ class PolicyClient:
         self._socket.close(0)
         self._context.term()
 
-    def __enter__(self) -> PolicyClient:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _connect(self) -> zmq.Socket:
-        connected = self._context.socket(zmq.REQ)
-        connected.setsockopt(zmq.IPV6, int(":" in self.host))
-        connected.setsockopt(zmq.LINGER, 0)
-        connected.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-        connected.connect(self.url)
-        return connected
 
     def _call(self, endpoint: str, data: dict[str, Any] | None = None) -> Any:
         request = {"endpoint": endpoint, "data": data, "api_token": self._token}
@@ -117,19 +114,12 @@ class PolicyClient:
         return reply
 
     def _exchange(self, message: bytes, endpoint: str) -> Any:
-        answered = False
         try:
             self._socket.send(message)
             if self._socket.poll(self.timeout_ms):
-                reply = decode(unpack(self._socket.recv()))
-                answered = True
-                return reply
+                return decode(unpack(self._socket.recv()))
         except ToolkitError:
             raise self._strange(endpoint) from None
-        finally:
-            if not answered:  # such a socket takes no other request: a new one does
-                self._socket.close(0)
-                self._socket = self._connect()
         try:
             socket.create_connection((self.host, self.port), _PROBE_SECONDS).close()
             advice = (
@@ -152,29 +142,14 @@ class PolicyClient:
 def nested(observation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """An observation as NVIDIA's server reads it: {"video": {view: array}, "state": {group: array}, "language": {key:
     [[str]]}}. What does not belong there is left for the server to name."""
-    if not isinstance(observation, Mapping):
-        raise ToolkitError(f"An observation is a dict of video, state and language, not {type(observation).__name__}.")
     found: dict[str, dict[str, Any]] = {}
-    for key, value in observation.items():
-        if key in ("video", "state", "language") and isinstance(value, Mapping):
-            modality, values = key, dict(value)
+    for name, value in flattened(observation).items():
+        modality, _, key = name.partition(".")
+        if modality in ("video", "state"):
+            found.setdefault(modality, {})[key] = as_numpy(value)
         else:
-            modality, _, name = str(key).partition(".")
-            known = modality in ("video", "state")
-            modality, values = (modality, {name: value}) if known else ("language", {str(key): value})
-        for name, entry in values.items():
-            if name in found.setdefault(modality, {}):
-                raise ToolkitError(f'The observation gives "{modality}.{name}" twice, nested and flat. Give it once.')
-            found[modality][name] = _texts(entry) if modality == "language" else _numbers(entry)
+            found.setdefault("language", {})[name] = _texts(value)
     return found
-
-
-def _numbers(value: Any) -> Any:
-    """Arrays as they are, PyTorch's as numpy's (which has no bfloat16)."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    return value
 
 
 def _texts(value: Any) -> Any:

@@ -10,18 +10,17 @@ import errno
 import hmac
 import ipaddress
 import logging
-import os
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from gr00t.data.schema import ModalityConfigs
+from gr00t.data.schema import OBSERVED, look_up
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.server.messages import MAX_MESSAGE, decode, pack, tcp_url, unpack
 
@@ -31,17 +30,19 @@ MAKE_TOKEN = f"""export {TOKEN}="$(python -c 'import secrets; print(secrets.toke
 
 ENDPOINTS = ("ping", "get_action", "reset", "get_modality_config", "kill")
 UNKNOWN = "?"  # endpoint of a message that names none
-MODALITIES = ("video", "state", "language")  # of a nested observation
-FLAT = ("video.", "state.", "annotation.")  # what keys of a flat one begin with
+FLAT = ("video.", "state.", "annotation.")  # what keys of a flat observation begin with
+_NOT_LISTENING = {
+    errno.EADDRINUSE: "another program, perhaps another server, is listening there. Stop it, or choose another port: "
+    "port={next}, or port=0 for any free one.",
+    errno.EADDRNOTAVAIL: "this machine has no such address. Try host=127.0.0.1.",
+    errno.EACCES: "ports below 1024 belong to the system. Choose a higher one: port=5555.",
+}
 TASK, SIMULATORS_TASK = "task", "annotation.human.coarse_action"  # some simulators of the original say it so
 
-MAX_BATCH = 64
 MAX_SIDE = 4096  # pixels; images are padded to a square, so a narrow one grows
 MAX_INSTRUCTION = 1000  # characters
 _SHOWN = 2000  # characters of an error
 _SECONDS_BETWEEN_ERRORS = 1.0  # in the log
-_TURN_MS = 200  # how soon a stop is noticed
-_LAST_REPLY_MS = 1000  # how long the last reply may take to leave
 
 log = logging.getLogger(__name__)
 
@@ -72,35 +73,6 @@ def find_address(host: str, port: int, api_token: str | None) -> tuple[str, int]
     return ip, port
 
 
-def check_free(address: tuple[str, int]) -> None:
-    """Refuse an address that cannot be listened on, as long as that costs nothing."""
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    try:
-        socket.create_server(address, family=family).close()
-    except OSError as error:
-        raise _refused(*address, error.errno) from None
-
-
-def _refused(ip: str, port: int, number: int | None) -> ToolkitError:
-    """Why the system does not let us listen there, in words."""
-    reasons = {
-        errno.EADDRINUSE: "another program, perhaps another server, is listening there. Stop it, or choose another "
-        f"port: port={port + 1}, or port=0 for any free one.",
-        errno.EADDRNOTAVAIL: "this machine has no such address. Try host=127.0.0.1.",
-        errno.EACCES: "ports below 1024 belong to the system. Choose a higher one: port=5555.",
-    }
-    return ToolkitError(f"{tcp_url(ip, port)}: {reasons.get(number or 0, os.strerror(number or 0))}")
-
-
-class Policy(Protocol):
-    """What a server needs of a policy."""
-
-    @property
-    def modality_configs(self) -> ModalityConfigs: ...
-
-    def get_action(self, observation: Mapping[str, Any], *, seed: int | None = None) -> dict[str, np.ndarray]: ...
-
-
 @dataclass(frozen=True)
 class Reply:
     """The packed answer to one request, and what the log says of it."""
@@ -113,9 +85,10 @@ class Reply:
 class Endpoints:
     """Answers requests one by one; no request raises anything."""
 
-    def __init__(self, policy: Policy, api_token: str | None = None, max_batch: int = MAX_BATCH) -> None:
-        """api_token: what every request must carry; None asks for none. max_batch: robots in one request."""
-        self._policy, self._max_batch = policy, max_batch
+    def __init__(self, policy: Any, api_token: str | None = None, max_batch: int = 64) -> None:
+        """policy: has `modality_configs` and `get_action(observation, seed=)`. api_token: what every request must
+        carry; None asks for none. max_batch: robots in one request."""
+        self.policy, self._max_batch = policy, max_batch
         self._token = None if api_token is None else api_token.encode()
         self._logged: set[tuple[str, int | None]] = set()  # the lines of code that failed
 
@@ -151,12 +124,12 @@ class Endpoints:
 
     def _call(self, endpoint: str, data: Any) -> Any:
         if endpoint == "get_action":
-            return self._get_action(_arguments(data, ("observation", "options")))
+            return self._get_action(_arguments(data, "observation", "options"))
         if endpoint == "reset":
-            _options(_arguments(data, ("options",)))
+            _arguments(data, "options")
             return {}
         if endpoint == "get_modality_config":
-            return self._policy.modality_configs
+            return self.policy.modality_configs
         return {"status": "ok", "message": "Server is stopping" if endpoint == "kill" else "Server is running"}
 
     def _get_action(self, data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -166,17 +139,16 @@ class Endpoints:
         """
         if "observation" not in data:
             raise ToolkitError('get_action needs data with "observation".')
-        seed = _options(data).get("seed")  # clients of simulators send further options, which change nothing here
+        seed = data["options"].get("seed")  # clients of simulators send further options, which change nothing here
         observation = data["observation"]
         check_size(observation, self._max_batch)
-        language = self._policy.modality_configs.get("language")
+        language = self.policy.modality_configs.get("language")
         language_key = language.modality_keys[0] if language else None
-        if not is_flat(observation, language_key):
-            actions = self._policy.get_action(observation, seed=seed)
-            return [{name.removeprefix("action."): values for name, values in actions.items()}, {}]
-        if language_key == TASK and TASK not in observation:
+        flat = is_flat(observation, language_key)
+        if flat and language_key == TASK and TASK not in observation:
             observation = {(TASK if name == SIMULATORS_TASK else name): value for name, value in observation.items()}
-        return [self._policy.get_action(observation, seed=seed), {}]
+        actions = self.policy.get_action(observation, seed=seed)
+        return [actions if flat else {name.removeprefix("action."): of for name, of in actions.items()}, {}]
 
 
 def error_reply(text: str, endpoint: str = UNKNOWN) -> Reply:
@@ -192,7 +164,7 @@ def is_flat(observation: Any, language_key: str | None) -> bool:
     """
     if not isinstance(observation, dict) or not observation:
         return False
-    maps = [name for name in MODALITIES if isinstance(observation.get(name), dict)]
+    maps = [name for name in OBSERVED if isinstance(observation.get(name), dict)]
     flat = [name for name in observation if name == language_key or name.startswith(FLAT)]
     if maps and flat:
         raise ToolkitError(
@@ -220,21 +192,17 @@ def check_size(value: Any, max_batch: int) -> None:
             raise ToolkitError(f"Images of {value.shape[2]} x {value.shape[3]} pixels: {MAX_SIDE} a side are allowed.")
 
 
-def _arguments(data: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """The request's data, which may be missing."""
-    if data is not None and not isinstance(data, dict):
+def _arguments(data: Any, *names: str) -> dict[str, Any]:
+    """The request's data with its options; both may be missing."""
+    data = {} if data is None else data
+    if not isinstance(data, dict):
         raise ToolkitError(f"A request's data is a map of {', '.join(names)}, not {type(data).__name__}.")
-    for name in data or {}:
-        if name not in names:
-            raise ToolkitError(f'The data has "{name}", which is no argument.{did_you_mean(name, names)}')
-    return data or {}
-
-
-def _options(data: dict[str, Any]) -> dict[str, Any]:
-    options = data.get("options")
-    if options is not None and not isinstance(options, dict):
+    for name in data:
+        look_up(dict.fromkeys(names), name, f'The data has "{name}", which is no argument.')
+    options = {} if data.get("options") is None else data["options"]
+    if not isinstance(options, dict):
         raise ToolkitError(f"options is a map or null, not {type(options).__name__}.")
-    return options or {}
+    return {**data, "options": options}
 
 
 class RequestLog:
@@ -242,9 +210,8 @@ class RequestLog:
     most once a second."""
 
     def __init__(self, every: int) -> None:
-        self.requests = 0
+        self.requests = self._answered = 0
         self._every = every
-        self._answered = 0
         self._seconds: list[float] = []  # of the actions since the last line
         self._refused = 0  # since the last line of a refusal
         self._spoke = -_SECONDS_BETWEEN_ERRORS
@@ -268,32 +235,32 @@ class RequestLog:
                 self._seconds.clear()
 
 
-class PolicyServer:
+class PolicyServer(AbstractContextManager["PolicyServer"]):
     """Serves one policy by NVIDIA's protocol: ZeroMQ REP over TCP, msgpack maps (gr00t.server.messages).
 
-    Bound, and reachable, once constructed; `run` answers. Attributes: url; port. Not for use by several threads, but
-    for `stop`.
+    Bound, and reachable, once constructed; `run` answers, by which time `endpoints.policy` is needed. Attributes: url;
+    port. Not for use by several threads, but for `stop`.
     """
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Any,
         host: str = "127.0.0.1",
         port: int = 5555,
         api_token: str | None = None,
         *,
-        max_batch: int = MAX_BATCH,
+        max_batch: int = 64,
         log_every: int = 100,
     ) -> None:
-        """api_token: what every request must carry, needed wherever other machines can connect. port: 0 takes any free
-        one. max_batch: robots in one request. log_every: requests for actions a line of the log.
+        """policy, api_token, max_batch: as of Endpoints; a token is needed wherever other machines can connect. port: 0
+        takes any free one. log_every: requests for actions a line of the log.
 
         Raises ToolkitError where it cannot or may not listen.
         """
         import zmq  # here, so that an address can be checked without the packages of the extra "serve"
 
         ip, port = find_address(host, port, api_token)
-        self._endpoints = Endpoints(policy, api_token, max_batch)
+        self.endpoints = Endpoints(policy, api_token, max_batch)
         self._log = RequestLog(log_every)
         self._stop = threading.Event()
         self._context = zmq.Context()
@@ -307,18 +274,19 @@ class PolicyServer:
             self._socket.bind(tcp_url(ip, port))
         except zmq.ZMQError as error:
             self.close()
-            raise _refused(ip, port, error.errno) from None
+            reason = _NOT_LISTENING.get(error.errno or 0, str(error)).format(next=port + 1)
+            raise ToolkitError(f"{tcp_url(ip, port)}: {reason}") from None
         self.url = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.port = int(self.url.rpartition(":")[2])
 
     def run(self) -> int:
         """Answer requests until `stop` or an allowed request to the endpoint kill; returns how many there were."""
         while not self._stop.is_set():
-            if self._socket.poll(_TURN_MS):
+            if self._socket.poll(200):  # ms, after which a stop is noticed
                 begin = time.perf_counter()
                 frames = self._socket.recv_multipart(copy=False)
                 if len(frames) == 1:
-                    reply = self._endpoints.answer(frames[0].buffer)
+                    reply = self.endpoints.answer(frames[0].buffer)
                 else:
                     reply = error_reply(f"A request is one frame, not {len(frames)}.")
                 self._socket.send(reply.body)
@@ -332,12 +300,9 @@ class PolicyServer:
         self._stop.set()
 
     def close(self) -> None:
-        """Give the port back."""
-        self._socket.close(_LAST_REPLY_MS)
+        """Give the port back; the last reply has a second to leave."""
+        self._socket.close(1000)
         self._context.term()
-
-    def __enter__(self) -> PolicyServer:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
