@@ -69,10 +69,11 @@ def _read_optional(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def attempts(run_dir: Path) -> list[Attempt]:
-    """The attempts of a run, first to last."""
-    folders = [path for path in (run_dir / "attempts").glob("*") if (path / "attempt.json").is_file()]
-    return sorted((Attempt(int(f.name), f) for f in folders if f.name.isdecimal()), key=lambda a: a.number)
+def attempts(run_dir: Path, job_id: str | None = None) -> list[Attempt]:
+    """The attempts of a run, or those of one job of it, first to last."""
+    folders = [path.parent for path in (run_dir / "attempts").glob("*/attempt.json")]
+    found = sorted((Attempt(int(f.name), f) for f in folders if f.name.isdecimal()), key=lambda a: a.number)
+    return [attempt for attempt in found if job_id in (None, attempt.begun["job_id"])]
 
 
 def newest_step(run_dir: Path) -> int:
@@ -168,20 +169,14 @@ def jobs_of(run_dir: Path) -> list[dict[str, Any]]:
 
     A run that was never a job is one entry without a job_id.
     """
-    records = [read_json(path) for path in sorted(run_dir.glob(f"job*/{RECORD}"))]
+    records = map(read_json, sorted(run_dir.glob(f"job*/{RECORD}")))
     noted = {str(record["name"]): record for record in records}
     held, own = token(run_dir), noted.get(run_dir.name)
-    if held is not None and own is not None:
-        is_newer = str(held["started"]) > str(own["submitted"]) and str(held["job_id"]) != own["job_id"]
-        held = held if is_newer else None
-    if held is not None or not noted:
-        settings = resolved(run_dir)
-        entry = {
-            "name": run_dir.name,
-            "stage": "finetune",
-            "split": str(settings["split"]["name"]) if settings else None,
-        }
-        if held is not None:
+    if held and own and (held["started"] <= own["submitted"] or held["job_id"] == own["job_id"]):
+        held = None
+    if held or not noted:
+        entry = {"name": run_dir.name, "stage": "finetune", "split": resolved(run_dir).get("split", {}).get("name")}
+        if held:
             entry |= {"job_id": str(held["job_id"]), "job_name": held.get("job_name"), "log": held.get("log")}
         noted[run_dir.name] = entry
     return sorted(noted.values(), key=lambda found: (found["stage"] != "finetune", found["name"]))
@@ -201,8 +196,7 @@ def resolved(run_dir: Path) -> dict[str, Any]:
 def run_folders(runs_dir: Path) -> list[Path]:
     """Every run folder below `runs_dir`, and those elsewhere that the launcher submitted from here."""
     noted = [Path(read_json(path)["run_dir"]) for path in (runs_dir / OWN_FOLDER / _ELSEWHERE).glob("*.json")]
-    found = [*_below(runs_dir, 0), *(path for path in noted if path.is_dir())]
-    return sorted({Path(os.path.abspath(path)) for path in found})
+    return sorted({Path(os.path.abspath(path)) for path in [*_below(runs_dir, 0), *noted] if path.is_dir()})
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:

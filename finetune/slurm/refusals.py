@@ -234,8 +234,6 @@ def _check_account(cluster: ClusterConfig, wanted: Sequence[Partition], names: s
         if value is not None and all(some is not None and value not in some for some in allowed):
             known = sorted({known for some in allowed for known in some or []})
             raise ToolkitError(f"cluster.{name}={value} may not use {names}.{did_you_mean(value, known)}")
-    if not cluster_queries.has_accounting():
-        return
     accounts = cluster_queries.accounting("associations", f"user={getpass.getuser()}", "format=account")
     qos = cluster_queries.accounting("qos", "format=name")
     if cluster.account is not None and accounts and cluster.account not in accounts:

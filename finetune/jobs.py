@@ -1,27 +1,38 @@
-"""The runs of a project and their SLURM jobs: listed, followed, cancelled and submitted again."""
+"""The runs of a project and their SLURM jobs: listed, followed, cancelled and submitted again.
+
+python -m finetune.jobs
+python -m finetune.jobs follow color_object
+python -m finetune.jobs cancel color_object
+python -m finetune.jobs resubmit color_object
+python -m finetune.jobs --help"""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
 
 from finetune.recipe import ClusterConfig
 from finetune.slurm import attempt_record
 from finetune.slurm.cluster_queries import Job, Queue, slurm
+from finetune.slurm.refusals import in_time
 from finetune.slurm.render import render
 from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
 from finetune.training import METRICS, STATUS
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_replacement import read_json, write_json
+from toolkit.command_line import run_main
+from toolkit.configuration import load
 from toolkit.declaration import key
-from toolkit.installation import CHECKOUT
 
 
 @dataclass(kw_only=True)
@@ -38,6 +49,7 @@ class JobsConfig:
     lines: int = key("lines of the log that follow shows first", 20, at_least=0)
 
 
+COMMANDS = ("list", "follow", "cancel", "resubmit")
 POLL_SECONDS = 0.5
 ASK_SECONDS = 5.0  # between two questions to SLURM
 GONE_ANSWERS = 3  # a job that is being requeued is unknown for a moment
@@ -82,21 +94,17 @@ class View:
 
 def views(runs_dir: Path) -> list[View]:
     """Every run below `runs_dir` or submitted from there, by name; one's damaged records do not hide the others."""
-    found: list[tuple[Path, dict[str, Any]]] = []
-    for folder in attempt_record.run_folders(runs_dir):
-        try:
-            found += [(folder, noted) for noted in attempt_record.jobs_of(folder)]
-        except _DAMAGED as error:
-            noted = {"name": folder.name, "stage": "finetune", "split": None, "damage": _in_words(error)}
-            found.append((folder, noted))
+    found = [(folder, noted) for folder in attempt_record.run_folders(runs_dir) for noted in _noted(folder)]
     queue = Queue.read([str(noted["job_id"]) for _, noted in found if noted.get("job_id")])
-    shown = []
-    for folder, noted in found:
-        try:
-            shown.append(view(folder, noted, queue))
-        except _DAMAGED as error:
-            shown.append(view(folder, {**noted, "damage": _in_words(error)}, queue))
-    return shown
+    return [view(folder, noted, queue) for folder, noted in found]
+
+
+def _noted(run_dir: Path) -> list[dict[str, Any]]:
+    """The jobs of a run, or one entry that says what is damaged."""
+    try:
+        return attempt_record.jobs_of(run_dir)
+    except _DAMAGED as error:
+        return [{"name": run_dir.name, "stage": "finetune", "split": None, "damage": _in_words(error)}]
 
 
 def _in_words(error: Exception) -> str:
@@ -107,16 +115,19 @@ def view(run_dir: Path, noted: dict[str, Any], queue: Queue) -> View:
     """One line, from a job's record, SLURM's answer and the run folder, or from the first two where that is damaged."""
     job, damage = queue.find(noted), noted.get("damage")
     alive = job is not None and job.alive
-    tuned = noted["stage"] == "finetune" and damage is None
-    attempts = attempt_record.attempts(run_dir) if tuned else []
-    last = attempts[-1] if attempts else None
-    settings = attempt_record.resolved(run_dir).get("train", {}) if tuned else {}
-    metrics = last_metrics(run_dir) if tuned else {}
-    state, reason = _state(job, last, queue.silence, bool(noted.get("job_id")))
+    settings, metrics, last = {}, {}, None
+    try:
+        if noted["stage"] == "finetune" and damage is None:
+            settings = attempt_record.resolved(run_dir).get("train", {})
+            metrics = last_metrics(run_dir)
+            last = next(reversed(attempt_record.attempts(run_dir)), None)
+        state, reason = _state(job, last, queue.silence, bool(noted.get("job_id")))
+        if state == "local" and (metrics.get("step") == settings.get("max_steps", -1) or _finished_early(run_dir)):
+            state = "finished"
+    except _DAMAGED as error:
+        damage = _in_words(error)
     if damage is not None:
-        state, reason = state if alive else "damaged", damage
-    elif state == "local" and (metrics.get("step") == settings.get("max_steps", -1) or _finished_early(run_dir)):
-        state = "finished"
+        state, reason = job.state.lower() if job is not None and alive else "damaged", damage
     speed, left = metrics.get("samples_per_second"), None
     if alive and speed and settings:
         left = float((settings["max_steps"] - metrics["step"]) * settings["global_batch_size"] / speed)
@@ -147,12 +158,7 @@ def view(run_dir: Path, noted: dict[str, Any], queue: Queue) -> View:
 def last_metrics(run_dir: Path) -> dict[str, Any]:
     """The last whole line of metrics.jsonl that training measured; {} before the first."""
     path = run_dir / METRICS
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _METRICS_TAIL_BYTES))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
+    for line in reversed(_end_of(path, _METRICS_TAIL_BYTES)[0] if path.is_file() else []):
         try:
             found = json.loads(line)
         except ValueError:  # the line that is being written
@@ -160,6 +166,13 @@ def last_metrics(run_dir: Path) -> dict[str, Any]:
         if isinstance(found, dict) and "step" in found and "loss" in found:
             return found
     return {}
+
+
+def _end_of(path: Path, size: int) -> tuple[list[bytes], int]:
+    """The lines in the last `size` bytes of a file, and where it ends."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read().splitlines(keepends=True), file.tell()
 
 
 def _state(job: Job | None, last: attempt_record.Attempt | None, silence: str, was_job: bool) -> tuple[str, str]:
@@ -191,8 +204,7 @@ def find(runs_dir: Path, name: str) -> View:
     path = str(Path(name).absolute())
     for matches in (
         [v for v in known if v.name == name],
-        [v for v in known if v.run_dir == path],
-        [v for v in known if Path(v.run_dir).name == name],
+        [v for v in known if path == v.run_dir or name == Path(v.run_dir).name],
         [v for v in known if v.split == name and v.stage == "finetune"],
         [v for v in known if v.split == name],
     ):
@@ -215,8 +227,10 @@ def follow(runs_dir: Path, name: str, lines: int, write: Callable[[str], object]
     log, position, answers_gone = "", 0, 0
     while True:
         if found.log and found.log != log and Path(found.log).is_file():
-            log, position = found.log, _start(Path(found.log), lines)
+            log = found.log
             write(f"==> {log}\n")
+            tail, position = _end_of(Path(log), _LOG_TAIL_BYTES)
+            position -= sum(len(line) for line in tail[-lines:]) if lines else 0
         position = _pass_on(log, position, write) if log else 0
         answers_gone = 0 if found.alive else answers_gone + 1
         patience = SILENT_ANSWERS if found.state == "unknown" else GONE_ANSWERS
@@ -227,19 +241,10 @@ def follow(runs_dir: Path, name: str, lines: int, write: Callable[[str], object]
         for _ in range(round(ASK_SECONDS / POLL_SECONDS) if found.alive else 1):
             time.sleep(POLL_SECONDS)
             position = _pass_on(log, position, write) if log else 0
-        noted = next((n for n in attempt_record.jobs_of(run_dir) if n["name"] == found.name), None)
+        noted = next((n for n in _noted(run_dir) if n["name"] == found.name), None)
         if noted is None:
             raise ToolkitError(f"{run_dir} is gone.")
         found = view(run_dir, noted, Queue.read())
-
-
-def _start(log: Path, lines: int) -> int:
-    """Where the last `lines` begin."""
-    size = log.stat().st_size
-    with log.open("rb") as file:
-        file.seek(max(0, size - _LOG_TAIL_BYTES))
-        tail = file.read()
-    return size - sum(len(line) for line in tail.splitlines(keepends=True)[-lines:]) if lines else size
 
 
 def _pass_on(log: str, position: int, write: Callable[[str], object]) -> int:
@@ -322,6 +327,70 @@ def _script_of_a_plain_job(found: View) -> str:
         stage="finetune",
         overrides=read_json(job / "overrides.json")["overrides"],
         output=output_in(run_dir, "slurm-finetune-%j.out"),
-        checkout=CHECKOUT,
         code=run_dir / "code",
     )
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def read(arguments: Sequence[str]) -> tuple[str, str, JobsConfig]:
+    """`[COMMAND [RUN]] [key=value ...]` as command, run and configuration; anything else raises ToolkitError."""
+    words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    config = load("jobs", [argument for argument in arguments if argument not in words])
+    command, *names = words or ["list"]
+    if command not in COMMANDS:
+        raise ToolkitError(f'There is no command "{command}".{did_you_mean(command, COMMANDS)}')
+    if len(names) != (command != "list"):
+        usage = f"python -m finetune.jobs {command}" + (" RUN" if command != "list" else "")
+        raise ToolkitError(f"{command} takes {'no' if command == 'list' else 'one'} name: {usage}")
+    return command, "".join(names), config
+
+
+def main(call: tuple[str, str, JobsConfig]) -> None:
+    """Carry out the command of `read`."""
+    command, run, config = call
+    runs_dir = Path(config.runs_dir)
+    if command == "list" and config.json:
+        print(json.dumps([asdict(view) for view in views(runs_dir)], indent=2))
+    elif command == "list":
+        show_table(views(runs_dir), runs_dir)
+    elif command == "follow":
+        ended = follow(runs_dir, run, config.lines, lambda text: print(text, end="", flush=True))
+        print(f"{ended.name}: {ended.state}{' (' + ended.reason + ')' if ended.reason else ''}")
+    elif command == "cancel":
+        lines = [f"cancelled job {view.job} ({view.name})" for view in cancel(runs_dir, run)]
+        print("\n".join(lines) or "no job of it is queued or running")
+    else:
+        job_id = resubmit(runs_dir, run)
+        print(f"submitted again as job {job_id}: python -m finetune.jobs follow {run}")
+
+
+def show_table(found: Sequence[View], runs_dir: Path) -> None:
+    """One line a job, as wide as it needs where the output is no terminal."""
+    if not found:
+        print(f"no runs in {runs_dir}; runs_dir=FOLDER looks elsewhere")
+        return
+    table = Table("run", "job", "state", "att.", "step", "samples/s", "train left", "job left", "loss", "log", box=None)
+    for view in found:
+        log = Path(view.log) if view.log else None
+        table.add_row(
+            view.name,
+            view.job or "",
+            f"{view.state} ({view.reason})" if view.reason else view.state,
+            "" if view.attempt is None else str(view.attempt),
+            f"{view.step or 0}/{view.steps}" if view.steps else "",
+            f"{view.samples_per_second:.1f}" if view.samples_per_second else "",
+            in_time(round(view.training_left)) if view.training_left is not None else "",
+            view.job_left,
+            f"{view.loss:.4f}" if view.loss is not None else "",
+            str(log.relative_to(Path.cwd()) if log and log.is_relative_to(Path.cwd()) else log or ""),
+        )
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 400).print(table)
+
+
+if __name__ == "__main__":
+    try:
+        run_main(main, "jobs", read=read)
+    except BrokenPipeError:  # the reader of a pipe had enough
+        sys.stderr.close()
