@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,6 @@ GONE_ANSWERS = 3  # a job that is being requeued is unknown for a moment
 SILENT_ANSWERS = 120  # a controller that is being restarted is away for a minute
 OVER = ("finished", "stopped", "failed", "superseded", "local")
 
-_METRICS_TAIL_BYTES = 1 << 16
-_LOG_TAIL_BYTES = 1 << 20
 _DAMAGED = (ToolkitError, OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
 _WORDS = {"done": "finished", "stop": "stopped", "requeue": "between attempts"}
 
@@ -82,14 +80,14 @@ class View:
     reason: str
     alive: bool
     nodes: str
-    attempt: int | None
-    step: int | None
-    steps: int | None
-    samples_per_second: float | None
-    training_left: float | None
-    job_left: str
-    loss: float | None
-    log: str | None
+    attempt: int | None = None
+    step: int | None = None
+    steps: int | None = None
+    samples_per_second: float | None = None
+    training_left: float | None = None
+    job_left: str = ""
+    loss: float | None = None
+    log: str | None = None
 
 
 def views(runs_dir: Path) -> list[View]:
@@ -113,52 +111,56 @@ def _in_words(error: Exception) -> str:
 
 def view(run_dir: Path, noted: dict[str, Any], queue: Queue) -> View:
     """One line, from a job's record, SLURM's answer and the run folder, or from the first two where that is damaged."""
-    job, damage = queue.find(noted), noted.get("damage")
-    alive = job is not None and job.alive
-    settings, metrics, last = {}, {}, None
-    try:
-        if noted["stage"] == "finetune" and damage is None:
-            settings = attempt_record.resolved(run_dir).get("train", {})
-            metrics = last_metrics(run_dir)
-            last = next(reversed(attempt_record.attempts(run_dir)), None)
-        state, reason = _state(job, last, queue.silence, bool(noted.get("job_id")))
-        if state == "local" and (metrics.get("step") == settings.get("max_steps", -1) or _finished_early(run_dir)):
-            state = "finished"
-    except _DAMAGED as error:
-        damage = _in_words(error)
-    if damage is not None:
-        state, reason = job.state.lower() if job is not None and alive else "damaged", damage
-    speed, left = metrics.get("samples_per_second"), None
-    if alive and speed and settings:
-        left = float((settings["max_steps"] - metrics["step"]) * settings["global_batch_size"] / speed)
-    # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
-    logs = [Path(str(noted["log"]))] if noted.get("log") else []
-    logs += [last.folder / "rank-0.log"] if last else []
-    return View(
-        name=noted["name"],
-        split=noted["split"],
-        stage=noted["stage"],
+    job = queue.find(noted) or Job("", "", "")
+    shown = View(
+        **{name: noted[name] for name in ("name", "split", "stage")},
         run_dir=str(run_dir),
         job=noted.get("job_id"),
+        state=job.state.lower() if job.alive else "damaged",
+        reason=noted.get("damage", ""),
+        alive=job.alive,
+        nodes=job.nodes,
+        job_left=job.time_left if job.alive else "",
+        log=noted.get("log"),
+    )
+    try:
+        return shown if "damage" in noted else _with_records(shown, job, queue.silence)
+    except _DAMAGED as error:
+        return replace(shown, reason=_in_words(error))
+
+
+def _with_records(shown: View, job: Job, silence: str) -> View:
+    """What the run folder adds."""
+    run_dir, settings, metrics, last = Path(shown.run_dir), {}, {}, None
+    if shown.stage == "finetune":
+        settings, metrics = attempt_record.resolved(run_dir).get("train", {}), last_metrics(run_dir)
+        last = next(reversed(attempt_record.attempts(run_dir)), None)
+    state, reason = _state(job, last, silence, shown.job is not None)
+    if state == "local" and (attempt_record.read_optional(run_dir / STATUS) or {}).get("status") == "finished":
+        state = "finished"
+    speed, left = metrics.get("samples_per_second"), None
+    if shown.alive and speed and settings:
+        left = float((settings["max_steps"] - metrics["step"]) * settings["global_batch_size"] / speed)
+    # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
+    logs = [log for log in (shown.log, last and str(last.folder / "rank-0.log")) if log]
+    return replace(
+        shown,
         state=state,
         reason=reason,
-        alive=alive,
-        nodes=job.nodes if job is not None else "",
         attempt=last.number if last else None,
         step=metrics.get("step"),
         steps=settings.get("max_steps"),
         samples_per_second=speed,
         training_left=left,
-        job_left=job.time_left if job is not None and alive else "",
         loss=metrics.get("loss"),
-        log=next((str(path) for path in logs if path.is_file()), str(logs[0]) if logs else None),
+        log=next((log for log in logs if Path(log).is_file()), logs[0] if logs else None),
     )
 
 
 def last_metrics(run_dir: Path) -> dict[str, Any]:
     """The last whole line of metrics.jsonl that training measured; {} before the first."""
     path = run_dir / METRICS
-    for line in reversed(_end_of(path, _METRICS_TAIL_BYTES)[0] if path.is_file() else []):
+    for line in reversed(_end_of(path, 1 << 16)[0] if path.is_file() else []):
         try:
             found = json.loads(line)
         except ValueError:  # the line that is being written
@@ -175,27 +177,18 @@ def _end_of(path: Path, size: int) -> tuple[list[bytes], int]:
         return file.read().splitlines(keepends=True), file.tell()
 
 
-def _state(job: Job | None, last: attempt_record.Attempt | None, silence: str, was_job: bool) -> tuple[str, str]:
+def _state(job: Job, last: attempt_record.Attempt | None, silence: str, was_job: bool) -> tuple[str, str]:
     """A word for how it stands, and why."""
-    if job is not None and job.alive:
-        return job.state.lower(), job.reason
-    ended = last.ended if last else None
-    outcome = last.outcome if last else None
-    if ended is not None and ended["what"] in _WORDS:
+    ended, outcome = (last.ended, last.outcome) if last else (None, None)
+    if ended is not None and ended["what"] in _WORDS and not job.alive:
         return _WORDS[ended["what"]], str(ended["reason"]).splitlines()[0]
-    if outcome is not None:
+    if outcome is not None and not job.alive:
         return str(outcome["status"]), str(outcome.get("reason") or "")
-    if job is not None:
+    if job.state:
         return job.state.lower(), job.reason
     if not was_job:
         return "local", ""
     return ("unknown", silence) if silence else ("lost", "its job is gone and left no word")
-
-
-def _finished_early(run_dir: Path) -> bool:
-    """Whether training ended by itself before max_steps, as train.patience lets it."""
-    path = run_dir / STATUS
-    return path.is_file() and read_json(path).get("status") == "finished"
 
 
 def find(runs_dir: Path, name: str) -> View:
@@ -229,7 +222,7 @@ def follow(runs_dir: Path, name: str, lines: int, write: Callable[[str], object]
         if found.log and found.log != log and Path(found.log).is_file():
             log = found.log
             write(f"==> {log}\n")
-            tail, position = _end_of(Path(log), _LOG_TAIL_BYTES)
+            tail, position = _end_of(Path(log), 1 << 20)
             position -= sum(len(line) for line in tail[-lines:]) if lines else 0
         position = _pass_on(log, position, write) if log else 0
         answers_gone = 0 if found.alive else answers_gone + 1
@@ -251,10 +244,9 @@ def _pass_on(log: str, position: int, write: Callable[[str], object]) -> int:
     """Write what the file holds beyond `position`; the position after it."""
     with Path(log).open("rb") as file:
         file.seek(position)
-        while data := file.read(_LOG_TAIL_BYTES):
+        while data := file.read(1 << 20):
             write(data.decode(errors="replace"))
-            position += len(data)
-    return position
+        return file.tell()
 
 
 # -- cancel and resubmit -----------------------------------------------------------------------------------------------
@@ -285,12 +277,10 @@ def resubmit(runs_dir: Path, name: str) -> str:
     with one_at_a_time(runs_dir.absolute()):
         Queue.answered()
         found = find(runs_dir, name)
-        if found.alive and found.state == "completing":
-            raise ToolkitError(f"{found.name} is ending as job {found.job}. Try again in some seconds.")
         if found.alive:
             raise ToolkitError(
-                f"{found.name} is {found.state} as job {found.job}. Cancel it first: python -m finetune.jobs cancel "
-                f"{name}"
+                f"{found.name} is {found.state} as job {found.job}. Wait for its end, or cancel it first: "
+                f"python -m finetune.jobs cancel {name}"
             )
         folder = runs_dir.absolute() / attempt_record.OWN_FOLDER / f"again-{time.strftime('%Y%m%d-%H%M%S')}"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -57,15 +57,16 @@ class Attempt:
     @property
     def outcome(self) -> dict[str, Any] | None:
         """What training wrote at its end; None after a crash, and while it runs."""
-        return _read_optional(self.folder / "outcome.json")
+        return read_optional(self.folder / "outcome.json")
 
     @property
     def ended(self) -> dict[str, Any] | None:
         """What was decided after it; None when its node was lost before, and while it runs."""
-        return _read_optional(self.folder / "ended.json")
+        return read_optional(self.folder / "ended.json")
 
 
-def _read_optional(path: Path) -> dict[str, Any] | None:
+def read_optional(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none."""
     return read_json(path) if path.is_file() else None
 
 
@@ -84,7 +85,7 @@ def newest_step(run_dir: Path) -> int:
 
 def token(run_dir: Path) -> dict[str, Any] | None:
     """attempt.json: whose turn it is to write into this folder; None before the first SLURM attempt."""
-    return _read_optional(run_dir / "attempt.json")
+    return read_optional(run_dir / "attempt.json")
 
 
 def refuse_foreign_job(run_dir: Path, job_id: str) -> None:
@@ -187,7 +188,7 @@ def resolved(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "job" / "config.yaml"
     if path.is_file():
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    return _read_optional(run_dir / "run_config.json") or {}
+    return read_optional(run_dir / "run_config.json") or {}
 
 
 # -- the run folders of a project --------------------------------------------------------------------------------------
