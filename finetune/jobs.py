@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -298,24 +297,22 @@ def resubmit(runs_dir: Path, name: str) -> str:
 
 def _record_of(found: View) -> Path | None:
     """The launcher's record of this job; None where it did not submit it."""
-    for path in Path(found.run_dir).glob(f"job*/{attempt_record.RECORD}"):
-        noted = read_json(path)
-        if noted["name"] == found.name and noted["job_id"] == found.job:
-            return path
-    return None
+    records = {path: read_json(path) for path in Path(found.run_dir).glob(f"job*/{attempt_record.RECORD}")}
+    asked = (found.name, found.job)
+    return next((path for path, noted in records.items() if (noted["name"], noted["job_id"]) == asked), None)
 
 
 def _script_of_a_plain_job(found: View) -> str:
     """For a run that was started by hand with sbatch: the same payload, code and overrides, at what they ask for."""
     run_dir = Path(found.run_dir)
-    job = run_dir / "job"
-    if not (job / "overrides.json").is_file() or not (run_dir / "code").is_dir():
+    overrides = attempt_record.read_optional(run_dir / "job" / "overrides.json")
+    if overrides is None or not (run_dir / "code").is_dir():
         raise ToolkitError(f"{run_dir} holds no job that could be submitted again. Start it with the launcher.")
     return render(
-        ClusterConfig(**dict(OmegaConf.load(job / "config.yaml").cluster)),
+        ClusterConfig(**attempt_record.resolved(run_dir)["cluster"]),
         job_name=job_name_of(found.name),
         stage="finetune",
-        overrides=read_json(job / "overrides.json")["overrides"],
+        overrides=overrides["overrides"],
         output=output_in(run_dir, "slurm-finetune-%j.out"),
         code=run_dir / "code",
     )

@@ -18,14 +18,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes, is_disk_error
 from gr00t.file_replacement import read_json, real_path, whole_folder, write_json
-from gr00t.model.checkpoint_folder import (
-    hub_failure,
-    hub_parts,
-    is_hub_error,
-    is_lerobot,
-    read_config_json,
-    resolve_folder,
-)
+from gr00t.model import checkpoint_folder
 from toolkit.command_line import run_main
 from toolkit.declaration import key
 from toolkit.shared_keys import check_writable, refuse_inside
@@ -35,8 +28,7 @@ if TYPE_CHECKING:
 
 RECORD = "prefetched.json"
 MAIN = "main"
-WEIGHTS = "*.safetensors"
-SMALL = ("*.json", "*.jinja", "*.txt")
+WEIGHTS, SMALL = "*.safetensors", ("*.json", "*.jinja", "*.txt")
 TERMS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")  # a release of what is tuned from it names them
 ORIGIN = "origin.json"  # the repository it came from, for the same
 VLM = Path("processor") / "vlm"
@@ -150,7 +142,7 @@ def _fetch_base(source: Source, staging: Path, asked: Origin) -> Path:
             f"{source.name} holds no safetensors weights. Pickled ones (.bin, .pt) are never read: convert them where "
             "you trust them, with save_pretrained(folder, safe_serialization=True)."
         )
-    folder, note = staging / source.subfolder, staging / ".cache"
+    folder, note = staging / source.prefix, staging / ".cache"
     if staging.exists() and recorded(note) != asked:
         shutil.rmtree(staging)
     missing = sum(size for name, size in wanted.items() if not _same_size(folder / name, size))
@@ -164,7 +156,7 @@ def _fetch_base(source: Source, staging: Path, asked: Origin) -> Path:
     write_json(note / RECORD, asdict(asked))
     source.fetch(list(wanted), staging)
     data = read_json(folder / "config.json")
-    if is_lerobot(data):
+    if checkpoint_folder.is_lerobot(data):
         shutil.rmtree(folder)
         raise ToolkitError(
             f"{source.name} is a LeRobot checkpoint and no base of its own: prefetch its base, "
@@ -189,7 +181,7 @@ def _fetch_tokenizer(folder: Path, tokenizer: str | None) -> None:
     has_tokenizer = any((target / name).is_file() for name in TOKENIZER)
     if tokenizer is None and (target / "config.json").is_file() and has_tokenizer:
         return
-    source = source_of(tokenizer or str(read_config_json(folder).get("model_name")), None)
+    source = source_of(tokenizer or str(checkpoint_folder.read_config_json(folder).get("model_name")), None)
     try:
         names = [n for n in source.sizes() if "/" not in n and any(fnmatch(n, p) for p in SMALL)]
     except ToolkitError as error:
@@ -231,7 +223,7 @@ class Origin:
 
 
 def recorded(folder: Path) -> Origin | None:
-    """What the folder says of itself; None where it does not. A damaged record raises ToolkitError."""
+    """What the folder says of itself; None where it does not."""
     path = folder / RECORD
     return Origin(**read_json(path)) if path.is_file() else None
 
@@ -240,7 +232,7 @@ def _commit(source: Source, staging: Path) -> str | None:
     """The commit that was fetched: the client notes it beside the files, folders of its cache are named after it."""
     text = source.name
     if isinstance(source, HubSource):
-        note = staging / ".cache/huggingface/download" / source.subfolder / "config.json.metadata"
+        note = staging / ".cache/huggingface/download" / source.prefix / "config.json.metadata"
         text = note.read_text(encoding="utf-8") if note.is_file() else ""
     found = re.search(r"(?:^|/snapshots/)([0-9a-f]{40})(?:[/\n]|$)", text)
     return found[1] if found else None
@@ -251,25 +243,20 @@ def _commit(source: Source, staging: Path) -> str | None:
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A local folder."""
+    """A local folder; `prefix` as a repository of the hub has one."""
 
-    folder: Path
-    subfolder = ""
-
-    @property
-    def name(self) -> str:
-        """As a user would write it."""
-        return str(self.folder)
+    name: str
+    prefix = ""
 
     def sizes(self) -> dict[str, int]:
         """Every file by name below the checkpoint's folder, and its bytes."""
-        files = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
-        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
+        files = [path for path in sorted(Path(self.name).rglob("*")) if path.is_file()]
+        return {path.relative_to(self.name).as_posix(): path.stat().st_size for path in files}
 
     def fetch(self, names: Sequence[str], target: Path) -> None:
         """Bring these files to `target`; what is there already is kept."""
         for name in names:
-            old, new = self.folder / name, target / name
+            old, new = Path(self.name) / name, target / name
             if not _same_size(new, old.stat().st_size) or new.stat().st_mtime < old.stat().st_mtime:
                 new.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(old, new)
@@ -277,32 +264,25 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A repository of the hub, or a folder in one."""
+    """A repository of the hub, or a folder in one; `prefix` is that folder's name with a slash, or empty."""
 
+    name: str
     repository: str
-    subfolder: str = ""
-    revision: str | None = None
-
-    @property
-    def name(self) -> str:
-        """As a user would write it."""
-        return f"{self.repository}/{self.subfolder}".rstrip("/")
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.subfolder}/" if self.subfolder else ""
+    prefix: str
+    revision: str | None
 
     def sizes(self) -> dict[str, int]:
         """Every file by name below the checkpoint's folder, and its bytes."""
         with self._refusals():
+            inside = self.prefix.rstrip("/") or None
             found = huggingface_hub.HfApi().list_repo_tree(
-                self.repository, self.subfolder or None, recursive=True, revision=self.revision
+                self.repository, inside, recursive=True, revision=self.revision
             )
-            return {e.path.removeprefix(self._prefix): int(e.size) for e in found if hasattr(e, "size")}
+            return {e.path.removeprefix(self.prefix): int(e.size) for e in found if hasattr(e, "size")}
 
     def fetch(self, names: Sequence[str], target: Path) -> None:
         """Bring these files to the sub-folder's place in `target`; what is there already is kept."""
-        patterns = [self._prefix + name for name in names]
+        patterns = [self.prefix + name for name in names]
         with self._refusals():
             huggingface_hub.snapshot_download(
                 self.repository, revision=self.revision, local_dir=target, allow_patterns=patterns
@@ -314,10 +294,10 @@ class HubSource:
         try:
             yield
         except Exception as error:
-            if not is_hub_error(error) or is_disk_error(error):
+            if not checkpoint_folder.is_hub_error(error) or is_disk_error(error):
                 raise
             if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):  # a closed gate is one of the former
-                raise ToolkitError(hub_failure(self.repository, error)) from None
+                raise ToolkitError(checkpoint_folder.hub_failure(self.repository, error)) from None
             system = error.strerror if isinstance(error, OSError) else None
             reason = f"{type(error).__name__}: {system}" if system else type(error).__name__
             raise ToolkitError(
@@ -333,12 +313,12 @@ def source_of(name: str, revision: str | None) -> Source:
     """A local folder, else a hub id (owner/name, or with a sub-folder); offline, its copy in the local cache."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return FolderSource(folder)
-    repository, subfolder = hub_parts(name, folder)
+        return FolderSource(str(folder))
+    repository, subfolder = checkpoint_folder.hub_parts(name, folder)
     if not huggingface_hub.constants.HF_HUB_OFFLINE:
-        return HubSource(repository, subfolder, revision)
+        return HubSource(name.rstrip("/"), repository, f"{subfolder}/" if subfolder else "", revision)
     try:
-        return FolderSource(resolve_folder(name, revision, local_files_only=True))
+        return FolderSource(str(checkpoint_folder.resolve_folder(name, revision, local_files_only=True)))
     except ToolkitError as error:
         raise ToolkitError(
             f"HF_HUB_OFFLINE is set, and {name} is neither a folder here nor whole in the local cache. Run this "

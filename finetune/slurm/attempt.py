@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from finetune.recipe import ClusterConfig, FinetuneConfig
 from finetune.slurm import attempt_record, cluster_queries
 from finetune.slurm.attempt_record import Attempt
@@ -34,7 +32,6 @@ from toolkit.shared_keys import modality_configs
 DONE, REQUEUE, STOP = "done", "requeue", "stop"
 CRASHED, REFUSED, UNFINISHED = 1, 2, 3  # exit statuses of a job that is not done
 
-_TAIL_LINES = 15
 _UNUSABLE = ("down", "drain", "fail", "maint", "not_responding", "unknown")  # states of a node, as they begin
 
 
@@ -52,8 +49,7 @@ def snapshot(stage: str, *arguments: str) -> dict[str, str]:
         run_dir.mkdir(parents=True, exist_ok=True)
         with lock_in_turn(run_dir / "code", seconds=300.0):  # two jobs for one folder may start at once
             attempt_record.refuse_foreign_job(run_dir, os.environ["GROOT_JOB_ID"])
-            own = config.dataset.modality_config is not None
-            robot = modality_configs(config.dataset) if own else None
+            robot = modality_configs(config.dataset) if config.dataset.modality_config is not None else None
             return {"GROOT_CODE": str(snapshot_code(CHECKOUT, run_dir, robot, named))}
 
 
@@ -168,8 +164,7 @@ def end(status: str) -> dict[str, str]:
     """After an attempt, whose srun ended with `status`: what comes now, also written to its ended.json."""
     folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
     run_dir = folder.parents[1]
-    settings = OmegaConf.load(run_dir / "job" / "config.yaml")
-    cluster = ClusterConfig(**OmegaConf.to_container(settings.cluster))  # type: ignore[arg-type]
+    cluster = ClusterConfig(**attempt_record.resolved(run_dir)["cluster"])
     history = [a for a in attempt_record.attempts(run_dir) if a.number <= int(folder.name)]
     job = os.environ.get("GROOT_JOB", "")
     requeueable = "Requeue=0" not in job.split()
@@ -256,7 +251,7 @@ def _tail(attempt: Attempt) -> str:
         logs = [path for path in attempt.folder.glob(pattern) if path.stat().st_size]
         if logs:
             newest = max(logs, key=lambda path: path.stat().st_mtime)
-            lines = newest.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            lines = newest.read_text(errors="replace").splitlines()[-15:]
             return "\n".join([f"({newest})", *lines])
     return f"(no log in {attempt.folder}; see the job's own log)"
 
@@ -266,12 +261,9 @@ def failed_nodes(attempt: Attempt) -> tuple[str, ...]:
 
     A peer's death also ends the processes of other nodes, but those by an exception or by torchrun's own SIGTERM.
     """
-    killed = []
-    for log in sorted(attempt.folder.glob("node-*.log")):
-        codes = {int(code) for code in re.findall(r"exitcode\s*:\s*(-\d+)", log.read_text(errors="replace"))}
-        if codes - {-15}:
-            killed.append(log.stem.removeprefix("node-"))
-    return tuple(killed) if len(killed) == 1 else ()
+    logs = {log: log.read_text(errors="replace") for log in attempt.folder.glob("node-*.log")}
+    killed = [log for log, text in logs.items() if {*re.findall(r"exitcode\s*:\s*(-\d+)", text)} - {"-15"}]
+    return (killed[0].stem.removeprefix("node-"),) if len(killed) == 1 else ()
 
 
 def exclusion(job: str, failed: tuple[str, ...]) -> str:
@@ -303,12 +295,11 @@ def main(argv: Sequence[str]) -> None:
     """Print the answer of one command; a ToolkitError ends with status 2."""
     commands: dict[str, Callable[..., dict[str, str]]] = {"snapshot": snapshot, "begin": begin, "end": end}
     try:
-        answer = commands[argv[0]](*argv[1:])
+        for name, value in commands[argv[0]](*argv[1:]).items():
+            print(f"{name}={value}")
     except ToolkitError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(REFUSED)
-    for name, value in answer.items():
-        print(f"{name}={value}")
 
 
 if __name__ == "__main__":

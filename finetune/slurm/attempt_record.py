@@ -13,7 +13,7 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,8 +29,8 @@ from toolkit.configuration import as_yaml
 RECORD = "submitted.json"  # in job/ of a run folder, or job-<stage>/
 OWN_FOLDER = ".launcher"  # in runs_dir: the launcher's submissions, and where runs are that lie elsewhere
 
-_ELSEWHERE = "elsewhere"
-_MARKS = ("attempt.json", "run_config.json", "metrics.jsonl", "job", "attempts")  # one of them makes a run folder
+_ELSEWHERE = Path(OWN_FOLDER) / "elsewhere"
+_MARKS = {"attempt.json", "run_config.json", "metrics.jsonl", "job", "attempts"}  # one of them makes a run folder
 _DEEPEST = 4
 
 
@@ -106,7 +106,7 @@ def job_state(job_id: str) -> str | None:
     if not cluster_queries.available():
         return None
     done = cluster_queries.slurm("squeue", "--noheader", "--format=%T", f"--jobs={job_id}", check=False)
-    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.split() else None
+    return next(iter(done.stdout.split()), None)
 
 
 def begin(run_dir: Path, job_id: str, more: dict[str, Any]) -> Attempt:
@@ -117,14 +117,8 @@ def begin(run_dir: Path, job_id: str, more: dict[str, Any]) -> Attempt:
         number = max((int(p.name) for p in (run_dir / "attempts").iterdir() if p.name.isdecimal()), default=-1) + 1
         attempt = Attempt(number, run_dir / "attempts" / str(number))
         attempt.folder.mkdir()
-        begun = {
-            "attempt": number,
-            "id": secrets.token_hex(16),
-            "job_id": job_id,
-            **more,
-            "host": socket.gethostname(),
-            "started": now(),
-        }
+        begun = {"attempt": number, "id": secrets.token_hex(16), "job_id": job_id}
+        begun |= {**more, "host": socket.gethostname(), "started": now()}
         write_json(attempt.folder / "attempt.json", {**begun, "from_step": newest_step(run_dir)})
         write_json(run_dir / "attempt.json", begun)
     return attempt
@@ -155,13 +149,8 @@ def describe_job(folder: Path, script: str | None, overrides: Sequence[str], con
     write_json(folder / "overrides.json", {"overrides": list(overrides)})
     (folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
     packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-    environment = {
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "packages": dict(sorted(packages.items())),
-    }
+    machine = {"python": platform.python_version(), "executable": sys.executable, "platform": platform.platform()}
+    environment = {**machine, "host": platform.node(), "packages": dict(sorted(packages.items()))}
     write_json(folder / "environment.json", environment)
 
 
@@ -196,27 +185,20 @@ def resolved(run_dir: Path) -> dict[str, Any]:
 
 def run_folders(runs_dir: Path) -> list[Path]:
     """Every run folder below `runs_dir`, and those elsewhere that the launcher submitted from here."""
-    noted = [Path(read_json(path)["run_dir"]) for path in (runs_dir / OWN_FOLDER / _ELSEWHERE).glob("*.json")]
-    return sorted({Path(os.path.abspath(path)) for path in [*_below(runs_dir, 0), *noted] if path.is_dir()})
-
-
-def _below(folder: Path, depth: int) -> Iterator[Path]:
-    if not folder.is_dir() or depth > _DEEPEST:
-        return
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_dir():
-            continue
-        if any((path / mark).exists() for mark in _MARKS):
-            yield path
-        else:
-            yield from _below(path, depth + 1)
+    noted = [Path(read_json(path)["run_dir"]) for path in (runs_dir / _ELSEWHERE).glob("*.json")]
+    found = {path for path in noted if path.is_dir()}
+    for folder, inside, files in os.walk(runs_dir, followlinks=True):
+        path = Path(os.path.abspath(folder))
+        depth = len(Path(folder).relative_to(runs_dir).parts)
+        is_run = depth > 0 and not _MARKS.isdisjoint([*inside, *files])
+        found |= {path} if is_run else set()
+        inside[:] = [] if is_run or depth > _DEEPEST else [name for name in inside if not name.startswith(".")]
+    return sorted(found)
 
 
 def note_elsewhere(runs_dir: Path, run_dir: Path) -> None:
     """Remember a run folder that a search of `runs_dir` would not find."""
-    if run_dir.is_relative_to(os.path.abspath(runs_dir)):
-        return
-    folder = runs_dir / OWN_FOLDER / _ELSEWHERE
-    folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]
-    write_json(folder / f"{name}.json", {"run_dir": str(run_dir)})
+    if not run_dir.is_relative_to(os.path.abspath(runs_dir)):
+        path = runs_dir / _ELSEWHERE / f"{hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"run_dir": str(run_dir)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +14,6 @@ from gr00t.errors import ToolkitError
 
 TIMEOUT_SECONDS = 60.0
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED", "SIGNALING")
-
-_GPUS = re.compile(r"gpu:(?:(?P<type>[^:(,]+):)?(?P<count>\d+)")
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
-_NO_LIMIT = ("UNLIMITED", "INFINITE", "-1")
-
-
-# -- commands ----------------------------------------------------------------------------------------------------------
 
 
 def available() -> bool:
@@ -114,10 +108,9 @@ def read_partitions() -> dict[str, Partition]:
 
 def gpus_of(gres: str) -> dict[str, int]:
     """'gpu:a100:4(S:0-1),gpu:v100:2' as {'a100': 4, 'v100': 2}."""
-    gpus: dict[str, int] = {}
-    for match in _GPUS.finditer(gres):
-        kind = match["type"] or ""
-        gpus[kind] = gpus.get(kind, 0) + int(match["count"])
+    gpus: Counter[str] = Counter()
+    for kind, count in re.findall(r"gpu:(?:([^:(,]+):)?(\d+)", gres):
+        gpus[kind] += int(count)
     return gpus
 
 
@@ -128,9 +121,9 @@ def most(nodes: Sequence[Node], kind: str | None) -> int:
 
 def seconds_of(text: str) -> int | None:
     """A time as sbatch takes it (minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s) in seconds; None for no limit."""
-    if text.strip().upper() in _NO_LIMIT:
+    if text.strip().upper() in ("UNLIMITED", "INFINITE", "-1"):
         return None
-    match = _TIME.fullmatch(text.strip())
+    match = re.fullmatch(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})", text.strip())
     if match is None:
         raise ToolkitError(
             f'cluster.time={text} is no time that sbatch takes. Write hours:minutes:seconds ("24:00:00") or '
@@ -141,12 +134,6 @@ def seconds_of(text: str) -> int | None:
         parts = [0, *parts]
     hours, minutes, seconds = [*parts, 0, 0][:3]
     return int(match["days"] or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
-
-
-def accounting(*shown: str) -> list[str]:
-    """One column of what `sacctmgr show` lists, accounting("qos", "format=name"); [] where no accounts are kept."""
-    done = slurm("sacctmgr", "--noheader", "--parsable2", "show", *shown, check=False)
-    return sorted({line.strip() for line in done.stdout.splitlines() if line.strip()})
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
