@@ -22,10 +22,7 @@ def available() -> bool:
 
 
 def slurm(*command: str, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run e.g. `slurm("squeue", "--me", "--noheader")` without a shell, with `text` on its standard input.
-
-    With `check`, a failure is a ToolkitError with its message.
-    """
+    """Run a command without a shell, with `text` on its standard input; with `check`, a failure is a ToolkitError."""
     name, shown = command[0], " ".join(command[:3]) + (" ..." if len(command) > 3 else "")
     if shutil.which(name) is None:
         raise ToolkitError(f"{name} is not on this machine. Log in to a node of the SLURM cluster, and start it there.")

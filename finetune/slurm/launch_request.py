@@ -1,6 +1,4 @@
-"""From the launcher's command line to the jobs it asks for: points of a sweep, stages, and who waits for whom.
-
-Comma lists are sweeps: `split=a,b train.seed=1,2` is four points."""
+"""From the launcher's command line to the jobs it asks for: points of a sweep, stages, and who waits for whom."""
 
 from __future__ import annotations
 
@@ -29,8 +27,6 @@ from toolkit.shared_keys import is_hub_id
 STAGES = ("prepare", "finetune", "evaluate")
 
 _QUOTES = ('"', "'")
-_OPENING, _CLOSING = "([{", ")]}"
-_LONGEST_WORD = 40
 _OWN_OF_A_POINT = ("run_dir", "output_dir", "tracking.run_name")
 _DERIVED = (*_OWN_OF_A_POINT, "checkpoint", "data_dir", "embodiment_tag", "report_dir")
 
@@ -112,13 +108,11 @@ def read(argv: Sequence[str]) -> Request:
     `--help` and `--cfg` print and exit, as for the other scripts. Bad input raises ToolkitError.
     """
     refuse_secret_arguments(argv)
-    if "--help" in argv or "-h" in argv:
-        load("launch", ["--help"])
-    arguments = [argument for argument in argv if argument != "--cfg"]
-    mine = [argument for argument in arguments if argument.partition("=")[0] in keys_of(LaunchConfig)]
-    local = [argument for argument in arguments if argument.startswith("local=")]
-    launch = load("launch", [*mine, *local], check_here=False)
-    request = _Composer(launch, [argument for argument in arguments if argument not in mine]).compose()
+    mine = [argument for argument in argv if argument.partition("=")[0] in (*keys_of(LaunchConfig), "--help", "-h")]
+    launch = load(
+        "launch", [*mine, *(argument for argument in argv if argument.startswith("local="))], check_here=False
+    )
+    request = _Composer(launch, [argument for argument in argv if argument not in (*mine, "--cfg")]).compose()
     if "--cfg" in argv:
         print("\n".join(f"# {task.name}\n{as_yaml(task.config)}" for task in request.tasks), end="")
         raise SystemExit(0)
@@ -175,7 +169,7 @@ def _parts(raw: str) -> list[str]:
             parts.append("")
             continue
         else:
-            depth += (letter in _OPENING) - (letter in _CLOSING)
+            depth += (letter in "([{") - (letter in ")]}")
         parts[-1] += letter
     return [part.strip() for part in parts] if not quote and depth == 0 else [raw]
 
@@ -192,7 +186,7 @@ def _words(values: Iterable[str]) -> dict[str, str]:
     """Each value as a part of a folder's name; numbers where they would be too long, or alike."""
     known = list(dict.fromkeys(values))
     words = {value: re.sub(r"[^\w.+-]+", "-", value.rstrip("/").rsplit("/", 1)[-1]).strip("-.") for value in known}
-    if len(set(words.values())) == len(known) and all(0 < len(word) <= _LONGEST_WORD for word in words.values()):
+    if len(set(words.values())) == len(known) and all(0 < len(word) <= 40 for word in words.values()):
         return words
     return {value: str(index) for index, value in enumerate(known)}
 
