@@ -223,9 +223,12 @@ class Origin:
 
 
 def recorded(folder: Path) -> Origin | None:
-    """What the folder says of itself; None where it does not."""
+    """What the folder says of itself; None where it does not. A damaged record raises ToolkitError."""
     path = folder / RECORD
-    return Origin(**read_json(path)) if path.is_file() else None
+    try:
+        return Origin(**read_json(path)) if path.is_file() else None
+    except TypeError:
+        raise ToolkitError(f"{path} is damaged. Remove it, or fetch again with overwrite=true.") from None
 
 
 def _commit(source: Source, staging: Path) -> str | None:
