@@ -51,7 +51,8 @@ def test_the_cluster_configuration_becomes_options_of_sbatch() -> None:
     assert not any(line.startswith("--gres") for line in header("cluster.gpus_per_node=0"))
 
 
-def test_lines_of_the_site_run_before_the_payload(tmp_path: Path) -> None:
+def test_lines_of_the_site_run_before_the_payload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render, "CHECKOUT", tmp_path)
     config = compose(
         "finetune",
         "cluster.setup=['loaded=cuda']",
@@ -74,7 +75,6 @@ def test_lines_of_the_site_run_before_the_payload(tmp_path: Path) -> None:
         job_name="x",
         stage="finetune",
         overrides=overrides,
-        checkout=tmp_path,
         code=tmp_path / "my code",
     )
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)

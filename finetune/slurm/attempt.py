@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from finetune.recipe import ClusterConfig, FinetuneConfig
 from finetune.slurm import attempt_record, cluster_queries
 from finetune.slurm.attempt_record import Attempt
@@ -34,8 +32,6 @@ from toolkit.shared_keys import modality_configs
 DONE, REQUEUE, STOP = "done", "requeue", "stop"
 CRASHED, REFUSED, UNFINISHED = 1, 2, 3  # exit statuses of a job that is not done
 
-_COPY_SECONDS = 300.0
-_TAIL_LINES = 15
 _UNUSABLE = ("down", "drain", "fail", "maint", "not_responding", "unknown")  # states of a node, as they begin
 
 
@@ -51,10 +47,9 @@ def snapshot(stage: str, *arguments: str) -> dict[str, str]:
     check_code(CHECKOUT, named, lambda note: print(note, file=sys.stderr))
     with disk_errors(run_dir, "Then submit the same again."):
         run_dir.mkdir(parents=True, exist_ok=True)
-        with lock_in_turn(run_dir / "code", _COPY_SECONDS):  # two jobs for one folder may start at once
+        with lock_in_turn(run_dir / "code", seconds=300.0):  # two jobs for one folder may start at once
             attempt_record.refuse_foreign_job(run_dir, os.environ["GROOT_JOB_ID"])
-            own = config.dataset.modality_config is not None
-            robot = modality_configs(config.dataset) if own else None
+            robot = modality_configs(config.dataset) if config.dataset.modality_config is not None else None
             return {"GROOT_CODE": str(snapshot_code(CHECKOUT, run_dir, robot, named))}
 
 
@@ -130,7 +125,7 @@ def _scratch_folder(config: FinetuneConfig, overrides: Sequence[str], nodes: int
 
 def _close_earlier(run_dir: Path, job_id: str, max_requeues: int) -> None:
     """Record how lost attempts of this job ended; refuse one more than cluster.max_requeues allows."""
-    earlier = [attempt for attempt in attempt_record.attempts(run_dir) if attempt.begun["job_id"] == job_id]
+    earlier = attempt_record.attempts(run_dir, job_id)
     for attempt in earlier:
         attempt_record.close_lost(attempt)
     if len(earlier) > max_requeues:
@@ -155,8 +150,7 @@ def note_missing_lines(cluster: ClusterConfig) -> None:
 
 def has_begun_anew(run_dir: Path) -> bool:
     """Whether an earlier attempt of this job has cleared the run folder, so that this one resumes from there."""
-    job_id = os.environ["GROOT_JOB_ID"]
-    earlier = [attempt for attempt in attempt_record.attempts(run_dir) if attempt.begun["job_id"] == job_id][:-1]
+    earlier = attempt_record.attempts(run_dir, os.environ["GROOT_JOB_ID"])[:-1]
     cleared = run_dir / "run_config.json"  # written when training has cleared the folder
     if not earlier or not cleared.is_file():
         return False
@@ -170,8 +164,7 @@ def end(status: str) -> dict[str, str]:
     """After an attempt, whose srun ended with `status`: what comes now, also written to its ended.json."""
     folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
     run_dir = folder.parents[1]
-    settings = OmegaConf.load(run_dir / "job" / "config.yaml")
-    cluster = ClusterConfig(**OmegaConf.to_container(settings.cluster))  # type: ignore[arg-type]
+    cluster = ClusterConfig(**attempt_record.resolved(run_dir)["cluster"])
     history = [a for a in attempt_record.attempts(run_dir) if a.number <= int(folder.name)]
     job = os.environ.get("GROOT_JOB", "")
     requeueable = "Requeue=0" not in job.split()
@@ -258,7 +251,7 @@ def _tail(attempt: Attempt) -> str:
         logs = [path for path in attempt.folder.glob(pattern) if path.stat().st_size]
         if logs:
             newest = max(logs, key=lambda path: path.stat().st_mtime)
-            lines = newest.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            lines = newest.read_text(errors="replace").splitlines()[-15:]
             return "\n".join([f"({newest})", *lines])
     return f"(no log in {attempt.folder}; see the job's own log)"
 
@@ -268,12 +261,9 @@ def failed_nodes(attempt: Attempt) -> tuple[str, ...]:
 
     A peer's death also ends the processes of other nodes, but those by an exception or by torchrun's own SIGTERM.
     """
-    killed = []
-    for log in sorted(attempt.folder.glob("node-*.log")):
-        codes = {int(code) for code in re.findall(r"exitcode\s*:\s*(-\d+)", log.read_text(errors="replace"))}
-        if codes - {-15}:
-            killed.append(log.stem.removeprefix("node-"))
-    return tuple(killed) if len(killed) == 1 else ()
+    logs = {log: log.read_text(errors="replace") for log in attempt.folder.glob("node-*.log")}
+    killed = [log for log, text in logs.items() if {*re.findall(r"exitcode\s*:\s*(-\d+)", text)} - {"-15"}]
+    return (killed[0].stem.removeprefix("node-"),) if len(killed) == 1 else ()
 
 
 def exclusion(job: str, failed: tuple[str, ...]) -> str:
@@ -282,44 +272,34 @@ def exclusion(job: str, failed: tuple[str, ...]) -> str:
     Empty when nothing is to be added, when too few nodes would remain or the job insists on one of them, and where
     SLURM's commands are not here.
     """
-    partition, wanted = _field(job, "Partition"), _field(job, "NumNodes")
-    if not failed or partition is None or wanted is None or not cluster_queries.available():
+    said = dict(word.partition("=")[::2] for word in job.split())
+    if not failed or not {"Partition", "NumNodes"} <= said.keys() or not cluster_queries.available():
         return ""
-    if {*failed} & _expanded(_field(job, "ReqNodeList")):
-        return ""
-    excluded = {*failed} | _expanded(_field(job, "ExcNodeList"))
-    listed = cluster_queries.slurm(
-        "sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N %T", check=False
-    )
-    pairs = (line.split() for line in listed.stdout.splitlines())
+    required, excluded = (_expanded(said.get(name, "(null)")) for name in ("ReqNodeList", "ExcNodeList"))
+    excluded |= {*failed}
+    asked = ("--noheader", "--Node", f"--partition={said['Partition']}", "--format=%N %T")
+    pairs = map(str.split, cluster_queries.slurm("sinfo", *asked, check=False).stdout.splitlines())
     usable = {name for name, state in pairs if not state.lower().startswith(_UNUSABLE)}
-    if len(usable - excluded) < int(wanted.partition("-")[0]):
-        return ""
-    return ",".join(sorted(excluded))
+    enough = len(usable - excluded) >= int(said["NumNodes"].partition("-")[0])
+    return ",".join(sorted(excluded)) if enough and required.isdisjoint(failed) else ""
 
 
-def _field(job: str, name: str) -> str | None:
-    found = re.search(rf"(?:^|\s){name}=(\S+)", job)
-    return found[1] if found and found[1] != "(null)" else None
-
-
-def _expanded(nodes: str | None) -> set[str]:
+def _expanded(nodes: str) -> set[str]:
     """node[1-2],node5 as three names."""
-    return {*cluster_queries.slurm("scontrol", "show", "hostnames", nodes).stdout.split()} if nodes else set()
-
-
-COMMANDS: dict[str, Callable[..., dict[str, str]]] = {"snapshot": snapshot, "begin": begin, "end": end}
+    if nodes == "(null)":
+        return set()
+    return {*cluster_queries.slurm("scontrol", "show", "hostnames", nodes).stdout.split()}
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the answer of one command; a ToolkitError ends with status 2."""
+    commands: dict[str, Callable[..., dict[str, str]]] = {"snapshot": snapshot, "begin": begin, "end": end}
     try:
-        answer = COMMANDS[argv[0]](*argv[1:])
+        for name, value in commands[argv[0]](*argv[1:]).items():
+            print(f"{name}={value}")
     except ToolkitError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(REFUSED)
-    for name, value in answer.items():
-        print(f"{name}={value}")
 
 
 if __name__ == "__main__":

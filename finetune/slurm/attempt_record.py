@@ -13,7 +13,7 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,8 +29,8 @@ from toolkit.configuration import as_yaml
 RECORD = "submitted.json"  # in job/ of a run folder, or job-<stage>/
 OWN_FOLDER = ".launcher"  # in runs_dir: the launcher's submissions, and where runs are that lie elsewhere
 
-_ELSEWHERE = "elsewhere"
-_MARKS = ("attempt.json", "run_config.json", "metrics.jsonl", "job", "attempts")  # one of them makes a run folder
+_ELSEWHERE = Path(OWN_FOLDER) / "elsewhere"
+_MARKS = {"attempt.json", "run_config.json", "metrics.jsonl", "job", "attempts"}  # one of them makes a run folder
 _DEEPEST = 4
 
 
@@ -57,22 +57,24 @@ class Attempt:
     @property
     def outcome(self) -> dict[str, Any] | None:
         """What training wrote at its end; None after a crash, and while it runs."""
-        return _read_optional(self.folder / "outcome.json")
+        return read_optional(self.folder / "outcome.json")
 
     @property
     def ended(self) -> dict[str, Any] | None:
         """What was decided after it; None when its node was lost before, and while it runs."""
-        return _read_optional(self.folder / "ended.json")
+        return read_optional(self.folder / "ended.json")
 
 
-def _read_optional(path: Path) -> dict[str, Any] | None:
+def read_optional(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none."""
     return read_json(path) if path.is_file() else None
 
 
-def attempts(run_dir: Path) -> list[Attempt]:
-    """The attempts of a run, first to last."""
-    folders = [path for path in (run_dir / "attempts").glob("*") if (path / "attempt.json").is_file()]
-    return sorted((Attempt(int(f.name), f) for f in folders if f.name.isdecimal()), key=lambda a: a.number)
+def attempts(run_dir: Path, job_id: str | None = None) -> list[Attempt]:
+    """The attempts of a run, or those of one job of it, first to last."""
+    folders = [path.parent for path in (run_dir / "attempts").glob("*/attempt.json")]
+    found = sorted((Attempt(int(f.name), f) for f in folders if f.name.isdecimal()), key=lambda a: a.number)
+    return [attempt for attempt in found if job_id in (None, attempt.begun["job_id"])]
 
 
 def newest_step(run_dir: Path) -> int:
@@ -83,7 +85,7 @@ def newest_step(run_dir: Path) -> int:
 
 def token(run_dir: Path) -> dict[str, Any] | None:
     """attempt.json: whose turn it is to write into this folder; None before the first SLURM attempt."""
-    return _read_optional(run_dir / "attempt.json")
+    return read_optional(run_dir / "attempt.json")
 
 
 def refuse_foreign_job(run_dir: Path, job_id: str) -> None:
@@ -104,7 +106,7 @@ def job_state(job_id: str) -> str | None:
     if not cluster_queries.available():
         return None
     done = cluster_queries.slurm("squeue", "--noheader", "--format=%T", f"--jobs={job_id}", check=False)
-    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.split() else None
+    return next(iter(done.stdout.split()), None)
 
 
 def begin(run_dir: Path, job_id: str, more: dict[str, Any]) -> Attempt:
@@ -115,14 +117,8 @@ def begin(run_dir: Path, job_id: str, more: dict[str, Any]) -> Attempt:
         number = max((int(p.name) for p in (run_dir / "attempts").iterdir() if p.name.isdecimal()), default=-1) + 1
         attempt = Attempt(number, run_dir / "attempts" / str(number))
         attempt.folder.mkdir()
-        begun = {
-            "attempt": number,
-            "id": secrets.token_hex(16),
-            "job_id": job_id,
-            **more,
-            "host": socket.gethostname(),
-            "started": now(),
-        }
+        begun = {"attempt": number, "id": secrets.token_hex(16), "job_id": job_id}
+        begun |= {**more, "host": socket.gethostname(), "started": now()}
         write_json(attempt.folder / "attempt.json", {**begun, "from_step": newest_step(run_dir)})
         write_json(run_dir / "attempt.json", begun)
     return attempt
@@ -153,13 +149,8 @@ def describe_job(folder: Path, script: str | None, overrides: Sequence[str], con
     write_json(folder / "overrides.json", {"overrides": list(overrides)})
     (folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
     packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
-    environment = {
-        "python": platform.python_version(),
-        "executable": sys.executable,
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "packages": dict(sorted(packages.items())),
-    }
+    machine = {"python": platform.python_version(), "executable": sys.executable, "platform": platform.platform()}
+    environment = {**machine, "host": platform.node(), "packages": dict(sorted(packages.items()))}
     write_json(folder / "environment.json", environment)
 
 
@@ -168,20 +159,14 @@ def jobs_of(run_dir: Path) -> list[dict[str, Any]]:
 
     A run that was never a job is one entry without a job_id.
     """
-    records = [read_json(path) for path in sorted(run_dir.glob(f"job*/{RECORD}"))]
+    records = map(read_json, sorted(run_dir.glob(f"job*/{RECORD}")))
     noted = {str(record["name"]): record for record in records}
     held, own = token(run_dir), noted.get(run_dir.name)
-    if held is not None and own is not None:
-        is_newer = str(held["started"]) > str(own["submitted"]) and str(held["job_id"]) != own["job_id"]
-        held = held if is_newer else None
-    if held is not None or not noted:
-        settings = resolved(run_dir)
-        entry = {
-            "name": run_dir.name,
-            "stage": "finetune",
-            "split": str(settings["split"]["name"]) if settings else None,
-        }
-        if held is not None:
+    if held and own and (held["started"] <= own["submitted"] or held["job_id"] == own["job_id"]):
+        held = None
+    if held or not noted:
+        entry = {"name": run_dir.name, "stage": "finetune", "split": resolved(run_dir).get("split", {}).get("name")}
+        if held:
             entry |= {"job_id": str(held["job_id"]), "job_name": held.get("job_name"), "log": held.get("log")}
         noted[run_dir.name] = entry
     return sorted(noted.values(), key=lambda found: (found["stage"] != "finetune", found["name"]))
@@ -192,7 +177,7 @@ def resolved(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "job" / "config.yaml"
     if path.is_file():
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    return _read_optional(run_dir / "run_config.json") or {}
+    return read_optional(run_dir / "run_config.json") or {}
 
 
 # -- the run folders of a project --------------------------------------------------------------------------------------
@@ -200,28 +185,20 @@ def resolved(run_dir: Path) -> dict[str, Any]:
 
 def run_folders(runs_dir: Path) -> list[Path]:
     """Every run folder below `runs_dir`, and those elsewhere that the launcher submitted from here."""
-    noted = [Path(read_json(path)["run_dir"]) for path in (runs_dir / OWN_FOLDER / _ELSEWHERE).glob("*.json")]
-    found = [*_below(runs_dir, 0), *(path for path in noted if path.is_dir())]
-    return sorted({Path(os.path.abspath(path)) for path in found})
-
-
-def _below(folder: Path, depth: int) -> Iterator[Path]:
-    if not folder.is_dir() or depth > _DEEPEST:
-        return
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_dir():
-            continue
-        if any((path / mark).exists() for mark in _MARKS):
-            yield path
-        else:
-            yield from _below(path, depth + 1)
+    noted = [Path(read_json(path)["run_dir"]) for path in (runs_dir / _ELSEWHERE).glob("*.json")]
+    found = {path for path in noted if path.is_dir()}
+    for folder, inside, files in os.walk(runs_dir, followlinks=True):
+        path = Path(os.path.abspath(folder))
+        depth = len(Path(folder).relative_to(runs_dir).parts)
+        is_run = depth > 0 and not _MARKS.isdisjoint([*inside, *files])
+        found |= {path} if is_run else set()
+        inside[:] = [] if is_run or depth > _DEEPEST else [name for name in inside if not name.startswith(".")]
+    return sorted(found)
 
 
 def note_elsewhere(runs_dir: Path, run_dir: Path) -> None:
     """Remember a run folder that a search of `runs_dir` would not find."""
-    if run_dir.is_relative_to(os.path.abspath(runs_dir)):
-        return
-    folder = runs_dir / OWN_FOLDER / _ELSEWHERE
-    folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]
-    write_json(folder / f"{name}.json", {"run_dir": str(run_dir)})
+    if not run_dir.is_relative_to(os.path.abspath(runs_dir)):
+        path = runs_dir / _ELSEWHERE / f"{hashlib.sha256(os.fsencode(run_dir)).hexdigest()[:16]}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"run_dir": str(run_dir)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,6 @@ from gr00t.errors import ToolkitError
 TIMEOUT_SECONDS = 60.0
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED", "SIGNALING")
 
-_GPUS = re.compile(r"gpu:(?:(?P<type>[^:(,]+):)?(?P<count>\d+)")
-_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
-_NO_LIMIT = ("UNLIMITED", "INFINITE", "-1")
-
-
-# -- commands ----------------------------------------------------------------------------------------------------------
-
 
 def available() -> bool:
     """Whether this machine has SLURM's commands."""
@@ -28,10 +22,7 @@ def available() -> bool:
 
 
 def slurm(*command: str, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run e.g. `slurm("squeue", "--me", "--noheader")` without a shell, with `text` on its standard input.
-
-    With `check`, a failure is a ToolkitError with its message.
-    """
+    """Run a command without a shell, with `text` on its standard input; with `check`, a failure is a ToolkitError."""
     name, shown = command[0], " ".join(command[:3]) + (" ..." if len(command) > 3 else "")
     if shutil.which(name) is None:
         raise ToolkitError(f"{name} is not on this machine. Log in to a node of the SLURM cluster, and start it there.")
@@ -42,21 +33,24 @@ def slurm(*command: str, check: bool = True, text: str = "") -> subprocess.Compl
             f"{shown} gave no answer in {TIMEOUT_SECONDS:.0f} s: is slurmctld up? (scontrol ping)"
         ) from None
     if check and done.returncode != 0:
-        reason = done.stderr.strip() or f"exit status {done.returncode}"
-        raise ToolkitError(f"{shown} was refused: {reason}")
+        raise ToolkitError(f"{shown} was refused: {reason_of(done)}")
     return done
 
 
-def _ask(*command: str) -> str:
-    """The answer of a command that only reads; a controller that is down is reported in one line."""
+def reason_of(failed: subprocess.CompletedProcess[str]) -> str:
+    """What a command that failed says of it, in one line."""
+    said = " ".join(failed.stderr.split()) or f"exit status {failed.returncode}"
+    return said.removeprefix(f"{failed.args[0]}: ")
+
+
+def _ask(*command: str) -> list[str]:
+    """The lines that a command answers which only reads; a controller that is down is reported in one line."""
     done = slurm(*command, check=False)
-    if done.returncode == 0:
-        return done.stdout
-    reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    raise ToolkitError(
-        f"SLURM does not answer ({command[0]}: {reason}). Wait until its controller is back (scontrol ping tells), and "
-        "start the same command again; nothing was submitted."
-    )
+    if done.returncode != 0:
+        raise ToolkitError(
+            f"SLURM does not answer ({command[0]}: {reason_of(done)}; scontrol ping tells when its controller is back)"
+        )
+    return done.stdout.splitlines()
 
 
 # -- the cluster -------------------------------------------------------------------------------------------------------
@@ -89,10 +83,8 @@ class Partition:
 def read_partitions() -> dict[str, Partition]:
     """Every partition by name, with its nodes; ToolkitError where SLURM does not answer."""
     found: dict[str, Partition] = {}
-    for line in _ask("scontrol", "show", "partition", "--oneliner").splitlines():
+    for line in filter(str.strip, _ask("scontrol", "show", "partition", "--oneliner")):
         words = dict(word.partition("=")[::2] for word in line.split())
-        if not words:
-            continue
         accounts, qos = (words.get(name, "ALL") for name in ("AllowAccounts", "AllowQos"))
         found[words["PartitionName"]] = Partition(
             name=words["PartitionName"],
@@ -103,7 +95,7 @@ def read_partitions() -> dict[str, Partition]:
             accounts=None if accounts in ("ALL", "(null)") else accounts.split(","),
             qos=None if qos in ("ALL", "(null)") else qos.split(","),
         )
-    for line in _ask("sinfo", "--noheader", "--Node", "--format=%N|%R|%c|%m|%G").splitlines():
+    for line in _ask("sinfo", "--noheader", "--Node", "--format=%N|%R|%c|%m|%G"):
         name, partition, *sizes, gres = (word.strip() for word in line.split("|", 4))
         if partition in found:
             cpus, memory = (int(size.rstrip("+") or 0) for size in sizes)
@@ -113,10 +105,9 @@ def read_partitions() -> dict[str, Partition]:
 
 def gpus_of(gres: str) -> dict[str, int]:
     """'gpu:a100:4(S:0-1),gpu:v100:2' as {'a100': 4, 'v100': 2}."""
-    gpus: dict[str, int] = {}
-    for match in _GPUS.finditer(gres):
-        kind = match["type"] or ""
-        gpus[kind] = gpus.get(kind, 0) + int(match["count"])
+    gpus: Counter[str] = Counter()
+    for kind, count in re.findall(r"gpu:(?:([^:(,]+):)?(\d+)", gres):
+        gpus[kind] += int(count)
     return gpus
 
 
@@ -127,32 +118,19 @@ def most(nodes: Sequence[Node], kind: str | None) -> int:
 
 def seconds_of(text: str) -> int | None:
     """A time as sbatch takes it (minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s) in seconds; None for no limit."""
-    if text.strip().upper() in _NO_LIMIT:
+    if text.strip().upper() in ("UNLIMITED", "INFINITE", "-1"):
         return None
-    match = _TIME.fullmatch(text.strip())
+    match = re.fullmatch(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})", text.strip())
     if match is None:
         raise ToolkitError(
             f'cluster.time={text} is no time that sbatch takes. Write hours:minutes:seconds ("24:00:00") or '
             'days-hours ("2-00").'
         )
     parts = [int(part) for part in match["clock"].split(":")]
-    if match["days"] is not None:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-        return int(match["days"]) * 86400 + hours * 3600 + minutes * 60 + seconds
-    hours, minutes, seconds = parts if len(parts) == 3 else [0, *parts, 0][:3]
-    return hours * 3600 + minutes * 60 + seconds
-
-
-def has_accounting() -> bool:
-    """Whether the cluster keeps accounts: without, sacct and sacctmgr know nothing."""
-    line = re.search(r"^AccountingStorageType\s*=\s*(\S+)", _ask("scontrol", "show", "config"), re.MULTILINE)
-    return line is not None and line[1] == "accounting_storage/slurmdbd"
-
-
-def accounting(*shown: str) -> list[str]:
-    """One column of what `sacctmgr show` lists, e.g. accounting("qos", "format=name")."""
-    done = slurm("sacctmgr", "--noheader", "--parsable2", "show", *shown)
-    return sorted({line.strip() for line in done.stdout.splitlines() if line.strip()})
+    if not match["days"] and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return int(match["days"] or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
@@ -209,14 +187,8 @@ class Queue:
 
 
 def _squeue() -> dict[str, Job]:
-    done = slurm(
-        "squeue", "--me", "--noheader", "--states=all", "--array", "--format=%i|%A|%T|%L|%N|%r|%j", check=False
-    )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise ToolkitError(f"SLURM does not answer (squeue: {reason.removeprefix('squeue: ')})")
     jobs: dict[str, Job] = {}
-    for line in done.stdout.splitlines():
+    for line in _ask("squeue", "--me", "--noheader", "--states=all", "--array", "--format=%i|%A|%T|%L|%N|%r|%j"):
         shown, number, state, left, nodes, reason, name = (word.strip() for word in line.split("|", 6))
         job = Job(shown, name, state, "" if reason == "None" else reason, left, nodes)
         jobs[shown] = job

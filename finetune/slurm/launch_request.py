@@ -1,12 +1,11 @@
-"""From the launcher's command line to the jobs it asks for: points of a sweep, stages, and who waits for whom.
-
-Comma lists are sweeps: `split=a,b train.seed=1,2` is four points."""
+"""From the launcher's command line to the jobs it asks for: points of a sweep, stages, and who waits for whom."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe import FinetuneConfig
-from finetune.slurm import LaunchConfig
 from finetune.slurm.attempt_record import job_folder
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.code_files import ROBOT_FILE
@@ -22,34 +20,52 @@ from toolkit.commands import COMMANDS
 from toolkit.composition import default_choices, known_key, split_argument
 from toolkit.configuration import as_yaml, load
 from toolkit.credentials import refuse_secret_arguments
-from toolkit.declaration import Key, keys_of
+from toolkit.declaration import Key, key, keys_of
 from toolkit.installation import CHECKOUT, CONFIG_DIR
 from toolkit.shared_keys import is_hub_id
 
 STAGES = ("prepare", "finetune", "evaluate")
 
 _QUOTES = ('"', "'")
-_OPENING, _CLOSING = "([{", ")]}"
-_LONGEST_WORD = 40
 _OWN_OF_A_POINT = ("run_dir", "output_dir", "tracking.run_name")
 _DERIVED = (*_OWN_OF_A_POINT, "checkpoint", "data_dir", "embodiment_tag", "report_dir")
+
+
+@dataclass(kw_only=True)
+class LaunchConfig:
+    """Submit fine-tunes to SLURM: one job, an array of the points of a sweep, or a chain of stages for each of them.
+
+    Takes every key of launch_finetune_local.py (cluster.* is what a job asks for) and, with their stages, those of
+    prepare_conflict_data.py and evaluate_conflict.py; see their --help. A comma list is a sweep: split=A,B
+    train.seed=1,2 is four runs, each with folders of its own.
+    """
+
+    stages: str = key("what is done for each point, in this order: prepare, finetune, evaluate", "finetune")
+    max_parallel: int | None = key("fine-tunes that run at once; null for no limit", None, at_least=1)
+    dry_run: bool = key("print each job script and resolved configuration, submit and write nothing", False)
+    runs_dir: str = key("folder of the launcher's own records, and where finetune.jobs looks", "runs", folder=True)
 
 
 @dataclass(eq=False)
 class Task:
     """One job, or one element of an array: a stage, its overrides, and the fine-tune that it belongs to.
 
-    overrides: all that the stage's script is given; config: what they resolve to; run: the resolved fine-tune, whose
+    arguments: all that the stage's script is given; config: what they resolve to; run: the resolved fine-tune, whose
     run_dir keeps the records and whose cluster.* the job asks for; after: the tasks that must succeed first; label: the
     stage, numbered where a run has several of it.
     """
 
     stage: str
-    overrides: list[str]
+    arguments: dict[str, str]
     config: Any
     run: FinetuneConfig
     after: list[Task] = field(default_factory=list)
     label: str = ""
+
+    @property
+    def overrides(self) -> list[str]:
+        """Its arguments as the script takes them."""
+        return _typed(self.arguments)
 
     @property
     def run_dir(self) -> Path:
@@ -86,19 +102,17 @@ class Request:
         return [task for task in self.tasks if task.stage == stage]
 
 
-def read(argv: Sequence[str], config_dir: Path = CONFIG_DIR) -> Request:
+def read(argv: Sequence[str]) -> Request:
     """The request that `argv` describes, composed but not yet compared with this machine or SLURM.
 
     `--help` and `--cfg` print and exit, as for the other scripts. Bad input raises ToolkitError.
     """
     refuse_secret_arguments(argv)
-    if "--help" in argv or "-h" in argv:
-        load("launch", ["--help"], config_dir)
-    arguments = [argument for argument in argv if argument != "--cfg"]
-    mine = [argument for argument in arguments if argument.partition("=")[0] in keys_of(LaunchConfig)]
-    local = [argument for argument in arguments if argument.startswith("local=")]
-    launch = load("launch", [*mine, *local], config_dir, check_here=False)
-    request = _Composer(launch, config_dir).compose([argument for argument in arguments if argument not in mine])
+    mine = [argument for argument in argv if argument.partition("=")[0] in (*keys_of(LaunchConfig), "--help", "-h")]
+    launch = load(
+        "launch", [*mine, *(argument for argument in argv if argument.startswith("local="))], check_here=False
+    )
+    request = _Composer(launch, [argument for argument in argv if argument not in (*mine, "--cfg")]).compose()
     if "--cfg" in argv:
         print("\n".join(f"# {task.name}\n{as_yaml(task.config)}" for task in request.tasks), end="")
         raise SystemExit(0)
@@ -107,17 +121,11 @@ def read(argv: Sequence[str], config_dir: Path = CONFIG_DIR) -> Request:
 
 # -- points of a sweep -------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Point:
-    """One point of a sweep: its arguments (name to raw value, in the order typed), and which of them are swept."""
-
-    arguments: Mapping[str, str]
-    swept: tuple[str, ...]
+Point = dict[str, str]  # name to raw value, in the order typed
 
 
-def expand(argv: Sequence[str], groups: Collection[str], keys: Mapping[str, Key]) -> list[Point]:
-    """The product of all comma lists of `argv`, the last one varying fastest; without one a single point.
+def expand(argv: Sequence[str], groups: Collection[str], keys: Mapping[str, Key]) -> tuple[list[Point], list[str]]:
+    """The product of all comma lists of `argv`, the last one varying fastest, and the names of those.
 
     A value in brackets, braces or quotes is no list of values, and neither is free text (an instruction, a partition),
     unless each of its parts is quoted.
@@ -128,8 +136,8 @@ def expand(argv: Sequence[str], groups: Collection[str], keys: Mapping[str, Key]
         if values.get(name, [raw]) != [raw]:
             raise ToolkitError(f"{name} is given twice. Keep one of them; several values are written {name}=A,B.")
         values[name] = _values(name, raw, None if name in groups else known_key(name, groups, keys))
-    swept = tuple(name for name, found in values.items() if len(found) > 1)
-    return [Point(dict(zip(values, chosen, strict=True)), swept) for chosen in itertools.product(*values.values())]
+    points = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return points, [name for name, found in values.items() if len(found) > 1]
 
 
 def _values(name: str, raw: str, key: Key | None) -> list[str]:
@@ -161,7 +169,7 @@ def _parts(raw: str) -> list[str]:
             parts.append("")
             continue
         else:
-            depth += (letter in _OPENING) - (letter in _CLOSING)
+            depth += (letter in "([{") - (letter in ")]}")
         parts[-1] += letter
     return [part.strip() for part in parts] if not quote and depth == 0 else [raw]
 
@@ -170,15 +178,15 @@ def point_names(points: Sequence[Point], swept: Collection[str]) -> list[str]:
     """A short folder name for the values that each point has of the `swept` names: learning_rate_1e-4-seed_1."""
     leaves = [name.rsplit(".", 1)[-1] for name in swept]
     titles = {name: leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(swept, leaves, strict=True)}
-    words = {name: _words(point.arguments[name] for point in points) for name in swept}
-    return ["-".join(f"{titles[name]}_{words[name][point.arguments[name]]}" for name in swept) for point in points]
+    words = {name: _words(point[name] for point in points) for name in swept}
+    return ["-".join(f"{titles[name]}_{words[name][point[name]]}" for name in swept) for point in points]
 
 
 def _words(values: Iterable[str]) -> dict[str, str]:
     """Each value as a part of a folder's name; numbers where they would be too long, or alike."""
     known = list(dict.fromkeys(values))
     words = {value: re.sub(r"[^\w.+-]+", "-", value.rstrip("/").rsplit("/", 1)[-1]).strip("-.") for value in known}
-    if len(set(words.values())) == len(known) and all(0 < len(word) <= _LONGEST_WORD for word in words.values()):
+    if len(set(words.values())) == len(known) and all(0 < len(word) <= 40 for word in words.values()):
         return words
     return {value: str(index) for index, value in enumerate(known)}
 
@@ -186,103 +194,103 @@ def _words(values: Iterable[str]) -> dict[str, str]:
 # -- tasks -------------------------------------------------------------------------------------------------------------
 
 
+def _typed(arguments: Mapping[str, str]) -> list[str]:
+    return [f"{name}={raw}" for name, raw in arguments.items()]
+
+
+def _load(stage: str, arguments: Mapping[str, str]) -> Any:
+    return load(stage, _typed(arguments), check_here=False)
+
+
 class _Composer:
     """Makes the tasks of a request, point by point."""
 
-    def __init__(self, launch: LaunchConfig, config_dir: Path) -> None:
-        self.launch, self.config_dir = launch, config_dir
+    def __init__(self, launch: LaunchConfig, arguments: Sequence[str]) -> None:
+        self.launch = launch
         wanted = [stage.strip() for stage in launch.stages.strip("[]").split(",")]
         for stage in wanted:
             if stage not in STAGES:
                 raise ToolkitError(f'stages={launch.stages}: there is no stage "{stage}".{did_you_mean(stage, STAGES)}')
         self.stages = [stage for stage in STAGES if stage in wanted]
-        self.groups = {stage: [*default_choices(stage, config_dir), "local"] for stage in STAGES}
+        self.groups = {stage: [*default_choices(stage, CONFIG_DIR), "local"] for stage in STAGES}
         self.keys: dict[str, Mapping[str, Key]] = {stage: keys_of(COMMANDS[stage].config) for stage in STAGES}
+        used = [stage for stage in STAGES if stage in {*self.stages, "finetune"}]
+        self._refuse_other_stages(arguments, used)
+        groups = sorted({group for stage in used for group in self.groups[stage]})
+        keys = {name: key for stage in used for name, key in self.keys[stage].items()}
+        self.points, self.swept = expand(arguments, groups, {**keys, **keys_of(LaunchConfig)})
 
-    def compose(self, arguments: Sequence[str]) -> Request:
+    def compose(self) -> Request:
         request = Request(self.launch, [])
-        points = self._expand(arguments)
-        runs = self._runs(points, request.notes)
-        made: dict[tuple[str, ...], Task] = {}
-        for point, (overrides, run) in zip(points, runs, strict=True):
+        runs = self._runs(request.notes)
+        made: dict[Any, Task] = {}
+        for point, (arguments, run) in zip(self.points, runs, strict=True):
             before: Task | None = None
             for stage in self.stages:
-                own = overrides if stage == "finetune" else self._stage_overrides(stage, point, run)
-                config = run if stage == "finetune" else self._load(stage, own)
+                own = arguments if stage == "finetune" else self._stage_arguments(stage, point, run)
+                config = run if stage == "finetune" else _load(stage, own)
                 own = self._anchored(stage, own, config)
-                task = made.setdefault((stage, *sorted(own)), Task(stage, own, config, run))
+                task = made.setdefault((stage, *sorted(own.items())), Task(stage, own, config, run))
                 if before is not None and before not in task.after:
                     task.after.append(before)
                 before = task
         request.tasks = sorted(made.values(), key=lambda task: STAGES.index(task.stage))
         _refuse_shared_folders(request)
-        count: dict[tuple[str, Path], int] = {}
+        count: Counter[tuple[str, Path]] = Counter()
         for task in request.tasks:
-            number = count[task.stage, task.run_dir] = count.get((task.stage, task.run_dir), 0) + 1
+            count[task.stage, task.run_dir] += 1
+            number = count[task.stage, task.run_dir]
             task.label = task.stage if number == 1 else f"{task.stage}-{number}"
             if task.robot is not None:  # the job reads the file beside its records: a later edit changes no job
-                key = "dataset.modality_config=" if task.stage == "finetune" else "modality_config="
-                kept = [override for override in task.overrides if not override.startswith(key)]
-                task.overrides = [*kept, f"{key}{task.robot_file}"]
+                name = "dataset.modality_config" if task.stage == "finetune" else "modality_config"
+                task.arguments[name] = str(task.robot_file)
         return request
-
-    def _load(self, stage: str, overrides: Sequence[str]) -> Any:
-        return load(stage, overrides, self.config_dir, check_here=False)
 
     def _knows(self, stage: str, name: str) -> bool:
         return name in self.groups[stage] or name in self.keys[stage]
 
-    def _expand(self, arguments: Sequence[str]) -> list[Point]:
-        """The points; a name that no script of these stages has is refused."""
-        used = {*self.stages, "finetune"}
-        groups = sorted({group for stage in used for group in self.groups[stage]})
-        keys = {name: key for stage in STAGES if stage in used for name, key in self.keys[stage].items()}
+    def _refuse_other_stages(self, arguments: Sequence[str], used: Collection[str]) -> None:
         for argument in arguments:
             name = argument.partition("=")[0]
             owners = [stage for stage in STAGES if self._knows(stage, name)]
-            if owners and not used.intersection(owners):
+            if owners and not set(used).intersection(owners):
                 stages = ",".join(stage for stage in STAGES if stage in {*self.stages, owners[0]})
                 raise ToolkitError(
                     f"{name} belongs to the stage {owners[0]}, and stages={self.launch.stages} leaves that out. Leave "
                     f"{name} out too, or write stages={stages}."
                 )
-            if name and not owners and not argument.startswith("-") and "=" in argument:
-                known_key(name.lstrip("+~"), groups, {**keys, **keys_of(LaunchConfig)})
-        return expand(arguments, groups, keys)
 
-    def _runs(self, points: Sequence[Point], notes: list[str]) -> list[tuple[list[str], FinetuneConfig]]:
+    def _runs(self, notes: list[str]) -> list[tuple[dict[str, str], FinetuneConfig]]:
         """The fine-tune of each point, with folders of its own where the sweep would make several write to one."""
-        overrides = [self._finetune_overrides(point) for point in points]
-        runs = [self._load("finetune", own) for own in overrides]
-        swept = [name for name in points[0].swept if self._knows("finetune", name) or name == "data_dir"]
-        marks = point_names(points, [name for name in swept if name != "split"] or swept)
-        different = len({tuple(own) for own in overrides})
+        typed = [self._finetune_arguments(point) for point in self.points]
+        runs = [_load("finetune", own) for own in typed]
+        swept = [name for name in self.swept if self._knows("finetune", name) or name == "data_dir"]
+        marks = point_names(self.points, [name for name in swept if name != "split"] or swept)
+        different = len({tuple(own.items()) for own in typed})
         for name in _OWN_OF_A_POINT if different > 1 else ():
             values = [attrgetter(name)(run) for run in runs]
-            if name in points[0].arguments or len(set(values)) == different or None in values:
+            if name in typed[0] or len(set(values)) == different or None in values:
                 continue
-            for own, value, mark in zip(overrides, values, marks, strict=True):
-                own.append(f"{name}={value}-{mark}")
-            notes.append(f"{name} of each point ends in its swept values: {overrides[0][-1].partition('=')[2]}, ...")
+            for own, value, mark in zip(typed, values, marks, strict=True):
+                own[name] = f"{value}-{mark}"
+            notes.append(f"{name} of each point ends in its swept values: {typed[0][name]}, ...")
         if notes:
-            runs = [self._load("finetune", own) for own in overrides]
-        return list(zip(overrides, runs, strict=True))
+            runs = [_load("finetune", own) for own in typed]
+        return list(zip(typed, runs, strict=True))
 
-    def _finetune_overrides(self, point: Point) -> list[str]:
-        own = [f"{name}={raw}" for name, raw in point.arguments.items() if self._knows("finetune", name)]
+    def _finetune_arguments(self, point: Point) -> dict[str, str]:
+        own = {name: raw for name, raw in point.items() if self._knows("finetune", name)}
         for name in ("data_dir", "modality_config"):
-            typed, meant = point.arguments.get(f"dataset.{name}"), point.arguments.get(name)
-            if typed is not None and meant is not None and typed != meant:
+            if name in point and own.setdefault(f"dataset.{name}", point[name]) != point[name]:
                 raise ToolkitError(
-                    f"dataset.{name}={typed} and {name}={meant} say two things of one dataset. Keep one of them."
+                    f"dataset.{name}={own[f'dataset.{name}']} and {name}={point[name]} say two things of one dataset. "
+                    "Keep one of them."
                 )
-            if typed is None and meant is not None:
-                own.append(f"dataset.{name}={meant}")
         return own
 
-    def _stage_overrides(self, stage: str, point: Point, run: FinetuneConfig) -> list[str]:
+    def _stage_arguments(self, stage: str, point: Point, run: FinetuneConfig) -> dict[str, str]:
         """What was typed for that stage, and what it takes over from the fine-tune: dataset, checkpoint, robot."""
-        own = {name: raw for name, raw in point.arguments.items() if self._knows(stage, name)}
+        own = {name: raw for name, raw in point.items() if self._knows(stage, name)}
         own["data_dir"] = run.dataset.data_dir
         if stage == "prepare" and run.dataset.modality_config is not None:
             own["modality_config"] = run.dataset.modality_config
@@ -291,42 +299,36 @@ class _Composer:
             own.setdefault("embodiment_tag", run.dataset.embodiment_tag)
             if "report_dir" not in own:
                 # the script's own default, under the run folder's name and with what is swept of the evaluation itself
-                config = self._load(stage, [f"{name}={raw}" for name, raw in own.items()])
+                config = _load(stage, own)
                 run_name = Path(os.path.abspath(run.run_dir)).name
                 parts = (run_name if part == config.split.name else part for part in config.report_folder.parts)
-                swept = [n for n in point.swept if n in own and n != "part" and not self._knows("finetune", n)]
+                swept = [n for n in self.swept if n in own and n != "part" and not self._knows("finetune", n)]
                 own["report_dir"] = "-".join([str(Path(*parts)), *(point_names([point], swept) if swept else [])])
-        return [f"{name}={raw}" for name, raw in own.items()]
+        return own
 
-    def _anchored(self, stage: str, overrides: Sequence[str], config: Any) -> list[str]:
-        """The overrides, relative folders made absolute where they do not lie in the checkout, in which a job works."""
-        if Path.cwd() == CHECKOUT:
-            return list(overrides)
-        own = dict(override.partition("=")[::2] for override in overrides)
-        for name, key in self.keys[stage].items():
-            value = attrgetter(name)(config) if key.bounds.get("folder") else None
-            if value is not None and not is_hub_id(value):
-                own[name] = os.path.abspath(value)
-        return [f"{name}={raw}" for name, raw in own.items()]
+    def _anchored(self, stage: str, arguments: Mapping[str, str], config: Any) -> dict[str, str]:
+        """The arguments, relative folders made absolute where they do not lie in the checkout, in which a job works."""
+        folders = [name for name, key in self.keys[stage].items() if key.bounds.get("folder")]
+        values = {name: attrgetter(name)(config) for name in folders if Path.cwd() != CHECKOUT}
+        absolute = {name: os.path.abspath(v) for name, v in values.items() if v is not None and not is_hub_id(v)}
+        return {**arguments, **absolute}
 
 
 def _refuse_shared_folders(request: Request) -> None:
     """Refuse two tasks of one stage that would write to the same folder."""
     written = (("prepare", "data_dir"), ("finetune", "run_dir"), ("finetune", "output_dir"), ("evaluate", "report_dir"))
     for stage, name in written:
-        seen: dict[str, Task] = {}
+        seen: dict[Path, Task] = {}
         for task in request.of_stage(stage):
             value = getattr(task.config, name)
-            folder = os.path.realpath(value)
-            folder = os.path.join(folder, task.config.split.name) if name == "data_dir" else folder
+            folder = Path(os.path.realpath(value)) / (task.config.split.name if name == "data_dir" else "")
             other = seen.setdefault(folder, task)
             if other is task:
                 continue
             one, two = ([a for a in t.overrides if a.partition("=")[0] not in _DERIVED] for t in (other, task))
-            sides = [" ".join(a for a in one if a not in two), " ".join(a for a in two if a not in one)]
+            sides = " and ".join(" ".join(a for a in x if a not in y) for x, y in ((one, two), (two, one)))
             raise ToolkitError(
-                f"Two points of the sweep ({' and '.join(sides)}) have the same {name}, "
-                f"{value}. Put what differs into it, as in {name}="
-                "'.../${split.name}_${train.seed}', or leave it out where each point then gets its own (run_dir, "
-                "output_dir)."
+                f"Two points of the sweep ({sides}) have the same {name}, {value}. Put what differs into it, as in "
+                f"{name}='.../${{split.name}}_${{train.seed}}', or leave it out where each point then gets its own "
+                "(run_dir, output_dir)."
             )

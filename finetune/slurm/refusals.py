@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -50,11 +50,10 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
         return False
     for task in request.tasks:
         refuse_busy(task.run_dir, queue)
-    checked: list[ClusterConfig] = []
-    for task in request.of_stage("finetune"):
-        if task.run.cluster not in checked:
-            check_fits(task.run.cluster)
-            checked.append(task.run.cluster)
+    clusters = [task.run.cluster for task in request.of_stage("finetune")]
+    for index, cluster in enumerate(clusters):
+        if cluster not in clusters[:index]:
+            check_fits(cluster)
     return True
 
 
@@ -62,15 +61,13 @@ def drop_finished(request: Request, say: Callable[[str], None]) -> None:
     """Leave out what is done: a dataset that is there, unless it is to be replaced, and a fine-tune that has ended."""
     for task in [*request.of_stage("prepare"), *request.of_stage("finetune")]:
         if task.stage == "prepare":
-            found = Path(task.config.data_dir) / task.config.split.name
+            found, again = Path(task.config.data_dir) / task.config.split.name, "overwrite=true makes it"
             done = (found / "train" / "meta" / "info.json").is_file() and not task.config.overwrite
-            again = "overwrite=true makes it anew"
         else:
-            found = Path(task.config.output_dir)
+            found, again = Path(task.config.output_dir), "train.resume=never does it"
             done = not task.after and is_finished(task.config)
-            again = "train.resume=never does it anew"
         if done:
-            say(f"{task.name}: {found} is there already, so this is left out ({again})")
+            say(f"{task.name}: {found} is there already, so this is left out ({again} again)")
             request.tasks.remove(task)
             for other in request.tasks:
                 other.after = [waited for waited in other.after if waited is not task]
@@ -151,8 +148,11 @@ def check_fits(cluster: ClusterConfig) -> None:
     problems = [_no_room(cluster, partition, partitions) for partition in wanted]
     if all(problems):
         raise ToolkitError(str(problems[0]))
-    if cluster.account is not None or cluster.qos is not None:
-        _check_account(cluster, wanted, names)
+    for name, value in (("account", cluster.account), ("qos", cluster.qos)):  # sbatch says later whether they are there
+        allowed = [partition.accounts if name == "account" else partition.qos for partition in wanted]
+        if value is not None and all(some is not None and value not in some for some in allowed):
+            known = [known for some in allowed for known in some or []]
+            raise ToolkitError(f"cluster.{name}={value} may not use {names}.{did_you_mean(value, known)}")
 
 
 def _wanted(cluster: ClusterConfig, partitions: Mapping[str, Partition]) -> list[Partition]:
@@ -164,7 +164,8 @@ def _wanted(cluster: ClusterConfig, partitions: Mapping[str, Partition]) -> list
                 f"This cluster has no default partition. Write cluster.partition=NAME.{did_you_mean('', partitions)}"
             )
         return defaults
-    for name in cluster.partition.split(","):
+    names = cluster.partition.split(",")
+    for name in names:
         if name not in partitions:
             raise ToolkitError(
                 f'cluster.partition={cluster.partition}: this cluster has no partition "{name}".'
@@ -174,7 +175,7 @@ def _wanted(cluster: ClusterConfig, partitions: Mapping[str, Partition]) -> list
             raise ToolkitError(
                 f"cluster.partition={name} is not up: jobs for it would wait. Take another, or wait (sinfo -p {name})."
             )
-    return [partitions[name] for name in cluster.partition.split(",")]
+    return [partitions[name] for name in names]
 
 
 def _check_time(cluster: ClusterConfig, wanted: Sequence[Partition], names: str) -> None:
@@ -184,9 +185,9 @@ def _check_time(cluster: ClusterConfig, wanted: Sequence[Partition], names: str)
             f"cluster.time={cluster.time} leaves no time to train before the last checkpoint, which is begun "
             f"cluster.grace_seconds={cluster.grace_seconds} before the limit. Ask for more time, or less grace."
         )
-    limits = [partition.max_seconds for partition in wanted if partition.max_seconds is not None]
-    if len(limits) == len(wanted) and (seconds is None or seconds > max(limits)):
-        longest = in_time(max(limits))
+    limits = [partition.max_seconds or math.inf for partition in wanted]
+    if (seconds or math.inf) > max(limits):
+        longest = in_time(int(max(limits)))
         raise ToolkitError(
             f"cluster.time={cluster.time} is above the limit of {names}, {longest}: the job would "
             f"wait for ever. Write cluster.time={longest}; a run goes on in as many attempts as it needs."
@@ -204,19 +205,19 @@ def _no_room(cluster: ClusterConfig, partition: Partition, partitions: Mapping[s
         has = did_you_mean(kind, types) or " It has GPUs without a type, or none: cluster.gpu_type=null takes any."
         return f"cluster.gpu_type={kind}: no node of {where} has such GPUs.{there or has}"
     if count > best:
+        gpus = f"{kind} GPUs" if kind else "GPUs"
         return (
-            f"cluster.gpus_per_node={count}: the nodes of {where} have {best} {kind or ''} GPUs at most. Write "
-            f"cluster.gpus_per_node={best}, and take more nodes (cluster.nodes=...) where that is too few."
-        ).replace("  ", " ")
+            f"cluster.gpus_per_node={count}: the nodes of {where} have {best} {gpus} at most. "
+            f"Write cluster.gpus_per_node={best}, and take more nodes (cluster.nodes=...) where that is too few."
+        )
     memory = megabytes(cluster.memory) if cluster.memory else 0
     large = [node for node in nodes if node.cpus >= cluster.cpus_per_task and node.memory >= memory]
     fitting = [node for node in large if most([node], kind) >= count]
     if not fitting:
-        largest = max((node.cpus for node in nodes), default=0)
-        memory = max((node.memory for node in nodes), default=0)
+        cpus, memory = (max(sizes, default=0) for sizes in ([n.cpus for n in nodes], [n.memory for n in nodes]))
         return (
             f"cluster.cpus_per_task={cluster.cpus_per_task}, cluster.memory={cluster.memory or 'null'}: no node of "
-            f"{where} has as much. The largest have {largest} CPUs and {memory} MB."
+            f"{where} has as much. The largest have {cpus} CPUs and {memory} MB."
         )
     limit = min(len(fitting), partition.max_nodes or len(fitting))
     if cluster.nodes > limit:
@@ -225,25 +226,6 @@ def _no_room(cluster: ClusterConfig, partition: Partition, partitions: Mapping[s
             f"wait for ever. Write cluster.nodes={limit}."
         )
     return None
-
-
-def _check_account(cluster: ClusterConfig, wanted: Sequence[Partition], names: str) -> None:
-    for name, value in (("account", cluster.account), ("qos", cluster.qos)):
-        allowed = [partition.accounts if name == "account" else partition.qos for partition in wanted]
-        if value is not None and all(some is not None and value not in some for some in allowed):
-            known = sorted({known for some in allowed for known in some or []})
-            raise ToolkitError(f"cluster.{name}={value} may not use {names}.{did_you_mean(value, known)}")
-    if not cluster_queries.has_accounting():
-        return
-    accounts = cluster_queries.accounting("associations", f"user={getpass.getuser()}", "format=account")
-    qos = cluster_queries.accounting("qos", "format=name")
-    if cluster.account is not None and accounts and cluster.account not in accounts:
-        raise ToolkitError(
-            f"cluster.account={cluster.account} is none of your accounts.{did_you_mean(cluster.account, accounts)} "
-            "(sacctmgr show associations user=$USER lists them)"
-        )
-    if cluster.qos is not None and qos and cluster.qos not in qos:
-        raise ToolkitError(f"cluster.qos={cluster.qos}: the cluster has no such qos.{did_you_mean(cluster.qos, qos)}")
 
 
 def megabytes(text: str) -> float:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.recipe import ClusterConfig, FinetuneConfig
 from gr00t.errors import ToolkitError
+from toolkit.command_line import run_main
 from toolkit.composition import options
 from toolkit.configuration import load
-from toolkit.installation import CONFIG_DIR, resources
+from toolkit.installation import CHECKOUT, CONFIG_DIR, resources
 
 JOBS = resources("finetune_jobs")
 RUN = "finetune_jobs/run.sh"
@@ -34,29 +34,31 @@ def render(
     overrides: Sequence[str],
     about: Sequence[str] = (),
     output: str = "slurm-%x-%j.out",
-    checkout: Path | None = None,
     code: Path | None = None,
     elements: Path | None = None,
 ) -> str:
     """A whole job script for sbatch.
 
     `stage` is prepare, finetune or evaluate, `overrides` its key=value arguments; `output` is the job's log, in a
-    folder that exists. With `code`, a snapshot of `checkout`, the job runs that; without, it takes one when it starts
-    in the folder it was submitted from, and passes on the arguments that follow the script's name. An array has its
-    elements' whole commands in the folder `elements`, in a file for each index, every word ended by NUL.
+    folder that exists. With `code`, a snapshot of this checkout, the job runs that; without, it takes one when it
+    starts in the folder it was submitted from, and passes on the arguments that follow the script's name. An array has
+    its elements' whole commands in the folder `elements`, in a file for each index, every word ended by NUL.
     """
     lines = ["#!/bin/bash", *[f"# {line}" for line in about]]
     lines += [f"#SBATCH {option}" for option in _options(cluster, job_name, stage, output)]
     site = _shell_lines(cluster)
     lines += ["", *site, ""] if site else [""]
     arguments = shlex.join([stage, *overrides])
-    if elements is not None and checkout is not None:
+    if elements or code:
+        lines.append(f"export GROOT_CHECKOUT={shlex.quote(str(CHECKOUT))}")
+    if elements:
         lines += [
-            f"export GROOT_CHECKOUT={shlex.quote(str(checkout))}",
             f'mapfile -d "" -t command < {shlex.quote(str(elements))}/"$SLURM_ARRAY_TASK_ID" || exit 2',
             'exec "${command[@]}"',
         ]
-    elif code is None or checkout is None:
+    elif code:
+        lines.append(f"exec {shlex.quote(str(code / RUN))} {arguments}")
+    else:
         lines += [
             f'if [ ! -x "$SLURM_SUBMIT_DIR/{RUN}" ]; then',
             f'    echo "error: submit it in the folder of the checkout, where {RUN} is, not in $SLURM_SUBMIT_DIR" >&2',
@@ -64,9 +66,6 @@ def render(
             "fi",
             f'exec "$SLURM_SUBMIT_DIR/{RUN}" {arguments} -- "$@"',
         ]
-    else:
-        lines.append(f"export GROOT_CHECKOUT={shlex.quote(str(checkout))}")
-        lines.append(f"exec {shlex.quote(str(code / RUN))} {arguments}")
     return "\n".join(lines) + "\n"
 
 
@@ -122,10 +121,8 @@ def _options(cluster: ClusterConfig, job_name: str, stage: str, output: str) -> 
 
 def _shell_lines(cluster: ClusterConfig) -> list[str]:
     """Lines before the payload: the site's own, variables, container and Python."""
-    lines = list(cluster.setup)
-    for assignment in cluster.environment:
-        name, _, value = assignment.partition("=")
-        lines.append(f"export {name}={shlex.quote(value)}")
+    variables = [assignment.split("=", 1) for assignment in cluster.environment]
+    lines = [*cluster.setup, *(f"export {name}={shlex.quote(value)}" for name, value in variables)]
     if cluster.offline:
         lines.append("export HF_HUB_OFFLINE=1 WANDB_MODE=offline")
     if cluster.container:
@@ -162,7 +159,4 @@ def main(arguments: Sequence[str], folder: Path = JOBS) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ToolkitError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, "finetune", read=list)

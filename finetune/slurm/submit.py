@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from finetune.recipe import ClusterConfig
 from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, describe_job, job_folder, note_elsewhere, now
-from finetune.slurm.cluster_queries import slurm
+from finetune.slurm.cluster_queries import reason_of, slurm
 from finetune.slurm.launch_request import Request, Task
 from finetune.slurm.refusals import check_request
 from finetune.slurm.render import RUN, render
@@ -35,20 +35,18 @@ from toolkit.configuration import as_yaml
 from toolkit.installation import CHECKOUT
 from toolkit.shared_keys import modality_configs
 
-WAIT_SECONDS = 300.0
 ARRAY_NAME = "groot"
 
 
 def launch(request: Request) -> list[Batch]:
     """Submit what is asked for, or with dry_run=true print it; the jobs, with their ids once submitted."""
-    console = Console(highlight=False, soft_wrap=True)
     for note in request.notes:
-        console.print(note, markup=False)
+        print(note)
     runs_dir = Path(request.launch.runs_dir).absolute()
     with nullcontext() if request.launch.dry_run else one_at_a_time(runs_dir):
-        asked = check_request(request, lambda note: console.print(note, markup=False))
+        asked = check_request(request, print)
         if not request.tasks:
-            console.print("nothing is left to do, nothing was submitted")
+            print("nothing is left to do, nothing was submitted")
             return []
         folder = runs_dir / OWN_FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         batches = batches_of(request, folder)
@@ -60,7 +58,7 @@ def launch(request: Request) -> list[Batch]:
         submit(batches, folder)
         for task in request.tasks:
             note_elsewhere(runs_dir, task.run_dir)
-        _report(console, batches, runs_dir)
+        _report(batches, runs_dir)
         return batches
 
 
@@ -71,7 +69,7 @@ def one_at_a_time(runs_dir: Path) -> Iterator[None]:
     with ExitStack() as held:
         with disk_errors(runs_dir, "Nothing was submitted."):
             held.enter_context(_new_folders(runs_dir))
-            held.enter_context(lock_in_turn(runs_dir / "launcher", WAIT_SECONDS))
+            held.enter_context(lock_in_turn(runs_dir / "launcher", seconds=300.0))
         yield
 
 
@@ -79,11 +77,10 @@ def _test(batch: Batch) -> None:
     """Refuse a script that SLURM would not take."""
     done = slurm("sbatch", "--test-only", check=False, text=batch.script)
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[0]
         names = ", ".join(task.name for task in batch.tasks)
         raise ToolkitError(
-            f"SLURM would refuse the job of {names}: {reason.removeprefix('sbatch: ')}. Mend cluster.* "
-            "(sinfo and scontrol show partition tell what there is); nothing was submitted."
+            f"SLURM would refuse the job of {names}: {reason_of(done)}. Mend cluster.* (sinfo, scontrol show partition "
+            "and sacctmgr show associations tell what there is); nothing was submitted."
         )
 
 
@@ -91,27 +88,26 @@ def _show(batches: Sequence[Batch]) -> None:
     """Print the scripts and configurations of a dry run."""
     for batch in batches:
         print(f"# ===== job script of {', '.join(task.name for task in batch.tasks)}")
-        for task in (task for other in batch.after for task in other.tasks):
-            print(f"# waits for {task.name} to succeed")
-        for task in batch.turn.tasks if batch.turn else []:
-            print(f"# waits for {task.name} to end")
+        for other, condition in batch.waits.items():
+            names = ", ".join(task.name for task in other.tasks)
+            print(f"# waits for {names} to {'succeed' if condition == 'afterok' else 'end'}")
         print(batch.script)
         for task in batch.tasks:
             print(f"# ----- configuration of {task.name}: {' '.join(task.overrides)}\n{as_yaml(task.config)}")
     print("# dry_run=true: nothing was submitted or written")
 
 
-def _report(console: Console, batches: Sequence[Batch], runs_dir: Path) -> None:
+def _report(batches: Sequence[Batch], runs_dir: Path) -> None:
     table = Table("job", "run", "stage", "waits for", "run folder", box=None, pad_edge=False)
     for batch in batches:
-        waits = ", ".join(other.job_id for other in [*batch.after, *([batch.turn] if batch.turn else [])])
+        waits = ", ".join(other.job_id for other in batch.waits)
         for index, task in enumerate(batch.tasks):
             table.add_row(batch.id_of(index), task.run_dir.name, task.stage, waits, str(task.run_dir))
-    console.print(table)
+    Console(highlight=False, soft_wrap=True, markup=False).print(table)
     here = "" if runs_dir == Path("runs").absolute() else f" runs_dir={runs_dir}"
     name = batches[-1].tasks[-1].run_dir.name
-    console.print(f"all runs:  python -m finetune.jobs{here}\none's log: python -m finetune.jobs follow {name}{here}")
-    console.print(f"end it:    python -m finetune.jobs cancel {name}{here}")
+    print(f"all runs:  python -m finetune.jobs{here}\none's log: python -m finetune.jobs follow {name}{here}")
+    print(f"end it:    python -m finetune.jobs cancel {name}{here}")
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -121,33 +117,31 @@ def _report(console: Console, batches: Sequence[Batch], runs_dir: Path) -> None:
 class Batch:
     """One call of sbatch: a job of one task, or an array with a task for each index.
 
-    after: must succeed before this one starts; turn: must only have ended, so that no more run at once than asked for;
-    arguments: the folder from which the elements of an array read theirs.
+    waits: the batches before it, which must succeed (afterok), or only end, so that no more run at once than asked for
+    (afterany); elements: the folder from which those of an array read their arguments.
     """
 
     tasks: list[Task]
     script: str
     job_name: str
-    after: list[Batch] = field(default_factory=list)
-    turn: Batch | None = None
-    arguments: Path | None = None
+    waits: dict[Batch, str] = field(default_factory=dict)
+    elements: Path | None = None
     job_id: str = ""
 
     @property
     def options(self) -> list[str]:
         """What sbatch is given beside the script, once the jobs before have their ids."""
-        waits = [f"afterok:{batch.job_id}" for batch in self.after]
-        waits += [f"afterany:{self.turn.job_id}"] if self.turn else []
+        waits = [f"{condition}:{batch.job_id}" for batch, condition in self.waits.items()]
         return [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"] if waits else []
 
     def id_of(self, index: int) -> str:
         """The id of the task at `index`, as SLURM's commands take it."""
-        return f"{self.job_id}_{index}" if self.arguments else self.job_id
+        return f"{self.job_id}_{index}" if self.elements else self.job_id
 
     def log_of(self, task: Task, folder: Path) -> str:
         """Where its output goes; `folder` is that of this submission."""
-        job, _, index = self.id_of(self.tasks.index(task)).partition("_")
-        return str(folder / f"{job}_{index}.out") if index else str(_log_file(task)).replace("%j", job)
+        job_id = self.id_of(self.tasks.index(task))
+        return str(folder / f"{job_id}.out" if self.elements else task.run_dir / f"slurm-{task.label}-{job_id}.out")
 
 
 def batches_of(request: Request, folder: Path) -> list[Batch]:
@@ -165,14 +159,13 @@ def batches_of(request: Request, folder: Path) -> list[Batch]:
             stage=task.stage,
             overrides=task.overrides,
             about=[f"{task.stage} of {task.run_dir}, submitted by launch_finetune_slurm.py"],
-            output=output_in(task.run_dir, _log_file(task).name),
-            checkout=CHECKOUT,
+            output=output_in(task.run_dir, f"slurm-{task.label}-%j.out"),
             code=_code_folder(task, tasks),
         )
-        batches[task] = Batch([task], script, job_name, [batches[other] for other in task.after])
+        batches[task] = Batch([task], script, job_name, {batches[other]: "afterok" for other in task.after})
     tuned = [batches[task] for task in request.of_stage("finetune")]
     for one, next_one in zip(tuned, tuned[bound:] if bound else [], strict=False):
-        next_one.turn = one
+        next_one.waits[one] = "afterany"
     return list(batches.values())
 
 
@@ -187,10 +180,9 @@ def _array(tasks: Sequence[Task], bound: int | None, folder: Path) -> Batch:
         overrides=[],
         about=[f"{index}: {task.run_dir}" for index, task in enumerate(tasks)],
         output=output_in(folder, "%A_%a.out"),
-        checkout=CHECKOUT,
         elements=folder / "elements",
     )
-    return Batch(list(tasks), script, ARRAY_NAME, arguments=folder / "elements")
+    return Batch(list(tasks), script, ARRAY_NAME, elements=folder / "elements")
 
 
 def cluster_of(task: Task) -> ClusterConfig:
@@ -219,11 +211,6 @@ def output_in(folder: Path, name: str) -> str:
     return f"{str(folder).replace('%', '%%')}/{name}"
 
 
-def _log_file(task: Task) -> Path:
-    """The output of a job that is no array; %j is the job's id."""
-    return task.run_dir / f"slurm-{task.label}-%j.out"
-
-
 def _code_folder(task: Task, tasks: Sequence[Task]) -> Path:
     """The snapshot that a task runs; an evaluation alone leaves that of the fine-tune as it is."""
     tuned = any(other.stage == "finetune" and other.run_dir == task.run_dir for other in tasks)
@@ -245,12 +232,12 @@ def submit(batches: Sequence[Batch], folder: Path) -> None:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             folder.chmod(0o700)
             for batch in batches:
-                if batch.arguments is None:
+                if batch.elements is None:
                     continue
-                batch.arguments.mkdir()
-                for index, task in enumerate(batch.tasks):  # what an element runs, its words ended by NUL
-                    words = [str(_code_folder(task, batch.tasks) / RUN), task.stage, *task.overrides]
-                    (batch.arguments / str(index)).write_bytes(b"".join(os.fsencode(word) + b"\0" for word in words))
+                batch.elements.mkdir()
+                for index, task in enumerate(batch.tasks):
+                    words = [str(task.run_dir / "code" / RUN), task.stage, *task.overrides]  # each ended by NUL
+                    (batch.elements / str(index)).write_bytes(b"".join(os.fsencode(word) + b"\0" for word in words))
             for run_dir in {task.run_dir: None for batch in batches for task in batch.tasks}:
                 records.enter_context(_run_records(run_dir, batches))
         hold = ["--hold"] if len(batches) > 1 else []  # none starts before all are accepted
@@ -272,7 +259,7 @@ def _new_folders(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
+            with suppress(OSError):
                 path.rmdir()
         raise
 
@@ -321,7 +308,7 @@ def _note(batch: Batch, folder: Path) -> None:
             "run_dir": str(task.run_dir),
             "folder": str(CHECKOUT),
             "log": batch.log_of(task, folder),
-            "after": [other.job_id for other in batch.after],
+            "after": [other.job_id for other, condition in batch.waits.items() if condition == "afterok"],
             "submitted": now(),
         }
         write_json(job_folder(task.run_dir, task.label) / RECORD, record)

@@ -1,27 +1,37 @@
-"""The runs of a project and their SLURM jobs: listed, followed, cancelled and submitted again."""
+"""The runs of a project and their SLURM jobs: listed, followed, cancelled and submitted again.
+
+python -m finetune.jobs
+python -m finetune.jobs follow color_object
+python -m finetune.jobs cancel color_object
+python -m finetune.jobs resubmit color_object
+python -m finetune.jobs --help"""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
 
 from finetune.recipe import ClusterConfig
 from finetune.slurm import attempt_record
 from finetune.slurm.cluster_queries import Job, Queue, slurm
+from finetune.slurm.refusals import in_time
 from finetune.slurm.render import render
 from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
 from finetune.training import METRICS, STATUS
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_replacement import read_json, write_json
+from toolkit.command_line import run_main
+from toolkit.configuration import load
 from toolkit.declaration import key
-from toolkit.installation import CHECKOUT
 
 
 @dataclass(kw_only=True)
@@ -38,14 +48,13 @@ class JobsConfig:
     lines: int = key("lines of the log that follow shows first", 20, at_least=0)
 
 
+COMMANDS = ("list", "follow", "cancel", "resubmit")
 POLL_SECONDS = 0.5
 ASK_SECONDS = 5.0  # between two questions to SLURM
 GONE_ANSWERS = 3  # a job that is being requeued is unknown for a moment
 SILENT_ANSWERS = 120  # a controller that is being restarted is away for a minute
 OVER = ("finished", "stopped", "failed", "superseded", "local")
 
-_METRICS_TAIL_BYTES = 1 << 16
-_LOG_TAIL_BYTES = 1 << 20
 _DAMAGED = (ToolkitError, OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
 _WORDS = {"done": "finished", "stop": "stopped", "requeue": "between attempts"}
 
@@ -70,33 +79,29 @@ class View:
     reason: str
     alive: bool
     nodes: str
-    attempt: int | None
-    step: int | None
-    steps: int | None
-    samples_per_second: float | None
-    training_left: float | None
-    job_left: str
-    loss: float | None
-    log: str | None
+    attempt: int | None = None
+    step: int | None = None
+    steps: int | None = None
+    samples_per_second: float | None = None
+    training_left: float | None = None
+    job_left: str = ""
+    loss: float | None = None
+    log: str | None = None
 
 
 def views(runs_dir: Path) -> list[View]:
     """Every run below `runs_dir` or submitted from there, by name; one's damaged records do not hide the others."""
-    found: list[tuple[Path, dict[str, Any]]] = []
-    for folder in attempt_record.run_folders(runs_dir):
-        try:
-            found += [(folder, noted) for noted in attempt_record.jobs_of(folder)]
-        except _DAMAGED as error:
-            noted = {"name": folder.name, "stage": "finetune", "split": None, "damage": _in_words(error)}
-            found.append((folder, noted))
+    found = [(folder, noted) for folder in attempt_record.run_folders(runs_dir) for noted in _noted(folder)]
     queue = Queue.read([str(noted["job_id"]) for _, noted in found if noted.get("job_id")])
-    shown = []
-    for folder, noted in found:
-        try:
-            shown.append(view(folder, noted, queue))
-        except _DAMAGED as error:
-            shown.append(view(folder, {**noted, "damage": _in_words(error)}, queue))
-    return shown
+    return [view(folder, noted, queue) for folder, noted in found]
+
+
+def _noted(run_dir: Path) -> list[dict[str, Any]]:
+    """The jobs of a run, or one entry that says what is damaged."""
+    try:
+        return attempt_record.jobs_of(run_dir)
+    except _DAMAGED as error:
+        return [{"name": run_dir.name, "stage": "finetune", "split": None, "damage": _in_words(error)}]
 
 
 def _in_words(error: Exception) -> str:
@@ -105,54 +110,56 @@ def _in_words(error: Exception) -> str:
 
 def view(run_dir: Path, noted: dict[str, Any], queue: Queue) -> View:
     """One line, from a job's record, SLURM's answer and the run folder, or from the first two where that is damaged."""
-    job, damage = queue.find(noted), noted.get("damage")
-    alive = job is not None and job.alive
-    tuned = noted["stage"] == "finetune" and damage is None
-    attempts = attempt_record.attempts(run_dir) if tuned else []
-    last = attempts[-1] if attempts else None
-    settings = attempt_record.resolved(run_dir).get("train", {}) if tuned else {}
-    metrics = last_metrics(run_dir) if tuned else {}
-    state, reason = _state(job, last, queue.silence, bool(noted.get("job_id")))
-    if damage is not None:
-        state, reason = state if alive else "damaged", damage
-    elif state == "local" and (metrics.get("step") == settings.get("max_steps", -1) or _finished_early(run_dir)):
-        state = "finished"
-    speed, left = metrics.get("samples_per_second"), None
-    if alive and speed and settings:
-        left = float((settings["max_steps"] - metrics["step"]) * settings["global_batch_size"] / speed)
-    # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
-    logs = [Path(str(noted["log"]))] if noted.get("log") else []
-    logs += [last.folder / "rank-0.log"] if last else []
-    return View(
-        name=noted["name"],
-        split=noted["split"],
-        stage=noted["stage"],
+    job = queue.find(noted) or Job("", "", "")
+    shown = View(
+        **{name: noted[name] for name in ("name", "split", "stage")},
         run_dir=str(run_dir),
         job=noted.get("job_id"),
+        state=job.state.lower() if job.alive else "damaged",
+        reason=noted.get("damage", ""),
+        alive=job.alive,
+        nodes=job.nodes,
+        job_left=job.time_left if job.alive else "",
+        log=noted.get("log"),
+    )
+    try:
+        return shown if "damage" in noted else _with_records(shown, job, queue.silence)
+    except _DAMAGED as error:
+        return replace(shown, reason=_in_words(error))
+
+
+def _with_records(shown: View, job: Job, silence: str) -> View:
+    """What the run folder adds."""
+    run_dir, settings, metrics, last = Path(shown.run_dir), {}, {}, None
+    if shown.stage == "finetune":
+        settings, metrics = attempt_record.resolved(run_dir).get("train", {}), last_metrics(run_dir)
+        last = next(reversed(attempt_record.attempts(run_dir)), None)
+    state, reason = _state(job, last, silence, shown.job is not None)
+    if state == "local" and (attempt_record.read_optional(run_dir / STATUS) or {}).get("status") == "finished":
+        state = "finished"
+    speed, left = metrics.get("samples_per_second"), None
+    if shown.alive and speed and settings:
+        left = float((settings["max_steps"] - metrics["step"]) * settings["global_batch_size"] / speed)
+    # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
+    logs = [log for log in (shown.log, last and str(last.folder / "rank-0.log")) if log]
+    return replace(
+        shown,
         state=state,
         reason=reason,
-        alive=alive,
-        nodes=job.nodes if job is not None else "",
         attempt=last.number if last else None,
         step=metrics.get("step"),
         steps=settings.get("max_steps"),
         samples_per_second=speed,
         training_left=left,
-        job_left=job.time_left if job is not None and alive else "",
         loss=metrics.get("loss"),
-        log=next((str(path) for path in logs if path.is_file()), str(logs[0]) if logs else None),
+        log=next((log for log in logs if Path(log).is_file()), logs[0] if logs else None),
     )
 
 
 def last_metrics(run_dir: Path) -> dict[str, Any]:
     """The last whole line of metrics.jsonl that training measured; {} before the first."""
     path = run_dir / METRICS
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _METRICS_TAIL_BYTES))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
+    for line in reversed(_end_of(path, 1 << 16)[0] if path.is_file() else []):
         try:
             found = json.loads(line)
         except ValueError:  # the line that is being written
@@ -162,27 +169,25 @@ def last_metrics(run_dir: Path) -> dict[str, Any]:
     return {}
 
 
-def _state(job: Job | None, last: attempt_record.Attempt | None, silence: str, was_job: bool) -> tuple[str, str]:
+def _end_of(path: Path, size: int) -> tuple[list[bytes], int]:
+    """The lines in the last `size` bytes of a file, and where it ends."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read().splitlines(keepends=True), file.tell()
+
+
+def _state(job: Job, last: attempt_record.Attempt | None, silence: str, was_job: bool) -> tuple[str, str]:
     """A word for how it stands, and why."""
-    if job is not None and job.alive:
-        return job.state.lower(), job.reason
-    ended = last.ended if last else None
-    outcome = last.outcome if last else None
-    if ended is not None and ended["what"] in _WORDS:
+    ended, outcome = (last.ended, last.outcome) if last else (None, None)
+    if ended is not None and ended["what"] in _WORDS and not job.alive:
         return _WORDS[ended["what"]], str(ended["reason"]).splitlines()[0]
-    if outcome is not None:
+    if outcome is not None and not job.alive:
         return str(outcome["status"]), str(outcome.get("reason") or "")
-    if job is not None:
+    if job.state:
         return job.state.lower(), job.reason
     if not was_job:
         return "local", ""
     return ("unknown", silence) if silence else ("lost", "its job is gone and left no word")
-
-
-def _finished_early(run_dir: Path) -> bool:
-    """Whether training ended by itself before max_steps, as train.patience lets it."""
-    path = run_dir / STATUS
-    return path.is_file() and read_json(path).get("status") == "finished"
 
 
 def find(runs_dir: Path, name: str) -> View:
@@ -191,8 +196,7 @@ def find(runs_dir: Path, name: str) -> View:
     path = str(Path(name).absolute())
     for matches in (
         [v for v in known if v.name == name],
-        [v for v in known if v.run_dir == path],
-        [v for v in known if Path(v.run_dir).name == name],
+        [v for v in known if path == v.run_dir or name == Path(v.run_dir).name],
         [v for v in known if v.split == name and v.stage == "finetune"],
         [v for v in known if v.split == name],
     ):
@@ -215,8 +219,10 @@ def follow(runs_dir: Path, name: str, lines: int, write: Callable[[str], object]
     log, position, answers_gone = "", 0, 0
     while True:
         if found.log and found.log != log and Path(found.log).is_file():
-            log, position = found.log, _start(Path(found.log), lines)
+            log = found.log
             write(f"==> {log}\n")
+            tail, position = _end_of(Path(log), 1 << 20)
+            position -= sum(len(line) for line in tail[-lines:]) if lines else 0
         position = _pass_on(log, position, write) if log else 0
         answers_gone = 0 if found.alive else answers_gone + 1
         patience = SILENT_ANSWERS if found.state == "unknown" else GONE_ANSWERS
@@ -227,29 +233,19 @@ def follow(runs_dir: Path, name: str, lines: int, write: Callable[[str], object]
         for _ in range(round(ASK_SECONDS / POLL_SECONDS) if found.alive else 1):
             time.sleep(POLL_SECONDS)
             position = _pass_on(log, position, write) if log else 0
-        noted = next((n for n in attempt_record.jobs_of(run_dir) if n["name"] == found.name), None)
+        noted = next((n for n in _noted(run_dir) if n["name"] == found.name), None)
         if noted is None:
             raise ToolkitError(f"{run_dir} is gone.")
         found = view(run_dir, noted, Queue.read())
-
-
-def _start(log: Path, lines: int) -> int:
-    """Where the last `lines` begin."""
-    size = log.stat().st_size
-    with log.open("rb") as file:
-        file.seek(max(0, size - _LOG_TAIL_BYTES))
-        tail = file.read()
-    return size - sum(len(line) for line in tail.splitlines(keepends=True)[-lines:]) if lines else size
 
 
 def _pass_on(log: str, position: int, write: Callable[[str], object]) -> int:
     """Write what the file holds beyond `position`; the position after it."""
     with Path(log).open("rb") as file:
         file.seek(position)
-        while data := file.read(_LOG_TAIL_BYTES):
+        while data := file.read(1 << 20):
             write(data.decode(errors="replace"))
-            position += len(data)
-    return position
+        return file.tell()
 
 
 # -- cancel and resubmit -----------------------------------------------------------------------------------------------
@@ -280,12 +276,10 @@ def resubmit(runs_dir: Path, name: str) -> str:
     with one_at_a_time(runs_dir.absolute()):
         Queue.answered()
         found = find(runs_dir, name)
-        if found.alive and found.state == "completing":
-            raise ToolkitError(f"{found.name} is ending as job {found.job}. Try again in some seconds.")
         if found.alive:
             raise ToolkitError(
-                f"{found.name} is {found.state} as job {found.job}. Cancel it first: python -m finetune.jobs cancel "
-                f"{name}"
+                f"{found.name} is {found.state} as job {found.job}. Wait for its end, or cancel it first: "
+                f"python -m finetune.jobs cancel {name}"
             )
         folder = runs_dir.absolute() / attempt_record.OWN_FOLDER / f"again-{time.strftime('%Y%m%d-%H%M%S')}"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -303,25 +297,87 @@ def resubmit(runs_dir: Path, name: str) -> str:
 
 def _record_of(found: View) -> Path | None:
     """The launcher's record of this job; None where it did not submit it."""
-    for path in Path(found.run_dir).glob(f"job*/{attempt_record.RECORD}"):
-        noted = read_json(path)
-        if noted["name"] == found.name and noted["job_id"] == found.job:
-            return path
-    return None
+    records = {path: read_json(path) for path in Path(found.run_dir).glob(f"job*/{attempt_record.RECORD}")}
+    asked = (found.name, found.job)
+    return next((path for path, noted in records.items() if (noted["name"], noted["job_id"]) == asked), None)
 
 
 def _script_of_a_plain_job(found: View) -> str:
     """For a run that was started by hand with sbatch: the same payload, code and overrides, at what they ask for."""
     run_dir = Path(found.run_dir)
-    job = run_dir / "job"
-    if not (job / "overrides.json").is_file() or not (run_dir / "code").is_dir():
+    overrides = attempt_record.read_optional(run_dir / "job" / "overrides.json")
+    if overrides is None or not (run_dir / "code").is_dir():
         raise ToolkitError(f"{run_dir} holds no job that could be submitted again. Start it with the launcher.")
     return render(
-        ClusterConfig(**dict(OmegaConf.load(job / "config.yaml").cluster)),
+        ClusterConfig(**attempt_record.resolved(run_dir)["cluster"]),
         job_name=job_name_of(found.name),
         stage="finetune",
-        overrides=read_json(job / "overrides.json")["overrides"],
+        overrides=overrides["overrides"],
         output=output_in(run_dir, "slurm-finetune-%j.out"),
-        checkout=CHECKOUT,
         code=run_dir / "code",
     )
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def read(arguments: Sequence[str]) -> tuple[str, str, JobsConfig]:
+    """`[COMMAND [RUN]] [key=value ...]` as command, run and configuration; anything else raises ToolkitError."""
+    words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    config = load("jobs", [argument for argument in arguments if argument not in words])
+    command, *names = words or ["list"]
+    if command not in COMMANDS:
+        raise ToolkitError(f'There is no command "{command}".{did_you_mean(command, COMMANDS)}')
+    if len(names) != (command != "list"):
+        usage = f"python -m finetune.jobs {command}" + (" RUN" if command != "list" else "")
+        raise ToolkitError(f"{command} takes {'no' if command == 'list' else 'one'} name: {usage}")
+    return command, "".join(names), config
+
+
+def main(call: tuple[str, str, JobsConfig]) -> None:
+    """Carry out the command of `read`."""
+    command, run, config = call
+    runs_dir = Path(config.runs_dir)
+    if command == "list" and config.json:
+        print(json.dumps([asdict(view) for view in views(runs_dir)], indent=2))
+    elif command == "list":
+        show_table(views(runs_dir), runs_dir)
+    elif command == "follow":
+        ended = follow(runs_dir, run, config.lines, lambda text: print(text, end="", flush=True))
+        print(f"{ended.name}: {ended.state}{' (' + ended.reason + ')' if ended.reason else ''}")
+    elif command == "cancel":
+        lines = [f"cancelled job {view.job} ({view.name})" for view in cancel(runs_dir, run)]
+        print("\n".join(lines) or "no job of it is queued or running")
+    else:
+        job_id = resubmit(runs_dir, run)
+        print(f"submitted again as job {job_id}: python -m finetune.jobs follow {run}")
+
+
+def show_table(found: Sequence[View], runs_dir: Path) -> None:
+    """One line a job, as wide as it needs where the output is no terminal."""
+    if not found:
+        print(f"no runs in {runs_dir}; runs_dir=FOLDER looks elsewhere")
+        return
+    table = Table("run", "job", "state", "att.", "step", "samples/s", "train left", "job left", "loss", "log", box=None)
+    for view in found:
+        log = Path(view.log) if view.log else None
+        table.add_row(
+            view.name,
+            view.job or "",
+            f"{view.state} ({view.reason})" if view.reason else view.state,
+            "" if view.attempt is None else str(view.attempt),
+            f"{view.step or 0}/{view.steps}" if view.steps else "",
+            f"{view.samples_per_second:.1f}" if view.samples_per_second else "",
+            in_time(round(view.training_left)) if view.training_left is not None else "",
+            view.job_left,
+            f"{view.loss:.4f}" if view.loss is not None else "",
+            str(log.relative_to(Path.cwd()) if log and log.is_relative_to(Path.cwd()) else log or ""),
+        )
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 400).print(table)
+
+
+if __name__ == "__main__":
+    try:
+        run_main(main, "jobs", read=read)
+    except BrokenPipeError:  # the reader of a pipe had enough
+        sys.stderr.close()

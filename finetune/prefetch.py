@@ -1,19 +1,25 @@
 """A base checkpoint and its tokenizer, fetched for nodes without internet: from the hub or a folder, verified, with a
-record of where it came from."""
+record of where it came from. As a command: python -m finetune.prefetch base=OWNER/NAME."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import huggingface_hub
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes, is_disk_error
 from gr00t.file_replacement import read_json, real_path, whole_folder, write_json
+from gr00t.model import checkpoint_folder
+from toolkit.command_line import run_main
 from toolkit.declaration import key
 from toolkit.shared_keys import check_writable, refuse_inside
 
@@ -22,17 +28,11 @@ if TYPE_CHECKING:
 
 RECORD = "prefetched.json"
 MAIN = "main"
-SHORTEST_COMMIT = 7  # as git abbreviates it
-WEIGHTS = "*.safetensors"
-SMALL = ("*.json", "*.jinja", "*.txt")
+WEIGHTS, SMALL = "*.safetensors", ("*.json", "*.jinja", "*.txt")
 TERMS = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*")  # a release of what is tuned from it names them
 ORIGIN = "origin.json"  # the repository it came from, for the same
 VLM = Path("processor") / "vlm"
 TOKENIZER = ("tokenizer.json", "vocab.json")
-MARGIN = 1.02  # of disk space
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SNAPSHOT = re.compile(rf"/snapshots/({_COMMIT.pattern})/")
 
 
 @dataclass(kw_only=True)
@@ -55,13 +55,12 @@ class PrefetchConfig:
 
     def check_here(self) -> None:
         """Require a folder to write to, apart from the base that is copied."""
-        if self.out is None:
-            return
-        out, base = Path(self.out), Path(self.base)
-        check_writable("out", out)
-        if base.is_dir() and os.path.realpath(base) != os.path.realpath(out):
-            refuse_inside("out", out, "base", base)
-            refuse_inside("base", base, "out", out)
+        if self.out is not None:
+            out, base = Path(self.out), Path(self.base)
+            check_writable("out", out)
+            if base.is_dir() and os.path.realpath(base) != os.path.realpath(out):
+                refuse_inside("out", out, "base", base)
+                refuse_inside("base", base, "out", out)
 
 
 def prefetch(config: PrefetchConfig) -> tuple[Path, CheckpointSummary]:
@@ -116,7 +115,7 @@ def _fetched(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSumm
     _fetch_tokenizer(folder, config.tokenizer)
     if not Path(config.base).is_dir():
         write_json(folder / ORIGIN, {"base_model": "/".join(config.base.split("/")[:2])})
-        asked = replace(asked, commit=source.commit(staging))
+        asked = replace(asked, commit=_commit(source, staging))
     write_json(folder / RECORD, asdict(asked))
     summary = verify_checkpoint(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
@@ -133,8 +132,6 @@ def _fetch_base(source: Source, staging: Path, asked: Origin) -> Path:
 
     What a broken-off start left in `staging` is kept where it was for the same repository and revision.
     """
-    from gr00t.model.checkpoint_folder import is_lerobot
-
     sizes = source.sizes()
     if "config.json" not in sizes:
         inside = sorted(name.split("/")[0] for name in sizes if name.count("/") == 1 and name.endswith("/config.json"))
@@ -147,12 +144,12 @@ def _fetch_base(source: Source, staging: Path, asked: Origin) -> Path:
             f"{source.name} holds no safetensors weights. Pickled ones (.bin, .pt) are never read: convert them where "
             "you trust them, with save_pretrained(folder, safe_serialization=True)."
         )
-    folder, note = source.place(staging), staging / ".cache"
+    folder, note = staging / source.prefix, staging / ".cache"
     if staging.exists() and recorded(note) != asked:
         shutil.rmtree(staging)
     missing = sum(size for name, size in wanted.items() if not _same_size(folder / name, size))
     free = free_space(folder)
-    if missing * MARGIN > free:
+    if missing * 1.02 > free:
         raise ToolkitError(
             f"{folder.parent} has {in_bytes(free)} free, but {in_bytes(missing)} are to come. Free some space, "
             "or give a folder on another disk, out=FOLDER."
@@ -161,7 +158,7 @@ def _fetch_base(source: Source, staging: Path, asked: Origin) -> Path:
     write_json(note / RECORD, asdict(asked))
     source.fetch(list(wanted), staging)
     data = read_json(folder / "config.json")
-    if is_lerobot(data):
+    if checkpoint_folder.is_lerobot(data):
         shutil.rmtree(folder)
         raise ToolkitError(
             f"{source.name} is a LeRobot checkpoint and no base of its own: prefetch its base, "
@@ -171,10 +168,9 @@ def _fetch_base(source: Source, staging: Path, asked: Origin) -> Path:
 
 
 def _belongs(name: str) -> bool:
-    top = "/" not in name
-    return (top and any(fnmatch(name, pattern) for pattern in (WEIGHTS, *TERMS))) or (
-        any(fnmatch(name, pattern) for pattern in SMALL) and (top or name.startswith(("processor/", "experiment_cfg/")))
-    )
+    if "/" in name and not name.startswith(("processor/", "experiment_cfg/")):
+        return False
+    return any(fnmatch(name, pattern) for pattern in (SMALL if "/" in name else (WEIGHTS, *TERMS, *SMALL)))
 
 
 def _same_size(path: Path, size: int) -> bool:
@@ -183,13 +179,11 @@ def _same_size(path: Path, size: int) -> bool:
 
 def _fetch_tokenizer(folder: Path, tokenizer: str | None) -> None:
     """Tokenizer, chat template and architecture of the backbone into processor/vlm, unless they are there."""
-    from gr00t.model.checkpoint_folder import read_config_json
-
     target = folder / VLM
     has_tokenizer = any((target / name).is_file() for name in TOKENIZER)
     if tokenizer is None and (target / "config.json").is_file() and has_tokenizer:
         return
-    source = source_of(tokenizer or str(read_config_json(folder).get("model_name")), None)
+    source = source_of(tokenizer or str(checkpoint_folder.read_config_json(folder).get("model_name")), None)
     try:
         names = [n for n in source.sizes() if "/" not in n and any(fnmatch(n, p) for p in SMALL)]
     except ToolkitError as error:
@@ -226,19 +220,27 @@ class Origin:
         if self.commit and asked.commit:
             return self.commit == asked.commit
         wanted, commit = asked.revision or "", self.commit or ""
-        return asked.revision == self.revision or (len(wanted) >= SHORTEST_COMMIT and commit.startswith(wanted))
+        # a commit may be abbreviated to seven letters, as git does
+        return asked.revision == self.revision or (len(wanted) >= 7 and commit.startswith(wanted))
 
 
 def recorded(folder: Path) -> Origin | None:
     """What the folder says of itself; None where it does not. A damaged record raises ToolkitError."""
     path = folder / RECORD
-    if not path.is_file():
-        return None
-    data = read_json(path)
-    values = [data.get(name) for name in ("source", "revision", "commit")]
-    if not isinstance(values[0], str) or not all(value is None or isinstance(value, str) for value in values):
-        raise ToolkitError(f"{path} is damaged. Remove it, or fetch again with overwrite=true.")
-    return Origin(values[0], values[1], values[2])
+    try:
+        return Origin(**read_json(path)) if path.is_file() else None
+    except TypeError:
+        raise ToolkitError(f"{path} is damaged. Remove it, or fetch again with overwrite=true.") from None
+
+
+def _commit(source: Source, staging: Path) -> str | None:
+    """The commit that was fetched: the client notes it beside the files, folders of its cache are named after it."""
+    text = source.name
+    if isinstance(source, HubSource):
+        note = staging / ".cache/huggingface/download" / source.prefix / "config.json.metadata"
+        text = note.read_text(encoding="utf-8") if note.is_file() else ""
+    found = re.search(r"(?:^|/snapshots/)([0-9a-f]{40})(?:[/\n]|$)", text)
+    return found[1] if found else None
 
 
 # -- sources -----------------------------------------------------------------------------------------------------------
@@ -246,108 +248,67 @@ def recorded(folder: Path) -> Origin | None:
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A local folder."""
+    """A local folder; `prefix` as a repository of the hub has one."""
 
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """As a user would write it."""
-        return str(self.folder)
+    name: str
+    prefix = ""
 
     def sizes(self) -> dict[str, int]:
         """Every file by name below the checkpoint's folder, and its bytes."""
-        files = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
-        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files}
-
-    def place(self, target: Path) -> Path:
-        """The folder in `target` to which `fetch` brings the files."""
-        return target
+        files = [path for path in sorted(Path(self.name).rglob("*")) if path.is_file()]
+        return {path.relative_to(self.name).as_posix(): path.stat().st_size for path in files}
 
     def fetch(self, names: Sequence[str], target: Path) -> None:
-        """Bring these files to `place(target)`; what is there already is kept."""
+        """Bring these files to `target`; what is there already is kept."""
         for name in names:
-            old, new = self.folder / name, target / name
-            if _same_size(new, old.stat().st_size) and new.stat().st_mtime >= old.stat().st_mtime:
-                continue
-            new.parent.mkdir(parents=True, exist_ok=True)
-            part = new.with_name(f".{new.name}.part")
-            shutil.copy2(old, part)
-            part.replace(new)
-
-    def commit(self, target: Path) -> str | None:
-        """The commit of a copy in the hub's cache, whose folders are named after commits."""
-        found = _SNAPSHOT.search(self.folder.as_posix() + "/")
-        return found[1] if found else None
+            old, new = Path(self.name) / name, target / name
+            if not _same_size(new, old.stat().st_size) or new.stat().st_mtime < old.stat().st_mtime:
+                new.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(old, new)
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A repository of the hub, or a folder in one."""
+    """A repository of the hub, or a folder in one; `prefix` is that folder's name with a slash, or empty."""
 
+    name: str
     repository: str
-    subfolder: str = ""
-    revision: str | None = None
-
-    @property
-    def name(self) -> str:
-        """As a user would write it."""
-        return f"{self.repository}/{self.subfolder}".rstrip("/")
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.subfolder}/" if self.subfolder else ""
+    prefix: str
+    revision: str | None
 
     def sizes(self) -> dict[str, int]:
         """Every file by name below the checkpoint's folder, and its bytes."""
-        import huggingface_hub
-
-        try:
+        with self._refusals():
+            inside = self.prefix.rstrip("/") or None
             found = huggingface_hub.HfApi().list_repo_tree(
-                self.repository, self.subfolder or None, recursive=True, revision=self.revision
+                self.repository, inside, recursive=True, revision=self.revision
             )
-            return {e.path.removeprefix(self._prefix): int(e.size) for e in found if hasattr(e, "size")}
-        except Exception as error:
-            raise self._refusal(error) from None
-
-    def place(self, target: Path) -> Path:
-        """The folder in `target` to which `fetch` brings the files."""
-        return target / self.subfolder
+            return {e.path.removeprefix(self.prefix): int(e.size) for e in found if hasattr(e, "size")}
 
     def fetch(self, names: Sequence[str], target: Path) -> None:
-        """Bring these files to `place(target)`; what is there already is kept."""
-        import huggingface_hub
-
-        patterns = [self._prefix + name for name in names]
-        try:
+        """Bring these files to the sub-folder's place in `target`; what is there already is kept."""
+        patterns = [self.prefix + name for name in names]
+        with self._refusals():
             huggingface_hub.snapshot_download(
                 self.repository, revision=self.revision, local_dir=target, allow_patterns=patterns
             )
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Name the repository and the kind of error, never an address or a token; what is a bug stays as it is."""
+        try:
+            yield
         except Exception as error:
-            raise self._refusal(error) from None
-
-    def commit(self, target: Path) -> str | None:
-        """The commit that was fetched to `target`, as the client notes it beside the files."""
-        note = target / ".cache/huggingface/download" / self.subfolder / "config.json.metadata"
-        first = note.read_text(encoding="utf-8").split("\n")[0] if note.is_file() else ""
-        return first if _COMMIT.fullmatch(first) else None
-
-    def _refusal(self, error: Exception) -> Exception:
-        """Names the repository and the kind of error, never an address or a token; what is a bug stays as it is."""
-        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-        from gr00t.model.checkpoint_folder import hub_failure, is_hub_error
-
-        if not is_hub_error(error) or is_disk_error(error):
-            return error
-        if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):  # a closed gate is one of the former
-            return ToolkitError(hub_failure(self.repository, error))
-        system = error.strerror if isinstance(error, OSError) else None
-        reason = f"{type(error).__name__}: {system}" if system else type(error).__name__
-        return ToolkitError(
-            f"{self.repository} cannot be fetched from here ({reason}). What came is kept: start the "
-            "same command again to go on, or run it where there is internet and copy the folder it makes."
-        )
+            if not checkpoint_folder.is_hub_error(error) or is_disk_error(error):
+                raise
+            if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):  # a closed gate is one of the former
+                raise ToolkitError(checkpoint_folder.hub_failure(self.repository, error)) from None
+            system = error.strerror if isinstance(error, OSError) else None
+            reason = f"{type(error).__name__}: {system}" if system else type(error).__name__
+            raise ToolkitError(
+                f"{self.repository} cannot be fetched from here ({reason}). What came is kept: start the "
+                "same command again to go on, or run it where there is internet and copy the folder it makes."
+            ) from None
 
 
 Source = FolderSource | HubSource
@@ -355,20 +316,30 @@ Source = FolderSource | HubSource
 
 def source_of(name: str, revision: str | None) -> Source:
     """A local folder, else a hub id (owner/name, or with a sub-folder); offline, its copy in the local cache."""
-    from huggingface_hub import constants
-
-    from gr00t.model.checkpoint_folder import hub_parts, resolve_folder
-
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return FolderSource(folder)
-    repository, subfolder = hub_parts(name, folder)
-    if constants.HF_HUB_OFFLINE:
-        try:
-            return FolderSource(resolve_folder(name, revision, local_files_only=True))
-        except ToolkitError as error:
-            raise ToolkitError(
-                f"HF_HUB_OFFLINE is set, and {name} is neither a folder here nor whole in the local cache. Run this "
-                "command where there is internet (without HF_HUB_OFFLINE), and copy the folder it makes."
-            ) from error
-    return HubSource(repository, subfolder, revision)
+        return FolderSource(str(folder))
+    repository, subfolder = checkpoint_folder.hub_parts(name, folder)
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        return HubSource(name.rstrip("/"), repository, f"{subfolder}/" if subfolder else "", revision)
+    try:
+        return FolderSource(str(checkpoint_folder.resolve_folder(name, revision, local_files_only=True)))
+    except ToolkitError as error:
+        raise ToolkitError(
+            f"HF_HUB_OFFLINE is set, and {name} is neither a folder here nor whole in the local cache. Run this "
+            "command where there is internet (without HF_HUB_OFFLINE), and copy the folder it makes."
+        ) from error
+
+
+def main(config: PrefetchConfig) -> None:
+    """Fetch, and say what came."""
+    out, found = prefetch(config)
+    tags = ", ".join(found.tags) or "none yet"
+    print(
+        f"{out} is whole: {found.parameters:,} parameters, {found.weight_bytes / 1e9:.2f} GB in {found.shards} files."
+    )
+    print(f"Robots with statistics: {tags}. Use it with model.base={out}; it needs no internet.")
+
+
+if __name__ == "__main__":
+    run_main(main, "prefetch")

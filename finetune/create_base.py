@@ -1,14 +1,19 @@
-"""A base checkpoint with random weights."""
+"""A base checkpoint with random weights: python -m finetune.create_base model=tiny."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.recipe.model_config import ArchitectureConfig, ModelConfig
-from gr00t.errors import ToolkitError
+from gr00t.data.processor_files import ProcessorConfig, ProcessorFiles, VlmTokenizer, default_projector_index
+from gr00t.data.schema import EmbodimentTag
+from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_replacement import whole_folder
+from gr00t.model.architecture import DEFAULT_DIFFUSION_MODEL, QWEN3_VL_2B, RELEASED_VL_SELF_ATTENTION, parse_backbone
+from toolkit.command_line import run_main
 from toolkit.declaration import key
 from toolkit.shared_keys import HUB_ID, LARGEST_SEED, check_writable, is_hub_id
 
@@ -23,16 +28,8 @@ CORPUS = (
     "pick up the color-matching object pick up the object-matching object pick up the size-matching object "
     "pick up the position-matching object place it in the bowl open the drawer close the drawer push the cube"
 )
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+_NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in _NAMES)
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}<|im_start|>{{ message.role }}\n"
     "{%- if message.content is string %}{{ message.content }}{% else %}"
@@ -67,15 +64,12 @@ class CreateBaseConfig:
 
 def create_base(config: CreateBaseConfig) -> Path:
     """Write the checkpoint to `config.out`: seeded weights, a small tokenizer, a processor that knows no robot yet."""
-    from gr00t.errors import disk_errors
-    from gr00t.file_replacement import whole_folder
     from gr00t.model.finished_checkpoint import write_manifest
 
     out = Path(config.out)
     remedy = "Free some space, or give another folder, out=FOLDER."
     with disk_errors(out, remedy), whole_folder(out, replace=config.overwrite) as folder:
-        vlm_folder = folder / "processor" / "vlm"
-        special_tokens = write_small_tokenizer(vlm_folder)
+        special_tokens = write_small_tokenizer(folder / "processor" / "vlm")
         model = random_model(config.model.architecture, special_tokens, seed=config.seed, dtype=config.dtype)
         model.save_pretrained(folder)
         _write_processor(folder, config.model.architecture)
@@ -89,7 +83,6 @@ def random_model(
     """A model with random weights, the same for the same seed."""
     import torch
 
-    from gr00t.model.architecture import parse_backbone
     from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
     backbone = parse_backbone(architecture_json(architecture, special_tokens), "model.architecture.backbone")
@@ -121,7 +114,6 @@ def _write_sinusoids(table: Tensor, amplitude: float) -> None:
 
 
 def _model_config(architecture: ArchitectureConfig) -> Any:
-    from gr00t.model.architecture import DEFAULT_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
     from gr00t.model.config import released_config
 
     elsewhere = ("backbone", "image_size", "sinusoidal_positions")
@@ -134,8 +126,6 @@ def _model_config(architecture: ArchitectureConfig) -> Any:
 
 def architecture_json(architecture: ArchitectureConfig, special_tokens: dict[str, int]) -> dict[str, Any]:
     """The backbone's architecture, with the small tokenizer's control tokens."""
-    from gr00t.model.architecture import QWEN3_VL_2B
-
     tokens = {
         "image_token_id": special_tokens["<|image_pad|>"],
         "video_token_id": special_tokens["<|video_pad|>"],
@@ -148,13 +138,8 @@ def architecture_json(architecture: ArchitectureConfig, special_tokens: dict[str
     text = {**shape["text"], "vocab_size": shape["vocab_size"], "tie_word_embeddings": True}
     sections = text.pop("mrope_section")
     text["rope_scaling"] = {"mrope_interleaved": True, "mrope_section": sections, "rope_type": "default"}
-    return {
-        "model_type": "qwen3_vl",
-        "tie_word_embeddings": True,
-        **tokens,
-        "text_config": text,
-        "vision_config": shape["vision"],
-    }
+    described = {"model_type": "qwen3_vl", "tie_word_embeddings": True, **tokens}
+    return {**described, "text_config": text, "vision_config": shape["vision"]}
 
 
 def write_small_tokenizer(folder: Path) -> dict[str, int]:
@@ -187,11 +172,7 @@ def write_small_tokenizer(folder: Path) -> dict[str, int]:
 
 def _write_processor(folder: Path, architecture: ArchitectureConfig) -> None:
     """processor_config.json and its companions: sizes of the model, and no robot."""
-    from dataclasses import replace
-
     from gr00t.data.processor import Gr00tN1d7Processor
-    from gr00t.data.processor_files import ProcessorConfig, ProcessorFiles, VlmTokenizer, default_projector_index
-    from gr00t.data.schema import EmbodimentTag
 
     size = architecture.image_size
     config = ProcessorConfig(
@@ -209,5 +190,16 @@ def _write_processor(folder: Path, architecture: ArchitectureConfig) -> None:
     ids = {tag.value: default_projector_index(tag) for tag in EmbodimentTag}
     vlm = VlmTokenizer(folder / "processor" / "vlm")
     vlm.limits = replace(vlm.limits, min_pixels=min(vlm.limits.min_pixels, size**2))  # else views are enlarged to 256
-    processor = Gr00tN1d7Processor(ProcessorFiles(config, {}, ids), vlm)
-    processor.save_pretrained(folder)
+    Gr00tN1d7Processor(ProcessorFiles(config, {}, ids), vlm).save_pretrained(folder)
+
+
+def main(config: CreateBaseConfig) -> None:
+    """Make it, and say so."""
+    out = create_base(config)
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6
+    print(f"{out}: the {config.model.name} model with random weights (seed {config.seed}), {size:,.1f} MB.")
+    print("It is for trying things out, not for robots.")
+
+
+if __name__ == "__main__":
+    run_main(main, "create_base")
