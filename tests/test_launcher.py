@@ -252,6 +252,25 @@ def test_a_job_is_refused_where_no_partition_of_its_own_has_room(
             check_fits(cluster)
 
 
+def test_accounts_and_qos_are_those_that_slurm_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"scontrol": "AccountingStorageType   = accounting_storage/slurmdbd\n", "sacctmgr": "vision\nrobots\n"}
+
+    def answer(name: str, *rest: str, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([name], 0, answers[name], "")
+
+    monkeypatch.setattr(inventory, "slurm", answer)
+    monkeypatch.setattr(
+        inventory, "read_partitions", lambda: {"gpu": Partition("gpu", True, True, 3600, 2, None, None)}
+    )
+    monkeypatch.setattr("finetune.slurm.refusals._no_room", lambda *_: None)
+    for name, whose in (("account", "none of your accounts"), ("qos", "no qos of this cluster")):
+        check_fits(ClusterConfig(time="0:30:00", **{name: "robots"}))
+        with pytest.raises(ToolkitError, match=rf'cluster.{name}=robot is {whose} .* Did you mean "robots"\?'):
+            check_fits(ClusterConfig(time="0:30:00", **{name: "robot"}))
+    answers["scontrol"] = "AccountingStorageType   = (null)\n"
+    check_fits(ClusterConfig(time="0:30:00", account="robot"))
+
+
 def test_the_stages_of_a_run_wait_for_success_and_runs_beyond_the_bound_for_their_turn(tmp_path: Path) -> None:
     request = asked(
         "train.seed=1,2", "stages=finetune,evaluate", "max_parallel=1", f"run_dir={tmp_path}/${{train.seed}}"

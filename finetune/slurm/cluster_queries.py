@@ -103,6 +103,16 @@ def read_partitions() -> dict[str, Partition]:
     return found
 
 
+def accounting(*shown: str) -> list[str]:
+    """One column of what `sacctmgr show` lists, e.g. accounting("qos", "format=name"); nothing on a cluster that keeps
+    no accounts."""
+    storage = [line for line in _ask("scontrol", "show", "config") if line.startswith("AccountingStorageType")]
+    if not any("slurmdbd" in line for line in storage):
+        return []
+    listed = slurm("sacctmgr", "--noheader", "--parsable2", "show", *shown).stdout.splitlines()
+    return sorted({line.strip() for line in listed if line.strip()})
+
+
 def gpus_of(gres: str) -> dict[str, int]:
     """'gpu:a100:4(S:0-1),gpu:v100:2' as {'a100': 4, 'v100': 2}."""
     gpus: Counter[str] = Counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -148,11 +149,18 @@ def check_fits(cluster: ClusterConfig) -> None:
     problems = [_no_room(cluster, partition, partitions) for partition in wanted]
     if all(problems):
         raise ToolkitError(str(problems[0]))
-    for name, value in (("account", cluster.account), ("qos", cluster.qos)):  # sbatch says later whether they are there
+    for name, value in (("account", cluster.account), ("qos", cluster.qos)):
+        if value is None:
+            continue
         allowed = [partition.accounts if name == "account" else partition.qos for partition in wanted]
-        if value is not None and all(some is not None and value not in some for some in allowed):
+        if all(some is not None and value not in some for some in allowed):
             known = [known for some in allowed for known in some or []]
             raise ToolkitError(f"cluster.{name}={value} may not use {names}.{did_you_mean(value, known)}")
+        listing = [f"user={getpass.getuser()}", "format=account"] if name == "account" else ["format=name"]
+        known = cluster_queries.accounting("associations" if name == "account" else "qos", *listing)
+        if known and value not in known:
+            whose = "none of your accounts" if name == "account" else "no qos of this cluster"
+            raise ToolkitError(f"cluster.{name}={value} is {whose} (sacctmgr).{did_you_mean(value, known)}")
 
 
 def _wanted(cluster: ClusterConfig, partitions: Mapping[str, Partition]) -> list[Partition]:

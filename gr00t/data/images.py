@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gr00t.data.processor_files import MERGE, PATCH, TEMPORAL
 from gr00t.data.schema import look_up
 from gr00t.errors import ToolkitError
 
 JITTERS = ("brightness", "contrast", "saturation", "hue")
-PATCH = 16  # pixels a patch side
-MERGE = 2  # patches a side that the vision tower merges into one token
-TEMPORAL = 2  # a still image is repeated to fill the temporal patch
 FACTOR = PATCH * MERGE  # image sides must be multiples of this
 _LEVELS = np.arange(256, dtype=np.float64)
 

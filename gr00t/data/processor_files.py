@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from gr00t.data.images import MERGE, PATCH, TEMPORAL
 from gr00t.data.schema import EmbodimentTag, ModalityConfig, ModalityConfigs
 from gr00t.data.state_action import EmbodimentStatistics
 from gr00t.errors import ToolkitError
@@ -23,6 +22,9 @@ PROCESSOR_CLASS = "Gr00tN1d7Processor"
 FILES = ("processor_config.json", "statistics.json", "embodiment_id.json")
 IMAGE_TOKEN = "<|image_pad|>"
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
+PATCH = 16  # pixels a patch side
+MERGE = 2  # patches a side that the vision tower merges into one token
+TEMPORAL = 2  # a still image is repeated to fill the temporal patch
 _QWEN_IMAGES = {
     "patch_size": PATCH,
     "temporal_patch_size": TEMPORAL,
