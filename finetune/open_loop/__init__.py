@@ -146,6 +146,5 @@ def check_evaluate(config: EvaluateConfig, *, checkpoint_comes: bool = False, da
     if not checkpoint_comes and config.policy == "checkpoint" and config.server is None:
         check_finished_folder(checkpoint, config.split)
     if config.mode == "open_loop" and not dataset_comes:
-        check_dataset_folder(
-            config.data_dir, "data_dir", config.split, "conflict" if config.part == "conflict" else "train"
-        )
+        part = "conflict" if config.part == "conflict" else "train"
+        check_dataset_folder(config.data_dir, "data_dir", config.split, part)
