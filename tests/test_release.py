@@ -31,10 +31,9 @@ from robots import absolute_arm, robot_file
 from safetensors.numpy import save_file
 
 from finetune.open_loop.evaluation import evaluate_open_loop
-from finetune.release import published_files as files
+from finetune.release import published_tree as files
 from finetune.release.__main__ import read
-from finetune.release.published_files import Machine, find_private
-from finetune.release.published_tree import Release, release
+from finetune.release.published_tree import Machine, Release, find_private, release
 from finetune.release.run_facts import _found, _is_of, hub_id_of, licence_of
 from finetune.training.run_folder import publishable
 from finetune.training.train import finetune

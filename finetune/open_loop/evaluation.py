@@ -33,7 +33,6 @@ from finetune.open_loop.predictions import (
 from gr00t.data.dataset import training_statistics
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.schema import ModalityConfigs
 from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import whole_file, whole_folder, write_json, write_text
@@ -112,25 +111,14 @@ def evaluate_open_loop(config: OpenLoopConfig) -> OpenLoopReport:
 
 def _open_data(config: OpenLoopConfig, processor: Gr00tN1d7Processor, tag: str) -> _Data:
     """The datasets, refused where they do not fit the checkpoint."""
-    configs = processor.modality_config(tag)
-    training = _open(config, "train", configs)
-    reader = _open(config, "conflict", configs) if config.part == "conflict" else training
     trained_on = read_trained_on(Path(config.checkpoint))
-    for opened in (training, reader):
-        _check_dims(opened, processor, tag)
-        fps = opened.layout.fps
-        if "fps" in trained_on and float(trained_on["fps"]) != fps:
-            raise ToolkitError(
-                f"{opened.layout.root} has {fps:g} frames a second; the checkpoint was trained with "
-                f"{trained_on['fps']:g}, so its steps mean other times. Record at that rate, or fine-tune on this "
-                "dataset."
-            )
+    training = reader = _open(config, "train", processor, tag, trained_on.get("fps"))
+    if config.part == "conflict":
+        reader = _open(config, "conflict", processor, tag, trained_on.get("fps"))
     training_statistics(training, "mask")  # made for another horizon, they are refused
     layout = reader.layout
-    if config.part == "conflict":
-        episodes = [episode.index for episode in layout.episodes]
-    else:
-        episodes = layout.val_episodes if config.part == "val" else layout.train_episodes
+    every = [episode.index for episode in layout.episodes] if config.part == "conflict" else layout.train_episodes
+    episodes = layout.val_episodes if config.part == "val" else every
     if not episodes:
         raise ToolkitError(
             f"{layout.root} holds no {config.part} episodes (meta/split.json lists those held out for validation). "
@@ -140,22 +128,26 @@ def _open_data(config: OpenLoopConfig, processor: Gr00tN1d7Processor, tag: str) 
     return _Data(reader, episodes, training, _notes(config, training.layout, trained_on, episodes))
 
 
-def _open(config: OpenLoopConfig, part: str, configs: ModalityConfigs) -> StepReader:
+def _open(config: OpenLoopConfig, part: str, processor: Gr00tN1d7Processor, tag: str, trained_fps: Any) -> StepReader:
+    """A dataset of the evaluated split, refused where its rate or its robot are not those of the checkpoint."""
     check_dataset_folder(config.data_dir, "data_dir", config.split, part)
-    return StepReader(Path(config.data_dir) / config.split.name / part, configs)
-
-
-def _check_dims(reader: StepReader, processor: Gr00tN1d7Processor, tag: str) -> None:
-    first = reader.layout.episodes[0].index
+    reader = StepReader(Path(config.data_dir) / config.split.name / part, processor.modality_config(tag))
+    root, fps = reader.layout.root, reader.layout.fps
     for modality in ("state", "action"):
-        values = reader.trajectory(modality, first)
+        values = reader.trajectory(modality, reader.layout.episodes[0].index)
         for group in processor.state_action.groups(tag, modality):
             found = values[group.name].shape[1]
             if found != group.dim:
                 raise ToolkitError(
-                    f'{reader.layout.root}: {modality} "{group.name}" has {found} dimensions; the checkpoint was '
-                    f"trained with {group.dim}. It is another robot's dataset, or meta/modality.json is wrong."
+                    f'{root}: {modality} "{group.name}" has {found} dimensions; the checkpoint was trained with '
+                    f"{group.dim}. It is another robot's dataset, or meta/modality.json is wrong."
                 )
+    if trained_fps is not None and float(trained_fps) != fps:
+        raise ToolkitError(
+            f"{root} has {fps:g} frames a second; the checkpoint was trained with {trained_fps:g}, so its steps mean "
+            "other times. Record at that rate, or fine-tune on this dataset."
+        )
+    return reader
 
 
 def _notes(
@@ -180,16 +172,8 @@ def _notes(
 
 def _predict(policy: GR00TPolicy, data: _Data, config: OpenLoopConfig) -> dict[int, Chunks]:
     """{episode: {group: (T, H, D)}}, with a progress bar on a terminal."""
-    predictor = Predictor(
-        policy.model,
-        policy.processor,
-        policy.tag,
-        data.reader,
-        data.episodes,
-        config.seed,
-        config.batch_size,
-        policy.denoising_steps,
-    )
+    model, seed, steps = (policy.model, policy.processor, policy.tag), config.seed, policy.denoising_steps
+    predictor = Predictor(*model, data.reader, data.episodes, seed, config.batch_size, steps)
     with progress_bar() as progress:
         task = progress.add_task(f"{config.split.name} {config.part}", total=len(predictor.starts))
 

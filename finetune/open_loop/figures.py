@@ -48,31 +48,33 @@ def draw_episode(forecast: Forecast, reader: StepReader, path: Path) -> None:
     rows = -(-len(dims) // columns)
     figure = Figure(figsize=(6.2 * columns, 1.75 * rows + 1.1), dpi=110, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
-    states = reader.trajectory("state", forecast.episode)
-    names = _dim_names(reader)
-    for panel, (group, d) in zip(panels, dims, strict=False):
+    states, names = reader.trajectory("state", forecast.episode), _dim_names(reader)
+    for number, (panel, (group, d)) in enumerate(zip(panels, dims, strict=False)):
         panel.set_title(f"{names[group][d]}{in_unit(group)}", loc="left", **_STYLE)
         state = states[group][:, d] if group in states and d < states[group].shape[1] else None
         _draw_dim(panel, forecast, group, d, reader.layout.fps, state)
+        if number >= len(dims) - columns:  # none below
+            panel.set_xlabel("time (s)", **_STYLE)
+            panel.tick_params(labelbottom=True)
     for panel in panels[len(dims) :]:
         panel.set_visible(False)
-    for panel in panels[max(0, len(dims) - columns) : len(dims)]:
-        panel.set_xlabel("time (s)", **_STYLE)
-        panel.tick_params(labelbottom=True)
     handles = [
         Line2D([], [], color=RECORDED, linewidth=1.8, label="recorded action"),
         Line2D([], [], color=PREDICTED, marker="o", markeredgecolor="white", linewidth=1.5, label="predicted chunk"),
         Line2D([], [], color=STATE, linewidth=1.0, label="state"),
     ]
+    title = f'Episode {forecast.episode}, {len(forecast.exists)} frames: "{reader.instruction(forecast.episode)}"'
+    _finish(figure, handles, title, path)
+
+
+def _finish(figure: Figure, handles: list[Any], title: str, path: Path) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    instruction = reader.instruction(forecast.episode)
-    figure.suptitle(f'Episode {forecast.episode}, {len(forecast.exists)} frames: "{instruction}"', fontsize=11)
+    figure.suptitle(title, fontsize=11)
     save(figure, path)
 
 
 def _draw_dim(panel: Axes, forecast: Forecast, group: str, d: int, fps: float, state: np.ndarray | None) -> None:
     length = len(forecast.exists)
-    recorded = forecast.recorded[group][:, 0, d]
     time = np.arange(length) / fps
     tidy(panel)
     if state is not None:
@@ -85,7 +87,7 @@ def _draw_dim(panel: Axes, forecast: Forecast, group: str, d: int, fps: float, s
             panel.set_zorder(axis.get_zorder() + 1)
             panel.patch.set_visible(False)
         axis.plot(time, state, color=STATE, linewidth=1.0, zorder=2)
-    panel.plot(time, recorded, color=RECORDED, linewidth=1.8, zorder=3)
+    panel.plot(time, forecast.recorded[group][:, 0, d], color=RECORDED, linewidth=1.8, zorder=3)
     for start in range(0, length, EXECUTED_STEPS):
         chunk = forecast.predicted[POLICY][group][start, :EXECUTED_STEPS, d][: length - start]
         panel.axvline(time[start], color="#d9d9d9", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
@@ -114,10 +116,7 @@ def draw_errors(overall: Mapping[str, Section], title: str, path: Path) -> None:
         panel.set_xticks(places, [HEADINGS[section] for section in SECTIONS])
         panel.tick_params(axis="x", length=0)
         panel.margins(y=0.12)
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    save(figure, path)
+    _finish(figure, panels[0].get_legend_handles_labels()[0], title, path)
 
 
 def _dim_names(reader: StepReader) -> dict[str, list[str]]:
@@ -127,10 +126,9 @@ def _dim_names(reader: StepReader) -> dict[str, list[str]]:
         entry: dict[str, Any] = layout.modality["action"][group]
         start, end = int(entry["start"]), int(entry["end"])
         names = layout.info.get("features", {}).get(entry.get("original_key") or "action", {}).get("names")
-        if isinstance(names, list) and len(names) >= end:
-            found[group] = [str(name) for name in names[start:end]]
-        else:
-            found[group] = [group] if end - start == 1 else [f"{group} {d + 1}" for d in range(end - start)]
+        numbered = [group] if end - start == 1 else [f"{group} {d + 1}" for d in range(end - start)]
+        listed = isinstance(names, list) and len(names) >= end
+        found[group] = [str(name) for name in names[start:end]] if listed else numbered
     return found
 
 

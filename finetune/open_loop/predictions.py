@@ -175,15 +175,16 @@ def findings(overall: dict[str, Section]) -> list[str]:
     for section, measured in overall.items():
         for group, errors in measured.errors.items():
             policy, best = errors[POLICY], min((HOLD_STILL, MEAN_CHUNK), key=lambda name: errors[name].mae)
+            where = f"{group}, {HEADINGS[section]}"
             if group != SIGNED_GROUP and policy.mae >= errors[best].mae:
                 found.append(
-                    f"{group}, {HEADINGS[section]}: the policy's error {policy.mae:.4f} is no smaller than "
-                    f"{errors[best].mae:.4f} of the {LABELS[best]} baseline"
+                    f"{where}: the policy's error {policy.mae:.4f} is no smaller than {errors[best].mae:.4f} of the "
+                    f"{LABELS[best]} baseline"
                 )
             if section == "last" and (policy.sign_error_rate or 0) > LATE_SIGN_ERRORS:
                 found.append(
-                    f"{group}, {HEADINGS[section]}: {policy.sign_error_rate:.1%} of the commands have the wrong sign; "
-                    "such a policy may reach an object and never lift it"
+                    f"{where}: {policy.sign_error_rate:.1%} of the commands have the wrong sign; such a policy may "
+                    "reach an object and never lift it"
                 )
     return found
 

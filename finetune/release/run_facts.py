@@ -17,23 +17,28 @@ from finetune.recipe import FinetuneConfig
 from finetune.recipe.recipe_identity import RELEASE_MARK, flat, made_by
 from finetune.recipe.train_config import parts
 from finetune.release import ReleaseConfig
-from finetune.release.published_files import EXPERIMENT, small_files
 from finetune.training import checkpointing, read_best
 from finetune.training.run_folder import publishable
 from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import read_json
 from gr00t.model.checkpoint import fingerprint
+from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
 from gr00t.model.finished_checkpoint import MANIFEST, CheckpointSummary, verify_checkpoint, verify_manifest
 from gr00t.model.gr00t_n1 import find_tag
 from toolkit.composition import read_yaml
 from toolkit.declaration import keys_of
 from toolkit.shared_keys import is_hub_id
 
+EXPERIMENT = RELEASE_MARK.parent
+RUN_FILES = [str(EXPERIMENT / name) for name in ("config.yaml", "dataset.json", "versions.json", RELEASE_MARK.name)]
 OPEN_LOOP, CLOSED_LOOP = "open_loop.json", "closed_loop.json"
 PARTS = ("train", "val", "conflict")
 AS_IT_IS = "none"  # the condition under which the policy sees what is there
 
+_OPTIONAL = (INDEX_NAME, *(str(EXPERIMENT / name) for name in ("hardware.json", "conditions.json")))
+_SUFFIXES = (".json", ".jinja", ".txt")
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 _TERMS = "terms-of-the-base-model"
 _HUB = "https://huggingface.co"
@@ -66,6 +71,31 @@ class RunFacts:
     processor: Gr00tN1d7Processor
     tag: str
     results: Results
+
+
+def small_files(checkpoint: Path) -> dict[str, Path]:
+    """{place in the checkpoint: file} of all that a release holds of a finished checkpoint, but its weights.
+
+    Raises ToolkitError for a folder that lacks one of them: an unfinished checkpoint, or one of another project.
+    """
+    needed = [CONFIG_NAME, *PROCESSOR_FILES, *(f"processor/{name}" for name in PROCESSOR_FILES), *RUN_FILES]
+    missing = [name for name in needed if not (checkpoint / name).is_file()]
+    if missing:
+        raise ToolkitError(
+            f"checkpoint={checkpoint} lacks {', '.join(missing)}: it is no finished checkpoint of this toolkit. Give "
+            "the output_dir of a fine-tune that has ended (launch_finetune_local.py says where it is)."
+        )
+    tokenizer = (path for path in (checkpoint / "processor" / "vlm").rglob("*") if path.suffix in _SUFFIXES)
+    names = {*needed, *_OPTIONAL, *(path.relative_to(checkpoint).as_posix() for path in tokenizer)}
+    return {name: checkpoint / name for name in sorted(names) if (checkpoint / name).is_file()}
+
+
+def left_out(checkpoint: Path) -> list[str]:
+    """What else lies in a checkpoint folder and does not go into a release; folders are named once."""
+    taken = {*small_files(checkpoint), *(path.name for path in weight_files(checkpoint)), str(MANIFEST)}
+    others = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()} - taken
+    named = ("processor/", "experiment_cfg/")
+    return sorted({x if x.startswith(named) or "/" not in x else x.split("/")[0] + "/" for x in others})
 
 
 def read_facts(config: ReleaseConfig) -> RunFacts:
@@ -155,12 +185,12 @@ def licence_of(base: str | None, base_model: str | None, chosen: str | None, rep
 
     base_model: the base's hub id, where there is one: its page has its terms. repo_id: where the release will be.
     """
-    folder = Path(base) if base is not None and Path(base).is_dir() else None
     files, stated = {}, {}
-    if folder:  # the base's licence and notice go along under names of their own: LICENSE is the code's
-        carried = sorted(path for pattern in _LICENCE_FILES for path in folder.glob(pattern) if path.is_file())
+    if base is not None and Path(base).is_dir():
+        # the base's licence and notice go along under names of their own: LICENSE is the code's
+        carried = sorted(path for pattern in _LICENCE_FILES for path in Path(base).glob(pattern) if path.is_file())
         files = {f"{path.stem}-WEIGHTS{path.suffix}": path for path in carried}
-        stated = _stated(folder / "README.md")
+        stated = _stated(Path(base) / "README.md")
     found = chosen or stated.get("license") or ("other" if files or base_model else None)
     if found != "other":
         return Licence(found, files=files)
@@ -194,7 +224,7 @@ class Results:
 
 def read_results(reports_dir: Path, checkpoint: Path, split: str) -> Results:
     """The results below `reports_dir` that are of this very checkpoint, of each part the newest open loop."""
-    own, notes = fingerprint(checkpoint), []
+    own, notes = fingerprint(checkpoint), list[str]()
     open_loop: dict[str, dict[str, Any]] = {}
     closed_loop = []
     for path, data in _found(reports_dir, OPEN_LOOP):

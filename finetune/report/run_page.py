@@ -154,7 +154,7 @@ def _panels_of_one(run: History) -> list[Panel]:
     measured = [name for name in TITLES if not name.startswith("val/") and name != "loss"]
     panels = []
     for title in ("loss", *judged, *measured):
-        lines = []
+        lines: list[Line] = []
         for name in (name for name in run.series if name == title or name.startswith(f"{title}_")):
             dash = next((dash for end, dash in BASELINES.items() if name.endswith(end)), "solid")
             color = COLORS[len(lines) % len(COLORS)] if dash == "solid" else BASELINE
@@ -211,9 +211,9 @@ def _plot(panel: Panel, steps: Range1d) -> figure:
     items = []
     for line in panel.lines:
         every = -(-len(line.steps) // POINTS)
-        x, y, look = line.steps[::every], line.values[::every], {"color": line.color, "name": line.name}
-        path = plot.line(x, y, line_width=1.6, line_dash=line.dash, **look)
-        items.append((line.name, [path, plot.scatter(x, y, size=4 if len(x) < FEW else 1, **look)]))
+        x, y, named = line.steps[::every], line.values[::every], {"color": line.color, "name": line.name}
+        path = plot.line(x, y, line_width=1.6, line_dash=line.dash, **named)
+        items.append((line.name, [path, plot.scatter(x, y, size=4 if len(x) < FEW else 1, **named)]))
     values = [("", "$name"), ("step", "@x"), ("", "@y{0.[00000]}")]
     paths = [path for _, (path, _) in items]
     plot.add_tools(HoverTool(renderers=paths, mode="vline", line_policy="nearest", tooltips=values))

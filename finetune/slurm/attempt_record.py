@@ -74,7 +74,7 @@ def attempts(run_dir: Path, job_id: str | None = None) -> list[Attempt]:
     """The attempts of a run, or those of one job of it, first to last."""
     folders = [path.parent for path in (run_dir / "attempts").glob("*/attempt.json")]
     found = sorted((Attempt(int(f.name), f) for f in folders if f.name.isdecimal()), key=lambda a: a.number)
-    return [attempt for attempt in found if job_id in (None, attempt.begun["job_id"])]
+    return [attempt for attempt in found if job_id is None or attempt.begun.get("job_id") == job_id]
 
 
 def newest_step(run_dir: Path) -> int:
