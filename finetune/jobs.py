@@ -30,7 +30,7 @@ from finetune.training import METRICS, STATUS
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_replacement import read_json, write_json
 from toolkit.command_line import run_main
-from toolkit.configuration import load
+from toolkit.configuration import load_with_words
 from toolkit.declaration import key
 
 
@@ -323,8 +323,7 @@ def _script_of_a_plain_job(found: View) -> str:
 
 def read(arguments: Sequence[str]) -> tuple[str, str, JobsConfig]:
     """`[COMMAND [RUN]] [key=value ...]` as command, run and configuration; anything else raises ToolkitError."""
-    words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
-    config = load("jobs", [argument for argument in arguments if argument not in words])
+    words, config = load_with_words("jobs", arguments)
     command, *names = words or ["list"]
     if command not in COMMANDS:
         raise ToolkitError(f'There is no command "{command}".{did_you_mean(command, COMMANDS)}')

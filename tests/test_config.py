@@ -188,6 +188,20 @@ def test_texts_need_no_quoting_beyond_the_shells(instruction: str) -> None:
     assert config.split.instruction == instruction
 
 
+@pytest.mark.parametrize(
+    ("typed", "folders"),
+    [
+        ("[a:2,b]", ["a:2", "b"]),
+        ("[data/[x]/train:2, b]", ["data/[x]/train:2", "b"]),
+        ("['data/x, y/train:2',b:0.5]", ["data/x, y/train:2", "b:0.5"]),
+        ("[/data/a:b/train:3]", ["/data/a:b/train:3"]),
+        ("[data/(new) {1}/train]", ["data/(new) {1}/train"]),
+    ],
+)
+def test_a_mixture_names_folders_with_brackets_commas_and_colons(typed: str, folders: list[str]) -> None:
+    assert compose("finetune", f"dataset.mixture={typed}").dataset.mixture == folders
+
+
 def test_one_pair_of_quotes_is_taken_off() -> None:
     assert compose("prepare", "split=mine", "split.instruction='pick it up'").split.instruction == "pick it up"
 

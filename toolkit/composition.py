@@ -32,6 +32,7 @@ from toolkit.declaration import Key, keys_of, nearest
 from toolkit.shared_keys import check_split, choose_own_split
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+QUOTES = ('"', "'")
 COMMAND_LINE = "the command line"
 _DEFAULT = "default"
 _WHOLE = "_with_keys"
@@ -119,16 +120,33 @@ def _value(key: Key, raw: str) -> Any:
         return _unquoted(raw)
     try:
         value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        value = None
+    except yaml.YAMLError:  # a folder with brackets in its name, say
+        value = [_unquoted(part) for part in split_at_commas(raw[1:-1])] if raw[:1] + raw[-1:] == "[]" else None
     if not isinstance(value, list):
         raise ToolkitError(f'{key.name}={raw}: expected a {key.expects}, got "{raw}"; a list is written [A,B].')
     return value
 
 
+def split_at_commas(raw: str) -> list[str]:
+    """Split at the commas outside of quotes and brackets; text whose quotes or brackets do not close is one part."""
+    parts, depth, quote = [""], 0, ""
+    for letter in raw:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in QUOTES and not parts[-1].strip():
+            quote = letter
+        elif letter == "," and depth == 0:
+            parts.append("")
+            continue
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+        parts[-1] += letter
+    return [part.strip() for part in parts] if not quote and depth == 0 else [raw]
+
+
 def _unquoted(raw: str) -> str:
     raw = raw.strip()
-    quoted = len(raw) >= 2 and raw[0] in ('"', "'") and raw[-1] == raw[0]
+    quoted = len(raw) >= 2 and raw[0] in QUOTES and raw[-1] == raw[0]
     return raw[1:-1].strip() if quoted else raw
 
 

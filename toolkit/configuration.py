@@ -119,6 +119,12 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     return config
 
 
+def load_with_words(config_name: str, argv: Sequence[str]) -> tuple[list[str], Any]:
+    """What a command line names without a key (PATH, RUN; a path may hold "="), and the configuration of the rest."""
+    words = [word for word in argv if not word.startswith("-") and ("=" not in word or "/" in word.partition("=")[0])]
+    return words, load(config_name, [argument for argument in argv if argument not in words])
+
+
 def as_yaml(config: Any) -> str:
     """A configuration, every value resolved, as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

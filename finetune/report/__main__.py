@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 def read(arguments: Sequence[str]) -> tuple[list[Path], ReportConfig]:
     """`[RUN ...] [key=value ...]` as what is shown (run folders, or folders that hold some) and the configuration."""
-    from toolkit.configuration import load
+    from toolkit.configuration import load_with_words
 
-    words = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
-    config = load("report", [argument for argument in arguments if argument not in words])
+    words, config = load_with_words("report", arguments)
     return [Path(word) for word in words or [config.runs_dir]], config
 
 

@@ -17,7 +17,7 @@ from finetune.slurm.attempt_record import job_folder
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.code_files import ROBOT_FILE
 from toolkit.commands import COMMANDS
-from toolkit.composition import default_choices, known_key, split_argument
+from toolkit.composition import QUOTES, default_choices, known_key, split_argument, split_at_commas
 from toolkit.configuration import as_yaml, load
 from toolkit.credentials import refuse_secret_arguments
 from toolkit.declaration import Key, key, keys_of
@@ -26,7 +26,6 @@ from toolkit.shared_keys import is_hub_id
 
 STAGES = ("prepare", "finetune", "evaluate")
 
-_QUOTES = ('"', "'")
 _OWN_OF_A_POINT = ("run_dir", "output_dir", "tracking.run_name")
 _DERIVED = (*_OWN_OF_A_POINT, "checkpoint", "data_dir", "embodiment_tag", "report_dir")
 
@@ -142,11 +141,11 @@ def expand(argv: Sequence[str], groups: Collection[str], keys: Mapping[str, Key]
 
 def _values(name: str, raw: str, key: Key | None) -> list[str]:
     """The values that `raw` lists; itself alone where it is one value of the key (None for a group's choice)."""
-    parts, is_list = _parts(raw), True
+    parts, is_list = split_at_commas(raw), True
     if key is not None and key.is_list:
         is_list = all(part.startswith("[") for part in parts)
     elif key is not None and key.type is str and not key.bounds.get("choices") and not key.bounds.get("folder"):
-        is_list = all(part[:1] in _QUOTES and part[-1:] == part[:1] for part in parts)
+        is_list = all(part[:1] in QUOTES and part[-1:] == part[:1] for part in parts)
     if len(parts) == 1 or not is_list:
         return [raw]
     if "" in parts:
@@ -155,23 +154,6 @@ def _values(name: str, raw: str, key: Key | None) -> list[str]:
     if twice is not None:
         raise ToolkitError(f"{name}={raw}: {twice} is there twice, and would be the same run. Leave one out.")
     return parts
-
-
-def _parts(raw: str) -> list[str]:
-    """Split at the commas outside of quotes and brackets; text whose quotes or brackets do not close is one part."""
-    parts, depth, quote = [""], 0, ""
-    for letter in raw:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in _QUOTES and not parts[-1].strip():
-            quote = letter
-        elif letter == "," and depth == 0:
-            parts.append("")
-            continue
-        else:
-            depth += (letter in "([{") - (letter in ")]}")
-        parts[-1] += letter
-    return [part.strip() for part in parts] if not quote and depth == 0 else [raw]
 
 
 def point_names(points: Sequence[Point], swept: Collection[str]) -> list[str]:
