@@ -119,7 +119,7 @@ def _recipe(config: FinetuneConfig, engine: Engine, stop: Preemption) -> Finetun
     if config.dataset.frames == "store":
         for reader in mixture.readers:
             use_frame_store(config, reader, engine, stop)
-    dataset = build_dataset(mixture, processor, model.n1d7_config, config)
+    dataset = build_dataset(mixture, processor, model.config, config)
     unseen = held_out(config, dataset)
     if cached:
         used = [dataset, unseen] if unseen else [dataset]

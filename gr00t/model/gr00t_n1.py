@@ -106,34 +106,15 @@ class GR00TPolicy(nn.Module):
         """(horizon of the checkpoint, max_action_dim): the noise of one sample."""
         return self.model.config.action_horizon, self.model.config.max_action_dim
 
-    def get_action(
-        self,
-        observation: Mapping[str, Any],
-        *,
-        denoising_steps: int | None = None,
-        seed: int | Sequence[int] | None = None,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        drop_state: bool = False,
-    ) -> dict[str, np.ndarray]:
+    def get_action(self, observation: Mapping[str, Any], **options: Any) -> dict[str, np.ndarray]:
         """Action chunks for a batch of observations: {"action.<group>": (B, horizon, D) float32} in robot units.
 
-        The observation is flat or nested (gr00t.data.observation), each value with its batch size. The noise is
-        `noise` (B, *noise_shape), or drawn from `seed`, from `generator` (on the CPU), or else from PyTorch's own
-        state; a seed gives the same noise on every device, and a list of seeds gives each sample the noise it would get
-        alone. `drop_state` hides the state from the model, as state dropout in training does; relative actions still
-        start from it. Each sample gets the actions it would get alone. Raises ToolkitError for anything but what is
-        expected.
+        The observation is flat or nested (gr00t.data.observation), each value with its batch size. Options, such as
+        `seed`, are those of `predict`. Each sample gets the actions it would get alone. Raises ToolkitError for
+        anything but what is expected.
         """
         steps = read_observation(observation, self.modality_configs, self._state_dims)
-        actions = self.predict(
-            steps,
-            denoising_steps=denoising_steps,
-            seed=seed,
-            generator=generator,
-            noise=noise,
-            drop_state=drop_state,
-        )
+        actions = self.predict(steps, **options)
         return {f"action.{group}": values.astype(np.float32) for group, values in actions.items()}
 
     forward = get_action
@@ -149,7 +130,13 @@ class GR00TPolicy(nn.Module):
         noise: Tensor | None = None,
         drop_state: bool = False,
     ) -> dict[str, np.ndarray]:
-        """Action chunks {group: (B, horizon, D)} for steps as a dataset gives them; options as in `get_action`."""
+        """Action chunks {group: (B, horizon, D)} for steps as a dataset gives them.
+
+        The noise is `noise` (B, *noise_shape), or drawn from `seed`, from `generator` (on the CPU), or else from
+        PyTorch's own state; a seed gives the same noise on every device, and a list of seeds gives each sample the
+        noise it would get alone. `drop_state` hides the state from the model, as state dropout in training does;
+        relative actions still start from it.
+        """
         if sum(given is not None for given in (seed, generator, noise)) > 1:
             raise ToolkitError("Give one of seed, generator and noise: each decides the noise alone.")
         if noise is not None and tuple(noise.shape) != (len(steps), *self.noise_shape):
