@@ -44,8 +44,7 @@ class GR00TPolicy(nn.Module):
         self.model, self.processor = model, processor
         self.tag = find_tag(processor, embodiment_tag)
         self.modality_configs = processor.modality_config(self.tag)
-        if modality_config is not None:
-            check_same_modalities(modality_config, self.modality_configs, self.tag)
+        check_same_modalities(modality_config, self.modality_configs, self.tag)
         own_steps = model.config.num_inference_timesteps
         self.denoising_steps = _check_steps(own_steps if denoising_steps is None else denoising_steps)
         self._state_dims = {group.name: group.dim for group in processor.state_action.groups(self.tag, "state")}
@@ -73,14 +72,13 @@ class GR00TPolicy(nn.Module):
         read_config(folder)  # refuses another generation's checkpoint by name
         processor = Gr00tN1d7Processor.from_pretrained(folder)
         tag = find_tag(processor, embodiment_tag)
-        if modality_config is not None:
-            check_same_modalities(modality_config, processor.modality_config(tag), tag)
+        check_same_modalities(modality_config, processor.modality_config(tag), tag)
         model = Gr00tN1d7.from_pretrained(folder, dtype=torch_dtype)
         dtypes = sorted({str(p.dtype) for p in model.parameters()})
         if len(dtypes) > 1:
             found = ", ".join(dtypes)
             raise ToolkitError(f"{folder} stores weights of several types ({found}): give torch_dtype=torch.bfloat16.")
-        return cls(model, processor, tag, modality_config, denoising_steps)
+        return cls(model, processor, tag, denoising_steps=denoising_steps)
 
     def compile_head(self, mode: str | None = None) -> GR00TPolicy:
         """Compile the action head (torch.compile; `mode` is its own), for shorter waits on the same actions up to
@@ -139,22 +137,16 @@ class GR00TPolicy(nn.Module):
         """
         if sum(given is not None for given in (seed, generator, noise)) > 1:
             raise ToolkitError("Give one of seed, generator and noise: each decides the noise alone.")
-        if noise is not None and tuple(noise.shape) != (len(steps), *self.noise_shape):
-            expected = (len(steps), *self.noise_shape)
+        expected = (len(steps), *self.noise_shape)
+        if noise is not None and tuple(noise.shape) != expected:
             raise ToolkitError(f"noise: expected the shape {expected}, found {tuple(noise.shape)}.")
         if noise is not None and not isinstance(noise, Tensor):
             raise ToolkitError(f"noise must be a torch tensor, not {type(noise).__name__}.")
         if isinstance(seed, Sequence):
-            if len(seed) != len(steps):
-                raise ToolkitError(
-                    f"seed: {len(seed)} seeds for {len(steps)} samples. Give one a sample, or one for all."
-                )
-            dtype = self.model.dtype
-            noise = torch.stack([torch.randn(self.noise_shape, generator=_seeded(own), dtype=dtype) for own in seed])
+            noise = self._noise_of_each(seed, len(steps))
         elif seed is not None:
             generator = _seeded(seed)
-        samples = [self.processor.encode(step, self.tag, drop_state=drop_state) for step in steps]
-        batch = self.processor.collate(samples)
+        batch = self.processor.collate([self.processor.encode(step, self.tag, drop_state=drop_state) for step in steps])
         predicted = self.model.get_action(
             {name: value.to(self.device) for name, value in batch.items()},
             denoising_steps=_check_steps(self.denoising_steps if denoising_steps is None else denoising_steps),
@@ -165,6 +157,12 @@ class GR00TPolicy(nn.Module):
         actions = self.processor.decode_action(predicted, self.tag, states)
         check_finite(actions, self.model.dtype)
         return actions
+
+    def _noise_of_each(self, seeds: Sequence[int], samples: int) -> Tensor:
+        if len(seeds) != samples:
+            raise ToolkitError(f"seed: {len(seeds)} seeds for {samples} samples. Give one a sample, or one for all.")
+        dtype = self.model.dtype
+        return torch.stack([torch.randn(self.noise_shape, generator=_seeded(own), dtype=dtype) for own in seeds])
 
 
 def check_finite(actions: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
@@ -208,17 +206,17 @@ def find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:
     return name
 
 
-def check_same_modalities(given: ModalityConfigs, found: ModalityConfigs, tag: str) -> None:
-    """Refuse a modality config that differs from the checkpoint's, naming every difference."""
+def check_same_modalities(given: ModalityConfigs | None, found: ModalityConfigs, tag: str) -> None:
+    """Refuse a modality config that differs from the checkpoint's, naming every difference; None is no such claim."""
+    if given is None:
+        return
     check_modality_configs(given)
     differences = []
     for modality, config in found.items():
-        ours, theirs = _comparable(given[modality]), _comparable(config)
-        differences += [
-            f"{modality}.{name}: the checkpoint has {theirs[name]}, MODALITY_CONFIG has {ours[name]}"
-            for name in theirs
-            if ours[name] != theirs[name]
-        ]
+        ours = _comparable(given[modality])
+        for name, theirs in _comparable(config).items():
+            if ours[name] != theirs:
+                differences.append(f"{modality}.{name}: the checkpoint has {theirs}, MODALITY_CONFIG has {ours[name]}")
     if differences:
         listed = "\n  ".join(differences)
         raise ToolkitError(

@@ -112,7 +112,7 @@ class Gr00tN1d7(PreTrainedModel):
     def groups(self) -> dict[str, list[nn.Module]]:
         """The modules of each group that can be tuned or frozen (original: tune_* keys)."""
         head, vlm = self.action_head, self.backbone.vlm
-        groups = {
+        groups: dict[str, list[nn.Module | None]] = {
             "projector": [head.state_encoder, head.action_encoder, head.action_decoder, head.position_embedding],
             "diffusion_model": [head.model],
             "vlln": [head.vlln, head.vl_self_attention],
