@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -69,10 +68,9 @@ def write_json(path: Path, data: Any, *, sort_keys: bool = False) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text that is complete or absent, also after a crash."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
 
 
 @contextmanager
@@ -111,7 +109,9 @@ def copy_file(source: Path, target: Path) -> None:
 
 def open_to_others(path: Path) -> None:
     """Give a file the usual permissions: safetensors lets only the owner read it, and colleagues read it too."""
-    path.chmod(0o666 & ~umask())
+    umask = os.umask(0)  # the only way to read it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def file_sha256(path: Path) -> str:
@@ -150,8 +150,8 @@ def whole_folder(
         recover(target, replaceable)
         if target.exists() and not replace:
             raise ToolkitError(f"{target} exists already. Remove it, choose another folder, or say overwrite=true.")
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        aside.chmod(0o777 & ~umask())
+        aside = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
+        aside.mkdir()
         try:
             with _named(target):
                 yield aside
@@ -180,18 +180,15 @@ def publish(
             _sync(Path(current) / name)
         _sync(Path(current))
     allowed()
-    replaced, had_old = _replaced(target), target.exists()
-    if had_old:
-        replaceable(target)
-        target.rename(replaced)
-    try:
-        if had_old:
+    replaced = _replaced(target)
+    with ExitStack() as after_failure:
+        if target.exists():
+            replaceable(target)
+            target.rename(replaced)
+            after_failure.callback(replaced.rename, target)
             replaceable(replaced)  # again, now that nothing can come into it by target's name
         folder.rename(target)  # where another folder has appeared there meanwhile, this fails unless that is empty
-    except BaseException:
-        if had_old:
-            replaced.rename(target)
-        raise
+        after_failure.pop_all()
     _sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
@@ -271,14 +268,13 @@ def _take(descriptor: int, target: Path, required: bool) -> None:
             os.pread(descriptor, 4096, 0).decode(errors="replace"),
         ) from error
     except OSError as error:
-        if error.errno in _NO_LOCKS and not required:
-            return
-        if error.errno in _NO_LOCKS:
+        if error.errno not in _NO_LOCKS:
+            raise
+        if required:
             raise ToolkitError(
                 f"{target.parent}: this file system has no file locks, which keep two conversions apart. Write to a "
                 "local folder (data_dir=...) and copy the result."
             ) from error
-        raise
 
 
 @contextmanager
@@ -303,13 +299,6 @@ def lock_in_turn(
                 waits = True
                 time.sleep(0.2)
         yield
-
-
-def umask() -> int:
-    """The process's umask."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_checksum(path: Path, owner: str) -> None:

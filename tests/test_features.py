@@ -168,7 +168,7 @@ def cached(settings: FinetuneConfig) -> FeatureStore:
     reader = StepReader(Path(settings.dataset.data_dir) / "color_object" / "train", MODALITY_CONFIG)
     processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, settings)
     model = Gr00tN1d7.from_pretrained(base)
-    dataset = build_dataset(reader, processor, model.n1d7_config, settings)
+    dataset = build_dataset(reader, processor, model.config, settings)
     engine = Engine(settings)
     attempt = ThisAttempt(settings, engine, AttemptToken(Path(settings.run_dir)))
     features.use_cached_features(attempt, model, [dataset], fingerprint(base))
@@ -336,7 +336,7 @@ def two_prompts(data: Path, base: Path, out: Path) -> TrainingDataset:
     reader._tables._columns[reader._text_column] = column
     settings = mixed_settings(data, base, out)
     processor = build_processor(Gr00tN1d7Processor.from_pretrained(base), reader, settings)
-    return build_dataset(reader, processor, Gr00tN1d7.from_pretrained(base).n1d7_config, settings)
+    return build_dataset(reader, processor, Gr00tN1d7.from_pretrained(base).config, settings)
 
 
 def test_a_sample_does_not_depend_on_the_prompts_beside_it(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from gr00t.model.action_head import EmbodimentLinear, EmbodimentRows
 from gr00t.model.backbone import BackboneOutput
-from gr00t.model.dit import Context, VlmTokens, pick
+from gr00t.model.dit import VlmTokens, pick
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -37,8 +37,9 @@ def test_rows_with_equally_many_tokens_need_no_mask() -> None:
 def test_padding_is_neither_text_nor_image() -> None:
     attention, image = torch.tensor([[False, True, True]]), torch.tensor([[True, True, False]])
     values = random(1, 3, 2)
-    context = Context.of(VlmTokens.of(BackboneOutput(values, attention, image)))
-    assert torch.equal(context.image.values, values[:, [1]]) and torch.equal(context.text.values, values[:, [2]])
+    found = VlmTokens.of(BackboneOutput(values, attention, image))
+    text, images = pick(found.tokens.values, found.text, found.image)
+    assert torch.equal(images.values, values[:, [1]]) and torch.equal(text.values, values[:, [2]])
 
 
 def test_rows_of_several_robots_come_back_in_the_batchs_order() -> None:

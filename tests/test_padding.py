@@ -53,7 +53,7 @@ def model_of(variant: str, dtype: torch.dtype) -> Gr00tN1d7:
 def batch_of(model: Gr00tN1d7) -> dict[str, Tensor]:
     """The golden batch: two samples whose prompts have 154 and 143 tokens; with actions and draws to train on."""
     batch = inputs_of(load(CARRIED / "infer_tiny_h50__new_embodiment.npz"))
-    dtype, config = model.dtype, model.n1d7_config
+    dtype, config = model.dtype, model.config
     shape = (2, config.action_horizon, config.max_action_dim)
     rng = torch.Generator().manual_seed(1)
     for name in ("action", "noise"):

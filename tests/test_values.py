@@ -32,7 +32,7 @@ CHANGED_WHILE_IN_USE = {
     "Request",
     "Task",
 }
-OF_TENSORS = {"ActionLoss", "BackboneOutput", "Context", "Draws", "KeysValues", "Step", "Tokens", "VlmTokens"}
+OF_TENSORS = {"ActionLoss", "BackboneOutput", "KeysValues", "Step", "Tokens", "VlmTokens"}
 READ_BY_HYDRA = {"ModalityConfig"}  # and all whose name ends with Config: OmegaConf makes them
 
 

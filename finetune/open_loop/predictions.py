@@ -234,7 +234,7 @@ class Predictor:
     @torch.no_grad()
     def _predict(self, starts: Sequence[tuple[int, int]], rows: Sequence[int]) -> Chunks:
         """The chunks {group: (B, H, D)} of these starts; `rows` are their places among all starts."""
-        config = self.model.n1d7_config
+        config = self.model.config
         shape = (config.action_horizon, config.max_action_dim)
         noise = [generator(self.seed, Stream.NOISE, *start).standard_normal(shape, np.float32) for start in starts]
         steps = [self.reader.step(*start, images=self.features is None) for start in starts]

@@ -274,7 +274,7 @@ class _FeatureCache:
             starts=len(dataset),
             views=dataset.settings.views or 1,
             tokens=dataset.prompts.shape[1],
-            width=model.n1d7_config.backbone_embedding_dim,
+            width=model.config.backbone_embedding_dim,
             dtype=self.engine.dtype,
         )
         self.folder, self.rows = self.store.folder, self.store.files()

@@ -105,7 +105,7 @@ def _recipe(attempt: ThisAttempt) -> FinetuneResult:
     if config.dataset.frames == "store":
         for reader in mixture.readers:
             caches.use_frame_store(attempt, reader)
-    dataset = dataloader.build_dataset(mixture, processor, model.n1d7_config, config)
+    dataset = dataloader.build_dataset(mixture, processor, model.config, config)
     unseen = held_out(config, dataset)
     if cached:
         used = [dataset, unseen] if unseen else [dataset]

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from gr00t.errors import ToolkitError
 from gr00t.model.backbone import BackboneOutput
 from gr00t.model.config import Gr00tN1d7Config
-from gr00t.model.dit import Context, DiT, KeysValues, SelfAttentionTransformer, Tokens, VlmTokens
+from gr00t.model.dit import DiT, KeysValues, SelfAttentionTransformer, Tokens, VlmTokens, pick
 
 
 class EmbodimentRows:
@@ -66,8 +66,6 @@ class EmbodimentLinear(nn.Module):
         self._slot = {e: slot for slot, e in enumerate(embodiments)}
 
     def forward(self, x: Tensor, rows: EmbodimentRows) -> Tensor:
-        """x (B, T, in) to (B, T, out)."""
-
         def of_one(x: Tensor, embodiment: int) -> Tensor:
             slot = self._slot[embodiment]
             return x @ self.W[slot] + self.b[slot]
@@ -94,7 +92,6 @@ class EmbodimentMLP(nn.Module):
         self.layer2 = EmbodimentLinear(num_embodiments, hidden_dim, out_dim)
 
     def forward(self, x: Tensor, rows: EmbodimentRows) -> Tensor:
-        """x (B, T, in) to (B, T, out)."""
         return self.layer2(F.relu(self.layer1(x, rows)), rows)
 
 
@@ -109,7 +106,6 @@ class ActionEncoder(nn.Module):
         self.W3 = EmbodimentLinear(num_embodiments, width, width)
 
     def forward(self, actions: Tensor, buckets: Tensor, rows: EmbodimentRows) -> Tensor:
-        """actions (B, H, D) and buckets (B,) to (B, H, width)."""
         half = self.width // 2
         exponent = -torch.arange(half, dtype=torch.float32, device=buckets.device) * (math.log(10000.0) / half)
         angles = buckets.float().unsqueeze(-1) * exponent.exp()
@@ -126,19 +122,6 @@ class ActionLoss:
     loss: Tensor
     action_loss: Tensor
     action_mask: Tensor
-
-
-@dataclass
-class Draws:
-    """The random numbers of one training forward.
-
-    noise (B, H, D); time (B,) in [0, noise_s]; drop_state (B,) bool, True for samples whose state features are zeroed.
-    Several draws for each sample come as noise (B, K, H, D) and time (B, K).
-    """
-
-    noise: Tensor
-    time: Tensor
-    drop_state: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -164,19 +147,16 @@ class RealTimeChunking:
 
     def start(self, noise: Tensor) -> Tensor:
         """Noise (B, H, D) with its overlap replaced by the previous chunk's tail."""
-        start = noise.clone()
         tail = self.previous[:, self.horizon - self.overlap_steps : self.horizon]
-        start[:, : self.overlap_steps] = tail.to(noise)
-        return start
+        return torch.cat([tail.to(noise), noise[:, self.overlap_steps :]], dim=1)
 
     def strength(self, like: Tensor) -> Tensor:
         """Factor of the velocity, (1, H, 1): 0 where frozen, ramping to 1 at the overlap's end."""
-        strength = torch.ones(like.shape[1], dtype=like.dtype, device=like.device)
-        strength[: self.frozen_steps] = 0
         between = self.overlap_steps - self.frozen_steps
         ramp = 1 - torch.exp(-self.ramp_rate * torch.linspace(0.0, 1.0, between + 2))
-        strength[self.frozen_steps : self.overlap_steps] = (ramp / ramp[-1].clamp_min(1e-8))[1:-1].to(like)
-        return strength[None, :, None]
+        ramp = (ramp / ramp[-1].clamp_min(1e-8))[1:-1]
+        free = torch.ones(like.shape[1] - self.overlap_steps)
+        return torch.cat([torch.zeros(self.frozen_steps), ramp, free]).to(like)[None, :, None]
 
 
 class ActionHead(nn.Module):
@@ -208,19 +188,19 @@ class ActionHead(nn.Module):
         """Training loss; errors are means over a sample's draws.
 
         inputs: state (B, history, max_state_dim), action and action_mask (B, H, D), embodiment_id (B,), and optionally
-        the draws `noise`, `time` and `drop_state_features`, shaped as in `Draws`; without them they are drawn here.
+        the draws `noise`, `time` and `drop_state_features`, as `draw` gives them; several for each sample come as
+        noise (B, K, H, D) and time (B, K).
         """
         actions, mask, ids = inputs["action"], inputs["action_mask"], inputs["embodiment_id"]
         if "noise" in inputs:
-            draws = Draws(inputs["noise"], inputs["time"], inputs.get("drop_state_features"))
+            noise, time, dropped = inputs["noise"], inputs["time"], inputs.get("drop_state_features")
         else:
-            draws = self.draw(actions)
+            noise, time, dropped = self.draw(actions)
         state_token = self.encode_state(inputs["state"], EmbodimentRows(ids))
-        if draws.drop_state is not None:
-            state_token = state_token.masked_fill(draws.drop_state[:, None, None], 0)
+        if dropped is not None:
+            state_token = state_token.masked_fill(dropped[:, None, None], 0)
         context = self.encode_context(backbone)
 
-        noise, time = draws.noise, draws.time
         several = noise.ndim == 4
         if several:  # every draw becomes a sample of its own: B * K of them from here on
             each = noise.shape[1]
@@ -255,13 +235,12 @@ class ActionHead(nn.Module):
         rows = EmbodimentRows(ids)
         context = self.encode_context(backbone)
         state_token = self.encode_state(state, rows)
-        actions = noise if rtc is None else rtc.start(noise)
-        strength = None if rtc is None else rtc.strength(noise)
+        actions, strength = (noise, 1) if rtc is None else (rtc.start(noise), rtc.strength(noise))
         for step in range(steps):
             bucket = int(step / steps * self.config.num_timestep_buckets)
             buckets = torch.full((len(actions),), bucket, device=actions.device)
             velocity = self.velocity(actions, buckets, state_token, rows, context)
-            actions = actions + velocity / steps if strength is None else actions + velocity * strength / steps
+            actions = actions + velocity * strength / steps
         return actions
 
     def velocity(
@@ -280,14 +259,18 @@ class ActionHead(nn.Module):
         hidden = self.model(sequence, buckets, context)  # (B, 1 + H, hidden_size)
         return self.action_decoder(hidden, rows)[:, -actions.shape[1] :]
 
-    def draw(self, actions: Tensor) -> Draws:
-        """Random numbers for actions (B, H, D) in the original's order; time always comes from the CPU generator."""
+    def draw(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The random numbers of a training forward for actions (B, H, D), in the original's order.
+
+        noise (B, H, D); time (B,) in [0, noise_s], always from the CPU generator; and (B,) bool, True for samples whose
+        state features are zeroed.
+        """
         batch, device, p = actions.shape[0], actions.device, self.config.state_dropout_prob
         drop = torch.rand(batch, device=device) < p if self.training and p > 0 else None
         noise = torch.randn(actions.shape, device=device, dtype=actions.dtype)
         beta = Beta(self.config.noise_beta_alpha, self.config.noise_beta_beta).sample([batch])
         time = (1 - beta.to(device, dtype=actions.dtype)) * self.config.noise_s
-        return Draws(noise, time, drop)
+        return noise, time, drop
 
     def encode_state(self, state: Tensor, rows: EmbodimentRows) -> Tensor:
         """State (B, history, max_state_dim) to one token (B, 1, width)."""
@@ -308,4 +291,5 @@ class ActionHead(nn.Module):
 
     def encode_context(self, backbone: BackboneOutput) -> list[KeysValues | None]:
         """Keys and values of the DiT's cross-attention blocks, the same for all denoising steps."""
-        return self.model.encode_context(Context.of(self.vl_tokens(backbone)))
+        seen = self.vl_tokens(backbone)
+        return self.model.encode_context(seen.tokens, *pick(seen.tokens.values, seen.text, seen.image))

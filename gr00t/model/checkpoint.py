@@ -8,8 +8,10 @@ what kind of checkpoint they make, checkpoint_folder finds out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from gr00t.model.config import Gr00tN1d7Config
 MAX_SHARD_BYTES = 5_000_000_000
 LM_HEAD = "backbone.model.lm_head.weight"
 EMBEDDINGS = "backbone.model.model.language_model.embed_tokens.weight"
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -84,68 +87,80 @@ def open_shard(path: Path) -> Iterator[Any]:
         raise ToolkitError(f"{path} is damaged or cut short ({error}). Download it anew.") from None
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a checkpoint under the original's name, file by file.
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a shard's header says of a tensor; `name` is the one it has there, size in bytes."""
 
-    The tied lm_head comes out as what it is, the token embeddings, and only where those are not stored themselves:
-    LeRobot keeps either of the two.
-    """
-    files = weight_files(folder)
-    stored: set[str] = set()
-    for path in files:
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    size: int
+
+
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
+    """Every stored tensor of a checkpoint under the original's name, from the headers of its files."""
+    found: dict[str, StoredTensor] = {}
+    for path in weight_files(folder):
         with open_shard(path) as shard:
-            stored.update(original_name(name) for name in shard.keys())  # noqa: SIM118 - a handle, not a dict
-    for path in files:
+            for name in shard.keys():  # noqa: SIM118 - a handle, not a dict
+                if original_name(name) in found:
+                    raise ToolkitError(
+                        f'{folder}: "{original_name(name)}" is stored twice: files of two checkpoints are mixed there. '
+                        "Download or copy it again."
+                    )
+                part = shard.get_slice(name)
+                shape = tuple(part.get_shape())
+                size = prod(shape) * _BYTES.get(part.get_dtype(), 0)
+                found[original_name(name)] = StoredTensor(path, name, shape, size)
+    return found
+
+
+def untied(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors without the tied lm_head, which are the token embeddings where those are not stored themselves:
+    LeRobot keeps either of the two."""
+    tied = {EMBEDDINGS: stored[LM_HEAD]} if LM_HEAD in stored else {}
+    return {name: tensor for name, tensor in (tied | stored).items() if name != LM_HEAD}
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint under the original's name, file by file; without the tied lm_head."""
+    stored = untied(read_headers(folder))
+    for path in weight_files(folder):
         with open_shard(path) as shard:
-            for stored_name in shard.keys():  # noqa: SIM118
-                name = original_name(stored_name)
-                if name != LM_HEAD:
-                    yield name, shard.get_tensor(stored_name)
-                elif EMBEDDINGS not in stored:
-                    yield EMBEDDINGS, shard.get_tensor(stored_name)
+            for name, tensor in stored.items():
+                if tensor.file == path:
+                    yield name, shard.get_tensor(tensor.name)
 
 
 def read_weights(
     folder: Path, wanted: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype | None]
 ) -> dict[str, Tensor]:
-    """The checkpoint's tensors, copied out of its files: exactly those `wanted` of a model, in their shapes.
+    """The checkpoint's tensors, copied out of its files, which may be replaced while the model lives.
 
-    dtypes: of each tensor; None keeps the stored one. Raises ToolkitError for any difference.
+    dtypes: of each tensor; None keeps the stored one. Raises ToolkitError unless they are those `wanted`.
     """
-    found: dict[str, Tensor] = {}
-    for name, tensor in read_tensors(folder):
-        check_tensor(name, tensor.shape, wanted, folder)
-        if name in found:
+    check_tensors(read_headers(folder), wanted, folder)
+    return {name: tensor.to(dtypes[name] or tensor.dtype, copy=True) for name, tensor in read_tensors(folder)}
+
+
+def check_tensors(stored: dict[str, StoredTensor], wanted: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse a checkpoint that does not hold exactly the tensors `wanted` of a model, in their shapes: nothing is ever
+    initialised in the place of one that is missing."""
+    found = untied(stored)
+    mixed = "The weights and config.json are from different checkpoints."
+    for name, tensor in found.items():
+        if name not in wanted:
             raise ToolkitError(
-                f'{folder}: the tensor "{name}" is stored twice. Files of two checkpoints are mixed there.'
+                f'{folder}: the tensor "{name}" belongs to no part of the model that config.json describes. {mixed}'
             )
-        # a copy: the file may be replaced while the model lives
-        found[name] = tensor.to(dtype=dtypes[name] or tensor.dtype, copy=True)
-    refuse_missing(set(wanted) - set(found), folder)
-    return found
-
-
-def check_tensor(name: str, shape: Sequence[int], wanted: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuse a tensor that the model does not have, or has in another shape."""
-    if name not in wanted:
-        raise ToolkitError(
-            f'{folder}: the tensor "{name}" belongs to no part of the model that config.json describes. '
-            "The weights and config.json are from different checkpoints."
-        )
-    if tuple(shape) != tuple(wanted[name].shape):
-        raise ToolkitError(
-            f'{folder}: "{name}" has shape {list(shape)}, but config.json describes '
-            f"{list(wanted[name].shape)}. The weights and config.json are from different checkpoints."
-        )
-
-
-def refuse_missing(missing: set[str], folder: Path) -> None:
-    """Refuse a checkpoint without these tensors: nothing is ever initialised in their place."""
+        shape, described = list(tensor.shape), list(wanted[name].shape)
+        if shape != described:
+            raise ToolkitError(f'{folder}: "{name}" has shape {shape}, but config.json describes {described}. {mixed}')
+    missing = sorted(set(wanted) - set(found))
     if missing:
-        names = sorted(missing)
-        shown = "\n  ".join(names[:8]) + ("\n  ..." if len(names) > 8 else "")
+        shown = "\n  ".join(missing[:8]) + ("\n  ..." if len(missing) > 8 else "")
         raise ToolkitError(
-            f"{folder} lacks {len(names)} tensors of the model:\n  {shown}\nDownload or copy the checkpoint anew."
+            f"{folder} lacks {len(missing)} tensors of the model:\n  {shown}\nDownload or copy the checkpoint again."
         )
 
 

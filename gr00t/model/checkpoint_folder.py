@@ -23,6 +23,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MODEL_TYPE = "Gr00tN1d7"
 START = "Start from nvidia/GR00T-N1.7-3B."
+_MERGE = "Merge it into its base where it was trained (merge_and_unload, then save_pretrained), and give that folder."
 
 SMALL_FILES = ["*.json", "*.jinja", "*.txt"]
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -40,24 +41,18 @@ PACK, ENCODE, DECODE = "groot_n1_7_pack_inputs_v1", "groot_n1_7_vlm_encode_v1", 
 OVERRIDES = ("num_inference_timesteps", "rtc_ramp_rate")  # null keeps the base's value
 
 
-def resolve_folder(
-    name: str | PathLike[str],
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    *,
-    weights: bool = True,
-) -> Path:
+def resolve_folder(name: str | PathLike[str], revision: str | None = None, *, weights: bool = True, **hub: Any) -> Path:
     """The local folder of a checkpoint, given as a path or as a hub id: owner/name, or owner/name/sub-folder.
 
     A hub id is downloaded, or found in the local cache; without `weights`, its small files only. A repository that
-    holds several checkpoints is refused before their weights are downloaded, listing them.
+    holds several checkpoints is refused before their weights are downloaded, listing them. `hub`: options of
+    `huggingface_hub.snapshot_download`.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     repository, subfolder = hub_parts(str(name), folder)
-    options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    options = {"revision": revision, **hub}
     root = _snapshot(repository, SMALL_FILES, None, options)
     inside = root / subfolder
     if not inside.is_dir():
@@ -124,9 +119,7 @@ def hub_failure(repository: str, error: Exception) -> str:
 
 def suites(folder: Path) -> list[str]:
     """Names of the sub-folders that are checkpoints themselves, as in GR00T-N1.7-LIBERO."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if (path / CONFIG_NAME).is_file())
+    return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
 
 
 def require_config(folder: Path, name: str | None = None) -> None:
@@ -139,10 +132,7 @@ def require_config(folder: Path, name: str | None = None) -> None:
         listed = "\n  ".join(f"{name.rstrip('/')}/{suite}" for suite in inside)
         raise ToolkitError(f"{name} holds several checkpoints, one a folder. Give one of them:\n  {listed}")
     if (folder / "adapter_config.json").is_file():
-        raise ToolkitError(
-            f"{name} is an adapter (PEFT) without the model it was trained on. Merge it into its base where it was "
-            "trained (merge_and_unload, then save_pretrained), and give that folder."
-        )
+        raise ToolkitError(f"{name} is an adapter (PEFT) without the model it was trained on. {_MERGE}")
     raise ToolkitError(f"{name} holds no {CONFIG_NAME}: it is no checkpoint folder.{_half_downloaded(folder)}")
 
 
@@ -200,10 +190,7 @@ def _no_weights(folder: Path) -> str:
             f"{_half_downloaded(folder)} Download or copy the index too."
         )
     if (folder / "adapter_model.safetensors").is_file():
-        return (
-            f"{folder} holds an adapter (PEFT) only. Merge it into its base where it was trained "
-            "(merge_and_unload, then save_pretrained), and give that folder."
-        )
+        return f"{folder} holds an adapter (PEFT) only. {_MERGE}"
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         return (

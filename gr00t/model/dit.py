@@ -49,53 +49,30 @@ class VlmTokens:
         """
         real = seen.attention_mask
         text, image = real & ~seen.image_mask, real & seen.image_mask
-        if padding_leaks:
+        ((order, mask),) = _places(real)
+        if padding_leaks or (mask is None and order.shape == real.shape):
             return cls(Tokens(seen.features), text, image)
-        ((fewest, most),) = _fewest_and_most(real)
-        if fewest == real.shape[1]:
-            return cls(Tokens(seen.features), text, image)
-        order = _chosen_first(real, most)
-        mask = None if fewest == most else real.gather(1, order)
         return cls(Tokens(_rows(seen.features, order), mask), text.gather(1, order), image.gather(1, order))
-
-
-@dataclass
-class Context:
-    """What the DiT's cross-attention looks at: all VLM tokens, or the two kinds that alternate blocks attend to."""
-
-    everything: Tokens
-    text: Tokens
-    image: Tokens
-
-    @classmethod
-    def of(cls, vlm: VlmTokens) -> Context:
-        """Pick out the two kinds of tokens."""
-        return cls(vlm.tokens, *pick(vlm.tokens.values, vlm.text, vlm.image))
 
 
 def pick(values: Tensor, *choices: Tensor) -> list[Tokens]:
     """For each choice (B, S) bool the chosen tokens of each row of values (B, S, dim), in order; rows with fewer are
     filled up and masked.
 
-    Attending to these equals attending to all under the mask, at the cost of the chosen ones only. Their numbers are
-    read from the device once.
+    Attending to these equals attending to all under the mask, at the cost of the chosen ones only.
     """
-    picked = []
-    for chosen, (fewest, most) in zip(choices, _fewest_and_most(*choices), strict=True):
-        order = _chosen_first(chosen, most)
-        picked.append(Tokens(_rows(values, order), None if fewest == most else chosen.gather(1, order)))
-    return picked
+    return [Tokens(_rows(values, order), mask) for order, mask in _places(*choices)]
 
 
-def _fewest_and_most(*choices: Tensor) -> list[list[int]]:
-    """Of each choice (B, S) the smallest and the largest number of chosen tokens in a row; waits for the device."""
+def _places(*choices: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    """For each choice (B, S) the places (B, most) of the chosen tokens of each row in order, then of others, and which
+    of these are chosen (None: all). The numbers of chosen tokens are read from the device once."""
     counts = torch.stack([chosen.sum(dim=1) for chosen in choices])  # (choices, B)
-    return torch.stack(counts.aminmax(dim=1), dim=1).tolist()
-
-
-def _chosen_first(chosen: Tensor, most: int) -> Tensor:
-    """Places (B, most) of the chosen tokens of each row of `chosen` (B, S) in order, then of others."""
-    return chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    found = []
+    for chosen, (fewest, most) in zip(choices, torch.stack(counts.aminmax(dim=1), dim=1).tolist(), strict=True):
+        order = chosen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        found.append((order, None if fewest == most else chosen.gather(1, order)))
+    return found
 
 
 def _rows(values: Tensor, order: Tensor) -> Tensor:
@@ -125,7 +102,6 @@ class TimestepEncoder(nn.Module):
         self.timestep_embedder = nn.ModuleDict({"linear_1": nn.Linear(256, width), "linear_2": nn.Linear(width, width)})
 
     def forward(self, buckets: Tensor) -> Tensor:
-        """buckets (B,) to (B, width)."""
         half = 128
         exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=buckets.device) / (half - 1)
         angles = buckets.float().unsqueeze(-1) * exponent.exp()
@@ -184,7 +160,6 @@ class GeluProjection(nn.Module):
         self.proj = nn.Linear(width, inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) to (..., out)."""
         return F.gelu(self.proj(x), approximate="tanh")
 
 
@@ -199,7 +174,6 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, width) to the same shape."""
         graph = self.training and torch.is_grad_enabled()
         if not graph or not cpu_kernels.used(x.device) or torch.compiler.is_compiling():
             return self.net(x)
@@ -223,7 +197,6 @@ class SinusoidalPositions(nn.Module):
         self.pe: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, width) to the same shape."""
         if x.shape[1] > self.pe.shape[1]:
             raise ToolkitError(f"{x.shape[1]} tokens exceed max_num_positional_embeddings {self.pe.shape[1]}.")
         return x + self.pe[:, : x.shape[1]].to(x.dtype)
@@ -291,13 +264,13 @@ class DiT(nn.Module):
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, config.output_dim)
 
-    def encode_context(self, context: Context) -> list[KeysValues | None]:
+    def encode_context(self, everything: Tokens, text: Tokens, image: Tokens) -> list[KeysValues | None]:
         """Keys and values of every cross-attention block, None for the others; the same for all denoising steps."""
         encoded: list[KeysValues | None] = []
         for index, cross in enumerate(self.cross):
-            seen = context.everything
+            seen = everything
             if self.text_every is not None:
-                seen = context.text if index % (2 * self.text_every) == 0 else context.image
+                seen = text if index % (2 * self.text_every) == 0 else image
             block: Any = self.transformer_blocks[index]
             encoded.append(block.attn1.keys_values(seen) if cross else None)
         return encoded

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, near_folder
 from gr00t.file_replacement import file_sha256, parse_json, read_json, write_json
 from gr00t.model.architecture import resolve_backbone
-from gr00t.model.checkpoint import EMBEDDINGS, LM_HEAD, check_tensor, open_shard, read_config, refuse_missing
+from gr00t.model.checkpoint import LM_HEAD, StoredTensor, check_tensors, read_config, read_headers
 from gr00t.model.checkpoint_folder import (
     INDEX_NAME,
     architecture_folder,
@@ -33,7 +32,6 @@ MANIFEST = Path("experiment_cfg") / "manifest.json"
 # What checkpoints hold that were written before there was a manifest.
 _ALWAYS = ("config.json", "processor_config.json", "statistics.json", "embodiment_id.json")
 _SHOWN = 6  # differences from a manifest in one message
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 def read_processor(checkpoint: Path) -> Gr00tN1d7Processor:
@@ -116,15 +114,6 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """What a shard's header says of a tensor; size in bytes."""
-
-    file: str
-    shape: tuple[int, ...]
-    size: int
-
-
-@dataclass(frozen=True)
 class CheckpointSummary:
     """What a whole checkpoint holds: parameters of the model, bytes of its weight files, tags with statistics."""
 
@@ -143,19 +132,13 @@ def verify_checkpoint(folder: Path) -> CheckpointSummary:
             refuse_lfs_pointer(path)
             if path.suffix == ".json":
                 parse_json(path.read_text(encoding="utf-8"), path)
-    stored = _read_headers(files)
+    stored = read_headers(folder)
     if (folder / INDEX_NAME).is_file():
         _check_index(folder, stored)
     with torch.device("meta"):
         model = Gr00tN1d7(config, resolve_backbone(config.model_name, architecture_folder(folder)))
     wanted = model.state_dict()
-    shapes = {name: tensor.shape for name, tensor in stored.items()}
-    head = shapes.pop(LM_HEAD, None)
-    if head is not None:
-        shapes.setdefault(EMBEDDINGS, head)
-    for name, shape in shapes.items():
-        check_tensor(name, shape, wanted, folder)
-    refuse_missing(set(wanted) - set(shapes), folder)
+    check_tensors(stored, wanted, folder)
     processor = Gr00tN1d7Processor.from_pretrained(folder)
     own, expected = processor.vlm.image_token_id, model.backbone_config.image_token_id
     if own != expected:
@@ -171,28 +154,10 @@ def verify_checkpoint(folder: Path) -> CheckpointSummary:
     )
 
 
-def _read_headers(files: list[Path]) -> dict[str, StoredTensor]:
-    """Every stored tensor under the original's name; a file that is cut short is refused."""
-    found: dict[str, StoredTensor] = {}
-    for path in files:
-        with open_shard(path) as shard:
-            for name in shard.keys():  # noqa: SIM118 - a handle, not a dict
-                if original_name(name) in found:
-                    raise ToolkitError(
-                        f'{path.parent}: "{name}" is stored twice, so files of two checkpoints are mixed there. '
-                        "Download or copy it anew."
-                    )
-                part = shard.get_slice(name)
-                shape = tuple(part.get_shape())
-                size = prod(shape) * _BYTES.get(part.get_dtype(), 0)
-                found[original_name(name)] = StoredTensor(path.name, shape, size)
-    return found
-
-
 def _check_index(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
     """The index names exactly the stored tensors, each in its file, and their size."""
     listed = {original_name(name): file for name, file in weight_map(folder).items()}
-    actual = {name: tensor.file for name, tensor in stored.items()}
+    actual = {name: tensor.file.name for name, tensor in stored.items()}
     wrong = sorted(name for name in listed.keys() | actual.keys() if listed.get(name) != actual.get(name))
     if wrong:
         raise ToolkitError(

@@ -43,6 +43,7 @@ class Gr00tN1d7(PreTrainedModel):
     known backbone (or with `backbone_config`).
     """
 
+    config: Gr00tN1d7Config
     config_class = Gr00tN1d7Config
     main_input_name = "input_ids"
     _supports_sdpa = True
@@ -63,12 +64,6 @@ class Gr00tN1d7(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing to do: the backbone initialises itself, the head's layers keep PyTorch's or their own defaults."""
-
-    @property
-    def n1d7_config(self) -> Gr00tN1d7Config:
-        """`config`, typed."""
-        assert isinstance(self.config, Gr00tN1d7Config)
-        return self.config
 
     # running
 
@@ -117,40 +112,22 @@ class Gr00tN1d7(PreTrainedModel):
     def groups(self) -> dict[str, list[nn.Module]]:
         """The modules of each group that can be tuned or frozen (original: tune_* keys)."""
         head, vlm = self.action_head, self.backbone.vlm
-        projector: list[nn.Module] = [head.state_encoder, head.action_encoder, head.action_decoder]
-        if head.position_embedding is not None:
-            projector.append(head.position_embedding)
-        attention = [] if head.vl_self_attention is None else [head.vl_self_attention]
-        return {
-            "projector": projector,
+        groups: dict[str, list[nn.Module | None]] = {
+            "projector": [head.state_encoder, head.action_encoder, head.action_decoder, head.position_embedding],
             "diffusion_model": [head.model],
-            "vlln": [head.vlln, *attention],
+            "vlln": [head.vlln, head.vl_self_attention],
             "llm": [vlm.language_model],
             "visual": [vlm.visual],
         }
+        return {group: [part for part in parts if part is not None] for group, parts in groups.items()}
 
-    def set_trainable(
-        self,
-        *,
-        projector: bool,
-        diffusion_model: bool,
-        vlln: bool,
-        llm: bool = False,
-        visual: bool = False,
-        top_llm_layers: int = 0,
-    ) -> None:
-        """Choose the groups that are trained; all others are frozen and stay in eval mode."""
-        self._tuned = {
-            "projector": projector,
-            "diffusion_model": diffusion_model,
-            "vlln": vlln,
-            "llm": llm,
-            "visual": visual,
-        }
-        for group, modules in self.groups().items():
-            setattr(self.config, f"tune_{group}", self._tuned[group])
-            for module in modules:
-                module.requires_grad_(self._tuned[group])
+    def set_trainable(self, *, top_llm_layers: int = 0, **tuned: bool) -> None:
+        """Choose the `groups` that are trained; those left out are frozen and stay in eval mode."""
+        groups = self.groups()
+        for group, trained in (dict.fromkeys(groups, False) | tuned).items():
+            setattr(self.config, f"tune_{group}", trained)
+            for module in groups[group]:
+                module.requires_grad_(trained)
         if top_llm_layers:
             for layer in self.backbone.vlm.language_model.layers[-top_llm_layers:]:
                 layer.requires_grad_(True)
@@ -188,7 +165,7 @@ class Gr00tN1d7(PreTrainedModel):
         if mode:
             for group, modules in self.groups().items():
                 for module in modules:
-                    module.train(self._tuned[group])
+                    module.train(getattr(self.config, f"tune_{group}"))
             for module in self.trained_in_frozen:
                 module.train()
         return self
@@ -208,19 +185,17 @@ class Gr00tN1d7(PreTrainedModel):
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         trained_dtype: torch.dtype | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
         tune: dict[str, Any] | None = None,
-        **_auto: Any,
+        **auto: Any,
     ) -> Gr00tN1d7:
         """Load a checkpoint folder or hub id, strictly: no tensor missing, left over or of another shape.
 
         dtype: of all weights (None: as stored). tune: what will be trained, the arguments of `set_trainable` (None: as
-        config.json says); trained_dtype: of those weights. Further keywords, which AutoModel passes on, have no
-        effect. The model comes in eval mode.
+        config.json says); trained_dtype: of those weights. `revision`, `cache_dir` and `local_files_only` are as of
+        the hub; further keywords, which AutoModel passes on, have no effect. The model comes in eval mode.
         """
-        folder = resolve_folder(pretrained_model_name_or_path, revision, cache_dir, local_files_only)
+        hub = {name: auto[name] for name in ("revision", "cache_dir", "local_files_only") if name in auto}
+        folder = resolve_folder(pretrained_model_name_or_path, **hub)
         wanted_dtype = parse_dtype(dtype if dtype is not None else torch_dtype)
         config = config or read_config(folder)
         with torch.device("meta"):
@@ -237,20 +212,21 @@ class Gr00tN1d7(PreTrainedModel):
         return model.eval()
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | PathLike[str], *, dtype: Any = None, **kwargs: Any
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        dtype: torch.dtype | str | None = None,
+        max_shard_size: int = MAX_SHARD_BYTES,
+        safe_serialization: bool = True,
     ) -> None:
-        """Write config.json (every key), the weights in shards of at most 5 GB, and the backbone's architecture.
+        """Write config.json (every key), the weights in shards (always safetensors), and the backbone's architecture.
 
         dtype: None keeps each tensor's own. Raises ToolkitError, before anything is written, for weights that are not
         finite in `dtype`.
         """
-        max_shard_size = kwargs.pop("max_shard_size", MAX_SHARD_BYTES)
-        kwargs.pop("safe_serialization", None)
-        if kwargs:
-            raise TypeError(f"save_pretrained() got unexpected arguments {sorted(kwargs)}")
         folder, stored = Path(save_directory), parse_dtype(dtype)
         write_weights(self.state_dict(), folder, dtype=stored, max_shard_bytes=max_shard_size)
-        write_config(self.n1d7_config, self.backbone_config, folder, stored or next(self.parameters()).dtype)
+        write_config(self.config, self.backbone_config, folder, stored or next(self.parameters()).dtype)
 
 
 AutoConfig.register("Gr00tN1d7", Gr00tN1d7Config, exist_ok=True)
@@ -279,11 +255,10 @@ def missing_for_compilation(device: torch.device) -> str | None:
     """What torch.compile lacks on this machine to compile for `device`; None where nothing is missing."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "the package triton, which comes with PyTorch for CUDA"
-    candidates = ("c++", "g++", "clang++") if device.type == "cpu" else ("cc", "gcc", "clang")
-    own = os.environ.get("CXX" if device.type == "cpu" else "CC")
-    if not any(shutil.which(name) for name in (*candidates, *([own] if own else []))):
-        return f"a compiler ({', '.join(candidates)})"
-    return None
+    own, *candidates = ("CXX", "c++", "g++", "clang++") if device.type == "cpu" else ("CC", "cc", "gcc", "clang")
+    if any(shutil.which(name) for name in (os.environ.get(own, ""), *candidates)):
+        return None
+    return f"a compiler ({', '.join(candidates)})"
 
 
 def compiles(choice: bool | None, device: torch.device) -> bool:

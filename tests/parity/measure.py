@@ -124,18 +124,18 @@ def draw_differences(path: Path) -> dict[str, float]:
     model, inputs, data, _ = training_case(path)
     head, rows, action = model.action_head, EmbodimentRows(inputs["embodiment_id"]), inputs["action"]
     torch.manual_seed(int(data["seed"]))
-    draws = head.draw(action)
-    buckets = (draws.time * model.config.num_timestep_buckets).long()
-    time = draws.time[:, None, None]
+    noise, time, _ = head.draw(action)
+    buckets = (time * model.config.num_timestep_buckets).long()
+    t = time[:, None, None]
     with torch.no_grad():
         backbone = model.features(inputs)
         context = head.encode_context(backbone)
         state = head.encode_state(inputs["state"], rows)
-        noised = (1 - time) * draws.noise + time * action
+        noised = (1 - t) * noise + t * action
         velocity = head.velocity(noised, buckets, state, rows, context)
     parts = {
-        "noise": (absolute, draws.noise),
-        "time": (absolute, draws.time),
+        "noise": (absolute, noise),
+        "time": (absolute, time),
         "t_disc": (absolute, buckets),
         "pred_velocity": (relative, velocity),
     }
