@@ -23,7 +23,7 @@ from toolkit.progress import progress_bar
 
 if TYPE_CHECKING:
     from data_prep import CheckConfig
-    from data_prep.doctor.findings import Report
+    from data_prep.doctor import Report
 
 UNSOUND = 1  # exit status
 WIDTH = 118
