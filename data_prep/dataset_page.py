@@ -46,10 +46,10 @@ STYLE: Any = {
     "legend.fontsize": 9,
     **{f"{axis}tick.{key}": value for axis in "xy" for key, value in (("color", "#666666"), ("labelsize", 7))},
 }
+Panel = tuple[str, dict[str, Series]]  # title, {modality: values (T,) of one dimension by episode}
 MOMENTS = ("first", "middle", "last")
 IMAGE_WIDTH = 192  # pixels: a page with a few dozen images stays below a few MB
 INSTRUCTIONS = 20
-VERDICTS = {"ok": "sound", WARNING: "sound, with warnings", ERROR: "not sound"}
 
 _EPISODES = re.compile(r"episodes? (?:\()?([\d, ]+)")  # as data_prep.doctor.episodes writes them
 
@@ -67,7 +67,6 @@ def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str
             "title": f"Dataset {report.path}",
             "when": time.strftime("%Y-%m-%d %H:%M"),
             "report": report,
-            "verdict": VERDICTS[report.level],
             "errors": report.findings(ERROR),
             "warnings": report.findings(WARNING),
             "parts": parts,
@@ -94,6 +93,7 @@ def _part(subject: Subject, chosen: list[int]) -> dict[str, Any]:
     }
 
     def courses(axis: Axes, modalities: dict[str, Series]) -> None:
+        axis.set_xlabel("time (s)")
         for number, episode in enumerate(chosen):
             for modality, series in modalities.items():
                 if episode in series:
@@ -108,7 +108,7 @@ def _part(subject: Subject, chosen: list[int]) -> dict[str, Any]:
         "episodes": {index: (instructions.get(index, ""), _images(subject, index)) for index in chosen},
         "lengths": _draw_lengths(subject),
         "histograms": _draw(panels, 1.6, _histogram),
-        "traces": _draw(panels, 1.7, courses, "time (s)"),
+        "traces": _draw(panels, 1.7, courses),
     }
 
 
@@ -156,11 +156,8 @@ def _draw_lengths(subject: Subject) -> str:
     return _svg(figure)
 
 
-def _panels(subject: Subject) -> list[tuple[str, dict[str, Series]]]:
-    """(title, {modality: values (T,) by episode}) of every dimension, groups one after the other.
-
-    State and action share a panel where the group is relative, so that both are in the same unit.
-    """
+def _panels(subject: Subject) -> list[Panel]:
+    """One of every dimension. State and action share it where the group is relative: both are in the same unit."""
     found = []
     for name in dict.fromkeys(group.name for group in subject.groups):
         groups = [group for group in subject.groups if group.name == name]
@@ -185,12 +182,7 @@ def _histogram(axis: Axes, modalities: dict[str, Series]) -> None:
             axis.hist(seen, bins=bins, weights=weights, color=COLOURS[m], alpha=0.65, label=m)
 
 
-def _draw(
-    panels: Sequence[tuple[str, dict[str, Series]]],
-    height: float,
-    draw: Callable[[Axes, dict[str, Series]], None],
-    xlabel: str = "",
-) -> str:
+def _draw(panels: Sequence[Panel], height: float, draw: Callable[[Axes, dict[str, Series]], None]) -> str:
     """A figure with one panel for each title."""
     rows = max(1, -(-len(panels) // COLUMNS))
     figure = Figure(figsize=(3.0 * COLUMNS, height * rows + 0.4))
@@ -202,7 +194,6 @@ def _draw(
         axis.set_title(title)
         draw(axis, modalities)
         known |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.supxlabel(xlabel, fontsize=9)
     if known:
         figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=6)
     return _svg(figure)

@@ -13,6 +13,7 @@ import av
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
@@ -105,8 +106,8 @@ class EpisodeJob:
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One episode that is written: {file: SHA-256}, steps, bytes, and of its videos by camera the mean absolute
-    difference to the recording, "error" (of 255), and a sketch of the "first_frame", in hexadecimal digits."""
+    """One episode that is written: {file: SHA-256}, steps, bytes, and by camera a sketch of the first frame in
+    hexadecimal digits."""
 
     part: str
     index: int
@@ -114,7 +115,7 @@ class EpisodeRecord:
     files: dict[str, str]
     frames: int
     size: int
-    videos: dict[str, dict[str, Any]]
+    first_frame: dict[str, str]
 
 
 def choose_val_episodes(count: int, val_fraction: float, seed: int) -> tuple[int, ...]:
@@ -162,23 +163,23 @@ def write_episode(root: Path, job: EpisodeJob) -> EpisodeRecord:
     that do not show what was recorded.
     """
     table, *videos = (root / name for name in job.files())
-    checked = {c: _write_camera(path, job.episode, c) for path, c in zip(videos, CAMERAS, strict=True)}
+    sketches = {c: _write_camera(path, job.episode, c) for path, c in zip(videos, CAMERAS, strict=True)}
     columns = {name: pa.array(list(v) if v.ndim == 2 else v) for name, v in _columns(job).items()}
     with whole_file(table) as staged:
         pq.write_table(pa.table(columns), staged)
     hashes = {name: file_sha256(root / name) for name in job.files()}
     size = sum((root / name).stat().st_size for name in hashes)
-    return EpisodeRecord(job.part, job.index, job.made_of(), hashes, job.episode.length, size, checked)
+    return EpisodeRecord(job.part, job.index, job.made_of(), hashes, job.episode.length, size, sketches)
 
 
-def _write_camera(path: Path, episode: Episode, camera: str) -> dict[str, Any]:
+def _write_camera(path: Path, episode: Episode, camera: str) -> str:
+    """The sketch of the video's first frame."""
     frames = episode.frames(camera)
     checked = np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).round().astype(int))
     with whole_file(path) as staged:
         write_video(staged, frames, CONTROL_FREQ)
-        error = check_video(staged, len(frames), {int(i): frames[i] for i in checked})
-    sketch = thumbnail(frames[0], SKETCH_SIDE).round().astype(np.uint8)
-    return {"error": error, "first_frame": sketch.tobytes().hex()}
+        check_video(staged, len(frames), {int(i): frames[i] for i in checked})
+    return thumbnail(frames[0], SKETCH_SIDE).round().astype(np.uint8).tobytes().hex()
 
 
 def thumbnail(frame: np.ndarray, side: int) -> np.ndarray:
@@ -221,25 +222,20 @@ def read_table(path: Path) -> Columns:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
-    item = kind.value_type if is_list else kind
-    if pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item):
-        return True
-    return not is_list and bool(pa.types.is_string(item) or pa.types.is_large_string(item))
+    item = getattr(kind, "value_type", kind)  # of a list
+    return pa.types.is_primitive(item) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _to_numpy(column: pa.Array, name: str) -> np.ndarray:
     """(T,) or (T, D); empty cells of numbers become NaN. Rows of several widths raise ValueError."""
-    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
+    if not hasattr(column.type, "value_type"):
         return column.to_numpy(zero_copy_only=False)
     if column.null_count:
         raise ValueError(f'column "{name}" has empty cells')
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    if pa.types.is_list(column.type):
-        widths = np.unique(np.diff(column.offsets.to_numpy()))
-        if len(widths) > 1:
-            raise ValueError(f'column "{name}" has rows of {widths.min()} to {widths.max()} values')
-    return flat.reshape(len(column), -1)
+    widths = np.unique(pc.list_value_length(column).to_numpy())
+    if len(widths) > 1:
+        raise ValueError(f'column "{name}" has rows of {widths.min()} to {widths.max()} values')
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 # -- meta/ -------------------------------------------------------------------------------------------------------------
@@ -260,8 +256,7 @@ def finish_dataset(root: Path, plan: DatasetPlan, records: Sequence[EpisodeRecor
     pairs = zip(plan.instructions, columns, strict=True)
     episodes = [{"episode_index": i, "tasks": [text], "length": len(c["action"])} for i, (text, c) in enumerate(pairs)]
     _write_lines(meta / "episodes.jsonl", episodes)
-    held_out = set(plan.val_episodes)
-    used = [c for i, c in enumerate(columns) if i not in held_out]
+    used = [c for i, c in enumerate(columns) if i not in plan.val_episodes]
     joined = {name: np.concatenate([c[name] for c in used]) for name, v in used[0].items() if v.dtype.kind == "f"}
     stats = {name: feature_statistics(v if v.ndim == 2 else v[:, None]) for name, v in joined.items()}
     _write_json(meta / "stats.json", stats)
@@ -332,7 +327,7 @@ def _split(plan: DatasetPlan, records: Sequence[EpisodeRecord]) -> dict[str, Any
                 "file": name(e.file),
                 "trajectory": f"traj_{e.episode_id}",
                 "episode_seed": e.seed,
-                "first_frame": {camera: video["first_frame"] for camera, video in records[index].videos.items()},
+                "first_frame": records[index].first_frame,
             }
             for index, e in enumerate(plan.recordings.episodes)
         ],

@@ -30,13 +30,13 @@ from golden_files import golden_path
 from recordings import INSTRUCTION, SAMPLES
 
 from conflict_panda_config import MODALITY_CONFIG
+from data_prep.adopt import adopt
 from data_prep.check import main, read
 from data_prep.convert import convert_split
 from data_prep.doctor import Report
 from data_prep.doctor import examine as registry
 from data_prep.doctor.examine import examine, examine_one
 from data_prep.doctor.examined_dataset import Subject
-from data_prep.foreign_dataset import adopt
 from finetune.recipe import FinetuneConfig
 from finetune.training.dataloader import check_dataset
 from gr00t.errors import ToolkitError

@@ -22,8 +22,8 @@ from golden_files import golden_path
 from recordings import SAMPLES
 
 from conflict_panda_config import MODALITY_CONFIG
-from data_prep import foreign_dataset as adoption
-from data_prep.foreign_dataset import adopt, propose, proposed_configs
+from data_prep import adopt as adoption
+from data_prep.adopt import adopt, propose, proposed_configs
 from data_prep.lerobot import choose_val_episodes
 from gr00t.data.dataset import training_statistics
 from gr00t.data.layout import DatasetLayout, by_number, dataset_fingerprint

@@ -81,6 +81,11 @@ class Report:
         """The most serious level of its findings."""
         return worst(dataset.level for dataset in self.datasets)
 
+    @property
+    def verdict(self) -> str:
+        """Its level in words."""
+        return {OK: "sound", WARNING: "sound, with warnings", ERROR: "not sound"}[self.level]
+
     def findings(self, *levels: str) -> list[tuple[DatasetReport, CheckResult, Finding]]:
         """Every finding of these levels, with the check and the dataset it belongs to."""
         return [(d, r, f) for d in self.datasets for r in d.results for f in r.findings if f.level in levels]

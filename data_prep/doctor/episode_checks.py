@@ -13,7 +13,7 @@ from data_prep.doctor.examined_dataset import Group, Series, Subject, evenly
 from data_prep.maniskill import CONTROL_FREQ
 from toolkit.shared_keys import PARTS
 
-SPLIT = "meta/split.json"
+SPLIT, EPISODES = "meta/split.json", "meta/episodes.jsonl"
 SHARED = 0.5  # part of an episode's rows that two recordings of one task do not share
 RESAMPLED = 24  # steps at which episodes of any length are compared
 NEARLY = 0.03  # of the usual distance between two episodes
@@ -38,24 +38,17 @@ MEND_RATE = (
 def check_lengths(subject: Subject) -> Iterator[Finding]:
     lengths, deltas = subject.lengths, subject.configs["action"].delta_indices
     needed = max(deltas) - min(0, *deltas) + 1
-    yield remark("episodes", f"{min(lengths.values())} to {max(lengths.values())} frames")
     empty = {i: "Has fewer than two frames." for i, n in lengths.items() if n < 2}
-    yield from subject.about(error, "", empty, "Leave it out, or record it again.")
+    yield from subject.about(error, EPISODES, empty, "Leave it out, or record it again.")
     if not any(n >= needed for i, n in lengths.items() if i not in subject.held_out):
         found = f"No training episode is as long as the action horizon ({needed} steps)."
         remedy = "Record longer episodes, or shorten the action horizon in the modality configuration."
         yield error("episodes", found, remedy)
         return
     usual = float(np.median(list(lengths.values())))
-    stubs = {
-        i: f"Has {n} frames, where episodes have {usual:.0f}: was it cut off?"
-        for i, n in lengths.items()
-        if 2 <= n < 0.3 * usual
-    }
-    yield from subject.about(warning, "", stubs, "Watch it; leave it out if it does not end as it should.")
-    short = sum(n < needed for n in lengths.values())
-    if short:
-        yield remark("episodes", f"{short} are shorter than the action horizon ({needed}): their chunks are masked")
+    text = f"Has {{}} frames, where episodes have {usual:.0f}: was it cut off?"
+    stubs = {i: text.format(n) for i, n in lengths.items() if 2 <= n < 0.3 * usual}
+    yield from subject.about(warning, EPISODES, stubs, "Watch it; leave it out if it does not end as it should.")
 
 
 def check_endings(subject: Subject) -> Iterator[Finding]:
@@ -64,11 +57,6 @@ def check_endings(subject: Subject) -> Iterator[Finding]:
     if failed and len(failed) < len(rewards):
         found = "Does not end in success (next.reward is 0 in its last frame), as the others do."
         yield error(episodes(failed, len(rewards)), found, "Leave it out: the policy would learn to fail.")
-    done = {i: v.reshape(-1).astype(bool) for i, v in subject.column("next.done").items() if len(v)}
-    early = [i for i, v in done.items() if v[:-1].any()]
-    if early and len(early) < len(done):
-        found = "Is marked as done before its last frame: two episodes in one, or wrong marks."
-        yield warning(episodes(early, len(done)), found, "Cut it there, or prepare the dataset again.")
 
 
 def check_outliers(subject: Subject) -> Iterator[Finding]:
@@ -78,8 +66,6 @@ def check_outliers(subject: Subject) -> Iterator[Finding]:
             series = {i: v[:, d] for i, v in whole.items()}
             if len(np.unique(np.concatenate(list(series.values())))) > FEW_VALUES:
                 yield from _spikes(subject, group, name, series)
-                if not group.is_gripper:  # it snaps
-                    yield from _jumps(subject, group, name, series)
 
 
 def _spikes(subject: Subject, group: Group, name: str, series: Series) -> Iterator[Finding]:
@@ -110,44 +96,24 @@ def _spike_heights(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[first / 2], inner, [last / 2]])
 
 
-def _jumps(subject: Subject, group: Group, name: str, series: Series) -> Iterator[Finding]:
-    """Steps of a size that occurs nowhere else: two episodes in one, or lost frames."""
-    steps = {i: np.abs(np.diff(v)) for i, v in series.items()}
-    low, high = np.percentile(np.concatenate(list(series.values())), [2, 98])
-    limit = max(8 * np.percentile(np.concatenate(list(steps.values())), 95), 0.4 * (high - low))
-    wrong = {}
-    for i, step in steps.items():
-        t = int(step.argmax())
-        stays = np.abs(np.median(series[i][t + 1 : t + 4]) - np.median(series[i][max(0, t - 2) : t + 1])) > limit / 2
-        if step[t] > limit > 0 and stays:
-            wrong[i] = f"{name} jumps by {step[t]:.3g} after frame {t} of episode {i}."
-    if len(wrong) <= max(1, len(series) / 3):  # what most episodes do is no accident
-        remedy = "Two episodes in one, or lost frames: cut the episode there, or leave it out."
-        yield from subject.about(warning, group.where, wrong, remedy)
-
-
-def check_duplicates(subject: Subject) -> Iterator[Finding]:
-    twins, alike = _twins(subject, subject)
-    for i, j, share in twins[:SHOWN]:
-        how = "is the same as" if share == 1 else f"shares {share:.0%} of its frames with"
-        leak = (i in subject.held_out) != (j in subject.held_out)
-        found = f"Episode {j} {how} episode {i}" + (": one is trained on, the other held out." if leak else ".")
-        yield error(episodes([i, j]), found, MEND_LEAK if leak else MEND_TWIN)
-    if len(twins) > SHOWN:
-        yield error("episodes", f"{len(twins)} pairs of episodes are the same.", MEND_TWIN)
-    for i, j in alike[:SHOWN]:
-        leak = (i in subject.held_out) != (j in subject.held_out)
-        found = f"Episodes {i} and {j} do nearly the same: one is a copy with noise, or a replay of the other."
-        yield warning(episodes([i, j]), found, MEND_LEAK if leak else MEND_TWIN)
-
-
-def _twins(first: Subject, second: Subject) -> tuple[list[tuple[int, int, float]], list[tuple[int, int]]]:
-    """(episode of first, one of second, share of the shorter one's rows found in the other) where much is shared; the
-    pairs that are nearly equal only. Of a subject and itself each pair occurs once."""
+def check_twins(first: Subject, conflict: Subject | None = None) -> Iterator[Finding]:
+    """What is there twice, in whole or in part, exactly or nearly: in one dataset, or in train and in conflict."""
+    second, own = conflict or first, conflict is None
     tables = first.motion_tables, second.motion_tables
-    shared = {(i, j): share for i, j, share in _shared_rows(*tables) if first is not second or i < j}
-    alike = {(i, j) for i, j in _nearly_equal(*tables) if first is not second or i < j}
-    return sorted((*pair, share) for pair, share in shared.items()), sorted(alike - set(shared))
+    shared = {(i, j): share for i, j, share in _shared_rows(*tables) if i < j or not own}
+    alike = {(i, j): 0.0 for i, j in _nearly_equal(*tables) if (i < j or not own) and (i, j) not in shared}
+    for (i, j), share in [*sorted(shared.items())[:SHOWN], *sorted(alike.items())[:SHOWN]]:
+        leak = (i in first.held_out) != (j in first.held_out) or not own
+        how = "is" if share == 1 else f"shares {share:.0%} of its frames with"
+        if not share:
+            how = "does nearly the same, a copy with noise or a replay, as"
+        found = f"Episode {j} {how} episode {i}{': one is trained on, the other held out' if leak else ''}."
+        if not own:
+            found = f"Conflict episode {j} {how} train episode {i}."
+        where = episodes([i, j]) if own else f"conflict, episode {j}"
+        yield (error if share else warning)(where, found, MEND_LEAK if leak else MEND_TWIN)
+    if len(shared) > SHOWN:
+        yield error("episodes", f"{len(shared)} pairs of episodes are the same.", MEND_TWIN if own else MEND_LEAK)
 
 
 def _shared_rows(first: Series, second: Series) -> Iterator[tuple[int, int, float]]:
@@ -206,8 +172,6 @@ def check_split(subject: Subject) -> Iterator[Finding]:
         return
     if unknown := [i for i in listed if i not in known]:
         yield error(SPLIT, f"val_episodes names {episodes(unknown)}, which there is not.")
-    if len(set(listed)) != len(listed):
-        yield warning(SPLIT, "val_episodes names an episode twice.", "Name each once.")
     if subject.held_out == known:
         remedy = "Hold out a tenth, and train on the others."
         yield error(SPLIT, "Every episode is held out: nothing is left to train on.", remedy)
@@ -215,8 +179,6 @@ def check_split(subject: Subject) -> Iterator[Finding]:
     if part and subject.name in PARTS and part != subject.name:
         found = f'This folder is "{subject.name}", but was written as "{part}": the parts of the split are swapped.'
         yield error(SPLIT, found, "Put the folders back: conflict episodes must never be trained on.")
-    if part == "train" and not listed:
-        yield warning(SPLIT, "No episode is held out, so nothing can be evaluated open loop.", PREPARE_AGAIN)
 
 
 def check_rate(subject: Subject) -> Iterator[Finding]:
@@ -241,7 +203,7 @@ def check_timestamps(subject: Subject) -> Iterator[Finding]:
     yield from subject.about(error, "data/", broken)
     if not PLAUSIBLE_FPS[0] <= fps <= PLAUSIBLE_FPS[1]:
         return
-    other, jumps, late = {}, {}, {}
+    other, jumps = {}, {}
     for i, t in times.items():
         if i in broken or not len(t):
             continue
@@ -254,11 +216,8 @@ def check_timestamps(subject: Subject) -> Iterator[Finding]:
         elif len(gaps):
             where = f"episode {i} after frame {gaps[0]}"
             jumps[i] = f"Timestamps jump: {where}. Frames were lost or are unevenly spaced."
-        if abs(t[0]) > 0.5 / fps:
-            late[i] = f"Timestamps do not begin at 0 (episode {i}: {t[0]:.4g} s)."
     yield from subject.about(error, "data/", other, MEND_RATE)
     yield from subject.about(error, "data/", jumps, f"Cut the episode there, or record it again. {PREPARE_AGAIN}")
-    yield from subject.about(warning, "data/", late, "Subtract the first from each episode's timestamps.")
 
 
 def check_video_rate(subject: Subject) -> Iterator[Finding]:
@@ -269,18 +228,6 @@ def check_video_rate(subject: Subject) -> Iterator[Finding]:
         rates = {i: f.fps for i, f in subject.footage_of(camera).items() if f.fps}
         other = {i: text.format(rate) for i, rate in rates.items() if abs(rate - fps) > 0.02 * fps}
         yield from subject.about(warning, f"videos/, {camera}", other, remedy)
-
-
-def check_apart(train: Subject, conflict: Subject) -> Iterator[Finding]:
-    twins, alike = _twins(train, conflict)
-    for i, j, share in twins[:SHOWN]:
-        how = "is" if share == 1 else f"shares {share:.0%} of its frames with"
-        yield error(f"conflict, episode {j}", f"Conflict episode {j} {how} train episode {i}.", MEND_LEAK)
-    if len(twins) > SHOWN:
-        yield error("conflict", f"{len(twins)} conflict episodes are in train too.", MEND_LEAK)
-    for i, j in alike[:SHOWN]:
-        found = f"Conflict episode {j} does nearly the same as train episode {i}: a copy with noise, or a replay?"
-        yield warning(f"conflict, episode {j}", found, MEND_LEAK)
 
 
 def check_same_form(train: Subject, conflict: Subject) -> Iterator[Finding]:

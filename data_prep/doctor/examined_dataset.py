@@ -131,8 +131,7 @@ class Subject:
     ) -> Iterator[Finding]:
         """One finding of the episodes of `wrong`, {episode: what is wrong with it}, in the words of the first."""
         if wrong:
-            where = f"{place}, {self.which(wrong)}" if place else self.which(wrong)
-            yield level(where, next(iter(wrong.values())), remedy)
+            yield level(f"{place}, {self.which(wrong)}", next(iter(wrong.values())), remedy)
 
     # -- frame tables --------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@ every frame an instruction that is listed?"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.doctor import Finding, episodes, error, remark, warning
+from data_prep.doctor import Finding, error, remark, warning
 from data_prep.doctor.examined_dataset import Group, Subject, matrix
 from gr00t.data.layout import dataset_fingerprint, file_hashes
 from gr00t.data.schema import ActionType
@@ -53,11 +53,6 @@ def check_counts(subject: Subject) -> Iterator[Finding]:
         said = layout.info.get(key)
         if said is not None and said != counted:
             yield level("meta/info.json", f"{key} says {said}, but there are {counted}.", MEND_COUNTS)
-    missing = sorted(set(range(count)) - set(subject.lengths))
-    if missing:
-        found = f"The {count} episodes are not numbered from 0: {episodes(missing)} missing."
-        remedy = "Check that none was lost: prepare the dataset again, or number what is there from 0."
-        yield warning("meta/episodes.jsonl", found, remedy)
 
 
 def check_tables(subject: Subject) -> Iterator[Finding]:
@@ -79,13 +74,6 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
         columns = subject.column(name).items()
         wrong = {i: found for i, v in columns if not np.array_equal(v.reshape(-1), right(i, len(v)))}
         yield from subject.about(error, "data/", wrong)
-    places = {i: v.reshape(-1) for i, v in subject.column("index").items() if len(v)}
-    gaps = {i for i in places if i + 1 in places and places[i + 1][0] != places[i][-1] + 1}
-    inner = {i for i, v in places.items() if (np.diff(v) != 1).any()}
-    if gaps or inner:
-        found = "The column index does not run on from row to row through the dataset."
-        remedy = "Training does not read it, LeRobot does: prepare the dataset again."
-        yield warning(f"data/, {episodes(sorted(gaps | inner))}", found, remedy)
 
 
 def check_videos_present(subject: Subject) -> Iterator[Finding]:
@@ -111,20 +99,6 @@ def check_videos_present(subject: Subject) -> Iterator[Finding]:
 
 def _relative(subject: Subject, path: Path) -> Path:
     return path.relative_to(subject.root) if path.is_relative_to(subject.root) else path
-
-
-def check_features(subject: Subject) -> Iterator[Finding]:
-    for name, entry in subject.features.items():
-        if entry.get("dtype") == "video" or not isinstance(entry.get("shape"), list):
-            continue
-        promised = int(np.prod([n for n in entry["shape"] if isinstance(n, int)] or [1]))
-        widths = {i: matrix(v).shape[1] for i, v in subject.column(name).items()}
-        found = {i: f"Rows have {n} values, meta/info.json promises {promised}." for i, n in widths.items()}
-        wrong = {i: found[i] for i, width in widths.items() if width != promised}
-        yield from subject.about(error, f"data/, column {name}", wrong)
-    for name in subject.group_columns:
-        if any(v.dtype.kind != "f" for v in subject.column(name).values()):
-            yield error(f"data/, column {name}", "Holds whole numbers or texts, where measured values are expected.")
 
 
 def check_unchanged(subject: Subject) -> Iterator[Finding]:
@@ -237,9 +211,8 @@ def check_groups(subject: Subject) -> Iterator[Finding]:
         names = subject.features.get(group.column, {}).get("names")
         if not isinstance(names, list) or not any("gripper" in str(name).lower() for name in names):
             continue
-        own = [str(name) for name in names[group.part]]
-        strange = [name for name in own if ("gripper" in name.lower()) != group.is_gripper]
-        if strange and (group.is_gripper or len(strange) < len(own)):
+        strange = [name for name in group.dims if ("gripper" in name.lower()) != group.is_gripper]
+        if strange and (group.is_gripper or len(strange) < len(group.dims)):
             text = f'{group.where} holds {", ".join(strange)} of "{group.column}" (by name).'
             yield warning(MODALITY, text, MEND_MODALITY)
 
@@ -255,10 +228,6 @@ def check_tasks(subject: Subject) -> Iterator[Finding]:
         if not any(letter.isalnum() for letter in text):
             found = f"Instruction {index} is empty ({text!r}): the policy would be told nothing."
             yield error(TASKS, found, MEND_TASKS)
-    for text, count in Counter(tasks.values()).items():
-        if count > 1:
-            remedy = "Give both the same task_index; a mixture of instructions is counted wrongly otherwise."
-            yield warning(TASKS, f'"{text}" is listed {count} times.', remedy)
 
 
 def check_told(subject: Subject) -> Iterator[Finding]:
@@ -275,7 +244,7 @@ def check_told(subject: Subject) -> Iterator[Finding]:
         for e in subject.layout.episodes
         if e.tasks and not {tasks[n] for n in by_episode.get(e.index, ()) if n in tasks} <= set(e.tasks)
     }
-    remedy = "One of the two is another episode's: find out which (see the images of html=FILE), and mend the other."
+    remedy = "One of the two is another episode's: find out which (see the page, html=FILE), and mend the other."
     yield from subject.about(error, "meta/episodes.jsonl", strange, remedy)
 
 

@@ -26,12 +26,8 @@ from gr00t.errors import ToolkitError
 
 TWO_PI = 2 * np.pi
 # Joint limits of the Franka Panda (rad), from its datasheet; a controller's target may lie a little beyond.
-PANDA_LIMITS = np.array(
-    [
-        [-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973],
-        [2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973],
-    ]
-)
+PANDA_LOW = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
+PANDA_HIGH = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
 LIMIT_MARGIN = 0.1
 GRIPPER_OPEN = 0.08  # metres
 LEROBOT_MOTOR = ".pos"  # ends the names of motors that LeRobot's own robots report, in units of their calibration
@@ -45,17 +41,13 @@ TAG = "new_embodiment"
 COMPUTED = "none in GR00T's form: training computes them from the training episodes"
 
 MEND_RECORD = "Remove these episodes, or record them again: nothing in a dataset can replace a value that is lost."
-MEND_DEGREES = (
-    "Convert joint angles to radians in states and actions (times pi / 180), then write the statistics again."
-)
+MEND_DEGREES = "Convert angles to radians in states and actions (times pi / 180), then write the statistics again."
 MEND_GRIPPER = (
     "State is the gripper's opening in metres (0 to 0.08), action the command from -1 (closed) to 1 (open): convert "
     "it, then write the statistics again."
 )
 MEND_STUCK = "Check the recorder: the value was not measured or not written. Record again, or leave the episodes out."
-MEND_LIMITS = (
-    "Check the order, signs and units of the joints, and that the robot is a Panda; then record or convert again."
-)
+MEND_LIMITS = "Check the joints' order, signs and units, and that it is a Panda; then record or convert again."
 MEND_STATISTICS = (
     "Write the statistics again from the data as it is now, for the action horizon of the modality configuration: "
     "prepare_conflict_data.py with overwrite=true does."
@@ -114,16 +106,16 @@ def _degrees(subject: Subject, group: Group, values: np.ndarray) -> Iterator[Fin
 
 
 def _limits(subject: Subject, group: Group) -> Iterator[Finding]:
-    low, high = PANDA_LIMITS[0] - LIMIT_MARGIN, PANDA_LIMITS[1] + LIMIT_MARGIN
+    low, high = PANDA_LOW - LIMIT_MARGIN, PANDA_HIGH + LIMIT_MARGIN
     wrong = {}
     for i, values in group.series.items():
         finite = values[np.isfinite(values).all(axis=1)]
         outside = ((finite < low) | (finite > high)).sum(axis=0)
         if (outside > 0.05 * len(finite)).any():
             d = int(outside.argmax())
-            seen, (least, most) = finite[:, d], PANDA_LIMITS[:, d]
-            may = f"the Panda's joint {d + 1} can only go from {least:.3g} to {most:.3g}"
-            wrong[i] = f"{group.dims[d]} goes from {seen.min():.3g} to {seen.max():.3g} rad; {may}."
+            least, most = finite[:, d].min(), finite[:, d].max()
+            may = f"the Panda's joint {d + 1} can only go from {PANDA_LOW[d]:.3g} to {PANDA_HIGH[d]:.3g}"
+            wrong[i] = f"{group.dims[d]} goes from {least:.3g} to {most:.3g} rad; {may}."
     yield from subject.about(error, group.where, wrong, MEND_LIMITS)
 
 
@@ -216,48 +208,41 @@ def _not_comparable(subject: Subject) -> str:
 
 
 def _column(subject: Subject, column: str, recorded: Any) -> Iterator[tuple[Level, str]]:
-    if not isinstance(recorded, dict):
-        yield error, "Has no statistics, which normalisation needs."
-        return
     values = {i: matrix(v).astype(np.float64) for i, v in subject.column(column).items() if v.dtype.kind == "f"}
     values = {i: v for i, v in values.items() if len(v) and np.isfinite(v).all()}
     training = [v for i, v in values.items() if i not in subject.held_out]
-    if not training or len({v.shape[1] for v in values.values()}) > 1:
+    widths = {v.shape[1] for v in values.values()}
+    if not training or len(widths) > 1:
         return
-    absent = [name for name in STATISTIC_NAMES if name not in recorded]
-    if absent:
-        yield error, f"{', '.join(absent)} is missing."
-    wrong = _differences(recorded, np.concatenate(training))
-    if wrong and subject.held_out and not _differences(recorded, np.concatenate(list(values.values()))):
+    try:
+        said = {name: np.asarray(recorded[name], dtype=np.float64).reshape(*widths) for name in STATISTIC_NAMES}
+    except (LookupError, TypeError, ValueError):
+        yield error, f"Does not hold {', '.join(STATISTIC_NAMES)}, a number for each dimension."
+        return
+    fresh = feature_statistics(np.concatenate(training))
+    wrong = [difference for difference in _apart(said, fresh) if difference[0] > 1]
+    if not wrong:
+        return
+    _, name, (d,) = wrong[0]
+    names = subject.features.get(column, {}).get("names")
+    dim = names[d] if isinstance(names, list) and d < len(names) else f"dimension {d}"
+    if subject.held_out and _apart(said, feature_statistics(np.concatenate(list(values.values()))))[0][0] <= 1:
         yield warning, "Counts the held-out episodes too: what they hold is known to the policy's normalisation."
-    elif wrong:
-        names = subject.features.get(column, {}).get("names")
-        name, d, said, counted = wrong[0]
-        dim = names[d] if isinstance(names, list) and d < len(names) else f"dimension {d}"
-        more = f"({len(wrong)} such values)"
-        yield error, f"{name} of {dim} says {said}, the training episodes give {counted:.6g} {more}."
+    else:
+        counted = f"the training episodes give {fresh[name][d]:.6g} ({len(wrong)} such values)"
+        yield error, f"{name} of {dim} says {said[name][d]:.6g}, {counted}."
 
 
-def _differences(recorded: dict[str, Any], values: np.ndarray) -> list[tuple[str, int, str, float]]:
-    """(statistic, dimension, what is recorded, what it is) wherever the two differ, the widest difference first.
-
-    values: (N, D).
-    """
-    fresh = feature_statistics(values)
-    span = np.ptp(values, axis=0)
+def _apart(recorded: dict[str, Any], fresh: Statistics, times: float = 1) -> list[tuple[float, str, tuple[int, ...]]]:
+    """(distance in `times` the tolerance, statistic, place in it) of each number, the most different first."""
+    low, high = np.asarray(fresh["min"]), np.asarray(fresh["max"])
     found = []
-    for name in (n for n in STATISTIC_NAMES if n in recorded):
-        try:
-            said = np.asarray(recorded[name], dtype=np.float64).reshape(-1)
-        except (TypeError, ValueError):
-            said = np.empty(0)
-        if len(said) != values.shape[1]:
-            return [(name, 0, f"{len(said)} numbers for {values.shape[1]} dimensions", fresh[name][0])]
-        apart = np.abs(said - fresh[name])
-        limit = TOLERANCE[name] * span + 1e-5 * np.abs(values).max(axis=0) + 1e-9
-        size = np.where(np.isfinite(said), apart / limit, np.inf)
-        found += [(float(size[d]), name, int(d), f"{said[d]:.6g}", fresh[name][d]) for d in np.flatnonzero(size > 1)]
-    return [difference[1:] for difference in sorted(found, key=lambda difference: -difference[0])]
+    for name in STATISTIC_NAMES:
+        limit = times * TOLERANCE[name] * (high - low) + 1e-5 * np.maximum(np.abs(low), np.abs(high)) + 1e-6
+        size = np.abs(np.asarray(recorded[name], dtype=np.float64) - fresh[name]) / limit
+        size = np.where(np.isfinite(size), size, np.inf)
+        found += [(float(size[place]), name, place) for place in np.ndindex(size.shape)]
+    return sorted(found, key=lambda difference: -difference[0])
 
 
 def check_relative(subject: Subject) -> Iterator[Finding]:
@@ -294,16 +279,9 @@ def _fit(subject: Subject, recorded: dict[str, Statistics], group: str) -> tuple
     found: list[tuple[float, str, int, Tail]] = []
     for tail in tails:
         fresh = subject.fresh_relative(tail).get(group)
-        if fresh is None or (found and found[0][0] <= 1):
-            continue
-        span = np.ptp([fresh["min"], fresh["max"]], axis=0)  # (H, D)
-        differences = []
-        for name in STATISTIC_NAMES:
-            apart = np.abs(np.asarray(recorded[group][name], dtype=np.float64) - fresh[name])
-            size = apart / (2 * TOLERANCE[name] * span + 1e-5 * np.abs(fresh["max"]) + 1e-6)
-            size = np.where(np.isfinite(size), size, np.inf).max(axis=1)
-            differences.append((float(size.max()), name, int(size.argmax()), tail))
-        found.append(max(differences, key=lambda difference: difference[0]))
+        if fresh is not None and not (found and found[0][0] <= 1):
+            apart, name, (step, _) = _apart(recorded[group], fresh, times=2)[0]
+            found.append((apart, name, step, tail))
     return min(found, key=lambda fit: fit[0], default=(0.0, "", 0, "mask"))
 
 

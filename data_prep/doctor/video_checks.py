@@ -48,6 +48,8 @@ MEND_TURNED = "Turn the frames back, or prepare the dataset again: the policy wi
 MEND_CAMERAS = "Exchange the two videos (or the original_key entries in meta/modality.json, where all are swapped)."
 MEND_EPISODE = "The video belongs to another episode: find its own, or prepare the dataset again."
 
+Verdict = tuple[str, str]  # what happened to an image, and what mends it
+
 # What may have happened to an image (H, W, 3), how it looks then, and what mends it.
 CHANGES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray], str], ...] = (
     ("has red and blue swapped (BGR instead of RGB)", lambda image: image[..., ::-1], MEND_COLOURS),
@@ -101,10 +103,6 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
         other = {i: text.format(*size) for i, size in sorted(sizes.items()) if size != usual}
         remedy = f"Record the whole dataset with one size. {PREPARE_AGAIN}"
         yield from subject.about(error, f"videos/, {camera}", other, remedy)
-        shape = subject.features.get(subject.layout.video_column(camera), {}).get("shape")
-        if isinstance(shape, list) and len(shape) == 3 and not set(usual) <= set(shape):
-            found = f"{camera} has frames of {usual[0]}x{usual[1]}, the features say {shape}."
-            yield warning("meta/info.json", found, "Correct shape in the features of meta/info.json.")
 
 
 def check_frozen(subject: Subject) -> Iterator[Finding]:
@@ -189,15 +187,17 @@ def check_order(subject: Subject) -> Iterator[Finding]:
 
 def check_first_frames(subject: Subject) -> Iterator[Finding]:
     recorded = _recorded(subject)
-    verdicts: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for (i, camera), f in subject.footage.items():
-        if f.sketch is not None and (i, camera) in recorded:
-            verdict = _verdict(f.sketch, (i, camera), recorded)
-            if verdict:
-                verdicts[camera, *verdict].append(i)
-    for (camera, found, remedy), indices in verdicts.items():
-        where = f"videos/, {camera}, {subject.which(indices)}"
-        yield error(where, f"The first frame {found}; it is not what was recorded.", remedy)
+    for camera in subject.cameras:
+        sketches = {i: f.sketch for i, f in subject.footage_of(camera).items() if (i, camera) in recorded}
+        verdicts = {i: _verdict(seen, (i, camera), recorded) for i, seen in sketches.items() if seen is not None}
+        yield from _by_verdict(subject, camera, verdicts, "The first frame {}; it is not what was recorded.")
+
+
+def _by_verdict(subject: Subject, camera: str, verdicts: dict[int, Verdict | None], text: str) -> Iterator[Finding]:
+    """A finding for each verdict, of the episodes that share it."""
+    for found, remedy in dict.fromkeys(verdict for verdict in verdicts.values() if verdict):
+        wrong = {i: text.format(found) for i, verdict in verdicts.items() if verdict == (found, remedy)}
+        yield from subject.about(error, f"videos/, {camera}", wrong, remedy)
 
 
 def _recorded(subject: Subject) -> dict[tuple[int, str], np.ndarray]:
@@ -210,10 +210,8 @@ def _recorded(subject: Subject) -> dict[tuple[int, str], np.ndarray]:
     return found
 
 
-def _verdict(
-    seen: np.ndarray, place: tuple[int, str], recorded: dict[tuple[int, str], np.ndarray]
-) -> tuple[str, str] | None:
-    """(what happened, remedy) where a frame's sketch is not what was recorded of that episode and camera."""
+def _verdict(seen: np.ndarray, place: tuple[int, str], recorded: dict[tuple[int, str], np.ndarray]) -> Verdict | None:
+    """What happened where a frame's sketch is not what was recorded of that episode and camera."""
 
     def apart(image: np.ndarray, other: tuple[int, str]) -> float:
         return float(np.abs(image - recorded[other]).max())
@@ -239,21 +237,15 @@ def check_alike(subject: Subject) -> Iterator[Finding]:
         if len(means[camera]) >= ENOUGH:
             usual[camera] = np.median(np.stack(list(means[camera].values())), axis=0)
     for camera, image in usual.items():
-        changed: dict[tuple[str, str], list[int]] = defaultdict(list)
         apart = {i: float(np.abs(mean - image).mean()) for i, mean in means[camera].items()}
         limit = max(UNLIKE, 2.5 * float(np.median(list(apart.values()))))
-        for i in (i for i, distance in apart.items() if distance >= limit):
-            verdict = _change(means[camera][i], camera, usual)
-            if verdict:
-                changed[verdict].append(i)
-        for (found, remedy), indices in changed.items():
-            where = f"videos/, {camera}, {subject.which(indices)}"
-            level = warning if found.startswith("is much") else error
-            yield level(where, f"The picture {found}, compared with the other episodes.", remedy)
+        unlike = {i: mean for i, mean in means[camera].items() if apart[i] >= limit}
+        verdicts = {i: _change(mean, camera, usual) for i, mean in unlike.items()}
+        yield from _by_verdict(subject, camera, verdicts, "The picture {}, compared with the other episodes.")
 
 
-def _change(mean: np.ndarray, camera: str, usual: dict[str, np.ndarray]) -> tuple[str, str] | None:
-    """(what happened, remedy) to a mean thumbnail that is not as usual for its camera."""
+def _change(mean: np.ndarray, camera: str, usual: dict[str, np.ndarray]) -> Verdict | None:
+    """What happened to a mean thumbnail that is not as usual for its camera."""
     own = float(np.abs(mean - usual[camera]).mean())
     for name, change, remedy in CHANGES:
         if np.abs(change(mean) - usual[camera]).mean() < 0.4 * own:
@@ -261,8 +253,6 @@ def _change(mean: np.ndarray, camera: str, usual: dict[str, np.ndarray]) -> tupl
     for other, image in usual.items():
         if other != camera and np.abs(mean - image).mean() < 0.4 * own:
             return f"is the camera {other}'s", MEND_CAMERAS
-    if mean.mean() < 0.35 * usual[camera].mean():
-        return "is much darker", "Check the light or the camera's exposure; leave the episode out if it is no use."
     return None
 
 
