@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import ProgressColumn, Task, track
+from rich.text import Text
 
 from data_prep.lerobot import (
     DatasetPlan,
@@ -113,7 +114,7 @@ def convert_split(
     """
     started = time.monotonic()
     target = Path(data_dir) / split_name
-    _check_arguments(split_name, instruction)
+    _check_arguments(split_name, instruction, workers)
     _check_target(target, overwrite)
     report = ConversionReport(target)
     parts = _read(Path(raw_dir) / split_name, progress, report)
@@ -140,7 +141,7 @@ def convert_split(
 # -- before anything is written ----------------------------------------------------------------------------------------
 
 
-def _check_arguments(split_name: str, instruction: str) -> None:
+def _check_arguments(split_name: str, instruction: str, workers: int | None) -> None:
     if not split_name or split_name.startswith(".") or Path(split_name).name != split_name:
         raise ToolkitError(f'split name "{split_name}": give a plain folder name such as color_object.')
     if not instruction.strip() or "\n" in instruction:
@@ -148,6 +149,8 @@ def _check_arguments(split_name: str, instruction: str) -> None:
             f'The split "{split_name}" has no one-line instruction; recordings hold no language, so say it: '
             'split.instruction="pick up the color-matching object".'
         )
+    if workers is not None and workers < 1:
+        raise ToolkitError(f"workers is {workers}; give the number of processes, 1 or more.")
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -254,6 +257,13 @@ def _remedy(recordings: Recordings, twins: list[list[Episode]]) -> str:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
+class _FrameRate(ProgressColumn):
+    """Frames/s of the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f}/s" if task.speed else "")
+
+
 def _convert(
     unfinished: Unfinished,
     plans: list[DatasetPlan],
@@ -274,7 +284,7 @@ def _convert(
     _check_space(unfinished.dataset, to_write * size / written if enough else sum(_guess(j.episode) for j in missing))
     for folder in {(unfinished.dataset / name).parent for job in jobs for name in job.files()}:
         folder.mkdir(parents=True, exist_ok=True)
-    with progress_bar(unit="frames", show=progress) as bar:
+    with progress_bar(_FrameRate(), unit="frames", show=progress) as bar:
         there = {plan.part: sum(record.frames for record in unfinished.of(plan.part)) for plan in plans}
         tasks = {plan.part: bar.add_task(plan.part, total=plan.frames, completed=there[plan.part]) for plan in plans}
         # Closed, so that the processes are gone when an error ends the loop.

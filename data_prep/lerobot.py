@@ -106,8 +106,8 @@ class EpisodeJob:
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One episode that is written: {file: SHA-256}, steps, bytes, and by camera a sketch of the first frame in
-    hexadecimal digits."""
+    """One episode that is written: {file: SHA-256}, steps, bytes, and of its videos by camera the mean absolute
+    difference to the recording, "error" (of 255), and a sketch of the "first_frame", in hexadecimal digits."""
 
     part: str
     index: int
@@ -115,7 +115,7 @@ class EpisodeRecord:
     files: dict[str, str]
     frames: int
     size: int
-    first_frame: dict[str, str]
+    videos: dict[str, dict[str, Any]]
 
 
 def choose_val_episodes(count: int, val_fraction: float, seed: int) -> tuple[int, ...]:
@@ -163,23 +163,23 @@ def write_episode(root: Path, job: EpisodeJob) -> EpisodeRecord:
     that do not show what was recorded.
     """
     table, *videos = (root / name for name in job.files())
-    sketches = {c: _write_camera(path, job.episode, c) for path, c in zip(videos, CAMERAS, strict=True)}
+    checked = {c: _write_camera(path, job.episode, c) for path, c in zip(videos, CAMERAS, strict=True)}
     columns = {name: pa.array(list(v) if v.ndim == 2 else v) for name, v in _columns(job).items()}
     with whole_file(table) as staged:
         pq.write_table(pa.table(columns), staged)
     hashes = {name: file_sha256(root / name) for name in job.files()}
     size = sum((root / name).stat().st_size for name in hashes)
-    return EpisodeRecord(job.part, job.index, job.made_of(), hashes, job.episode.length, size, sketches)
+    return EpisodeRecord(job.part, job.index, job.made_of(), hashes, job.episode.length, size, checked)
 
 
-def _write_camera(path: Path, episode: Episode, camera: str) -> str:
-    """The sketch of the video's first frame."""
+def _write_camera(path: Path, episode: Episode, camera: str) -> dict[str, Any]:
     frames = episode.frames(camera)
     checked = np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).round().astype(int))
     with whole_file(path) as staged:
         write_video(staged, frames, CONTROL_FREQ)
-        check_video(staged, len(frames), {int(i): frames[i] for i in checked})
-    return thumbnail(frames[0], SKETCH_SIDE).round().astype(np.uint8).tobytes().hex()
+        error = check_video(staged, len(frames), {int(i): frames[i] for i in checked})
+    sketch = thumbnail(frames[0], SKETCH_SIDE).round().astype(np.uint8)
+    return {"error": error, "first_frame": sketch.tobytes().hex()}
 
 
 def thumbnail(frame: np.ndarray, side: int) -> np.ndarray:
@@ -221,14 +221,19 @@ def read_table(path: Path) -> Columns:
     return {name: _to_numpy(table.column(name).combine_chunks(), name) for name in names}
 
 
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind))
+
+
 def _is_plain(kind: pa.DataType) -> bool:
-    item = getattr(kind, "value_type", kind)  # of a list
-    return pa.types.is_primitive(item) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    item = kind.value_type if _is_list(kind) else kind
+    number = pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item)
+    return bool(number or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _to_numpy(column: pa.Array, name: str) -> np.ndarray:
     """(T,) or (T, D); empty cells of numbers become NaN. Rows of several widths raise ValueError."""
-    if not hasattr(column.type, "value_type"):
+    if not _is_list(column.type):
         return column.to_numpy(zero_copy_only=False)
     if column.null_count:
         raise ValueError(f'column "{name}" has empty cells')
@@ -327,7 +332,7 @@ def _split(plan: DatasetPlan, records: Sequence[EpisodeRecord]) -> dict[str, Any
                 "file": name(e.file),
                 "trajectory": f"traj_{e.episode_id}",
                 "episode_seed": e.seed,
-                "first_frame": records[index].first_frame,
+                "first_frame": {camera: video["first_frame"] for camera, video in records[index].videos.items()},
             }
             for index, e in enumerate(plan.recordings.episodes)
         ],

@@ -192,7 +192,8 @@ def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
             raise ToolkitError(f"{h5_path}: {problem}. {replay_remedy(h5_path, meta)}")
         raise ToolkitError(
             f"{h5_path}: {problem}. ManiSkill cannot convert {mode} to it: record again with control_mode="
-            f"{CONTROL_MODE}, or replay the recordings of joint targets: {replay_command('<original>.h5')}"
+            f"{CONTROL_MODE}, or if these were replayed from joint-target recordings, replay those: "
+            f"{replay_command('<original>.h5')}"
         )
     obs_mode = str(env_kwargs.get("obs_mode"))
     if "rgb" not in obs_mode or "state" in obs_mode:
@@ -231,7 +232,9 @@ def _read_episodes(h5_path: Path, meta: dict[str, Any], result: Recordings) -> N
     entries: dict[int, dict[str, Any]] = {}
     for entry in meta["episodes"]:
         if not isinstance(entry, dict) or not isinstance(entry.get("episode_id"), int):
-            raise ToolkitError(f"{json_path}: an episode has no episode_id; record it again, or copy the file again.")
+            raise ToolkitError(
+                f"{json_path}: an episode has no episode_id; the file is damaged: record or copy it again."
+            )
         if entry["episode_id"] in entries:
             raise ToolkitError(f"{json_path}: episode_id {entry['episode_id']} occurs twice; record or copy it again.")
         entries[entry["episode_id"]] = entry
@@ -264,7 +267,9 @@ class _Trajectory:
         """Empty for an episode that is solved at its last step, else the reason to leave it out."""
         length = len(self._array("actions", (None, ACTION_DIM)))
         if length == 0:
-            raise ToolkitError(f"{self.where}: has no steps. Remove it from h5 and json, or record it again.")
+            raise ToolkitError(
+                f"{self.where}: has no steps (length 0). Remove it from h5 and json, or record it again."
+            )
         elapsed = entry.get("elapsed_steps", length)
         if elapsed != length:
             raise ToolkitError(
@@ -315,8 +320,8 @@ class _Trajectory:
         wrong = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.zeros((1, 1), int)
         if len(wrong):
             raise ToolkitError(
-                f'{self.where}: "{name}" is not a finite number at step {wrong[0, 0]}. The simulation broke down: '
-                "remove the episode from h5 and json, or record it again."
+                f'{self.where}: "{name}" is not a finite number at step {wrong[0, 0]}. The simulation broke down '
+                "there: remove the episode from h5 and json, or record it again."
             )
         return values
 
