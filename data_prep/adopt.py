@@ -17,10 +17,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
-from data_prep.lerobot import GROUPS, choose_val_episodes
-from gr00t.data.layout import CODEBASE_VERSION, DatasetLayout, MetaFolder, by_number, fingerprint_entries, read_episodes
 from gr00t.data.schema import ActionConfig, ActionRepresentation, ModalityConfig, ModalityConfigs, python_source
 from gr00t.data.statistics import COLUMNS
 from gr00t.errors import ToolkitError, did_you_mean, disk_errors, near_folder
@@ -60,6 +56,10 @@ def adopt(config: AdoptConfig) -> list[str]:
     Returns what was found and done, as lines of text. What exists is never replaced. Raises ToolkitError for a folder
     that is no LeRobot dataset, and for one that cannot be made one that GR00T reads.
     """
+    # Here and below imported only when needed: --help and a refusal should not wait for pyarrow and the decoders.
+    from data_prep.lerobot import choose_val_episodes
+    from gr00t.data.layout import CODEBASE_VERSION, MetaFolder, read_episodes
+
     root = Path(config.dataset)
     if not root.is_dir():
         problem = f"dataset={root} does not exist. Give the folder of a LeRobot dataset, dataset=FOLDER."
@@ -100,6 +100,10 @@ def adopt(config: AdoptConfig) -> list[str]:
 
 def _check_columns(root: Path, proposal: Proposal) -> None:
     """meta/info.json may list what the frame tables do not hold."""
+    import pyarrow.parquet as pq
+
+    from gr00t.data.layout import by_number
+
     tables = by_number((root / "data").glob("*/*.parquet"))
     if not tables:
         raise ToolkitError(f"{root}/data holds no chunk-*/*.parquet. Download or copy the dataset again.")
@@ -153,6 +157,8 @@ def proposed_configs(modality: dict[str, Groups], like: ModalityConfigs) -> Moda
 
 
 def _write(root: Path, files: dict[str, Any]) -> list[str]:
+    from gr00t.data.layout import DatasetLayout, fingerprint_entries
+
     remedy = (
         "To leave that folder as it is, adopt one of your own that links to it: mkdir OWN; ln -s "
         f"{root.absolute()}/data {root.absolute()}/videos OWN/; cp -r {root}/meta OWN/"
@@ -225,6 +231,8 @@ def _vectors(features: Features, modality: str) -> Features:
 
 def _groups(columns: dict[str, Features], assumed: list[str]) -> dict[str, Groups]:
     """Groups of state and of action: parts of the usual column, and every other column as one."""
+    from data_prep.lerobot import GROUPS
+
     found: dict[str, Groups] = {"state": {}, "action": {}}
     main = {m: of[COLUMNS[m]] for m, of in columns.items() if COLUMNS[m] in of}
     sizes = {m: _shape(feature)[0] for m, feature in main.items()}
