@@ -39,12 +39,20 @@ MEND_DELTA = (
     "make the group ABSOLUTE in the modality configuration."
 )
 MEND_LEAD = (
-    "Shift the action column so that action[t] is the command after observation t; then write the statistics again."
+    "Shift the action column so that action[t] is the command given after observation t, or record again; then write "
+    "the statistics again."
 )
-MEND_COPY = "Write the commands that were sent, or where none were recorded the next state: action[t] = state[t+1]."
+MEND_COPY = (
+    "Write the commands that were sent. Where none were recorded, take the next frame's state: action[t] = state[t+1]."
+)
 MEND_ORDER = "Bring states and actions into the same order, signs and units, then write the statistics again."
-MEND_BESIDE = "One is not calibrated or in another unit: correct its zero or scale, then write the statistics again."
-MEND_FOREIGN_ACTIONS = "The actions are of another episode or convention: prepare it again, or leave it out."
+MEND_BESIDE = (
+    "One of the two is not calibrated, or in another unit: correct its zero or its scale, then write the statistics "
+    "again."
+)
+MEND_FOREIGN_ACTIONS = (
+    "The actions belong to another episode or another convention: prepare the episode again, or leave it out."
+)
 MEND_SHIFTED_VIDEO = (
     "Shift the video or the table so that frame t shows what state[t] was, cutting the ends; or prepare the dataset "
     "again: the policy would learn to act on another moment's picture."
@@ -268,7 +276,8 @@ def check_alignment(subject: Subject) -> Iterator[Finding]:
         where = f"videos/, {camera}"
         changes = _changes(subject, camera)
         if not changes:
-            continue  # too few frames to compare
+            yield remark(where, "too few frames to compare picture and state")
+            continue
         scores = {shift: _score(changes, shift, _fit(changes, shift)) for shift in SHIFTS}
         best = max(scores, key=lambda shift: scores[shift])
         if scores[best] < EXPLAINED:

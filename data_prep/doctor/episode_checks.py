@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, episodes, error, remark, warning
-from data_prep.doctor.examined_dataset import Group, Series, Subject, evenly
+from data_prep.doctor.examined_dataset import Group, Series, Subject, evenly, listed_objects
 from data_prep.maniskill import CONTROL_FREQ
 from toolkit.shared_keys import PARTS
 
-SPLIT, EPISODES = "meta/split.json", "meta/episodes.jsonl"
+SPLIT = "meta/split.json"
 SHARED = 0.5  # part of an episode's rows that two recordings of one task do not share
 RESAMPLED = 24  # steps at which episodes of any length are compared
 NEARLY = 0.03  # of the usual distance between two episodes
@@ -38,8 +39,9 @@ MEND_RATE = (
 def check_lengths(subject: Subject) -> Iterator[Finding]:
     lengths, deltas = subject.lengths, subject.configs["action"].delta_indices
     needed = max(deltas) - min(0, *deltas) + 1
+    yield remark("episodes", f"{min(lengths.values())} to {max(lengths.values())} frames")
     empty = {i: "Has fewer than two frames." for i, n in lengths.items() if n < 2}
-    yield from subject.about(error, EPISODES, empty, "Leave it out, or record it again.")
+    yield from subject.about(error, "", empty, "Leave it out, or record it again.")
     if not any(n >= needed for i, n in lengths.items() if i not in subject.held_out):
         found = f"No training episode is as long as the action horizon ({needed} steps)."
         remedy = "Record longer episodes, or shorten the action horizon in the modality configuration."
@@ -48,15 +50,37 @@ def check_lengths(subject: Subject) -> Iterator[Finding]:
     usual = float(np.median(list(lengths.values())))
     text = f"Has {{}} frames, where episodes have {usual:.0f}: was it cut off?"
     stubs = {i: text.format(n) for i, n in lengths.items() if 2 <= n < 0.3 * usual}
-    yield from subject.about(warning, EPISODES, stubs, "Watch it; leave it out if it does not end as it should.")
+    yield from subject.about(warning, "", stubs, "Watch it; leave it out if it does not end as it should.")
+    short = sum(n < needed for n in lengths.values())
+    if short:
+        yield remark("episodes", f"{short} are shorter than the action horizon ({needed}): their chunks are masked")
 
 
 def check_endings(subject: Subject) -> Iterator[Finding]:
     rewards = {i: v.reshape(-1) for i, v in subject.column("next.reward").items() if len(v)}
-    failed = [i for i, v in rewards.items() if not v[-1] > 0]
-    if failed and len(failed) < len(rewards):
-        found = "Does not end in success (next.reward is 0 in its last frame), as the others do."
-        yield error(episodes(failed, len(rewards)), found, "Leave it out: the policy would learn to fail.")
+    found = "Does not end in success (next.reward is 0 in its last frame), as the others do."
+    failed = {i: found for i, v in rewards.items() if not v[-1] > 0}
+    if len(failed) < len(rewards):
+        yield from subject.about(error, "", failed, "Leave it out: the policy would learn to fail.")
+    done = {i: v.reshape(-1).astype(bool) for i, v in subject.column("next.done").items() if len(v)}
+    found = "Is marked as done before its last frame: two episodes in one, or wrong marks."
+    early = {i: found for i, v in done.items() if v[:-1].any()}
+    if len(early) < len(done):
+        yield from subject.about(warning, "", early, "Cut it there, or prepare the dataset again.")
+
+
+def check_idle(subject: Subject) -> Iterator[Finding]:
+    still = {}
+    for pursuit in subject.pursuits.values():
+        for i, state, action in pursuit:
+            if len(state) > 2:
+                moves = np.diff(np.concatenate([state, action], axis=1), axis=0).any(axis=1)
+                still[i] = 1 - float(moves.mean())
+    text = "State and action stay exactly as they are in {:.0%} of the frames."
+    resting = {i: text.format(share) for i, share in still.items() if share > 0.5}
+    if len(resting) < len(still):
+        remedy = "A recorder that stuck, or padding: cut these frames off; the policy would learn to wait."
+        yield from subject.about(warning, "", resting, remedy)
 
 
 def check_outliers(subject: Subject) -> Iterator[Finding]:
@@ -66,6 +90,8 @@ def check_outliers(subject: Subject) -> Iterator[Finding]:
             series = {i: v[:, d] for i, v in whole.items()}
             if len(np.unique(np.concatenate(list(series.values())))) > FEW_VALUES:
                 yield from _spikes(subject, group, name, series)
+                if not group.is_gripper:  # it snaps
+                    yield from _jumps(subject, group, name, series)
 
 
 def _spikes(subject: Subject, group: Group, name: str, series: Series) -> Iterator[Finding]:
@@ -96,24 +122,68 @@ def _spike_heights(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[first / 2], inner, [last / 2]])
 
 
-def check_twins(first: Subject, conflict: Subject | None = None) -> Iterator[Finding]:
-    """What is there twice, in whole or in part, exactly or nearly: in one dataset, or in train and in conflict."""
-    second, own = conflict or first, conflict is None
-    tables = first.motion_tables, second.motion_tables
-    shared = {(i, j): share for i, j, share in _shared_rows(*tables) if i < j or not own}
-    alike = {(i, j): 0.0 for i, j in _nearly_equal(*tables) if (i < j or not own) and (i, j) not in shared}
-    for (i, j), share in [*sorted(shared.items())[:SHOWN], *sorted(alike.items())[:SHOWN]]:
-        leak = (i in first.held_out) != (j in first.held_out) or not own
-        how = "is" if share == 1 else f"shares {share:.0%} of its frames with"
-        if not share:
-            how = "does nearly the same, a copy with noise or a replay, as"
-        found = f"Episode {j} {how} episode {i}{': one is trained on, the other held out' if leak else ''}."
-        if not own:
-            found = f"Conflict episode {j} {how} train episode {i}."
-        where = episodes([i, j]) if own else f"conflict, episode {j}"
-        yield (error if share else warning)(where, found, MEND_LEAK if leak else MEND_TWIN)
+def _jumps(subject: Subject, group: Group, name: str, series: Series) -> Iterator[Finding]:
+    """Steps of a size that occurs nowhere else: two episodes in one, or lost frames."""
+    steps = {i: np.abs(np.diff(v)) for i, v in series.items()}
+    low, high = np.percentile(np.concatenate(list(series.values())), [2, 98])
+    limit = max(8 * np.percentile(np.concatenate(list(steps.values())), 95), 0.4 * (high - low))
+    found = {}
+    for i, step in steps.items():
+        t = int(step.argmax())
+        stays = np.abs(np.median(series[i][t + 1 : t + 4]) - np.median(series[i][max(0, t - 2) : t + 1])) > limit / 2
+        if step[t] > limit > 0 and stays:
+            found[i] = f"{name} jumps by {step[t]:.3g} after frame {t} of episode {i}."
+    if len(found) <= max(1, len(series) / 3):  # what most episodes do is no accident
+        remedy = "Two episodes in one, or lost frames: cut the episode there, or leave it out."
+        yield from subject.about(warning, group.where, found, remedy)
+
+
+def check_duplicates(subject: Subject) -> Iterator[Finding]:
+    shared, alike = _twins(subject, subject)
+    for i, j in [*sorted(shared)[:SHOWN], *alike[:SHOWN]]:
+        leak = (i in subject.held_out) != (j in subject.held_out)
+        remedy = MEND_LEAK if leak else MEND_TWIN
+        if (i, j) in shared:
+            how = _overlap(shared[i, j], "is the same as")
+            found = f"Episode {j} {how} episode {i}{': one is trained on, the other held out' if leak else ''}."
+            yield error(episodes([i, j]), found, remedy)
+        else:
+            found = f"Episodes {i} and {j} do nearly the same: one is a copy with noise, or a replay of the other."
+            yield warning(episodes([i, j]), found, remedy)
     if len(shared) > SHOWN:
-        yield error("episodes", f"{len(shared)} pairs of episodes are the same.", MEND_TWIN if own else MEND_LEAK)
+        yield error("episodes", f"{len(shared)} pairs of episodes are the same.", MEND_TWIN)
+
+
+def check_apart(train: Subject, conflict: Subject) -> Iterator[Finding]:
+    shared, alike = _twins(train, conflict)
+    for i, j in sorted(shared)[:SHOWN]:
+        how = _overlap(shared[i, j], "is")
+        yield error(f"conflict, episode {j}", f"Conflict episode {j} {how} train episode {i}.", MEND_LEAK)
+    if len(shared) > SHOWN:
+        yield error("conflict", f"{len(shared)} conflict episodes are in train too.", MEND_LEAK)
+    for i, j in alike[:SHOWN]:
+        found = f"Conflict episode {j} does nearly the same as train episode {i}: a copy with noise, or a replay?"
+        yield warning(f"conflict, episode {j}", found, MEND_LEAK)
+    ours, theirs = ({s["sha256"]: s["file"] for s in _recordings(part)} for part in (train, conflict))
+    for digest in sorted(set(ours) & set(theirs)):
+        yield error(SPLIT, f"Both parts were made from the same recording ({ours[digest]}).", MEND_LEAK)
+
+
+def _recordings(subject: Subject) -> list[dict[str, Any]]:
+    sources = listed_objects(subject, "sources")
+    return [source for source in sources if source.get("sha256") and str(source.get("file")).endswith(".h5")]
+
+
+def _overlap(share: float, whole: str) -> str:
+    return whole if share == 1 else f"shares {share:.0%} of its frames with"
+
+
+def _twins(first: Subject, second: Subject) -> tuple[dict[tuple[int, int], float], list[tuple[int, int]]]:
+    """Pairs of episodes of both that hold the same rows, with the share of them, and those that do nearly the same."""
+    tables = first.motion_tables, second.motion_tables
+    apart = first is not second
+    shared = {(i, j): share for i, j, share in _shared_rows(*tables) if apart or i < j}
+    return shared, sorted((i, j) for i, j in _nearly_equal(*tables) if (apart or i < j) and (i, j) not in shared)
 
 
 def _shared_rows(first: Series, second: Series) -> Iterator[tuple[int, int, float]]:
@@ -172,13 +242,35 @@ def check_split(subject: Subject) -> Iterator[Finding]:
         return
     if unknown := [i for i in listed if i not in known]:
         yield error(SPLIT, f"val_episodes names {episodes(unknown)}, which there is not.")
-    if subject.held_out == known:
+    if len(set(listed)) != len(listed):
+        yield warning(SPLIT, "val_episodes names an episode twice.", "Name each once.")
+    if known and subject.held_out == known:
         remedy = "Hold out a tenth, and train on the others."
         yield error(SPLIT, "Every episode is held out: nothing is left to train on.", remedy)
+    elif len(subject.held_out) > 0.5 * len(known) and len(known) > 5:
+        yield warning(SPLIT, f"{len(set(listed))} of {len(known)} episodes are held out.", "Hold out a tenth or so.")
     part = split.get("part")
     if part and subject.name in PARTS and part != subject.name:
         found = f'This folder is "{subject.name}", but was written as "{part}": the parts of the split are swapped.'
         yield error(SPLIT, found, "Put the folders back: conflict episodes must never be trained on.")
+    if part == "train" and not listed:
+        yield warning(SPLIT, "No episode is held out, so nothing can be evaluated open loop.", PREPARE_AGAIN)
+    yield from _sources(subject)
+
+
+def _sources(subject: Subject) -> Iterator[Finding]:
+    """What meta/split.json says of each episode's recording: of every one, and of each another."""
+    entries = listed_objects(subject, "episodes")
+    if entries and len(entries) != len(subject.lengths):
+        found = f"Tells the source of {len(entries)} episodes; there are {len(subject.lengths)}."
+        yield warning(SPLIT, found, PREPARE_AGAIN)
+    first: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        index, source = entry.get("episode_index", -1), (str(entry.get("file")), str(entry.get("trajectory")))
+        twin = first.setdefault(source, index)
+        if twin != index:
+            found = f"Episodes {twin} and {index} come from the same recording ({', '.join(source)})."
+            yield error(SPLIT, found, MEND_TWIN)
 
 
 def check_rate(subject: Subject) -> Iterator[Finding]:
@@ -191,10 +283,8 @@ def check_rate(subject: Subject) -> Iterator[Finding]:
 
 
 def check_timestamps(subject: Subject) -> Iterator[Finding]:
-    fps, times = (
-        subject.layout.fps,
-        {i: v.reshape(-1).astype(np.float64) for i, v in subject.column("timestamp").items()},
-    )
+    fps = subject.layout.fps
+    times = {i: v.reshape(-1).astype(np.float64) for i, v in subject.column("timestamp").items() if len(v)}
     broken = {
         i: "Timestamps do not grow from frame to frame."
         for i, t in times.items()
@@ -203,10 +293,12 @@ def check_timestamps(subject: Subject) -> Iterator[Finding]:
     yield from subject.about(error, "data/", broken)
     if not PLAUSIBLE_FPS[0] <= fps <= PLAUSIBLE_FPS[1]:
         return
-    other, jumps = {}, {}
+    other, jumps, late = {}, {}, {}
     for i, t in times.items():
-        if i in broken or not len(t):
+        if i in broken:
             continue
+        if abs(t[0]) * fps > 0.5:
+            late[i] = f"Timestamps do not begin at 0 (episode {i}: {t[0]:.4g} s)."
         steps = np.diff(t) * fps
         rate = fps / float(np.median(steps)) if len(steps) else fps
         gaps = np.flatnonzero(np.abs(steps - 1) > 0.5)
@@ -218,6 +310,7 @@ def check_timestamps(subject: Subject) -> Iterator[Finding]:
             jumps[i] = f"Timestamps jump: {where}. Frames were lost or are unevenly spaced."
     yield from subject.about(error, "data/", other, MEND_RATE)
     yield from subject.about(error, "data/", jumps, f"Cut the episode there, or record it again. {PREPARE_AGAIN}")
+    yield from subject.about(warning, "data/", late, "Subtract the first from each episode's timestamps.")
 
 
 def check_video_rate(subject: Subject) -> Iterator[Finding]:

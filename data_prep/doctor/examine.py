@@ -46,6 +46,7 @@ class Check:
 CHECKS = (
     Check("counts", "do the totals agree?", file_checks.check_counts),
     Check("tables", "is every frame table there, whole and numbered?", file_checks.check_tables),
+    Check("features", "are columns as wide as meta/info.json says?", file_checks.check_features),
     Check("video files", "has every episode its videos?", file_checks.check_videos_present),
     Check("modality names", "does modality.json fit the modality configuration?", file_checks.check_names),
     Check("modality ranges", "do groups lie inside their columns, apart?", file_checks.check_ranges),
@@ -56,8 +57,12 @@ CHECKS = (
     Check("numbers", "is every value finite?", value_checks.check_finite),
     Check("units", "radians, metres, commands?", value_checks.check_units),
     Check("constants", "does every dimension move?", value_checks.check_constant),
-    Check("outliers", "are there spikes?", episode_checks.check_outliers),
-    Check("action convention", "absolute targets, in the state's order and units?", action_checks.check_convention),
+    Check("outliers", "are there spikes and jumps?", episode_checks.check_outliers),
+    Check(
+        "action convention",
+        "are actions absolute targets, in the state's order and units?",
+        action_checks.check_convention,
+    ),
     Check("action lead", "does action[t] lead from state[t] to state[t+1]?", action_checks.check_lead),
     Check("gripper", "does it close when told to?", action_checks.check_gripper_direction),
     Check("statistics", "is stats.json made from this data?", value_checks.check_statistics),
@@ -67,7 +72,8 @@ CHECKS = (
     Check("told", "is every frame told a listed instruction?", file_checks.check_told),
     Check("lengths", "is every episode long enough?", episode_checks.check_lengths),
     Check("endings", "does every episode end in success?", episode_checks.check_endings),
-    Check("duplicates", "is every episode there once?", episode_checks.check_twins),
+    Check("idle", "does something happen in every episode?", episode_checks.check_idle),
+    Check("duplicates", "is every episode there once?", episode_checks.check_duplicates),
     Check("held out", "are validation episodes apart, and few?", episode_checks.check_split),
     Check("video copies", "is every video there once?", video_checks.check_copies),
     Check("video decoding", "does it decode, with a frame for each row?", video_checks.check_decoding),
@@ -84,7 +90,7 @@ CHECKS = (
 )
 
 PAIR_CHECKS = (
-    Check("train and conflict apart", "is no episode in both?", episode_checks.check_twins),
+    Check("train and conflict apart", "is no episode in both?", episode_checks.check_apart),
     Check("same form", "rate, groups, frame sizes?", episode_checks.check_same_form),
     Check("same instruction", "are both told the same?", episode_checks.check_same_words),
 )

@@ -129,9 +129,13 @@ class Subject:
     def about(
         self, level: Level, place: str, wrong: Mapping[int, str], remedy: str = PREPARE_AGAIN
     ) -> Iterator[Finding]:
-        """One finding of the episodes of `wrong`, {episode: what is wrong with it}, in the words of the first."""
+        """One finding of the episodes of `wrong`, {episode: what is wrong with it}, in the words of the first.
+
+        place: where in the dataset, before the episodes; empty where they say it all.
+        """
         if wrong:
-            yield level(f"{place}, {self.which(wrong)}", next(iter(wrong.values())), remedy)
+            where = f"{place}, {self.which(wrong)}" if place else self.which(wrong)
+            yield level(where, next(iter(wrong.values())), remedy)
 
     # -- frame tables --------------------------------------------------------------------------------------------------
 

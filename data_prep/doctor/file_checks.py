@@ -3,7 +3,7 @@ every frame an instruction that is listed?"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.doctor import Finding, error, remark, warning
+from data_prep.doctor import Finding, episodes, error, remark, warning
 from data_prep.doctor.examined_dataset import Group, Subject, matrix
 from gr00t.data.layout import dataset_fingerprint, file_hashes
 from gr00t.data.schema import ActionType
@@ -21,6 +21,7 @@ from gr00t.file_replacement import file_sha256
 
 MODALITY, TASKS = "meta/modality.json", "meta/tasks.jsonl"
 TASK_INDEX = "task_index"  # LeRobot's own column
+SHOWN_TASKS = 5
 
 MEND_COUNTS = (
     "A copy that broke off, or meta/ of another version: copy or prepare the dataset again; or correct the number in "
@@ -45,6 +46,7 @@ MEND_TASKS = (
 
 def check_counts(subject: Subject) -> Iterator[Finding]:
     layout, count, frames = subject.layout, len(subject.lengths), sum(subject.lengths.values())
+    yield remark("meta/", f"{count} episodes, {frames} frames, {len(layout.tasks)} instructions")
     for key, counted, level in (
         ("total_episodes", count, error),
         ("total_frames", frames, error),
@@ -53,6 +55,10 @@ def check_counts(subject: Subject) -> Iterator[Finding]:
         said = layout.info.get(key)
         if said is not None and said != counted:
             yield level("meta/info.json", f"{key} says {said}, but there are {counted}.", MEND_COUNTS)
+    if missing := sorted(set(range(count)) - set(subject.lengths)):
+        found = f"The {count} episodes are not numbered from 0: {episodes(missing)} missing."
+        remedy = "Check that none was lost: prepare the dataset again, or number what is there from 0."
+        yield warning("meta/episodes.jsonl", found, remedy)
 
 
 def check_tables(subject: Subject) -> Iterator[Finding]:
@@ -64,7 +70,10 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
         for i, length in subject.lengths.items()
         if rows.get(i, length) != length
     }
-    yield from subject.about(error, "data/", wrong)
+    for index in list(wrong)[:3]:
+        yield from subject.about(error, "data/", {index: wrong[index]})
+    if len(wrong) > 3:
+        yield error(f"data/, {subject.which(wrong)}", "Frame tables and meta/episodes.jsonl differ in length.")
     numbered: tuple[tuple[str, str, Callable[[int, int], np.ndarray]], ...] = (
         ("episode_index", "the episode's number", lambda index, rows: np.full(rows, index)),
         ("frame_index", "0, 1, 2, ...", lambda index, rows: np.arange(rows)),
@@ -74,6 +83,28 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
         columns = subject.column(name).items()
         wrong = {i: found for i, v in columns if not np.array_equal(v.reshape(-1), right(i, len(v)))}
         yield from subject.about(error, "data/", wrong)
+    places = {i: v.reshape(-1) for i, v in subject.column("index").items() if len(v)}
+    found = "The column index does not run on from row to row through the dataset."
+    gaps = {}
+    for i, place in places.items():
+        following = places.get(i + 1, place[-1:] + 1)
+        if (np.diff(place) != 1).any() or following[0] != place[-1] + 1:
+            gaps[i] = found
+    remedy = "Training does not read it, LeRobot does: prepare the dataset again."
+    yield from subject.about(warning, "data/", gaps, remedy)
+
+
+def check_features(subject: Subject) -> Iterator[Finding]:
+    for name, entry in subject.features.items():
+        if entry.get("dtype") != "video" and isinstance(entry.get("shape"), list):
+            promised = int(np.prod([n for n in entry["shape"] if isinstance(n, int)] or [1]))
+            widths = {i: matrix(v).shape[1] for i, v in subject.column(name).items()}
+            text = f"Rows have {{}} values, meta/info.json promises {promised}."
+            wrong = {i: text.format(width) for i, width in widths.items() if width != promised}
+            yield from subject.about(error, f"data/, column {name}", wrong)
+    for name in subject.group_columns:
+        if any(v.dtype.kind != "f" for v in subject.column(name).values()):
+            yield error(f"data/, column {name}", "Holds whole numbers or texts, where measured values are expected.")
 
 
 def check_videos_present(subject: Subject) -> Iterator[Finding]:
@@ -85,6 +116,11 @@ def check_videos_present(subject: Subject) -> Iterator[Finding]:
             where = first if isinstance(first, str) else f"the first is {_relative(subject, first)}"
             found = f"{len(lost)} of {len(subject.lengths)} videos are missing or empty: {where}."
             yield error(f"videos/, {camera}, {subject.which(lost)}", found)
+    count, total = len(subject.lengths), subject.layout.info.get("total_videos")
+    cameras = sum(entry.get("dtype") == "video" for entry in subject.features.values())
+    if total is not None and cameras and total not in (count * cameras, cameras):
+        found = f"total_videos says {total}; {count} episodes of {cameras} cameras are {count * cameras}."
+        yield warning("meta/info.json", found, MEND_COUNTS)
     # Left by an older version, or of episodes that meta/ forgot.
     known = {*subject.layout.data_files(), *(Path(p) for of_camera in paths.values() for p in of_camera.values())}
     named = {str(subject.entries("video")[c].get("original_key")) for c in paths}
@@ -113,12 +149,11 @@ def check_unchanged(subject: Subject) -> Iterator[Finding]:
     else:
         hashes = file_hashes(subject.root)
     changed = [name for name in recorded if name in hashes and hashes[name] != recorded[name]]
-    for kind in ("data/", "videos/"):
-        names = [name for name in changed if name.startswith(kind)]
-        if names:
-            where = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-            yield error(where, "Not as it was written: its SHA-256 differs from meta/split.json's.", MEND_CHANGED)
-    if not subject.fast and not changed and dataset_fingerprint(subject.root, split, hashes) != split["fingerprint"]:
+    damage = [names for kind in ("data/", "videos/") if (names := [n for n in changed if n.startswith(kind)])]
+    for names in damage:
+        where = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        yield error(where, "Not as it was written: its SHA-256 differs from meta/split.json's.", MEND_CHANGED)
+    if not subject.fast and not damage and dataset_fingerprint(subject.root, split, hashes) != split["fingerprint"]:
         # Without the files' own hashes it cannot be said which file it is.
         level, what = (warning, "meta/, or which files there are,") if recorded else (error, "The content")
         found = f"{what} is no longer what was written: the hash differs from the recorded fingerprint."
@@ -140,7 +175,7 @@ def check_names(subject: Subject) -> Iterator[Finding]:
         for key in keys:
             found = _misnamed(subject, modality, key, entries)
             if found:
-                yield error(MODALITY, f'{modality} "{key}" {found}', MEND_MODALITY)
+                yield error(MODALITY, found, MEND_MODALITY)
             elif modality != "video":
                 column = _column(modality, key, entries)
                 missing = [i for i, table in subject.readable.items() if column not in table]
@@ -151,16 +186,17 @@ def check_names(subject: Subject) -> Iterator[Finding]:
 def _misnamed(subject: Subject, modality: str, key: str, entries: dict[str, Any]) -> str:
     """What is wrong with an entry, or what it names, throughout the dataset; empty where nothing is."""
     if key not in entries:
-        return f"is named by the modality configuration and is not there.{did_you_mean(key, entries)}"
+        hint = did_you_mean(key, entries)
+        return f'There is no {modality} "{key}", which the modality configuration names.{hint}'
     if not isinstance(entries[key], dict):
-        return f"must be an object, not {type(entries[key]).__name__}."
+        return f'{modality} "{key}" must be an object, not {type(entries[key]).__name__}.'
     column = _column(modality, key, entries)
+    place, there = f'the column "{column}", which no table has', [list(t) for t in subject.readable.values()]
     if modality == "video":
-        lists, there = "meta/info.json does not list", [list(subject.layout.info.get("features", {}))]
-    else:
-        lists, there = "no table has", [list(table) for table in subject.readable.values()]
+        place = f'"{column}", which meta/info.json does not list'
+        there = [list(subject.layout.info.get("features", {}))]
     if any(there) and not any(column in names for names in there):
-        return f'is taken from "{column}", which {lists}.{did_you_mean(column, there[0])}'
+        return f'{modality} "{key}" is taken from {place}.{did_you_mean(column, there[0])}'
     return ""
 
 
@@ -211,8 +247,9 @@ def check_groups(subject: Subject) -> Iterator[Finding]:
         names = subject.features.get(group.column, {}).get("names")
         if not isinstance(names, list) or not any("gripper" in str(name).lower() for name in names):
             continue
-        strange = [name for name in group.dims if ("gripper" in name.lower()) != group.is_gripper]
-        if strange and (group.is_gripper or len(strange) < len(group.dims)):
+        own = [str(name) for name in names[group.part]]
+        strange = [name for name in own if ("gripper" in name.lower()) != group.is_gripper]
+        if strange and (group.is_gripper or len(strange) < len(own)):
             text = f'{group.where} holds {", ".join(strange)} of "{group.column}" (by name).'
             yield warning(MODALITY, text, MEND_MODALITY)
 
@@ -228,6 +265,10 @@ def check_tasks(subject: Subject) -> Iterator[Finding]:
         if not any(letter.isalnum() for letter in text):
             found = f"Instruction {index} is empty ({text!r}): the policy would be told nothing."
             yield error(TASKS, found, MEND_TASKS)
+    for text, count in Counter(tasks.values()).items():
+        if count > 1:
+            remedy = "Give both the same task_index; a mixture of instructions is counted wrongly otherwise."
+            yield warning(TASKS, f'"{text}" is listed {count} times.', remedy)
 
 
 def check_told(subject: Subject) -> Iterator[Finding]:
@@ -239,12 +280,13 @@ def check_told(subject: Subject) -> Iterator[Finding]:
         others = _unlisted(TASK_INDEX, instructions_by_episode(subject, TASK_INDEX), tasks)
         wrong = {i: found for i, found in others.items() if i not in lost}
         yield from subject.about(warning, "data/", wrong, f'Training reads "{column}", LeRobot this: {MEND_TASKS}')
+    yield from _used(tasks, by_episode)
     strange = {
         e.index: "The instruction listed for the episode is not the one its frames refer to."
         for e in subject.layout.episodes
         if e.tasks and not {tasks[n] for n in by_episode.get(e.index, ()) if n in tasks} <= set(e.tasks)
     }
-    remedy = "One of the two is another episode's: find out which (see the page, html=FILE), and mend the other."
+    remedy = "One of the two is another episode's: find out which (see the pictures of html=FILE), and mend the other."
     yield from subject.about(error, "meta/episodes.jsonl", strange, remedy)
 
 
@@ -254,6 +296,18 @@ def _unlisted(column: str, by_episode: dict[int, set[int]], tasks: dict[int, str
     hints = {n: did_you_mean(str(n), map(str, tasks)).replace("Known:", "Listed:") for n in unknown.values()}
     lists = "which meta/tasks.jsonl does not list"
     return {i: f'Column "{column}" refers to instruction {n}, {lists}.{hints[n]}' for i, n in unknown.items()}
+
+
+def _used(tasks: dict[int, str], by_episode: dict[int, set[int]]) -> Iterator[Finding]:
+    """Remarks on which instructions the frames refer to, and on those to which none does."""
+    used = Counter(tasks[n] for numbers in by_episode.values() for n in numbers if n in tasks)
+    for text, count in used.most_common(SHOWN_TASKS):
+        yield remark(TASKS, f'"{text}": {count} episodes')
+    if len(used) > SHOWN_TASKS:
+        yield remark(TASKS, f"and {len(used) - SHOWN_TASKS} more instructions")
+    unused = [text for text in tasks.values() if text not in used]
+    if unused and by_episode:
+        yield remark(TASKS, f'{len(unused)} listed instructions are not used, the first "{unused[0]}"')
 
 
 def annotation_column(subject: Subject) -> str:

@@ -41,13 +41,17 @@ TAG = "new_embodiment"
 COMPUTED = "none in GR00T's form: training computes them from the training episodes"
 
 MEND_RECORD = "Remove these episodes, or record them again: nothing in a dataset can replace a value that is lost."
-MEND_DEGREES = "Convert angles to radians in states and actions (times pi / 180), then write the statistics again."
+MEND_DEGREES = (
+    "Convert joint angles to radians in states and actions (times pi / 180), then write the statistics again."
+)
 MEND_GRIPPER = (
     "State is the gripper's opening in metres (0 to 0.08), action the command from -1 (closed) to 1 (open): convert "
     "it, then write the statistics again."
 )
 MEND_STUCK = "Check the recorder: the value was not measured or not written. Record again, or leave the episodes out."
-MEND_LIMITS = "Check the joints' order, signs and units, and that it is a Panda; then record or convert again."
+MEND_LIMITS = (
+    "Check the order, signs and units of the joints, and that the robot is a Panda; then record or convert again."
+)
 MEND_STATISTICS = (
     "Write the statistics again from the data as it is now, for the action horizon of the modality configuration: "
     "prepare_conflict_data.py with overwrite=true does."
@@ -208,17 +212,23 @@ def _not_comparable(subject: Subject) -> str:
 
 
 def _column(subject: Subject, column: str, recorded: Any) -> Iterator[tuple[Level, str]]:
+    if not isinstance(recorded, dict):
+        yield error, "Has no statistics, which normalisation needs."
+        return
     values = {i: matrix(v).astype(np.float64) for i, v in subject.column(column).items() if v.dtype.kind == "f"}
     values = {i: v for i, v in values.items() if len(v) and np.isfinite(v).all()}
     training = [v for i, v in values.items() if i not in subject.held_out]
     widths = {v.shape[1] for v in values.values()}
     if not training or len(widths) > 1:
         return
-    try:
-        said = {name: np.asarray(recorded[name], dtype=np.float64).reshape(*widths) for name in STATISTIC_NAMES}
-    except (LookupError, TypeError, ValueError):
-        yield error, f"Does not hold {', '.join(STATISTIC_NAMES)}, a number for each dimension."
-        return
+    (width,) = widths
+    if absent := [name for name in STATISTIC_NAMES if name not in recorded]:
+        yield error, f"{', '.join(absent)} is missing."
+    said = {name: _numbers(recorded[name]) for name in STATISTIC_NAMES if name in recorded}
+    for name, numbers in said.items():
+        if len(numbers) != width:
+            yield error, f"{name} holds {len(numbers)} numbers for {width} dimensions."
+            return
     fresh = feature_statistics(np.concatenate(training))
     wrong = [difference for difference in _apart(said, fresh) if difference[0] > 1]
     if not wrong:
@@ -233,12 +243,22 @@ def _column(subject: Subject, column: str, recorded: Any) -> Iterator[tuple[Leve
         yield error, f"{name} of {dim} says {said[name][d]:.6g}, {counted}."
 
 
-def _apart(recorded: dict[str, Any], fresh: Statistics, times: float = 1) -> list[tuple[float, str, tuple[int, ...]]]:
-    """(distance in `times` the tolerance, statistic, place in it) of each number, the most different first."""
+def _numbers(value: Any) -> np.ndarray:
+    """(D,); empty for what holds no numbers."""
+    try:
+        return np.asarray(value, dtype=np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        return np.empty(0)
+
+
+def _apart(
+    recorded: dict[str, Any], fresh: Statistics, times: float = 1, least: float = 1e-9
+) -> list[tuple[float, str, tuple[int, ...]]]:
+    """(distance in `times` the tolerance, statistic, place in it) of each recorded number, the most different first."""
     low, high = np.asarray(fresh["min"]), np.asarray(fresh["max"])
     found = []
-    for name in STATISTIC_NAMES:
-        limit = times * TOLERANCE[name] * (high - low) + 1e-5 * np.maximum(np.abs(low), np.abs(high)) + 1e-6
+    for name in (name for name in STATISTIC_NAMES if name in recorded):
+        limit = times * TOLERANCE[name] * (high - low) + 1e-5 * np.maximum(np.abs(low), np.abs(high)) + least
         size = np.abs(np.asarray(recorded[name], dtype=np.float64) - fresh[name]) / limit
         size = np.where(np.isfinite(size), size, np.inf)
         found += [(float(size[place]), name, place) for place in np.ndindex(size.shape)]
@@ -280,7 +300,7 @@ def _fit(subject: Subject, recorded: dict[str, Statistics], group: str) -> tuple
     for tail in tails:
         fresh = subject.fresh_relative(tail).get(group)
         if fresh is not None and not (found and found[0][0] <= 1):
-            apart, name, (step, _) = _apart(recorded[group], fresh, times=2)[0]
+            apart, name, (step, _) = _apart(recorded[group], fresh, times=2, least=1e-6)[0]
             found.append((apart, name, step, tail))
     return min(found, key=lambda fit: fit[0], default=(0.0, "", 0, "mask"))
 

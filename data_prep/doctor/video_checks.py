@@ -47,6 +47,7 @@ MEND_COLOURS = (
 MEND_TURNED = "Turn the frames back, or prepare the dataset again: the policy will see the camera's own orientation."
 MEND_CAMERAS = "Exchange the two videos (or the original_key entries in meta/modality.json, where all are swapped)."
 MEND_EPISODE = "The video belongs to another episode: find its own, or prepare the dataset again."
+MEND_LIGHT = "Check the light or the camera's exposure; leave the episode out if it is no use."
 
 Verdict = tuple[str, str]  # what happened to an image, and what mends it
 
@@ -103,6 +104,11 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
         other = {i: text.format(*size) for i, size in sorted(sizes.items()) if size != usual}
         remedy = f"Record the whole dataset with one size. {PREPARE_AGAIN}"
         yield from subject.about(error, f"videos/, {camera}", other, remedy)
+        column = subject.entries("video")[camera].get("original_key") or f"observation.images.{camera}"
+        shape = subject.features.get(column, {}).get("shape")
+        if isinstance(shape, list) and len(shape) == 3 and not set(usual) <= set(shape):
+            found = f"{camera} has frames of {usual[0]}x{usual[1]}, the features say {shape}."
+            yield warning("meta/info.json", found, "Correct shape in the features of meta/info.json.")
 
 
 def check_frozen(subject: Subject) -> Iterator[Finding]:
@@ -197,7 +203,8 @@ def _by_verdict(subject: Subject, camera: str, verdicts: dict[int, Verdict | Non
     """A finding for each verdict, of the episodes that share it."""
     for found, remedy in dict.fromkeys(verdict for verdict in verdicts.values() if verdict):
         wrong = {i: text.format(found) for i, verdict in verdicts.items() if verdict == (found, remedy)}
-        yield from subject.about(error, f"videos/, {camera}", wrong, remedy)
+        level = warning if remedy == MEND_LIGHT else error
+        yield from subject.about(level, f"videos/, {camera}", wrong, remedy)
 
 
 def _recorded(subject: Subject) -> dict[tuple[int, str], np.ndarray]:
@@ -253,7 +260,7 @@ def _change(mean: np.ndarray, camera: str, usual: dict[str, np.ndarray]) -> Verd
     for other, image in usual.items():
         if other != camera and np.abs(mean - image).mean() < 0.4 * own:
             return f"is the camera {other}'s", MEND_CAMERAS
-    return None
+    return ("is much darker", MEND_LIGHT) if mean.mean() < 0.35 * usual[camera].mean() else None
 
 
 def check_colours(subject: Subject) -> Iterator[Finding]:
