@@ -187,6 +187,7 @@ def _twins(first: Subject, second: Subject) -> tuple[dict[tuple[int, int], float
 
 
 def _shared_rows(first: Series, second: Series) -> Iterator[tuple[int, int, float]]:
+    """(episode of first, episode of second, share of the shorter one's rows found in the other), where it is large."""
     rows = {i: {row.tobytes() for row in table} for i, table in first.items()}
     others = rows if first is second else {j: {row.tobytes() for row in table} for j, table in second.items()}
     holders: dict[bytes, list[int]] = defaultdict(list)
