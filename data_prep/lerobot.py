@@ -221,20 +221,17 @@ def read_table(path: Path) -> Columns:
     return {name: _to_numpy(table.column(name).combine_chunks(), name) for name in names}
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind))
-
-
 def _is_plain(kind: pa.DataType) -> bool:
-    item = kind.value_type if _is_list(kind) else kind
+    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
+    item = kind.value_type if is_list else kind
     number = pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item)
     return bool(number or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _to_numpy(column: pa.Array, name: str) -> np.ndarray:
     """(T,) or (T, D); empty cells of numbers become NaN. Rows of several widths raise ValueError."""
-    if not _is_list(column.type):
-        return column.to_numpy(zero_copy_only=False)
+    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
+        return column.to_numpy(zero_copy_only=False)  # of large lists, which training cannot read either, as objects
     if column.null_count:
         raise ValueError(f'column "{name}" has empty cells')
     widths = np.unique(pc.list_value_length(column).to_numpy())

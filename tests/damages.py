@@ -597,6 +597,13 @@ def jump_at(columns: Columns, frame: int) -> None:
         columns[name][frame:, 4] += 1.2
 
 
+def retype_column(root: Path, episode: int, name: str, kind: pa.DataType) -> None:
+    table = pq.read_table(table_path(root, episode))
+    place = table.column_names.index(name)
+    column = table.column(name).combine_chunks().cast(kind)
+    pq.write_table(table.set_column(place, name, column), table_path(root, episode))
+
+
 def list_instruction(root: Path, **changes: str) -> None:
     edit_lines(root, "tasks.jsonl", lambda lines: lines.append({**lines[0], "task_index": 1, **changes}))
 
@@ -647,6 +654,12 @@ IN_WORDS: dict[str, tuple[str, str, list[str], Damage]] = {
         "error",
         ["data/, column action: Holds whole numbers or texts, where measured values are expected."],
         lambda r: edit_tables(r, lambda c: c.update(action=c[ACTION].round().astype(np.int64)), new_statistics=False),
+    ),
+    "actions in lists that training cannot read": (
+        "features",
+        "error",
+        ["data/, column action, episode 4: Rows have 1 values, meta/info.json promises 8."],
+        lambda r: retype_column(r, 4, ACTION, pa.large_list(pa.float32())),
     ),
     "total_videos": (
         "video files",

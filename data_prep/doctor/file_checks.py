@@ -194,8 +194,8 @@ def _misnamed(subject: Subject, modality: str, key: str, entries: dict[str, Any]
     place, there = f'the column "{column}", which no table has', [list(t) for t in subject.readable.values()]
     if modality == "video":
         place = f'"{column}", which meta/info.json does not list'
-        there = [list(subject.layout.info.get("features", {}))]
-    if any(there) and not any(column in names for names in there):
+        there = [names] if (names := list(subject.layout.info.get("features", {}))) else []
+    if there and not any(column in names for names in there):
         return f'{modality} "{key}" is taken from {place}.{did_you_mean(column, there[0])}'
     return ""
 
