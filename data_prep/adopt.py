@@ -56,18 +56,12 @@ def adopt(config: AdoptConfig) -> list[str]:
     Returns what was found and done, as lines of text. What exists is never replaced. Raises ToolkitError for a folder
     that is no LeRobot dataset, and for one that cannot be made one that GR00T reads.
     """
+    root = Path(config.dataset)
+    _check_folder(root)
     # Here and below imported only when needed: --help and a refusal should not wait for pyarrow and the decoders.
     from data_prep.lerobot import choose_val_episodes
     from gr00t.data.layout import CODEBASE_VERSION, MetaFolder, read_episodes
 
-    root = Path(config.dataset)
-    if not root.is_dir():
-        problem = f"dataset={root} does not exist. Give the folder of a LeRobot dataset, dataset=FOLDER."
-        raise ToolkitError(problem + near_folder(root))
-    if not (root / "meta" / "info.json").is_file():
-        inside = sorted(path.name for path in root.iterdir() if (path / "meta" / "info.json").is_file())
-        hint = f" It holds {', '.join(inside[:8])}: give one, dataset={root / inside[0]}." if inside else ""
-        raise ToolkitError(f"dataset={root} has no meta/info.json: give the folder of a LeRobot dataset.{hint}")
     meta = MetaFolder(root)
     info, info_path = meta.json("info.json"), f"{root}/meta/info.json"
     version = str(info.get("codebase_version", CODEBASE_VERSION))
@@ -96,6 +90,16 @@ def adopt(config: AdoptConfig) -> list[str]:
         return lines + _write(root, files)
     names = " and ".join(f"meta/{name}" for name in files)
     return [*lines, f"nothing was written. Write {names}: python -m data_prep.adopt dataset={root} write=true"]
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        problem = f"dataset={root} does not exist. Give the folder of a LeRobot dataset, dataset=FOLDER."
+        raise ToolkitError(problem + near_folder(root))
+    if not (root / "meta" / "info.json").is_file():
+        inside = sorted(path.name for path in root.iterdir() if (path / "meta" / "info.json").is_file())
+        hint = f" It holds {', '.join(inside[:8])}: give one, dataset={root / inside[0]}." if inside else ""
+        raise ToolkitError(f"dataset={root} has no meta/info.json: give the folder of a LeRobot dataset.{hint}")
 
 
 def _check_columns(root: Path, proposal: Proposal) -> None:

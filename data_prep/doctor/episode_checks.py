@@ -144,7 +144,7 @@ def check_duplicates(subject: Subject) -> Iterator[Finding]:
         leak = (i in subject.held_out) != (j in subject.held_out)
         remedy = MEND_LEAK if leak else MEND_TWIN
         if (i, j) in shared:
-            how = _overlap(shared[i, j], "is the same as")
+            how = shared[i, j] or "is the same as"
             found = f"Episode {j} {how} episode {i}{': one is trained on, the other held out' if leak else ''}."
             yield error(episodes([i, j]), found, remedy)
         else:
@@ -157,8 +157,8 @@ def check_duplicates(subject: Subject) -> Iterator[Finding]:
 def check_apart(train: Subject, conflict: Subject) -> Iterator[Finding]:
     shared, alike = _twins(train, conflict)
     for i, j in sorted(shared)[:SHOWN]:
-        how = _overlap(shared[i, j], "is")
-        yield error(f"conflict, episode {j}", f"Conflict episode {j} {how} train episode {i}.", MEND_LEAK)
+        found = f"Conflict episode {j} {shared[i, j] or 'is'} train episode {i}."
+        yield error(f"conflict, episode {j}", found, MEND_LEAK)
     if len(shared) > SHOWN:
         yield error("conflict", f"{len(shared)} conflict episodes are in train too.", MEND_LEAK)
     for i, j in alike[:SHOWN]:
@@ -174,15 +174,12 @@ def _recordings(subject: Subject) -> list[dict[str, Any]]:
     return [source for source in sources if source.get("sha256") and str(source.get("file")).endswith(".h5")]
 
 
-def _overlap(share: float, whole: str) -> str:
-    return whole if share == 1 else f"shares {share:.0%} of its frames with"
-
-
-def _twins(first: Subject, second: Subject) -> tuple[dict[tuple[int, int], float], list[tuple[int, int]]]:
-    """Pairs of episodes of both that hold the same rows, with the share of them, and those that do nearly the same."""
-    tables = first.motion_tables, second.motion_tables
-    apart = first is not second
-    shared = {(i, j): share for i, j, share in _shared_rows(*tables) if apart or i < j}
+def _twins(first: Subject, second: Subject) -> tuple[dict[tuple[int, int], str], list[tuple[int, int]]]:
+    """Pairs of episodes of both that hold the same rows, with how much of them in words, empty for all of them; and
+    pairs that do nearly the same."""
+    tables, apart = (first.motion_tables, second.motion_tables), first is not second
+    shares = {(i, j): share for i, j, share in _shared_rows(*tables) if apart or i < j}
+    shared = {pair: "" if s == 1 else f"shares {s:.0%} of its frames with" for pair, s in shares.items()}
     return shared, sorted((i, j) for i, j in _nearly_equal(*tables) if (apart or i < j) and (i, j) not in shared)
 
 
