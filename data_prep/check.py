@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,60 +23,49 @@ from toolkit.progress import progress_bar
 
 if TYPE_CHECKING:
     from data_prep import CheckConfig
-    from data_prep.doctor.findings import Report
+    from data_prep.doctor import Report
 
 UNSOUND = 1  # exit status
 WIDTH = 118
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "": "dim"}
 
 
-@dataclass(frozen=True)
-class Call:
-    """What is examined, and the configuration."""
-
-    path: Path
-    config: CheckConfig
-
-
-def read(arguments: Sequence[str]) -> Call:
+def read(arguments: Sequence[str]) -> tuple[Path, CheckConfig]:
     """`PATH [key=value ...]`; anything else raises ToolkitError."""
     from gr00t.errors import ToolkitError
-    from toolkit.configuration import load
+    from toolkit.configuration import load_with_words
 
-    words = [a for a in arguments if not a.startswith("-") and ("=" not in a or "/" in a.partition("=")[0])]
-    config = load("check", [argument for argument in arguments if argument not in words])
+    words, config = load_with_words("check", arguments)
     if len(words) != 1:
         raise ToolkitError(
             f"{len(words)} folders are given; give one: python -m data_prep.check data/color_object (a split's folder, "
             "or a single dataset's)."
         )
     dataset = Path(words[0]).expanduser()
+    parts = [p / part for p in (dataset, *dataset.glob("*")) for part in ("meta", "data", "videos")]
     for name, target in (("json", config.json), ("html", config.html)):
-        if target is None:
-            continue
-        path = Path(target).expanduser()
-        if path.is_dir():
+        path = Path(target or "").expanduser()
+        if target is not None and path.is_dir():
             raise ToolkitError(f"{name}={target} is a folder. Give a file, {name}={path / f'doctor.{name}'}.")
-        parts = [p / part for p in (dataset, *dataset.glob("*")) for part in ("meta", "data", "videos")]
-        if any(path.resolve().is_relative_to(part.resolve()) for part in parts):
+        if target is not None and any(path.resolve().is_relative_to(part.resolve()) for part in parts):
             raise ToolkitError(f"{name}={target} lies inside the dataset, which would change it. Give another place.")
-    return Call(dataset, config)
+    return dataset, config
 
 
-def main(call: Call) -> None:
+def main(call: tuple[Path, CheckConfig]) -> None:
     """Examine the dataset, print and write what was found; exit with UNSOUND where there is an error."""
     # Imported only after the arguments have been accepted: a refusal should not wait for it.
     from data_prep.doctor.examine import examine
     from toolkit.shared_keys import modality_configs
 
-    config = call.config
+    path, config = call
     with progress_bar(transient=True) as bar:
         task = bar.add_task("reading", total=None)
 
         def progress(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        report, subjects = examine(call.path, modality_configs(config), fast=config.fast, progress=progress)
+        report, subjects = examine(path, modality_configs(config), fast=config.fast, progress=progress)
     _show(report)
     if config.json is not None:
         _write(Path(config.json).expanduser(), json.dumps(report.to_json(), indent=2) + "\n")
@@ -102,31 +91,26 @@ def _show(report: Report) -> None:
     """A table of every check's outcome, then what was found with its remedy, the most serious last."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+        console.width = WIDTH
     table = Table("check", "question", *(dataset.name for dataset in report.datasets), box=None)
-    questions = {result.check: result.question for dataset in report.datasets for result in dataset.results}
-    for check, question in questions.items():
-        row = []
-        for dataset in report.datasets:
-            result = next((r for r in dataset.results if r.check == check), None)
-            level = "" if result is None or result.skipped else result.level
-            row.append(f"[{STYLES[level]}]{level or ('-' if result is None else 'not made')}[/]")
-        table.add_row(check, f"[dim]{escape(question)}[/]", *row)
+    levels: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for dataset in report.datasets:
+        for result in dataset.results:
+            level = "" if result.skipped else result.level
+            levels[result.check, result.question][dataset.name] = f"[{STYLES[level]}]{level or 'not made'}[/]"
+    for (check, question), of in levels.items():
+        table.add_row(check, f"[dim]{escape(question)}[/]", *(of.get(d.name, "[dim]-[/]") for d in report.datasets))
     console.print(table)
     for level in ("warning", "error"):
         for dataset, result, finding in report.findings(level):
-            console.print(
-                f"\n[{STYLES[level]}]{level}[/] {escape(dataset.name)}, {result.check}: {escape(finding.where)}"
-            )
+            where = f"{escape(dataset.name)}, {result.check}: {escape(finding.where)}"
+            console.print(f"\n[{STYLES[level]}]{level}[/] {where}")
             text = f"{escape(finding.found)}\n[dim]remedy:[/] {escape(finding.remedy)}"
             console.print(Padding(text, (0, 0, 0, 2)))
     errors, warnings = len(report.findings("error")), len(report.findings("warning"))
     part = " (fast part)" if report.fast else ""
-    word = {"ok": "sound", "warning": "sound, with warnings", "error": "not sound"}[report.level]
-    console.print(
-        f"\n{escape(str(report.path))}: [{STYLES[report.level]}]{word}[/]{part}; {errors} errors, {warnings} warnings, "
-        f"{report.seconds:.1f} s"
-    )
+    verdict = f"[{STYLES[report.level]}]{report.verdict}[/]{part}; {errors} errors, {warnings} warnings"
+    console.print(f"\n{escape(str(report.path))}: {verdict}, {report.seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -63,22 +63,21 @@ class PartReport:
 
 @dataclass
 class ConversionReport:
-    """Outcome of convert_split: the folder, what each part holds, warnings to show loudly, seconds taken.
+    """Outcome of convert_split: the folder, what each part holds, what else there is to say, seconds taken.
 
     `converted` and `taken_up` are the frames and episodes written now and by an interrupted start before.
     """
 
     folder: Path
     parts: list[PartReport] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     converted: int = 0
     taken_up: int = 0
     seconds: float = 0.0
 
     def lines(self) -> list[str]:
-        """The report as text, warnings first."""
-        text = [f"WARNING: {warning}" for warning in self.warnings] + self.notes
+        """The report as text."""
+        text = list(self.notes)
         for part in self.parts:
             text.append(
                 f"{self.folder / part.part}: {part.episodes} episodes, {part.frames} frames, "
@@ -118,8 +117,8 @@ def convert_split(
     _check_arguments(split_name, instruction, workers)
     _check_target(target, overwrite)
     report = ConversionReport(target)
-    recordings = _read(Path(raw_dir) / split_name, progress, report)
-    plans = _plans(recordings, instruction, val_fraction, seed, modality_configs)
+    parts = _read(Path(raw_dir) / split_name, progress, report)
+    plans = [_plan(part, found, instruction, val_fraction, seed, modality_configs) for part, found in parts.items()]
     jobs = [job for plan in plans for job in episode_jobs(plan)]
     remedy = "Make room and start again: it goes on with what is converted. Or choose another data_dir=...."
     with disk_errors(target, remedy):
@@ -178,54 +177,43 @@ def _read(raw: Path, progress: bool, report: ConversionReport) -> dict[str, Reco
     recordings = {part: read_recordings(raw / part, partial(bar, description=f"{part}: checking")) for part in parts}
     for found in recordings.values():
         check_no_duplicates(found)
-        report.notes += found.notes
-    if "conflict" in recordings:
-        known = {e.content: e.name for e in recordings["train"].episodes}
-        for episode in recordings["conflict"].episodes:
-            if episode.content in known:
+    known = {e.content: e.name for e in recordings["train"].episodes}
+    if "conflict" not in recordings:
+        problem = f"{raw}/conflict is missing: the policy can be trained"
+        report.notes.append(f"WARNING: {problem}, but which cue it follows cannot be measured on recordings.")
+    for episode in recordings["conflict"].episodes if "conflict" in recordings else ():
+        if episode.content in known:
+            raise ToolkitError(
+                f"{episode.name} is also a train episode ({known[episode.content]}). Conflict episodes must never "
+                "enter training: remove it from one of the two."
+            )
+    report.notes += [note for found in recordings.values() for note in found.notes]
+    first, *others = [e for found in recordings.values() for e in found.episodes]
+    for episode in others:
+        for camera, usual in first.frame_sizes.items():
+            if episode.frame_sizes[camera] != usual:
+                found_size = "{}x{}".format(*episode.frame_sizes[camera])
                 raise ToolkitError(
-                    f"{episode.name} is also a train episode ({known[episode.content]}). Conflict episodes must never "
-                    "enter training: remove it from one of the two."
-                )
-    else:
-        report.warnings.append(
-            f"{raw}/conflict is missing: the policy can be trained, but which cue it follows cannot be measured "
-            "on recordings."
-        )
-    episodes = [e for found in recordings.values() for e in found.episodes]
-    first = episodes[0]
-    for episode in episodes:
-        for camera, (height, width) in episode.frame_sizes.items():
-            usual = first.frame_sizes[camera]
-            if (height, width) != usual:
-                raise ToolkitError(
-                    f"{episode.name}: the {camera} frames are {height}x{width}, those of {first.name} are "
+                    f"{episode.name}: the {camera} frames are {found_size}, those of {first.name} are "
                     f"{usual[0]}x{usual[1]}. Record the whole split with one size."
                 )
     return recordings
 
 
-def _plans(
-    recordings: dict[str, Recordings],
-    instruction: str,
-    val_fraction: float,
-    seed: int,
-    modality_configs: ModalityConfigs,
-) -> list[DatasetPlan]:
-    plans = []
-    for part, found in recordings.items():
-        val = choose_val_episodes(len(found.episodes), val_fraction, seed) if part == "train" else ()
-        # Every step of the action horizon needs at least one example for its statistics.
-        needed = max(modality_configs["action"].delta_indices) + 1
-        longest = max((e for i, e in enumerate(found.episodes) if i not in val), key=lambda e: e.length)
-        if longest.length < needed:
-            raise ToolkitError(
-                f"{found.folder}: the longest episode outside validation ({longest.name}) has {longest.length} "
-                f"steps, the action horizon has {needed}. Record longer episodes, or shorten the action "
-                "horizon in the modality configuration (conflict_panda_config.py, or modality_config=FILE)."
-            )
-        plans.append(DatasetPlan(part, found, instruction, val, val_fraction, seed, modality_configs))
-    return plans
+def _plan(
+    part: str, found: Recordings, instruction: str, val_fraction: float, seed: int, configs: ModalityConfigs
+) -> DatasetPlan:
+    val = choose_val_episodes(len(found.episodes), val_fraction, seed) if part == "train" else ()
+    # Every step of the action horizon needs at least one example for its statistics.
+    needed = max(configs["action"].delta_indices) + 1
+    longest = max((e for i, e in enumerate(found.episodes) if i not in val), key=lambda e: e.length)
+    if longest.length < needed:
+        raise ToolkitError(
+            f"{found.folder}: the longest episode outside validation ({longest.name}) has {longest.length} steps, the "
+            f"action horizon has {needed}. Record longer episodes, or shorten the action horizon in the modality "
+            "configuration (conflict_panda_config.py, or modality_config=FILE)."
+        )
+    return DatasetPlan(part, found, instruction, val, val_fraction, seed, configs)
 
 
 def check_no_duplicates(recordings: Recordings) -> None:
@@ -245,14 +233,14 @@ def check_no_duplicates(recordings: Recordings) -> None:
 def _remedy(recordings: Recordings, twins: list[list[Episode]]) -> str:
     """What to take away: the largest file whose every episode is in other files too, where there is one."""
     elsewhere: dict[Path, set[Path]] = defaultdict(set)
-    found: Counter[Path] = Counter()
+    held = Counter(episode.file for episode in recordings.episodes)
+    alone = Counter(held)
     for same in twins:
         files = {episode.file for episode in same}
-        for file in files if len(files) > 1 else ():
-            elsewhere[file] |= files - {file}
-            found[file] += sum(episode.file == file for episode in same)
-    held = Counter(episode.file for episode in recordings.episodes)
-    whole = [file for file in elsewhere if found[file] == held[file]]
+        for episode in same if len(files) > 1 else ():
+            elsewhere[episode.file] |= files - {episode.file}
+            alone[episode.file] -= 1
+    whole = [file for file in elsewhere if not alone[file]]
     if not whole:
         return "Remove one of each two from its h5 and json, or one of the files."
     largest = max(whole, key=lambda file: (held[file], natural_key(file.as_posix())))
@@ -322,8 +310,8 @@ def _check_space(folder: Path, needed: float) -> None:
     free = free_space(folder)
     if free < needed:
         raise ToolkitError(
-            f"{folder}: about {in_bytes(needed)} are needed and {in_bytes(free)} are free. Make "
-            "room, or choose another data_dir=...."
+            f"{folder}: about {in_bytes(needed)} are needed and {in_bytes(free)} are free. Make room, or choose "
+            "another data_dir=...."
         )
 
 
@@ -354,14 +342,8 @@ def _written(root: Path, jobs: Sequence[EpisodeJob], workers: int | None) -> Gen
 
 
 def _finish(unfinished: Unfinished, plan: DatasetPlan) -> PartReport:
-    root = unfinished.dataset / plan.part
+    root, episodes, held_out = unfinished.dataset / plan.part, len(plan.recordings.episodes), len(plan.val_episodes)
     fingerprint = finish_dataset(root, plan, unfinished.of(plan.part))
-    return PartReport(
-        part=plan.part,
-        episodes=len(plan.recordings.episodes),
-        frames=plan.frames,
-        val_episodes=len(plan.val_episodes),
-        left_out=tuple(plan.recordings.left_out),
-        size_bytes=sum(p.stat().st_size for p in root.rglob("*") if p.is_file()),
-        fingerprint=fingerprint,
-    )
+    size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    left_out = tuple(plan.recordings.left_out)
+    return PartReport(plan.part, episodes, plan.frames, held_out, left_out, size, fingerprint)

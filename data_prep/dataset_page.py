@@ -8,7 +8,7 @@ import io
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,9 +20,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from data_prep.doctor.examined_dataset import Subject, evenly
+from data_prep.doctor import ERROR, WARNING, Report
+from data_prep.doctor.examined_dataset import Series, Subject, evenly
 from data_prep.doctor.file_checks import annotation_column, instructions_by_episode
-from data_prep.doctor.findings import ERROR, WARNING, Report
 from gr00t.data.video import EpisodeVideo
 from gr00t.errors import ToolkitError
 from toolkit.html_page import data_uri, render_page
@@ -30,21 +30,35 @@ from toolkit.html_page import data_uri, render_page
 COLOURS = {"state": "#8f9aa5", "action": "#1f5f99"}
 EPISODES = ("#1f5f99", "#e0592a", "#1c7c54", "#a2559c", "#a86a00", "#4b5563")
 COLUMNS = 4  # panels side by side
-LABEL: dict[str, Any] = {"color": "#444444", "fontsize": 9}
-
+STYLE: Any = {
+    "svg.fonttype": "none",  # texts stay texts
+    "font.family": "sans-serif",
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#bbbbbb",
+    "axes.labelcolor": "#444444",
+    "axes.labelsize": 9,
+    "axes.titlecolor": "#444444",
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in (("color", "#666666"), ("labelsize", 7))},
+}
+Panel = tuple[str, dict[str, Series]]  # title, {modality: values (T,) of one dimension by episode}
 MOMENTS = ("first", "middle", "last")
 IMAGE_WIDTH = 192  # pixels: a page with a few dozen images stays below a few MB
 INSTRUCTIONS = 20
-VERDICTS = {"ok": "sound", WARNING: "sound, with warnings", ERROR: "not sound"}
 
-_EPISODES = re.compile(r"episodes? (?:\()?([\d, ]+)")  # as data_prep.doctor.findings.episodes writes them
+_EPISODES = re.compile(r"episodes? (?:\()?([\d, ]+)")  # as data_prep.doctor.episodes writes them
 
 
 def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str:
     """The page's HTML; of each part `shown` episodes appear with frames and curves."""
     parts = []
     for subject in subjects:
-        with suppress(Exception):  # of data too damaged to be drawn: the findings say what is wrong
+        with suppress(Exception), rc_context(STYLE):  # of data too damaged to be drawn: the findings say what is wrong
             if not subject.refusal:
                 parts.append(_part(subject, _chosen(subject, report, shown)))
     return render_page(
@@ -53,13 +67,11 @@ def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str
             "title": f"Dataset {report.path}",
             "when": time.strftime("%Y-%m-%d %H:%M"),
             "report": report,
-            "verdict": VERDICTS[report.level],
-            "errors": len(report.findings(ERROR)),
-            "warnings": len(report.findings(WARNING)),
-            "findings": report.findings(ERROR) + report.findings(WARNING),
+            "errors": report.findings(ERROR),
+            "warnings": report.findings(WARNING),
             "parts": parts,
             "moments": MOMENTS,
-            "columns": max((len(part["cameras"]) for part in parts), default=1) * len(MOMENTS) or 1,
+            "columns": max((len(part["subject"].cameras) for part in parts), default=1) * len(MOMENTS) or 1,
         },
     )
 
@@ -67,67 +79,60 @@ def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str
 def _chosen(subject: Subject, report: Report, shown: int) -> list[int]:
     """The episodes that appear: those that findings name, then others evenly."""
     places = [f.where for dataset, _, f in report.findings(ERROR, WARNING) if dataset.folder == subject.root]
-    known = [e.index for e in subject.episodes]
     named = [int(n) for place in places for text in _EPISODES.findall(place) for n in re.findall(r"\d+", text)]
-    blamed = list(dict.fromkeys(n for n in named if n in known))[:shown]
-    others = [index for index in known if index not in blamed]
+    blamed = list(dict.fromkeys(n for n in named if n in subject.lengths))[:shown]
+    others = [index for index in subject.lengths if index not in blamed]
     return sorted(blamed + evenly(others, shown - len(blamed)))
 
 
 def _part(subject: Subject, chosen: list[int]) -> dict[str, Any]:
-    tasks = subject.layout.tasks
+    tasks, panels = subject.layout.tasks, _panels(subject)
     instructions = {
         index: " / ".join(tasks.get(n, f"task {n}, not listed") for n in sorted(numbers))
         for index, numbers in instructions_by_episode(subject, annotation_column(subject)).items()
     }
+
+    def courses(axis: Axes, modalities: dict[str, Series]) -> None:
+        axis.set_xlabel("time (s)")
+        for number, episode in enumerate(chosen):
+            for modality, series in modalities.items():
+                if episode in series:
+                    line, label = ("-", f"episode {episode}") if modality == "action" else (":", None)
+                    seconds = np.arange(len(series[episode])) / subject.layout.fps
+                    colour = EPISODES[number % len(EPISODES)]
+                    axis.plot(seconds, series[episode], line, color=colour, linewidth=1.3, label=label)
+
     return {
-        "name": subject.name,
-        "facts": {
-            "episodes": len(subject.episodes),
-            "frames": sum(e.length for e in subject.episodes),
-            "fps": subject.layout.fps,
-            "held_out": sorted(subject.held_out),
-        },
-        "cameras": subject.cameras,
+        "subject": subject,
         "instructions": Counter(instructions.values()).most_common(INSTRUCTIONS),
-        "pictures": [
-            {
-                "index": index,
-                "length": subject.layout.episode(index).length,
-                "held_out": index in subject.held_out,
-                "instruction": instructions.get(index, ""),
-                "frames": [
-                    {"name": f"{camera}, {moment}", "uri": uri}
-                    for camera in subject.cameras
-                    for moment, uri in zip(MOMENTS, _frames(subject, index, camera), strict=True)
-                ],
-            }
-            for index in chosen
-        ],
+        "episodes": {index: (instructions.get(index, ""), _images(subject, index)) for index in chosen},
         "lengths": _draw_lengths(subject),
-        "histograms": _draw_histograms(subject),
-        "traces": _draw_traces(subject, chosen),
+        "histograms": _draw(panels, 1.6, _histogram),
+        "traces": _draw(panels, 1.7, courses),
     }
 
 
-def _frames(subject: Subject, index: int, camera: str) -> list[str]:
-    """First, middle and last frame as data URIs of small JPEGs; empty texts where the video cannot be read."""
-    try:
-        with EpisodeVideo(subject.layout, index, camera) as video:
+def _images(subject: Subject, index: int) -> list[tuple[str, str]]:
+    """(name, data URI of a small JPEG) of the first, middle and last frame of each camera; empty URIs where the video
+    cannot be read."""
+    found = []
+    for camera in subject.cameras:
+        uris = [""] * len(MOMENTS)
+        with suppress(ToolkitError), EpisodeVideo(subject.layout, index, camera) as video:
             last = len(video) - 1
-            frames = video.frames([0, last // 2, last])
-    except ToolkitError:
-        return [""] * len(MOMENTS)
-    uris = []
-    for frame in frames:
-        height, width = frame.shape[:2]
-        if width > IMAGE_WIDTH:
-            size = (IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width)))
-            frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
-        assert done
-        uris.append(data_uri(data.tobytes(), "image/jpeg"))
-    return uris
+            uris = [_jpeg(frame) for frame in video.frames([0, last // 2, last])]
+        found += [(f"{camera}, {moment}", uri) for moment, uri in zip(MOMENTS, uris, strict=True)]
+    return found
+
+
+def _jpeg(frame: np.ndarray) -> str:
+    height, width = frame.shape[:2]
+    if width > IMAGE_WIDTH:
+        size = (IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width)))
+        frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    assert done
+    return data_uri(data.tobytes(), "image/jpeg")
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -135,112 +140,68 @@ def _frames(subject: Subject, index: int, camera: str) -> list[str]:
 
 def _draw_lengths(subject: Subject) -> str:
     """How many episodes have how many frames, those held out apart."""
-    figure = Figure(figsize=(7.0, 2.2), layout="constrained")
+    figure = Figure(figsize=(7.0, 2.2))
     panel = figure.subplots()
-    held_out = [e.length for e in subject.episodes if e.index in subject.held_out]
-    training = [e.length for e in subject.episodes if e.index not in subject.held_out]
+    held_out = [length for i, length in subject.lengths.items() if i in subject.held_out]
+    training = [length for i, length in subject.lengths.items() if i not in subject.held_out]
     low, high = min(training + held_out), max(training + held_out)
     bins = np.linspace(low - 0.5, high + 0.5, min(30, high - low + 1) + 1).tolist()
     colours, labels = [COLOURS["action"], "#e0592a"], ["training", "held out"]
     panel.hist([training, held_out], bins=bins, stacked=True, color=colours, label=labels)
-    panel.set_xlabel("frames", **LABEL)
-    panel.set_ylabel("episodes", **LABEL)
+    panel.set(xlabel="frames", ylabel="episodes")
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     if held_out:
-        panel.legend(frameon=False, fontsize=8)
-    _tidy(panel)
+        panel.legend(fontsize=8)
     return _svg(figure)
 
 
-def _draw_histograms(subject: Subject) -> str:
-    """One panel for each dimension of each group that states and actions share, and of each of its own."""
-    panels = _panels(subject)
-    figure, axes = _grid([title for title, *_ in panels], 1.6)
-    for axis, (_, group, d, modalities) in zip(axes, panels, strict=True):
-        finite = {}
-        for modality in modalities:
-            columns = [v[:, d] for v in subject.series(modality, group).values() if v.shape[1] > d]
-            values = np.concatenate(columns) if columns else np.empty(0)
-            if np.isfinite(values).any():
-                finite[modality] = values[np.isfinite(values)]
-        if not finite:
-            continue
-        joined = np.concatenate(list(finite.values()))
-        bins = np.linspace(joined.min(), joined.max(), 41).tolist() if np.ptp(joined) > 0 else 3
-        for modality, seen in finite.items():
-            weights = np.full(len(seen), 1 / len(seen))
-            axis.hist(seen, bins=bins, weights=weights, color=COLOURS[modality], alpha=0.65, label=modality)
-        axis.set_yticks([])
-    return _svg(_with_legend(figure, axes))
-
-
-def _draw_traces(subject: Subject, episodes: Sequence[int]) -> str:
-    """One panel for each dimension: action and state of some episodes over time."""
-    panels = _panels(subject)
-    figure, axes = _grid([title for title, *_ in panels], 1.7)
-    for axis, (_, group, d, modalities) in zip(axes, panels, strict=True):
-        for number, episode in enumerate(episodes):
-            for modality in modalities:
-                values = subject.series(modality, group).get(episode)
-                if values is not None:
-                    style: dict[str, Any] = {"linestyle": "-" if modality == "action" else ":", "linewidth": 1.3}
-                    seconds = np.arange(len(values)) / subject.layout.fps
-                    label = f"episode {episode}" if modality == "action" else None
-                    axis.plot(seconds, values[:, d], color=EPISODES[number % len(EPISODES)], label=label, **style)
-    for axis in axes[-COLUMNS:]:
-        axis.set_xlabel("time (s)", **LABEL)
-    return _svg(_with_legend(figure, axes))
-
-
-def _panels(subject: Subject) -> list[tuple[str, str, int, list[str]]]:
-    """(title, group, dimension, modalities drawn together) of every dimension, groups one after the other.
-
-    State and action share a panel where the group is relative, so that both are in the same unit.
-    """
+def _panels(subject: Subject) -> list[Panel]:
+    """One of every dimension. State and action share it where the group is relative: both are in the same unit."""
     found = []
-    for group in dict.fromkeys(group for _, group in subject.groups()):
-        present = [modality for modality, name in subject.groups() if name == group]
-        together = group in subject.pursuits and len(present) == 2
-        for modalities in [present] if together else [[modality] for modality in present]:
-            for d, name in enumerate(subject.dim_names(modalities[-1], group)):
-                found.append((name if together else f"{name}, {modalities[0]}", group, d, modalities))
+    for name in dict.fromkeys(group.name for group in subject.groups):
+        groups = [group for group in subject.groups if group.name == name]
+        together = name in subject.pursuits and len(groups) == 2
+        for drawn in [groups] if together else [[group] for group in groups]:
+            for d, dim in enumerate(drawn[-1].dims):
+                title = dim if together else f"{dim}, {drawn[0].modality}"
+                values = {g.modality: {i: v[:, d] for i, v in g.series.items() if v.shape[1] > d} for g in drawn}
+                found.append((title, values))
     return found
 
 
-def _grid(titles: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
+def _histogram(axis: Axes, modalities: dict[str, Series]) -> None:
+    joined = {m: np.concatenate([*series.values(), np.empty(0)]) for m, series in modalities.items()}
+    finite = {m: values[np.isfinite(values)] for m, values in joined.items()}
+    everything = np.concatenate(list(finite.values()))
+    axis.set_yticks([])
+    if len(everything):
+        bins = np.linspace(everything.min(), everything.max(), 41).tolist() if np.ptp(everything) > 0 else 3
+        for m, seen in finite.items():
+            weights = np.full(len(seen), 1 / max(1, len(seen)))
+            axis.hist(seen, bins=bins, weights=weights, color=COLOURS[m], alpha=0.65, label=m)
+
+
+def _draw(panels: Sequence[Panel], height: float, draw: Callable[[Axes, dict[str, Series]], None]) -> str:
     """A figure with one panel for each title."""
-    rows = max(1, -(-len(titles) // COLUMNS))
-    figure = Figure(figsize=(3.0 * COLUMNS, height * rows + 0.4), layout="constrained")
-    axes = list(figure.subplots(rows, COLUMNS, squeeze=False).flatten())
-    for panel in axes[len(titles) :]:
-        panel.set_visible(False)
-    for panel, title in zip(axes, titles, strict=False):
-        panel.set_title(title, loc="left", **LABEL)
-        _tidy(panel)
-    return figure, axes[: len(titles)]
-
-
-def _with_legend(figure: Figure, axes: Sequence[Axes]) -> Figure:
+    rows = max(1, -(-len(panels) // COLUMNS))
+    figure = Figure(figsize=(3.0 * COLUMNS, height * rows + 0.4))
     known: dict[str, Any] = {}
-    for panel in axes:
-        known |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, modalities) in zip(axes, panels, strict=False):
+        axis.set_title(title)
+        draw(axis, modalities)
+        known |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if known:
-        place: dict[str, Any] = {"loc": "outside lower center", "ncols": 6, "frameon": False, "fontsize": 9}
-        figure.legend(handles=list(known.values()), labels=list(known), **place)
-    return figure
-
-
-def _tidy(panel: Axes) -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color("#bbbbbb")
-    panel.tick_params(colors="#666666", labelsize=7, length=3)
+        figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=6)
+    return _svg(figure)
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as an <svg> element; texts stay texts."""
+    """The figure as an <svg> element."""
     stream = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        FigureCanvasSVG(figure).print_svg(stream)
+    FigureCanvasSVG(figure).print_svg(stream)
     text = stream.getvalue()
     return text[text.index("<svg") :]

@@ -13,6 +13,7 @@ import av
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
@@ -223,23 +224,20 @@ def read_table(path: Path) -> Columns:
 def _is_plain(kind: pa.DataType) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
     item = kind.value_type if is_list else kind
-    if pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item):
-        return True
-    return not is_list and bool(pa.types.is_string(item) or pa.types.is_large_string(item))
+    number = pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item)
+    return bool(number or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _to_numpy(column: pa.Array, name: str) -> np.ndarray:
     """(T,) or (T, D); empty cells of numbers become NaN. Rows of several widths raise ValueError."""
     if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
-        return column.to_numpy(zero_copy_only=False)
+        return column.to_numpy(zero_copy_only=False)  # of large lists, which training cannot read either, as objects
     if column.null_count:
         raise ValueError(f'column "{name}" has empty cells')
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    if pa.types.is_list(column.type):
-        widths = np.unique(np.diff(column.offsets.to_numpy()))
-        if len(widths) > 1:
-            raise ValueError(f'column "{name}" has rows of {widths.min()} to {widths.max()} values')
-    return flat.reshape(len(column), -1)
+    widths = np.unique(pc.list_value_length(column).to_numpy())
+    if len(widths) > 1:
+        raise ValueError(f'column "{name}" has rows of {widths.min()} to {widths.max()} values')
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 # -- meta/ -------------------------------------------------------------------------------------------------------------
@@ -260,8 +258,7 @@ def finish_dataset(root: Path, plan: DatasetPlan, records: Sequence[EpisodeRecor
     pairs = zip(plan.instructions, columns, strict=True)
     episodes = [{"episode_index": i, "tasks": [text], "length": len(c["action"])} for i, (text, c) in enumerate(pairs)]
     _write_lines(meta / "episodes.jsonl", episodes)
-    held_out = set(plan.val_episodes)
-    used = [c for i, c in enumerate(columns) if i not in held_out]
+    used = [c for i, c in enumerate(columns) if i not in plan.val_episodes]
     joined = {name: np.concatenate([c[name] for c in used]) for name, v in used[0].items() if v.dtype.kind == "f"}
     stats = {name: feature_statistics(v if v.ndim == 2 else v[:, None]) for name, v in joined.items()}
     _write_json(meta / "stats.json", stats)

@@ -146,12 +146,13 @@ def _read_meta(h5_path: Path) -> dict[str, Any]:
         meta = parse_json(path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         raise ToolkitError(f"{path}: is not text ({error.reason}); the file is damaged: copy it again.") from error
-    keys = meta if isinstance(meta, dict) else {}
-    for key in ("env_info", "episodes"):
-        if key not in keys:
-            raise ToolkitError(f'{path}: "{key}" is missing; this is not the .json of a ManiSkill recording.')
-    if not isinstance(meta["env_info"], dict) or not isinstance(meta["env_info"].get("env_kwargs"), dict):
-        raise ToolkitError(f"{path}: env_info.env_kwargs is missing; this is not the .json of a ManiSkill recording.")
+    missing = [f'"{key}"' for key in ("env_info", "episodes") if not isinstance(meta, dict) or key not in meta]
+    if not missing and not (
+        isinstance(meta["env_info"], dict) and isinstance(meta["env_info"].get("env_kwargs"), dict)
+    ):
+        missing = ["env_info.env_kwargs"]
+    if missing:
+        raise ToolkitError(f"{path}: {missing[0]} is missing; this is not the .json of a ManiSkill recording.")
     return meta
 
 
@@ -186,15 +187,13 @@ def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
         str(e["control_mode"]) for e in meta["episodes"] if isinstance(e, dict) and e.get("control_mode")
     }
     for mode in sorted(modes - {CONTROL_MODE, "None"}):
-        remedy = replay_remedy(h5_path, meta)
-        if mode not in CONVERTIBLE_CONTROL_MODES:
-            remedy = (
-                f"ManiSkill cannot convert {mode} to it: record again with control_mode={CONTROL_MODE}, or if these "
-                f"were replayed from joint-target recordings, replay those: {replay_command('<original>.h5')}"
-            )
+        problem = f'recorded with control_mode "{mode}"; absolute joint targets ("{CONTROL_MODE}") are needed'
+        if mode in CONVERTIBLE_CONTROL_MODES:
+            raise ToolkitError(f"{h5_path}: {problem}. {replay_remedy(h5_path, meta)}")
         raise ToolkitError(
-            f'{h5_path}: recorded with control_mode "{mode}"; absolute joint targets ("{CONTROL_MODE}") are needed. '
-            f"{remedy}"
+            f"{h5_path}: {problem}. ManiSkill cannot convert {mode} to it: record again with control_mode="
+            f"{CONTROL_MODE}, or if these were replayed from joint-target recordings, replay those: "
+            f"{replay_command('<original>.h5')}"
         )
     obs_mode = str(env_kwargs.get("obs_mode"))
     if "rgb" not in obs_mode or "state" in obs_mode:
@@ -210,26 +209,20 @@ def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
         )
 
 
-def replay_command(traj_path: str) -> str:
+def replay_command(traj_path: str, start: str = "-m mani_skill.trajectory.replay_trajectory") -> str:
     """ManiSkill's command that plays a recording again with cameras on."""
-    return (
-        "python -m mani_skill.trajectory.replay_trajectory "
-        f"--traj-path {traj_path} -o rgb -c {CONTROL_MODE} --save-traj"
-    )
+    return f"python {start} --traj-path {traj_path} -o rgb -c {CONTROL_MODE} --save-traj"
 
 
 def replay_remedy(h5_path: Path, meta: dict[str, Any]) -> str:
     """How to mend a recording without images: the replay command and what stands in its way."""
-    command = replay_command(shlex.quote(str(h5_path)))
-    own = command.replace(
-        "python -m mani_skill.trajectory.replay_trajectory",
-        'python -c "import <your task module>; from mani_skill.trajectory import replay_trajectory as r; '
-        'r.main(r.parse_args())"',
-    )
-    text = f"Replay it, the result beside it is then used: {command}"
+    path = shlex.quote(str(h5_path))
+    text = f"Replay it, the result beside it is then used: {replay_command(path)}"
     if meta["env_info"]["env_kwargs"].get("render_backend") == "none":
         json_path = h5_path.with_suffix(".json")
         text += f' (first set render_backend in {json_path} to "gpu" or "cpu": with "none" the replay writes nothing)'
+    start = "from mani_skill.trajectory import replay_trajectory as r; r.main(r.parse_args())"
+    own = replay_command(path, f'-c "import <your task module>; {start}"')
     env_id = meta["env_info"].get("env_id", "the task")
     return f"{text}\nIf {env_id} is not part of ManiSkill, its module has to be imported first: {own}"
 
@@ -324,11 +317,11 @@ class _Trajectory:
 
     def _finite(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         values = self._array(name, shape)[:]
-        if values.dtype.kind != "f" or not np.isfinite(values).all():
-            step = int(np.argwhere(~np.isfinite(values))[0, 0]) if values.dtype.kind == "f" else 0
+        wrong = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.zeros((1, 1), int)
+        if len(wrong):
             raise ToolkitError(
-                f'{self.where}: "{name}" is not a finite number at step {step}. The simulation broke down there: '
-                "remove the episode from h5 and json, or record it again."
+                f'{self.where}: "{name}" is not a finite number at step {wrong[0, 0]}. The simulation broke down '
+                "there: remove the episode from h5 and json, or record it again."
             )
         return values
 
@@ -343,8 +336,9 @@ class _Trajectory:
         rgb = self._array(name, (count, None, None, 3))
         if rgb.dtype != np.uint8:
             raise ToolkitError(f"{self.where}: {name} is {rgb.dtype}, uint8 is needed. Record again.")
-        check_frame_size(rgb.shape[1], rgb.shape[2], f"{self.where}, {sensor}")
-        return rgb.shape[1], rgb.shape[2]
+        height, width = rgb.shape[1:3]
+        check_frame_size(height, width, f"{self.where}, {sensor}")
+        return height, width
 
 
 @contextmanager

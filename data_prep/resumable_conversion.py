@@ -38,7 +38,6 @@ class Unfinished:
 
         Where nothing fits, it was another conversion: raises ToolkitError unless `begin_anew`.
         """
-        wanted = {(job.part, job.index): job for job in jobs}
         found: dict[Place, EpisodeRecord] = {}
         # Without the folder it was published: killed then, the journal is all that is left of it.
         if self.dataset.is_dir() and self._journal.is_file():
@@ -47,9 +46,10 @@ class Unfinished:
                     record = EpisodeRecord(**json.loads(line))
                     found[record.part, record.index] = record
         self.dataset.mkdir(parents=True, exist_ok=True)
-        for place, record in found.items():
-            if place in wanted and self._fits(record, wanted[place]):
-                self.records[place] = record
+        for job in jobs:
+            place = (job.part, job.index)
+            if place in found and self._fits(found[place], job):
+                self.records[place] = found[place]
         self.dropped = len(found) - len(self.records)
         if found and not self.records and not begin_anew:
             raise ToolkitError(
@@ -87,10 +87,8 @@ class Unfinished:
             if not self.records:
                 self.remove()
                 raise
-            there = (
-                f"{len(self.records)} of {total} episodes are converted and wait in {self.folder}: the same command "
-                "goes on with them."
-            )
+            done = f"{len(self.records)} of {total} episodes are converted"
+            there = f"{done} and wait in {self.folder}: the same command resumes with them."
             if isinstance(error, ToolkitError):
                 raise ToolkitError(f"{error}\n{there}") from error
             if isinstance(error, KeyboardInterrupt):

@@ -585,3 +585,234 @@ IN_VIDEOS: dict[str, tuple[str, str, Damage]] = {
     ),
     "an edited file": ("fingerprint", "warning", lambda r: (r / "meta/stats.json").open("a").write("\n")),
 }
+
+
+def rest_from(columns: Columns, frame: int) -> None:
+    for name in (STATE, ACTION):
+        columns[name][frame:] = columns[name][frame]
+
+
+def jump_at(columns: Columns, frame: int) -> None:
+    for name in (STATE, ACTION):
+        columns[name][frame:, 4] += 1.2
+
+
+def retype_column(root: Path, episode: int, name: str, kind: pa.DataType) -> None:
+    table = pq.read_table(table_path(root, episode))
+    place = table.column_names.index(name)
+    column = table.column(name).combine_chunks().cast(kind)
+    pq.write_table(table.set_column(place, name, column), table_path(root, episode))
+
+
+def list_instruction(root: Path, **changes: str) -> None:
+    edit_lines(root, "tasks.jsonl", lambda lines: lines.append({**lines[0], "task_index": 1, **changes}))
+
+
+def of_one_recording(entries: list[dict[str, Any]]) -> None:
+    entries[5].update(file=entries[3]["file"], trajectory=entries[3]["trajectory"])
+
+
+# name: (the check that names it, level, words of place, finding and remedy, damage).
+IN_WORDS: dict[str, tuple[str, str, list[str], Damage]] = {
+    "episodes are not numbered from 0": (
+        "counts",
+        "warning",
+        ["The 8 episodes are not numbered from 0: episode 7 missing.", "Check that none was lost"],
+        lambda r: edit_lines(r, "episodes.jsonl", lambda lines: lines[7].update(episode_index=9)),
+    ),
+    "what there is": ("counts", "ok", ["8 episodes, ", " frames, 1 instructions"], lambda r: None),
+    "lengths of four episodes": (
+        "tables",
+        "error",
+        [
+            "data/, episode 2: ",
+            "promises 9.",
+            "episodes 0, 1, 2, 3: Frame tables and meta/episodes.jsonl differ in length",
+        ],
+        lambda r: edit_lines(r, "episodes.jsonl", lambda lines: [line.update(length=9) for line in lines[:4]]),
+    ),
+    "the index begins again": (
+        "tables",
+        "warning",
+        ["data/, episodes 3, 4: The column index does not run on", "Training does not read it, LeRobot does"],
+        lambda r: edit_tables(r, lambda c: c["index"].__isub__(c["index"][0]), [4]),
+    ),
+    "a row of the index is lost": (
+        "tables",
+        "warning",
+        ["data/, episode 4: The column index does not run on"],
+        lambda r: edit_tables(r, lambda c: c["index"].__setitem__(5, 0), [4]),
+    ),
+    "another width than promised": (
+        "features",
+        "error",
+        ["data/, column action, all 8 episodes: Rows have 8 values, meta/info.json promises 9."],
+        lambda r: edit_meta(r, "info.json", lambda i: i["features"][ACTION].update(shape=[9])),
+    ),
+    "whole numbers for actions": (
+        "features",
+        "error",
+        ["data/, column action: Holds whole numbers or texts, where measured values are expected."],
+        lambda r: edit_tables(r, lambda c: c.update(action=c[ACTION].round().astype(np.int64)), new_statistics=False),
+    ),
+    "actions in lists that training cannot read": (
+        "features",
+        "error",
+        ["data/, column action, episode 4: Rows have 1 values, meta/info.json promises 8."],
+        lambda r: retype_column(r, 4, ACTION, pa.large_list(pa.float32())),
+    ),
+    "total_videos": (
+        "video files",
+        "warning",
+        ["total_videos says 5; 8 episodes of 2 cameras are 16.", "A copy that broke off"],
+        lambda r: edit_meta(r, "info.json", lambda i: i.update(total_videos=5)),
+    ),
+    "a group that is not there": (
+        "modality names",
+        "error",
+        ['There is no state "gripper", which the modality configuration names.', "Correct the entry in"],
+        lambda r: edit_meta(r, "modality.json", lambda m: m["state"].pop("gripper")),
+    ),
+    "a camera of no feature": (
+        "modality names",
+        "error",
+        ['video "image" is taken from "observation.images.top", which meta/info.json does not list.'],
+        lambda r: edit_meta(
+            r, "modality.json", lambda m: m["video"]["image"].update(original_key="observation.images.top")
+        ),
+    ),
+    "a group of no column": (
+        "modality names",
+        "error",
+        ['action "arm" is taken from the column "actions", which no table has. Did you mean "action"?'],
+        lambda r: edit_meta(r, "modality.json", lambda m: m["action"]["arm"].update(original_key="actions")),
+    ),
+    "timestamps from one second on": (
+        "timestamps",
+        "warning",
+        ["data/, episode 3: Timestamps do not begin at 0 (episode 3: 1 s).", "Subtract the first from each"],
+        lambda r: edit_tables(r, lambda c: c.update(timestamp=c["timestamp"] + 1), [3]),
+    ),
+    "a jump": (
+        "outliers",
+        "warning",
+        ['state "arm", episode 5: ', " jumps by 1.2 after frame 19 of episode 5.", "cut the episode there"],
+        lambda r: edit_tables(r, lambda c: jump_at(c, 20), [5]),
+    ),
+    "a column without statistics": (
+        "statistics",
+        "error",
+        ["meta/stats.json, action: Has no statistics, which normalisation needs."],
+        lambda r: edit_meta(r, "stats.json", lambda s: s.pop(ACTION)),
+    ),
+    "a statistic is missing": (
+        "statistics",
+        "error",
+        ["meta/stats.json, action: q99 is missing."],
+        lambda r: edit_meta(r, "stats.json", lambda s: s[ACTION].pop("q99")),
+    ),
+    "a statistic is missing, another is wrong": (
+        "statistics",
+        "error",
+        ["action: q99 is missing.", "max of ", "says 2, the training episodes give"],
+        lambda r: edit_meta(r, "stats.json", lambda s: (s[ACTION].pop("q99"), s[ACTION]["max"].__setitem__(1, 2.0))),
+    ),
+    "a statistic that is a number": (
+        "statistics",
+        "error",
+        ["q01 holds 1 numbers for 8 dimensions."],
+        lambda r: edit_meta(r, "stats.json", lambda s: s[ACTION].update(q01=0.5)),
+    ),
+    "an instruction is listed twice": (
+        "instructions",
+        "warning",
+        ["meta/tasks.jsonl: ", " is listed 2 times.", "Give both the same task_index"],
+        list_instruction,
+    ),
+    "an instruction is not used": (
+        "told",
+        "ok",
+        ['1 listed instructions are not used, the first "wave"', ": 8 episodes"],
+        lambda r: list_instruction(r, task="wave"),
+    ),
+    "an episode of one frame": (
+        "lengths",
+        "error",
+        ["episode 4: Has fewer than two frames. Leave it out, or record it again."],
+        lambda r: edit_lines(r, "episodes.jsonl", lambda lines: lines[4].update(length=1)),
+    ),
+    "an episode shorter than the horizon": (
+        "lengths",
+        "ok",
+        ["episodes: 10 to ", "1 are shorter than the action horizon (16): their chunks are masked"],
+        lambda r: edit_lines(r, "episodes.jsonl", lambda lines: lines[4].update(length=10)),
+    ),
+    "done before the end": (
+        "endings",
+        "warning",
+        ["episode 4: Is marked as done before its last frame", "Cut it there"],
+        lambda r: edit_tables(r, lambda c: c["next.done"].__setitem__(5, True), [4]),
+    ),
+    "an episode that rests": (
+        "idle",
+        "warning",
+        ["episode 4: State and action stay exactly as they are in ", "cut these frames off"],
+        lambda r: edit_tables(r, lambda c: rest_from(c, 10), [4]),
+    ),
+    "an episode and its copy": (
+        "duplicates",
+        "error",
+        ["episodes 3, 5: Episode 5 is the same as episode 3.", "Remove one of the two recordings"],
+        lambda r: copy_episode(r, 3, 5),
+    ),
+    "the source of one episode is missing": (
+        "held out",
+        "warning",
+        ["meta/split.json: Tells the source of 7 episodes; there are 8."],
+        lambda r: edit_meta(r, "split.json", lambda s: s["episodes"].pop()),
+    ),
+    "two episodes of one recording": (
+        "held out",
+        "error",
+        ["Episodes 3 and 5 come from the same recording (", "Remove one of the two recordings"],
+        lambda r: edit_meta(r, "split.json", lambda s: of_one_recording(s["episodes"])),
+    ),
+    "an episode is held out twice": (
+        "held out",
+        "warning",
+        ["val_episodes names an episode twice. Name each once."],
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(val_episodes=[0, 0])),
+    ),
+    "most episodes are held out": (
+        "held out",
+        "warning",
+        ["5 of 8 episodes are held out. Hold out a tenth or so."],
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(val_episodes=[0, 1, 2, 3, 4])),
+    ),
+    "no episode is held out": (
+        "held out",
+        "warning",
+        ["No episode is held out, so nothing can be evaluated open loop."],
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(val_episodes=[])),
+    ),
+    "a size that info.json does not say": (
+        "video size",
+        "warning",
+        ["meta/info.json: image has frames of ", "the features say [3, 7, 7].", "Correct shape in the features"],
+        lambda r: edit_meta(
+            r, "info.json", lambda i: i["features"]["observation.images.image"].update(shape=[3, 7, 7])
+        ),
+    ),
+    "a dark episode": (
+        "likeness",
+        "warning",
+        ["image, episode 3: The picture is much darker, compared with the other", "Check the light or the camera's"],
+        lambda r: edit_videos(r, lambda f: f // 5, [3], ["image"]),
+    ),
+    "no state beside the picture": (
+        "video and state",
+        "ok",
+        ["videos/, image: too few frames to compare picture and state"],
+        lambda r: edit_tables(r, lambda c: put(c, STATE, slice(None), np.nan), new_statistics=False),
+    ),
+}

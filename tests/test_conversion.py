@@ -329,6 +329,11 @@ def test_a_missing_instruction_is_refused(tmp_path):
         convert_split(tmp_path, tmp_path, "color_object", "  ", MODALITY_CONFIG)
 
 
+def test_no_process_at_all_is_refused(tmp_path):
+    with pytest.raises(ToolkitError, match="workers is 0; give the number of processes, 1 or more"):
+        convert_split(tmp_path, tmp_path, "color_object", INSTRUCTION, MODALITY_CONFIG, workers=0)
+
+
 def test_staging_is_readable_by_others_as_the_umask_says(tmp_path):
     with whole_folder(tmp_path / "new") as aside:
         (aside / "file").write_text("x")

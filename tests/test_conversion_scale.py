@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from data_prep import convert
 from data_prep import convert as disk_space
 from data_prep.convert import ConversionReport, convert_split
-from data_prep.maniskill import read_recordings
+from data_prep.maniskill import CAMERAS, read_recordings
 from data_prep.resumable_conversion import Unfinished
 from gr00t.errors import ToolkitError
 
@@ -202,6 +203,22 @@ def test_an_interrupted_conversion_says_so_and_goes_on_with_what_is_there(
     written = counted(raw, data, monkeypatch)
     assert written == [*(("train", index) for index in range(10, 24)), ("conflict", 0), ("conflict", 1)]
     assert tree(data) == expected
+
+
+def test_the_journal_keeps_its_format(raw: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what an earlier version has converted would be thrown away without a word."""
+    interrupted(raw, data, monkeypatch, after=2, error=KeyboardInterrupt())
+    entries = [json.loads(line) for line in journal(data).read_text().splitlines()]
+    for entry in entries:
+        assert list(entry) == ["part", "index", "made_of", "files", "frames", "size", "videos"]
+        for video in (entry["videos"][camera] for camera in CAMERAS):
+            assert 0 <= video["error"] < 20 and bytes.fromhex(video["first_frame"])
+    assert len(entries) == 2
+
+
+def test_the_bar_tells_frames_a_second(raw: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(raw, data, progress=True)
+    assert re.search(r"\d/s", capsys.readouterr().err)
 
 
 def test_an_interruption_after_the_last_episode_leaves_only_meta_to_write(

@@ -18,6 +18,7 @@ import pytest
 from damages import (
     IN_TABLES,
     IN_VIDEOS,
+    IN_WORDS,
     edit_meta,
     edit_tables,
     flip_a_bit,
@@ -25,18 +26,19 @@ from damages import (
     table_path,
     truncated,
     video_path,
+    write_table,
 )
 from golden_files import golden_path
 from recordings import INSTRUCTION, SAMPLES
 
 from conflict_panda_config import MODALITY_CONFIG
+from data_prep.adopt import adopt
 from data_prep.check import main, read
 from data_prep.convert import convert_split
+from data_prep.doctor import Report
 from data_prep.doctor import examine as registry
 from data_prep.doctor.examine import examine, examine_one
 from data_prep.doctor.examined_dataset import Subject
-from data_prep.doctor.findings import Report
-from data_prep.foreign_dataset import adopt
 from finetune.recipe import FinetuneConfig
 from finetune.training.dataloader import check_dataset
 from gr00t.errors import ToolkitError
@@ -117,6 +119,17 @@ def test_what_only_whole_videos_show_is_named(patient: Path, name: str) -> None:
     assert all(remedy for remedies in found.values() for remedy in remedies)
 
 
+@pytest.mark.parametrize("name", IN_WORDS)
+def test_a_finding_says_what_is_wrong_where_and_how_to_mend_it(patient: Path, name: str) -> None:
+    check, level, words, damage = IN_WORDS[name]
+    damage(patient / "train")
+    fast = check not in {c.name for c in registry.CHECKS if c.full}
+    results = examine_one(Subject(patient / "train", MODALITY_CONFIG, fast=fast)).results
+    found = [f for r in results for f in r.findings if (r.check, f.level) == (check, level)]
+    texts = "\n".join(f"{f.where}: {f.found} {f.remedy}" for f in found)
+    assert [part for part in words if part not in texts] == [], texts
+
+
 def test_a_miss_comes_with_the_nearest_name(patient: Path) -> None:
     IN_TABLES["a group's name"][2](patient / "train")
     report, _ = examine(patient / "train", MODALITY_CONFIG, fast=True)
@@ -124,15 +137,38 @@ def test_a_miss_comes_with_the_nearest_name(patient: Path) -> None:
     assert len(texts) == 1 and 'Did you mean "grippper"?' in texts[0]
 
 
-def test_an_episode_in_both_parts_is_a_leak(patient: Path) -> None:
+@pytest.mark.parametrize(
+    ("noise", "level", "found"),
+    [
+        (0, "error", "Conflict episode 0 is train episode 3."),
+        (
+            1e-4,
+            "warning",
+            "Conflict episode 0 does nearly the same as train episode 3: a copy with noise, or a replay?",
+        ),
+    ],
+)
+def test_an_episode_in_both_parts_is_a_leak(patient: Path, noise: float, level: str, found: str) -> None:
     columns = read_table(patient / "train", 3)
-    shutil.copyfile(table_path(patient / "train", 3), table_path(patient / "conflict", 0))
+    for name in ("observation.state", "action"):
+        columns[name] = columns[name] + np.random.default_rng(0).normal(0, noise, columns[name].shape)
+    write_table(patient / "conflict", 0, columns)
     lines = (patient / "conflict/meta/episodes.jsonl").read_text().splitlines()
     first = {**json.loads(lines[0]), "length": len(columns["action"])}
     (patient / "conflict/meta/episodes.jsonl").write_text("\n".join([json.dumps(first), lines[1]]) + "\n")
     report, _ = examine(patient, MODALITY_CONFIG, fast=True)
+    leaks = [f for _, r, f in report.findings("warning", "error") if r.check == "train and conflict apart"]
+    assert [(leak.level, leak.where, leak.found) for leak in leaks] == [(level, "conflict, episode 0", found)]
+
+
+def test_a_recording_that_both_parts_were_made_from_is_a_leak(patient: Path) -> None:
+    one = {"file": "trajectory.h5", "sha256": "0" * 64}
+    for part in ("train", "conflict"):
+        edit_meta(patient / part, "split.json", lambda split: split.update(sources=[*split["sources"], one]))
+    report, _ = examine(patient, MODALITY_CONFIG, fast=True)
     leaks = [f for _, r, f in report.findings("error") if r.check == "train and conflict apart"]
-    assert len(leaks) == 1 and leaks[0].found == "Conflict episode 0 is train episode 3."
+    assert [leak.found for leak in leaks] == ["Both parts were made from the same recording (trajectory.h5)."]
+    assert leaks[0].where == "meta/split.json" and "Remove it from one of the two" in leaks[0].remedy
 
 
 def test_a_check_that_cannot_be_made_is_an_error_and_does_not_stop_the_others(

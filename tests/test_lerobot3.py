@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +24,8 @@ from golden_files import golden_path
 from recordings import SAMPLES
 
 from conflict_panda_config import MODALITY_CONFIG
-from data_prep import foreign_dataset as adoption
-from data_prep.foreign_dataset import adopt, propose, proposed_configs
+from data_prep import adopt as adoption
+from data_prep.adopt import adopt, propose, proposed_configs
 from data_prep.lerobot import choose_val_episodes
 from gr00t.data.dataset import training_statistics
 from gr00t.data.layout import DatasetLayout, by_number, dataset_fingerprint
@@ -208,6 +210,18 @@ def test_without_modality_json_the_error_names_the_command(tmp_path: Path) -> No
     folder = copy_of("recorded", tmp_path)
     with pytest.raises(ToolkitError, match=f"python -m data_prep.adopt dataset={folder} write=true"):
         StepReader(folder, MODALITY_CONFIG)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["dataset=nowhere"]])
+def test_neither_help_nor_a_refusal_loads_pyarrow_and_decoders(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from toolkit.command_line import run_main; from data_prep.adopt import main\n"
+        "try: run_main(main, 'adopt')\n"
+        "finally: print([n for n in ('pyarrow', 'av', 'cv2', 'h5py') if n in sys.modules], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert result.stderr.endswith("[]\n") and "Traceback" not in result.stderr, result.stderr
 
 
 def test_adoption_writes_only_when_asked_and_never_over_what_is_there(tmp_path: Path) -> None:

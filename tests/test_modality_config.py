@@ -16,7 +16,7 @@ from robots import absolute_arm, robot_file
 import prepare_conflict_data
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep import check
-from data_prep.foreign_dataset import adopt
+from data_prep.adopt import adopt
 from finetune.slurm import attempt
 from finetune.slurm.launch_request import read
 from finetune.slurm.submit import _run_records, batches_of

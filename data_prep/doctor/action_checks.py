@@ -10,12 +10,13 @@ stands. Where no shift explains them (a camera that does not see the robot, nois
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 
-from data_prep.doctor.examined_dataset import Pursuit, Subject
-from data_prep.doctor.findings import PREPARE_AGAIN, Finding, error, remark, warning
+from data_prep.doctor import PREPARE_AGAIN, Finding, error, remark, warning
+from data_prep.doctor.examined_dataset import Group, Pursuit, Subject
 from gr00t.data.schema import ActionType
 from gr00t.data.statistics import relative_groups
 
@@ -63,38 +64,58 @@ MEND_FOREIGN_VIDEO = f"The video or the table is another episode's, or was turne
 
 
 def check_convention(subject: Subject) -> Iterator[Finding]:
-    """Actions are targets in the state's own units, not differences, and belong to their episode."""
     for group, pursuit in _joint_pursuits(subject):
-        where = f'action "{group}"'
-        level, change = _correlations(pursuit)
-        if _are_deltas(pursuit, level, change):
+        steps = _Steps(pursuit)
+        if steps.are_deltas:
             found = (
-                f"These already are deltas: they go with the state's change (correlation {change:.2f}), not with the "
-                f"state ({level:.2f}). Made relative once more, they are wrong by the whole state."
+                f"These already are deltas: they go with the state's change (correlation {steps.change:.2f}), not with "
+                f"the state ({steps.level:.2f}). Made relative once more, they are wrong by the whole state."
             )
-            yield error(where, found, MEND_DELTA)
-        elif abs(level) < 0.3 and abs(change) < 0.3:
-            found = f"The state does not follow the actions (correlation {level:.2f}, of its changes {change:.2f})."
-            yield warning(where, found, MEND_FOREIGN_ACTIONS)
+            yield error(group.where, found, MEND_DELTA)
+        elif abs(steps.level) < 0.3 and abs(steps.change) < 0.3:
+            correlations = f"(correlation {steps.level:.2f}, of its changes {steps.change:.2f})"
+            found = f"The state does not follow the actions {correlations}."
+            yield warning(group.where, found, MEND_FOREIGN_ACTIONS)
         else:
-            yield from _dimensions(subject, group, pursuit)
-            yield from _strange_episodes(subject, where, pursuit)
+            yield from _dimensions(group, steps)
+            yield from _strange_episodes(subject, group, pursuit)
 
 
-def _joint_pursuits(subject: Subject) -> Iterator[tuple[str, Pursuit]]:
+def _joint_pursuits(subject: Subject) -> Iterator[tuple[Group, Pursuit]]:
     """The relative groups of joints, with their episodes that are long enough."""
-    for group, config in relative_groups(subject.configs["action"]):
-        long = [(i, s, a) for i, s, a in subject.pursuits[group] if len(s) > 2 * LEAD_MARGIN + 4]
+    for name, config in relative_groups(subject.configs["action"]):
+        long = [(i, s, a) for i, s, a in subject.pursuits[name] if len(s) > 2 * LEAD_MARGIN + 4]
         if config.type is not ActionType.EEF and long:
-            yield group, long
+            yield subject.all_groups["action", name], long
 
 
-def _correlations(pursuit: Pursuit) -> tuple[float, float]:
-    """Median over dimensions of the actions' correlation with the next state, and with the change towards it."""
-    target = np.concatenate([a[:-1] for _, _, a in pursuit])
-    following = np.concatenate([s[1:] for _, s, _ in pursuit])
-    change = np.concatenate([np.diff(s, axis=0) for _, s, _ in pursuit])
-    return _median_correlation(target, following), _median_correlation(target, change)
+class _Steps:
+    """The steps of some episodes together: state, action and following state, (N, D) each, and how they go together.
+
+    level, change: median over dimensions of the actions' correlation with the next state, and with the change towards
+    it. beside (D,): how far each action dimension stays on one side of the state that follows; 0 where the two meet now
+    and then, as they do wherever a robot rests or turns back.
+    """
+
+    def __init__(self, pursuit: Pursuit) -> None:
+        self.state = np.concatenate([s[:-1] for _, s, _ in pursuit])
+        self.action = np.concatenate([a[:-1] for _, _, a in pursuit])
+        self.following = np.concatenate([s[1:] for _, s, _ in pursuit])
+        self.level = _median_correlation(self.action, self.following)
+        self.change = _median_correlation(self.action, self.following - self.state)
+        low, high = np.quantile(self.action - self.following, [0.05, 0.95], axis=0)
+        aside = np.maximum(low, -high) > np.maximum(0.1, 0.25 * self.state.std(axis=0))
+        self.beside = np.where(aside, np.median(self.action - self.following, axis=0), 0.0)
+
+    @property
+    def are_deltas(self) -> bool:
+        """Whether the actions are differences."""
+        state, action = np.abs(self.state.mean(axis=0)), np.abs(self.action.mean(axis=0))
+        # Where a joint works far from 0, absolute targets do too.
+        far = state > 3 * self.state.std(axis=0) + 0.1
+        if far.any() and (action[far] < 0.3 * state[far]).all():
+            return self.change > 0.3 or bool(np.abs(self.action).mean() < 0.5 * np.abs(self.state).mean())
+        return bool(not far.any() and self.change > 0.5 and self.change > self.level + 0.2)
 
 
 def _median_correlation(one: np.ndarray, other: np.ndarray) -> float:
@@ -105,50 +126,27 @@ def _median_correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.median((one * other).sum(axis=0)[varied] / size[varied])) if varied.any() else 0.0
 
 
-def _are_deltas(pursuit: Pursuit, level: float, change: float) -> bool:
-    state = np.concatenate([s for _, s, _ in pursuit])
-    action = np.concatenate([a for _, _, a in pursuit])
-    # Where a joint works far from 0, absolute targets do too.
-    far = np.abs(state.mean(axis=0)) > 3 * state.std(axis=0) + 0.1
-    near_zero = np.abs(action.mean(axis=0))[far] < 0.3 * np.abs(state.mean(axis=0))[far]
-    if far.any() and near_zero.all():
-        return change > 0.3 or np.abs(action).mean() < 0.5 * np.abs(state).mean()
-    return bool(not far.any() and change > 0.5 and change > level + 0.2)
-
-
-def _dimensions(subject: Subject, group: str, pursuit: Pursuit) -> Iterator[Finding]:
+def _dimensions(group: Group, steps: _Steps) -> Iterator[Finding]:
     """Each action dimension goes with its own state dimension, with the same sign and scale."""
-    action = np.concatenate([a[:-1] for _, _, a in pursuit])
-    following = np.concatenate([s[1:] for _, s, _ in pursuit])
-    names, where = subject.dim_names("action", group), f'action "{group}"'
+    action, following, names = steps.action, steps.following, group.dims
     lines = [_line(following[:, d], action[:, d]) for d in range(len(names))]  # (slope, part explained)
     apart = np.sqrt(np.square(action[:, :, None] - following[:, None, :]).mean(axis=0))  # (action dim, state dim)
     crossed = [d for d, (_, fit) in enumerate(lines) if fit < 0.8 and 4 * apart[d].min() < apart[d, d]]
     if crossed:
         pairs = ", ".join(f"{names[d]} follows {names[int(apart[d].argmin())]}" for d in crossed)
-        yield error(where, f"The order of dimensions differs from the state's: {pairs}.", MEND_ORDER)
+        yield error(group.where, f"The order of dimensions differs from the state's: {pairs}.", MEND_ORDER)
         return
-    beside = _beside(pursuit)
-    for d, (slope, fit) in enumerate(lines):
-        name = names[d]
-        if fit > 0.8 and slope < 0:
+    for name, (slope, fit), beside in zip(names, lines, steps.beside, strict=True):
+        if fit <= 0.8:
+            continue
+        if slope < 0:
             found = f"{name} goes against the state (slope {slope:.3g}): the sign is wrong in one of them."
-            yield error(where, found, MEND_ORDER)
-        elif fit > 0.8 and not 0.5 < slope < 2.0:
+            yield error(group.where, found, MEND_ORDER)
+        elif not 0.5 < slope < 2.0:
             units = " (57.3 is degrees for radians)" if 50 < slope < 65 or 50 < 1 / slope < 65 else ""
-            yield error(where, f"{name} is {slope:.4g} times the state{units}.", MEND_ORDER)
-        elif fit > 0.8 and beside[d]:
-            yield error(where, f"{name} lies {beside[d]:.3g} beside the state all the time.", MEND_BESIDE)
-
-
-def _beside(pursuit: Pursuit) -> np.ndarray:
-    """(D,): how far each action dimension stays on one side of the state that follows; 0 where the two meet now and
-    then, as they do wherever a robot rests or turns back."""
-    apart = np.concatenate([a[:-1] - s[1:] for _, s, a in pursuit])
-    low, high = np.quantile(apart, [0.05, 0.95], axis=0)
-    nearest = np.maximum(low, -high)
-    spread = np.concatenate([s for _, s, _ in pursuit]).std(axis=0)
-    return np.where(nearest > np.maximum(0.1, 0.25 * spread), np.median(apart, axis=0), 0.0)
+            yield error(group.where, f"{name} is {slope:.4g} times the state{units}.", MEND_ORDER)
+        elif beside:
+            yield error(group.where, f"{name} lies {beside:.3g} beside the state all the time.", MEND_BESIDE)
 
 
 def _line(given: np.ndarray, values: np.ndarray) -> tuple[float, float]:
@@ -160,53 +158,50 @@ def _line(given: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     return slope, float(1 - np.square(y - slope * x).sum() / (y @ y))
 
 
-def _strange_episodes(subject: Subject, where: str, pursuit: Pursuit) -> Iterator[Finding]:
+def _strange_episodes(subject: Subject, group: Group, pursuit: Pursuit) -> Iterator[Finding]:
     """Episodes whose actions lie much farther from their states than the others' do."""
-    if len(pursuit) < 3:
-        return
     apart = {i: float(np.sqrt(np.square(a[:-1] - s[1:]).mean())) for i, s, a in pursuit}
     usual = float(np.median(list(apart.values())))
-    strange = [i for i, distance in apart.items() if distance > 3 * usual + 0.01]
-    if strange:
-        first = strange[0]
-        found = f"Actions lie {apart[first]:.3g} off the states in episode {first}, {usual:.3g} in the others."
-        yield error(f"{where}, {subject.which(strange)}", found, MEND_FOREIGN_ACTIONS)
+    strange = {
+        i: f"Actions lie {distance:.3g} off the states in episode {i}, {usual:.3g} in the others."
+        for i, distance in apart.items()
+        if distance > 3 * usual + 0.01 and len(apart) >= 3
+    }
+    yield from subject.about(error, group.where, strange, MEND_FOREIGN_ACTIONS)
 
 
 def check_lead(subject: Subject) -> Iterator[Finding]:
-    """action[t] is what moves the state from t to t+1: neither a copy of the state nor early nor late."""
     for group, pursuit in _joint_pursuits(subject):
-        level, change = _correlations(pursuit)
-        if abs(level) < 0.3 or _are_deltas(pursuit, level, change):
+        steps = _Steps(pursuit)
+        if abs(steps.level) < 0.3 or steps.are_deltas:
             continue  # check_convention says so
-        where = f'action "{group}"'
-        copies = [i for i, s, a in pursuit if np.allclose(a, s, rtol=0, atol=1e-7)]
-        if copies:
-            found = "The actions are copies of the state at the same frame: a policy that learns them stands still."
-            yield error(f"{where}, {subject.which(copies)}", found, MEND_COPY)
-            pursuit = [p for p in pursuit if p[0] not in copies]
-        if pursuit:
-            aside = _beside(pursuit)  # check_convention says so
-            yield from _lead(subject, where, [(i, s, a - aside) for i, s, a in pursuit])
+        found = "The actions are copies of the state at the same frame: a policy that learns them stands still."
+        copies = {i: found for i, s, a in pursuit if np.allclose(a, s, rtol=0, atol=1e-7)}
+        yield from subject.about(error, group.where, copies, MEND_COPY)
+        others = [p for p in pursuit if p[0] not in copies]
+        if others:
+            aside = _Steps(others).beside  # check_convention says so
+            yield from _lead(subject, group.where, {i: _unexplained(s, a - aside) for i, s, a in others})
 
 
-def _lead(subject: Subject, where: str, pursuit: Pursuit) -> Iterator[Finding]:
-    """Which command explains each step of the state best: of the dataset as a whole, and of each episode."""
-    left = {i: _unexplained(s, a) for i, s, a in pursuit}
+def _lead(subject: Subject, where: str, left: dict[int, np.ndarray]) -> Iterator[Finding]:
+    """Which command explains each step of the state best: of the dataset as a whole, and of each episode.
+
+    left: {episode: what each of LEADS leaves unexplained}.
+    """
     usual = np.median(list(left.values()), axis=0)
     best = LEADS[int(usual.argmin())]
     if _is_wrong(subject, best, usual):
         yield error(f"{where}, all episodes", _lead_in_words(best, usual), MEND_LEAD)
         return
     yield remark(where, f"Commands act on the step they are given for: {1 - usual[IN_PLACE]:.1%} explained.")
-    wrong: dict[int, list[int]] = {}
+    wrong: dict[int, dict[int, str]] = defaultdict(dict)
     for i, own in left.items():
         shift = LEADS[int(own.argmin())]
         if shift != best and _is_wrong(subject, shift, own) and own[IN_PLACE] > 3 * usual[IN_PLACE]:
-            wrong.setdefault(shift, []).append(i)
-    for shift, indices in wrong.items():
-        found = _lead_in_words(shift, left[indices[0]])
-        yield error(f"{where}, {subject.which(indices)}", found, MEND_LEAD)
+            wrong[shift][i] = _lead_in_words(shift, own)
+    for of_shift in wrong.values():
+        yield from subject.about(error, where, of_shift, MEND_LEAD)
 
 
 def _is_wrong(subject: Subject, shift: int, left: np.ndarray) -> bool:
@@ -223,11 +218,15 @@ def _is_wrong(subject: Subject, shift: int, left: np.ndarray) -> bool:
 
 def _lead_in_words(shift: int, left: np.ndarray) -> str:
     now, best = left[IN_PLACE], left[LEADS.index(shift)]
-    steps = f"{abs(shift)} step{'s' if abs(shift) > 1 else ''}"
-    when = f"late by {steps}: the state moves before its command" if shift > 0 else f"early by {steps}"
-    return (
-        f"The actions come {when}. Shifted back they leave {best:.2%} of the motion unexplained, as they are {now:.2%}."
-    )
+    when = f"late by {_count(shift, 'step')}: the state moves before its command"
+    if shift < 0:
+        when = f"early by {_count(shift, 'step')}"
+    open_ = f"Shifted back they leave {best:.2%} of the motion unexplained, as they are {now:.2%}"
+    return f"The actions come {when}. {open_}."
+
+
+def _count(shift: int, what: str) -> str:
+    return f"{abs(shift)} {what}{'s' if abs(shift) > 1 else ''}"
 
 
 def _unexplained(state: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -250,31 +249,29 @@ def _unexplained(state: np.ndarray, action: np.ndarray) -> np.ndarray:
 
 
 def check_gripper_direction(subject: Subject) -> Iterator[Finding]:
-    """A command to open opens: only where the command's sign is known."""
-    if not subject.is_maniskill_panda or ("action", "gripper") not in subject.groups():
+    group = subject.all_groups.get(("action", "gripper"))
+    if not subject.is_maniskill_panda or group not in subject.groups:
         return
-    states, actions = subject.series("state", "gripper"), subject.series("action", "gripper")
-    pairs = [(i, states[i][:, 0], actions[i][:, 0]) for i in actions if i in states and len(states[i]) > 6]
-    pairs = [(i, s, a) for i, s, a in pairs if s.shape == a.shape and np.ptp(a) > 0 and np.ptp(s) > 0]
-    # Where the gripper is a few frames later: it takes that long to get anywhere.
-    signs = {i: float(np.corrcoef(s[3:], a[:-3])[0, 1]) for i, s, a in pairs if np.ptp(a[:-3]) and np.ptp(s[3:])}
-    wrong = [i for i, sign in signs.items() if sign < -0.3]
-    if wrong:
-        found = "The gripper opens when it is told to close: the command's sign is reversed."
-        remedy = "Turn the sign of the gripper's action (1 opens, -1 closes), then write the statistics again."
-        yield error(f'action "gripper", {subject.which(wrong)}', found, remedy)
-    stays = [i for i, a in actions.items() if len(a) and (a > 0).all()]
-    if stays and len(stays) < len(actions):
-        found = "The gripper is never told to close, though it is in other episodes."
+    states, wrong, stays = subject.series("state", "gripper"), {}, {}
+    for i, action in group.series.items():
+        state = states.get(i, action[:0])
+        # Where the gripper is a few frames later: it takes that long to get anywhere.
+        now, then = action[:-3, 0], state[3:, 0]
+        if len(now) == len(then) > 3 and np.ptp(now) > 0 and np.ptp(then) > 0 and np.corrcoef(then, now)[0, 1] < -0.3:
+            wrong[i] = "The gripper opens when it is told to close: the command's sign is reversed."
+        if (action > 0).all():
+            stays[i] = "The gripper is never told to close, though it is in other episodes."
+    remedy = "Turn the sign of the gripper's action (1 opens, -1 closes), then write the statistics again."
+    yield from subject.about(error, group.where, wrong, remedy)
+    if len(stays) < len(group.series):
         remedy = "Leave them out unless they are meant so: nothing is picked up there."
-        yield warning(f'action "gripper", {subject.which(stays)}', found, remedy)
+        yield from subject.about(warning, group.where, stays, remedy)
 
 
 # -- videos and states -------------------------------------------------------------------------------------------------
 
 
 def check_alignment(subject: Subject) -> Iterator[Finding]:
-    """Images and states change at the same time, in the whole dataset and in each episode."""
     for camera in subject.cameras:
         where = f"videos/, {camera}"
         changes = _changes(subject, camera)
@@ -286,7 +283,7 @@ def check_alignment(subject: Subject) -> Iterator[Finding]:
         if scores[best] < EXPLAINED:
             yield remark(where, f"The robot's motion does not tell in the picture (correlation {scores[best]:.2f}).")
         elif best != 0 and 1 - scores[0] ** 2 > 1.25 * (1 - scores[best] ** 2):
-            found = f"{_shift_in_words(best)} (correlation {scores[best]:.2f}, in place {scores[0]:.2f})."
+            found = f"{_video_runs(best)} (correlation {scores[best]:.2f}, in place {scores[0]:.2f})."
             yield error(f"{where}, all episodes", found, MEND_SHIFTED_VIDEO)
         else:
             yield remark(where, f"Picture and state change together (correlation {scores[0]:.2f}).")
@@ -294,13 +291,12 @@ def check_alignment(subject: Subject) -> Iterator[Finding]:
 
 
 def _changes(subject: Subject, camera: str) -> Changes:
-    states, found = subject.state_tables, {}
+    found = {}
     for i, f in subject.footage_of(camera).items():
-        if f.motion is None or i not in states or len(f.motion) != len(states[i]) - 1:
-            continue
-        if len(f.motion) > 2 * MARGIN + 4:
+        speed = np.abs(np.diff(subject.state_tables.get(i, np.empty((0, 1))), axis=0))
+        if len(f.motion) == len(speed) > 2 * MARGIN + 4:
             # Square roots: the image changes less than twice as much where the arm is twice as fast.
-            found[i] = (np.sqrt(f.motion), np.sqrt(np.abs(np.diff(states[i], axis=0))))
+            found[i] = (np.sqrt(f.motion), np.sqrt(speed))
     rows = sum(len(motion) - 2 * MARGIN for motion, _ in found.values())
     weights = next((speed.shape[1] + 1 for _, speed in found.values()), 1)
     return found if rows >= ROWS_FOR_A_WEIGHT * weights else {}
@@ -308,13 +304,9 @@ def _changes(subject: Subject, camera: str) -> Changes:
 
 def _inputs(changes: Changes, shift: int) -> tuple[np.ndarray, np.ndarray]:
     """Speeds (N, D + 1), a column of ones last, and the images' changes (N,); shift > 0: the image comes late."""
-    rows, seen = [], []
-    for motion, speed in changes.values():
-        t = np.arange(MARGIN, len(motion) - MARGIN)
-        rows.append(speed[t - shift])
-        seen.append(motion[t])
-    joined = np.concatenate(rows)
-    return np.concatenate([joined, np.ones((len(joined), 1))], axis=1), np.concatenate(seen)
+    speeds = np.concatenate([speed[MARGIN - shift : len(speed) - MARGIN - shift] for _, speed in changes.values()])
+    seen = np.concatenate([motion[MARGIN:-MARGIN] for motion, _ in changes.values()])
+    return np.concatenate([speeds, np.ones((len(speeds), 1))], axis=1), seen
 
 
 def _fit(changes: Changes, shift: int) -> np.ndarray:
@@ -343,29 +335,24 @@ def _by_episode(subject: Subject, where: str, changes: Changes, best: int) -> It
     """Episodes that another shift fits much better, or none: by the weights of all others."""
     if len(changes) < 3:
         return
-    shifted: dict[int, list[int]] = {}
-    foreign: dict[str, list[int]] = {}
+    shifted: dict[int, dict[int, str]] = defaultdict(dict)
+    backwards, foreign = {}, {}
     everyone = _fit(changes, best)
     for i, (motion, speed) in changes.items():
-        few = len(changes) <= FEW
-        weights = _fit({j: c for j, c in changes.items() if j != i}, best) if few else everyone
-        scores = {shift: _score({i: changes[i]}, shift, weights) for shift in SHIFTS}
+        weights = _fit({j: c for j, c in changes.items() if j != i}, best) if len(changes) <= FEW else everyone
+        scores = {shift: _score({i: (motion, speed)}, shift, weights) for shift in SHIFTS}
         at = max(scores, key=lambda shift: scores[shift])
         if scores[best] < 0.5 and _score({i: (motion[::-1], speed)}, best, weights) > max(EXPLAINED, scores[at]):
-            foreign.setdefault("runs backwards", []).append(i)
+            backwards[i] = "The video runs backwards, unlike in the other episodes."
         elif scores[at] > EXPLAINED and abs(at - best) > 1 and 1 - scores[best] ** 2 > 2 * (1 - scores[at] ** 2):
-            shifted.setdefault(at, []).append(i)
-        elif max(scores.values()) < 0.3:
-            foreign.setdefault("does not show the motion that the state tells", []).append(i)
-    for shift, indices in shifted.items():
-        found = f"{_shift_in_words(shift)} or so, unlike in the others."
-        yield error(f"{where}, {subject.which(indices)}", found, MEND_SHIFTED_VIDEO)
-    for text, indices in foreign.items():
-        level = error if text == "runs backwards" else warning
-        found = f"The video {text}, unlike in the other episodes."
-        yield level(f"{where}, {subject.which(indices)}", found, MEND_FOREIGN_VIDEO)
+            shifted[at][i] = f"{_video_runs(at)} or so, unlike in the others."
+        elif scores[at] < 0.3:
+            foreign[i] = "The video does not show the motion that the state tells, unlike in the other episodes."
+    for of_shift in shifted.values():
+        yield from subject.about(error, where, of_shift, MEND_SHIFTED_VIDEO)
+    yield from subject.about(error, where, backwards, MEND_FOREIGN_VIDEO)
+    yield from subject.about(warning, where, foreign, MEND_FOREIGN_VIDEO)
 
 
-def _shift_in_words(shift: int) -> str:
-    frames = f"{abs(shift)} frame{'s' if abs(shift) > 1 else ''}"
-    return f"The video runs {frames} {'behind' if shift > 0 else 'ahead of'} the states"
+def _video_runs(shift: int) -> str:
+    return f"The video runs {_count(shift, 'frame')} {'behind' if shift > 0 else 'ahead of'} the states"

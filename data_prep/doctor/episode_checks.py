@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from data_prep.doctor.examined_dataset import Series, Subject, evenly
-from data_prep.doctor.findings import PREPARE_AGAIN, Finding, episodes, error, remark, warning
+from data_prep.doctor import PREPARE_AGAIN, Finding, episodes, error, remark, warning
+from data_prep.doctor.examined_dataset import Group, Series, Subject, evenly, listed_objects
 from data_prep.maniskill import CONTROL_FREQ
+from toolkit.shared_keys import PARTS
 
+SPLIT = "meta/split.json"
 SHARED = 0.5  # part of an episode's rows that two recordings of one task do not share
 RESAMPLED = 24  # steps at which episodes of any length are compared
 NEARLY = 0.03  # of the usual distance between two episodes
@@ -34,89 +37,79 @@ MEND_RATE = (
 
 
 def check_lengths(subject: Subject) -> Iterator[Finding]:
-    """No episode is too short to learn from."""
-    lengths = {e.index: e.length for e in subject.episodes}
-    deltas = subject.configs["action"].delta_indices
+    lengths, deltas = subject.lengths, subject.configs["action"].delta_indices
     needed = max(deltas) - min(0, *deltas) + 1
     yield remark("episodes", f"{min(lengths.values())} to {max(lengths.values())} frames")
-    empty = [i for i, n in lengths.items() if n < 2]
-    if empty:
-        yield error(subject.which(empty), "Has fewer than two frames.", "Leave it out, or record it again.")
-    training = [n for i, n in lengths.items() if i not in subject.held_out]
-    if not training or max(training) < needed:
+    empty = {i: "Has fewer than two frames." for i, n in lengths.items() if n < 2}
+    yield from subject.about(error, "", empty, "Leave it out, or record it again.")
+    if not any(n >= needed for i, n in lengths.items() if i not in subject.held_out):
         found = f"No training episode is as long as the action horizon ({needed} steps)."
         remedy = "Record longer episodes, or shorten the action horizon in the modality configuration."
         yield error("episodes", found, remedy)
         return
     usual = float(np.median(list(lengths.values())))
-    stubs = [i for i, n in lengths.items() if 2 <= n < 0.3 * usual]
-    if stubs:
-        found = f"Has {lengths[stubs[0]]} frames, where episodes have {usual:.0f}: was it cut off?"
-        yield warning(subject.which(stubs), found, "Watch it; leave it out if it does not end as it should.")
+    text = f"Has {{}} frames, where episodes have {usual:.0f}: was it cut off?"
+    stubs = {i: text.format(n) for i, n in lengths.items() if 2 <= n < 0.3 * usual}
+    yield from subject.about(warning, "", stubs, "Watch it; leave it out if it does not end as it should.")
     short = sum(n < needed for n in lengths.values())
     if short:
         yield remark("episodes", f"{short} are shorter than the action horizon ({needed}): their chunks are masked")
 
 
 def check_endings(subject: Subject) -> Iterator[Finding]:
-    """Recorded success and end marks: where some episodes end in success, all should."""
     rewards = {i: v.reshape(-1) for i, v in subject.column("next.reward").items() if len(v)}
-    failed = [i for i, v in rewards.items() if not v[-1] > 0]
-    if failed and len(failed) < len(rewards):
-        found = "Does not end in success (next.reward is 0 in its last frame), as the others do."
-        yield error(episodes(failed, len(rewards)), found, "Leave it out: the policy would learn to fail.")
+    found = "Does not end in success (next.reward is 0 in its last frame), as the others do."
+    failed = {i: found for i, v in rewards.items() if not v[-1] > 0}
+    if len(failed) < len(rewards):
+        yield from subject.about(error, "", failed, "Leave it out: the policy would learn to fail.")
     done = {i: v.reshape(-1).astype(bool) for i, v in subject.column("next.done").items() if len(v)}
-    early = [i for i, v in done.items() if v[:-1].any()]
-    if early and len(early) < len(done):
-        found = "Is marked as done before its last frame: two episodes in one, or wrong marks."
-        yield warning(episodes(early, len(done)), found, "Cut it there, or prepare the dataset again.")
+    found = "Is marked as done before its last frame: two episodes in one, or wrong marks."
+    early = {i: found for i, v in done.items() if v[:-1].any()}
+    if len(early) < len(done):
+        yield from subject.about(warning, "", early, "Cut it there, or prepare the dataset again.")
 
 
 def check_idle(subject: Subject) -> Iterator[Finding]:
-    """Episodes in which nothing happens for most of the time."""
-    idle = {}
+    still = {}
     for pursuit in subject.pursuits.values():
         for i, state, action in pursuit:
             if len(state) > 2:
-                still = (np.diff(state, axis=0) == 0).all(axis=1) & (np.diff(action, axis=0) == 0).all(axis=1)
-                idle[i] = float(still.mean())
-    resting = [i for i, share in idle.items() if share > 0.5]
-    if resting and len(resting) < len(idle):
-        found = f"State and action stay exactly as they are in {idle[resting[0]]:.0%} of the frames."
+                moves = np.diff(np.concatenate([state, action], axis=1), axis=0).any(axis=1)
+                still[i] = 1 - float(moves.mean())
+    text = "State and action stay exactly as they are in {:.0%} of the frames."
+    resting = {i: text.format(share) for i, share in still.items() if share > 0.5}
+    if len(resting) < len(still):
         remedy = "A recorder that stuck, or padding: cut these frames off; the policy would learn to wait."
-        yield warning(subject.which(resting), found, remedy)
+        yield from subject.about(warning, "", resting, remedy)
 
 
 def check_outliers(subject: Subject) -> Iterator[Finding]:
-    """Single frames that lie far off their neighbours, and values far outside of what is usual."""
-    for modality, group in subject.groups():
-        whole = {i: v for i, v in subject.series(modality, group).items() if len(v) >= 5 and np.isfinite(v).all()}
-        for d, name in enumerate(subject.dim_names(modality, group) if whole else ()):
+    for group in subject.groups:
+        whole = {i: v for i, v in group.series.items() if len(v) >= 5 and np.isfinite(v).all()}
+        for d, name in enumerate(group.dims if whole else ()):
             series = {i: v[:, d] for i, v in whole.items()}
-            if len(np.unique(np.concatenate(list(series.values())))) <= FEW_VALUES:
-                continue
-            yield from _spikes(subject, f'{modality} "{group}"', name, series)
-            if "gripper" not in group.lower():  # it snaps
-                yield from _jumps(subject, f'{modality} "{group}"', name, series)
+            if len(np.unique(np.concatenate(list(series.values())))) > FEW_VALUES:
+                yield from _spikes(subject, group, name, series)
+                if not group.is_gripper:  # it snaps
+                    yield from _jumps(subject, group, name, series)
 
 
-def _spikes(subject: Subject, where: str, name: str, series: Series) -> Iterator[Finding]:
+def _spikes(subject: Subject, group: Group, name: str, series: Series) -> Iterator[Finding]:
     heights = {i: _spike_heights(v) for i, v in series.items()}
     usual = np.percentile(np.abs(np.concatenate([np.diff(v) for v in series.values()])), 95)
     low, high = np.percentile(np.concatenate(list(series.values())), [2, 98])
     limit = max(SPIKE * np.percentile(np.concatenate(list(heights.values())), 95), 4 * usual, 0.2 * (high - low))
-    found = {i: int(h.argmax()) for i, h in heights.items() if h.max() > limit > 0}
-    if not found:
+    places = {i: int(h.argmax()) for i, h in heights.items() if h.max() > limit > 0}
+    if not places:
         return
-    first = next(iter(found))
-    value = series[first][found[first]]
-    rest = np.concatenate([np.delete(v, found[i]) if i in found else v for i, v in series.items()])
-    stretched = value < rest.min() - 0.25 * np.ptp(rest) or value > rest.max() + 0.25 * np.ptp(rest)
-    text = f"{name} is {value:.4g} for one frame ({found[first]} of episode {first}), off both of its neighbours."
-    if stretched:
-        text += f" Everything else lies between {rest.min():.4g} and {rest.max():.4g}: the range is spoilt."
-    level = error if stretched else warning
-    yield level(f"{where}, {subject.which(found)}", text, MEND_SPIKE)
+    rest = np.concatenate([np.delete(v, places[i]) if i in places else v for i, v in series.items()])
+    first, t = next(iter(places.items()))
+    value, level = series[first][t], warning
+    found = f"{name} is {value:.4g} for one frame ({t} of episode {first}), off both of its neighbours."
+    if value < rest.min() - 0.25 * np.ptp(rest) or value > rest.max() + 0.25 * np.ptp(rest):
+        level = error
+        found += f" Everything else lies between {rest.min():.4g} and {rest.max():.4g}: the range is spoilt."
+    yield level(f"{group.where}, {subject.which(places)}", found, MEND_SPIKE)
 
 
 def _spike_heights(values: np.ndarray) -> np.ndarray:
@@ -129,7 +122,7 @@ def _spike_heights(values: np.ndarray) -> np.ndarray:
     return np.concatenate([[first / 2], inner, [last / 2]])
 
 
-def _jumps(subject: Subject, where: str, name: str, series: Series) -> Iterator[Finding]:
+def _jumps(subject: Subject, group: Group, name: str, series: Series) -> Iterator[Finding]:
     """Steps of a size that occurs nowhere else: two episodes in one, or lost frames."""
     steps = {i: np.abs(np.diff(v)) for i, v in series.items()}
     low, high = np.percentile(np.concatenate(list(series.values())), [2, 98])
@@ -139,32 +132,58 @@ def _jumps(subject: Subject, where: str, name: str, series: Series) -> Iterator[
         t = int(step.argmax())
         stays = np.abs(np.median(series[i][t + 1 : t + 4]) - np.median(series[i][max(0, t - 2) : t + 1])) > limit / 2
         if step[t] > limit > 0 and stays:
-            found[i] = t
-    if found and len(found) <= max(1, len(series) / 3):  # what most episodes do is no accident
-        first = next(iter(found))
-        text = f"{name} jumps by {steps[first][found[first]]:.3g} after frame {found[first]} of episode {first}."
+            found[i] = f"{name} jumps by {step[t]:.3g} after frame {t} of episode {i}."
+    if len(found) <= max(1, len(series) / 3):  # what most episodes do is no accident
         remedy = "Two episodes in one, or lost frames: cut the episode there, or leave it out."
-        yield warning(f"{where}, {subject.which(found)}", text, remedy)
+        yield from subject.about(warning, group.where, found, remedy)
 
 
 def check_duplicates(subject: Subject) -> Iterator[Finding]:
-    """No episode is there twice, in whole or in part, exactly or nearly."""
-    tables = subject.motion_tables
-    twins = _shared_rows(tables, tables)
-    for i, j, share in sorted(twins)[:SHOWN]:
-        how = "is the same as" if share == 1 else f"shares {share:.0%} of its frames with"
+    shared, alike = _twins(subject, subject)
+    for i, j in [*sorted(shared)[:SHOWN], *alike[:SHOWN]]:
         leak = (i in subject.held_out) != (j in subject.held_out)
-        found = f"Episode {j} {how} episode {i}" + (": one is trained on, the other held out." if leak else ".")
-        yield error(episodes([i, j]), found, MEND_LEAK if leak else MEND_TWIN)
-    if len(twins) > SHOWN:
-        yield error("episodes", f"{len(twins)} pairs of episodes are the same.", MEND_TWIN)
-    for i, j in sorted(_nearly_equal(tables, tables) - {(i, j) for i, j, _ in twins})[:SHOWN]:
-        leak = (i in subject.held_out) != (j in subject.held_out)
-        found = f"Episodes {i} and {j} do nearly the same: one is a copy with noise, or a replay of the other."
-        yield warning(episodes([i, j]), found, MEND_LEAK if leak else MEND_TWIN)
+        remedy = MEND_LEAK if leak else MEND_TWIN
+        if (i, j) in shared:
+            how = shared[i, j] or "is the same as"
+            found = f"Episode {j} {how} episode {i}{': one is trained on, the other held out' if leak else ''}."
+            yield error(episodes([i, j]), found, remedy)
+        else:
+            found = f"Episodes {i} and {j} do nearly the same: one is a copy with noise, or a replay of the other."
+            yield warning(episodes([i, j]), found, remedy)
+    if len(shared) > SHOWN:
+        yield error("episodes", f"{len(shared)} pairs of episodes are the same.", MEND_TWIN)
 
 
-def _shared_rows(first: Series, second: Series) -> list[tuple[int, int, float]]:
+def check_apart(train: Subject, conflict: Subject) -> Iterator[Finding]:
+    shared, alike = _twins(train, conflict)
+    for i, j in sorted(shared)[:SHOWN]:
+        found = f"Conflict episode {j} {shared[i, j] or 'is'} train episode {i}."
+        yield error(f"conflict, episode {j}", found, MEND_LEAK)
+    if len(shared) > SHOWN:
+        yield error("conflict", f"{len(shared)} conflict episodes are in train too.", MEND_LEAK)
+    for i, j in alike[:SHOWN]:
+        found = f"Conflict episode {j} does nearly the same as train episode {i}: a copy with noise, or a replay?"
+        yield warning(f"conflict, episode {j}", found, MEND_LEAK)
+    ours, theirs = ({s["sha256"]: s["file"] for s in _recordings(part)} for part in (train, conflict))
+    for digest in sorted(set(ours) & set(theirs)):
+        yield error(SPLIT, f"Both parts were made from the same recording ({ours[digest]}).", MEND_LEAK)
+
+
+def _recordings(subject: Subject) -> list[dict[str, Any]]:
+    sources = listed_objects(subject, "sources")
+    return [source for source in sources if source.get("sha256") and str(source.get("file")).endswith(".h5")]
+
+
+def _twins(first: Subject, second: Subject) -> tuple[dict[tuple[int, int], str], list[tuple[int, int]]]:
+    """Pairs of episodes of both that hold the same rows, with how much of them in words, empty for all of them; and
+    pairs that do nearly the same."""
+    tables, apart = (first.motion_tables, second.motion_tables), first is not second
+    shares = {(i, j): share for i, j, share in _shared_rows(*tables) if apart or i < j}
+    shared = {pair: "" if s == 1 else f"shares {s:.0%} of its frames with" for pair, s in shares.items()}
+    return shared, sorted((i, j) for i, j in _nearly_equal(*tables) if (apart or i < j) and (i, j) not in shared)
+
+
+def _shared_rows(first: Series, second: Series) -> Iterator[tuple[int, int, float]]:
     """(episode of first, episode of second, share of the shorter one's rows found in the other), where it is large."""
     rows = {i: {row.tobytes() for row in table} for i, table in first.items()}
     others = rows if first is second else {j: {row.tobytes() for row in table} for j, table in second.items()}
@@ -172,24 +191,20 @@ def _shared_rows(first: Series, second: Series) -> list[tuple[int, int, float]]:
     for i, of_episode in rows.items():
         for row in of_episode:
             holders[row].append(i)
-    found = []
     for j, of_episode in others.items():
         common = Counter(i for row in of_episode for i in holders.get(row, ()))
         for i, count in common.items():
             share = count / min(len(of_episode), len(rows[i]))
-            if share >= SHARED and (first is not second or i < j):
-                found.append((i, j, share))
-    return found
+            if share >= SHARED:
+                yield i, j, share
 
 
-def _nearly_equal(first: Series, second: Series) -> set[tuple[int, int]]:
+def _nearly_equal(first: Series, second: Series) -> Iterator[tuple[int, int]]:
     """Pairs whose courses lie much closer than any two episodes usually do."""
-    if len(first) < 3 or not second:
-        return set()
-    courses = {i: _course(table) for i, table in first.items() if len(table) > 2}
-    others = courses if first is second else {j: _course(table) for j, table in second.items() if len(table) > 2}
-    if len({course.shape for course in [*courses.values(), *others.values()]}) != 1:
-        return set()  # the parts have different groups, which other checks say
+    courses, others = ({i: _course(t) for i, t in tables.items() if len(t) > 2} for tables in (first, second))
+    # Where the parts have different groups, other checks say so.
+    if len(first) < 3 or not second or len({course.shape for course in [*courses.values(), *others.values()]}) != 1:
+        return
     one, two = np.stack(list(courses.values())), np.stack(list(others.values()))
     # (D,): how far a dimension usually is off the middle course, blind to single strange episodes
     spread = np.median(np.abs(one - np.median(one, axis=0)).mean(axis=1), axis=0)
@@ -198,12 +213,9 @@ def _nearly_equal(first: Series, second: Series) -> set[tuple[int, int]]:
     one, two = (one / spread).reshape(len(one), -1), (two / spread).reshape(len(two), -1)
     columns = list(others)
     usual = float(np.median(np.concatenate([_apart(two, one[row]) for row in evenly(range(len(one)), 100)])))
-    found = set()
     for row, i in enumerate(courses):
         for c in np.flatnonzero(_apart(two, one[row]) < NEARLY * usual):
-            if first is not second or i < columns[c]:
-                found.add((i, columns[c]))
-    return found
+            yield i, columns[c]
 
 
 def _apart(courses: np.ndarray, course: np.ndarray) -> np.ndarray:
@@ -218,47 +230,48 @@ def _course(table: np.ndarray) -> np.ndarray:
 
 
 def check_split(subject: Subject) -> Iterator[Finding]:
-    """meta/split.json: the held-out episodes exist, are few, and the part is the folder's."""
     split = subject.layout.split
     if not split:
-        yield remark("meta/split.json", "not there: no episode is held out of training")
+        yield remark(SPLIT, "not there: no episode is held out of training")
         return
-    where = "meta/split.json"
-    listed, known = split.get("val_episodes", []), {e.index for e in subject.episodes}
+    listed, known = split.get("val_episodes", []), set(subject.lengths)
     if not isinstance(listed, list) or not all(isinstance(i, int) for i in listed):
-        yield error(where, f"val_episodes must be a list of episode numbers, not {listed!r}.")
+        yield error(SPLIT, f"val_episodes must be a list of episode numbers, not {listed!r}.")
         return
     if unknown := [i for i in listed if i not in known]:
-        yield error(where, f"val_episodes names {episodes(unknown)}, which there is not.")
+        yield error(SPLIT, f"val_episodes names {episodes(unknown)}, which there is not.")
     if len(set(listed)) != len(listed):
-        yield warning(where, "val_episodes names an episode twice.", "Name each once.")
-    if known and set(listed) >= known:
+        yield warning(SPLIT, "val_episodes names an episode twice.", "Name each once.")
+    if known and subject.held_out == known:
         remedy = "Hold out a tenth, and train on the others."
-        yield error(where, "Every episode is held out: nothing is left to train on.", remedy)
-    elif len(set(listed) & known) > 0.5 * len(known) and len(known) > 5:
-        yield warning(where, f"{len(set(listed))} of {len(known)} episodes are held out.", "Hold out a tenth or so.")
+        yield error(SPLIT, "Every episode is held out: nothing is left to train on.", remedy)
+    elif len(subject.held_out) > 0.5 * len(known) and len(known) > 5:
+        yield warning(SPLIT, f"{len(set(listed))} of {len(known)} episodes are held out.", "Hold out a tenth or so.")
     part = split.get("part")
-    if part and subject.name in ("train", "conflict") and part != subject.name:
+    if part and subject.name in PARTS and part != subject.name:
         found = f'This folder is "{subject.name}", but was written as "{part}": the parts of the split are swapped.'
-        yield error(where, found, "Put the folders back: conflict episodes must never be trained on.")
+        yield error(SPLIT, found, "Put the folders back: conflict episodes must never be trained on.")
     if part == "train" and not listed:
-        yield warning(where, "No episode is held out, so nothing can be evaluated open loop.", PREPARE_AGAIN)
-    entries = subject.layout.split.get("episodes", [])
-    entries = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
-    if entries and len(entries) != len(subject.episodes):
-        found = f"Tells the source of {len(entries)} episodes; there are {len(subject.episodes)}."
-        yield warning("meta/split.json", found, PREPARE_AGAIN)
+        yield warning(SPLIT, "No episode is held out, so nothing can be evaluated open loop.", PREPARE_AGAIN)
+    yield from _sources(subject)
+
+
+def _sources(subject: Subject) -> Iterator[Finding]:
+    """What meta/split.json says of each episode's recording: of every one, and of each another."""
+    entries = listed_objects(subject, "episodes")
+    if entries and len(entries) != len(subject.lengths):
+        found = f"Tells the source of {len(entries)} episodes; there are {len(subject.lengths)}."
+        yield warning(SPLIT, found, PREPARE_AGAIN)
     first: dict[tuple[str, str], int] = {}
-    for e in entries:
-        source = (str(e.get("file")), str(e.get("trajectory")))
-        twin = first.setdefault(source, e.get("episode_index", -1))
-        if twin != e.get("episode_index", -1):
-            found = f"Episodes {twin} and {e.get('episode_index')} come from the same recording ({', '.join(source)})."
-            yield error("meta/split.json", found, MEND_TWIN)
+    for entry in entries:
+        index, source = entry.get("episode_index", -1), (str(entry.get("file")), str(entry.get("trajectory")))
+        twin = first.setdefault(source, index)
+        if twin != index:
+            found = f"Episodes {twin} and {index} come from the same recording ({', '.join(source)})."
+            yield error(SPLIT, found, MEND_TWIN)
 
 
 def check_rate(subject: Subject) -> Iterator[Finding]:
-    """fps is plausible, and that of the robot where it is known."""
     fps = subject.layout.fps
     if not PLAUSIBLE_FPS[0] <= fps <= PLAUSIBLE_FPS[1]:
         yield error("meta/info.json", f"fps is {fps:g}, which no camera of a robot has.", MEND_RATE)
@@ -268,77 +281,47 @@ def check_rate(subject: Subject) -> Iterator[Finding]:
 
 
 def check_timestamps(subject: Subject) -> Iterator[Finding]:
-    """Timestamps begin at 0, grow, and lie 1/fps apart."""
+    fps = subject.layout.fps
     times = {i: v.reshape(-1).astype(np.float64) for i, v in subject.column("timestamp").items() if len(v)}
-    broken = [i for i, t in times.items() if not np.isfinite(t).all() or (np.diff(t) <= 0).any()]
-    if broken:
-        yield error(f"data/, {subject.which(broken)}", "Timestamps do not grow from frame to frame.")
-    if not PLAUSIBLE_FPS[0] <= subject.layout.fps <= PLAUSIBLE_FPS[1]:
+    broken = {
+        i: "Timestamps do not grow from frame to frame."
+        for i, t in times.items()
+        if not np.isfinite(t).all() or (np.diff(t) <= 0).any()
+    }
+    yield from subject.about(error, "data/", broken)
+    if not PLAUSIBLE_FPS[0] <= fps <= PLAUSIBLE_FPS[1]:
         return
-    frame = 1 / subject.layout.fps
-    whole = {i: t for i, t in times.items() if i not in broken and len(t) > 1}
-    steps = {i: float(np.median(np.diff(t))) for i, t in whole.items()}
-    other = [i for i, step in steps.items() if abs(step - frame) > RATE_TOLERANCE * frame]
-    if other:
-        rate = 1 / steps[other[0]]
-        yield error(
-            f"data/, {subject.which(other)}",
-            f"Timestamps are those of {rate:.4g} frames a second, fps of meta/info.json is {subject.layout.fps:g}.",
-            MEND_RATE,
-        )
-    gaps = {i: np.flatnonzero(np.abs(np.diff(t) - frame) > 0.5 * frame) for i, t in whole.items() if i not in other}
-    jumps = [i for i, frames in gaps.items() if len(frames)]
-    if jumps:
-        place = f"episode {jumps[0]} after frame {gaps[jumps[0]][0]}"
-        yield error(
-            f"data/, {subject.which(jumps)}",
-            f"Timestamps jump: {place}. Frames were lost or are unevenly spaced.",
-            f"Cut the episode there, or record it again. {PREPARE_AGAIN}",
-        )
-    late = [i for i, t in times.items() if i not in broken and abs(t[0]) > 0.5 * frame]
-    if late:
-        found = f"Timestamps do not begin at 0 (episode {late[0]}: {times[late[0]][0]:.4g} s)."
-        yield warning(f"data/, {subject.which(late)}", found, "Subtract the first from each episode's timestamps.")
+    other, jumps, late = {}, {}, {}
+    for i, t in times.items():
+        if i in broken:
+            continue
+        if abs(t[0]) * fps > 0.5:
+            late[i] = f"Timestamps do not begin at 0 (episode {i}: {t[0]:.4g} s)."
+        steps = np.diff(t) * fps
+        rate = fps / float(np.median(steps)) if len(steps) else fps
+        gaps = np.flatnonzero(np.abs(steps - 1) > 0.5)
+        if abs(fps / rate - 1) > RATE_TOLERANCE:
+            said = f"fps of meta/info.json is {fps:g}"
+            other[i] = f"Timestamps are those of {rate:.4g} frames a second, {said}."
+        elif len(gaps):
+            where = f"episode {i} after frame {gaps[0]}"
+            jumps[i] = f"Timestamps jump: {where}. Frames were lost or are unevenly spaced."
+    yield from subject.about(error, "data/", other, MEND_RATE)
+    yield from subject.about(error, "data/", jumps, f"Cut the episode there, or record it again. {PREPARE_AGAIN}")
+    yield from subject.about(warning, "data/", late, "Subtract the first from each episode's timestamps.")
 
 
 def check_video_rate(subject: Subject) -> Iterator[Finding]:
-    """The videos' own frame rate is that of meta/info.json."""
     fps = subject.layout.fps
+    text = f"The videos run at {{:.4g}} frames a second, fps of meta/info.json is {fps:g}."
+    remedy = f"Frames are read by number here, by time in LeRobot. {MEND_RATE} Then write the videos at that rate."
     for camera in subject.cameras:
         rates = {i: f.fps for i, f in subject.footage_of(camera).items() if f.fps}
-        other = [i for i, rate in rates.items() if abs(rate - fps) > 0.02 * fps]
-        if other:
-            yield warning(
-                f"videos/, {camera}, {subject.which(other)}",
-                f"The videos run at {rates[other[0]]:.4g} frames a second, fps of meta/info.json is {fps:g}.",
-                f"Frames are read by number here, by time in LeRobot. {MEND_RATE} Then write the videos at that rate.",
-            )
-
-
-def check_apart(train: Subject, conflict: Subject) -> Iterator[Finding]:
-    """No conflict episode is also a train episode, exactly, in part or nearly."""
-    shared = _shared_rows(train.motion_tables, conflict.motion_tables)
-    for i, j, share in sorted(shared)[:SHOWN]:
-        how = "is" if share == 1 else f"shares {share:.0%} of its frames with"
-        yield error(f"conflict, episode {j}", f"Conflict episode {j} {how} train episode {i}.", MEND_LEAK)
-    if len(shared) > SHOWN:
-        yield error("conflict", f"{len(shared)} conflict episodes are in train too.", MEND_LEAK)
-    alike = _nearly_equal(train.motion_tables, conflict.motion_tables) - {(i, j) for i, j, _ in shared}
-    for i, j in sorted(alike)[:SHOWN]:
-        found = f"Conflict episode {j} does nearly the same as train episode {i}: a copy with noise, or a replay?"
-        yield warning(f"conflict, episode {j}", found, MEND_LEAK)
-    hashes = []
-    for part in (train, conflict):
-        sources = [s for s in part.layout.split.get("sources", []) if isinstance(s, dict)]
-        recordings = [s for s in sources if s.get("sha256") and str(s.get("file")).endswith(".h5")]
-        hashes.append({s["sha256"]: s["file"] for s in recordings})
-    for digest in sorted(set(hashes[0]) & set(hashes[1])):
-        found = f"Both parts were made from the same recording ({hashes[0][digest]})."
-        yield error("meta/split.json", found, MEND_LEAK)
+        other = {i: text.format(rate) for i, rate in rates.items() if abs(rate - fps) > 0.02 * fps}
+        yield from subject.about(warning, f"videos/, {camera}", other, remedy)
 
 
 def check_same_form(train: Subject, conflict: Subject) -> Iterator[Finding]:
-    """Rate, groups and frame sizes are the same: one policy reads both."""
     if train.layout.fps != conflict.layout.fps:
         found = f"fps is {train.layout.fps:g} in train, {conflict.layout.fps:g} in conflict."
         yield error("meta/info.json", found)
@@ -357,11 +340,10 @@ def check_same_form(train: Subject, conflict: Subject) -> Iterator[Finding]:
 
 
 def check_same_words(train: Subject, conflict: Subject) -> Iterator[Finding]:
-    """Conflict episodes have the instruction that train episodes have."""
     words = [part.layout.split.get("instruction") for part in (train, conflict)]
     if None not in words and words[0] != words[1]:
         found = f'The instruction is "{words[0]}" in train, "{words[1]}" in conflict.'
-        yield error("meta/split.json", found)
+        yield error(SPLIT, found)
     elif None in words and not set(train.layout.tasks.values()) & set(conflict.layout.tasks.values()):
         found = "No instruction of conflict occurs in train: the policy would be tested on words it never heard."
         yield warning("meta/tasks.jsonl", found, "Tell both parts the same: prepare them again with one instruction.")

@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.doctor import action_checks, episode_checks, file_checks, value_checks, video_checks
-from data_prep.doctor.examined_dataset import Progress, Subject
-from data_prep.doctor.findings import (
+from data_prep.doctor import (
     PREPARE_AGAIN,
     CheckResult,
     DatasetReport,
     Finding,
     Report,
+    action_checks,
+    episode_checks,
     error,
+    file_checks,
     in_short,
     split_message,
+    value_checks,
+    video_checks,
 )
+from data_prep.doctor.examined_dataset import Progress, Subject
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, did_you_mean, near_folder
 from toolkit.shared_keys import PARTS
@@ -107,8 +111,7 @@ def examine(
     fast: only what needs no decoding of whole videos. `progress` is called with (what, done, of how many).
     Raises ToolkitError where there is no dataset.
     """
-    started = time.monotonic()
-    path = Path(path)
+    started, path = time.monotonic(), Path(path)
     subjects = [Subject(root, configs, fast=fast, progress=progress) for root in _dataset_folders(path)]
     reports = [examine_one(subject) for subject in subjects]
     if len(subjects) == 2 and not any(subject.refusal for subject in subjects):
@@ -135,24 +138,23 @@ def _dataset_folders(path: Path) -> list[Path]:
 
 def examine_one(subject: Subject) -> DatasetReport:
     """Every check of one dataset that can be made."""
+    name, root = subject.name, subject.root
     if subject.refusal:
-        found, remedy = split_message(subject.refusal)
-        refused = CheckResult(*READABLE, findings=(error(str(subject.root), found, remedy),))
+        refused = CheckResult(*READABLE, findings=(error(str(root), *split_message(subject.refusal)),))
         skipped = [CheckResult(c.name, c.question, skipped="the dataset cannot be read") for c in CHECKS]
-        return DatasetReport(subject.name, subject.root, (refused, *skipped), {})
+        return DatasetReport(name, root, (refused, *skipped), {})
     results = [CheckResult(*READABLE)]
     for number, check in enumerate(CHECKS):
         if check.full and subject.fast:
             results.append(CheckResult(check.name, check.question, skipped="not part of the fast examination"))
-            continue
-        subject.progress(f"{subject.name}: {check.name}", number, len(CHECKS))
-        results.append(_result(check, subject))
+        else:
+            subject.progress(f"{name}: {check.name}", number, len(CHECKS))
+            results.append(_result(check, subject))
     facts: dict[str, Any] = {}
     with suppress(Exception):  # of damaged meta data; the checks have said so
-        lengths = [e.length for e in subject.episodes]
         facts = {
-            "episodes": len(lengths),
-            "frames": sum(lengths),
+            "episodes": len(subject.lengths),
+            "frames": sum(subject.lengths.values()),
             "held_out": sorted(subject.held_out),
             "fps": subject.layout.fps,
             "robot_type": subject.layout.info.get("robot_type"),
@@ -160,7 +162,7 @@ def examine_one(subject: Subject) -> DatasetReport:
             "cameras": subject.cameras,
             "instructions": len(subject.layout.tasks),
         }
-    return DatasetReport(subject.name, subject.root, tuple(results), facts)
+    return DatasetReport(name, root, tuple(results), facts)
 
 
 def _result(check: Check, *subjects: Subject) -> CheckResult:

@@ -3,16 +3,16 @@ every frame an instruction that is listed?"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.doctor.examined_dataset import Subject, matrix
-from data_prep.doctor.findings import Finding, episodes, error, remark, warning
+from data_prep.doctor import Finding, episodes, error, remark, warning
+from data_prep.doctor.examined_dataset import Group, Subject, matrix
 from gr00t.data.layout import dataset_fingerprint, file_hashes
 from gr00t.data.schema import ActionType
 from gr00t.data.statistics import COLUMNS, relative_groups
@@ -45,116 +45,99 @@ MEND_TASKS = (
 
 
 def check_counts(subject: Subject) -> Iterator[Finding]:
-    """The totals of meta/info.json against meta/episodes.jsonl and meta/tasks.jsonl."""
-    layout = subject.layout
-    frames = sum(e.length for e in layout.episodes)
-    yield remark("meta/", f"{len(layout.episodes)} episodes, {frames} frames, {len(layout.tasks)} instructions")
+    layout, count, frames = subject.layout, len(subject.lengths), sum(subject.lengths.values())
+    yield remark("meta/", f"{count} episodes, {frames} frames, {len(layout.tasks)} instructions")
     for key, counted, level in (
-        ("total_episodes", len(layout.episodes), error),
+        ("total_episodes", count, error),
         ("total_frames", frames, error),
         ("total_tasks", len(layout.tasks), warning),
     ):
         said = layout.info.get(key)
         if said is not None and said != counted:
             yield level("meta/info.json", f"{key} says {said}, but there are {counted}.", MEND_COUNTS)
-    missing = sorted(set(range(len(layout.episodes))) - {e.index for e in layout.episodes})
-    if missing:
-        yield warning(
-            "meta/episodes.jsonl",
-            f"The {len(layout.episodes)} episodes are not numbered from 0: {episodes(missing)} missing.",
-            "Check that none was lost: prepare the dataset again, or number what is there from 0.",
-        )
+    if missing := sorted(set(range(count)) - set(subject.lengths)):
+        found = f"The {count} episodes are not numbered from 0: {episodes(missing)} missing."
+        remedy = "Check that none was lost: prepare the dataset again, or number what is there from 0."
+        yield warning("meta/episodes.jsonl", found, remedy)
 
 
 def check_tables(subject: Subject) -> Iterator[Finding]:
-    """Every episode has its frame table, which can be read, has its length and numbers its rows."""
-    unreadable = {index: reason for index, reason in subject.tables.items() if isinstance(reason, str)}
-    if unreadable:
-        first = next(iter(unreadable.values()))
-        yield error(f"data/, {subject.which(unreadable)}", f"The frame table cannot be read: {first}")
-    rows = {index: len(next(iter(table.values()), ())) for index, table in subject.readable.items()}
-    lengths = {e.index: e.length for e in subject.episodes}
-    wrong = [index for index in lengths if index in rows and rows[index] != lengths[index]]
-    for index in wrong[:3]:
-        found = f"The frame table has {rows[index]} rows, meta/episodes.jsonl promises {lengths[index]}."
-        yield error(f"data/, episode {index}", found)
+    reasons = {i: reason for i, reason in subject.tables.items() if isinstance(reason, str)}
+    yield from subject.about(error, "data/", {i: f"The frame table cannot be read: {r}" for i, r in reasons.items()})
+    rows = {i: len(next(iter(table.values()), ())) for i, table in subject.readable.items()}
+    wrong = {
+        i: f"The frame table has {rows[i]} rows, meta/episodes.jsonl promises {length}."
+        for i, length in subject.lengths.items()
+        if rows.get(i, length) != length
+    }
+    for index in list(wrong)[:3]:
+        yield from subject.about(error, "data/", {index: wrong[index]})
     if len(wrong) > 3:
         yield error(f"data/, {subject.which(wrong)}", "Frame tables and meta/episodes.jsonl differ in length.")
-    numbers, frames = subject.column("episode_index"), subject.column("frame_index")
-    strange = [i for i, v in numbers.items() if not np.array_equal(v.reshape(-1), np.full(len(v), i))]
-    unordered = [i for i, v in frames.items() if not np.array_equal(v.reshape(-1), np.arange(len(v)))]
-    for name, meaning, wrong in (
-        ("episode_index", "the episode's number", strange),
-        ("frame_index", "0, 1, 2, ...", unordered),
-    ):
-        if wrong:
-            found = f"The column {name} is not {meaning}: rows were lost, reordered or taken from another episode."
-            yield error(f"data/, {subject.which(wrong)}", found)
+    numbered: tuple[tuple[str, str, Callable[[int, int], np.ndarray]], ...] = (
+        ("episode_index", "the episode's number", lambda index, rows: np.full(rows, index)),
+        ("frame_index", "0, 1, 2, ...", lambda index, rows: np.arange(rows)),
+    )
+    for name, meaning, right in numbered:
+        found = f"The column {name} is not {meaning}: rows were lost, reordered or taken from another episode."
+        columns = subject.column(name).items()
+        wrong = {i: found for i, v in columns if not np.array_equal(v.reshape(-1), right(i, len(v)))}
+        yield from subject.about(error, "data/", wrong)
     places = {i: v.reshape(-1) for i, v in subject.column("index").items() if len(v)}
-    gaps = [i for i in places if i + 1 in places and places[i + 1][0] != places[i][-1] + 1]
-    inner = [i for i, v in places.items() if (np.diff(v) != 1).any()]
-    if gaps or inner:
-        yield warning(
-            f"data/, {episodes(sorted(set(gaps + inner)))}",
-            "The column index does not run on from row to row through the dataset.",
-            "Training does not read it, LeRobot does: prepare the dataset again.",
-        )
+    found = "The column index does not run on from row to row through the dataset."
+    gaps = {}
+    for i, place in places.items():
+        following = places.get(i + 1, place[-1:] + 1)
+        if (np.diff(place) != 1).any() or following[0] != place[-1] + 1:
+            gaps[i] = found
+    remedy = "Training does not read it, LeRobot does: prepare the dataset again."
+    yield from subject.about(warning, "data/", gaps, remedy)
+
+
+def check_features(subject: Subject) -> Iterator[Finding]:
+    for name, entry in subject.features.items():
+        if entry.get("dtype") != "video" and isinstance(entry.get("shape"), list):
+            promised = int(np.prod([n for n in entry["shape"] if isinstance(n, int)] or [1]))
+            widths = {i: matrix(v).shape[1] for i, v in subject.column(name).items()}
+            text = f"Rows have {{}} values, meta/info.json promises {promised}."
+            wrong = {i: text.format(width) for i, width in widths.items() if width != promised}
+            yield from subject.about(error, f"data/, column {name}", wrong)
+    for name in subject.group_columns:
+        if any(v.dtype.kind != "f" for v in subject.column(name).values()):
+            yield error(f"data/, column {name}", "Holds whole numbers or texts, where measured values are expected.")
 
 
 def check_videos_present(subject: Subject) -> Iterator[Finding]:
-    """Every episode has a video of every camera, and there is nothing else in data/ and videos/."""
-    count = len(subject.episodes)
+    paths = {c: {i: subject.video_path(i, c) for i in subject.lengths} for c in subject.layout.cameras}
     for camera in subject.cameras:
-        paths = {e.index: subject.video_path(e.index, camera) for e in subject.episodes}
-        lost = [i for i, p in paths.items() if isinstance(p, str) or not p.is_file() or not p.stat().st_size]
+        lost = [i for i, p in paths[camera].items() if isinstance(p, str) or not p.is_file() or not p.stat().st_size]
         if lost:
-            first = paths[lost[0]]
+            first = paths[camera][lost[0]]
             where = first if isinstance(first, str) else f"the first is {_relative(subject, first)}"
-            found = f"{len(lost)} of {len(paths)} videos are missing or empty: {where}."
+            found = f"{len(lost)} of {len(subject.lengths)} videos are missing or empty: {where}."
             yield error(f"videos/, {camera}, {subject.which(lost)}", found)
-    total = subject.layout.info.get("total_videos")
+    count, total = len(subject.lengths), subject.layout.info.get("total_videos")
     cameras = sum(entry.get("dtype") == "video" for entry in subject.features.values())
     if total is not None and cameras and total not in (count * cameras, cameras):
         found = f"total_videos says {total}; {count} episodes of {cameras} cameras are {count * cameras}."
         yield warning("meta/info.json", found, MEND_COUNTS)
     # Left by an older version, or of episodes that meta/ forgot.
-    known = set(subject.layout.data_files())
-    for e in subject.episodes:
-        known |= {Path(path) for camera in subject.layout.cameras if (path := subject.video_path(e.index, camera))}
+    known = {*subject.layout.data_files(), *(Path(p) for of_camera in paths.values() for p in of_camera.values())}
+    named = {str(subject.entries("video")[c].get("original_key")) for c in paths}
     tables = [p for p in (subject.root / "data").rglob("*.parquet") if p not in known]
-    named = {str(subject.layout.modality["video"][c].get("original_key")) for c in subject.layout.cameras}
     videos = [p for p in (subject.root / "videos").rglob("*.mp4") if p not in known and named & set(p.parts)]
     for kind, strangers in (("frame tables", tables), ("videos", videos)):
         if strangers:
-            yield warning(
-                str(_relative(subject, min(strangers))),
-                f"{len(strangers)} {kind} belong to no episode of meta/episodes.jsonl and are not used.",
-                "Episodes lost from meta/episodes.jsonl: prepare the dataset again. Leftovers: remove them.",
-            )
+            found = f"{len(strangers)} {kind} belong to no episode of meta/episodes.jsonl and are not used."
+            remedy = "Episodes lost from meta/episodes.jsonl: prepare the dataset again. Leftovers: remove them."
+            yield warning(str(_relative(subject, min(strangers))), found, remedy)
 
 
 def _relative(subject: Subject, path: Path) -> Path:
     return path.relative_to(subject.root) if path.is_relative_to(subject.root) else path
 
 
-def check_features(subject: Subject) -> Iterator[Finding]:
-    """What meta/info.json says of the columns' and frames' sizes against what is there."""
-    for name, entry in subject.features.items():
-        if entry.get("dtype") == "video" or not isinstance(entry.get("shape"), list):
-            continue
-        promised = int(np.prod([n for n in entry["shape"] if isinstance(n, int)] or [1]))
-        widths = {i: matrix(v).shape[1] for i, v in subject.column(name).items()}
-        wrong = [i for i, width in widths.items() if width != promised]
-        if wrong:
-            found = f"Rows have {widths[wrong[0]]} values, meta/info.json promises {promised}."
-            yield error(f"data/, column {name}, {subject.which(wrong)}", found)
-    for name in subject.group_columns:
-        if any(v.dtype.kind != "f" for v in subject.column(name).values()):
-            yield error(f"data/, column {name}", "Holds whole numbers or texts, where measured values are expected.")
-
-
 def check_unchanged(subject: Subject) -> Iterator[Finding]:
-    """The content against what was recorded when it was written; the fast part reads the frame tables only."""
     split = subject.layout.split
     if not split.get("fingerprint"):
         return
@@ -181,94 +164,93 @@ def check_unchanged(subject: Subject) -> Iterator[Finding]:
 
 
 def check_names(subject: Subject) -> Iterator[Finding]:
-    """Every key of the modality configuration is in meta/modality.json, and what it names exists."""
-    language = subject.configs["language"].modality_keys[0].removeprefix("annotation.")
     wanted = {modality: subject.configs[modality].modality_keys for modality in ("state", "action", "video")}
+    language = subject.configs["language"].modality_keys[0].removeprefix("annotation.")
     for modality, keys in {**wanted, "annotation": [language]}.items():
-        entries = subject.layout.modality.get(modality, {})
+        entries = subject.entries(modality)
         if not isinstance(entries, dict):
             found = f'"{modality}" must be an object of groups, not {type(entries).__name__}.'
             yield error(MODALITY, found, MEND_MODALITY)
             continue
         for key in keys:
-            if key not in entries:
-                hint = did_you_mean(key, entries)
-                found = f'There is no {modality} "{key}", which the modality configuration names.{hint}'
+            found = _misnamed(subject, modality, key, entries)
+            if found:
                 yield error(MODALITY, found, MEND_MODALITY)
-            elif not isinstance(entries[key], dict):
-                found = f'{modality} "{key}" must be an object, not {type(entries[key]).__name__}.'
-                yield error(MODALITY, found, MEND_MODALITY)
-            elif modality == "video":
-                features = list(subject.layout.info.get("features", {}))
-                column = entries[key].get("original_key") or f"observation.images.{key}"
-                if features and column not in features:
-                    hint = did_you_mean(column, features)
-                    found = f'video "{key}" is taken from "{column}", which meta/info.json does not list.{hint}'
-                    yield error(MODALITY, found, MEND_MODALITY)
-            else:
-                column = str(entries[key].get("original_key") or COLUMNS.get(modality, f"annotation.{key}"))
+            elif modality != "video":
+                column = _column(modality, key, entries)
                 missing = [i for i, table in subject.readable.items() if column not in table]
-                if missing and len(missing) == len(subject.readable):
-                    hint = did_you_mean(column, subject.readable[missing[0]])
-                    found = f'{modality} "{key}" is taken from the column "{column}", which no table has.{hint}'
-                    yield error(MODALITY, found, MEND_MODALITY)
-                elif missing:
+                if missing:
                     yield error(f"data/, episode {missing[0]}", f'The column "{column}" is missing.')
 
 
+def _misnamed(subject: Subject, modality: str, key: str, entries: dict[str, Any]) -> str:
+    """What is wrong with an entry, or what it names, throughout the dataset; empty where nothing is."""
+    if key not in entries:
+        hint = did_you_mean(key, entries)
+        return f'There is no {modality} "{key}", which the modality configuration names.{hint}'
+    if not isinstance(entries[key], dict):
+        return f'{modality} "{key}" must be an object, not {type(entries[key]).__name__}.'
+    column = _column(modality, key, entries)
+    place, there = f'the column "{column}", which no table has', [list(t) for t in subject.readable.values()]
+    if modality == "video":
+        place = f'"{column}", which meta/info.json does not list'
+        there = [names] if (names := list(subject.layout.info.get("features", {}))) else []
+    if there and not any(column in names for names in there):
+        return f'{modality} "{key}" is taken from {place}.{did_you_mean(column, there[0])}'
+    return ""
+
+
+def _column(modality: str, key: str, entries: dict[str, Any]) -> str:
+    usual = {"video": f"observation.images.{key}", "annotation": f"annotation.{key}", **COLUMNS}
+    return str(entries[key].get("original_key") or usual[modality])
+
+
 def check_ranges(subject: Subject) -> Iterator[Finding]:
-    """Groups lie inside their column, do not overlap, and cover it."""
     for modality in ("state", "action"):
-        entries = subject.layout.modality.get(modality, {})
-        taken: dict[str, list[tuple[int, int, str]]] = {}
-        for group, entry in entries.items() if isinstance(entries, dict) else []:
-            place = subject.group_entry(modality, group)
-            if place is None:
-                yield error(MODALITY, f'{modality} "{group}" is no range of columns: {entry}.', MEND_MODALITY)
-                continue
-            taken.setdefault(place[0], []).append((place[1].start, place[1].stop, group))
-        for column, parts in taken.items():
-            yield from _fit(subject, modality, column, sorted(parts))
+        entries = subject.entries(modality)
+        taken: dict[str, list[Group]] = defaultdict(list)
+        for name, entry in entries.items() if isinstance(entries, dict) else []:
+            group = subject.all_groups.get((modality, name))
+            if group is None:
+                yield error(MODALITY, f'{modality} "{name}" is no range of columns: {entry}.', MEND_MODALITY)
+            else:
+                taken[group.column].append(group)
+        for column, groups in taken.items():
+            yield from _fit(subject, column, sorted(groups, key=lambda g: (g.part.start, g.part.stop, g.name)))
 
 
-def _fit(subject: Subject, modality: str, column: str, parts: list[tuple[int, int, str]]) -> Iterator[Finding]:
+def _fit(subject: Subject, column: str, groups: list[Group]) -> Iterator[Finding]:
     widths = {matrix(v).shape[1] for v in subject.column(column).values() if len(v)}
-    for start, end, group in parts:
-        if widths and end > min(widths):
-            text = f'{modality} "{group}" is {start} to {end} of "{column}", which has {min(widths)} values.'
-            yield error(MODALITY, text, MEND_MODALITY)
-    for (_, end, one), (start, _, other) in pairwise(parts):
-        if start < end:
-            text = f'{modality} "{one}" and "{other}" overlap in "{column}" ({start} before {end}).'
-            yield error(MODALITY, text, MEND_MODALITY)
-    covered = {d for start, end, _ in parts for d in range(start, end)}
+    for group in groups:
+        if widths and group.part.stop > min(widths):
+            place = f'{group.part.start} to {group.part.stop} of "{column}", which has {min(widths)} values'
+            yield error(MODALITY, f"{group.where} is {place}.", MEND_MODALITY)
+    for one, other in pairwise(groups):
+        if other.part.start < one.part.stop:
+            place = f'in "{column}" ({other.part.start} before {one.part.stop})'
+            yield error(MODALITY, f'{one.where} and "{other.name}" overlap {place}.', MEND_MODALITY)
+    covered = {d for group in groups for d in range(group.part.start, group.part.stop)}
     left = sorted(set(range(min(widths, default=0))) - covered)
     if left:
-        yield remark(MODALITY, f'{modality}: columns {left} of "{column}" belong to no group and are not used.')
+        text = f'{groups[0].modality}: columns {left} of "{column}" belong to no group and are not used.'
+        yield remark(MODALITY, text)
 
 
 def check_groups(subject: Subject) -> Iterator[Finding]:
-    """Relative groups are as wide as their state; a group named gripper holds the dimensions that meta/info.json calls
-    gripper, and no other group does."""
-    for group, config in relative_groups(subject.configs["action"]):
-        action = subject.group_entry("action", group)
-        state = subject.group_entry("state", config.state_key or group)
-        if action and state and config.type is not ActionType.EEF:
-            widths = [part.stop - part.start for _, part in (action, state)]
-            if widths[0] != widths[1]:
-                text = f'action "{group}" has {widths[0]} dimensions, the state it is relative to has {widths[1]}.'
-                yield error(MODALITY, text, MEND_MODALITY)
-    for modality, group in subject.groups():
-        entry = subject.group_entry(modality, group)
-        assert entry is not None
-        names = subject.features.get(entry[0], {}).get("names")
+    for name, config in relative_groups(subject.configs["action"]):
+        action = subject.all_groups.get(("action", name))
+        state = subject.all_groups.get(("state", config.state_key or name))
+        if action and state and config.type is not ActionType.EEF and len(action.dims) != len(state.dims):
+            widths = f"{len(action.dims)} dimensions, the state it is relative to has {len(state.dims)}"
+            yield error(MODALITY, f"{action.where} has {widths}.", MEND_MODALITY)
+    for group in subject.groups:
+        names = subject.features.get(group.column, {}).get("names")
         if not isinstance(names, list) or not any("gripper" in str(name).lower() for name in names):
             continue
-        is_gripper = "gripper" in group.lower()
-        own = [str(name) for name in names[entry[1]]]
-        strange = [name for name in own if ("gripper" in name.lower()) != is_gripper]
-        if strange and (is_gripper or len(strange) < len(own)):
-            text = f'{modality} "{group}" holds {", ".join(strange)} of "{entry[0]}" (by name).'
+        own = [str(name) for name in names[group.part]]
+        strange = [name for name in own if ("gripper" in name.lower()) != group.is_gripper]
+        if strange and (group.is_gripper or len(strange) < len(own)):
+            text = f'{group.where} holds {", ".join(strange)} of "{group.column}" (by name).'
             yield warning(MODALITY, text, MEND_MODALITY)
 
 
@@ -276,7 +258,6 @@ def check_groups(subject: Subject) -> Iterator[Finding]:
 
 
 def check_tasks(subject: Subject) -> Iterator[Finding]:
-    """Listed instructions are texts that say something, each once."""
     tasks = subject.layout.tasks
     if not tasks:
         yield error(TASKS, "Lists no instruction.", MEND_TASKS)
@@ -291,23 +272,34 @@ def check_tasks(subject: Subject) -> Iterator[Finding]:
 
 
 def check_told(subject: Subject) -> Iterator[Finding]:
-    """The task indices in the tables are listed, all are used, and episodes.jsonl says the same."""
     column, tasks = annotation_column(subject), subject.layout.tasks
     by_episode = instructions_by_episode(subject, column)
-    lost = [i for i, numbers in by_episode.items() if not numbers <= set(tasks)]
-    if lost:
-        number = min(by_episode[lost[0]] - set(tasks))
-        known = did_you_mean(str(number), map(str, tasks)).replace("Known:", "Listed:")
-        found = f'Column "{column}" refers to instruction {number}, which meta/tasks.jsonl does not list.{known}'
-        yield error(f"data/, {subject.which(lost)}", found, MEND_TASKS)
+    lost = _unlisted(column, by_episode, tasks)
+    yield from subject.about(error, "data/", lost, MEND_TASKS)
     if column != TASK_INDEX:
-        others = instructions_by_episode(subject, TASK_INDEX)
-        wrong = [i for i, numbers in others.items() if i not in lost and not numbers <= set(tasks)]
-        if wrong:
-            number = min(others[wrong[0]] - set(tasks))
-            found = f'Column "{TASK_INDEX}" refers to instruction {number}, which meta/tasks.jsonl does not list.'
-            remedy = f'Training reads "{column}", LeRobot this: {MEND_TASKS}'
-            yield warning(f"data/, {subject.which(wrong)}", found, remedy)
+        others = _unlisted(TASK_INDEX, instructions_by_episode(subject, TASK_INDEX), tasks)
+        wrong = {i: found for i, found in others.items() if i not in lost}
+        yield from subject.about(warning, "data/", wrong, f'Training reads "{column}", LeRobot this: {MEND_TASKS}')
+    yield from _used(tasks, by_episode)
+    strange = {
+        e.index: "The instruction listed for the episode is not the one its frames refer to."
+        for e in subject.layout.episodes
+        if e.tasks and not {tasks[n] for n in by_episode.get(e.index, ()) if n in tasks} <= set(e.tasks)
+    }
+    remedy = "One of the two is another episode's: find out which (see the pictures of html=FILE), and mend the other."
+    yield from subject.about(error, "meta/episodes.jsonl", strange, remedy)
+
+
+def _unlisted(column: str, by_episode: dict[int, set[int]], tasks: dict[int, str]) -> dict[int, str]:
+    """What is wrong with the episodes that refer to instructions which there are not."""
+    unknown = {i: min(numbers - set(tasks)) for i, numbers in by_episode.items() if not numbers <= set(tasks)}
+    hints = {n: did_you_mean(str(n), map(str, tasks)).replace("Known:", "Listed:") for n in unknown.values()}
+    lists = "which meta/tasks.jsonl does not list"
+    return {i: f'Column "{column}" refers to instruction {n}, {lists}.{hints[n]}' for i, n in unknown.items()}
+
+
+def _used(tasks: dict[int, str], by_episode: dict[int, set[int]]) -> Iterator[Finding]:
+    """Remarks on which instructions the frames refer to, and on those to which none does."""
     used = Counter(tasks[n] for numbers in by_episode.values() for n in numbers if n in tasks)
     for text, count in used.most_common(SHOWN_TASKS):
         yield remark(TASKS, f'"{text}": {count} episodes')
@@ -316,23 +308,12 @@ def check_told(subject: Subject) -> Iterator[Finding]:
     unused = [text for text in tasks.values() if text not in used]
     if unused and by_episode:
         yield remark(TASKS, f'{len(unused)} listed instructions are not used, the first "{unused[0]}"')
-    strange = []
-    for e in subject.episodes:
-        texts = {tasks[n] for n in by_episode.get(e.index, set()) if n in tasks}
-        if e.tasks and not texts <= set(e.tasks):
-            strange.append(e.index)
-    if strange:
-        yield error(
-            f"meta/episodes.jsonl, {subject.which(strange)}",
-            "The instruction listed for the episode is not the one its frames refer to.",
-            "One of the two is another episode's: find out which (see the pictures of html=FILE), and mend the other.",
-        )
 
 
 def annotation_column(subject: Subject) -> str:
     """The column that gives each frame's instruction."""
     key = subject.configs["language"].modality_keys[0]
-    entry = subject.layout.modality.get("annotation", {}).get(key.removeprefix("annotation."), {})
+    entry = subject.entries("annotation").get(key.removeprefix("annotation."), {})
     return str((entry.get("original_key") if isinstance(entry, dict) else None) or key)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.doctor.examined_dataset import Series, Subject
-from data_prep.doctor.findings import PREPARE_AGAIN, Finding, error, split_message, warning
+from data_prep.doctor import PREPARE_AGAIN, Finding, error, split_message, warning
+from data_prep.doctor.examined_dataset import Series, Subject, listed_objects
 from data_prep.lerobot import sketch_from_text
 from gr00t.file_replacement import file_sha256
 
@@ -47,6 +47,9 @@ MEND_COLOURS = (
 MEND_TURNED = "Turn the frames back, or prepare the dataset again: the policy will see the camera's own orientation."
 MEND_CAMERAS = "Exchange the two videos (or the original_key entries in meta/modality.json, where all are swapped)."
 MEND_EPISODE = "The video belongs to another episode: find its own, or prepare the dataset again."
+MEND_LIGHT = "Check the light or the camera's exposure; leave the episode out if it is no use."
+
+Verdict = tuple[str, str]  # what happened to an image, and what mends it
 
 # What may have happened to an image (H, W, 3), how it looks then, and what mends it.
 CHANGES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray], str], ...] = (
@@ -61,61 +64,47 @@ CHANGES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray], str], ...] = (
 
 
 def check_copies(subject: Subject) -> Iterator[Finding]:
-    """No two videos are the same file."""
-    by_size: dict[int, list[tuple[int, str, Path]]] = defaultdict(list)
-    for e in subject.episodes:
-        for camera in subject.cameras:
-            path = subject.video_path(e.index, camera)
-            if isinstance(path, Path) and path.is_file() and path.stat().st_size:
-                by_size[path.stat().st_size].append((e.index, camera, path))
-    copies: dict[str, list[tuple[int, int, str]]] = defaultdict(list)  # camera: (episode, episode and camera it is of)
-    for group in by_size.values():
-        if len({path for _, _, path in group}) < 2:
-            continue
-        first: dict[str, tuple[int, str, Path]] = {}
-        for index, camera, path in group:
-            twin = first.setdefault(file_sha256(path), (index, camera, path))
-            if twin[2] != path:
-                copies[camera].append((index, *twin[:2]))
-    for camera, found in copies.items():
-        index, of, of_camera = found[0]
-        where = f"videos/, {camera}, {subject.which(i for i, _, _ in found)}"
-        yield error(where, f"The video of episode {index} is the same file as {of_camera} of episode {of}.")
+    places = [(i, camera, subject.video_path(i, camera)) for i in subject.lengths for camera in subject.cameras]
+    files = [(i, camera, path) for i, camera, path in places if isinstance(path, Path) and path.is_file()]
+    sizes = Counter({path: path.stat().st_size for _, _, path in files}.values())
+    first: dict[str, tuple[int, str, Path]] = {}
+    copies: dict[str, dict[int, str]] = defaultdict(dict)
+    for i, camera, path in files:
+        if path.stat().st_size and sizes[path.stat().st_size] > 1:
+            of, of_camera, twin = first.setdefault(file_sha256(path), (i, camera, path))
+            if twin != path:
+                copies[camera][i] = f"The video of episode {i} is the same file as {of_camera} of episode {of}."
+    for camera, wrong in copies.items():
+        yield from subject.about(error, f"videos/, {camera}", wrong)
 
 
 def check_decoding(subject: Subject) -> Iterator[Finding]:
-    """Every video opens (in the full examination: decodes to its end) and has one frame for each row."""
-    lengths = {e.index: e.length for e in subject.episodes}
     for camera in subject.cameras:
         footage = subject.footage_of(camera)
         broken = [i for i, f in footage.items() if f.problem and not f.problem.endswith(("is missing.", "is empty."))]
         if broken:
             found, remedy = split_message(footage[broken[0]].problem)
             yield error(f"videos/, {camera}, {subject.which(broken)}", found, remedy)
-        wrong = [i for i, f in footage.items() if not f.problem and f.length != lengths[i]]
-        if wrong:
-            found = (
-                f"The video of episode {wrong[0]} has {footage[wrong[0]].length} frames, its table should have "
-                f"{lengths[wrong[0]]}: images and states drift apart."
-            )
-            yield error(f"videos/, {camera}, {subject.which(wrong)}", found)
+        wrong = {
+            i: f"The video of episode {i} has {f.length} frames, its table should have {subject.lengths[i]}: images "
+            "and states drift apart."
+            for i, f in footage.items()
+            if not f.problem and f.length != subject.lengths[i]
+        }
+        yield from subject.about(error, f"videos/, {camera}", wrong)
 
 
 def check_sizes(subject: Subject) -> Iterator[Finding]:
-    """One frame size for each camera, the one that meta/info.json says."""
     for camera in subject.cameras:
         sizes = {i: f.size for i, f in subject.footage_of(camera).items() if f.size}
         if not sizes:
             continue
         usual = Counter(sizes.values()).most_common(1)[0][0]
-        other = sorted(i for i, size in sizes.items() if size != usual)
-        if other:
-            size = sizes[other[0]]
-            found = f"Frames are {size[0]}x{size[1]}, those of the other episodes {usual[0]}x{usual[1]}."
-            remedy = f"Record the whole dataset with one size. {PREPARE_AGAIN}"
-            yield error(f"videos/, {camera}, {subject.which(other)}", found, remedy)
-        entry = subject.layout.modality["video"][camera]
-        column = entry.get("original_key") or f"observation.images.{camera}"
+        text = f"Frames are {{}}x{{}}, those of the other episodes {usual[0]}x{usual[1]}."
+        other = {i: text.format(*size) for i, size in sorted(sizes.items()) if size != usual}
+        remedy = f"Record the whole dataset with one size. {PREPARE_AGAIN}"
+        yield from subject.about(error, f"videos/, {camera}", other, remedy)
+        column = subject.entries("video")[camera].get("original_key") or f"observation.images.{camera}"
         shape = subject.features.get(column, {}).get("shape")
         if isinstance(shape, list) and len(shape) == 3 and not set(usual) <= set(shape):
             found = f"{camera} has frames of {usual[0]}x{usual[1]}, the features say {shape}."
@@ -123,20 +112,16 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
 
 
 def check_frozen(subject: Subject) -> Iterator[Finding]:
-    """Frames change while the robot moves."""
     steps = {i: np.abs(np.diff(v, axis=0)) for i, v in subject.state_tables.items()}
     speeds = {}  # (T-1,) each: how fast the state changes, each dimension measured by its own usual speed
     if steps:
         usual = np.concatenate(list(steps.values())).mean(axis=0)
         speeds = {i: (s / np.where(usual > 0, usual, np.inf)).mean(axis=1) for i, s in steps.items()}
     for camera in subject.cameras:
-        motion = {
-            i: f.motion
-            for i, f in subject.footage_of(camera).items()
-            if f.motion is not None and i in speeds and len(speeds[i]) == len(f.motion) >= WINDOW
-        }
+        footage = subject.footage_of(camera)
+        motion = {i: f.motion for i, f in footage.items() if len(speeds.get(i, ())) == len(f.motion) >= WINDOW}
         if motion:
-            yield from _frozen(subject, f"videos/, {camera}, ", motion, speeds)
+            yield from _frozen(subject, f"videos/, {camera}", motion, speeds)
 
 
 def _frozen(subject: Subject, where: str, motion: Series, speeds: Series) -> Iterator[Finding]:
@@ -145,190 +130,164 @@ def _frozen(subject: Subject, where: str, motion: Series, speeds: Series) -> Ite
     seen = np.concatenate([m[moving[i]] for i, m in motion.items()])
     usual = float(np.median(seen)) if len(seen) else 0.0
     if usual < NOTHING:
-        yield error(where + subject.which(motion), "The picture never changes, in no episode.", MEND_STUCK)
+        yield error(f"{where}, {subject.which(motion)}", "The picture never changes, in no episode.", MEND_STUCK)
         return
-    dead = [i for i, m in motion.items() if np.median(m) < NOTHING / 2 and (m[moving[i]] < 4 * NOTHING).all()]
-    if dead:
-        yield error(where + subject.which(dead), "All frames show the same picture.", MEND_STUCK)
-    stuck, repeated = {}, []
+    dead, stuck, repeated = {}, {}, {}
     windows = np.lib.stride_tricks.sliding_window_view
     for i, m in motion.items():
-        if i in dead:
+        changes = m[moving[i]]
+        if np.median(m) < NOTHING / 2 and (changes < 4 * NOTHING).all():
+            dead[i] = "All frames show the same picture."
             continue
         still = (np.median(windows(m, WINDOW), axis=1) < STILL * usual) & windows(moving[i], WINDOW).all(axis=1)
         if still.any():
-            stuck[i] = np.flatnonzero(still)
-        changes = m[moving[i]]
+            starts = np.flatnonzero(still)
+            run = f"{starts[-1] - starts[0] + WINDOW} frames from frame {starts[0]} on in episode {i}"
+            stuck[i] = f"The picture stands still while the robot moves: {run}."
         even, odd = (np.median(changes[start::2]) for start in (0, 1)) if len(changes) >= 8 else (0.0, 0.0)
         if min(even, odd) < 0.25 * max(even, odd):
-            repeated.append(i)
-    if stuck:
-        first, starts = next(iter(stuck.items()))
-        run = f"{starts[-1] - starts[0] + WINDOW} frames from frame {starts[0]} on in episode {first}"
-        found = f"The picture stands still while the robot moves: {run}."
-        yield error(where + subject.which(stuck), found, MEND_STUCK)
-    if len(repeated) > len(motion) / 2 or (repeated and not set(repeated) <= set(stuck)):
-        found = "Every other frame repeats the one before: a video of half the rate was stretched."
-        yield error(where + subject.which(repeated), found, MEND_STUCK)
+            repeated[i] = "Every other frame repeats the one before: a video of half the rate was stretched."
+    yield from subject.about(error, where, dead, MEND_STUCK)
+    yield from subject.about(error, where, stuck, MEND_STUCK)
+    if len(repeated) > len(motion) / 2 or not set(repeated) <= set(stuck):
+        yield from subject.about(error, where, repeated, MEND_STUCK)
 
 
 def check_blank(subject: Subject) -> Iterator[Finding]:
-    """Frames that show nothing, and single frames that belong elsewhere."""
     for camera in subject.cameras:
-        where = f"videos/, {camera}, "
-        footage = subject.footage_of(camera)
-        blank = {i: np.flatnonzero(f.contrast < BLANK) for i, f in footage.items() if f.contrast is not None}
-        blank = {i: frames for i, frames in blank.items() if len(frames)}
-        if blank:
-            first, frames = next(iter(blank.items()))
-            found = f"{len(frames)} frames of episode {first} show a single colour, the first is frame {frames[0]}."
-            remedy = "A camera that was off or a lost frame: leave the episode out, or record it again."
-            yield error(where + subject.which(blank), found, remedy)
-        foreign = {i: t for i, f in footage.items() if i not in blank and (t := _foreign_frame(f.motion, f.leaps))}
-        if foreign:
-            first = next(iter(foreign))
-            found = f"Frame {foreign[first]} of episode {first} is unlike both of its neighbours, which are alike."
-            yield warning(where + subject.which(foreign), found, f"A damaged or misplaced frame. {PREPARE_AGAIN}")
+        blank, foreign = {}, {}
+        for i, f in subject.footage_of(camera).items():
+            frames, odd = np.flatnonzero(f.contrast < BLANK), _foreign_frames(f.motion, f.leaps)
+            if len(frames):
+                blank[i] = f"{len(frames)} frames of episode {i} show a single colour, the first is frame {frames[0]}."
+            elif len(odd):
+                foreign[i] = f"Frame {odd[0]} of episode {i} is unlike both of its neighbours, which are alike."
+        remedy = "A camera that was off or a lost frame: leave the episode out, or record it again."
+        yield from subject.about(error, f"videos/, {camera}", blank, remedy)
+        remedy = f"A damaged or misplaced frame. {PREPARE_AGAIN}"
+        yield from subject.about(warning, f"videos/, {camera}", foreign, remedy)
 
 
-def _foreign_frame(motion: np.ndarray | None, leaps: np.ndarray | None) -> int | None:
-    """An inner frame far off both neighbours, which resemble each other."""
-    if motion is None or leaps is None or len(leaps) < 5:
-        return None
+def _foreign_frames(motion: np.ndarray, leaps: np.ndarray) -> np.ndarray:
+    """Inner frames far off both neighbours, which resemble each other."""
+    if len(leaps) < 5:
+        return np.empty(0)
     off = np.minimum(motion[:-1], motion[1:])
-    odd = (off > 4 * leaps) & (off > 5 * np.median(motion)) & (off > 3.0)
-    return int(np.flatnonzero(odd)[0]) + 1 if odd.any() else None
+    return np.flatnonzero((off > 4 * leaps) & (off > 5 * np.median(motion)) & (off > 3.0)) + 1
 
 
 def check_order(subject: Subject) -> Iterator[Finding]:
-    """Frames follow one another: the second next is farther off than the next, where that is so in most episodes."""
+    # The second next frame is farther off than the next, where that is so in most episodes.
     for camera in subject.cameras:
-        straight = {
-            i: float(np.median(f.leaps) / max(1e-6, np.median(f.motion)))
-            for i, f in subject.footage_of(camera).items()
-            if f.leaps is not None and f.motion is not None and len(f.leaps) > 2 * WINDOW
-        }
+        long = {i: f for i, f in subject.footage_of(camera).items() if len(f.leaps) > 2 * WINDOW}
+        straight = {i: float(np.median(f.leaps) / max(1e-6, np.median(f.motion))) for i, f in long.items()}
         usual = float(np.median(list(straight.values()))) if straight else 0.0
-        mixed = [i for i, share in straight.items() if 0 < share < min(MIXED, usual - BELOW)]
-        if mixed and usual >= STRAIGHT:
-            where = f"videos/, {camera}, {subject.which(mixed)}"
-            yield error(where, "The frames are out of order: each is as far from the next as from the one after.")
+        found = "The frames are out of order: each is as far from the next as from the one after."
+        mixed = {i: found for i, share in straight.items() if 0 < share < min(MIXED, usual - BELOW)}
+        if usual >= STRAIGHT:
+            yield from subject.about(error, f"videos/, {camera}", mixed)
 
 
 # -- what they show ----------------------------------------------------------------------------------------------------
 
 
 def check_first_frames(subject: Subject) -> Iterator[Finding]:
-    """First frames against what the converter recorded of them."""
     recorded = _recorded(subject)
-    verdicts: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for (i, camera), f in subject.footage.items():
-        if f.sketch is not None and (i, camera) in recorded:
-            verdict = _verdict(f.sketch, i, camera, recorded)
-            if verdict:
-                verdicts[camera, *verdict].append(i)
-    for (camera, found, remedy), indices in verdicts.items():
-        where = f"videos/, {camera}, {subject.which(indices)}"
-        yield error(where, f"The first frame {found}; it is not what was recorded.", remedy)
+    for camera in subject.cameras:
+        sketches = {i: f.sketch for i, f in subject.footage_of(camera).items() if (i, camera) in recorded}
+        verdicts = {i: _verdict(seen, (i, camera), recorded) for i, seen in sketches.items() if seen is not None}
+        yield from _by_verdict(subject, camera, verdicts, "The first frame {}; it is not what was recorded.")
+
+
+def _by_verdict(subject: Subject, camera: str, verdicts: dict[int, Verdict | None], text: str) -> Iterator[Finding]:
+    """A finding for each verdict, of the episodes that share it."""
+    for found, remedy in dict.fromkeys(verdict for verdict in verdicts.values() if verdict):
+        wrong = {i: text.format(found) for i, verdict in verdicts.items() if verdict == (found, remedy)}
+        level = warning if remedy == MEND_LIGHT else error
+        yield from subject.about(level, f"videos/, {camera}", wrong, remedy)
 
 
 def _recorded(subject: Subject) -> dict[tuple[int, str], np.ndarray]:
     """{(episode, camera): sketch of the first frame}, from meta/split.json."""
-    entries = subject.layout.split.get("episodes", [])
     found = {}
-    for entry in entries if isinstance(entries, list) else []:
-        frames = entry.get("first_frame", {}) if isinstance(entry, dict) else {}
+    for entry in listed_objects(subject, "episodes"):
+        frames = entry.get("first_frame")
         for camera, text in frames.items() if isinstance(frames, dict) else []:
             found[int(entry.get("episode_index", -1)), str(camera)] = sketch_from_text(str(text))
     return found
 
 
-def _verdict(
-    seen: np.ndarray, episode: int, camera: str, recorded: dict[tuple[int, str], np.ndarray]
-) -> tuple[str, str] | None:
-    """(what happened, remedy) where a frame's sketch is not what was recorded."""
+def _verdict(seen: np.ndarray, place: tuple[int, str], recorded: dict[tuple[int, str], np.ndarray]) -> Verdict | None:
+    """What happened where a frame's sketch is not what was recorded of that episode and camera."""
 
-    def apart(image: np.ndarray, place: tuple[int, str]) -> float:
-        return float(np.abs(image - recorded[place]).max())
+    def apart(image: np.ndarray, other: tuple[int, str]) -> float:
+        return float(np.abs(image - recorded[other]).max())
 
-    own = apart(seen, (episode, camera))
+    own = apart(seen, place)
     if own <= CLEAR:
         return None
     for name, change, remedy in CHANGES:
-        if apart(change(seen), (episode, camera)) < max(CLEAR, EXPLAINED * own):
+        if apart(change(seen), place) < max(CLEAR, EXPLAINED * own):
             return name, remedy
-    others = {place: apart(seen, place) for place in recorded if place != (episode, camera)}
-    nearest = min(others, key=lambda place: others[place], default=None)
-    if nearest is not None and others[nearest] < max(CLOSE, EXPLAINED * own):
-        if nearest[1] != camera:
-            return f"is the camera {nearest[1]}'s", MEND_CAMERAS
-        return f"is that of episode {nearest[0]}", MEND_EPISODE
+    episode, camera = nearest = min(recorded, key=lambda other: apart(seen, other))
+    if nearest != place and apart(seen, nearest) < max(CLOSE, EXPLAINED * own):
+        if camera != place[1]:
+            return f"is the camera {camera}'s", MEND_CAMERAS
+        return f"is that of episode {episode}", MEND_EPISODE
     return "shows something else", f"A damaged, shifted or foreign video. {PREPARE_AGAIN}"
 
 
 def check_alike(subject: Subject) -> Iterator[Finding]:
-    """Each episode's images against the other episodes' of its camera: swapped, turned, or much darker."""
-    means, templates = {}, {}
+    means, usual = {}, {}
     for camera in subject.cameras:
         means[camera] = {i: f.mean for i, f in subject.footage_of(camera).items() if f.mean is not None}
         if len(means[camera]) >= ENOUGH:
-            templates[camera] = np.median(np.stack(list(means[camera].values())), axis=0)
-    for camera, template in templates.items():
-        changed: dict[tuple[str, str], list[int]] = defaultdict(list)
-        apart = {i: np.abs(image - template).mean() for i, image in means[camera].items()}
-        usual = float(np.median(list(apart.values())))
-        for i, image in means[camera].items():
-            if apart[i] >= max(UNLIKE, 2.5 * usual):
-                verdict = _change(image, template, {c: t for c, t in templates.items() if c != camera})
-                if verdict:
-                    changed[verdict].append(i)
-        for (found, remedy), indices in changed.items():
-            where = f"videos/, {camera}, {subject.which(indices)}"
-            level = warning if found.startswith("is much") else error
-            yield level(where, f"The picture {found}, compared with the other episodes.", remedy)
+            usual[camera] = np.median(np.stack(list(means[camera].values())), axis=0)
+    for camera, image in usual.items():
+        apart = {i: float(np.abs(mean - image).mean()) for i, mean in means[camera].items()}
+        limit = max(UNLIKE, 2.5 * float(np.median(list(apart.values()))))
+        unlike = {i: mean for i, mean in means[camera].items() if apart[i] >= limit}
+        verdicts = {i: _change(mean, camera, usual) for i, mean in unlike.items()}
+        yield from _by_verdict(subject, camera, verdicts, "The picture {}, compared with the other episodes.")
 
 
-def _change(image: np.ndarray, usual: np.ndarray, others: dict[str, np.ndarray]) -> tuple[str, str] | None:
-    """(what happened, remedy) to a mean thumbnail that is not as usual; `others` are the other cameras' usual ones."""
-    own = float(np.abs(image - usual).mean())
+def _change(mean: np.ndarray, camera: str, usual: dict[str, np.ndarray]) -> Verdict | None:
+    """What happened to a mean thumbnail that is not as usual for its camera."""
+    own = float(np.abs(mean - usual[camera]).mean())
     for name, change, remedy in CHANGES:
-        if np.abs(change(image) - usual).mean() < 0.4 * own:
+        if np.abs(change(mean) - usual[camera]).mean() < 0.4 * own:
             return name, remedy
-    for camera, template in others.items():
-        if np.abs(image - template).mean() < 0.4 * own:
-            return f"is the camera {camera}'s", MEND_CAMERAS
-    if image.mean() < 0.35 * usual.mean():
-        return "is much darker", "Check the light or the camera's exposure; leave the episode out if it is no use."
-    return None
+    for other, image in usual.items():
+        if other != camera and np.abs(mean - image).mean() < 0.4 * own:
+            return f"is the camera {other}'s", MEND_CAMERAS
+    return ("is much darker", MEND_LIGHT) if mean.mean() < 0.35 * usual[camera].mean() else None
 
 
 def check_colours(subject: Subject) -> Iterator[Finding]:
-    """Whether there are colours at all, or everything is blue where wood and skin are warm: hints, no proof."""
+    # Hints, no proof: whether there are colours at all, or everything is blue where wood and skin are warm.
     if _recorded(subject):
         return  # check_first_frames knows
-    shares, grey = [], []
+    cool, warm, grey = [], [], []
     for camera in subject.cameras:
-        images = [f.mean if f.mean is not None else f.first for f in subject.footage_of(camera).values()]
-        seen = [image for image in images if image is not None]
+        seen = [f.mean for f in subject.footage_of(camera).values() if f.mean is not None]
         if not seen:
             return
         if max(np.ptp(image, axis=-1).max() for image in seen) < GREY:
             grey.append(camera)
         red_over_blue = np.concatenate([(image[..., 0] - image[..., 2]).ravel() for image in seen])
-        shares.append(((red_over_blue < -COOL).mean(), (red_over_blue > WARM).mean()))
+        cool.append((red_over_blue < -COOL).mean())
+        warm.append((red_over_blue > WARM).mean())
     if grey:
         found = "Every picture is grey: red, green and blue are the same everywhere."
         yield warning(f"videos/, {', '.join(grey)}", found, "Record in colour, unless instructions name no colour.")
-    blue = shares and all(cool > 0.5 and warm < 0.1 for cool, warm in shares)
-    if blue and min(warm for _, warm in shares) < 0.02:
-        share = min(cool for cool, _ in shares)
-        found = f"Nearly everything is bluish ({share:.0%} and more of each camera's picture)."
+    if cool and min(cool) > 0.5 and max(warm) < 0.1 and min(warm) < 0.02:
+        found = f"Nearly everything is bluish ({min(cool):.0%} and more of each camera's picture)."
         remedy = f"Look at the pictures (html=FILE). If wood and skin are blue there: {MEND_COLOURS}"
         yield warning(f"videos/, {', '.join(subject.cameras)}", found, remedy)
 
 
 def check_cameras(subject: Subject) -> Iterator[Finding]:
-    """A camera called wrist or hand moves with the arm, the others do not: the still one cannot be at the wrist."""
+    # A camera called wrist or hand moves with the arm, the others do not: the still one cannot be at the wrist.
     usual = {}
     for camera in subject.cameras:
         unrest = [f.unrest for f in subject.footage_of(camera).values() if f.unrest is not None]
@@ -337,7 +296,8 @@ def check_cameras(subject: Subject) -> Iterator[Finding]:
     carried = {c: u for c, u in usual.items() if any(word in c.lower() for word in ("wrist", "hand", "gripper"))}
     fixed = {c: u for c, u in usual.items() if c not in carried}
     for camera, own in carried.items():
-        livelier = [c for c, u in fixed.items() if u > 2 * own and u > 3.0]
-        if livelier and len(livelier) == len(fixed):
-            found = f"{camera} stands still while {livelier[0]} moves with the arm: the cameras seem to be swapped."
-            yield warning(f"videos/, {camera}, {livelier[0]}", found, MEND_CAMERAS)
+        if fixed and min(fixed.values()) > max(2 * own, 3.0):
+            found = (
+                f"{camera} stands still while {next(iter(fixed))} moves with the arm: the cameras seem to be swapped."
+            )
+            yield warning(f"videos/, {camera}, {next(iter(fixed))}", found, MEND_CAMERAS)

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data_prep.doctor import ERROR, WARNING
 from data_prep.doctor.examine import BETWEEN, examine
-from data_prep.doctor.findings import ERROR, WARNING
 from finetune.open_loop.figures import PREDICTED, RECORDED, save, tidy, unit_of
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training.engine import Engine

@@ -17,9 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from gr00t.data.schema import look_up
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_sha256, parse_json
@@ -81,6 +78,9 @@ class MetaFolder:
 
     def table(self, path: Path, keys: Iterable[str], also: Callable[[str], bool]) -> list[dict[str, Any]]:
         """Rows of a parquet table: the columns `keys`, which must be there, and those whose name `also` takes."""
+        import pyarrow as pa  # slow to load, and v2 datasets have no tables here
+        import pyarrow.parquet as pq
+
         try:
             with pq.ParquetFile(path) as file:
                 names = file.schema_arrow.names
