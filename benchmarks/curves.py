@@ -17,10 +17,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.measuring import ROOT, processor, say
 
@@ -36,6 +39,9 @@ class Case:
     model: str
     features: str
     precision: str = "fp32"
+    device: str = "cpu"
+    engine: str = "single"
+    more: tuple[str, ...] = ()  # further overrides
 
     @property
     def name(self) -> str:
@@ -48,7 +54,8 @@ class Case:
             *(f"dataset.data_dir={data}", f"run_dir={out}/run", f"output_dir={out}/done", f"cache_dir={out}/cache"),
             *(f"train.features={self.features}", f"train.precision={self.precision}", "augment.views=2"),
             *("train.max_steps=4", "train.global_batch_size=8", "train.micro_batch_size=4", "train.warmup_ratio=0.25"),
-            *("train.log_steps=1", "train.num_workers=0", "tracking=none", "device=cpu", "engine=single"),
+            *("train.log_steps=1", "train.num_workers=0", "tracking=none"),
+            *(f"device={self.device}", f"engine={self.engine}", *self.more),
         ]
 
 
@@ -66,26 +73,22 @@ def read(run: Path) -> Lines:
 
 def machine() -> dict[str, Any]:
     """What the last bits of a number depend on: kind of processor, its instructions, torch and threads."""
-    import torch
-
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {
-        "cpu": processor(),
-        "capability": capability,
-        "torch": torch.__version__,
-        "threads": THREADS,
-    }
+    known = {"cpu": processor(), "capability": torch.backends.cpu.get_cpu_capability()}
+    return {**known, "torch": torch.__version__, "threads": THREADS}
 
 
+@dataclass(frozen=True)
 class Checkout:
     """A commit's code, or the working tree, with its dataset and base checkpoints below `folder`."""
 
-    def __init__(self, name: str, code: Path, folder: Path) -> None:
-        self.name, self.code, self.folder = name, code, folder
+    name: str
+    code: Path
+    folder: Path
 
     @classmethod
     def of(cls, revision: str, folder: Path) -> Checkout:
         """A copy of a commit below folder; `.` is the working tree itself."""
+        folder.mkdir(exist_ok=True)
         if revision == ".":
             return cls("the working tree", ROOT, folder)
         subprocess.run(["git", "clone", "-q", "--shared", "--no-checkout", str(ROOT), f"{folder}/code"], check=True)
@@ -107,7 +110,7 @@ class Checkout:
         if done.returncode:
             raise SystemExit(f"error: {self.name}: {' '.join(command)} failed:\n{done.stderr[-3000:]}")
 
-    def prepare(self, cases: list[Case]) -> None:
+    def prepare(self, cases: Iterable[Case]) -> None:
         """The dataset, of the working tree's sample recordings, and the bases."""
         where = (f"raw_dir={ROOT}/samples", f"data_dir={self.folder}/data")
         self.run("prepare_conflict_data.py", "local=none", "split=color_object", *where)
@@ -115,15 +118,15 @@ class Checkout:
             out = f"out={self.folder}/{model}"
             self.run("-m", "finetune.create_base", "local=none", f"model={model}", "dtype=fp32", out)
 
-    def train(self, case: Case) -> tuple[Lines, str]:
-        """The metrics of a case, and the hash of its finished weights."""
+    def train(self, case: Case, out: str = "") -> tuple[Lines, str]:
+        """The metrics of a case, and the hash of its finished weights; it trains in `out`, by default its name."""
         say(f"{self.name}: {case.name} ...")
-        out = self.folder / case.name.replace(" ", "-")
-        self.run("launch_finetune_local.py", *case.overrides(self.folder / "data", self.folder / case.model, out))
+        place = self.folder / (out or case.name.replace(" ", "-"))
+        self.run("launch_finetune_local.py", *case.overrides(self.folder / "data", self.folder / case.model, place))
         weights = sha256()
-        for file in sorted((out / "done").glob("*.safetensors")):
+        for file in sorted((place / "done").glob("*.safetensors")):
             weights.update(file.read_bytes())
-        return read(out / "run"), weights.hexdigest()
+        return read(place / "run"), weights.hexdigest()
 
 
 def difference(old: Lines, new: Lines) -> str:
@@ -150,10 +153,11 @@ def compare(old: Checkout, new: Checkout, cases: list[Case]) -> bool:
     return same
 
 
-def record(checkout: Checkout, cases: list[Case]) -> dict[str, Any]:
-    """The curves of the working tree, and what they were computed on."""
+def record(checkout: Checkout, cases: list[Case], file: Path) -> None:
+    """Write the curves of the working tree, and what they were computed on."""
     checkout.prepare(cases)
-    return {"machine": machine(), "curves": {case.name: checkout.train(case)[0] for case in cases}}
+    kept = {"machine": machine(), "curves": {case.name: checkout.train(case)[0] for case in cases}}
+    file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -166,15 +170,12 @@ def main() -> None:
     cases = [case for case in CASES if chosen.only in case.name]
     if not cases:
         raise SystemExit(f"error: no case's name holds {chosen.only!r}: {', '.join(case.name for case in CASES)}")
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("old", "new"):
-            (Path(folder) / name).mkdir()
-        new = Checkout.of(chosen.new if not chosen.record else ".", Path(folder) / "new")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         if chosen.record:
-            kept = record(new, [case for case in cases if case.precision == "fp32"])
-            chosen.record.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-            return
-        if not compare(Checkout.of(chosen.old, Path(folder) / "old"), new, cases):
+            fp32 = [case for case in cases if case.precision == "fp32"]
+            record(Checkout.of(".", folder / "new"), fp32, chosen.record)
+        elif not compare(Checkout.of(chosen.old, folder / "old"), Checkout.of(chosen.new, folder / "new"), cases):
             raise SystemExit(1)
 
 

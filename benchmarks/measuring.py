@@ -1,7 +1,9 @@
-"""What a benchmark says of the machine it ran on, and how it runs a measurement apart from all others."""
+"""What benchmarks share: their options and tables, what they say of the machine, measuring in turns or in a process
+apart from all others, and memory."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -9,18 +11,96 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import OmegaConf
+
+from toolkit.code_files import versions
 
 ROOT = Path(__file__).resolve().parents[1]
+Found = dict[str, Any]  # what was measured, by name; of a measurement that failed, why: {"error": ...}
+Columns = dict[str, str]  # heading of each column, and the format of what was found that fills it
+T = TypeVar("T")
+
+
+def options(**defaults: Any) -> Any:
+    """The command line's key=value pairs over these defaults; another key raises omegaconf's error, which names it."""
+    known = OmegaConf.create(defaults)
+    OmegaConf.set_struct(known, True)
+    return OmegaConf.merge(known, OmegaConf.from_cli())
+
+
+def run(measure: Callable[[dict[str, Any]], Found], main: Callable[[], None] | None = None) -> None:
+    """A benchmark's command; with a case as JSON in place of options it is the child process of `in_own_process`."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if main is None or (sys.argv[1:] and sys.argv[1].startswith("{")):
+        print(json.dumps(measure(json.loads(sys.argv[1]))))
+    else:
+        main()
+
+
+def in_own_process(module: str, case: dict[str, Any], timeout: float = 1800) -> Found:
+    """What `python -m module JSON` prints as its last line; {"error": ...} where it fails, so that others still run."""
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    command = [sys.executable, "-m", module, json.dumps(case)]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {timeout:.0f} s"}
+    if done.returncode == 0 and done.stdout.strip():
+        return json.loads(done.stdout.splitlines()[-1])
+    raised = re.findall(r"^(?:[\w.]+(?:Error|Exception)\b|error:).*", done.stderr, re.MULTILINE)
+    return {"error": raised[-1][:300] if raised else f"ended with code {done.returncode} (-9: killed, out of memory?)"}
+
+
+def in_turns(rounds: int, ways: dict[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """What each way gives in each round. They take turns, so that other work on the machine hits all alike."""
+    found: dict[str, list[T]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name, way in ways.items():
+            say(f"round {number + 1}, {name}")
+            found[name].append(way())
+    return found
+
+
+def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
+    """How long a call takes, with what it leaves to a GPU."""
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def heading(columns: Columns) -> str:
+    text = " | ".join(columns)
+    return f"| {text} |\n|---|{'---:|' * text.count(' | ')}"
+
+
+def line(columns: Columns, found: Found) -> str:
+    """A line of a table, "-" for NaN; of a measurement that failed, its name and why."""
+    cells = [re.sub(r"^nan%?$", "-", text.format(**found)) for text in columns.values() if "error" not in found]
+    return f"| {' | '.join(cells or [found['name'], 'failed: ' + found['error'], *[''] * (len(columns) - 2)])} |"
+
+
+def say(text: str) -> None:
+    """A line of progress, apart from the results on stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- the machine -------------------------------------------------------------------------------------------------------
 
 
 def describe() -> str:
     """Processor or GPU, memory, cores and versions, in two lines."""
-    import torch
-
-    from toolkit.code_files import versions
-
     found = {name: version for name, version in versions().items() if version is not None}
     cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = f"{processor()}, {cores} cores, {memory:.0f} GiB"
@@ -33,49 +113,37 @@ def describe() -> str:
 def processor() -> str:
     """The kind of processor, as it names itself."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
+        named = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        named = None
+    return named[1].strip() if named else platform.machine()
 
 
-def product_peak(device: str, dtype_name: str) -> float:
+def product_peak(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product here, the best of a second's worth (at least eight)."""
-    import torch
-
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype_name]
     n = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     times: list[float] = []
     while len(times) < 8 or sum(times) < 1:
-        begin = time.perf_counter()
-        a @ b
-        synchronize(device)
-        times.append(time.perf_counter() - begin)
+        times.append(seconds(lambda: a @ b, device))
     return 2 * n**3 / min(times)
 
 
-def synchronize(device: str) -> None:
+def resident(field: str) -> int:
+    """Bytes that the kernel reports of this process: VmRSS now, VmHWM at most."""
+    found = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def peak_memory(device: str) -> int:
+    """Bytes at most since `forget_peak`: of a GPU what PyTorch allocated there, of a CPU what was resident."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+
+
+def forget_peak(device: str) -> None:
+    """Give back what is no longer used, and begin to measure again."""
     if device == "cuda":
-        import torch
-
-        torch.cuda.synchronize()
-
-
-def in_own_process(module: str, case: dict[str, Any], timeout: float = 1800) -> dict[str, Any]:
-    """What `python -m module JSON` prints as its last line; {"error": ...} where it fails, so that others still run."""
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **os.environ}
-    command = [sys.executable, "-m", module, json.dumps(case)]
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {timeout:.0f} s"}
-    if done.returncode == 0 and done.stdout.strip():
-        return json.loads(done.stdout.splitlines()[-1])
-    raised = re.findall(r"^[\w.]+(?:Error|Exception)\b.*", done.stderr, re.MULTILINE)
-    return {"error": raised[-1][:300] if raised else f"ended with code {done.returncode} (-9: killed, out of memory?)"}
-
-
-def say(text: str) -> None:
-    """A line of progress, apart from the results on stdout."""
-    print(text, file=sys.stderr, flush=True)
+        torch.cuda.reset_peak_memory_stats()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")

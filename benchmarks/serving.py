@@ -1,6 +1,6 @@
 """The policy server: what an action takes over the network, beside the same action in one's own process.
 
-    python -m benchmarks.serve model=small
+    python -m benchmarks.serving model=small rounds=20
 
 Random weights; the server is `python -m gr00t.serve` in a process of its own on this machine. Local and served actions
 take turns; figures are the fastest of all rounds, those that other work on the machine hit least. "Transport" is the
@@ -8,20 +8,19 @@ same request with one key too many, which the server reads whole and refuses bef
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import ROOT, describe, in_own_process
+from benchmarks import measuring
+from benchmarks.measuring import ROOT, Columns, Found
 from finetune.create_base import create_base
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.model.gr00t_n1 import GR00TPolicy
@@ -29,31 +28,32 @@ from gr00t.server.client import PolicyClient, ServerRefusal
 from toolkit.configuration import load
 
 CASES = ((1, 224, 224), (8, 224, 224), (1, 480, 640))  # robots, height, width
-STATISTICS = ROOT / "tests" / "golden" / "tiny_h40"  # of a robot with an arm and a gripper
+COLUMNS: Columns = {
+    "request": "{name}",
+    "local, ms": "{local:.1f}",
+    "served, ms": "{served:.1f}",
+    "more, ms": "{more:.1f}",
+    "ratio": "{ratio:.3f}",
+    "transport, ms": "{transport:.2f}",
+    "difference": "{difference:g}",
+}
 
 
 def make_checkpoint(model: str, folder: Path) -> Path:
     """A checkpoint with random weights that can act."""
     base = create_base(load("create_base", [f"model={model}", f"out={folder}", "dtype=fp32", "local=none"]))
-    ours, other = (Gr00tN1d7Processor.from_pretrained(path) for path in (base, STATISTICS))
-    config = replace(ours.files.config, modality_configs=other.files.config.modality_configs)
-    files = replace(ours.files, config=config, statistics=other.files.statistics)
-    Gr00tN1d7Processor(files, ours.vlm).save_pretrained(base)
+    places = (base, ROOT / "tests/golden/tiny_h40")  # the other knows a robot with an arm and a gripper
+    ours, other = (Gr00tN1d7Processor.from_pretrained(place) for place in places)
+    tag = "new_embodiment"
+    ours.with_embodiment(tag, other.modality_config(tag), other.files.statistics[tag]).save_pretrained(base)
     return base
 
 
 @contextmanager
 def serving(checkpoint: Path) -> Iterator[PolicyClient]:
     """A client of a server of that checkpoint in its own process."""
-    command = [
-        sys.executable,
-        "-m",
-        "gr00t.serve",
-        f"checkpoint={checkpoint}",
-        "port=0",
-        "quiet=true",
-        "precision=fp32",
-    ]
+    settings = (f"checkpoint={checkpoint}", "port=0", "quiet=true", "precision=fp32")
+    command = [sys.executable, "-m", "gr00t.serve", *settings]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = next(line for line in process.stdout if line.startswith("listens at"))
@@ -75,65 +75,45 @@ def observation(batch: int, height: int, width: int) -> dict[str, Any]:
     }
 
 
-def compare(policy: GR00TPolicy, client: PolicyClient, given: dict[str, Any], rounds: int) -> dict[str, float]:
+def compare(policy: GR00TPolicy, client: PolicyClient, given: dict[str, Any], rounds: int) -> Found:
     """Least milliseconds of local and served actions and of the transport; the largest difference of the actions."""
-    times: dict[str, list[float]] = {"local": [], "served": [], "transport": []}
-    found: dict[str, Any] = {}
-    calls: dict[str, Callable[[], Any]] = {
-        "local": lambda: policy.get_action(given, seed=0),
-        "served": lambda: client.get_action(given, seed=0),
-        "transport": lambda: _refused(client, given),
-    }
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            found[name] = call()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    local, served = found["local"], found["served"]
-    difference = max(float(np.abs(served[key] - local[key]).max()) for key in local)
-    return {**{name: min(values[1:]) for name, values in times.items()}, "difference": difference}
+
+    def refused() -> None:
+        with suppress(ServerRefusal):
+            client.get_action({**given, "video.none": 0})
+
+    local, served = (partial(side.get_action, given, seed=0) for side in (policy, client))
+    calls: dict[str, Callable[[], Any]] = {"local": local, "served": served, "transport": refused}
+    here, there = local(), served()  # and warm
+    times = measuring.in_turns(rounds, {name: partial(measuring.seconds, call) for name, call in calls.items()})
+    found = {name: 1e3 * min(values) for name, values in times.items()}
+    more, ratio = found["served"] - found["local"], found["served"] / found["local"]
+    difference = max(float(np.abs(there[key] - here[key]).max()) for key in here)
+    return {**found, "more": more, "ratio": ratio, "difference": difference}
 
 
-def _refused(client: PolicyClient, given: dict[str, Any]) -> None:
-    with suppress(ServerRefusal):
-        client.get_action({**given, "video.none": 0})
-
-
-def child(case: dict[str, Any]) -> None:
+def measure(case: dict[str, Any]) -> Found:
     """Every request with one model, in a process that waits as the server does (see in_own_process)."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_checkpoint(case["model"], Path(folder) / "checkpoint")
         policy = GR00TPolicy.from_pretrained(checkpoint)
         with serving(checkpoint) as client:
-            rows = {
-                f"{batch} x two views of {height} x {width}": compare(
-                    policy, client, observation(batch, height, width), case["rounds"]
-                )
-                for batch, height, width in CASES
+            return {
+                "{} x two views of {} x {}".format(*size): compare(policy, client, observation(*size), case["rounds"])
+                for size in CASES
             }
-    print(json.dumps(rows))
 
 
 def main() -> None:
-    if sys.argv[1:] and sys.argv[1].startswith("{"):
-        child(json.loads(sys.argv[1]))
-        return
-    options = {"model": "small", "rounds": "20", **dict(a.split("=") for a in sys.argv[1:])}
-    print(f"model={options['model']}, fp32\n{describe()}\n")
-    rows = in_own_process("benchmarks.serving", {"model": options["model"], "rounds": int(options["rounds"])})
+    chosen = measuring.options(model="small", rounds=20)
+    print(f"model={chosen.model}, fp32\n{measuring.describe()}\n")
+    rows = measuring.in_own_process("benchmarks.serving", {"model": chosen.model, "rounds": chosen.rounds})
     if "error" in rows:
         sys.exit(f"failed: {rows['error']}")
-    print("| request | local, ms | served, ms | more, ms | ratio | transport, ms | difference |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print(measuring.heading(COLUMNS))
     for name, row in rows.items():
-        print(f"| {name} | {_cells(row)} |")
-
-
-def _cells(row: dict[str, float]) -> str:
-    local, served = row["local"], row["served"]
-    more = f"{served - local:.1f} | {served / local:.3f} | {row['transport']:.2f} | {row['difference']:g}"
-    return f"{local:.1f} | {served:.1f} | {more}"
+        print(measuring.line(COLUMNS, {"name": name, **row}))
 
 
 if __name__ == "__main__":
-    main()
+    measuring.run(measure, main)

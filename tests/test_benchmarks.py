@@ -13,14 +13,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import device_numbers, gpu
-from benchmarks.checkpoint_saving import KINDS
+from benchmarks import gpu
+from benchmarks.checkpoints import KINDS
 from benchmarks.conversion import converter, plain, write_recordings
-from benchmarks.device_numbers import Found
+from benchmarks.gpu import Found
 from benchmarks.measuring import ROOT, in_own_process
 from benchmarks.serving import compare, make_checkpoint, observation, serving
-from benchmarks.step import Case, get_action, training_step
-from benchmarks.training_step import report
+from benchmarks.training_step import Case, acting, build, training_step
 from gr00t.model.dit import VlmTokens
 from gr00t.model.gr00t_n1 import GR00TPolicy
 
@@ -41,7 +40,8 @@ def test_micro_batches_and_recomputation_train_on_the_same_batch() -> None:
 
 
 def test_acting_is_split_into_backbone_and_head() -> None:
-    found = get_action(Case(**TINY, acting=True))
+    case = Case(**TINY, acting=True)
+    found = acting(build(case), case)
     assert found["backbone"] > 0 and found["seconds"] > 0
 
 
@@ -67,23 +67,24 @@ def test_served_actions_are_measured_beside_equal_local_ones(tmp_path: Path) -> 
     assert row["served"] > row["transport"] > 0 and row["difference"] < 1e-5
 
 
-def test_a_measurement_that_fails_is_said_and_does_not_end_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    failed = in_own_process("benchmarks.step", {"model": "enormous"})
+def test_a_measurement_that_fails_is_said_and_does_not_end_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = in_own_process("benchmarks.training_step", {"model": "enormous"})
     assert "enormous" in failed["error"]
-    row = {"seconds": 1.0, "memory_gib": 1.0, "trained": 1e6, "flops": 1e9}
-    report({"plain, fp32": failed, "live, bf16": row}, 4, "cpu")
-    table = capsys.readouterr().out
+    row = {"seconds": 1.0, "memory_gib": 1.0, "trained": 1e6, "flops": 1e9, "loss": 1.0}
+    found = {"numbers": {}, "training": {"plain, fp32": failed, "live, bf16": row}, "acting": {}}
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--batch", "4"])
+    table = gpu.report(gpu.arguments(), {"bf16": 1e12, "fp32": 1e12}, found)
     assert "| plain, fp32 | failed: " in table and "| live, bf16 | 4.00 | - |" in table
 
 
-@pytest.mark.parametrize("check", [device_numbers.parity, device_numbers.padding, device_numbers.switch])
+@pytest.mark.parametrize("check", [gpu.parity, gpu.padding, gpu.switch])
 def test_what_the_gpu_benchmark_checks_holds_here_and_not_of_other_numbers(
     check: Callable[[str], Found], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = check("cpu")
     assert found.holds and found.bound < 0.2
     attend = F.scaled_dot_product_attention
-    if check is device_numbers.padding:
+    if check is gpu.padding:
         of = VlmTokens.of
         monkeypatch.setattr(VlmTokens, "of", lambda seen, padding_leaks: of(seen, padding_leaks=True))
     else:

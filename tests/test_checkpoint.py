@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
-from benchmarks import full_size
+from benchmarks import checkpoints
 from gr00t.errors import ToolkitError
 from gr00t.model.checkpoint import LM_HEAD, MAX_SHARD_BYTES, plan_shards, release_tensors
 from gr00t.model.config import Gr00tN1d7Config, released_config
@@ -86,8 +86,8 @@ def test_the_release_in_bf16_is_two_shards_of_4_99_and_1_92_gb() -> None:
 
 def test_the_script_for_the_full_size_runs_on_the_tiny_one(tiny_base: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
-    assert full_size.reload(base)["tensors equal"] and full_size.rewrite(base)["files equal"]
-    assert full_size.act(base)["chunk"][0] == 1 and not full_size.shards(base)["as released"]
+    assert checkpoints.reload(base)["tensors equal"] and checkpoints.rewrite(base)["files equal"]
+    assert checkpoints.act(base)["chunk"][0] == 1 and not checkpoints.shards(base)["as released"]
 
 
 @pytest.mark.parametrize(
