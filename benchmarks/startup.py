@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 
 from benchmarks import measuring
@@ -43,7 +44,7 @@ def _ended(found: int, wanted: int) -> None:
 
 def main() -> None:
     chosen = measuring.options(rounds=9)
-    ways = {"import hydra": partial(start, BASELINE, 0)}
+    ways: dict[str, Callable[[], float]] = {"import hydra": partial(start, BASELINE, 0)}
     ways |= {name: partial(start, tuple(name.split()), status) for name, status in COMMANDS.items()}
     found = {name: min(times) for name, times in measuring.in_turns(chosen.rounds, ways).items()}
     print(measuring.describe() + "\n")

@@ -34,7 +34,7 @@ from finetune.recipe.train_config import TrainConfig
 from finetune.training.optimizer import build_optimizer
 from gr00t.model.action_head import EmbodimentLinear, EmbodimentRows
 from gr00t.model.cpu_kernels import Dropout
-from gr00t.model.dit import Attention, Context, FeedForward, Tokens
+from gr00t.model.dit import Attention, FeedForward, Tokens
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7, compile_for_acting, compile_for_training
 from toolkit.configuration import load
 
@@ -87,7 +87,7 @@ def _fused(self, x, context):  # type: ignore[no-untyped-def]
 def _masked(self, backbone):  # type: ignore[no-untyped-def]
     seen = self.vl_tokens(backbone)
     text, image = (Tokens(seen.tokens.values, mask) for mask in (seen.text, seen.image))
-    return self.model.encode_context(Context(seen.tokens, text, image))
+    return self.model.encode_context(seen.tokens, text, image)
 
 
 TOKENS = {"<|image_pad|>": 6, "<|video_pad|>": 7, "<|vision_start|>": 3, "<|vision_end|>": 4}
