@@ -73,7 +73,7 @@ class CheckConfig:
         "leave out what decodes whole videos or reads every file: what training does before it begins", False
     )
     json: str | None = key("file that receives the report as JSON; null for none", None)
-    html: str | None = key("file that receives the report as one page with pictures and curves; null for none", None)
+    html: str | None = key("file that receives the report as one page with images and curves; null for none", None)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     shown: int = key("episodes of each part whose frames and curves the page shows", 4, at_least=1, at_most=50)

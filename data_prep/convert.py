@@ -120,7 +120,7 @@ def convert_split(
     parts = _read(Path(raw_dir) / split_name, progress, report)
     plans = [_plan(part, found, instruction, val_fraction, seed, modality_configs) for part, found in parts.items()]
     jobs = [job for plan in plans for job in episode_jobs(plan)]
-    remedy = "Make room and start again: it goes on with what is converted. Or choose another data_dir=...."
+    remedy = "Make room and start again: it continues with what is converted. Or choose another data_dir=...."
     with disk_errors(target, remedy):
         place = real_path(target)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
-        raise ToolkitError(f"{target}: exists already and is left as it is. To write it anew: overwrite=true.")
+        raise ToolkitError(f"{target}: exists already and is left as it is. To replace it: overwrite=true.")
     if target.is_symlink() or not target.is_dir():
         raise ToolkitError(f"{target}: is a link or a file, which is not replaced. Remove it, or set data_dir=....")
     for entry in sorted(target.iterdir()):
@@ -277,7 +277,7 @@ def _convert(
     report.taken_up = len(unfinished.records)
     report.converted = sum(job.episode.length for job in missing)
     if unfinished.dropped:
-        report.notes.append(f"{unfinished.dropped} episodes of an interrupted start no longer fit and were made anew.")
+        report.notes.append(f"{unfinished.dropped} episodes of an interrupted start no longer fit and were made again.")
     to_write, written = report.converted, sum(record.frames for record in unfinished.records.values())
     size = sum(record.size for record in unfinished.records.values())
     enough = written >= TELLING_FRAMES

@@ -278,7 +278,7 @@ class _Trajectory:
             )
         if "success" not in self.group:
             raise ToolkitError(
-                f'{self.where}: has no "success", so failed episodes cannot be told from good ones. Let the task\'s '
+                f'{self.where}: has no "success", so failed episodes cannot be distinguished. Let the task\'s '
                 "evaluate() return it and replay the recording."
             )
         success = self._array("success", (length,))[:]

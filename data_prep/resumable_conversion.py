@@ -55,7 +55,7 @@ class Unfinished:
             raise ToolkitError(
                 f"{self.folder}: holds {len(found)} episodes of a conversion that was interrupted, and none of them "
                 "fits: these are other recordings, or were changed since, or the converter was of another version. "
-                "Give the same recordings; or drop what is there and begin anew: overwrite=true."
+                "Give the same recordings; or drop what is there and begin again: overwrite=true."
             )
         claimed = {self.dataset / name for record in self.records.values() for name in record.files}
         for path in sorted(self.dataset.rglob("*"), reverse=True):  # what a folder holds before the folder

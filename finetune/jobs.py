@@ -187,7 +187,7 @@ def _state(job: Job, last: attempt_record.Attempt | None, silence: str, was_job:
         return job.state.lower(), job.reason
     if not was_job:
         return "local", ""
-    return ("unknown", silence) if silence else ("lost", "its job is gone and left no word")
+    return ("unknown", silence) if silence else ("lost", "its job is gone without recording an outcome")
 
 
 def find(runs_dir: Path, name: str) -> View:

@@ -97,7 +97,7 @@ def _verified(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSum
     earlier = read_json(out / ORIGIN).get("base_model") if (out / ORIGIN).is_file() else None
     if held.is_what(asked) if held else earlier is not None and asked == Origin(earlier, MAIN):
         return summary
-    unrecorded = f"{earlier}, of a revision that was not recorded" if earlier else "what no record tells the origin of"
+    unrecorded = f"{earlier}, of a revision that was not recorded" if earlier else "something of unrecorded origin"
     raise ToolkitError(
         f"{out} holds {held or unrecorded}; asked for is {asked}. Give another folder, out=FOLDER, or replace what is "
         "there: overwrite=true."
@@ -189,7 +189,7 @@ def _fetch_tokenizer(folder: Path, tokenizer: str | None) -> None:
     except ToolkitError as error:
         raise ToolkitError(
             f"The weights are there, the backbone's tokenizer is not: {error}\nThen start the same command again, it "
-            "goes on; or give a folder that has the tokenizer, tokenizer=FOLDER."
+            "continues; or give a folder that has the tokenizer, tokenizer=FOLDER."
         ) from None
     wanted = [name for name in names if not name.endswith(".index.json")]  # its weights are in the checkpoint already
     if not set(wanted) & set(TOKENIZER):
@@ -307,7 +307,7 @@ class HubSource:
             reason = f"{type(error).__name__}: {system}" if system else type(error).__name__
             raise ToolkitError(
                 f"{self.repository} cannot be fetched from here ({reason}). What came is kept: start the "
-                "same command again to go on, or run it where there is internet and copy the folder it makes."
+                "same command again to continue, or run it where there is internet and copy the folder it makes."
             ) from None
 
 

@@ -87,7 +87,7 @@ finetune() {
     local trial
     for trial in {1..30}; do # a controller that is being restarted is away for some minutes
         scontrol requeue "$GROOT_JOB_ID" && break
-        [ "$trial" -lt 30 ] || fail "job $GROOT_JOB_ID cannot be requeued: submit the same again to go on"
+        [ "$trial" -lt 30 ] || fail "job $GROOT_JOB_ID cannot be requeued: submit the same again to continue"
         scontrol ping > /dev/null || sleep 10
     done
     if [ -n "$GROOT_EXCLUDE" ]; then # refused while the job runs, hence after

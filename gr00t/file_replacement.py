@@ -44,7 +44,7 @@ def parse_json(text: str, where: str | Path) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ToolkitError(
-            f"{where}: not valid JSON ({error}). The file is damaged or was edited by hand: make or copy it anew."
+            f"{where}: not valid JSON ({error}). The file is damaged or was edited by hand: make or copy it again."
         ) from None
 
 
@@ -54,10 +54,10 @@ def read_json(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ToolkitError(f"{path} cannot be read ({reason}). Make or copy it anew.") from None
+        raise ToolkitError(f"{path} cannot be read ({reason}). Make or copy it again.") from None
     data = parse_json(text, path)
     if not isinstance(data, dict):
-        raise ToolkitError(f"{path}: expected a JSON object, not {type(data).__name__}. Make or copy it anew.")
+        raise ToolkitError(f"{path}: expected a JSON object, not {type(data).__name__}. Make or copy it again.")
     return data
 
 

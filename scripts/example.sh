@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A policy from nothing: recordings made in ManiSkill, a small N1.7 with random weights, trained and evaluated in closed
-# loop, on two CPU cores in two hours, with 10 GB of disk. `make example` calls it; started again it goes on
+# loop, on two CPU cores in two hours, with 10 GB of disk. `make example` calls it; started again it continues
 # where it was.
 # Arguments go to the first training, e.g.: scripts/example.sh train.max_steps=10000
 set -euo pipefail

@@ -23,7 +23,7 @@ if ! .venv/bin/python -m pip install --disable-pip-version-check -c constraints.
     fi
     fail "pip could not install the packages; the whole story is in $log."
 fi
-# sapien asks for opencv-python, whose cv2 needs a display's libraries; the same version without that need goes on top.
+# sapien asks for opencv-python, whose cv2 needs a display's libraries; the version without that need is installed over it.
 if .venv/bin/python -m pip show -q opencv-python 2>>"$log"; then
     .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt --force-reinstall --no-deps \
         opencv-python-headless >>"$log" 2>&1 || fail "pip could not install opencv-python-headless; the whole story is in $log."

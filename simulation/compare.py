@@ -37,7 +37,7 @@ class CompareConfig:
 
     reports_dir: str = key("folder below which each closed_loop.json is taken", "reports", folder=True)
     out: str = key("the page, an .html file; a .json of that name beside it holds the numbers", "reports/compare.html")
-    pages: bool = key("make each evaluation's own page and tables anew, from its closed_loop.json", False)
+    pages: bool = key("make each evaluation's own page and tables again, from its closed_loop.json", False)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Page:
             self.mouse("Pressed", x, y, clicks)
             self.mouse("Released", x, y, clicks)
 
-    def picture(self) -> bytes:
+    def image(self) -> bytes:
         """A PNG of what is seen."""
         return base64.b64decode(self.send("Page.captureScreenshot")["data"])
 

@@ -50,7 +50,7 @@ def edit_tables(
     *,
     new_statistics: bool = True,
 ) -> None:
-    """Apply `change` to the columns of some or all episodes, and write the statistics anew, as a careful user would."""
+    """Apply `change` to the columns of some or all episodes, and write new statistics, as a careful user would."""
     for episode in episode_numbers(root) if episodes is None else episodes:
         columns = read_table(root, episode)
         change(columns)
@@ -378,7 +378,7 @@ IN_TABLES: dict[str, tuple[str, str, Damage]] = {
         lambda r: edit_tables(r, lambda c: put(c, ACTION, (12, 1), 4.0), [4]),
     ),
     "a spike in the state": ("outliers", "error", lambda r: edit_tables(r, lambda c: put(c, STATE, (20, 4), 1.5), [5])),
-    "a joint that was calibrated anew": (
+    "a joint that was calibrated again": (
         "action convention",
         "error",
         lambda r: edit_tables(r, lambda c: put(c, STATE, (slice(None), 3), c[STATE][:, 3] + 0.5)),
@@ -525,12 +525,12 @@ IN_TABLES: dict[str, tuple[str, str, Damage]] = {
         "warning",
         lambda r: (forget_first_frames(r), edit_videos(r, lambda f: f[..., ::-1])),
     ),
-    "grey pictures": (
+    "grey images": (
         "colours",
         "warning",
         lambda r: (forget_first_frames(r), edit_videos(r, lambda f: np.repeat(f[..., 1:2], 3, axis=-1))),
     ),
-    "mirrored pictures": ("first frames", "error", lambda r: edit_videos(r, lambda f: f[:, :, ::-1], None, ["image"])),
+    "mirrored images": ("first frames", "error", lambda r: edit_videos(r, lambda f: f[:, :, ::-1], None, ["image"])),
     "swapped cameras": ("first frames", "error", lambda r: swap_cameras(r, episode_numbers(r))),
     "another episode's videos": ("first frames", "error", lambda r: show_another_episode(r, 4, 5)),
 }
@@ -664,7 +664,7 @@ IN_WORDS: dict[str, tuple[str, str, list[str], Damage]] = {
     "total_videos": (
         "video files",
         "warning",
-        ["total_videos says 5; 8 episodes of 2 cameras are 16.", "A copy that broke off"],
+        ["total_videos says 5; 8 episodes of 2 cameras are 16.", "An interrupted copy"],
         lambda r: edit_meta(r, "info.json", lambda i: i.update(total_videos=5)),
     ),
     "a group that is not there": (
@@ -768,7 +768,7 @@ IN_WORDS: dict[str, tuple[str, str, list[str], Damage]] = {
     "the source of one episode is missing": (
         "held out",
         "warning",
-        ["meta/split.json: Tells the source of 7 episodes; there are 8."],
+        ["meta/split.json: Names the source of 7 episodes; there are 8."],
         lambda r: edit_meta(r, "split.json", lambda s: s["episodes"].pop()),
     ),
     "two episodes of one recording": (
@@ -806,13 +806,13 @@ IN_WORDS: dict[str, tuple[str, str, list[str], Damage]] = {
     "a dark episode": (
         "likeness",
         "warning",
-        ["image, episode 3: The picture is much darker, compared with the other", "Check the light or the camera's"],
+        ["image, episode 3: The image is much darker, compared with the other", "Check the light or the camera's"],
         lambda r: edit_videos(r, lambda f: f // 5, [3], ["image"]),
     ),
-    "no state beside the picture": (
+    "no state beside the image": (
         "video and state",
         "ok",
-        ["videos/, image: too few frames to compare picture and state"],
+        ["videos/, image: too few frames to compare image and state"],
         lambda r: edit_tables(r, lambda c: put(c, STATE, slice(None), np.nan), new_statistics=False),
     ),
 }

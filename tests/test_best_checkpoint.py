@@ -62,7 +62,7 @@ def without_pictures() -> Iterator[None]:
     """They take most of the time, and test_tracking.py looks at them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Validation, "draw", lambda *_: {})
-        patch.setattr(first_batch, "draw", lambda _, picture: picture.touch())
+        patch.setattr(first_batch, "draw", lambda _, image: image.touch())
         yield
 
 
@@ -129,7 +129,7 @@ def test_a_resumed_run_knows_the_best_and_evaluates_what_is_left(
     evaluated: Path, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(evaluated / "run", tmp_path / "run")
-    (run / "checkpoint-6" / "manifest.json").write_text("{}")  # the newest one is damaged: go on from step 5
+    (run / "checkpoint-6" / "manifest.json").write_text("{}")  # the newest one is damaged: continue from step 5
     (run / "best.json").unlink()
     finetune(config(tmp_path, small_data, tiny_base, *EVALUATED))
     assert read_best(run) == read_best(evaluated / "run")

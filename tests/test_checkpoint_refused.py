@@ -119,9 +119,9 @@ def test_half_a_download_is_called_that(copy: Path) -> None:
     partial.touch()
     shard = next(copy.glob("model-*.safetensors"))
     shard.unlink()
-    refused(copy, rf"lacks the shards \['{shard.name}'\].*broken off here.*it goes on")
+    refused(copy, rf"lacks the shards \['{shard.name}'\].*interrupted here.*it continues")
     (copy / INDEX).unlink()
-    refused(copy, "no weights in it.*broken off here")
+    refused(copy, "no weights in it.*interrupted here")
 
 
 def test_a_shard_without_the_index_is_not_guessed_at(copy: Path) -> None:

@@ -334,8 +334,8 @@ def test_success_is_told_from_chance_by_its_interval() -> None:
     def line(*episodes: EpisodeOutcome) -> str:
         return in_short(summarize(evaluation(episodes)))[0]
 
-    assert "not told from the 33 % of picking any object" in line(*played({HELD: 2, NONE: 2}))
-    assert "not told from" in line(*played({HELD: 1, NONE: 4}))
+    assert "not distinct from the 33 % of picking any object" in line(*played({HELD: 2, NONE: 2}))
+    assert "not distinct from" in line(*played({HELD: 1, NONE: 4}))
     assert "below the 33 %" in line(*played({HELD: 1, NONE: 99}))
     blank = in_short(summarize(evaluation([*played(AS_IT_IS), *played({HELD: 2, NONE: 38}, condition="blank_image")])))
     assert any("success goes from 75 % (30/40) to 5 % (2/40)" in text for text in blank)

@@ -191,7 +191,7 @@ def test_processes_write_the_same_files_bit_for_bit(raw: Path, data: Path, expec
     ("error", "told"),
     [
         (KeyboardInterrupt(), "10 of 26 episodes are converted and wait in"),
-        (OSError(28, "No space left on device"), "Make room and start again: it goes on with what is converted"),
+        (OSError(28, "No space left on device"), "Make room and start again: it continues with what is converted"),
         (ToolkitError("a damaged recording"), "a damaged recording\n10 of 26 episodes are converted"),
     ],
 )
@@ -276,7 +276,7 @@ def test_leftovers_that_no_longer_fit_are_told(data: Path, tmp_path: Path, monke
     interrupted(tmp_path, data, monkeypatch, after=5, error=KeyboardInterrupt())
     os.utime(shards[0])
     report = run(tmp_path, data)
-    assert "3 episodes of an interrupted start no longer fit and were made anew." in report.notes
+    assert "3 episodes of an interrupted start no longer fit and were made again." in report.notes
     assert report.taken_up == 2
 
 
@@ -433,7 +433,7 @@ def test_a_full_disk_loses_nothing_and_room_is_all_it_takes(
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said, there, taken_up = done.stdout.splitlines()
-    assert "the disk or quota is full; nothing half-written is left. Make room and start again: it goes on" in said
+    assert "the disk or quota is full; nothing half-written is left. Make room and start again: it continues" in said
     assert there == f"['.{SPLIT}.converting', 'other']"
     assert taken_up == "5 taken up"
     assert tree(copy) == expected

@@ -199,7 +199,7 @@ def test_nothing_half_written_is_left(name: str, tiny_base: Path, tmp_path: Path
         pytest.raises(ToolkitError, match=rf"^{tmp_path}/disk/out: is larger than a file may be"),
     ):
         WRITERS[name](tmp_path / "disk/out", tiny_base, run)
-    kept = [".out.prefetch"] if name == "prefetch" else []  # the start after it goes on there
+    kept = [".out.prefetch"] if name == "prefetch" else []  # the start after it continues there
     assert [path.name for path in (tmp_path / "disk").iterdir()] == kept
 
 

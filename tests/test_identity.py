@@ -63,7 +63,7 @@ class Site:
         return config(self.root, self.root / "data", self.root / "base", *MORE, *more)
 
     def start(self, *more: str) -> tuple[Checkpoint | None, bool]:
-        """What the run's next start finds: where it goes on from, and whether it is finished."""
+        """What the run's next start finds: where it continues from, and whether it is finished."""
         settings = self.config(*more)
         identity, files = run_identity(settings, self.root / "base", open_datasets(settings))
         return RunFolder(SimpleNamespace(config=settings, engine=Alone()), identity, files).starting_point()  # type: ignore[arg-type]

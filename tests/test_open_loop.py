@@ -241,8 +241,8 @@ def test_the_text_shows_the_errors_and_the_figures_are_pictures(report):
     assert len(figures) == len(report.episodes) + 1
     for figure in figures:
         assert f"open_loop_figures/{figure.name}" in text
-        picture = cv2.imread(str(figure))
-        assert min(picture.shape[:2]) > 300 and picture.std() > 5
+        image = cv2.imread(str(figure))
+        assert min(image.shape[:2]) > 300 and image.std() > 5
 
 
 def test_a_new_report_replaces_the_old_one_and_nothing_else(report, checkpoint, small_data, tmp_path):

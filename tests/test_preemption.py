@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves and ends well, and goes on as if nothing had been; a superseded one lets go."""
+"""A run that is asked to stop saves and ends well, and continues as if nothing had been; a superseded one lets go."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_signal_while_training_is_prepared_ends_it_at_its_first_step(
         signal.raise_signal(number)
         result = finetune(config(tmp_path, small_data, tiny_base))
     assert (result.stopped, result.steps) == (f"signal {number.name}", 0)
-    assert "the same command goes on" in str(result)
+    assert "the same command resumes" in str(result)
     reason = {"reason": f"signal {number.name}", "checkpoint": None}
     assert outcome(tmp_path, 0) == {"status": "stopped", "step": 0, **reason}
     assert not list((tmp_path / "run").glob("checkpoint-*")) and not (tmp_path / "done").exists()

@@ -1,4 +1,4 @@
-"""Prefetch: what arrives is whole, what is broken off goes on, what is wrong is said before it is used."""
+"""Prefetch: what arrives is whole, what is broken off continues, what is wrong is said before it is used."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_a_folder_of_an_earlier_version_counts_as_its_repository_but_as_no_revis
     with pytest.raises(ToolkitError, match=rf"holds {BASE}, of a revision that was not recorded; .*revision v1\."):
         prefetch(PrefetchConfig(base=BASE, out=str(out), revision="v1"))
     (out / "origin.json").unlink()
-    with pytest.raises(ToolkitError, match="holds what no record tells the origin of; asked for is"):
+    with pytest.raises(ToolkitError, match="holds something of unrecorded origin; asked for is"):
         prefetch(PrefetchConfig(base=BASE, out=str(out)))
     prefetch(PrefetchConfig(base=str(out), out=str(out)))  # to verify what is there
 

@@ -518,7 +518,7 @@ def archive(folder: Path) -> Iterator[Path]:
         tar.add(folder / "a.zip")
     (folder / "a.gz").write_bytes(gzip.compress(TOKEN.encode()))
     (folder / "wide.txt").write_bytes(TOKEN.encode("utf-16-le"))  # no byte order mark
-    (folder / "picture.png").write_bytes((folder / "a.zip").read_bytes())
+    (folder / "image.png").write_bytes((folder / "a.zip").read_bytes())
     yield from sorted(folder.iterdir())
 
 

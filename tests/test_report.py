@@ -69,14 +69,14 @@ def test_a_page_of_runs_can_be_zoomed_in_a_browser(tmp_path: Path) -> None:
     report(tmp_path / "runs", f"reports_dir={tmp_path}")
     with opened(tmp_path / "runs" / "report.html", tmp_path / "profile") as page:
         page.wait_for("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
-        whole, seen = page.value(STEPS_SHOWN), page.picture()
+        whole, seen = page.value(STEPS_SHOWN), page.image()
         left, top, width, height = page.value(FIRST_PLOT)
         page.drag((left + width / 4, top + height / 4), (left + width / 2, top + height * 0.8))
         page.wait_for(f"{STEPS_SHOWN}[1] < {whole[1]}")
         low, high = page.value(STEPS_SHOWN)
         at = [whole[0] + part * (whole[1] - whole[0]) for part in (0.25, 0.5)]
         assert [low, high] == pytest.approx(at, abs=2)
-        zoomed = page.picture()
+        zoomed = page.image()
         page.double_click(left + width / 2, top + height / 2)
         page.wait_for(f"{STEPS_SHOWN}[1] === {whole[1]}")
         assert page.value("document.querySelectorAll('main script').length") == 0  # the name stayed a name

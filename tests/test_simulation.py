@@ -253,7 +253,7 @@ def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path:
     with h5py.File(target / "trajectory.h5", "w") as file:
         for number in range(2):
             file[f"traj_{number}/actions"] = np.full(3, number)
-    with pytest.raises(ToolkitError, match=r"has no traj_2\. Record anew"):
+    with pytest.raises(ToolkitError, match=r"has no traj_2\. Record again"):
         take_apart(target, work, config.seed)
     with h5py.File(target / "trajectory.h5", "a") as file:
         file["traj_2/actions"] = np.full(3, 2)
@@ -266,7 +266,7 @@ def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path:
             "episodes": [{"episode_id": 0, "episode_seed": seed}],
         }
     (target / "trajectory.h5").write_bytes(b"no HDF5")
-    with pytest.raises(ToolkitError, match=r"cannot be read.*Record anew"):
+    with pytest.raises(ToolkitError, match=r"cannot be read.*Record again"):
         take_apart(target, work, config.seed)
 
 

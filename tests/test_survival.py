@@ -125,7 +125,7 @@ def test_a_job_that_must_not_be_requeued(
     cluster.wait_for_step(job, tmp_path / "run", 3)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait_for_state(job) == "FAILED"
-    assert "submit the same again to go on" in cluster.log(job)
+    assert "submit the same again to continue" in cluster.log(job)
     again = submit(cluster, tmp_path, run(tmp_path), "--no-requeue")
     assert_undisturbed(cluster, again, tmp_path, undisturbed)
 
@@ -189,7 +189,7 @@ def test_a_node_that_is_cut_off_and_comes_back(
 
 @contextmanager
 def standing_still(out: Path, attempt: int) -> Iterator[None]:
-    """The training processes of an attempt are stopped in the block, and go on after it."""
+    """The training processes of an attempt are stopped in the block, and continue after it."""
     pids = processes(out, attempt).values()
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)

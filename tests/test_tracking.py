@@ -86,10 +86,10 @@ def test_the_first_batch_and_the_evaluations_are_pictures(out: Path, found: list
     first = history(found)[0]
     assert "pick up the color-matching object" in first["first_batch.caption"]
     assert "arm" in first["first_batch.caption"] and (out / "run" / "first_batch.png").is_file()
-    pictures = [entry for entry in history(found) if "val/errors.path" in entry]
-    assert [entry["_step"] for entry in pictures] == [2, 4]
+    images = [entry for entry in history(found) if "val/errors.path" in entry]
+    assert [entry["_step"] for entry in images] == [2, 4]
     files = next((out / "run" / "wandb").glob("offline-run-*")) / "files"
-    assert all((files / entry[f"val/{name}.path"]).is_file() for entry in pictures for name in ("errors", "episode"))
+    assert all((files / entry[f"val/{name}.path"]).is_file() for entry in images for name in ("errors", "episode"))
 
 
 def test_lineage_leads_from_dataset_and_base_to_the_policy(out: Path, found: list[dict[str, Any]]) -> None:

@@ -42,7 +42,7 @@ def help_text(config_name: str, config_dir: Path) -> str:
         *sections,
         "Examples:\n" + "\n".join(f"  {command.start} {example}" for example in command.examples),
         "--cfg prints the resolved configuration, each value with the place where it was set, and exits; "
-        "configs/local/README.md tells how to set site defaults.",
+        "configs/local/README.md explains how to set site defaults.",
     ]
     return "\n\n".join(paragraphs)
 

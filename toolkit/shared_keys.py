@@ -55,7 +55,7 @@ class SplitConfig:
     """The conflict split: a folder of recordings and the instruction that names the cue to follow."""
 
     name: str = key("name of the split, which is also the name of its folders", check=check_split_name)
-    instruction: str = key("what the robot is told in every episode")
+    instruction: str = key("the instruction of every episode")
     paraphrases: list[str] = key("other ways to say it, for recordings with paraphrases=true", [])
 
 

@@ -55,7 +55,7 @@ MEND_FOREIGN_ACTIONS = (
 )
 MEND_SHIFTED_VIDEO = (
     "Shift the video or the table so that frame t shows what state[t] was, cutting the ends; or prepare the dataset "
-    "again: the policy would learn to act on another moment's picture."
+    "again: the policy would learn to act on another moment's image."
 )
 MEND_FOREIGN_VIDEO = f"The video or the table is another episode's, or was turned round in time. {PREPARE_AGAIN}"
 
@@ -258,9 +258,9 @@ def check_gripper_direction(subject: Subject) -> Iterator[Finding]:
         # Where the gripper is a few frames later: it takes that long to get anywhere.
         now, then = action[:-3, 0], state[3:, 0]
         if len(now) == len(then) > 3 and np.ptp(now) > 0 and np.ptp(then) > 0 and np.corrcoef(then, now)[0, 1] < -0.3:
-            wrong[i] = "The gripper opens when it is told to close: the command's sign is reversed."
+            wrong[i] = "The gripper opens when it is commanded to close: the command's sign is reversed."
         if (action > 0).all():
-            stays[i] = "The gripper is never told to close, though it is in other episodes."
+            stays[i] = "The gripper is never commanded to close, though it is in other episodes."
     remedy = "Turn the sign of the gripper's action (1 opens, -1 closes), then write the statistics again."
     yield from subject.about(error, group.where, wrong, remedy)
     if len(stays) < len(group.series):
@@ -276,17 +276,17 @@ def check_alignment(subject: Subject) -> Iterator[Finding]:
         where = f"videos/, {camera}"
         changes = _changes(subject, camera)
         if not changes:
-            yield remark(where, "too few frames to compare picture and state")
+            yield remark(where, "too few frames to compare image and state")
             continue
         scores = {shift: _score(changes, shift, _fit(changes, shift)) for shift in SHIFTS}
         best = max(scores, key=lambda shift: scores[shift])
         if scores[best] < EXPLAINED:
-            yield remark(where, f"The robot's motion does not tell in the picture (correlation {scores[best]:.2f}).")
+            yield remark(where, f"The robot's motion does not show in the images (correlation {scores[best]:.2f}).")
         elif best != 0 and 1 - scores[0] ** 2 > 1.25 * (1 - scores[best] ** 2):
             found = f"{_video_runs(best)} (correlation {scores[best]:.2f}, in place {scores[0]:.2f})."
             yield error(f"{where}, all episodes", found, MEND_SHIFTED_VIDEO)
         else:
-            yield remark(where, f"Picture and state change together (correlation {scores[0]:.2f}).")
+            yield remark(where, f"Image and state change together (correlation {scores[0]:.2f}).")
             yield from _by_episode(subject, where, changes, best)
 
 
@@ -347,7 +347,7 @@ def _by_episode(subject: Subject, where: str, changes: Changes, best: int) -> It
         elif scores[at] > EXPLAINED and abs(at - best) > 1 and 1 - scores[best] ** 2 > 2 * (1 - scores[at] ** 2):
             shifted[at][i] = f"{_video_runs(at)} or so, unlike in the others."
         elif scores[at] < 0.3:
-            foreign[i] = "The video does not show the motion that the state tells, unlike in the other episodes."
+            foreign[i] = "The video does not show the motion of the state, unlike in the other episodes."
     for of_shift in shifted.values():
         yield from subject.about(error, where, of_shift, MEND_SHIFTED_VIDEO)
     yield from subject.about(error, where, backwards, MEND_FOREIGN_VIDEO)

@@ -260,7 +260,7 @@ def _sources(subject: Subject) -> Iterator[Finding]:
     """What meta/split.json says of each episode's recording: of every one, and of each another."""
     entries = listed_objects(subject, "episodes")
     if entries and len(entries) != len(subject.lengths):
-        found = f"Tells the source of {len(entries)} episodes; there are {len(subject.lengths)}."
+        found = f"Names the source of {len(entries)} episodes; there are {len(subject.lengths)}."
         yield warning(SPLIT, found, PREPARE_AGAIN)
     first: dict[tuple[str, str], int] = {}
     for entry in entries:

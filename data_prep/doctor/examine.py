@@ -64,12 +64,12 @@ CHECKS = (
         action_checks.check_convention,
     ),
     Check("action lead", "does action[t] lead from state[t] to state[t+1]?", action_checks.check_lead),
-    Check("gripper", "does it close when told to?", action_checks.check_gripper_direction),
+    Check("gripper", "does it close when commanded to?", action_checks.check_gripper_direction),
     Check("statistics", "is stats.json made from this data?", value_checks.check_statistics),
     Check("relative statistics", "made from this data, for this horizon?", value_checks.check_relative),
     Check("normalisation", "is it undone exactly?", value_checks.check_round_trip),
     Check("instructions", "does every one say something?", file_checks.check_tasks),
-    Check("told", "is every frame told a listed instruction?", file_checks.check_told),
+    Check("told", "has every frame a listed instruction?", file_checks.check_told),
     Check("lengths", "is every episode long enough?", episode_checks.check_lengths),
     Check("endings", "does every episode end in success?", episode_checks.check_endings),
     Check("idle", "does something happen in every episode?", episode_checks.check_idle),
@@ -92,7 +92,7 @@ CHECKS = (
 PAIR_CHECKS = (
     Check("train and conflict apart", "is no episode in both?", episode_checks.check_apart),
     Check("same form", "rate, groups, frame sizes?", episode_checks.check_same_form),
-    Check("same instruction", "are both told the same?", episode_checks.check_same_words),
+    Check("same instruction", "have both the same instructions?", episode_checks.check_same_words),
 )
 
 BETWEEN = "train and conflict"

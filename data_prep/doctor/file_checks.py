@@ -24,7 +24,7 @@ TASK_INDEX = "task_index"  # LeRobot's own column
 SHOWN_TASKS = 5
 
 MEND_COUNTS = (
-    "A copy that broke off, or meta/ of another version: copy or prepare the dataset again; or correct the number in "
+    "An interrupted copy, or meta/ of another version: copy or prepare the dataset again; or correct the number in "
     "meta/info.json."
 )
 MEND_CHANGED = (
@@ -263,7 +263,7 @@ def check_tasks(subject: Subject) -> Iterator[Finding]:
         yield error(TASKS, "Lists no instruction.", MEND_TASKS)
     for index, text in tasks.items():
         if not any(letter.isalnum() for letter in text):
-            found = f"Instruction {index} is empty ({text!r}): the policy would be told nothing."
+            found = f"Instruction {index} is empty ({text!r}): the policy would get no instruction."
             yield error(TASKS, found, MEND_TASKS)
     for text, count in Counter(tasks.values()).items():
         if count > 1:
@@ -286,7 +286,7 @@ def check_told(subject: Subject) -> Iterator[Finding]:
         for e in subject.layout.episodes
         if e.tasks and not {tasks[n] for n in by_episode.get(e.index, ()) if n in tasks} <= set(e.tasks)
     }
-    remedy = "One of the two is another episode's: find out which (see the pictures of html=FILE), and mend the other."
+    remedy = "One of the two is another episode's: find out which (see the images of html=FILE), and mend the other."
     yield from subject.about(error, "meta/episodes.jsonl", strange, remedy)
 
 

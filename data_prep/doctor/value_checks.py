@@ -244,7 +244,7 @@ def _column(subject: Subject, column: str, recorded: Any) -> Iterator[tuple[Leve
 
 
 def _numbers(value: Any) -> np.ndarray:
-    """(D,); empty for what holds no numbers."""
+    """(D,); empty for what is not numeric."""
     try:
         return np.asarray(value, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError):

@@ -130,20 +130,20 @@ def _frozen(subject: Subject, where: str, motion: Series, speeds: Series) -> Ite
     seen = np.concatenate([m[moving[i]] for i, m in motion.items()])
     usual = float(np.median(seen)) if len(seen) else 0.0
     if usual < NOTHING:
-        yield error(f"{where}, {subject.which(motion)}", "The picture never changes, in no episode.", MEND_STUCK)
+        yield error(f"{where}, {subject.which(motion)}", "The image never changes, in no episode.", MEND_STUCK)
         return
     dead, stuck, repeated = {}, {}, {}
     windows = np.lib.stride_tricks.sliding_window_view
     for i, m in motion.items():
         changes = m[moving[i]]
         if np.median(m) < NOTHING / 2 and (changes < 4 * NOTHING).all():
-            dead[i] = "All frames show the same picture."
+            dead[i] = "All frames show the same image."
             continue
         still = (np.median(windows(m, WINDOW), axis=1) < STILL * usual) & windows(moving[i], WINDOW).all(axis=1)
         if still.any():
             starts = np.flatnonzero(still)
             run = f"{starts[-1] - starts[0] + WINDOW} frames from frame {starts[0]} on in episode {i}"
-            stuck[i] = f"The picture stands still while the robot moves: {run}."
+            stuck[i] = f"The image stands still while the robot moves: {run}."
         even, odd = (np.median(changes[start::2]) for start in (0, 1)) if len(changes) >= 8 else (0.0, 0.0)
         if min(even, odd) < 0.25 * max(even, odd):
             repeated[i] = "Every other frame repeats the one before: a video of half the rate was stretched."
@@ -248,7 +248,7 @@ def check_alike(subject: Subject) -> Iterator[Finding]:
         limit = max(UNLIKE, 2.5 * float(np.median(list(apart.values()))))
         unlike = {i: mean for i, mean in means[camera].items() if apart[i] >= limit}
         verdicts = {i: _change(mean, camera, usual) for i, mean in unlike.items()}
-        yield from _by_verdict(subject, camera, verdicts, "The picture {}, compared with the other episodes.")
+        yield from _by_verdict(subject, camera, verdicts, "The image {}, compared with the other episodes.")
 
 
 def _change(mean: np.ndarray, camera: str, usual: dict[str, np.ndarray]) -> Verdict | None:
@@ -278,11 +278,11 @@ def check_colours(subject: Subject) -> Iterator[Finding]:
         cool.append((red_over_blue < -COOL).mean())
         warm.append((red_over_blue > WARM).mean())
     if grey:
-        found = "Every picture is grey: red, green and blue are the same everywhere."
+        found = "Every image is grey: red, green and blue are the same everywhere."
         yield warning(f"videos/, {', '.join(grey)}", found, "Record in colour, unless instructions name no colour.")
     if cool and min(cool) > 0.5 and max(warm) < 0.1 and min(warm) < 0.02:
-        found = f"Nearly everything is bluish ({min(cool):.0%} and more of each camera's picture)."
-        remedy = f"Look at the pictures (html=FILE). If wood and skin are blue there: {MEND_COLOURS}"
+        found = f"Nearly everything is bluish ({min(cool):.0%} and more of each camera's image)."
+        remedy = f"Look at the images (html=FILE). If wood and skin are blue there: {MEND_COLOURS}"
         yield warning(f"videos/, {', '.join(subject.cameras)}", found, remedy)
 
 

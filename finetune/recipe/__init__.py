@@ -44,7 +44,7 @@ class ClusterConfig:
     exclude: str | None = key("nodes never to use, as sbatch --exclude takes them; null for none", None)
     time: str = key("wall-clock limit of one attempt, as sbatch --time takes it", "24:00:00")
     grace_seconds: int = key("seconds before the limit at which the last checkpoint is begun", 300, at_least=1)
-    requeue: bool = key("go on in a new attempt after preemption, time-out or a crash", True)
+    requeue: bool = key("continue in a new attempt after preemption, time-out or a crash", True)
     max_requeues: int = key("attempts after the first, at most", 50, at_least=0)
     max_crashes: int = key("attempts in a row that crash without a new checkpoint, at most", 3, at_least=1)
     files: list[str] = key("files and folders of the checkout that git does not track, copied for the job as well", [])

@@ -228,7 +228,7 @@ class TrainConfig:
         "data loader processes per training process; 0 loads in the training process", 2, at_least=0, identity=False
     )
     resume: str = key(
-        "auto goes on from the newest checkpoint of run_dir; never starts anew",
+        "auto resumes from the newest checkpoint of run_dir; never starts at step 0",
         "auto",
         choices=("auto", "never"),
         identity=False,

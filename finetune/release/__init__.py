@@ -47,7 +47,7 @@ class ReleaseConfig:
     upload: bool = key("send the release to repo_id, with the login of hf auth login or HF_TOKEN", False)
     private: bool = key("where upload=true makes the repository, only its owner sees it", True)
     link: bool = key("share the weight files with the checkpoint (hard links): no room needed, but one content", False)
-    overwrite: bool = key("make a release anew that is already there", False)
+    overwrite: bool = key("replace a release that is already there", False)
 
     def check_here(self) -> None:
         """Require a finished checkpoint, an `out` apart from it and its run, and names as the hub takes them."""

@@ -51,7 +51,7 @@ def write_card(
     except KeyError as error:
         raise ToolkitError(
             f"{', '.join(str(run.checkpoint) for run in runs)}: experiment_cfg/ or config.json lacks {error}. It "
-            "was edited by hand, or written by another version: copy the checkpoint anew, or release with that version."
+            "was edited by hand or written by another version: copy the checkpoint again, or release with that version."
         ) from None
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(cell=_cell, share=_share, error=_error, quoted=partial(json.dumps, ensure_ascii=False))
@@ -68,10 +68,10 @@ def check_card(text: str, where: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ToolkitError(
             f"{where}: the metadata between the --- lines cannot be read ({' '.join(str(error).split())}). Mend it, or "
-            "make the release anew with overwrite=true."
+            "make the release again with overwrite=true."
         ) from None
     if not found:
-        raise ToolkitError(f"{where} has no metadata between --- lines. Make the release anew with overwrite=true.")
+        raise ToolkitError(f"{where} has no metadata between --- lines. Make the release again with overwrite=true.")
     return found
 
 

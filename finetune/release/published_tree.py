@@ -215,7 +215,9 @@ def code_sources(named: Sequence[str] = ()) -> dict[str, Path]:
     needed += ["scripts/finetune/__init__.py", "scripts/finetune_jobs/run.sh"]
     missing = [name for name in needed if name not in sources or not sources[name].is_file()]
     if missing:
-        raise ToolkitError(f"{ROOT} is no complete checkout: it lacks {', '.join(missing)}. Clone or download it anew.")
+        raise ToolkitError(
+            f"{ROOT} is no complete checkout: it lacks {', '.join(missing)}. Clone or download it again."
+        )
     return sources
 
 

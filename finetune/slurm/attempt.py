@@ -131,7 +131,7 @@ def _close_earlier(run_dir: Path, job_id: str, max_requeues: int) -> None:
     if len(earlier) > max_requeues:
         raise ToolkitError(
             f"job {job_id} has had {len(earlier)} attempts, and cluster.max_requeues={max_requeues}. "
-            "Submit it again to go on."
+            "Submit it again to continue."
         )
 
 
@@ -222,10 +222,10 @@ def decide(
     failed = CRASHED if status == "crashed" else UNFINISHED  # so that jobs that wait for success do not start
     if not (cluster.requeue and requeueable):
         how = "cluster.requeue=false" if not cluster.requeue else "the job was submitted with --no-requeue"
-        return Decision(STOP, f"{reason}; {how}: submit the same again to go on", failed)
+        return Decision(STOP, f"{reason}; {how}: submit the same again to continue", failed)
     if sum(attempt.begun["job_id"] == last.begun["job_id"] for attempt in history) > cluster.max_requeues:
         limit = f"cluster.max_requeues={cluster.max_requeues} is reached"
-        return Decision(STOP, f"{reason}; {limit}: submit the same again to go on", failed)
+        return Decision(STOP, f"{reason}; {limit}: submit the same again to continue", failed)
     return Decision(REQUEUE, str(reason), 0, failed_nodes(last) if status == "crashed" else ())
 
 

@@ -48,7 +48,7 @@ def _ask(*command: str) -> list[str]:
     done = slurm(*command, check=False)
     if done.returncode != 0:
         raise ToolkitError(
-            f"SLURM does not answer ({command[0]}: {reason_of(done)}; scontrol ping tells when its controller is back)"
+            f"SLURM does not answer ({command[0]}: {reason_of(done)}; scontrol ping says when its controller is back)"
         )
     return done.stdout.splitlines()
 

@@ -198,7 +198,7 @@ def _check_time(cluster: ClusterConfig, wanted: Sequence[Partition], names: str)
         longest = in_time(int(max(limits)))
         raise ToolkitError(
             f"cluster.time={cluster.time} is above the limit of {names}, {longest}: the job would "
-            f"wait for ever. Write cluster.time={longest}; a run goes on in as many attempts as it needs."
+            f"wait for ever. Write cluster.time={longest}; a run continues in as many attempts as it needs."
         )
 
 

@@ -310,7 +310,7 @@ class _FeatureCache:
             if not masks or not error <= TOLERANCE[kind]:
                 raise ToolkitError(
                     f"{self.folder}: row {row} is not what the backbone computes now (relative difference {error:.1e}, "
-                    f"{TOLERANCE[kind]:.0e} allowed in {kind}). Delete that folder; it is then made anew."
+                    f"{TOLERANCE[kind]:.0e} allowed in {kind}). Delete that folder; it is then made again."
                 )
 
     def _to_make(self) -> list[int]:

@@ -257,7 +257,7 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
     if different:
         raise ToolkitError(
             f"{checkpoint.folder} trains other parameters than this configuration (first: {different[0]}). Use the "
-            "train.tune.* and model settings it was written with, or start anew with train.resume=never."
+            "train.tune.* and model settings it was written with, or start again with train.resume=never."
         )
     with torch.no_grad():
         for name, parameter in own.items():
@@ -288,5 +288,5 @@ def check_same_run(
         raise ToolkitError(
             f"{checkpoint.folder} belongs to a run with other settings:\n  {lines}\n"
             "Use its settings to continue it, another run_dir=... to start beside it, or train.resume=never to start "
-            "anew here."
+            "again here."
         )

@@ -85,7 +85,7 @@ class RunFolder:
             checkpoints.check_same_run(known, self.identity, self._inputs(), self.files)
         elif checkpoints.list_checkpoints(self.run_dir):
             raise ToolkitError(
-                f"Every checkpoint in {self.run_dir} is damaged. Restore one from a backup, or start anew with "
+                f"Every checkpoint in {self.run_dir} is damaged. Restore one from a backup, or start again with "
                 "train.resume=never."
             )
         return start
@@ -161,7 +161,7 @@ class RunFolder:
         except disk.LockHeld as error:
             if not (holder and error.holder):
                 raise
-            log.warning("%s: a superseded attempt still holds its lock; going on without it.", self.run_dir)
+            log.warning("%s: a superseded attempt still holds its lock; continuing without it.", self.run_dir)
 
     def _claim_output(self, held: ExitStack) -> None:
         """Keep other runs from output_dir until `held` ends; refused where one that is running has it."""
@@ -175,7 +175,7 @@ class RunFolder:
                     f"output_dir {self.output_dir} is the output of a run that is running, "
                     f"{error.holder or 'unknown'}. Choose another output_dir=..., or wait until that one has ended."
                 ) from None
-            log.warning("%s: a superseded attempt still holds its lock; going on without it.", self.output_dir)
+            log.warning("%s: a superseded attempt still holds its lock; continuing without it.", self.output_dir)
 
     def _clear(self, start: Checkpoint | None) -> None:
         disk.remove_leftovers(self.run_dir, "checkpoint-*")

@@ -52,7 +52,7 @@ class FinetuneResult:
         if self.stopped == SUPERSEDED:
             return f"was taken over by another attempt: {self.run_dir}"
         if self.stopped is not None:
-            return f"stopped after {self.steps} steps ({self.stopped}): the same command goes on from {self.run_dir}"
+            return f"stopped after {self.steps} steps ({self.stopped}): the same command resumes from {self.run_dir}"
         how = "was already finished" if self.already_finished else f"finished after {self.steps} steps"
         return f"{how}: {self.output_dir}"
 

@@ -77,7 +77,7 @@ def _merge_group(parts: Sequence[Statistics], share: np.ndarray, where: str) -> 
     if missing or len({np.shape(part[name]) for part in parts for name in names}) > 1:
         raise ToolkitError(
             f"{where}: the datasets' statistics differ in size or in what they hold ({', '.join(missing or names)}): "
-            "make them anew with the same modality config (same action horizon)."
+            "make them again with the same modality config (same action horizon)."
         )
     values = {name: np.asarray([part[name] for part in parts], dtype=np.float64) for name in names}
     merged = {name: values[name].min(axis=0) for name in names if name in ("min", "q01")}

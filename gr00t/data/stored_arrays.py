@@ -116,9 +116,9 @@ class FeatureStore:
             with safe_open(path, framework="pt") as file:
                 found = {key: file.get_tensor(key) for key in KEYS}
         except (SafetensorError, OSError) as error:
-            raise ToolkitError(f"{path} is damaged ({error}). Delete that file; it is then made anew.") from None
+            raise ToolkitError(f"{path} is damaged ({error}). Delete that file; it is then made again.") from None
         if found["features"].shape != (len(rows), self.tokens, self.width) or found["features"].dtype != self.dtype:
-            raise ToolkitError(f"{path} holds {tuple(found['features'].shape)}. Delete that file; it is made anew.")
+            raise ToolkitError(f"{path} holds {tuple(found['features'].shape)}. Delete that file; it is made again.")
         return found
 
     def __getstate__(self) -> dict[str, Any]:  # another process maps the files itself
@@ -150,7 +150,7 @@ class FrameStore:
         return self._maps[camera][self._first[episode] + np.asarray(indices)]
 
     def _damaged(self, problem: str) -> ToolkitError:
-        return ToolkitError(f"{self.folder} is damaged ({problem}). Delete that folder; it is then made anew.")
+        return ToolkitError(f"{self.folder} is damaged ({problem}). Delete that folder; it is then made again.")
 
     def __reduce__(self) -> tuple[Any, ...]:  # another process maps the files itself
         return type(self), (self.folder, self.layout, self.cameras)

@@ -84,7 +84,7 @@ def open_shard(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as shard:
             yield shard
     except (SafetensorError, OSError) as error:
-        raise ToolkitError(f"{path} is damaged or cut short ({error}). Download it anew.") from None
+        raise ToolkitError(f"{path} is damaged or cut short ({error}). Download it again.") from None
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,12 @@ def weight_map(folder: Path) -> dict[str, str]:
     index = folder / INDEX_NAME
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise ToolkitError(f"{index} is damaged: it has no weight_map of file names. Copy or download it anew.")
+        raise ToolkitError(f"{index} is damaged: it has no weight_map of file names. Copy or download it again.")
     for name in sorted(set(found.values())):
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise ToolkitError(
                 f'{index} names the file "{name}": only safetensors files of the folder itself are read. The index is '
-                "damaged or was tampered with; download the checkpoint anew from a source you trust."
+                "damaged or was tampered with; download the checkpoint again from a source you trust."
             )
     return found
 
@@ -208,7 +208,7 @@ def _half_downloaded(folder: Path) -> str:
     places = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
     if not any(True for place in places for _ in place.rglob("*.incomplete")):
         return ""
-    return " A download was broken off here (*.incomplete files): start the same download again, it goes on."
+    return " A download was interrupted here (*.incomplete files): start the same download again, it continues."
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _check_index(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
     if wrong:
         raise ToolkitError(
             f'{folder / INDEX_NAME} puts "{wrong[0]}" into {listed.get(wrong[0])}, but it lies in '
-            f"{actual.get(wrong[0])}: index and shards are from different checkpoints. Download it anew."
+            f"{actual.get(wrong[0])}: index and shards are from different checkpoints. Download it again."
         )
     total = (read_json(folder / INDEX_NAME).get("metadata") or {}).get("total_size")
     size = sum(tensor.size for tensor in stored.values())
@@ -170,5 +170,5 @@ def _check_index(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
     if total is not None and total not in (size, size - tied):
         raise ToolkitError(
             f"{folder / INDEX_NAME} speaks of {total:,} bytes, but the shards hold {size:,}: index and shards are from "
-            "different checkpoints. Download it anew."
+            "different checkpoints. Download it again."
         )

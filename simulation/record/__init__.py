@@ -180,7 +180,7 @@ def _record_missing(work: Path, config: RecordConfig) -> int:
                         waiting[pool.submit(_demonstrate, config, work, spare)] = spare
     except BrokenProcessPool as error:
         raise ToolkitError(
-            "A worker process died, perhaps for lack of memory. What is recorded is kept: start again to go on, with "
+            "A worker process died, perhaps for lack of memory. What is recorded is kept: start again, with "
             "fewer workers."
         ) from error
     return len(missing)
@@ -240,7 +240,7 @@ def _add(path: Path, recording: h5py.File, name: str) -> None:
     except (OSError, KeyError, RuntimeError) as error:
         path.unlink(missing_ok=True)
         raise ToolkitError(
-            f"{path}: was damaged ({error}) and is removed. Start again: this episode is then recorded anew."
+            f"{path}: was damaged ({error}) and is removed. Start again: this episode is then recorded again."
         ) from error
 
 
@@ -257,12 +257,12 @@ def take_apart(target: Path, work: Path, first: int) -> None:
     try:
         recording = h5py.File(target / H5, "r")
     except OSError as error:
-        raise ToolkitError(f"{target / H5}: cannot be read ({error}). Record anew: overwrite=true.") from error
+        raise ToolkitError(f"{target / H5}: cannot be read ({error}). Record again: overwrite=true.") from error
     with recording:
         for seed, episode in seeds.items():
             name = f"traj_{episode['episode_id']}"
             if name not in recording:
-                raise ToolkitError(f"{target / H5}: has no {name}. Record anew: overwrite=true.")
+                raise ToolkitError(f"{target / H5}: has no {name}. Record again: overwrite=true.")
             if not (work / f"{seed}.h5").is_file():
                 write_json(work / f"{seed}.json", {**whole, "episodes": [{**episode, "episode_id": 0}]})
                 aside = work / f"{seed}.partial-whole.h5"

@@ -41,7 +41,7 @@ def in_short(summary: Summary) -> list[str]:
     lines = []
     for part, chance in summary.chance.items():
         success = summary.of(part).success
-        beside = "above" if success.low > chance else "below" if success.high < chance else "not told from"
+        beside = "above" if success.low > chance else "below" if success.high < chance else "not distinct from"
         lines.append(
             f"{part}: the target is held in {success} of the episodes; {beside} the {percent(chance)} of picking any "
             "object."
@@ -98,7 +98,7 @@ def least_shown(n: int) -> int:
 
 
 def _needs(summary: Summary, question: str, headlines: dict[str, tuple[str, str]]) -> Iterator[Reading]:
-    """By whether success falls; headlines: (yes, no) of each condition, of which the first that tells answers."""
+    """By whether success falls; headlines: (yes, no) of each condition, of which the first that shows it answers."""
     changes = [changed for name in headlines if (changed := summary.change(name)) is not None]
     if changes:
         answers = [_fall(changed, *headlines[changed.condition]) for changed in changes]
