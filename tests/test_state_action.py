@@ -163,7 +163,7 @@ def test_sine_and_cosine_go_before_the_rest_and_only_with_the_global_flag():
 
 def test_relative_groups_use_min_and_max_of_each_step_even_with_percentiles(panda, moment):
     states, actions = moment
-    panda.use_percentiles = True
+    panda = dataclasses.replace(panda, use_percentiles=True)
     group = panda.groups(TAG, "action")[0]
     table = panda.statistics[TAG]["relative_action"]["arm"]
     assert np.array_equal(group.offset, table["min"]) and group.offset.shape == (16, 7)
@@ -174,7 +174,7 @@ def test_relative_groups_use_min_and_max_of_each_step_even_with_percentiles(pand
 
 def test_without_relative_actions_every_group_is_absolute(panda, moment):
     states, actions = moment
-    panda.use_relative_action = False
+    panda = dataclasses.replace(panda, use_relative_action=False)
     assert panda.groups(TAG, "action")[0].relative is None
     other = {"arm": states["arm"] + 1, "gripper": states["gripper"]}
     assert np.array_equal(panda.encode_action(actions, states, TAG), panda.encode_action(actions, other, TAG))

@@ -25,12 +25,14 @@ CHANGED_WHILE_IN_USE = {
     "Batch",  # of SLURM jobs
     "Best",
     "ConversionReport",
+    "GroupCount",
     "Overrides",
     "Partition",
     "Proposal",
     "Recordings",
     "Request",
     "Task",
+    "TrainingLoop",
 }
 OF_TENSORS = {"ActionLoss", "BackboneOutput", "KeysValues", "Step", "Tokens", "VlmTokens"}
 READ_BY_HYDRA = {"ModalityConfig"}  # and all whose name ends with Config: OmegaConf makes them

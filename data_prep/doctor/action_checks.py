@@ -64,6 +64,7 @@ MEND_FOREIGN_VIDEO = f"The video or the table is another episode's, or was turne
 
 
 def check_convention(subject: Subject) -> Iterator[Finding]:
+    """Are actions absolute targets, in the state's order and units?"""
     for group, pursuit in _joint_pursuits(subject):
         steps = _Steps(pursuit)
         if steps.are_deltas:
@@ -171,6 +172,7 @@ def _strange_episodes(subject: Subject, group: Group, pursuit: Pursuit) -> Itera
 
 
 def check_lead(subject: Subject) -> Iterator[Finding]:
+    """Does action[t] lead from state[t] to state[t+1]?"""
     for group, pursuit in _joint_pursuits(subject):
         steps = _Steps(pursuit)
         if abs(steps.level) < 0.3 or steps.are_deltas:
@@ -249,6 +251,7 @@ def _unexplained(state: np.ndarray, action: np.ndarray) -> np.ndarray:
 
 
 def check_gripper_direction(subject: Subject) -> Iterator[Finding]:
+    """Does it close when commanded to?"""
     group = subject.all_groups.get(("action", "gripper"))
     if not subject.is_maniskill_panda or group not in subject.groups:
         return
@@ -272,6 +275,7 @@ def check_gripper_direction(subject: Subject) -> Iterator[Finding]:
 
 
 def check_alignment(subject: Subject) -> Iterator[Finding]:
+    """Do they change at the same time?"""
     for camera in subject.cameras:
         where = f"videos/, {camera}"
         changes = _changes(subject, camera)

@@ -37,6 +37,7 @@ MEND_RATE = (
 
 
 def check_lengths(subject: Subject) -> Iterator[Finding]:
+    """Is every episode long enough?"""
     lengths, deltas = subject.lengths, subject.configs["action"].delta_indices
     needed = max(deltas) - min(0, *deltas) + 1
     yield remark("episodes", f"{min(lengths.values())} to {max(lengths.values())} frames")
@@ -57,6 +58,7 @@ def check_lengths(subject: Subject) -> Iterator[Finding]:
 
 
 def check_endings(subject: Subject) -> Iterator[Finding]:
+    """Does every episode end in success?"""
     rewards = {i: v.reshape(-1) for i, v in subject.column("next.reward").items() if len(v)}
     found = "Does not end in success (next.reward is 0 in its last frame), as the others do."
     failed = {i: found for i, v in rewards.items() if not v[-1] > 0}
@@ -70,6 +72,7 @@ def check_endings(subject: Subject) -> Iterator[Finding]:
 
 
 def check_idle(subject: Subject) -> Iterator[Finding]:
+    """Does something happen in every episode?"""
     still = {}
     for pursuit in subject.pursuits.values():
         for i, state, action in pursuit:
@@ -84,6 +87,7 @@ def check_idle(subject: Subject) -> Iterator[Finding]:
 
 
 def check_outliers(subject: Subject) -> Iterator[Finding]:
+    """Are there spikes and jumps?"""
     for group in subject.groups:
         whole = {i: v for i, v in group.series.items() if len(v) >= 5 and np.isfinite(v).all()}
         for d, name in enumerate(group.dims if whole else ()):
@@ -139,6 +143,7 @@ def _jumps(subject: Subject, group: Group, name: str, series: Series) -> Iterato
 
 
 def check_duplicates(subject: Subject) -> Iterator[Finding]:
+    """Is every episode there once?"""
     shared, alike = _twins(subject, subject)
     for i, j in [*sorted(shared)[:SHOWN], *alike[:SHOWN]]:
         leak = (i in subject.held_out) != (j in subject.held_out)
@@ -155,6 +160,7 @@ def check_duplicates(subject: Subject) -> Iterator[Finding]:
 
 
 def check_apart(train: Subject, conflict: Subject) -> Iterator[Finding]:
+    """Is no episode in both?"""
     shared, alike = _twins(train, conflict)
     for i, j in sorted(shared)[:SHOWN]:
         found = f"Conflict episode {j} {shared[i, j] or 'is'} train episode {i}."
@@ -230,6 +236,7 @@ def _course(table: np.ndarray) -> np.ndarray:
 
 
 def check_split(subject: Subject) -> Iterator[Finding]:
+    """Are validation episodes apart, and few?"""
     split = subject.layout.split
     if not split:
         yield remark(SPLIT, "not there: no episode is held out of training")
@@ -272,6 +279,7 @@ def _sources(subject: Subject) -> Iterator[Finding]:
 
 
 def check_rate(subject: Subject) -> Iterator[Finding]:
+    """Is fps plausible?"""
     fps = subject.layout.fps
     if not PLAUSIBLE_FPS[0] <= fps <= PLAUSIBLE_FPS[1]:
         yield error("meta/info.json", f"fps is {fps:g}, which no camera of a robot has.", MEND_RATE)
@@ -281,6 +289,7 @@ def check_rate(subject: Subject) -> Iterator[Finding]:
 
 
 def check_timestamps(subject: Subject) -> Iterator[Finding]:
+    """Do they grow evenly, at fps?"""
     fps = subject.layout.fps
     times = {i: v.reshape(-1).astype(np.float64) for i, v in subject.column("timestamp").items() if len(v)}
     broken = {
@@ -312,6 +321,7 @@ def check_timestamps(subject: Subject) -> Iterator[Finding]:
 
 
 def check_video_rate(subject: Subject) -> Iterator[Finding]:
+    """Do the videos run at fps?"""
     fps = subject.layout.fps
     text = f"The videos run at {{:.4g}} frames a second, fps of meta/info.json is {fps:g}."
     remedy = f"Frames are read by number here, by time in LeRobot. {MEND_RATE} Then write the videos at that rate."
@@ -322,6 +332,7 @@ def check_video_rate(subject: Subject) -> Iterator[Finding]:
 
 
 def check_same_form(train: Subject, conflict: Subject) -> Iterator[Finding]:
+    """Rate, groups, frame sizes?"""
     if train.layout.fps != conflict.layout.fps:
         found = f"fps is {train.layout.fps:g} in train, {conflict.layout.fps:g} in conflict."
         yield error("meta/info.json", found)
@@ -340,6 +351,7 @@ def check_same_form(train: Subject, conflict: Subject) -> Iterator[Finding]:
 
 
 def check_same_words(train: Subject, conflict: Subject) -> Iterator[Finding]:
+    """Have both the same instructions?"""
     words = [part.layout.split.get("instruction") for part in (train, conflict)]
     if None not in words and words[0] != words[1]:
         found = f'The instruction is "{words[0]}" in train, "{words[1]}" in conflict.'

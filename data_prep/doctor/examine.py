@@ -32,67 +32,68 @@ from toolkit.shared_keys import PARTS
 
 @dataclass(frozen=True)
 class Check:
-    """One check of a dataset, or in PAIR_CHECKS of (train, conflict): what it asks, and the function that answers.
+    """One check of a dataset, or in PAIR_CHECKS of (train, conflict): a function whose docstring says what it asks.
 
     `full` keeps it out of the fast part, which runs before training: it needs every frame.
     """
 
     name: str
-    question: str
     examine: Callable[..., Iterable[Finding]]
     full: bool = False
 
+    @property
+    def question(self) -> str:
+        """What it asks, as the tables show it."""
+        asked = self.examine.__doc__ or ""
+        return asked[:1].lower() + asked[1:]
+
 
 CHECKS = (
-    Check("counts", "do the totals agree?", file_checks.check_counts),
-    Check("tables", "is every frame table there, whole and numbered?", file_checks.check_tables),
-    Check("features", "are columns as wide as meta/info.json says?", file_checks.check_features),
-    Check("video files", "has every episode its videos?", file_checks.check_videos_present),
-    Check("modality names", "does modality.json fit the modality configuration?", file_checks.check_names),
-    Check("modality ranges", "do groups lie inside their columns, apart?", file_checks.check_ranges),
-    Check("modality groups", "do groups hold what they are called?", file_checks.check_groups),
-    Check("frame rate", "is fps plausible?", episode_checks.check_rate),
-    Check("timestamps", "do they grow evenly, at fps?", episode_checks.check_timestamps),
-    Check("video rate", "do the videos run at fps?", episode_checks.check_video_rate),
-    Check("numbers", "is every value finite?", value_checks.check_finite),
-    Check("units", "radians, metres, commands?", value_checks.check_units),
-    Check("constants", "does every dimension move?", value_checks.check_constant),
-    Check("outliers", "are there spikes and jumps?", episode_checks.check_outliers),
-    Check(
-        "action convention",
-        "are actions absolute targets, in the state's order and units?",
-        action_checks.check_convention,
-    ),
-    Check("action lead", "does action[t] lead from state[t] to state[t+1]?", action_checks.check_lead),
-    Check("gripper", "does it close when commanded to?", action_checks.check_gripper_direction),
-    Check("statistics", "is stats.json made from this data?", value_checks.check_statistics),
-    Check("relative statistics", "made from this data, for this horizon?", value_checks.check_relative),
-    Check("normalisation", "is it undone exactly?", value_checks.check_round_trip),
-    Check("instructions", "does every one say something?", file_checks.check_tasks),
-    Check("told", "has every frame a listed instruction?", file_checks.check_told),
-    Check("lengths", "is every episode long enough?", episode_checks.check_lengths),
-    Check("endings", "does every episode end in success?", episode_checks.check_endings),
-    Check("idle", "does something happen in every episode?", episode_checks.check_idle),
-    Check("duplicates", "is every episode there once?", episode_checks.check_duplicates),
-    Check("held out", "are validation episodes apart, and few?", episode_checks.check_split),
-    Check("video copies", "is every video there once?", video_checks.check_copies),
-    Check("video decoding", "does it decode, with a frame for each row?", video_checks.check_decoding),
-    Check("video size", "is there one frame size?", video_checks.check_sizes),
-    Check("first frames", "are they what was recorded?", video_checks.check_first_frames),
-    Check("colours", "red, green, blue, in this order?", video_checks.check_colours),
-    Check("frozen frames", "do frames change when the robot moves?", video_checks.check_frozen, full=True),
-    Check("blank frames", "does every frame show something?", video_checks.check_blank, full=True),
-    Check("frame order", "do frames follow one another?", video_checks.check_order, full=True),
-    Check("likeness", "do episodes look alike: colours, up and down, camera?", video_checks.check_alike, full=True),
-    Check("cameras", "does the wrist camera move with the arm?", video_checks.check_cameras, full=True),
-    Check("video and state", "do they change at the same time?", action_checks.check_alignment, full=True),
-    Check("fingerprint", "are the files those that were written?", file_checks.check_unchanged),
+    Check("counts", file_checks.check_counts),
+    Check("tables", file_checks.check_tables),
+    Check("features", file_checks.check_features),
+    Check("video files", file_checks.check_videos_present),
+    Check("modality names", file_checks.check_names),
+    Check("modality ranges", file_checks.check_ranges),
+    Check("modality groups", file_checks.check_groups),
+    Check("frame rate", episode_checks.check_rate),
+    Check("timestamps", episode_checks.check_timestamps),
+    Check("video rate", episode_checks.check_video_rate),
+    Check("numbers", value_checks.check_finite),
+    Check("units", value_checks.check_units),
+    Check("constants", value_checks.check_constant),
+    Check("outliers", episode_checks.check_outliers),
+    Check("action convention", action_checks.check_convention),
+    Check("action lead", action_checks.check_lead),
+    Check("gripper", action_checks.check_gripper_direction),
+    Check("statistics", value_checks.check_statistics),
+    Check("relative statistics", value_checks.check_relative),
+    Check("normalisation", value_checks.check_round_trip),
+    Check("instructions", file_checks.check_tasks),
+    Check("told", file_checks.check_told),
+    Check("lengths", episode_checks.check_lengths),
+    Check("endings", episode_checks.check_endings),
+    Check("idle", episode_checks.check_idle),
+    Check("duplicates", episode_checks.check_duplicates),
+    Check("held out", episode_checks.check_split),
+    Check("video copies", video_checks.check_copies),
+    Check("video decoding", video_checks.check_decoding),
+    Check("video size", video_checks.check_sizes),
+    Check("first frames", video_checks.check_first_frames),
+    Check("colours", video_checks.check_colours),
+    Check("frozen frames", video_checks.check_frozen, full=True),
+    Check("blank frames", video_checks.check_blank, full=True),
+    Check("frame order", video_checks.check_order, full=True),
+    Check("likeness", video_checks.check_alike, full=True),
+    Check("cameras", video_checks.check_cameras, full=True),
+    Check("video and state", action_checks.check_alignment, full=True),
+    Check("fingerprint", file_checks.check_unchanged),
 )
 
 PAIR_CHECKS = (
-    Check("train and conflict apart", "is no episode in both?", episode_checks.check_apart),
-    Check("same form", "rate, groups, frame sizes?", episode_checks.check_same_form),
-    Check("same instruction", "have both the same instructions?", episode_checks.check_same_words),
+    Check("train and conflict apart", episode_checks.check_apart),
+    Check("same form", episode_checks.check_same_form),
+    Check("same instruction", episode_checks.check_same_words),
 )
 
 BETWEEN = "train and conflict"

@@ -45,6 +45,7 @@ MEND_TASKS = (
 
 
 def check_counts(subject: Subject) -> Iterator[Finding]:
+    """Do the totals agree?"""
     layout, count, frames = subject.layout, len(subject.lengths), sum(subject.lengths.values())
     yield remark("meta/", f"{count} episodes, {frames} frames, {len(layout.tasks)} instructions")
     for key, counted, level in (
@@ -62,6 +63,7 @@ def check_counts(subject: Subject) -> Iterator[Finding]:
 
 
 def check_tables(subject: Subject) -> Iterator[Finding]:
+    """Is every frame table there, whole and numbered?"""
     reasons = {i: reason for i, reason in subject.tables.items() if isinstance(reason, str)}
     yield from subject.about(error, "data/", {i: f"The frame table cannot be read: {r}" for i, r in reasons.items()})
     rows = {i: len(next(iter(table.values()), ())) for i, table in subject.readable.items()}
@@ -95,6 +97,7 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
 
 
 def check_features(subject: Subject) -> Iterator[Finding]:
+    """Are columns as wide as meta/info.json says?"""
     for name, entry in subject.features.items():
         if entry.get("dtype") != "video" and isinstance(entry.get("shape"), list):
             promised = int(np.prod([n for n in entry["shape"] if isinstance(n, int)] or [1]))
@@ -108,6 +111,7 @@ def check_features(subject: Subject) -> Iterator[Finding]:
 
 
 def check_videos_present(subject: Subject) -> Iterator[Finding]:
+    """Has every episode its videos?"""
     paths = {c: {i: subject.video_path(i, c) for i in subject.lengths} for c in subject.layout.cameras}
     for camera in subject.cameras:
         lost = [i for i, p in paths[camera].items() if isinstance(p, str) or not p.is_file() or not p.stat().st_size]
@@ -138,6 +142,7 @@ def _relative(subject: Subject, path: Path) -> Path:
 
 
 def check_unchanged(subject: Subject) -> Iterator[Finding]:
+    """Are the files those that were written?"""
     split = subject.layout.split
     if not split.get("fingerprint"):
         return
@@ -164,6 +169,7 @@ def check_unchanged(subject: Subject) -> Iterator[Finding]:
 
 
 def check_names(subject: Subject) -> Iterator[Finding]:
+    """Does modality.json fit the modality configuration?"""
     wanted = {modality: subject.configs[modality].modality_keys for modality in ("state", "action", "video")}
     language = subject.configs["language"].modality_keys[0].removeprefix("annotation.")
     for modality, keys in {**wanted, "annotation": [language]}.items():
@@ -206,6 +212,7 @@ def _column(modality: str, key: str, entries: dict[str, Any]) -> str:
 
 
 def check_ranges(subject: Subject) -> Iterator[Finding]:
+    """Do groups lie inside their columns, apart?"""
     for modality in ("state", "action"):
         entries = subject.entries(modality)
         taken: dict[str, list[Group]] = defaultdict(list)
@@ -237,6 +244,7 @@ def _fit(subject: Subject, column: str, groups: list[Group]) -> Iterator[Finding
 
 
 def check_groups(subject: Subject) -> Iterator[Finding]:
+    """Do groups hold what they are called?"""
     for name, config in relative_groups(subject.configs["action"]):
         action = subject.all_groups.get(("action", name))
         state = subject.all_groups.get(("state", config.state_key or name))
@@ -258,6 +266,7 @@ def check_groups(subject: Subject) -> Iterator[Finding]:
 
 
 def check_tasks(subject: Subject) -> Iterator[Finding]:
+    """Does every one say something?"""
     tasks = subject.layout.tasks
     if not tasks:
         yield error(TASKS, "Lists no instruction.", MEND_TASKS)
@@ -272,6 +281,7 @@ def check_tasks(subject: Subject) -> Iterator[Finding]:
 
 
 def check_told(subject: Subject) -> Iterator[Finding]:
+    """Has every frame a listed instruction?"""
     column, tasks = annotation_column(subject), subject.layout.tasks
     by_episode = instructions_by_episode(subject, column)
     lost = _unlisted(column, by_episode, tasks)

@@ -62,6 +62,7 @@ MEND_STATISTICS = (
 
 
 def check_finite(subject: Subject) -> Iterator[Finding]:
+    """Is every value finite?"""
     for name in sorted({*subject.group_columns, "timestamp", "next.reward"}):
         finite = {i: np.isfinite(v) for i, v in subject.column(name).items() if v.dtype.kind == "f"}
         wrong = [i for i, fine in finite.items() if not fine.all()]
@@ -72,6 +73,7 @@ def check_finite(subject: Subject) -> Iterator[Finding]:
 
 
 def check_units(subject: Subject) -> Iterator[Finding]:
+    """Radians, metres, commands?"""
     for group in subject.groups:
         values = _finite_rows(group.series)
         if values is None:
@@ -143,6 +145,7 @@ def _panda_gripper(group: Group, values: np.ndarray) -> Iterator[Finding]:
 
 
 def check_constant(subject: Subject) -> Iterator[Finding]:
+    """Does every dimension move?"""
     for group in subject.groups:
         series = {i: v for i, v in group.series.items() if np.isfinite(v).all() and len(v) > 1}
         if not series:
@@ -179,6 +182,7 @@ def _never_moves(subject: Subject, group: Group, d: int, value: float) -> Findin
 
 
 def check_statistics(subject: Subject) -> Iterator[Finding]:
+    """Is stats.json made from this data?"""
     reason = COMPUTED if _computed_by_training(subject, "stats.json") else _not_comparable(subject)
     if reason:
         yield remark("meta/stats.json", reason)
@@ -266,6 +270,7 @@ def _apart(
 
 
 def check_relative(subject: Subject) -> Iterator[Finding]:
+    """Made from this data, for this horizon?"""
     groups = [g for g, _ in relative_groups(subject.configs["action"])]
     if not groups:
         return
@@ -306,6 +311,7 @@ def _fit(subject: Subject, recorded: dict[str, Statistics], group: str) -> tuple
 
 
 def check_round_trip(subject: Subject) -> Iterator[Finding]:
+    """Is it undone exactly?"""
     try:
         relative = subject.layout.relative_statistics()
         entry = to_processor_statistics(subject.layout.statistics(), relative, subject.layout.modality, subject.configs)

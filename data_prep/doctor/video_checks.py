@@ -64,6 +64,7 @@ CHANGES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray], str], ...] = (
 
 
 def check_copies(subject: Subject) -> Iterator[Finding]:
+    """Is every video there once?"""
     places = [(i, camera, subject.video_path(i, camera)) for i in subject.lengths for camera in subject.cameras]
     files = [(i, camera, path) for i, camera, path in places if isinstance(path, Path) and path.is_file()]
     sizes = Counter({path: path.stat().st_size for _, _, path in files}.values())
@@ -79,6 +80,7 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
 
 
 def check_decoding(subject: Subject) -> Iterator[Finding]:
+    """Does it decode, with a frame for each row?"""
     for camera in subject.cameras:
         footage = subject.footage_of(camera)
         broken = [i for i, f in footage.items() if f.problem and not f.problem.endswith(("is missing.", "is empty."))]
@@ -95,6 +97,7 @@ def check_decoding(subject: Subject) -> Iterator[Finding]:
 
 
 def check_sizes(subject: Subject) -> Iterator[Finding]:
+    """Is there one frame size?"""
     for camera in subject.cameras:
         sizes = {i: f.size for i, f in subject.footage_of(camera).items() if f.size}
         if not sizes:
@@ -112,6 +115,7 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
 
 
 def check_frozen(subject: Subject) -> Iterator[Finding]:
+    """Do frames change when the robot moves?"""
     steps = {i: np.abs(np.diff(v, axis=0)) for i, v in subject.state_tables.items()}
     speeds = {}  # (T-1,) each: how fast the state changes, each dimension measured by its own usual speed
     if steps:
@@ -154,6 +158,7 @@ def _frozen(subject: Subject, where: str, motion: Series, speeds: Series) -> Ite
 
 
 def check_blank(subject: Subject) -> Iterator[Finding]:
+    """Does every frame show something?"""
     for camera in subject.cameras:
         blank, foreign = {}, {}
         for i, f in subject.footage_of(camera).items():
@@ -177,6 +182,7 @@ def _foreign_frames(motion: np.ndarray, leaps: np.ndarray) -> np.ndarray:
 
 
 def check_order(subject: Subject) -> Iterator[Finding]:
+    """Do frames follow one another?"""
     # The second next frame is farther off than the next, where that is so in most episodes.
     for camera in subject.cameras:
         long = {i: f for i, f in subject.footage_of(camera).items() if len(f.leaps) > 2 * WINDOW}
@@ -192,6 +198,7 @@ def check_order(subject: Subject) -> Iterator[Finding]:
 
 
 def check_first_frames(subject: Subject) -> Iterator[Finding]:
+    """Are they what was recorded?"""
     recorded = _recorded(subject)
     for camera in subject.cameras:
         sketches = {i: f.sketch for i, f in subject.footage_of(camera).items() if (i, camera) in recorded}
@@ -238,6 +245,7 @@ def _verdict(seen: np.ndarray, place: tuple[int, str], recorded: dict[tuple[int,
 
 
 def check_alike(subject: Subject) -> Iterator[Finding]:
+    """Do episodes look alike: colours, up and down, camera?"""
     means, usual = {}, {}
     for camera in subject.cameras:
         means[camera] = {i: f.mean for i, f in subject.footage_of(camera).items() if f.mean is not None}
@@ -264,6 +272,7 @@ def _change(mean: np.ndarray, camera: str, usual: dict[str, np.ndarray]) -> Verd
 
 
 def check_colours(subject: Subject) -> Iterator[Finding]:
+    """Red, green, blue, in this order?"""
     # Hints, no proof: whether there are colours at all, or everything is blue where wood and skin are warm.
     if _recorded(subject):
         return  # check_first_frames knows
@@ -287,6 +296,7 @@ def check_colours(subject: Subject) -> Iterator[Finding]:
 
 
 def check_cameras(subject: Subject) -> Iterator[Finding]:
+    """Does the wrist camera move with the arm?"""
     # A camera called wrist or hand moves with the arm, the others do not: the still one cannot be at the wrist.
     usual = {}
     for camera in subject.cameras:

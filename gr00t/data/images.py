@@ -6,7 +6,8 @@ gets from albumentations 1.4.18. Pixel values are computed in torch, on whatever
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -41,7 +42,7 @@ class Augmentation:
     order: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageTransform:
     """Pad to a square, resize, crop, resize back; in training with a random crop, rotation and colour jitter.
 
@@ -57,23 +58,34 @@ class ImageTransform:
     image_target_size: list[int] | None = None
     random_rotation_angle: float | None = None
     color_jitter_params: dict[str, float] | None = None
-    side: int = field(init=False)
-    crop_side: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        crop = self.image_crop_size[0] if self.image_crop_size else 0
-        target = self.image_target_size[0] if self.image_target_size else 0
-        self.side = int(target if self.shortest_image_edge is None else self.shortest_image_edge)
-        if not self.side:
-            raise ToolkitError("Image transform: give shortest_image_edge (for example 256) or image_target_size.")
-        if self.crop_fraction is None and not (crop and target):
+    @cached_property
+    def side(self) -> int:
+        """S, pixels."""
+        edge = self.shortest_image_edge
+        return int((self.image_target_size or [0])[0] if edge is None else edge)
+
+    @cached_property
+    def crop_side(self) -> int:
+        """Side of the square that is cut out, pixels."""
+        return int(self.side * self._fraction)
+
+    @property
+    def _fraction(self) -> float:
+        if self.crop_fraction is not None:
+            return self.crop_fraction
+        crop, target = ((size or [0])[0] for size in (self.image_crop_size, self.image_target_size))
+        if not (crop and target):
             raise ToolkitError(
                 "Image transform: give crop_fraction (for example 0.95) or image_crop_size with image_target_size."
             )
-        fraction = crop / target if self.crop_fraction is None else self.crop_fraction
-        self.crop_side = int(self.side * fraction)
-        if not 0.0 < fraction <= 1.0 or self.crop_side < 1:
-            raise ToolkitError(f"Image transform: the crop fraction must lie in (0, 1], not {fraction}.")
+        return crop / target
+
+    def __post_init__(self) -> None:
+        if not self.side:
+            raise ToolkitError("Image transform: give shortest_image_edge (for example 256) or image_target_size.")
+        if not 0.0 < self._fraction <= 1.0 or self.crop_side < 1:
+            raise ToolkitError(f"Image transform: the crop fraction must lie in (0, 1], not {self._fraction}.")
         for name, value in (self.color_jitter_params or {}).items():
             look_up(dict.fromkeys(JITTERS), name, f'color_jitter_params: unknown "{name}".')
             if not 0.0 <= value <= (0.5 if name == "hue" else math.inf):

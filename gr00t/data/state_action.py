@@ -184,7 +184,7 @@ class Group:
         return (np.clip(values, -1.0, 1.0) + 1) / 2 * self.scale + self.offset
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class StateActionProcessor:
     """Normalises states and actions of every embodiment it has a configuration and statistics for.
 
