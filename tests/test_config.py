@@ -330,6 +330,22 @@ def test_neither_a_refusal_nor_a_valid_configuration_imports_torch() -> None:
     assert "train.learning_rate" in result.stdout and result.stdout.endswith("[]\n")
 
 
+HELP_OF_ALL = """
+import contextlib, io, sys
+from toolkit.commands import COMMANDS
+from toolkit.configuration import load
+for name in COMMANDS:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        load(name, ["--help"])
+print([name for name in ("torch", "transformers", "datasets", "wandb", "matplotlib", "av", "cv2") if name in sys.modules])
+"""
+
+
+def test_no_commands_help_imports_what_is_slow() -> None:
+    result = python("-c", HELP_OF_ALL)
+    assert (result.returncode, result.stdout) == (0, "[]\n"), result.stderr
+
+
 @pytest.mark.parametrize("script", ["prepare_conflict_data.py", "launch_finetune_local.py", "evaluate_conflict.py"])
 def test_entry_scripts_refuse_without_a_traceback(script: str, tmp_path: Path) -> None:
     result = python(str(CHECKOUT / script), "splitt=color_object", cwd=tmp_path)

@@ -24,7 +24,6 @@ from finetune.plan.memory import (
 )
 from finetune.plan.model_shapes import parameters, shape_of_architecture, shape_of_checkpoint
 from finetune.recipe import FinetuneConfig, check_batch, check_cache, check_divided, check_evaluation
-from gr00t.data.processor_files import formalize
 from gr00t.errors import ToolkitError, free_space, in_bytes
 from gr00t.file_replacement import read_json
 from gr00t.model.checkpoint_folder import resolve_folder
@@ -118,6 +117,8 @@ def _text_tokens(folder: Path | None, instructions: set[str], images: int) -> in
     if path is None or not path.is_file():
         return TEXT_TOKENS
     from tokenizers import Tokenizer
+
+    from gr00t.data.processor_files import formalize  # with numpy, which --help should not wait for
 
     tokenizer = Tokenizer.from_file(str(path))
     chats = [CHAT.format(images=IMAGE * images, text=formalize(text)) for text in instructions]

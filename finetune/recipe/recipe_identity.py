@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe.train_config import AugmentConfig, TrainConfig
-from gr00t.data.processor_files import read_processor_files
 from gr00t.data.schema import comparable
 from gr00t.file_replacement import read_json, write_json
 from toolkit.composition import read_yaml
@@ -150,6 +149,8 @@ def made_by(folder: Path, identity: Mapping[str, Any]) -> bool:
 def robot_of(folder: Path, tag: str) -> dict[str, Any]:
     """The modality configuration that a finished checkpoint was trained with, as an identity holds it; {} for a tag
     that it was not trained under."""
+    from gr00t.data.processor_files import read_processor_files  # numpy, which no refusal should wait for
+
     configs = read_processor_files(folder).config.modality_configs
     return comparable(configs[tag]) if tag in configs else {}
 
