@@ -337,7 +337,8 @@ from toolkit.configuration import load
 for name in COMMANDS:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         load(name, ["--help"])
-print([name for name in ("torch", "transformers", "datasets", "wandb", "matplotlib", "av", "cv2") if name in sys.modules])
+heavy = ("torch", "transformers", "datasets", "wandb", "matplotlib", "av", "cv2")
+print([name for name in heavy if name in sys.modules])
 """
 
 
