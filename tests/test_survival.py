@@ -97,8 +97,8 @@ def test_a_signal_to_every_process(cluster: Cluster, run: Run, undisturbed: dict
 def test_the_end_of_the_jobs_time(cluster: Cluster, run: Run, undisturbed: dict[int, float], tmp_path: Path) -> None:
     script = tmp_path / "job.sbatch"
     script.write_text(render.script("color_object", ["local=none", "cluster.grace_seconds=35"]))
-    # A minute is SLURM's shortest time. Its signal comes up to 31 s before the end, while the run stands still: one that
-    # nothing heeds, so that the run has only the clock.
+    # A minute is SLURM's shortest time. Its signal comes up to 31 s before the end, while the run stands still: here
+    # one that nothing heeds, so that the run has only the clock.
     once = ("--time=1", "--signal=B:URG@1")
     job = submit(cluster, tmp_path, run(tmp_path), *once, script=script)
     cluster.wait_for_step(job, tmp_path / "run", 3)
