@@ -259,11 +259,11 @@ def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str
 def test_cfg_says_where_each_value_was_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     configs = tmp_path / "configs"
     shutil.copytree(CONFIG_DIR, configs)
-    (configs / "local" / "mine.yaml").write_text("augment: none\ntracking: {run_name: mine}\n")
+    (configs / "local" / "mine.yaml").write_text("augment: none\ntracking: {run_name: mine, group: g}\n")
     text = "a long instruction, so long that it takes two lines of YAML: train: {max_steps: 3}, and more of it: seed: 4"
     arguments = ["local=mine", "experiment=demo", "split=mine", f"split.instruction={text}", "engine=zero2_bf16"]
     with pytest.raises(SystemExit):
-        load("finetune", [*arguments, "tracking.tags=[a]", "--cfg"], config_dir=configs)
+        load("finetune", [*arguments, "tracking.tags=[a]", "tracking.group=h", "--cfg"], config_dir=configs)
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)["split"]["instruction"] == text
     lines = [" ".join(line.split()) for line in printed.splitlines()]
@@ -273,12 +273,17 @@ def test_cfg_says_where_each_value_was_set(capsys: pytest.CaptureFixture[str], t
         "precision: bf16 # configs/engine/zero2_bf16.yaml",
         "crop_fraction: 1.0 # configs/augment/none.yaml",
         "run_name: mine # configs/local/mine.yaml",
+        "group: h # the command line",
+        "base: demo/checkpoints/base # configs/experiment/demo.yaml",
         "tags: # the command line",
         "select_layer: 3 # configs/model/tiny.yaml",
         "save_steps: 200 # configs/experiment/demo.yaml",
         "keep_last: 2",
     ):
         assert line in lines
+    with pytest.raises(SystemExit):
+        load("finetune", ["local=none", "experiment=demo", "model=tiny", "--cfg"], config_dir=configs)
+    assert "base: checkpoints/base/tiny  # configs/model/tiny.yaml" in capsys.readouterr().out
 
 
 def test_the_reference_has_a_row_for_every_key_of_every_command() -> None:
