@@ -50,6 +50,14 @@ def test_broken_files_are_refused_in_one_line(own_configs: Path) -> None:
     assert "experiment=mine cannot be composed" in message and "\n" not in message
 
 
+def test_files_that_are_no_text_or_not_there_are_named(own_configs: Path) -> None:
+    (own_configs / "experiment" / "mine.yaml").write_bytes(b"\xff\xfe train: 3")
+    assert "experiment=mine cannot be composed" in refusal("finetune", "experiment=mine", config_dir=own_configs)
+    (own_configs / "finetune.yaml").unlink()
+    message = refusal("finetune", "model=tiny", config_dir=own_configs)
+    assert "finetune.yaml does not exist: run the script of a complete checkout" in message
+
+
 def test_a_model_file_that_lacks_a_key_is_refused(own_configs: Path) -> None:
     (own_configs / "model" / "mine.yaml").write_text("name: mine\nbase: x/y\n")
     assert "model.architecture" in refusal("finetune", "model=mine", config_dir=own_configs)

@@ -7,6 +7,7 @@ comes after the experiment whole.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -152,8 +153,9 @@ def _unquoted(raw: str) -> str:
 
 def default_choices(config_name: str, config_dir: Path) -> dict[str, str | None]:
     """The groups of a command, and the option each takes when none is chosen."""
-    path = config_dir / f"{config_name}.yaml"
-    defaults = read_yaml(path).get("defaults", []) if path.exists() else []
+    path, fields = config_dir / f"{config_name}.yaml", dataclasses.fields(COMMANDS[config_name].config)
+    complete = all(field.default is not field.default_factory for field in fields)  # neither: both are MISSING
+    defaults = [] if complete and not path.exists() else read_yaml(path).get("defaults", [])
     return {group: option for entry in defaults if isinstance(entry, dict) for group, option in entry.items()}
 
 
@@ -308,7 +310,7 @@ def _compose(whole: str, chosen: Sequence[str], keys: Mapping[str, Key], config_
                 if not choice.startswith("experiment="):
                     config.merge_with(_content(loader, choice.replace("=", "/")))
             return config
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         place = " ".join([f"{config_dir.name}/{whole.removesuffix(_WHOLE)}.yaml", *chosen])
         raise ToolkitError(
             _file_message(error, keys, config_dir) or f"{place} cannot be composed: {' '.join(str(error).split())}"
