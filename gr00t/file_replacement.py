@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ READERS = 8  # files that are hashed side by side; hashing leaves Python's lock 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _locks: set[int] = set()  # descriptors of the locks that this process holds
+_locks_change = threading.Lock()  # held by a thread that opens or closes one, and by one that forks
 
 
 class LockHeld(ToolkitError):
@@ -225,28 +227,33 @@ def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Itera
     """
     real = real_path(target)
     path = real.parent / f".{real.name}.lock"
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _take(descriptor, target, required)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        # The holder before us may have removed the file between our open and our lock: then lock the new one.
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            break
-        os.close(descriptor)
-    _locks.add(descriptor)
+    while (descriptor := _opened(path, target, required)) is None:
+        pass
+    holding = os.getpid()
     try:
         with _named(path):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, holder.encode())
         yield
     finally:
-        if descriptor in _locks:
+        if os.getpid() == holding:  # a process forked meanwhile has closed its copy
             path.unlink(missing_ok=True)
-            os.close(descriptor)
-            _locks.remove(descriptor)
+            with _locks_change:
+                _locks.remove(descriptor)
+                os.close(descriptor)
+
+
+def _opened(path: Path, target: Path, required: bool) -> int | None:
+    """The locked file's descriptor; None where the holder before us removed the file between our open and our lock."""
+    with _locks_change, ExitStack() as failed:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        failed.callback(os.close, descriptor)
+        _take(descriptor, target, required)
+        if not os.fstat(descriptor).st_nlink:
+            return None
+        failed.pop_all()
+        _locks.add(descriptor)
+        return descriptor
 
 
 def _leave_locks_to_parent() -> None:
@@ -254,9 +261,13 @@ def _leave_locks_to_parent() -> None:
     for descriptor in _locks:
         os.close(descriptor)
     _locks.clear()
+    _locks_change.release()
 
 
-os.register_at_fork(after_in_child=_leave_locks_to_parent)
+# A thread may lock a file while another forks: the child must neither inherit a lock unseen nor close a reused descriptor.
+os.register_at_fork(
+    before=_locks_change.acquire, after_in_parent=_locks_change.release, after_in_child=_leave_locks_to_parent
+)
 
 
 def _take(descriptor: int, target: Path, required: bool) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from gr00t import file_replacement
 from gr00t.errors import ToolkitError, disk_errors, disk_refusal, free_space, in_bytes, near_folder
 from gr00t.file_replacement import (
     LockHeld,
@@ -140,6 +144,35 @@ def test_one_who_waits_in_turn_hears_once_for_whom_and_gives_up_in_time(tmp_path
     assert heard == ["a run"]
     with lock_in_turn(tmp_path / "cache", 0.0, waiting=heard.append):
         assert heard == ["a run"]
+
+
+def test_locks_taken_by_threads_while_another_forks_end_with_their_holders(tmp_path: Path) -> None:
+    """Closing a descriptor and forgetting it are one step: otherwise its number, used again, is another thread's lock."""
+    end = threading.Event()
+
+    def take(number: int) -> int:
+        taken = 0
+        while not end.is_set():
+            with lock_in_turn(tmp_path / f"run{number}", 10), pytest.raises(LockHeld):
+                with file_lock(tmp_path / f"run{number}"):
+                    raise AssertionError("two holders")
+            taken += 1
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        takers = [pool.submit(take, number) for number in range(4)]
+        children = []
+        for _ in range(100):
+            if (child := os.fork()) == 0:
+                held = len(file_replacement._locks)
+                time.sleep(0.05)  # the locks of the parent are taken and left meanwhile
+                os._exit(held)
+            children.append(child)
+            time.sleep(0.005)
+        end.set()
+        assert all(taker.result(60) > 10 for taker in takers)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 100
+    assert not file_replacement._locks and not list(tmp_path.glob(".*.lock"))
 
 
 def test_json_is_written_whole_and_read_back(tmp_path: Path) -> None:
