@@ -12,7 +12,7 @@ export WANDB_CONFIG_DIR := $(CURDIR)/.cache/wandb
 DEMO := split=color_object local=none
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example test test-long mutants lint format clean cluster cluster-down
+.PHONY: help demo example test test-long mutants lint docs format clean cluster cluster-down
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ lint: .venv/ready-dev ## ruff (lint and format), mypy, and which package may imp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy gr00t toolkit finetune data_prep simulation
 	$(BIN)/lint-imports --no-cache
+
+docs: .venv/ready-dev ## build the documentation site into .cache/site; a warning is an error
+	$(BIN)/python -m mkdocs build --strict
 
 cluster: ## a throw-away SLURM cluster on this machine: two nodes with four (fake) a100 each
 	@tests/cluster/up

@@ -568,7 +568,7 @@ def test_only_what_git_tracks_and_what_is_named_is_published(checkout: Path, hom
     for name in ("finetune/mine.py", "gr00t/mine.py", "configs/mine.yaml", "docs/images/mine.png", "assets/mine.xml"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("mine")
-    (checkout / "finetune.md").write_text("See docs/images/mine.png")
+    (checkout / "finetune.md").write_text("[See](docs/images/mine.png)")
     made = publish(home, tmp_path / "out")
     assert not [name for name in made.files if "mine" in name]
     note = next(note for note in made.notes if "git does not track" in note)

@@ -55,8 +55,8 @@ def markdown(config_name: str, config_dir: Path = CONFIG_DIR) -> str:
         "",
         inspect.cleandoc(command.config.__doc__ or ""),
         "",
-        "```",
-        *command.examples,
+        "```bash",
+        *(f"{command.start.partition('[')[0].strip()} {example}" for example in command.examples),
         "```",
     ]
     lines += ["", "| group | options (* is the default) |", "|---|---|"]

@@ -46,7 +46,7 @@ PACKAGE = '"""The scripts of a published tree; `from scripts.conflict_panda_conf
 _ROOMS = ("toolkit", "finetune", "data_prep", "simulation", "configs", "finetune_jobs")
 _ENTRY = (ROBOT, "launch_finetune_local.py", "prepare_conflict_data.py")
 _TOP = ("finetune.md", "LICENSE", "pyproject.toml", "constraints.txt")
-_IN_GUIDE = re.compile(r"\bdocs/[\w./-]+\.(?:png|md)\b")
+_LINK = re.compile(r"\]\((?!\w+:|#|/)([\w./-]+)")
 _MARGIN = 1.02  # of disk space
 _HOME = re.compile(r"(?<![\w.])(?:/home|/Users|[A-Za-z]:\\+Users\\)[/\\]*\w[^/\\\s\"'<>]*")
 _ABSOLUTE = re.compile(r"(?<![\w.:/<>\\~$}-])/(?:[\w.+-]+/)+[\w.+-]+")
@@ -209,8 +209,7 @@ def code_sources(named: Sequence[str] = ()) -> dict[str, Path]:
         sources = {f"gr00t/{name}": ROOT / "gr00t" / name for name in code_files(ROOT / "gr00t")}
     for name in [*filter(_is_published, tracked), *added]:
         sources[name if name.startswith("gr00t/") else f"scripts/{name}"] = CHECKOUT / name
-    guide = (ROOT / "finetune.md").read_text(encoding="utf-8")
-    sources |= {name: ROOT / name for name in tracked_among(ROOT, [*_TOP, *_IN_GUIDE.findall(guide)])}
+    sources |= {name: ROOT / name for name in tracked_among(ROOT, [*_TOP, *_linked("finetune.md")])}
     needed = [*_TOP, "gr00t/__init__.py", *(f"scripts/{name}" for name in _ENTRY)]
     needed += ["scripts/finetune/__init__.py", "scripts/finetune_jobs/run.sh"]
     missing = [name for name in needed if name not in sources or not sources[name].is_file()]
@@ -219,6 +218,17 @@ def code_sources(named: Sequence[str] = ()) -> dict[str, Path]:
             f"{ROOT} is no complete checkout: it lacks {', '.join(missing)}. Clone or download it again."
         )
     return sources
+
+
+def _linked(page: str, known: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The pages and images of docs/ that a page leads to, also by way of other pages; `known` were found before."""
+    if not page.endswith(".md") or not (ROOT / page).is_file():
+        return known
+    for target in _LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+        found = os.path.normpath(f"{os.path.dirname(page)}/{target}".lstrip("/"))
+        if found.startswith("docs/") and found not in known:
+            known = _linked(found, known | {found})
+    return known
 
 
 def new_code(named: Sequence[str]) -> list[str]:
