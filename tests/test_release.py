@@ -179,6 +179,14 @@ def test_the_tree_has_what_a_published_policy_has(tree: Path) -> None:
     assert os.access(tree / "scripts/finetune_jobs/run.sh", os.X_OK)
 
 
+def test_every_page_and_image_that_the_guide_leads_to_is_published(tree: Path) -> None:
+    pages = [tree / "finetune.md", *(tree / "docs").rglob("*.md")]
+    assert len(pages) > 10
+    for page in pages:
+        for target in re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", page.read_text()):
+            assert (page.parent / target).is_file(), f"{page.relative_to(tree)} links to {target}"
+
+
 def test_the_checkpoint_is_the_runs_own_but_for_its_folders(tree: Path, home: Path) -> None:
     made, trained = tree / "checkpoints" / "color_object", home / "checkpoints" / "color_object"
     assert verify_checkpoint(made) == verify_checkpoint(trained)
