@@ -4,7 +4,8 @@ a video file holds many episodes one after another."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ CLEARLY_DIFFERENT = 16.0
 _ENCODER_AT_FAULT = "The encoder of this PyAV build is at fault: reinstall av in the version of the constraints file."
 
 
+# They store when each frame is shown. Elsewhere (AVI) that is guessed from the order of decoding, which B-frames change.
+_WITH_TIMES = ("mov,mp4", "matroska,webm")
+_TRIES = 3  # key frames at which decoding is begun before it is begun at the start of the file
+
+
 class VideoReader:
-    """Frames of one video file by index, exact.
+    """Frames of one video file by index, exact: the frames that decoding the file from its start gives.
 
     Opened at the first use and kept open, once per process: a reader may be pickled to, or inherited by, DataLoader
     workers. Raises ToolkitError for a missing or undecodable file and for an index beyond the end.
@@ -41,7 +47,8 @@ class VideoReader:
         self._container: Any = None
         self._pid = -1
         self._pts = np.empty(0, dtype=np.int64)  # of every frame, in display order
-        self._keys = np.empty(0, dtype=np.int64)  # indices of the frames that can be decoded on their own
+        self._keys = np.empty(0, dtype=np.int64)  # indices of the frames at which decoding can begin
+        self._counted = False  # frames are found by counting from the start
 
     def __len__(self) -> int:
         self._open()
@@ -52,6 +59,12 @@ class VideoReader:
         """Frames a second, 0 where the file does not say."""
         self._open()
         return float(self._stream.average_rate or 0)
+
+    @property
+    def frames_to_decode(self) -> int:
+        """Frames that the most expensive random frame costs: the longest way from a key frame, or from the start."""
+        self._open()
+        return int(np.diff(np.append(self._keys, len(self._pts))).max())
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """The frames of these indices, in their order (repeats allowed): (N, H, W, 3) uint8 RGB."""
@@ -67,7 +80,7 @@ class VideoReader:
             )
         try:
             found = self._decode(wanted)
-        except (FFmpegError, StopIteration) as error:
+        except FFmpegError as error:
             raise self._undecodable(error) from error
         return np.stack([found[int(i)] for i in indices])
 
@@ -102,45 +115,101 @@ class VideoReader:
         if not self.path.is_file():
             raise ToolkitError(f"{self.path}: no such video. The dataset is incomplete: prepare or copy it again.")
         try:
-            self._container = av.open(str(self.path))
+            self._begin()
             if not self._container.streams.video:
                 raise ToolkitError(f"{self.path}: holds no video stream; prepare the dataset again.")
-            # The DataLoader already uses the cores: one decoder thread each.
-            self._stream.codec_context.thread_count = 1
-            packets = [(p.pts, p.is_keyframe) for p in self._container.demux(self._stream) if p.pts is not None]
+            self._index()
         except FFmpegError as error:
             self._container = None
             raise self._undecodable(error) from error
-        if not packets:
+        if not len(self._pts):
             raise ToolkitError(f"{self.path}: the video holds no frames; prepare the dataset again.")
-        packets.sort()
         self._pid = os.getpid()
-        self._pts = np.array([pts for pts, _ in packets], dtype=np.int64)
-        self._keys = np.flatnonzero([is_key for _, is_key in packets])
+
+    def _begin(self) -> None:
+        """Open the file, at its start."""
+        self._container = av.open(str(self.path))
+        for stream in self._container.streams.video[:1]:
+            # The DataLoader already uses the cores: one decoder thread each.
+            stream.codec_context.thread_count = 1
+
+    def _index(self) -> None:
+        """Which frames there are, by their packets; by decoding all of them where packets do not tell."""
+        packets = [p for p in self._container.demux(self._stream) if p.size and not p.is_discard]
+        times = sorted((p.pts, p.is_keyframe) for p in packets if p.pts is not None)
+        self._pts = np.array([pts for pts, _ in times], dtype=np.int64)
+        self._keys = np.flatnonzero([is_key for _, is_key in times])
+        has_times = self._container.format.name.startswith(_WITH_TIMES) and len(times) == len(packets)
+        self._counted = not (
+            (has_times or len(self._keys) == len(packets)) and (np.diff(self._pts) > 0).all() and 0 in self._keys
+        )
+        if self._counted and packets:
+            self._begin()
+            shown = [frame.pts for frame in self._container.decode(self._stream)]
+            steady = None not in shown and all(a < b for a, b in zip(shown, shown[1:], strict=False))
+            self._pts = np.array(shown if steady else self._evenly(len(shown)), dtype=np.int64)
+            self._keys = np.zeros(min(len(shown), 1), dtype=np.int64)
+
+    def _evenly(self, count: int) -> np.ndarray:
+        """Times of frames without any, at the frame rate."""
+        return np.rint(np.arange(count) / float((self._stream.average_rate or 1) * self._stream.time_base))
 
     def _decode(self, wanted: list[int]) -> dict[int, np.ndarray]:
-        index_of = {int(self._pts[i]): i for i in wanted}
         found: dict[int, np.ndarray] = {}
         position = -1  # index of the last decoded frame
-        decoder: Any = iter(())
+        decoder: Iterator[tuple[int, Any]] = iter(())
         colours = VideoReformatter()  # one for all frames: made again for each, it takes a third of the time
         for target in wanted:
-            entries = np.searchsorted(self._keys, [position, target], side="right")
-            if position < 0 or entries[0] < entries[1]:  # decoding can begin nearer to the target
-                self._container.seek(int(self._pts[target]), stream=self._stream, backward=True)
-                decoder = self._container.decode(self._stream)
-            while target not in found:
-                frame = next(decoder)
-                if frame.pts in index_of:
-                    found[index_of[frame.pts]] = colours.reformat(frame, format="rgb24").to_ndarray()
+            last, entry = np.searchsorted(self._keys, [position, target], side="right")
+            if position < 0 or last < entry:  # decoding can begin nearer to the target
+                frame, decoder = self._first_try(target, int(entry) - 1)
+            else:
+                frame = _next(decoder, target)
+            if frame is None:
+                frame, decoder = self._from_the_start(target)
+            found[target] = colours.reformat(frame, format="rgb24").to_ndarray()
             position = target
         return found
+
+    def _first_try(self, target: int, entry: int) -> tuple[Any, Iterator[tuple[int, Any]]]:
+        """The frame decoded from the nearest key frame that leads to it, and what follows; None where none does.
+
+        In an open GOP frames shown before a key frame come after it in the file, and refer to the GOP before. A
+        container that seeks by the time of decoding (mp4) may go to that key frame, so what it finds is compared.
+        """
+        for key in [] if self._counted else self._keys[max(entry - _TRIES + 1, 0) : entry + 1][::-1]:
+            self._container.seek(int(self._pts[key]), stream=self._stream, backward=True)
+            packets = self._container.demux(self._stream)
+            first = next(packets)
+            if first.pts is None or first.pts > self._pts[target]:
+                continue
+            shown = (frame for packet in chain([first], packets) for frame in packet.decode() if frame.pts is not None)
+            decoder = ((int(np.searchsorted(self._pts, frame.pts)), frame) for frame in shown)
+            if (frame := _next(decoder, target)) is not None and frame.pts == self._pts[target]:
+                return frame, decoder
+        return None, iter(())
+
+    def _from_the_start(self, target: int) -> tuple[Any, Iterator[tuple[int, Any]]]:
+        """The frame found by counting, and what follows."""
+        self._begin()
+        decoder = enumerate(self._container.decode(self._stream))
+        if (frame := _next(decoder, target)) is None:
+            raise self._undecodable(EOFError(f"frame {target} is not there"))
+        return frame, decoder
 
     def _undecodable(self, error: BaseException) -> ToolkitError:
         return ToolkitError(
             f"{self.path}: cannot be decoded ({type(error).__name__}: {error}). The file is damaged or its codec is "
             "not in this PyAV build: prepare or copy the dataset again."
         )
+
+
+def _next(decoder: Iterator[tuple[int, Any]], target: int) -> Any:
+    """The frame of that number among the next ones; None where it does not come."""
+    for number, frame in decoder:
+        if number >= target:
+            return frame if number == target else None
+    return None
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: int) -> None:
