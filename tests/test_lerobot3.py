@@ -374,7 +374,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an episode that is too long": (
         lambda d: edit_table(d / EPISODES, lambda c: c["length"].__setitem__(1, 30)),
-        "hold 64 rows, meta/episodes promises 68",
+        r"file-000\.parquet: the episode_index column does not say 1 in 30 rows",
     ),
     "two lengths exchanged": (
         lambda d: edit_table(d / EPISODES, lambda c: c.update(length=[26, 20, 18])),
@@ -434,6 +434,85 @@ def test_a_video_in_which_a_frame_is_missing_is_found_out(sound: Path, tmp_path:
     assert reader.step(0, 19).images["image"].shape == (1, 64, 64, 3)
     with pytest.raises(ToolkitError, match=r"frame 11 of episode 1 .*missing or doubled"):
         reader.step(1, 3)
+
+
+def lengthen_seconds(folder: Path, by: float) -> None:
+    """Let the front camera's from_timestamp grow by so much too much an episode."""
+    name = "videos/observation.images.front/from_timestamp"
+    edit_table(folder / EPISODES, lambda c: c.update({name: [t + by * e for e, t in enumerate(c[name])]}))
+
+
+@pytest.mark.parametrize("by", [0.012, -0.012, 0.1])
+def test_seconds_that_drift_change_no_frame_where_the_lengths_add_up(by: float, sound: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "drifting"))
+    lengthen_seconds(folder, by)
+    readers = [StepReader(each, MODALITY_CONFIG) for each in (sound, folder)]
+    for episode in readers[0].layout.episodes:
+        for frame in (0, episode.length - 1):
+            images = [reader.step(episode.index, frame).images["image"] for reader in readers]
+            assert np.array_equal(*images)
+
+
+def without(episode: int) -> Callable[[dict[str, list]], object]:
+    return lambda columns: [column.pop(episode) for column in columns.values()]
+
+
+@pytest.mark.parametrize("by", [0.012, -0.012])
+def test_seconds_that_drift_are_refused_where_the_lengths_do_not_add_up(by: float, sound: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "drifting"))
+    edit_table(folder / EPISODES, without(0))
+    assert StepReader(folder, MODALITY_CONFIG).step(1, 0).images["image"].any()
+    lengthen_seconds(folder, by)
+    reader = StepReader(folder, MODALITY_CONFIG)
+    reader.step(1, 0)
+    with pytest.raises(ToolkitError, match=r"episode 2 .*from_timestamp of that file drift away"):
+        reader.step(2, 0)
+
+
+def test_rows_of_episodes_that_are_not_listed_are_passed_over(sound: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "fewer"))
+    edit_table(folder / EPISODES, without(1))
+    whole, fewer = StepReader(sound, MODALITY_CONFIG), StepReader(folder, MODALITY_CONFIG)
+    assert [e.index for e in fewer.layout.episodes] == [0, 2]
+    for episode in (0, 2):
+        a, b = whole.step(episode, 5), fewer.step(episode, 5)
+        assert np.array_equal(a.images["image"], b.images["image"]) and a.text == b.text
+        assert np.array_equal(a.actions["arm"], b.actions["arm"])
+
+
+def test_columns_that_nobody_reads_may_differ_between_files(tmp_path: Path) -> None:
+    folder = adopted("converted", tmp_path)
+    tables = by_number((folder / "data").glob("*/*.parquet"))
+    expected = StepReader(folder, MODALITY_CONFIG).step(0, 0)
+    table = pq.read_table(tables[0])
+    pq.write_table(table.append_column("extra", pa.array(["x"] * len(table))), tables[0])
+    assert np.array_equal(StepReader(folder, MODALITY_CONFIG).step(0, 0).actions["arm"], expected.actions["arm"])
+
+
+TASKS = ["open the drawer", "close the drawer"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"scene": ["kitchen", "kitchen"], "task_index": [0, 1], "task": TASKS},
+        {"scene": ["kitchen", "kitchen"], "task_index": [0, 1], "__index_level_0__": TASKS},
+        {"task_index": [0, 1], "instruction": TASKS},
+    ],
+)
+def test_the_instruction_is_in_the_column_of_that_name_the_index_or_the_only_text(
+    columns: dict[str, list], sound: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "tasks"))
+    pq.write_table(pa.table(columns), folder / "meta/tasks.parquet")
+    assert DatasetLayout(folder).tasks == dict(enumerate(TASKS))
+
+
+def test_two_columns_that_may_hold_the_instruction_are_named(sound: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "tasks"))
+    pq.write_table(pa.table({"a": TASKS, "b": TASKS, "task_index": [0, 1]}), folder / "meta/tasks.parquet")
+    with pytest.raises(ToolkitError, match=r"which of the columns a, b holds the instructions\?.*\"task\""):
+        DatasetLayout(folder)
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------

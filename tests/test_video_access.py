@@ -1,4 +1,4 @@
-"""Every frame that decoding a video from its start gives is had at random access, bit for bit, in every codec and container."""
+"""At random access a video gives what decoding from its start gives, bit for bit, in every codec and container."""
 
 from __future__ import annotations
 

@@ -11,151 +11,20 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gr00t.data.meta_files import V3, EpisodeInfo, MetaFolder, by_number, read_episodes, read_tasks
 from gr00t.data.schema import look_up
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import file_sha256, parse_json
+from gr00t.file_replacement import file_sha256
 
-V2, V3 = ("v2.0", "v2.1"), "v3.0"
+V2 = ("v2.0", "v2.1")
 CODEBASE_VERSION = "v2.1"
 FINGERPRINTED_SPLIT_KEYS = ("part", "instruction", "seed", "val_fraction", "val_episodes")
 _ABSURD_WIDTH = re.compile(r"\d{4}[^{}]*}")  # {episode_index:01000000000d} would fill the memory
-_INCOMPLETE = (
-    "The file is not whole (LeRobot writes a table's end in `dataset.finalize()`): record, download or copy it again."
-)
-
-
-@dataclass(frozen=True)
-class EpisodeInfo:
-    """One episode: number of frames and the instructions that occur in it.
-
-    `places` is where it lies in files that it shares (v3.0), in LeRobot's words: data/file_index,
-    videos/<column>/chunk_index, videos/<column>/from_timestamp (seconds), and so on.
-    """
-
-    index: int
-    length: int
-    tasks: tuple[str, ...]
-    places: Mapping[str, float] = field(default_factory=dict, hash=False)
-
-
-class MetaFolder:
-    """The files in `root`/meta. Raises ToolkitError for a missing or damaged one."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.folder = root / "meta"
-
-    def has(self, name: str) -> bool:
-        """Whether the file exists."""
-        return (self.folder / name).is_file()
-
-    def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file."""
-        value = parse_json(self._text(name), self.folder / name)
-        if not isinstance(value, dict):
-            raise ToolkitError(f"{self.folder / name}: expected a JSON object, found {type(value).__name__}.")
-        return value
-
-    def lines(self, name: str, *keys: str) -> list[dict[str, Any]]:
-        """The objects in a file of JSON lines, each with these keys."""
-        records = []
-        for number, line in enumerate(self._text(name).splitlines(), start=1):
-            if not line.strip():
-                continue
-            where = f"{self.folder / name}, line {number}"
-            record = parse_json(line, where)
-            missing = [key for key in keys if not isinstance(record, dict) or key not in record]
-            if missing:
-                raise ToolkitError(f"{where}: {', '.join(missing)} is missing; prepare the dataset again.")
-            records.append(record)
-        return records
-
-    def table(self, path: Path, keys: Iterable[str], also: Callable[[str], bool]) -> list[dict[str, Any]]:
-        """Rows of a parquet table: the columns `keys`, which must be there, and those whose name `also` takes."""
-        import pyarrow as pa  # slow to load, and v2 datasets have no tables here
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-                missing = [key for key in keys if key not in names]
-                if missing:
-                    raise ToolkitError(f"{path}: the columns {', '.join(missing)} are missing. {_INCOMPLETE}")
-                return file.read(columns=[name for name in names if name in keys or also(name)]).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise ToolkitError(f"{path} cannot be read ({error}). {_INCOMPLETE}") from error
-
-    def _text(self, name: str) -> str:
-        path = self.folder / name
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            hint = (
-                " LeRobot's own datasets have no modality.json; this proposes one and writes it: "
-                f"python -m data_prep.adopt dataset={self.root} write=true"
-                if name == "modality.json"
-                else ""
-            )
-            raise ToolkitError(f"{path}: cannot be read ({reason}).{hint}") from error
-
-
-def read_tasks(meta: MetaFolder, version: str) -> dict[int, str]:
-    """{task_index: instruction}."""
-    if version != V3:
-        return {int(t["task_index"]): str(t["task"]) for t in meta.lines("tasks.jsonl", "task_index", "task")}
-    path = meta.folder / "tasks.parquet"
-    found = {}
-    for row in meta.table(path, ["task_index"], lambda name: True):
-        # LeRobot stores the instruction as the table's index, under a name of pandas' choice.
-        texts = [value for value in row.values() if isinstance(value, str)]
-        if not texts:
-            raise ToolkitError(f"{path}: task {row['task_index']} has no instruction. Write the tasks again.")
-        found[int(row["task_index"])] = texts[0]
-    return found
-
-
-def read_episodes(meta: MetaFolder, version: str) -> list[EpisodeInfo]:
-    """All episodes, sorted by index; none, one named twice and one without frames are refused."""
-    episodes = []
-    if version == V3:
-        where = meta.folder / "episodes"
-        files = by_number(where.glob("*/*.parquet"))
-        if not files:
-            raise ToolkitError(
-                f"{where} holds no chunk-*/file-*.parquet, which lists the episodes of a LeRobot {V3} "
-                "dataset. Download or copy it again."
-            )
-        wanted = ("tasks", "data/", "videos/")
-        for path in files:
-            for row in meta.table(path, ["episode_index", "length"], lambda name: name.startswith(wanted)):
-                places = {n: v for n, v in row.items() if "/" in n and isinstance(v, int | float) and math.isfinite(v)}
-                tasks = tuple(map(str, row.get("tasks") or []))
-                episodes.append(EpisodeInfo(int(row["episode_index"]), int(row["length"]), tasks, places))
-    else:
-        where = meta.folder / "episodes.jsonl"
-        for line in meta.lines("episodes.jsonl", "episode_index", "length"):
-            tasks = tuple(map(str, line.get("tasks", [])))
-            episodes.append(EpisodeInfo(int(line["episode_index"]), int(line["length"]), tasks))
-    if not episodes:
-        raise ToolkitError(f"{where} lists no episode; prepare the dataset again.")
-    if len({e.index for e in episodes}) != len(episodes):
-        raise ToolkitError(f"{where} names an episode twice; prepare the dataset again.")
-    empty = [e.index for e in episodes if e.length < 1]
-    if empty:
-        raise ToolkitError(f"{where}: episode {empty[0]} has no frames; leave it out, or prepare the dataset again.")
-    return sorted(episodes, key=lambda e: e.index)
-
-
-def by_number(paths: Iterable[Path]) -> list[Path]:
-    """Paths in the order of the numbers in them: file-999 before file-1000."""
-    return sorted(paths, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.as_posix())])
 
 
 class DatasetLayout:
@@ -194,6 +63,7 @@ class DatasetLayout:
         self.tasks = read_tasks(self.meta, self.version)
         self.episodes = read_episodes(self.meta, self.version)
         self._by_index = {e.index: e for e in self.episodes}
+        self._sharing: dict[str, dict[tuple[float, ...], list[EpisodeInfo]]] = {}
         self.split = self.meta.json("split.json") if self.meta.has("split.json") else {}
 
     @property
@@ -306,6 +176,19 @@ class DatasetLayout:
             return None
         return self._place(episode, f"videos/{self.video_column(camera)}/from_timestamp")
 
+    def video_episodes(self, episode: int, camera: str) -> list[EpisodeInfo]:
+        """The episodes whose frames lie in the same video file (v3.0), in the order in which they begin there."""
+        column = f"videos/{self.video_column(camera)}"
+        if column not in self._sharing:
+            files: dict[tuple[float, ...], list[EpisodeInfo]] = {}
+            for e in self.episodes:
+                files.setdefault(_file_of(e, column), []).append(e)
+            start = f"{column}/from_timestamp"
+            for sharing in files.values():
+                sharing.sort(key=lambda e: e.places.get(start, math.inf))
+            self._sharing[column] = files
+        return self._sharing[column][_file_of(self.episode(episode), column)]
+
     def _place(self, episode: int, name: str) -> float:
         problem = f"{self.root}/meta/episodes: episode {episode} has no {name}."
         remedy = " Mend original_key in meta/modality.json, or download or copy the dataset again."
@@ -341,6 +224,10 @@ class DatasetLayout:
         if not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise ToolkitError(f"{self.root}/meta/info.json: {key} is {value}; it must be a number above 0.")
         return float(value)
+
+
+def _file_of(episode: EpisodeInfo, column: str) -> tuple[float, ...]:
+    return tuple(episode.places.get(f"{column}/{key}", -1) for key in ("chunk_index", "file_index"))
 
 
 def file_hashes(root: Path) -> dict[str, str]:

@@ -8,13 +8,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Step
@@ -45,19 +46,13 @@ class FrameTables:
             if not path.is_file():
                 raise ToolkitError(f"{path} is missing. Prepare the dataset again.")
         self.digest = files_digest(paths)
-        copy = cache_folder(root) / f"tables-{self.digest[:16]}"
-        make_once(copy, f"the Arrow copy of {root}", lambda: _is_whole(copy), lambda: _copy(layout, copy))
+        names = sorted({*columns, EPISODE})
+        read = hashlib.sha256("\0".join([self.digest, *names]).encode()).hexdigest()
+        copy = cache_folder(root) / f"tables-{read[:16]}"
+        make_once(copy, f"the Arrow copy of {root}", lambda: _is_whole(copy), lambda: _copy(layout, copy, names))
         parts = sorted(copy.glob(PARTS))
         table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts])
-        for name in [*columns, EPISODE]:
-            look_up(dict.fromkeys(table.column_names), name, f'{root}/data: no column "{name}".')
-        promised = sum(e.length for e in layout.episodes)
-        if table.num_rows != promised:
-            raise ToolkitError(
-                f"{root}: the frame tables hold {table.num_rows} rows, meta/episodes promises {promised}. "
-                "Prepare the dataset again."
-            )
-        self._columns = {name: _to_numpy(table, name, root) for name in dict.fromkeys([*columns, EPISODE])}
+        self._columns = {name: _to_numpy(table, name, root) for name in names}
         self._span = _spans(layout, self._columns[EPISODE])
 
     def rows(self, column: str, episode: int, frames: np.ndarray) -> np.ndarray:
@@ -74,7 +69,7 @@ class FrameTables:
 
 
 def _spans(layout: DatasetLayout, numbers: np.ndarray) -> dict[int, tuple[int, int]]:
-    """{episode: (first row, one past the last)} from the column of episode indices (rows,).
+    """{episode: (first row, one past the last)} from the column of episode indices (rows,), which may hold others.
 
     Where rows lie is read from the rows: in LeRobot v3.0 files hold many episodes, and its own converter may write the
     wrong file into meta/episodes.
@@ -82,9 +77,10 @@ def _spans(layout: DatasetLayout, numbers: np.ndarray) -> dict[int, tuple[int, i
     starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
     ends = np.append(starts[1:], len(numbers))
     found = {int(numbers[start]): (int(start), int(end)) for start, end in zip(starts, ends, strict=True)}
+    parts = Counter(map(int, numbers[starts]))
     for e in layout.episodes:
         start, end = found.get(e.index, (0, 0))
-        if end - start != e.length or len(starts) != len(found):
+        if end - start != e.length or parts[e.index] > 1:
             raise ToolkitError(
                 f"{layout.parquet_path(e.index)}: the episode_index column does not say {e.index} in {e.length} rows "
                 "that follow each other. Prepare the dataset again."
@@ -101,8 +97,10 @@ def _part_name(number: int, count: int) -> str:
     return f"part-{number:05d}-of-{count:05d}.arrow"
 
 
-def _copy(layout: DatasetLayout, copy: Path) -> None:
-    """Write all rows as Arrow files, in their order, then remove the copies of what the tables held before.
+def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
+    """Write these columns as Arrow files, rows in their order, then remove the copies of what the tables held before.
+
+    Columns that nobody reads may differ between the files, and may be large.
 
     What `datasets` keeps by itself is found again by path and time, which files that were restored may share.
     """
@@ -111,7 +109,12 @@ def _copy(layout: DatasetLayout, copy: Path) -> None:
         datasets.disable_progress_bars()
         try:
             paths = [str(path) for path in layout.data_files()]
-            table = datasets.Dataset.from_parquet(paths, cache_dir=str(aside / "datasets"))
+            for path in paths:
+                for name in columns:
+                    look_up(dict.fromkeys(pq.read_schema(path).names), name, f'{path}: no column "{name}".')
+            table = datasets.Dataset.from_parquet(paths, cache_dir=str(aside / "datasets"), columns=columns)
+        except ToolkitError:
+            raise
         except Exception as error:  # datasets wraps what pyarrow says in many types
             if (disk := _disk_error(error)) is not None:
                 raise disk from error

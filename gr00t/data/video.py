@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ X264_PARAMS = "mbtree=0"
 # Mean squared difference of 8x8 block means above which two images count as different. ManiSkill episodes move by 200
 # to 2000 from first to last frame; the codec's own error is 2 to 3.
 CLEARLY_DIFFERENT = 16.0
+_DRIFT = 0.25  # of a frame: further away from one, the seconds of meta/episodes may mean its neighbour
 _ENCODER_AT_FAULT = "The encoder of this PyAV build is at fault: reinstall av in the version of the constraints file."
 
 
-# They store when each frame is shown. Elsewhere (AVI) that is guessed from the order of decoding, which B-frames change.
+# They store when a frame is shown. Elsewhere (AVI) that is guessed from the order of decoding, which B-frames change.
 _WITH_TIMES = ("mov,mp4", "matroska,webm")
 _TRIES = 3  # key frames at which decoding is begun before it is begun at the start of the file
 
@@ -146,7 +147,7 @@ class VideoReader:
         if self._counted and packets:
             self._begin()
             shown = [frame.pts for frame in self._container.decode(self._stream)]
-            steady = None not in shown and all(a < b for a, b in zip(shown, shown[1:], strict=False))
+            steady = None not in shown and all(a < b for a, b in pairwise(shown))
             self._pts = np.array(shown if steady else self._evenly(len(shown)), dtype=np.int64)
             self._keys = np.zeros(min(len(shown), 1), dtype=np.int64)
 
@@ -301,9 +302,10 @@ def _shows(decoded: np.ndarray, other: np.ndarray, instead_of: np.ndarray) -> np
 class EpisodeVideo:
     """Frames of an episode by their number in it, exact; as a context manager it closes the file.
 
-    `reader` reads the file that holds them and may be shared by episodes. In v3.0 the first frame is the one shown at
-    the second that meta/episodes names, and each further one must follow 1/fps later: a file in which frames are
-    missing or doubled raises ToolkitError, where LeRobot's own reader would take the nearest in silence or refuse.
+    `reader` reads the file that holds them and may be shared by episodes. In v3.0 a file's episodes follow each other:
+    where their lengths add up to its frames, frames are counted. Else the first is the one shown at the second that
+    meta/episodes names. Each further one must follow 1/fps later. Frames that are missing or doubled, and seconds that
+    drift away from the frames, raise ToolkitError, where the nearest frame would be another one in silence.
     """
 
     def __init__(self, layout: DatasetLayout, episode: int, camera: str, reader: VideoReader | None = None) -> None:
@@ -311,6 +313,11 @@ class EpisodeVideo:
         self._length, self._fps = layout.episode(episode).length, layout.fps
         self._start = layout.video_start(episode, camera)
         self._where = f"episode {episode} of {layout.root}"
+        self._sharing: list[tuple[int, float, int]] = []  # index, second of the beginning, length
+        if self._start is not None:
+            others = layout.video_episodes(episode, camera)
+            self._sharing = [(e.index, layout.video_start(e.index, camera) or 0.0, e.length) for e in others]
+        self._own = [index for index, _, _ in self._sharing].index(episode) if self._sharing else 0
         self._first: int | None = None  # number of the episode's first frame in a shared file, once it was looked up
 
     def __len__(self) -> int:
@@ -327,23 +334,51 @@ class EpisodeVideo:
                 f"{self.reader.path}: frame {wrong[0]} of {self._where} was asked for, which has {self._length}."
             )
         if self._first is None:
-            times, wanted = self.reader.times(), self._start + np.arange(self._length) / self._fps
-            first = int(np.abs(times - self._start).argmin())
-            found = times[first : first + self._length]
-            if len(found) < self._length:
-                raise ToolkitError(
-                    f"{self.reader.path} ends {self._length - len(found)} frames before {self._where} does (it begins "
-                    f"at {self._start:g} s and has {self._length} frames). Download or copy that file again."
-                )
-            off = np.flatnonzero(np.abs(found - wanted) > 0.5 / self._fps)
-            if len(off):
-                raise ToolkitError(
-                    f"{self.reader.path}: frame {off[0]} of {self._where} is shown at {found[off[0]]:.3f} s and not at "
-                    f"{wanted[off[0]]:.3f} s: frames are missing or doubled, or fps in meta/info.json "
-                    f"({self._fps:g}) is not the video's. Leave that episode out, or record it again."
-                )
-            self._first = first
+            self._first = self._find(self._start)
         return self.reader.frames([self._first + int(i) for i in indices])
+
+    def _find(self, start: float) -> int:
+        """The number of the episode's first frame in the file, which is checked to hold the others."""
+        times = self.reader.times()
+        before = sum(length for _, _, length in self._sharing[: self._own])
+        counted = sum(length for _, _, length in self._sharing) == len(times) and (
+            abs(times[before] - start) < self._length / self._fps / 2  # else their order may not be what it seems
+        )
+        first = before if counted else int(np.abs(times - start).argmin())
+        found = times[first : first + self._length]
+        if len(found) < self._length:
+            raise ToolkitError(
+                f"{self.reader.path} ends {self._length - len(found)} frames before {self._where} does (it begins "
+                f"at {start:g} s and has {self._length} frames). Download or copy that file again."
+            )
+        if not counted:
+            self._check_start(times, first, start)
+        wanted = (found[0] if counted else start) + np.arange(self._length) / self._fps
+        off = np.flatnonzero(np.abs(found - wanted) > 0.5 / self._fps)
+        if len(off):
+            raise ToolkitError(
+                f"{self.reader.path}: frame {off[0]} of {self._where} is shown at {found[off[0]]:.3f} s and not at "
+                f"{wanted[off[0]]:.3f} s: frames are missing or doubled, or fps in meta/info.json "
+                f"({self._fps:g}) is not the video's. Leave that episode out, or record it again."
+            )
+        return first
+
+    def _check_start(self, times: np.ndarray, first: int, start: float) -> None:
+        """Refuse a beginning between two frames, or before the frames of the episode before end."""
+        problem = ""
+        if abs(times[first] - start) > _DRIFT / self._fps:
+            problem = f"begins at {start:.4f} s by meta/episodes, but the nearest frame is at {times[first]:.4f} s"
+        elif self._own:
+            other, begins, length = self._sharing[self._own - 1]
+            end = int(np.abs(times - begins).argmin()) + length
+            if end > first:
+                problem = f"begins at frame {first} by meta/episodes, but episode {other} ends at frame {end}"
+        if problem:
+            raise ToolkitError(
+                f"{self.reader.path}: {self._where} {problem}: the from_timestamp of that file drift away from its "
+                f"frames ({len(times)}; the listed episodes have {sum(length for *_, length in self._sharing)}). Write "
+                "from_timestamp as the frames before an episode divided by fps, or convert the dataset again."
+            )
 
     def __enter__(self) -> EpisodeVideo:
         return self
