@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MODALITY, SPLIT = "modality.json", "split.json"
 PANDA_STATES, PANDA_ACTIONS = (8, 9), 8  # values of a Panda in joint positions, with one finger or two
+OPENPI = {"state": "state", "action": "actions"}  # what its scripts call the columns
 BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index", "task"}
 
 # What names of dimensions and cameras say.
@@ -228,9 +229,10 @@ def propose(info: dict[str, Any], configs: ModalityConfigs, where: str) -> Propo
 def _vectors(features: Features, modality: str) -> Features:
     """The float columns of one dimension: the usual one first, then those whose names begin like it."""
     usual = COLUMNS[modality]
-    names = [name for name in features if name.startswith(usual.removesuffix("state"))]
+    names = [n for n in features if n.startswith(usual.removesuffix("state")) or n == OPENPI[modality]]
     floats = [n for n in names if str(features[n].get("dtype")).startswith("float") and len(_shape(features[n])) == 1]
-    return {name: features[name] for name in sorted(floats, key=lambda name: name != usual)}
+    order = [usual, OPENPI[modality]]
+    return {n: features[n] for n in sorted(floats, key=lambda n: order.index(n) if n in order else len(order))}
 
 
 def _groups(columns: dict[str, Features], assumed: list[str]) -> dict[str, Groups]:
@@ -238,7 +240,8 @@ def _groups(columns: dict[str, Features], assumed: list[str]) -> dict[str, Group
     from data_prep.lerobot import GROUPS
 
     found: dict[str, Groups] = {"state": {}, "action": {}}
-    main = {m: of[COLUMNS[m]] for m, of in columns.items() if COLUMNS[m] in of}
+    firsts = {m: next(iter(of)) for m, of in columns.items() if next(iter(of)) in (COLUMNS[m], OPENPI[m])}
+    main = {m: columns[m][first] for m, first in firsts.items()}
     sizes = {m: _shape(feature)[0] for m, feature in main.items()}
     names = {m: _dim_names(feature) for m, feature in main.items()}
     if None in names.values() and sizes.get("action") == PANDA_ACTIONS and sizes.get("state") in PANDA_STATES:
@@ -250,7 +253,11 @@ def _groups(columns: dict[str, Features], assumed: list[str]) -> dict[str, Group
         )
     else:
         found |= {m: _named_groups(names[m], sizes[m], m, assumed) for m in main}
-    for modality, column in [(m, c) for m, of_modality in columns.items() for c in of_modality if c != COLUMNS[m]]:
+    for modality, first in firsts.items():
+        if first != COLUMNS[modality]:
+            for group in found[modality].values():
+                group["original_key"] = first
+    for modality, column in [(m, c) for m, of_modality in columns.items() for c in of_modality if c != firsts.get(m)]:
         name = column.removeprefix("observation.").removeprefix("action.").replace(".", "_")
         name = column.replace(".", "_") if name in found[modality] else name
         size = _shape(columns[modality][column])[0]
@@ -301,17 +308,16 @@ def _shape(feature: dict[str, Any]) -> list[int]:
 
 
 def _cameras(features: Features, configs: ModalityConfigs, assumed: list[str], where: str) -> Groups:
-    """Every video that holds no depth; under the configuration's names where these say which is meant."""
-    own, images = {}, []
+    """Every video or column of images that holds no depth; under the configuration's names where these say which."""
+    own = {}
     for column, feature in features.items():
         info = feature.get("info") or feature.get("video_info") or {}
-        if feature.get("dtype") == "image":
-            images.append(column)
-        elif feature.get("dtype") == "video" and not info.get("video.is_depth_map") and not info.get("is_depth_map"):
+        is_image = feature.get("dtype") == "image"
+        depth = (is_image and "depth" in column.lower()) or info.get("video.is_depth_map") or info.get("is_depth_map")
+        if (is_image or feature.get("dtype") == "video") and not depth:
             own[column.removeprefix("observation.images.").replace(".", "_")] = column
     if not own:
-        stored = f"{', '.join(images)} are images inside the frame tables; encode them as videos" if images else "none"
-        raise ToolkitError(f"{where}: no feature is a video, which the policy sees with ({stored}).")
+        raise ToolkitError(f"{where}: no feature is a video or an image, which the policy sees with.")
     wanted = configs["video"].modality_keys
     if not set(wanted) <= set(own) and len(own) == 2:
         # One of either kind, on the hand and not on it: no doubt which is which.

@@ -292,11 +292,11 @@ NOT_ADOPTED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_json(d / "meta/info.json", lambda i: i["features"].pop("action")),
         r"no feature is a action \(action",
     ),
-    "images in the tables": (
+    "no camera": (
         lambda d: edit_json(
-            d / "meta/info.json", lambda i: [f.update(dtype="image") for n, f in i["features"].items() if "images" in n]
+            d / "meta/info.json", lambda i: [f.update(dtype="depth") for n, f in i["features"].items() if "images" in n]
         ),
-        "observation.images.front, observation.images.wrist are images inside the frame tables",
+        "no feature is a video or an image",
     ),
     "no data": (lambda d: shutil.rmtree(d / "data"), "data holds no"),
     "a column that is not there": (

@@ -22,7 +22,8 @@ import pytest
 
 from conflict_panda_config import MODALITY_CONFIG
 from gr00t.data.dataset import training_statistics
-from gr00t.data.step_reader import StepReader, cache_folder
+from gr00t.data.frame_tables import cache_folder
+from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_lock
 
@@ -183,7 +184,7 @@ def test_what_the_first_process_made_is_used(dataset: Path, monkeypatch: pytest.
     expected, _ = read(dataset)
     target, away = kept(dataset, "tables-*"), dataset / "away"
     target.rename(away)
-    monkeypatch.setattr("gr00t.data.step_reader._copy", lambda *_: pytest.fail("made twice"))
+    monkeypatch.setattr("gr00t.data.frame_tables._copy", lambda *_: pytest.fail("made twice"))
     found: list[np.ndarray] = []
     second = threading.Thread(target=lambda: found.append(read(dataset)[0]), daemon=True)
     with file_lock(target):

@@ -19,10 +19,11 @@ import pyarrow as pa
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short
 from data_prep.lerobot import SKETCH_SIDE, Columns, read_table, thumbnail
+from gr00t.data.frame_tables import EpisodeImages, open_camera
 from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import COLUMNS, Statistics, Tail, relative_groups, relative_statistics
-from gr00t.data.video import EpisodeVideo, VideoReader
+from gr00t.data.video import EpisodeVideo
 from gr00t.errors import ToolkitError
 
 SIDE = 16  # of a video's thumbnails
@@ -264,7 +265,10 @@ class Subject:
         return [camera for camera in self.configs["video"].modality_keys if camera in self.layout.cameras]
 
     def video_path(self, episode: int, camera: str) -> Path | str:
-        """Where a video lies, or why that cannot be said."""
+        """Where a video lies, or the table that holds the images; or why that cannot be said."""
+        with suppress(ToolkitError, AttributeError, TypeError):
+            if self.layout.is_in_tables(camera):
+                return _path(self.layout.parquet_path, episode)
         return _path(self.layout.video_path, episode, camera)
 
     @cached_property
@@ -274,12 +278,12 @@ class Subject:
         if self.fast:
             wanted = evenly(wanted, max(1, MEASURED // max(1, len(self.cameras))))
         glanced = set(evenly(wanted, GLANCES))
-        by_file: dict[Path | str, list[tuple[int, str]]] = defaultdict(list)
+        by_file: dict[tuple[Path | str, str], list[tuple[int, str]]] = defaultdict(list)
         for key in ((episode, camera) for episode in wanted for camera in self.cameras):
-            by_file[self.video_path(*key)].append(key)
+            by_file[self.video_path(*key), key[1]].append(key)
         with ThreadPoolExecutor(THREADS) as pool:
             found: dict[tuple[int, str], Footage] = {}
-            for footage in pool.map(lambda file: self._look(file[0], file[1], glanced), by_file.items()):
+            for footage in pool.map(lambda file: self._look(file[0][0], file[1], glanced), by_file.items()):
                 found |= footage
                 self.progress(f"{self.name}: videos", len(found), len(wanted) * len(self.cameras))
             return found
@@ -294,8 +298,8 @@ class Subject:
             return dict.fromkeys(keys, Footage(path))
         if not path.is_file() or not path.stat().st_size:
             return dict.fromkeys(keys, Footage(f"{path} is {'empty' if path.is_file() else 'missing'}."))
-        with VideoReader(path) as reader:
-            videos = {key: EpisodeVideo(self.layout, *key, reader) for key in keys}
+        with open_camera(self.layout, *keys[0]) as first:
+            videos = {key: open_camera(self.layout, *key, first.reader) for key in keys}
             return {k: _watch(v, int(k[0] in glanced) if self.fast else None) for k, v in videos.items()}
 
 
@@ -347,7 +351,7 @@ def _read_table(path: Path | str) -> Columns | str:
         return f"{path} cannot be read ({' '.join(str(error).split())[:160]})."
 
 
-def _watch(video: EpisodeVideo, count: int | None) -> Footage:
+def _watch(video: EpisodeVideo | EpisodeImages, count: int | None) -> Footage:
     """Decode the first `count` frames, None for all. Length and frame rate alone cost no decoding."""
     size = sketch = mean = unrest = None
     small: list[np.ndarray] = []

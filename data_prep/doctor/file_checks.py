@@ -99,7 +99,7 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
 def check_features(subject: Subject) -> Iterator[Finding]:
     """Are columns as wide as meta/info.json says?"""
     for name, entry in subject.features.items():
-        if entry.get("dtype") != "video" and isinstance(entry.get("shape"), list):
+        if entry.get("dtype") not in ("video", "image") and isinstance(entry.get("shape"), list):
             promised = int(np.prod([n for n in entry["shape"] if isinstance(n, int)] or [1]))
             widths = {i: matrix(v).shape[1] for i, v in subject.column(name).items()}
             text = f"Rows have {{}} values, meta/info.json promises {promised}."

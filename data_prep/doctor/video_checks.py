@@ -65,7 +65,8 @@ CHANGES: tuple[tuple[str, Callable[[np.ndarray], np.ndarray], str], ...] = (
 
 def check_copies(subject: Subject) -> Iterator[Finding]:
     """Is every video there once?"""
-    places = [(i, camera, subject.video_path(i, camera)) for i in subject.lengths for camera in subject.cameras]
+    filmed = [camera for camera in subject.cameras if not subject.layout.is_in_tables(camera)]
+    places = [(i, camera, subject.video_path(i, camera)) for i in subject.lengths for camera in filmed]
     files = [(i, camera, path) for i, camera, path in places if isinstance(path, Path) and path.is_file()]
     sizes = Counter({path: path.stat().st_size for _, _, path in files}.values())
     first: dict[str, tuple[int, str, Path]] = {}

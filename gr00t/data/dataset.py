@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from gr00t.data.frame_tables import cache_folder
 from gr00t.data.images import Augmentation
 from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.sampler import SampleKey, Stream, generator
 from gr00t.data.statistics import Statistics, Tail, merge_statistics, start_frames, to_processor_statistics
-from gr00t.data.step_reader import StepReader, cache_folder
+from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import FeatureStore
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_sha256, is_sound, make_once, read_json, write_checksum, write_json

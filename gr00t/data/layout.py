@@ -135,7 +135,8 @@ class DatasetLayout:
 
     def files(self) -> list[Path]:
         """Every file of meta/, data/ and videos/ but meta/split.json, those behind linked folders too."""
-        videos = [self.video_path(e.index, camera) for e in self.episodes for camera in self.cameras]
+        filmed = [camera for camera in self.cameras if not self.is_in_tables(camera)]
+        videos = [self.video_path(e.index, camera) for e in self.episodes for camera in filmed]
         named = {path for path in (*self.data_files(), *videos) if path.is_file()}
         return sorted({*_files(self.root), *named})
 
@@ -164,6 +165,12 @@ class DatasetLayout:
         problem = f'{self.root}: no camera "{camera}" in meta/modality.json.'
         entry = look_up(self.modality.get("video", {}), camera, problem)
         return str(entry.get("original_key") or f"observation.images.{camera}")
+
+    def is_in_tables(self, camera: str) -> bool:
+        """Whether the camera's images lie in cells of the frame tables (`dtype: image`), not in videos."""
+        features = self.info.get("features")
+        feature = features.get(self.video_column(camera)) if isinstance(features, dict) else None
+        return isinstance(feature, dict) and feature.get("dtype") == "image"
 
     def video_path(self, episode: int, camera: str) -> Path:
         """The video of one episode, in v3.0 of many; `camera` is a key of modality.json's video section."""

@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gr00t.data.frame_tables import open_camera
 from gr00t.data.layout import DatasetLayout
-from gr00t.data.video import EpisodeVideo, VideoReader
 from gr00t.errors import ToolkitError, disk_errors, in_bytes
 from gr00t.file_replacement import (
     checksum_path,
@@ -176,7 +176,7 @@ def frame_shapes(layout: DatasetLayout, cameras: list[str]) -> dict[str, tuple[i
     total = sum(e.length for e in layout.episodes)
     found = {}
     for camera in cameras:
-        with EpisodeVideo(layout, layout.episodes[0].index, camera) as video:
+        with open_camera(layout, layout.episodes[0].index, camera) as video:
             found[camera] = (total, *video.frames([0]).shape[1:])
     return found
 
@@ -197,10 +197,11 @@ def write_frame_store(
     first, own = first_rows(layout), threading.local()
 
     def decode(camera: str, episode: int, length: int, target: np.ndarray) -> int:
-        path, rows = layout.video_path(episode, camera), target[first[episode] : first[episode] + length]
-        if not hasattr(own, "reader") or own.reader.path != path:  # a file may hold many episodes
-            own.reader = VideoReader(path)
-        video = EpisodeVideo(layout, episode, camera, own.reader)
+        rows = target[first[episode] : first[episode] + length]
+        path = layout.root / camera if layout.is_in_tables(camera) else layout.video_path(episode, camera)
+        shared = getattr(own, "reader", None) if getattr(own, "path", None) == path else None
+        video = open_camera(layout, episode, camera, shared)
+        own.path, own.reader = path, video.reader  # a file may hold many episodes
         for start in range(0, length, PIECE):
             frames = video.frames(range(start, min(start + PIECE, length)))
             if frames.shape[1:] != rows.shape[1:]:

@@ -1,0 +1,268 @@
+"""A dataset's frame tables (parquet), memory-mapped through Hugging Face `datasets`, and images stored in them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from gr00t.data.layout import DatasetLayout
+from gr00t.data.schema import look_up
+from gr00t.data.video import EpisodeVideo, VideoReader
+from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_replacement import files_digest, make_once, unsound, whole_folder, write_checksum
+
+CACHE_FOLDER = ".cache"
+EPISODE = "episode_index"
+PARTS = "part-*.arrow"
+
+
+class FrameTables:
+    """Columns of all episodes, one row a frame; `digest` is the hash of the parquet files' content.
+
+    The parquet files are converted once to Arrow (in `.cache/` of the dataset folder, or of the temporary folder
+    where the dataset is read-only) and mapped into memory; processes of one machine share the pages. The copy is named
+    by their content, and checked whenever it is opened; a damaged one is made again.
+    """
+
+    def __init__(self, layout: DatasetLayout, columns: list[str], kind: str = "tables") -> None:
+        root, paths = layout.root, layout.data_files()
+        for path in paths:
+            if not path.is_file():
+                raise ToolkitError(f"{path} is missing. Prepare the dataset again.")
+        self.digest = files_digest(paths)
+        names = sorted({*columns, EPISODE})
+        read = hashlib.sha256("\0".join([self.digest, *names]).encode()).hexdigest()
+        copy = cache_folder(root) / f"{kind}-{read[:16]}"
+        make_once(copy, f"the Arrow copy of {root}", lambda: _is_whole(copy), lambda: _copy(layout, copy, names))
+        parts = sorted(copy.glob(PARTS))
+        table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts])
+        self._columns: dict[str, Any] = {
+            name: table.data.column(name) if _is_image(table.data.column(name)) else _to_numpy(table, name, root)
+            for name in names
+        }
+        self._span = _spans(layout, self._columns[EPISODE])
+
+    def rows(self, column: str, episode: int, frames: np.ndarray) -> np.ndarray:
+        """Values (len(frames), ...) of `column` at frame numbers within an episode."""
+        start, end = self._span[episode]
+        if len(frames) and (frames.min() < 0 or frames.max() >= end - start):
+            raise IndexError(f"episode {episode} has {end - start} frames, not {frames.max() + 1}")
+        return self._columns[column][start + frames]
+
+    def episode(self, column: str, episode: int) -> np.ndarray:
+        """All values (T, ...) of an episode, a view into the mapped file."""
+        start, end = self._span[episode]
+        return self._columns[column][start:end]
+
+    def cells(self, column: str, episode: int, frames: Sequence[int]) -> list[Any]:
+        """What the cells of an image column hold at frame numbers within an episode."""
+        start, _ = self._span[episode]
+        return [self._columns[column][start + int(frame)].as_py() for frame in frames]
+
+
+def _is_image(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_struct(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+
+
+def _spans(layout: DatasetLayout, numbers: np.ndarray) -> dict[int, tuple[int, int]]:
+    """{episode: (first row, one past the last)} from the column of episode indices (rows,), which may hold others.
+
+    Where rows lie is read from the rows: in LeRobot v3.0 files hold many episodes, and its own converter may write the
+    wrong file into meta/episodes.
+    """
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    ends = np.append(starts[1:], len(numbers))
+    found = {int(numbers[start]): (int(start), int(end)) for start, end in zip(starts, ends, strict=True)}
+    parts = Counter(map(int, numbers[starts]))
+    for e in layout.episodes:
+        start, end = found.get(e.index, (0, 0))
+        if end - start != e.length or parts[e.index] > 1:
+            raise ToolkitError(
+                f"{layout.parquet_path(e.index)}: the episode_index column does not say {e.index} in {e.length} rows "
+                "that follow each other. Prepare the dataset again."
+            )
+    return found
+
+
+def _is_whole(copy: Path) -> bool:
+    parts = sorted(copy.glob(PARTS))
+    return bool(parts) and parts[-1].name == _part_name(len(parts) - 1, len(parts)) and not unsound(parts, copy.name)
+
+
+def _part_name(number: int, count: int) -> str:
+    return f"part-{number:05d}-of-{count:05d}.arrow"
+
+
+def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
+    """Write these columns as Arrow files, rows in their order, then remove the copies of what the tables held before.
+
+    Columns that nobody reads may differ between the files, and may be large.
+
+    What `datasets` keeps by itself is found again by path and time, which files that were restored may share.
+    """
+    with whole_folder(copy, lock=False) as aside:
+        had_bars = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+        try:
+            paths = [str(path) for path in layout.data_files()]
+            for table_path in paths:
+                for name in columns:
+                    problem = f'{table_path}: no column "{name}".'
+                    look_up(dict.fromkeys(pq.read_schema(table_path).names), name, problem)
+            table = datasets.Dataset.from_parquet(paths, cache_dir=str(aside / "datasets"), columns=columns)
+        except ToolkitError:
+            raise
+        except Exception as error:  # datasets wraps what pyarrow says in many types
+            if (disk := _disk_error(error)) is not None:
+                raise disk from error
+            raise ToolkitError(f"{layout.root}/data cannot be read ({error}). Prepare the dataset again.") from error
+        finally:
+            if had_bars:
+                datasets.enable_progress_bars()
+        assert isinstance(table, datasets.Dataset)
+        made = [Path(file["filename"]) for file in table.cache_files]
+        for number, path in enumerate(made):
+            part = aside / _part_name(number, len(made))
+            path.rename(part)
+            write_checksum(part, copy.name)
+        shutil.rmtree(aside / "datasets")
+    for other in copy.parent.glob(f"{copy.name.partition('-')[0]}-*"):
+        if other != copy:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """What the disk said when a copy could not be written; None for anything else."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error
+        if "Not enough disk space" in str(error):  # of `datasets`, ahead of writing
+            return OSError(errno.ENOSPC, str(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def cache_folder(root: Path) -> Path:
+    """The folder of what is made from a dataset: beside it, or below the temporary folder where it is read-only."""
+    beside = root / CACHE_FOLDER
+    place = beside if beside.is_dir() else root
+    # the mode besides: the superuser may write where nobody is meant to
+    if os.access(place, os.W_OK) and root.stat().st_mode & 0o222:
+        return beside
+    folder = Path(tempfile.gettempdir()) / f"groot-tables-{os.getuid()}"
+    with disk_errors(folder, "Set TMPDIR to a folder with room."):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ToolkitError(f"{folder} belongs to another user. Remove it, or set TMPDIR to a folder of your own.")
+    return folder / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+
+
+def _to_numpy(table: datasets.Dataset, name: str, root: Path) -> np.ndarray:
+    """(rows,) or (rows, D); without a copy where the mapped column is one piece."""
+    pieces = []
+    for chunk in table.data.column(name).chunks:
+        if chunk.null_count:
+            raise ToolkitError(f'{root}/data: column "{name}" has empty cells. Prepare the dataset again.')
+        if pa.types.is_list(chunk.type) or pa.types.is_fixed_size_list(chunk.type):
+            flat = chunk.flatten().to_numpy(zero_copy_only=False)
+            if len(chunk) and flat.size % len(chunk):
+                raise ToolkitError(f'{root}/data: column "{name}" has rows of several widths. Prepare it again.')
+            pieces.append(flat.reshape(len(chunk), -1))
+        else:
+            pieces.append(chunk.to_numpy(zero_copy_only=False))
+    try:
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    except ValueError:
+        raise ToolkitError(f'{root}/data: column "{name}" has rows of several widths.') from None
+
+
+class TableImages:
+    """The images of one camera that lie in the cells of the frame tables (`dtype: image`), encoded, or as paths.
+
+    LeRobot's and openpi's convention: a cell holds {"bytes", "path"}, or the bytes alone.
+    """
+
+    def __init__(self, layout: DatasetLayout, camera: str) -> None:
+        self.layout, self.camera, self.column = layout, camera, layout.video_column(camera)
+        self.path, self.fps = layout.root / "data", layout.fps
+        self._tables: FrameTables | None = None
+
+    def frames(self, episode: int, indices: Sequence[int]) -> np.ndarray:
+        """The frames of these indices of an episode: (N, H, W, 3) uint8 RGB."""
+        if self._tables is None:
+            self._tables = FrameTables(self.layout, [self.column], kind=f"images_{self.camera}")
+        length = self.layout.episode(episode).length
+        wrong = [int(i) for i in indices if not 0 <= i < length]
+        where = f'{self.path}, column "{self.column}", episode {episode}'
+        if wrong:
+            raise ToolkitError(f"{where}: frame {wrong[0]} was asked for, the episode has {length}.")
+        cells = self._tables.cells(self.column, episode, indices)
+        found = [self._decode(cell, f"{where}, frame {i}") for i, cell in zip(indices, cells, strict=True)]
+        if len({image.shape for image in found}) > 1:
+            raise ToolkitError(f"{where}: images have several sizes. Leave that episode out, or record it again.")
+        return np.stack(found)
+
+    def _decode(self, cell: Any, where: str) -> np.ndarray:
+        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        try:
+            with Image.open(io.BytesIO(data) if data else self._inside(path, where)) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ToolkitError(f"{where}: no image that can be decoded ({error}). Copy or record it again.") from error
+
+    def _inside(self, path: str | None, where: str) -> Path:
+        normal = os.path.normpath(path or "")
+        if not path or os.path.isabs(normal) or normal.split(os.sep)[0] == "..":
+            raise ToolkitError(f'{where}: neither image bytes nor a path inside the dataset folder, but "{path}".')
+        return self.layout.root / normal
+
+    def close(self) -> None:
+        """Let go of the mapped tables; the next use maps them again."""
+        self._tables = None
+
+    def __reduce__(self) -> tuple[Any, ...]:  # another process maps the tables itself
+        return type(self), (self.layout, self.camera)
+
+
+class EpisodeImages:
+    """Frames of an episode from the cells of its frame table, with the interface of EpisodeVideo."""
+
+    def __init__(self, layout: DatasetLayout, episode: int, camera: str, reader: TableImages | None = None) -> None:
+        self.reader = reader or TableImages(layout, camera)
+        self.episode = episode
+
+    def __len__(self) -> int:
+        return self.reader.layout.episode(self.episode).length
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """The frames of these numbers, in their order (repeats allowed): (N, H, W, 3) uint8 RGB."""
+        return self.reader.frames(self.episode, indices)
+
+    def __enter__(self) -> EpisodeImages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
+
+
+def open_camera(
+    layout: DatasetLayout, episode: int, camera: str, reader: VideoReader | TableImages | None = None
+) -> EpisodeVideo | EpisodeImages:
+    """What a camera saw in an episode: a video, or images of the frame table. `reader` may be shared by episodes."""
+    if layout.is_in_tables(camera):
+        return EpisodeImages(layout, episode, camera, reader if isinstance(reader, TableImages) else None)
+    return EpisodeVideo(layout, episode, camera, reader if isinstance(reader, VideoReader) else None)
