@@ -33,11 +33,12 @@ mutants: .venv/ready-dev ## break the code in 300 places, one at a time, and see
 	$(BIN)/python -m pip install -q -c constraints.txt cosmic-ray pytest-cov
 	$(BIN)/python tests/mutants/run.py --folder .cache/mutants
 
-lint: .venv/ready-dev ## ruff (lint and format), mypy, and which package may import which
+lint: .venv/ready-dev ## ruff (lint and format), mypy, which package may import which, spelling and wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy gr00t toolkit finetune data_prep simulation
 	$(BIN)/lint-imports --no-cache
+	git ls-files -co --exclude-standard -z | xargs -0 $(BIN)/codespell
 
 cluster: ## a throw-away SLURM cluster on this machine: two nodes with four (fake) a100 each
 	@tests/cluster/up
