@@ -16,7 +16,7 @@ from test_training import ROOT, STEPS, assert_same_gradients, config, losses, me
 from finetune.training.train import finetune
 
 deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason='DeepSpeed is not installed: pip install ".[deepspeed]"'
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
 )
 
 
