@@ -10,9 +10,10 @@ export WANDB_CACHE_DIR := $(CURDIR)/.cache/wandb
 export WANDB_DATA_DIR := $(CURDIR)/.cache/wandb
 export WANDB_CONFIG_DIR := $(CURDIR)/.cache/wandb
 DEMO := split=color_object local=none
+EXTRAS ?= slurm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example test test-long mutants lint format clean cluster cluster-down
+.PHONY: help demo example test test-long mutants lint bundle format clean cluster cluster-down
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,6 +40,9 @@ lint: .venv/ready-dev ## ruff (lint and format), mypy, which package may import 
 	$(BIN)/mypy gr00t toolkit finetune data_prep simulation
 	$(BIN)/lint-imports --no-cache
 	git ls-files -co --exclude-standard -z | xargs -0 $(BIN)/codespell
+
+bundle: ## wheels and hashes to install from without internet, into bundle/ (EXTRAS=slurm,serve GLIBC=2.28 PYTHON=...)
+	$(PYTHON) scripts/bundle.py --extras "$(EXTRAS)" --glibc "$(GLIBC)"
 
 cluster: ## a throw-away SLURM cluster on this machine: two nodes with four (fake) a100 each
 	@tests/cluster/up
