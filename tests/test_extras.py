@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -45,6 +46,8 @@ def test_every_extra_has_a_command_that_is_tried_without_it() -> None:
 def test_a_command_without_its_extra_names_it_in_one_line(
     extra: str, module: str, package: str, command: tuple[str, ...], tmp_path: Path
 ) -> None:
+    if any(importlib.util.find_spec(other) is None for of, other, *_ in MISSING if of == extra and other < module):
+        pytest.skip(f"another package of the extra {extra} is missing too, and is named before")
     done = subprocess.run(
         [sys.executable, "-c", HIDE, module, *command],
         cwd=tmp_path,
