@@ -264,7 +264,7 @@ def _leave_locks_to_parent() -> None:
     _locks_change.release()
 
 
-# A thread may lock a file while another forks: the child must not inherit a lock unseen or close a reused descriptor.
+# While a thread locks a file another may fork: the child must neither inherit a lock unseen nor close a reused number.
 os.register_at_fork(
     before=_locks_change.acquire, after_in_parent=_locks_change.release, after_in_child=_leave_locks_to_parent
 )

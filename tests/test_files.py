@@ -147,7 +147,7 @@ def test_one_who_waits_in_turn_hears_once_for_whom_and_gives_up_in_time(tmp_path
 
 
 def test_locks_taken_by_threads_while_another_forks_end_with_their_holders(tmp_path: Path) -> None:
-    """Closing a descriptor and forgetting it are one step: its number, used again, would be another thread's lock."""
+    """Closing a descriptor and forgetting it are one step: its number, used again, may be another thread's lock."""
     end = threading.Event()
 
     def take(number: int) -> int:
