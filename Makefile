@@ -1,6 +1,6 @@
 # Everything below runs from a fresh clone: no root, no account, no GPU. Packages go to .venv/, results to demo/ and example/.
 SHELL := /bin/bash
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys' 2>/dev/null && echo y),$(p))))
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.14 python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys' 2>/dev/null && echo y),$(p))))
 BIN := .venv/bin
 # caches of tools stay in the clone
 export PYTHONDONTWRITEBYTECODE := 1
@@ -10,9 +10,10 @@ export WANDB_CACHE_DIR := $(CURDIR)/.cache/wandb
 export WANDB_DATA_DIR := $(CURDIR)/.cache/wandb
 export WANDB_CONFIG_DIR := $(CURDIR)/.cache/wandb
 DEMO := split=color_object local=none
+EXTRAS ?= slurm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example test test-long mutants lint docs format clean cluster cluster-down
+.PHONY: help demo example test test-long mutants lint docs bundle format clean cluster cluster-down
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -33,11 +34,15 @@ mutants: .venv/ready-dev ## break the code in 300 places, one at a time, and see
 	$(BIN)/python -m pip install -q -c constraints.txt cosmic-ray pytest-cov
 	$(BIN)/python tests/mutants/run.py --folder .cache/mutants
 
-lint: .venv/ready-dev ## ruff (lint and format), mypy, and which package may import which
+lint: .venv/ready-dev ## ruff (lint and format), mypy, which package may import which, spelling and wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy gr00t toolkit finetune data_prep simulation
 	$(BIN)/lint-imports --no-cache
+	git ls-files -co --exclude-standard -z | xargs -0 $(BIN)/codespell
+
+bundle: ## wheels and hashes to install from without internet, into bundle/ (EXTRAS=slurm,serve GLIBC=2.28 PYTHON=...)
+	$(PYTHON) scripts/bundle.py --extras "$(EXTRAS)" --glibc "$(GLIBC)"
 
 docs: .venv/ready-dev ## build the documentation site into .cache/site; a warning is an error
 	$(BIN)/python -m mkdocs build --strict

@@ -129,7 +129,7 @@ def convert_split(
             # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
             _check_target(target, overwrite)
             unfinished = Unfinished(place)
-            unfinished.take_up(jobs, begin_anew=overwrite)
+            unfinished.take_up(jobs, start_over=overwrite)
             with unfinished.kept(len(jobs)):
                 _convert(unfinished, plans, jobs, workers, progress, report)
                 publish(unfinished.dataset, place)

@@ -33,10 +33,10 @@ class Unfinished:
         self.dropped = 0
         self._journal = self.folder / "episodes.jsonl"
 
-    def take_up(self, jobs: Sequence[EpisodeJob], begin_anew: bool) -> None:
+    def take_up(self, jobs: Sequence[EpisodeJob], start_over: bool) -> None:
         """Keep what an earlier start has written of these episodes, and clear away everything else.
 
-        Where nothing fits, it was another conversion: raises ToolkitError unless `begin_anew`.
+        Where nothing fits, it was another conversion: raises ToolkitError unless `start_over`.
         """
         found: dict[Place, EpisodeRecord] = {}
         # Without the folder it was published: killed then, the journal is all that is left of it.
@@ -51,7 +51,7 @@ class Unfinished:
             if place in found and self._fits(found[place], job):
                 self.records[place] = found[place]
         self.dropped = len(found) - len(self.records)
-        if found and not self.records and not begin_anew:
+        if found and not self.records and not start_over:
             raise ToolkitError(
                 f"{self.folder}: holds {len(found)} episodes of a conversion that was interrupted, and none of them "
                 "fits: these are other recordings, or were changed since, or the converter was of another version. "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib.util
 import os
 import re
 import shutil
@@ -37,6 +38,17 @@ class ToolkitError(ValueError):
 
     Entry scripts print the message without a traceback; everything else propagates as a bug.
     """
+
+
+def require_extra(extra: str, need: str, *, otherwise: str = "", **packages: str) -> None:
+    """Raise ToolkitError with the command that installs an extra of pyproject.toml, unless its packages are there.
+
+    `need` begins the sentence ("The launcher needs"), `packages` names each module's package (zmq="pyzmq"), and
+    `otherwise` says what works without.
+    """
+    for module, package in packages.items():
+        if importlib.util.find_spec(module) is None:
+            raise ToolkitError(f"{need} {package}. Install it: pip install '.[{extra}]' -c constraints.txt{otherwise}")
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from toolkit.installation import CHECKOUT
 
 needs_simulator = pytest.mark.skipif(
     importlib.util.find_spec("mani_skill") is None,
-    reason="mani_skill is not installed: pip install -c constraints.txt -e '.[sim]' (Python 3.11 or 3.12)",
+    reason="mani_skill is not installed: pip install '.[sim]' -c constraints.txt (Python 3.11 or 3.12)",
 )
 
 

@@ -16,7 +16,7 @@ from finetune.recipe import ClusterConfig
 from finetune.slurm import attempt as attempt_module
 from finetune.slurm import attempt_record as record
 from finetune.slurm import cluster_queries as commands
-from finetune.slurm.attempt import Decision, crashes_without_progress, decide, exclusion, failed_nodes, has_begun_anew
+from finetune.slurm.attempt import Decision, crashes_without_progress, decide, exclusion, failed_nodes, has_started_over
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import read_json, write_json
 from toolkit.code_files import check_code, snapshot_code
@@ -44,7 +44,7 @@ def test_a_finished_run_is_done(tmp_path: Path) -> None:
     assert after(attempts(tmp_path, {"status": "finished"})).what == "done"
 
 
-def test_a_preempted_run_goes_on(tmp_path: Path) -> None:
+def test_a_preempted_run_continues(tmp_path: Path) -> None:
     decision = after(attempts(tmp_path, STOPPED))
     assert (decision.what, decision.exit_status, decision.reason) == ("requeue", 0, "signal SIGTERM")
 
@@ -58,7 +58,7 @@ def test_a_refused_configuration_is_not_tried_again(tmp_path: Path) -> None:
     assert (decision.what, decision.exit_status, decision.reason) == ("stop", 2, "model.base is damaged")
 
 
-def test_a_cluster_without_requeueing_is_told_how_to_go_on(tmp_path: Path) -> None:
+def test_a_cluster_without_requeueing_is_shown_how_to_continue(tmp_path: Path) -> None:
     history = attempts(tmp_path, STOPPED)
     for decision in (after(history, requeue=False), after(history, requeueable=False)):
         assert (decision.what, decision.exit_status) == ("stop", 3)
@@ -298,17 +298,17 @@ def test_a_new_attempt_takes_the_token(tmp_path: Path) -> None:
     assert (held["attempt"], held["id"]) == (1, second.begun["id"]) and first.begun["id"] != held["id"]
 
 
-def test_a_run_that_began_anew_goes_on_when_its_job_starts_again(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_that_started_over_resumes_when_its_job_starts_again(tmp_path: Path, monkeypatch) -> None:
     write_json(tmp_path / "run_config.json", {"of": "a run before"})
     os.utime(tmp_path / "run_config.json", (0, 0))
     monkeypatch.setenv("GROOT_JOB_ID", "7")
     attempts(tmp_path, CRASH, CRASH)
-    assert not has_begun_anew(tmp_path)  # the first one crashed before it cleared the folder
+    assert not has_started_over(tmp_path)  # the first one crashed before it cleared the folder
     write_json(tmp_path / "run_config.json", {"of": "job 7"})
-    assert has_begun_anew(tmp_path)
+    assert has_started_over(tmp_path)
     monkeypatch.setenv("GROOT_JOB_ID", "8")
     attempts(tmp_path, CRASH, job="8")
-    assert not has_begun_anew(tmp_path)
+    assert not has_started_over(tmp_path)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *errors: float) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_pictures() -> Iterator[None]:
+def without_images() -> Iterator[None]:
     """They take most of the time, and test_tracking.py looks at them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Validation, "draw", lambda *_: {})

@@ -114,7 +114,7 @@ def test_names_of_people_stay_names(tmp_path: Path) -> None:
     assert [(tmp_path / "<script>alert(2)<" / "x" / "closed_loop.html").name] == [Path(x).name for x in set(page.links)]
 
 
-def test_pages_are_made_anew_from_the_numbers(reports: Path) -> None:
+def test_pages_are_made_again_from_the_numbers(reports: Path) -> None:
     page = reports / "color_object" / "drop" / "closed_loop.html"
     before = page.read_bytes()
     page.unlink()

@@ -21,7 +21,7 @@ from toolkit.declaration import keys_of
 from toolkit.shared_keys import is_hub_id
 
 needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason='DeepSpeed is not installed: pip install ".[deepspeed]"'
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
 )
 
 
@@ -316,7 +316,9 @@ def test_one_process_engine_is_refused_under_torchrun(site: Path, monkeypatch: p
 
 def test_zero2_without_deepspeed_says_what_to_install(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)  # as if it were not installed
-    assert 'pip install ".[deepspeed]"' in refused_here("finetune", "model=tiny", "engine=zero2_bf16")
+    assert "pip install '.[deepspeed]' -c constraints.txt (or use engine=fsdp2, or ddp)" in refused_here(
+        "finetune", "model=tiny", "engine=zero2_bf16"
+    )
 
 
 @pytest.mark.parametrize("half", ["train.early_draws=3", "train.early_frames=12"])

@@ -1,4 +1,4 @@
-"""Conversion of many recordings: in parallel, gone on with after any interruption, and always the same datasets."""
+"""Conversion of many recordings: in parallel, continued after any interruption, and always the same datasets."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_one_shard_in_another_control_mode_is_refused_by_name(tmp_path: Path, da
         run(tmp_path, data)
 
 
-def test_episodes_that_a_replay_lacks_are_told(tmp_path: Path) -> None:
+def test_episodes_that_a_replay_lacks_are_reported(tmp_path: Path) -> None:
     raw_shards = [write_recording(tmp_path, [20, 6, 6], name=f"trajectory.rank{k}", seed=k) for k in (1, 2)]
     for shard in raw_shards:
         edit_json(shard, lambda meta: meta["env_info"]["env_kwargs"].update(obs_mode="none"))
@@ -195,7 +195,7 @@ def test_processes_write_the_same_files_bit_for_bit(raw: Path, data: Path, expec
         (ToolkitError("a damaged recording"), "a damaged recording\n10 of 26 episodes are converted"),
     ],
 )
-def test_an_interrupted_conversion_says_so_and_goes_on_with_what_is_there(
+def test_an_interrupted_conversion_says_so_and_continues_with_what_is_there(
     raw: Path, data: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str
 ) -> None:
     assert told in interrupted(raw, data, monkeypatch, after=10, error=error)
@@ -243,7 +243,7 @@ def test_what_a_kill_after_the_last_step_leaves_is_cleared_away(raw: Path, data:
     assert [path.name for path in data.iterdir()] == [SPLIT]
 
 
-def test_damaged_leftovers_are_made_anew(
+def test_damaged_leftovers_are_made_again(
     raw: Path, data: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(raw, data, monkeypatch, after=6, error=KeyboardInterrupt())
@@ -271,7 +271,7 @@ def test_recordings_that_were_changed_or_added_meanwhile_are_converted_and_the_o
     assert tree(data) == tree(tmp_path / "fresh")
 
 
-def test_leftovers_that_no_longer_fit_are_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_that_no_longer_fit_are_reported(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = [write_shard(tmp_path, number) for number in range(4)]
     interrupted(tmp_path, data, monkeypatch, after=5, error=KeyboardInterrupt())
     os.utime(shards[0])
@@ -280,7 +280,7 @@ def test_leftovers_that_no_longer_fit_are_told(data: Path, tmp_path: Path, monke
     assert report.taken_up == 2
 
 
-def test_leftovers_of_other_recordings_are_dropped_only_when_told(
+def test_leftovers_of_other_recordings_are_dropped_only_on_request(
     raw: Path, data: Path, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_recording(tmp_path / "others" / SPLIT / "train", [16, 16, 16], seed=77)
@@ -293,7 +293,9 @@ def test_leftovers_of_other_recordings_are_dropped_only_when_told(
     assert tree(data) == expected
 
 
-def test_a_recording_that_changes_under_the_conversion_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_that_changes_under_the_conversion_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shard = write_recording(tmp_path / "raw" / SPLIT / "train", [16, 16, 16])
     real = convert.write_episode
     monkeypatch.setattr(convert, "write_episode", lambda root, job: (real(root, job), os.utime(shard))[0])
@@ -302,7 +304,7 @@ def test_a_recording_that_changes_under_the_conversion_is_told(tmp_path: Path, m
     assert not (tmp_path / "data" / SPLIT).exists()
 
 
-def test_no_process_goes_on_when_a_conversion_is_interrupted(
+def test_no_process_continues_when_a_conversion_is_interrupted(
     raw: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -342,7 +344,7 @@ def killed(raw: Path, data: Path, whom: str) -> tuple[list[int], str]:
     return [int(worker) for worker in done.stdout.split()], done.stderr
 
 
-def test_killed_with_its_workers_at_it_a_conversion_goes_on_and_nobody_stays_behind(
+def test_killed_with_its_workers_at_it_a_conversion_continues_and_nobody_stays_behind(
     raw: Path, data: Path, expected: dict[str, bytes]
 ) -> None:
     workers, _ = killed(raw, data, "itself")
@@ -355,7 +357,7 @@ def test_killed_with_its_workers_at_it_a_conversion_goes_on_and_nobody_stays_beh
     assert tree(data) == expected
 
 
-def test_a_worker_that_dies_is_told_and_the_rest_is_kept(raw: Path, data: Path, expected: dict[str, bytes]) -> None:
+def test_a_worker_that_dies_is_reported_and_the_rest_is_kept(raw: Path, data: Path, expected: dict[str, bytes]) -> None:
     _, errors = killed(raw, data, "a worker")
     assert "ToolkitError: A worker process died, perhaps for lack of memory" in errors
     assert f"of {EPISODES} episodes are converted and wait in" in errors
@@ -366,7 +368,7 @@ def test_a_worker_that_dies_is_told_and_the_rest_is_kept(raw: Path, data: Path, 
 # -- the disk ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_will_not_do_is_told_before_it_is_full(
+def test_a_disk_that_will_not_do_is_reported_before_it_is_full(
     raw: Path, data: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")

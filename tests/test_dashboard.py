@@ -30,7 +30,7 @@ def keys(workspace: Any) -> set[str]:
 
 @pytest.mark.parametrize("split", ["split=color_object", "split=null"])
 def test_a_saved_workspace_is_the_same_one_when_it_is_read(split: str, tmp_path: Path) -> None:
-    pytest.importorskip("wandb_workspaces", reason='needs pip install ".[dashboard]"')
+    pytest.importorskip("wandb_workspaces", reason="needs pip install '.[dashboard]'")
     from finetune.dashboard.workspace import from_json, to_json
 
     main(config(split, "group=suite", "entity=team", f"out={tmp_path}/a/workspace.json"))

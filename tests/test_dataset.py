@@ -187,7 +187,7 @@ def test_every_layout_sees_the_same_global_batches() -> None:
     assert keys(1, 12) == keys(1, 3) == keys(2, 3) == keys(3, 4) == keys(4, 1)
 
 
-def test_order_goes_on_where_it_was() -> None:
+def test_order_continues_where_it_was() -> None:
     assert keys(1, 4)[2:] == keys(1, 4, steps=range(2, 4))
 
 

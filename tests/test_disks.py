@@ -107,7 +107,7 @@ def test_a_refusal_of_the_disk_is_one_line_and_a_bug_is_a_traceback(
     assert line.startswith("error: ") and said in line and line.count("\n") == 1
 
 
-def test_no_temporary_folder_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_temporary_folder_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     problem = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
 
     def fails() -> None:

@@ -273,7 +273,7 @@ def test_training_refuses_an_unsound_dataset(patient: Path) -> None:
         assert part in str(refusal.value)
 
 
-def test_what_ails_the_conflict_part_alone_is_only_told(patient: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_ails_the_conflict_part_alone_is_only_reported(patient: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit_tables(patient / "conflict", lambda c: c["next.reward"].fill(0), [1])
     with caplog.at_level(logging.WARNING):
         check_dataset(config(patient.parent))

@@ -16,7 +16,7 @@ from test_training import ROOT, STEPS, assert_same_gradients, config, losses, me
 from finetune.training.train import finetune
 
 deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason='DeepSpeed is not installed: pip install ".[deepspeed]"'
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
 )
 
 
@@ -86,7 +86,7 @@ def test_its_finished_checkpoint_holds_the_last_weights(divided: Path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_stopped_there_a_run_goes_on_in_one_process(
+def test_stopped_there_a_run_continues_in_one_process(
     single: Path, divided: Path, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     finetune(config(stopped_at_3(divided, tmp_path), small_data, tiny_base))
@@ -95,7 +95,7 @@ def test_stopped_there_a_run_goes_on_in_one_process(
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name, processes", [pytest.param("zero2", 2, marks=deepspeed), ("fsdp2", 1)])
-def test_stopped_in_one_process_a_run_goes_on_there(
+def test_stopped_in_one_process_a_run_continues_there(
     name: str, processes: int, single: Path, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     run_processes(processes, overrides(stopped_at_3(single, tmp_path), small_data, tiny_base, f"engine={name}"))

@@ -94,7 +94,7 @@ def test_the_finished_checkpoint_holds_the_backbone(runs: dict[str, Path]) -> No
     assert backbone and all(torch.equal(live[name], cached[name]) for name in backbone)
 
 
-def test_a_run_goes_on_with_the_other_kind(
+def test_a_run_continues_with_the_other_kind(
     runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     for before, after in (("live", "cached"), ("cached", "live"), ("cached", "cached")):

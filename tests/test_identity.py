@@ -401,7 +401,7 @@ def test_conditions_lie_in_run_checkpoint_and_result(site: Site) -> None:
     assert {"finetune.training.train", "gr00t.model.dit"} <= set(found["code"]) and found["hardware"]["device"] == "cpu"
 
 
-def test_another_way_to_compute_is_warned_about_and_goes_on(
+def test_another_way_to_compute_is_warned_about_and_continues(
     own: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(own.root / "run/checkpoint-2")

@@ -127,7 +127,7 @@ def test_rendering_writes_all_scripts_or_none(tmp_path: Path) -> None:
         assert f'finetune split={split} cluster.partition=gpu train.max_steps=5 -- "$@"' in text
 
 
-def test_a_script_that_lacks_what_the_site_configures_is_told_of(
+def test_a_script_that_lacks_what_the_site_configures_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GROOT_SCRIPT", (ROOT / "finetune_jobs" / "color_object.sbatch").read_text())

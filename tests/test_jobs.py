@@ -153,7 +153,7 @@ def test_a_job_number_that_slurm_gave_to_another_job_is_not_ours(cluster: Cluste
     cluster.run("scancel", foreign)
 
 
-def test_follow_goes_on_over_a_requeue_and_ends_with_the_run(cluster: Cluster, site, tmp_path: Path) -> None:
+def test_follow_continues_over_a_requeue_and_ends_with_the_run(cluster: Cluster, site, tmp_path: Path) -> None:
     again = '[ "$SLURM_RESTART_COUNT" = 1 ] && { echo second start; exit 0; }'
     lines = [again, "echo first start", "scontrol requeue $SLURM_JOB_ID; sleep 60"]
     launch(read(site("split=color_object", f"cluster.setup={json.dumps(lines)}")))

@@ -97,7 +97,7 @@ def test_flat_statistics_leave_the_weights_usable_but_not_the_tag(policy: Path) 
         GR00TPolicy.from_pretrained(policy, embodiment_tag=TAG)
 
 
-def test_a_base_that_is_not_at_hand_is_named_with_the_way_out(policy: Path, tmp_path: Path) -> None:
+def test_a_base_that_is_not_available_is_named_with_the_way_out(policy: Path, tmp_path: Path) -> None:
     config = json.loads((policy / "config.json").read_text())
     for base, reason in (("nvidia/not-cached", "local cache"), (str(tmp_path / "gone"), "No checkpoint folder")):
         (policy / "config.json").write_text(json.dumps({**config, "base_model_path": base}))

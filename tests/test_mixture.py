@@ -59,7 +59,7 @@ def test_datasets_are_drawn_by_their_weights() -> None:
     assert all(abs(early[d] / 1200 - share) < 0.04 for d, share in enumerate(SHARES))
 
 
-def test_each_dataset_goes_on_in_whole_passes_across_blocks() -> None:
+def test_each_dataset_continues_in_whole_passes_across_blocks() -> None:
     indices = np.array(drawn(MixtureOrder(LENGTHS, SHARES, BATCH, seed=3), 2 * MIXTURE_BLOCK))
     first = 0
     for source, length in enumerate(LENGTHS):

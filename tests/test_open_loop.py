@@ -196,7 +196,7 @@ def test_a_prediction_is_what_the_policy_says_from_that_frame(checkpoint, reader
             assert np.allclose(chunks[group][frame], values[0], atol=1e-5)
 
 
-def test_a_prediction_that_is_told_to_stop_gives_nothing(checkpoint, reader):
+def test_a_prediction_that_is_asked_to_stop_gives_nothing(checkpoint, reader):
     policy = GR00TPolicy.from_pretrained(checkpoint, torch_dtype="float32")
     predictor, asked = Predictor(policy.model, policy.processor, policy.tag, reader, [1], 42, 8), []
     assert predictor.chunks(lambda done: asked.append(done) or done < 8) is None
@@ -234,7 +234,7 @@ def test_the_whole_weighs_every_step_the_same(report):
         assert errors["policy"].mae == pytest.approx(pooled)
 
 
-def test_the_text_shows_the_errors_and_the_figures_are_pictures(report):
+def test_the_text_shows_the_errors_and_the_figures_are_images(report):
     text = (report.folder / "open_loop.md").read_text()
     assert f"{report.overall['last'].errors['arm']['policy'].mae:.4f}" in text
     figures = sorted((report.folder / "open_loop_figures").iterdir())

@@ -74,7 +74,7 @@ def test_another_optimizer_does_not_continue_a_run(
         finetune(config(tmp_path, small_data, tiny_base, f"train.max_steps={STEPS}", "train.optimizer=adamw_8bit"))
 
 
-def test_a_run_of_before_a_key_existed_goes_on_with_its_default() -> None:
+def test_a_run_of_before_a_key_existed_continues_with_its_default() -> None:
     old = {"train.learning_rate": 1e-4, "dataset": "x"}
     now = {**completed(old), "train.learning_rate": 1e-4}
     assert now["train.noise_draws"] == 1 and now["train.backbone_learning_rate"] is None
@@ -128,7 +128,7 @@ def test_state_takes_the_promised_bytes_on_the_promised_device(kind: str, bytes_
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_restored_optimizer_goes_on_bit_for_bit(kind: str, device: str) -> None:
+def test_a_restored_optimizer_continues_bit_for_bit(kind: str, device: str) -> None:
     model, optimizer = stepped(kind, device)
     other, fresh = stepped(kind, device, steps=0)
     other.load_state_dict(model.state_dict())

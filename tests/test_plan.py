@@ -220,7 +220,7 @@ def test_what_no_setting_mends_is_said() -> None:
         check_fits(configuration(), 1, 8 * GB)
 
 
-def test_check_fit_false_goes_on() -> None:
+def test_check_fit_false_continues() -> None:
     check_fits(configuration("check_fit=false"), 1, 8 * GB)
 
 

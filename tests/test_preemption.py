@@ -87,7 +87,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 @pytest.mark.long
 @pytest.mark.multiprocess
-def test_a_terminated_run_goes_on_as_the_undisturbed_one(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_terminated_run_continues_as_the_undisturbed_one(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
     wandb = ("tracking=wandb", "tracking.mode=offline")
     assert ended(start(2, overrides(tmp_path / "whole", small_data, tiny_base, *LONG))) == 0
     arguments = overrides(tmp_path / "cut", small_data, tiny_base, *LONG, *wandb)
@@ -172,7 +172,7 @@ def test_what_only_the_user_can_mend_is_recorded_as_failed(
     assert "lower train.learning_rate" in str(outcome(tmp_path, 3)["reason"])
 
 
-def test_an_attempt_goes_on_although_the_one_it_superseded_holds_the_lock(
+def test_an_attempt_continues_although_the_one_it_superseded_holds_the_lock(
     small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune.training.run_folder.LET_GO_SECONDS", 0.1)

@@ -94,7 +94,7 @@ def test_base_and_tokenizer_come_and_need_no_hub_afterwards(hub: Hub, tmp_path: 
     assert not list(tmp_path.glob(".base*"))
 
 
-def test_a_broken_off_download_goes_on_and_shows_no_secret(hub: Hub, tmp_path: Path) -> None:
+def test_a_broken_off_download_continues_and_shows_no_secret(hub: Hub, tmp_path: Path) -> None:
     hub.break_after = 2
     config = PrefetchConfig(base=BASE, out=str(tmp_path / "base"))
     with pytest.raises(ToolkitError, match=r"ConnectionResetError\).*same command again") as error:
@@ -254,7 +254,7 @@ def test_a_wrong_name_is_told_apart_from_a_gate(hub: Hub) -> None:
         prefetch(PrefetchConfig(base="nvidia/wrong"))
 
 
-def test_an_offline_node_is_told_where_to_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offline_node_is_shown_where_to_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ToolkitError, match=r"HF_HUB_OFFLINE is set.*where there is internet"):
         prefetch(PrefetchConfig(base="nvidia/not-cached-anywhere"))

@@ -295,12 +295,12 @@ def full_disk(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_that_fills_up_is_told_and_nothing_is_left(raw, data, monkeypatch):
+def test_a_disk_that_fills_up_is_reported_and_nothing_is_left(raw, data, monkeypatch):
     monkeypatch.setattr(lerobot, "write_video", full_disk)
     refused(raw, data, r"disk or quota is full; nothing half-written is left.*data_dir")
 
 
-def test_too_little_free_space_is_told_before_writing(raw, data, monkeypatch):
+def test_too_little_free_space_is_reported_before_writing(raw, data, monkeypatch):
     usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused(raw, data, r"about [\d.]+ kB are needed and 1\.0 kB are free")
@@ -393,7 +393,7 @@ def test_an_old_dataset_moved_away_by_a_killed_overwrite_is_put_back(raw, data):
     assert json.loads((data / "color_object/train/meta/info.json").read_text())["total_episodes"] == 4
 
 
-def test_a_file_system_without_locks_is_told(raw, data, monkeypatch):
+def test_a_file_system_without_locks_is_reported(raw, data, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 

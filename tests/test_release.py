@@ -341,7 +341,7 @@ def test_the_users_own_words_win(home: Path, tmp_path: Path) -> None:
     assert "hf download me/policy --local-dir policy" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_best_evaluation_is_told_where_the_run_has_one(copy: Path, tmp_path: Path) -> None:
+def test_the_best_evaluation_is_named_where_the_run_has_one(copy: Path, tmp_path: Path) -> None:
     write_json(copy / "runs/color_object/best.json", {"step": 1, "metric": 0.25, "name": "val/arm"})
     mark = copy / "checkpoints/color_object/experiment_cfg/run.json"
     write_json(mark, {**json.loads(mark.read_text()), "step": 1})
@@ -364,7 +364,7 @@ def test_several_splits_share_one_tree(copy: Path, tmp_path: Path) -> None:
 
 
 def test_results_are_taken_oldest_first_and_not_from_before_the_checkpoint(tmp_path: Path) -> None:
-    """The last of one part wins. Without a fingerprint a result is told by its folder and its time."""
+    """The last of one part wins. Without a fingerprint a result is identified by its folder and its time."""
     for name, when in (("a", 300), ("b", 100), (".c", 50)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "open_loop.json").write_text("{}")

@@ -117,7 +117,7 @@ def test_the_page_is_named_as_it_would_be_typed(
     assert (tmp_path / "runs" / "report.html").is_file()
 
 
-def test_attempts_and_evaluations_of_the_checkpoint_are_told(tmp_path: Path) -> None:
+def test_attempts_and_evaluations_of_the_checkpoint_are_reported(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs" / "one")
     write_attempt(run, 0, 0, "signal SIGUSR1")
     write_attempt(run, 1, 150, "training is finished")
@@ -143,7 +143,7 @@ def test_lines_that_are_no_measurements_are_passed_over(tmp_path: Path) -> None:
     assert read_series(path) == {"loss": ([1], [2.0])}
 
 
-def test_a_run_that_is_going_on_says_when_it_last_logged(tmp_path: Path) -> None:
+def test_a_run_that_has_not_ended_says_when_it_last_logged(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", status="running")
     history = read_history(run, tmp_path)
     assert history.status == "running" and "last logged 0 minutes" in history.reason

@@ -1,4 +1,4 @@
-"""`python -m gr00t.serve`: serves until it is told to stop, and refuses what it must before it reads a weight."""
+"""`python -m gr00t.serve`: serves until it is asked to stop, and refuses what it must before it reads a weight."""
 
 import importlib.util
 import os

@@ -318,7 +318,7 @@ def test_a_wrong_request_is_answered_with_what_is_wrong(server, client, name):
     assert client.ping()
 
 
-def test_bytes_that_are_no_request_are_answered_and_the_server_goes_on(server, client):
+def test_bytes_that_are_no_request_are_answered_and_the_server_continues(server, client):
     rng = random.Random(0)
     whole = msgpack.packb(request(observation=as_nvidias(observation())))
     broken = [whole[: rng.randrange(len(whole))] for _ in range(20)] + [rng.randbytes(50) for _ in range(20)]
@@ -374,7 +374,7 @@ class BrokenPolicy:
         raise RuntimeError("/home/somebody/secret")
 
 
-def test_a_failing_policy_is_told_without_its_insides_which_the_log_has(caplog):
+def test_a_failing_policy_is_reported_without_its_insides_which_the_log_has(caplog):
     with served(BrokenPolicy()) as server, PolicyClient("127.0.0.1", server.port) as client:
         with pytest.raises(ServerRefusal, match=r"RuntimeError.*log") as refusal:
             client.get_action({})

@@ -94,7 +94,7 @@ def test_in_a_rebuilt_scene_the_same_seed_and_actions_give_the_same_states_bit_f
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_after_a_push_the_expert_plans_anew_and_succeeds(color_size) -> None:
+def test_after_a_push_the_expert_plans_again_and_succeeds(color_size) -> None:
     task, expert = color_size
     task.reset(seed=3)
     played(task, expert.plan(task.episode.target)[:10])
@@ -129,7 +129,7 @@ def test_a_recording_is_one_complete_file(recordings: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.multiprocess
-def test_a_killed_recording_goes_on_as_the_undisturbed_one(recordings: Path, tmp_path: Path) -> None:
+def test_a_killed_recording_continues_as_the_undisturbed_one(recordings: Path, tmp_path: Path) -> None:
     resumed = record_killed(tmp_path)
     assert sorted(p.name for p in resumed.parent.iterdir() if not p.name.endswith(".lock")) == ["train"]
     assert contents(resumed / "trajectory.h5") == contents(recordings / "train/trajectory.h5")
@@ -240,7 +240,7 @@ def test_a_recording_is_made_longer_by_what_it_lacks(recordings: Path, tmp_path:
     assert [path.name for path in shorter.parent.iterdir() if not path.name.endswith(".lock")] == ["train"]
 
 
-def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path: Path) -> None:
+def test_a_longer_recording_continues_after_the_seeds_that_were_given_up(tmp_path: Path) -> None:
     from simulation.record import settings_of, take_apart
 
     config = compose("record", "local=none", "split=size_color", "seed=4", "episodes=9", f"out={tmp_path}")
@@ -270,7 +270,7 @@ def test_a_longer_recording_goes_on_after_the_seeds_that_were_given_up(tmp_path:
         take_apart(target, work, config.seed)
 
 
-def test_settings_that_would_lose_or_mix_recorded_episodes_do_not_go_on() -> None:
+def test_settings_that_would_lose_or_mix_recorded_episodes_stop_the_recording() -> None:
     from simulation.record import _begins, settings_of
 
     def settings(*change: str) -> dict:

@@ -82,7 +82,7 @@ def test_losses_gradients_speed_and_errors_are_logged(out: Path, found: list[dic
     assert logged[4]["val/arm_mae"] > 0 and logged[4]["val/arm_mae_last"] > 0
 
 
-def test_the_first_batch_and_the_evaluations_are_pictures(out: Path, found: list[dict[str, Any]]) -> None:
+def test_the_first_batch_and_the_evaluations_are_images(out: Path, found: list[dict[str, Any]]) -> None:
     first = history(found)[0]
     assert "pick up the color-matching object" in first["first_batch.caption"]
     assert "arm" in first["first_batch.caption"] and (out / "run" / "first_batch.png").is_file()
@@ -107,7 +107,7 @@ def test_lineage_leads_from_dataset_and_base_to_the_policy(out: Path, found: lis
     assert policy["step"] == 4 and "model-00001-of-00001.safetensors" in policy["files"]
 
 
-def test_the_end_is_told_once(found: list[dict[str, Any]]) -> None:
+def test_the_end_is_reported_once(found: list[dict[str, Any]]) -> None:
     assert [(a["title"], a["level"]) for a in of_type(found, "alert")] == [("color_object finished", "INFO")]
     assert of_type(found, "exit")[0].get("exit_code", 0) == 0
 
@@ -121,7 +121,7 @@ def test_uploaded_artifacts_hold_the_files(small_data: Path, tiny_base: Path, tm
     assert names["color_object-training-state"] == names["tiny-base"] == {"reference.json"}
 
 
-def test_a_loss_that_is_no_number_is_told(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_is_reported(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="NaN or infinite"):
         finetune(config(tmp_path, small_data, tiny_base, *OFFLINE, "train.learning_rate=1e18", "train.save_steps=1"))
     found = records(tmp_path)
@@ -144,7 +144,7 @@ def tracked(settings: FinetuneConfig) -> Iterator[Tracker]:
         yield tracker
 
 
-def test_a_stopped_run_goes_on_as_the_same_one(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_continues_as_the_same_one(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
     settings = config(tmp_path, small_data, tiny_base, *OFFLINE, "tracking.artifacts=none")
     with pytest.raises(Stopped), tracked(settings):
         raise Stopped(f"signal {SIGNALS[0].name}")
@@ -182,7 +182,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_stall_is_told_while_it_lasts(
+def test_a_stall_is_reported_while_it_lasts(
     small_data: Path, tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     more = ("tracking.stall_minutes=0.001", "tracking.artifacts=none")
@@ -192,7 +192,7 @@ def test_a_stall_is_told_while_it_lasts(
     assert len(found) == 1 and found[0]["level"] == "WARN" and "0 of 6 steps are done" in found[0]["text"]
 
 
-def test_a_stall_is_told_once_and_again_after_a_step() -> None:
+def test_a_stall_is_reported_once_and_again_after_a_step() -> None:
     silences: list[float] = []
     watch = StallWatch(0.05, silences.append)
     wait_for(lambda: len(silences) == 1)

@@ -325,7 +325,7 @@ def test_a_dataset_edited_since_does_not_continue_a_run(
         finetune(config(tmp_path, data, tiny_base))
 
 
-def test_a_run_started_anew_and_refused_leaves_the_old_one(
+def test_a_run_started_over_and_refused_leaves_the_old_one(
     finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished / "run", tmp_path / "run")
@@ -398,7 +398,7 @@ def newest_step(out: Path) -> int:
     return int(found[-1].name.removeprefix("checkpoint-")) if found else 0
 
 
-def test_damaged_checkpoints_alone_do_not_start_a_run_anew(
+def test_damaged_checkpoints_alone_do_not_start_a_run_over(
     finished: Path, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished / "run", tmp_path / "run")

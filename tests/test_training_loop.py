@@ -88,7 +88,7 @@ def test_it_logs_and_saves_at_round_steps_and_at_the_last() -> None:
     assert script.loop.done == 5
 
 
-def test_a_run_that_goes_on_does_its_steps_that_are_left_and_shows_no_first_batch() -> None:
+def test_a_run_that_continues_does_its_steps_that_are_left_and_shows_no_first_batch() -> None:
     script = Script(begin=3)
     assert script.run() is None
     assert script.events == ["step 3", "log 4", "step 4", "log 5", "save 5"]

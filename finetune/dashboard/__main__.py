@@ -6,7 +6,6 @@ python -m finetune.dashboard --help"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +18,10 @@ if TYPE_CHECKING:
 
 def main(config: DashboardConfig) -> None:
     """Define the workspace, then print, save or create it."""
-    from gr00t.errors import ToolkitError, disk_errors
+    from gr00t.errors import disk_errors, require_extra
     from gr00t.file_replacement import write_json
 
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise ToolkitError(
-            "The dashboard needs wandb-workspaces. Install it: pip install '.[dashboard]' -c constraints.txt"
-        )
+    require_extra("dashboard", "The dashboard needs", wandb_workspaces="wandb-workspaces")
     from finetune.dashboard.workspace import create, define, to_json
 
     workspace = define(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from finetune.recipe.model_config import ModelConfig
 from finetune.recipe.train_config import AugmentConfig, DatasetConfig, EngineConfig, Part, TrainConfig, parts
-from gr00t.errors import ToolkitError, near_folder
+from gr00t.errors import ToolkitError, near_folder, require_extra
 from toolkit.credentials import SECRET_NAME, secret_message
 from toolkit.declaration import key
 from toolkit.shared_keys import (
@@ -173,10 +172,9 @@ def check_engine(config: FinetuneConfig, processes: int) -> None:
     name = config.engine.name
     if name == "single" and processes > 1:
         raise ToolkitError(f"engine=single is one process, but torchrun starts {processes}. Choose engine=ddp.")
-    if name == "zero2" and importlib.util.find_spec("deepspeed") is None:
-        raise ToolkitError(
-            'engine=zero2 needs DeepSpeed. Install it: pip install ".[deepspeed]" (or use engine=fsdp2, or ddp).'
-        )
+    if name == "zero2":
+        otherwise = " (or use engine=fsdp2, or ddp)"
+        require_extra("deepspeed", "engine=zero2 needs", deepspeed="DeepSpeed", otherwise=otherwise)
     check_divided(config)
 
 
@@ -239,12 +237,10 @@ def check_optimizer(config: FinetuneConfig) -> None:
             "them (train.tune.llm=true, train.tune.visual=true, train.tune.top_llm_layers, "
             "train.lora.rank), or leave it out."
         )
-    if config.train.lora.rank is not None and importlib.util.find_spec("peft") is None:
-        raise ToolkitError("train.lora.rank needs peft. Install it: pip install '.[lora]' -c constraints.txt")
-    if config.train.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ToolkitError(
-            "train.optimizer=adamw_8bit needs bitsandbytes. Install it: pip install '.[optimizers]' -c constraints.txt"
-        )
+    if config.train.lora.rank is not None:
+        require_extra("lora", "train.lora.rank needs", peft="peft")
+    if config.train.optimizer == "adamw_8bit":
+        require_extra("optimizers", "train.optimizer=adamw_8bit needs", bitsandbytes="bitsandbytes")
 
 
 def _trains_backbone(config: FinetuneConfig) -> bool:

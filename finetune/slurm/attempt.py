@@ -86,7 +86,7 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
         "GROOT_PROCESSES": processes,
         "GROOT_CACHE_DIR": cache_dir,
         "GROOT_DEADLINE": deadline,
-        "GROOT_RESUME": "auto" if config.train.resume == "never" and has_begun_anew(run_dir) else None,
+        "GROOT_RESUME": "auto" if config.train.resume == "never" and has_started_over(run_dir) else None,
     }
     return {name: str(value) for name, value in answer.items() if value is not None}
 
@@ -148,7 +148,7 @@ def note_missing_lines(cluster: ClusterConfig) -> None:
         )
 
 
-def has_begun_anew(run_dir: Path) -> bool:
+def has_started_over(run_dir: Path) -> bool:
     """Whether an earlier attempt of this job has cleared the run folder, so that this one resumes from there."""
     earlier = attempt_record.attempts(run_dir, os.environ["GROOT_JOB_ID"])[:-1]
     cleared = run_dir / "run_config.json"  # written when training has cleared the folder

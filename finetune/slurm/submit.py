@@ -28,7 +28,7 @@ from finetune.slurm.launch_request import Request, Task
 from finetune.slurm.refusals import check_request
 from finetune.slurm.render import RUN, render
 from gr00t.data.schema import python_source
-from gr00t.errors import ToolkitError, disk_errors
+from gr00t.errors import ToolkitError, disk_errors, require_extra
 from gr00t.file_replacement import lock_in_turn, write_json
 from toolkit.code_files import snapshot_code
 from toolkit.configuration import as_yaml
@@ -40,6 +40,8 @@ ARRAY_NAME = "groot"
 
 def launch(request: Request) -> list[Batch]:
     """Submit what is asked for, or with dry_run=true print it; the jobs, with their ids once submitted."""
+    if not request.launch.dry_run:
+        _require_submitit()
     for note in request.notes:
         print(note)
     runs_dir = Path(request.launch.runs_dir).absolute()
@@ -60,6 +62,10 @@ def launch(request: Request) -> list[Batch]:
             note_elsewhere(runs_dir, task.run_dir)
         _report(batches, runs_dir)
         return batches
+
+
+def _require_submitit() -> None:
+    require_extra("slurm", "The launcher needs", submitit="submitit", otherwise=" (dry_run=true works without)")
 
 
 @contextmanager
@@ -320,14 +326,10 @@ def sbatch(script: str, options: Sequence[str], folder: Path) -> str:
     submitit keeps the script as submitted in `folder` and calls sbatch. It pickles no function and runs nothing inside
     the job, so its own signal handling and requeueing never come into play.
     """
-    try:
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-        from submitit.helpers import clean_env
-        from submitit.slurm.slurm import SlurmExecutor
-    except ImportError:
-        raise ToolkitError(
-            "The launcher needs submitit. Install it: pip install '.[slurm]' -c constraints.txt"
-        ) from None
+    _require_submitit()
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    from submitit.helpers import clean_env
+    from submitit.slurm.slurm import SlurmExecutor
 
     class OwnScript(SlurmExecutor):
         def _make_submission_file_text(self, command: str, uid: str) -> str:

@@ -5,10 +5,9 @@ The client needs neither torch nor a checkpoint. Both are imported on first use,
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from gr00t.errors import ToolkitError
+from gr00t.errors import require_extra
 
 if TYPE_CHECKING:
     from gr00t.server.client import PolicyClient
@@ -20,12 +19,7 @@ __all__ = ["PolicyClient", "PolicyServer"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for module, package in {"zmq": "pyzmq", "msgpack": "msgpack"}.items():
-        if importlib.util.find_spec(module) is None:
-            raise ToolkitError(
-                f"The policy server and its client need {package}. Install it: "
-                "pip install '.[serve]' -c constraints.txt"
-            )
+    require_extra("serve", "The policy server and its client need", zmq="pyzmq", msgpack="msgpack")
     from gr00t.server import client, server
 
     return {"PolicyClient": client.PolicyClient, "PolicyServer": server.PolicyServer}[name]

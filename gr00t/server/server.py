@@ -60,7 +60,8 @@ def find_address(host: str, port: int, api_token: str | None) -> tuple[str, int]
     except (OSError, UnicodeError) as error:
         raise ToolkitError(f"host={host}: this machine knows no such address ({error}). Try host=127.0.0.1.") from None
     ip = str(found[0][4][0]).partition("%")[0]
-    if api_token is None and not ipaddress.ip_address(ip).is_loopback:
+    # What IPv6 writes of an IPv4 loopback is a loopback to Python from 3.13 on: refused on every version.
+    if api_token is None and (ip.startswith("::ffff:") or not ipaddress.ip_address(ip).is_loopback):
         raise ToolkitError(
             f"host={host} lets other machines use and stop the policy, so it needs a token: {MAKE_TOKEN} (clients give "
             "the same as api_token). Or leave host=127.0.0.1, and reach it by ssh -L."

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from functools import cache
 
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, require_extra
 
 ENV_ID = "ConflictPick-v1"  # of environment.py, which only worker processes import
 
@@ -28,11 +27,8 @@ VULKAN_REMEDY = """Install Mesa's Vulkan driver, 23 or newer, which renders with
 
 def require_simulator() -> None:
     """Raise ToolkitError unless ManiSkill is installed."""
-    if importlib.util.find_spec("mani_skill") is None or importlib.util.find_spec("sapien") is None:
-        raise ToolkitError(
-            "The simulator is not installed (mani_skill, sapien: about 1 GB; Python 3.11 or 3.12). Install it: "
-            "pip install -c constraints.txt -e '.[sim]'"
-        )
+    about = "(about 1 GB; Python 3.11 or 3.12)"
+    require_extra("sim", "The simulator needs", mani_skill=f"mani_skill {about}", sapien=f"sapien {about}")
 
 
 @cache

@@ -60,7 +60,7 @@ def build_observation(
     rot6d = rotation_groups(configs["action"])
     return {
         "video": {
-            view: np.stack([picture(rng, *SIZES[i % len(SIZES)]) for _ in range(frames)])
+            view: np.stack([noise_image(rng, *SIZES[i % len(SIZES)]) for _ in range(frames)])
             for i, view in enumerate(video["modality_keys"])
         },
         "state": {
@@ -71,7 +71,7 @@ def build_observation(
     }
 
 
-def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def noise_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """(H, W, 3) uint8: coloured blocks with grain, so that neither a resize nor the vision tower averages all away."""
     blocks = rng.integers(0, 256, (height // 20 + 1, width // 20 + 1, 3))
     large = blocks.repeat(20, axis=0).repeat(20, axis=1)[:height, :width]
