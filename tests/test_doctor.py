@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +42,7 @@ from data_prep.doctor.examine import examine, examine_one
 from data_prep.doctor.examined_dataset import Subject
 from finetune.recipe import FinetuneConfig
 from finetune.training.dataloader import check_dataset
+from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
 from toolkit.configuration import load
 
@@ -64,6 +66,23 @@ def patient(sound: Path, tmp_path: Path) -> Path:
 def noticed(report: Report) -> list[tuple[str, str]]:
     """(check, level) of everything above ok."""
     return [(result.check, finding.level) for _, result, finding in report.findings("warning", "error")]
+
+
+def test_slow_random_access_is_said_with_what_to_do(patient: Path) -> None:
+    root = patient / "train"
+    with VideoReader(video_path(root, 0)) as reader:
+        frames = reader.frames(range(len(reader)))
+    with av.open(str(video_path(root, 0)), "w") as container:
+        stream = container.add_stream("libx264", rate=20, options={"x264-params": "keyint=250:scenecut=0"})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_prep.doctor.video_checks.SLOW", 20)
+        report, _ = examine(root, MODALITY_CONFIG)
+    (found,) = [f for _, r, f in report.findings("warning") if "costs decoding" in f.found]
+    assert "episode 0" in found.where and "dataset.frames=store" in found.remedy and "-g 10" in found.remedy
 
 
 # -- no false alarm ----------------------------------------------------------------------------------------------------

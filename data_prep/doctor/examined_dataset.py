@@ -28,6 +28,7 @@ from gr00t.errors import ToolkitError
 
 SIDE = 16  # of a video's thumbnails
 AT_ONCE = 64  # frames decoded in one piece
+AT_RANDOM = 4  # frames of a video that are read besides, each by itself
 GLANCES = 8  # episodes whose first frame is decoded in the fast part
 MEASURED = 200  # videos whose length is read in the fast part
 THREADS = 4
@@ -71,7 +72,7 @@ class Footage:
     size: (height, width). mean: thumbnail (SIDE, SIDE, 3) of all; sketch: the smaller one that the converter records of
     the first frame. motion: mean absolute change between neighbouring frames (T-1,), of 255. leaps: change between the
     frames on both sides of each inner frame (T-2,). contrast: standard deviation over each frame (T,). unrest: median
-    over the thumbnail's pixels of their deviation in time.
+    over the thumbnail's pixels of their deviation in time. cost: frames decoded for a single one at random, at most.
     """
 
     problem: str = ""
@@ -81,6 +82,7 @@ class Footage:
     sketch: np.ndarray | None = None
     mean: np.ndarray | None = None
     unrest: float | None = None
+    cost: int = 1
     motion: np.ndarray = field(default_factory=lambda: np.empty(0))
     leaps: np.ndarray = field(default_factory=lambda: np.empty(0))
     contrast: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -374,8 +376,12 @@ def _watch(video: EpisodeVideo | EpisodeImages, count: int | None) -> Footage:
         if small:
             mean = np.stack(small).mean(axis=0, dtype=np.float64).astype(np.float32)
             unrest = float(np.median(np.std(small, axis=0, dtype=np.float64)))
+        cost = video.reader.frames_to_decode
+        if count == len(video):  # as training reads; what was decoded in order may lie behind another key frame
+            for index in evenly(range(count), AT_RANDOM):
+                video.frames([index])
         measured = map(np.array, (motion, leaps, contrast))
-        return Footage("", len(video), video.reader.fps, size, sketch, mean, unrest, *measured)
+        return Footage("", len(video), video.reader.fps, size, sketch, mean, unrest, cost, *measured)
     except ToolkitError as error:
         return Footage(str(error))
 

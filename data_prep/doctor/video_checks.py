@@ -47,6 +47,11 @@ MEND_COLOURS = (
 MEND_TURNED = "Turn the frames back, or prepare the dataset again: the policy will see the camera's own orientation."
 MEND_CAMERAS = "Exchange the two videos (or the original_key entries in meta/modality.json, where all are swapped)."
 MEND_EPISODE = "The video belongs to another episode: find its own, or prepare the dataset again."
+SLOW = 64  # frames between two at which decoding can begin
+MEND_SLOW = (
+    "Decode every frame once with dataset.frames=store, or encode the videos again as mp4 with a key frame every 10 "
+    "frames (ffmpeg -g 10 -bf 0)."
+)
 MEND_LIGHT = "Check the light or the camera's exposure; leave the episode out if it is no use."
 
 Verdict = tuple[str, str]  # what happened to an image, and what mends it
@@ -95,6 +100,12 @@ def check_decoding(subject: Subject) -> Iterator[Finding]:
             if not f.problem and f.length != subject.lengths[i]
         }
         yield from subject.about(error, f"videos/, {camera}", wrong)
+        slow = {
+            i: f"A random frame of episode {i} costs decoding up to {f.cost} frames: training will wait for data."
+            for i, f in footage.items()
+            if f.cost > SLOW
+        }
+        yield from subject.about(warning, f"videos/, {camera}", slow, MEND_SLOW)
 
 
 def check_sizes(subject: Subject) -> Iterator[Finding]:

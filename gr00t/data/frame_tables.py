@@ -198,7 +198,7 @@ class TableImages:
 
     def __init__(self, layout: DatasetLayout, camera: str) -> None:
         self.layout, self.camera, self.column = layout, camera, layout.video_column(camera)
-        self.path, self.fps = layout.root / "data", layout.fps
+        self.path, self.fps, self.frames_to_decode = layout.root / "data", layout.fps, 1
         self._tables: FrameTables | None = None
 
     def frames(self, episode: int, indices: Sequence[int]) -> np.ndarray:
