@@ -1,6 +1,6 @@
 # Everything below runs from a fresh clone: no root, no account, no GPU. Packages go to .venv/, results to demo/ and example/.
 SHELL := /bin/bash
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.14 python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys' 2>/dev/null && echo y),$(p))))
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys' 2>/dev/null && echo y),$(p))))
 BIN := .venv/bin
 # caches of tools stay in the clone
 export PYTHONDONTWRITEBYTECODE := 1

@@ -5,9 +5,9 @@ python=$1 requirement=$2
 fail() { echo "error: $*" >&2; exit 1; }
 
 command -v "$python" >/dev/null || python=
-[ -n "$python" ] || fail "No python3 found. Install Python 3.11, 3.12, 3.13 or 3.14 (Debian: apt install python3 python3-venv), or name one: make PYTHON=/path/to/python3.12 ..."
-"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null ||
-    fail "$python is $("$python" -V 2>&1); Python 3.11, 3.12, 3.13 or 3.14 is needed. Install one, then: make PYTHON=/path/to/python3.12 ..."
+[ -n "$python" ] || fail "No python3 found. Install Python 3.11, 3.12 or 3.13 (Debian: apt install python3 python3-venv), or name one: make PYTHON=/path/to/python3.12 ..."
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null ||
+    fail "$python is $("$python" -V 2>&1); Python 3.11, 3.12 or 3.13 is needed. Install one, then: make PYTHON=/path/to/python3.12 ..."
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     fail "$python has no venv module. Install it (Debian: apt install python3-venv), or use another Python: make PYTHON=..."
 
