@@ -124,11 +124,13 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if not all(needs for _, needs in blocks(page))],
+    ids=lambda page: str(page.relative_to(CHECKOUT)),
+)
 def test_the_commands_of_a_page_run_one_after_the_other(page: Path, prepared: Path, tmp_path: Path) -> None:
     scripts = [text for text, needs in blocks(page) if not needs]
-    if not scripts:
-        pytest.skip("every command of this page needs something that is not here, and says what")
     copy = Path(shutil.copytree(prepared, tmp_path / "clone", symlinks=True))
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "\n".join(scripts)],

@@ -17,6 +17,7 @@ from PIL import Image
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.adopt import adopt
 from data_prep.doctor.examine import examine
+from gr00t.data.frame_tables import TableImages
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import FrameStore, frame_shapes, write_frame_store
@@ -120,13 +121,31 @@ def test_the_doctor_looks_at_them(dataset: Path) -> None:
     assert not report.findings("error"), report.findings("error")
 
 
+def test_the_name_of_a_camera_leads_nowhere_outside_the_dataset(dataset: Path) -> None:
+    def outside() -> set[Path]:
+        return {path for path in dataset.parent.parent.rglob("*") if dataset not in path.parents}
+
+    layout, before = DatasetLayout(dataset), outside()
+    layout.modality["video"] = {"../../elsewhere/*": {"original_key": "image"}}
+    assert np.array_equal(TableImages(layout, "../../elsewhere/*").frames(1, [2])[0], drawn(1, 2, "image"))
+    assert outside() == before
+
+
+def test_each_camera_keeps_its_copy(dataset: Path) -> None:
+    layout = DatasetLayout(dataset)
+    for camera in (*CAMERAS, *CAMERAS):
+        TableImages(layout, camera).frames(0, [0])
+    assert len(list((dataset / ".cache").glob("images_*"))) == len(CAMERAS)
+
+
 @pytest.mark.parametrize(
     "cell",
     [
+        lambda e, f, c: f"images/{c}/{e}-{f}.png",
         lambda e, f, c: encoded(drawn(e, f, c)),
         lambda e, f, c: {"bytes": None, "path": f"images/{c}/{e}-{f}.png"},
     ],
-    ids=["bytes alone", "paths"],
+    ids=["path alone", "bytes alone", "path"],
 )
 def test_bytes_alone_and_paths_are_read_too(cell: Callable[[int, int, str], object], tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "set", "v2.1", cell)
@@ -138,6 +157,13 @@ def test_bytes_alone_and_paths_are_read_too(cell: Callable[[int, int, str], obje
     adopt(load("adopt", ["local=none", f"dataset={root}", "write=true"]))
     image = StepReader(root, MODALITY_CONFIG).step(1, 3).images["wrist_image"][0]
     assert np.array_equal(image, drawn(1, 3, "wrist_image"))
+
+
+def test_a_column_of_numbers_is_no_camera(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", lambda e, f, c: [1.0, 2.0])
+    adopt(load("adopt", ["local=none", f"dataset={root}", "write=true"]))
+    with pytest.raises(ToolkitError, match="neither image bytes nor a path"):
+        StepReader(root, MODALITY_CONFIG).step(0, 0)
 
 
 @pytest.mark.parametrize(

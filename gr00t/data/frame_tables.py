@@ -35,10 +35,11 @@ class FrameTables:
 
     The parquet files are converted once to Arrow (in `.cache/` of the dataset folder, or of the temporary folder
     where the dataset is read-only) and mapped into memory; processes of one machine share the pages. The copy is named
-    by their content, and checked whenever it is opened; a damaged one is made again.
+    by their content, and checked whenever it is opened; a damaged one is made again. With `images` the cells of the
+    columns are kept as they are, in a copy of their own.
     """
 
-    def __init__(self, layout: DatasetLayout, columns: list[str], kind: str = "tables") -> None:
+    def __init__(self, layout: DatasetLayout, columns: list[str], *, images: bool = False) -> None:
         root, paths = layout.root, layout.data_files()
         for path in paths:
             if not path.is_file():
@@ -46,12 +47,14 @@ class FrameTables:
         self.digest = files_digest(paths)
         names = sorted({*columns, EPISODE})
         read = hashlib.sha256("\0".join([self.digest, *names]).encode()).hexdigest()
+        # by a hash, since the name of a column is the dataset's: it may be no name of a file
+        kind = f"images_{hashlib.sha256(columns[0].encode()).hexdigest()[:8]}" if images else "tables"
         copy = cache_folder(root) / f"{kind}-{read[:16]}"
         make_once(copy, f"the Arrow copy of {root}", lambda: _is_whole(copy), lambda: _copy(layout, copy, names))
         parts = sorted(copy.glob(PARTS))
         table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts])
         self._columns: dict[str, Any] = {
-            name: table.data.column(name) if _is_image(table.data.column(name)) else _to_numpy(table, name, root)
+            name: table.data.column(name) if images and name != EPISODE else _to_numpy(table, name, root)
             for name in names
         }
         self._span = _spans(layout, self._columns[EPISODE])
@@ -72,10 +75,6 @@ class FrameTables:
         """What the cells of an image column hold at frame numbers within an episode."""
         start, _ = self._span[episode]
         return [self._columns[column][start + int(frame)].as_py() for frame in frames]
-
-
-def _is_image(column: pa.ChunkedArray) -> bool:
-    return pa.types.is_struct(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
 
 
 def _spans(layout: DatasetLayout, numbers: np.ndarray) -> dict[int, tuple[int, int]]:
@@ -120,9 +119,10 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
         try:
             paths = [str(path) for path in layout.data_files()]
             for table_path in paths:
+                there = dict.fromkeys(pq.read_schema(table_path).names)
                 for name in columns:
                     problem = f'{table_path}: no column "{name}".'
-                    look_up(dict.fromkeys(pq.read_schema(table_path).names), name, problem)
+                    look_up(there, name, problem)
             table = datasets.Dataset.from_parquet(paths, cache_dir=str(aside / "datasets"), columns=columns)
         except ToolkitError:
             raise
@@ -193,7 +193,7 @@ def _to_numpy(table: datasets.Dataset, name: str, root: Path) -> np.ndarray:
 class TableImages:
     """The images of one camera that lie in the cells of the frame tables (`dtype: image`), encoded, or as paths.
 
-    LeRobot's and openpi's convention: a cell holds {"bytes", "path"}, or the bytes alone.
+    LeRobot's and openpi's convention: a cell holds {"bytes", "path"}, or the bytes or the path alone.
     """
 
     def __init__(self, layout: DatasetLayout, camera: str) -> None:
@@ -204,7 +204,7 @@ class TableImages:
     def frames(self, episode: int, indices: Sequence[int]) -> np.ndarray:
         """The frames of these indices of an episode: (N, H, W, 3) uint8 RGB."""
         if self._tables is None:
-            self._tables = FrameTables(self.layout, [self.column], kind=f"images_{self.camera}")
+            self._tables = FrameTables(self.layout, [self.column], images=True)
         length = self.layout.episode(episode).length
         wrong = [int(i) for i in indices if not 0 <= i < length]
         where = f'{self.path}, column "{self.column}", episode {episode}'
@@ -217,17 +217,21 @@ class TableImages:
         return np.stack(found)
 
     def _decode(self, cell: Any, where: str) -> np.ndarray:
-        data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        of_both = cell if isinstance(cell, dict) else {"bytes" if isinstance(cell, bytes) else "path": cell}
+        data, path = of_both.get("bytes"), of_both.get("path")
         try:
             with Image.open(io.BytesIO(data) if data else self._inside(path, where)) as image:
                 return np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise ToolkitError(f"{where}: no image that can be decoded ({error}). Copy or record it again.") from error
 
-    def _inside(self, path: str | None, where: str) -> Path:
-        normal = os.path.normpath(path or "")
-        if not path or os.path.isabs(normal) or normal.split(os.sep)[0] == "..":
-            raise ToolkitError(f'{where}: neither image bytes nor a path inside the dataset folder, but "{path}".')
+    def _inside(self, path: Any, where: str) -> Path:
+        normal = os.path.normpath(path) if isinstance(path, str) and path else ".."
+        if os.path.isabs(normal) or normal.split(os.sep)[0] == "..":
+            raise ToolkitError(
+                f"{where}: neither image bytes nor a path inside the dataset folder, but {str(path)[:80]!r}. Leave "
+                "that episode out, or write the images into the table again."
+            )
         return self.layout.root / normal
 
     def close(self) -> None:

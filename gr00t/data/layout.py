@@ -11,7 +11,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,19 @@ from gr00t.file_replacement import file_sha256
 V2 = ("v2.0", "v2.1")
 CODEBASE_VERSION = "v2.1"
 FINGERPRINTED_SPLIT_KEYS = ("part", "instruction", "seed", "val_fraction", "val_episodes")
+_VIDEO_PLACE = ("chunk_index", "file_index", "from_timestamp")
 _ABSURD_WIDTH = re.compile(r"\d{4}[^{}]*}")  # {episode_index:01000000000d} would fill the memory
+
+
+@dataclass(frozen=True)
+class SharedVideo:
+    """An episode's place in a video of several: frames of those before it and of all of them by their lengths, and the
+    episode before it (None for the first) with the second at which that one begins."""
+
+    before: int
+    frames: int
+    previous: EpisodeInfo | None
+    previous_start: float
 
 
 class DatasetLayout:
@@ -63,7 +76,7 @@ class DatasetLayout:
         self.tasks = read_tasks(self.meta, self.version)
         self.episodes = read_episodes(self.meta, self.version)
         self._by_index = {e.index: e for e in self.episodes}
-        self._sharing: dict[str, dict[tuple[float, ...], list[EpisodeInfo]]] = {}
+        self._orders: dict[str, dict[int, SharedVideo]] = {}
         self.split = self.meta.json("split.json") if self.meta.has("split.json") else {}
 
     @property
@@ -183,18 +196,12 @@ class DatasetLayout:
             return None
         return self._place(episode, f"videos/{self.video_column(camera)}/from_timestamp")
 
-    def video_episodes(self, episode: int, camera: str) -> list[EpisodeInfo]:
-        """The episodes whose frames lie in the same video file (v3.0), in the order in which they begin there."""
+    def video_order(self, episode: int, camera: str) -> SharedVideo:
+        """Where an episode stands among those whose frames lie in the same video file (v3.0)."""
         column = f"videos/{self.video_column(camera)}"
-        if column not in self._sharing:
-            files: dict[tuple[float, ...], list[EpisodeInfo]] = {}
-            for e in self.episodes:
-                files.setdefault(_file_of(e, column), []).append(e)
-            start = f"{column}/from_timestamp"
-            for sharing in files.values():
-                sharing.sort(key=lambda e: e.places.get(start, math.inf))
-            self._sharing[column] = files
-        return self._sharing[column][_file_of(self.episode(episode), column)]
+        if column not in self._orders:
+            self._orders[column] = _video_orders(self.episodes, column)
+        return self._orders[column][self.episode(episode).index]
 
     def _place(self, episode: int, name: str) -> float:
         problem = f"{self.root}/meta/episodes: episode {episode} has no {name}."
@@ -233,8 +240,20 @@ class DatasetLayout:
         return float(value)
 
 
-def _file_of(episode: EpisodeInfo, column: str) -> tuple[float, ...]:
-    return tuple(episode.places.get(f"{column}/{key}", -1) for key in ("chunk_index", "file_index"))
+def _video_orders(episodes: Iterable[EpisodeInfo], column: str) -> dict[int, SharedVideo]:
+    """{episode: its place in its file}, in the order in which they begin there."""
+    files: dict[tuple[float, ...], list[tuple[float, EpisodeInfo]]] = {}
+    for e in episodes:
+        chunk, file, start = (e.places.get(f"{column}/{key}", math.inf) for key in _VIDEO_PLACE)
+        files.setdefault((chunk, file), []).append((start, e))
+    found = {}
+    for sharing in files.values():
+        sharing.sort(key=lambda place: place[0])
+        frames, before = sum(e.length for _, e in sharing), 0
+        for (previous_start, previous), (_, e) in zip([(math.nan, None), *sharing], sharing, strict=False):
+            found[e.index] = SharedVideo(before, frames, previous, previous_start)
+            before += e.length
+    return found
 
 
 def file_hashes(root: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from gr00t.data.layout import DatasetLayout
+from gr00t.data.layout import DatasetLayout, SharedVideo
 from gr00t.errors import ToolkitError
 
 GOP = 10  # frames between two entry points: a random frame costs at most ten decodes
@@ -136,8 +136,8 @@ class VideoReader:
 
     def _index(self) -> None:
         """Which frames there are, by their packets; by decoding all of them where packets do not tell."""
-        packets = [p for p in self._container.demux(self._stream) if p.size and not p.is_discard]
-        times = sorted((p.pts, p.is_keyframe) for p in packets if p.pts is not None)
+        packets = [(p.pts, p.is_keyframe) for p in self._container.demux(self._stream) if p.size and not p.is_discard]
+        times = sorted(packet for packet in packets if packet[0] is not None)
         self._pts = np.array([pts for pts, _ in times], dtype=np.int64)
         self._keys = np.flatnonzero([is_key for _, is_key in times])
         has_times = self._container.format.name.startswith(_WITH_TIMES) and len(times) == len(packets)
@@ -313,11 +313,7 @@ class EpisodeVideo:
         self._length, self._fps = layout.episode(episode).length, layout.fps
         self._start = layout.video_start(episode, camera)
         self._where = f"episode {episode} of {layout.root}"
-        self._sharing: list[tuple[int, float, int]] = []  # index, second of the beginning, length
-        if self._start is not None:
-            others = layout.video_episodes(episode, camera)
-            self._sharing = [(e.index, layout.video_start(e.index, camera) or 0.0, e.length) for e in others]
-        self._own = [index for index, _, _ in self._sharing].index(episode) if self._sharing else 0
+        self._shared = layout.video_order(episode, camera) if self._start is not None else None
         self._first: int | None = None  # number of the episode's first frame in a shared file, once it was looked up
 
     def __len__(self) -> int:
@@ -334,17 +330,16 @@ class EpisodeVideo:
                 f"{self.reader.path}: frame {wrong[0]} of {self._where} was asked for, which has {self._length}."
             )
         if self._first is None:
-            self._first = self._find(self._start)
+            assert self._shared is not None
+            self._first = self._find(self._start, self._shared)
         return self.reader.frames([self._first + int(i) for i in indices])
 
-    def _find(self, start: float) -> int:
+    def _find(self, start: float, shared: SharedVideo) -> int:
         """The number of the episode's first frame in the file, which is checked to hold the others."""
         times = self.reader.times()
-        before = sum(length for _, _, length in self._sharing[: self._own])
-        counted = sum(length for _, _, length in self._sharing) == len(times) and (
-            abs(times[before] - start) < self._length / self._fps / 2  # else their order may not be what it seems
-        )
-        first = before if counted else int(np.abs(times - start).argmin())
+        half = self._length / self._fps / 2  # further away, the order of the episodes may not be what it seems
+        counted = shared.frames == len(times) and abs(times[shared.before] - start) < half
+        first = shared.before if counted else int(np.abs(times - start).argmin())
         found = times[first : first + self._length]
         if len(found) < self._length:
             raise ToolkitError(
@@ -352,7 +347,7 @@ class EpisodeVideo:
                 f"at {start:g} s and has {self._length} frames). Download or copy that file again."
             )
         if not counted:
-            self._check_start(times, first, start)
+            self._check_start(times, first, start, shared)
         wanted = (found[0] if counted else start) + np.arange(self._length) / self._fps
         off = np.flatnonzero(np.abs(found - wanted) > 0.5 / self._fps)
         if len(off):
@@ -363,20 +358,20 @@ class EpisodeVideo:
             )
         return first
 
-    def _check_start(self, times: np.ndarray, first: int, start: float) -> None:
+    def _check_start(self, times: np.ndarray, first: int, start: float, shared: SharedVideo) -> None:
         """Refuse a beginning between two frames, or before the frames of the episode before end."""
         problem = ""
         if abs(times[first] - start) > _DRIFT / self._fps:
             problem = f"begins at {start:.4f} s by meta/episodes, but the nearest frame is at {times[first]:.4f} s"
-        elif self._own:
-            other, begins, length = self._sharing[self._own - 1]
-            end = int(np.abs(times - begins).argmin()) + length
+        elif shared.previous is not None:
+            end = int(np.abs(times - shared.previous_start).argmin()) + shared.previous.length
             if end > first:
+                other = shared.previous.index
                 problem = f"begins at frame {first} by meta/episodes, but episode {other} ends at frame {end}"
         if problem:
             raise ToolkitError(
                 f"{self.reader.path}: {self._where} {problem}: the from_timestamp of that file drift away from its "
-                f"frames ({len(times)}; the listed episodes have {sum(length for *_, length in self._sharing)}). Write "
+                f"frames ({len(times)}; the listed episodes have {shared.frames}). Write "
                 "from_timestamp as the frames before an episode divided by fps, or convert the dataset again."
             )
 
