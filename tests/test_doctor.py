@@ -8,7 +8,7 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -83,6 +83,19 @@ def test_slow_random_access_is_said_with_what_to_do(patient: Path) -> None:
         report, _ = examine(root, MODALITY_CONFIG)
     (found,) = [f for _, r, f in report.findings("warning") if "costs decoding" in f.found]
     assert "episode 0" in found.where and "dataset.frames=store" in found.remedy and "-g 10" in found.remedy
+
+
+def test_a_frame_that_cannot_be_read_by_itself_is_an_error(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = VideoReader.frames
+
+    def frames(self: VideoReader, indices: Sequence[int]) -> np.ndarray:
+        if list(indices) == [len(self) - 1] and self.path == video_path(patient / "train", 3):
+            raise ToolkitError(f"{self.path}: cannot be decoded. Copy it again.")
+        return whole(self, indices)
+
+    monkeypatch.setattr(VideoReader, "frames", frames)
+    report, _ = examine(patient / "train", MODALITY_CONFIG)
+    assert any("episode 3" in f.where and "cannot be decoded" in f.found for _, _, f in report.findings("error"))
 
 
 # -- no false alarm ----------------------------------------------------------------------------------------------------

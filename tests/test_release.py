@@ -587,6 +587,17 @@ def test_only_what_git_tracks_and_what_is_named_is_published(checkout: Path, hom
     }
 
 
+def test_pages_that_other_pages_lead_to_are_published(checkout: Path, home: Path, tmp_path: Path) -> None:
+    pages = {"finetune.md": "[a](docs/how/a.md)", "docs/how/a.md": "[b](../b.md#x) [web](https://x.y/z.md)"}
+    pages |= {"docs/b.md": "![c](images/c.md) [a](how/a.md) [code](../gr00t/__init__.py)", "docs/images/c.md": "c"}
+    for name, text in {**pages, "docs/left.md": "nobody leads here"}.items():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(text)
+    subprocess.run(["git", "-C", str(checkout), "add", "-A"], check=True)
+    made = {name for name in publish(home, tmp_path / "out").files if name.endswith(".md") and "docs/" in name}
+    assert made == pages.keys() - {"finetune.md"}
+
+
 def test_tracked_keys_and_binaries_are_refused(checkout: Path, home: Path, tmp_path: Path) -> None:
     (checkout / "finetune" / "login.py").write_text(f"import wandb\nwandb.login(key='{WANDB}')\n")
     (checkout / "finetune" / "dump.pkl").write_bytes(pickle.dumps(TOKEN))

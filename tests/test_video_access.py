@@ -21,6 +21,14 @@ GOPS = [(0, 0), (0, 3), (1, 0), (1, 3)]
 CODECS: dict[str, tuple[str, int, dict[str, str]]] = {
     **{f"h264-open{o}-b{b}": ("libx264", b, {"x264-params": X264.format(o, b)}) for o, b in GOPS},
     **{f"hevc-open{o}-b{b}": ("libx265", b, {"x265-params": X265.format(o, b)}) for o, b in GOPS},
+    # as LeRobot's setting has it: key frames closer to each other than frames are moved by B-frames
+    "h264-open1-g4": ("libx264", 3, {"x264-params": "keyint=4:min-keyint=1:scenecut=0:open-gop=1:bframes=3:b-adapt=0"}),
+    "hevc-open1-g4": (
+        "libx265",
+        3,
+        {"x265-params": "keyint=4:min-keyint=1:log-level=none:pools=1:open-gop=1:bframes=3"},
+    ),
+    "hevc-g2": ("libx265", 2, {"x265-params": "keyint=2:min-keyint=1:log-level=none:pools=1"}),
     "h264-intra-refresh": ("libx264", 0, {"x264-params": "keyint=12:intra-refresh=1:scenecut=0"}),
     "av1": ("libsvtav1", 0, {"svtav1-params": "keyint=12", "preset": "10"}),
     "vp9": ("libvpx-vp9", 0, {"deadline": "realtime", "cpu-used": "8"}),
