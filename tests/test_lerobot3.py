@@ -496,7 +496,7 @@ def test_columns_that_nobody_reads_may_differ_between_files(sound: Path, tmp_pat
     (path,) = (folder / "data").glob("*/*.parquet")
     table = pq.read_table(path)
     last = pa.compute.equal(table["episode_index"], 2)
-    for part, extra, name in ((pa.compute.invert(last), "text", path), (last, 1.0, path.with_name("file-001.parquet"))):
+    for part, extra, name in ((pa.compute.invert(last), 1.0, path), (last, "text", path.with_name("file-001.parquet"))):
         rows = table.filter(part)
         pq.write_table(rows.append_column("extra", pa.array([extra] * len(rows))), name)
     assert np.array_equal(StepReader(folder, MODALITY_CONFIG).step(2, 0).actions["arm"], expected.actions["arm"])

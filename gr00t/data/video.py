@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +180,7 @@ class VideoReader:
         """
         for key in [] if self._counted else self._keys[max(entry - _TRIES + 1, 0) : entry + 1][::-1]:
             self._container.seek(int(self._pts[key]), stream=self._stream, backward=True)
-            packets = self._container.demux(self._stream)
-            first = next(packets)
-            if first.pts is None or first.pts > self._pts[target]:
-                continue
-            shown = (frame for packet in chain([first], packets) for frame in packet.decode() if frame.pts is not None)
+            shown = (frame for frame in self._container.decode(self._stream) if frame.pts is not None)
             decoder = ((int(np.searchsorted(self._pts, frame.pts)), frame) for frame in shown)
             if (frame := _next(decoder, target)) is not None and frame.pts == self._pts[target]:
                 return frame, decoder
