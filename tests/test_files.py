@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,8 @@ from gr00t.file_replacement import (
     write_checksum,
     write_json,
 )
+
+ROOT = Path(__file__).parents[1]
 
 
 def folder_with(path: Path, text: str) -> Path:
@@ -173,6 +177,20 @@ def test_locks_taken_by_threads_while_another_forks_end_with_their_holders(tmp_p
         assert all(taker.result(60) > 10 for taker in takers)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 100
     assert not file_replacement._locks and not list(tmp_path.glob(".*.lock"))
+
+
+def test_a_forked_process_that_leaves_the_lock_does_not_take_it_from_its_parent(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, pathlib; from gr00t.file_replacement import file_lock\n"
+        "lock = pathlib.Path(sys.argv[1])\n"
+        "with file_lock(lock):\n"
+        "    child = os.fork()\n"
+        "    if child:\n"
+        "        assert os.waitpid(child, 0)[1] == 0\n"
+        "        assert (lock.parent / '.run.lock').exists()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "run"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_json_is_written_whole_and_read_back(tmp_path: Path) -> None:
