@@ -23,7 +23,6 @@ from matplotlib.ticker import MaxNLocator
 from data_prep.doctor import ERROR, WARNING, Report
 from data_prep.doctor.examined_dataset import Series, Subject, evenly
 from data_prep.doctor.file_checks import annotation_column, instructions_by_episode
-from gr00t.data.frame_tables import open_camera
 from gr00t.errors import ToolkitError
 from toolkit.html_page import data_uri, render_page
 
@@ -118,7 +117,7 @@ def _images(subject: Subject, index: int) -> list[tuple[str, str]]:
     found = []
     for camera in subject.cameras:
         uris = [""] * len(MOMENTS)
-        with suppress(ToolkitError), open_camera(subject.layout, index, camera) as video:
+        with suppress(ToolkitError), subject.open_camera(index, camera) as video:
             last = len(video) - 1
             uris = [_jpeg(frame) for frame in video.frames([0, last // 2, last])]
         found += [(f"{camera}, {moment}", uri) for moment, uri in zip(MOMENTS, uris, strict=True)]

@@ -16,7 +16,9 @@ from PIL import Image
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.adopt import adopt
+from data_prep.dataset_page import dataset_page
 from data_prep.doctor.examine import examine
+from gr00t.data import frame_tables
 from gr00t.data.frame_tables import TableImages
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.step_reader import StepReader
@@ -136,6 +138,27 @@ def test_each_camera_keeps_its_copy(dataset: Path) -> None:
     for camera in (*CAMERAS, *CAMERAS):
         TableImages(layout, camera).frames(0, [0])
     assert len(list((dataset / ".cache").glob("images_*"))) == len(CAMERAS)
+
+
+def test_the_tables_are_hashed_once_whoever_reads_their_images(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    whole = frame_tables.files_digest
+    monkeypatch.setattr(frame_tables, "files_digest", lambda paths: hashed.append(1) or whole(paths))
+    reader = StepReader(dataset, MODALITY_CONFIG)
+    for episode in range(len(LENGTHS)):
+        reader.step(episode, 0)
+    assert len(hashed) == 1
+    report, subjects = examine(dataset, MODALITY_CONFIG)
+    dataset_page(report, subjects, 3)
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_doctor_names_a_cell_that_holds_no_image(fast: bool, tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", lambda e, f, c: {"bytes": b"x", "path": None})
+    adopt(load("adopt", ["local=none", f"dataset={root}", "write=true"]))
+    report, _ = examine(root, MODALITY_CONFIG, fast=fast)
+    assert any("no image that can be decoded" in f.found for _, _, f in report.findings("error"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short
 from data_prep.lerobot import SKETCH_SIDE, Columns, read_table, thumbnail
-from gr00t.data.frame_tables import EpisodeImages, open_camera
+from gr00t.data.frame_tables import EpisodeImages, TableImages, open_camera, table_images
 from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import COLUMNS, Statistics, Tail, relative_groups, relative_statistics
@@ -268,23 +268,28 @@ class Subject:
 
     def video_path(self, episode: int, camera: str) -> Path | str:
         """Where a video lies, or the table that holds the images; or why that cannot be said."""
-        with suppress(ToolkitError, AttributeError, TypeError):
-            if self.layout.is_in_tables(camera):
-                return _path(self.layout.parquet_path, episode)
-        return _path(self.layout.video_path, episode, camera)
+        return _path(self.layout.camera_path, episode, camera)
+
+    def open_camera(self, episode: int, camera: str, reader: Any = None) -> EpisodeVideo | EpisodeImages:
+        """What a camera saw in an episode; `reader` is shared by the episodes of a video."""
+        return open_camera(self.layout, episode, camera, self.images.get(camera, reader))
+
+    @cached_property
+    def images(self) -> dict[str, TableImages]:
+        """The cameras whose images lie in the frame tables."""
+        return table_images(self.layout, self.cameras)
 
     @cached_property
     def footage(self) -> dict[tuple[int, str], Footage]:
         """What the videos show: all of all of them, or in the fast part the length of some and a few first frames."""
-        wanted = list(self.lengths)
-        if self.fast:
-            wanted = evenly(wanted, max(1, MEASURED // max(1, len(self.cameras))))
+        most = max(1, MEASURED // max(1, len(self.cameras))) if self.fast else len(self.lengths)
+        wanted = evenly(list(self.lengths), most)
         glanced = set(evenly(wanted, GLANCES))
         by_file: dict[tuple[Path | str, str], list[tuple[int, str]]] = defaultdict(list)
         for key in ((episode, camera) for episode in wanted for camera in self.cameras):
             by_file[self.video_path(*key), key[1]].append(key)
+        found: dict[tuple[int, str], Footage] = {}
         with ThreadPoolExecutor(THREADS) as pool:
-            found: dict[tuple[int, str], Footage] = {}
             for footage in pool.map(lambda file: self._look(file[0][0], file[1], glanced), by_file.items()):
                 found |= footage
                 self.progress(f"{self.name}: videos", len(found), len(wanted) * len(self.cameras))
@@ -300,9 +305,12 @@ class Subject:
             return dict.fromkeys(keys, Footage(path))
         if not path.is_file() or not path.stat().st_size:
             return dict.fromkeys(keys, Footage(f"{path} is {'empty' if path.is_file() else 'missing'}."))
-        with open_camera(self.layout, *keys[0]) as first:
-            videos = {key: open_camera(self.layout, *key, first.reader) for key in keys}
-            return {k: _watch(v, int(k[0] in glanced) if self.fast else None) for k, v in videos.items()}
+        try:
+            with self.open_camera(*keys[0]) as first:
+                counts = {key: int(key[0] in glanced) if self.fast else None for key in keys}
+                return {key: _watch(self.open_camera(*key, first.reader), count) for key, count in counts.items()}
+        except ToolkitError as error:
+            return dict.fromkeys(keys, Footage(str(error)))
 
 
 def matrix(values: np.ndarray) -> np.ndarray:
@@ -387,7 +395,6 @@ def _watch(video: EpisodeVideo | EpisodeImages, count: int | None) -> Footage:
 
 
 def _blocks(frame: np.ndarray) -> np.ndarray:
-    """A frame in grey, a quarter of the size: blocks of 4x4 pixels average the codec's noise out and keep small
-    motions."""
+    """A frame in grey, as means of 4x4 pixels, which average the codec's noise out and keep small motions."""
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return cv2.resize(grey, (frame.shape[1] // 4 or 1, frame.shape[0] // 4 or 1), interpolation=cv2.INTER_AREA)

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,15 @@ class FrameTables:
     The parquet files are converted once to Arrow (in `.cache/` of the dataset folder, or of the temporary folder
     where the dataset is read-only) and mapped into memory; processes of one machine share the pages. The copy is named
     by their content, and checked whenever it is opened; a damaged one is made again. With `images` the cells of the
-    columns are kept as they are, in a copy of their own.
+    columns are kept as they are, in a copy of their own. A `digest` that is known already is not computed again.
     """
 
-    def __init__(self, layout: DatasetLayout, columns: list[str], *, images: bool = False) -> None:
+    def __init__(self, layout: DatasetLayout, columns: list[str], *, images: bool = False, digest: str = "") -> None:
         root, paths = layout.root, layout.data_files()
         for path in paths:
             if not path.is_file():
                 raise ToolkitError(f"{path} is missing. Prepare the dataset again.")
-        self.digest = files_digest(paths)
+        self.digest = digest or files_digest(paths)
         names = sorted({*columns, EPISODE})
         read = hashlib.sha256("\0".join([self.digest, *names]).encode()).hexdigest()
         # by a hash, since the name of a column is the dataset's: it may be no name of a file
@@ -193,18 +193,18 @@ def _to_numpy(table: datasets.Dataset, name: str, root: Path) -> np.ndarray:
 class TableImages:
     """The images of one camera that lie in the cells of the frame tables (`dtype: image`), encoded, or as paths.
 
-    LeRobot's and openpi's convention: a cell holds {"bytes", "path"}, or the bytes or the path alone.
+    LeRobot's and openpi's convention: a cell holds {"bytes", "path"}, or the bytes or the path alone. The tables are
+    mapped at once, so processes forked from this one share them; `digest` is that of FrameTables, where it is known.
     """
 
-    def __init__(self, layout: DatasetLayout, camera: str) -> None:
+    def __init__(self, layout: DatasetLayout, camera: str, digest: str = "") -> None:
         self.layout, self.camera, self.column = layout, camera, layout.video_column(camera)
         self.path, self.fps, self.frames_to_decode = layout.root / "data", layout.fps, 1
-        self._tables: FrameTables | None = None
+        self._tables = FrameTables(layout, [self.column], images=True, digest=digest)
+        self.digest = self._tables.digest
 
     def frames(self, episode: int, indices: Sequence[int]) -> np.ndarray:
         """The frames of these indices of an episode: (N, H, W, 3) uint8 RGB."""
-        if self._tables is None:
-            self._tables = FrameTables(self.layout, [self.column], images=True)
         length = self.layout.episode(episode).length
         wrong = [int(i) for i in indices if not 0 <= i < length]
         where = f'{self.path}, column "{self.column}", episode {episode}'
@@ -235,22 +235,20 @@ class TableImages:
         return self.layout.root / normal
 
     def close(self) -> None:
-        """Let go of the mapped tables; the next use maps them again."""
-        self._tables = None
+        """Nothing is open: mapped tables take no memory that others could use."""
 
     def __reduce__(self) -> tuple[Any, ...]:  # another process maps the tables itself
-        return type(self), (self.layout, self.camera)
+        return type(self), (self.layout, self.camera, self.digest)
 
 
 class EpisodeImages:
     """Frames of an episode from the cells of its frame table, with the interface of EpisodeVideo."""
 
-    def __init__(self, layout: DatasetLayout, episode: int, camera: str, reader: TableImages | None = None) -> None:
-        self.reader = reader or TableImages(layout, camera)
-        self.episode = episode
+    def __init__(self, layout: DatasetLayout, episode: int, reader: TableImages) -> None:
+        self.reader, self.episode, self._length = reader, episode, layout.episode(episode).length
 
     def __len__(self) -> int:
-        return self.reader.layout.episode(self.episode).length
+        return self._length
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in their order (repeats allowed): (N, H, W, 3) uint8 RGB."""
@@ -263,10 +261,21 @@ class EpisodeImages:
         self.reader.close()
 
 
+def table_images(layout: DatasetLayout, cameras: Iterable[str], digest: str = "") -> dict[str, TableImages]:
+    """Those of the cameras whose images lie in the frame tables, mapped once for all that read them."""
+    found: dict[str, TableImages] = {}
+    for camera in cameras:
+        if layout.is_in_tables(camera):
+            found[camera] = TableImages(layout, camera, digest)
+            digest = found[camera].digest
+    return found
+
+
 def open_camera(
     layout: DatasetLayout, episode: int, camera: str, reader: VideoReader | TableImages | None = None
 ) -> EpisodeVideo | EpisodeImages:
-    """What a camera saw in an episode: a video, or images of the frame table. `reader` may be shared by episodes."""
-    if layout.is_in_tables(camera):
-        return EpisodeImages(layout, episode, camera, reader if isinstance(reader, TableImages) else None)
-    return EpisodeVideo(layout, episode, camera, reader if isinstance(reader, VideoReader) else None)
+    """What a camera saw in an episode: a video, or images of the frame table. `reader` is shared by episodes; it may be
+    left out for a video."""
+    if isinstance(reader, TableImages):
+        return EpisodeImages(layout, episode, reader)
+    return EpisodeVideo(layout, episode, camera, reader)

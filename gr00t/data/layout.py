@@ -196,6 +196,10 @@ class DatasetLayout:
             return None
         return self._place(episode, f"videos/{self.video_column(camera)}/from_timestamp")
 
+    def camera_path(self, episode: int, camera: str) -> Path:
+        """The file that holds what a camera saw in an episode: a video, or the frame table with its images."""
+        return self.parquet_path(episode) if self.is_in_tables(camera) else self.video_path(episode, camera)
+
     def video_order(self, episode: int, camera: str) -> SharedVideo:
         """Where an episode stands among those whose frames lie in the same video file (v3.0)."""
         column = f"videos/{self.video_column(camera)}"

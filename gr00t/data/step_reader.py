@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gr00t.data.frame_tables import EPISODE, EpisodeImages, FrameTables, open_camera
+from gr00t.data.frame_tables import EPISODE, EpisodeImages, FrameTables, table_images
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Step
 from gr00t.data.schema import ModalityConfigs, check_modality_configs, look_up
@@ -39,7 +39,8 @@ class StepReader:
         self._tables = FrameTables(self.layout, sorted({*self._value_columns, self._text_column, EPISODE}))
         self.table_digest = self._tables.digest
         self._check_widths()
-        self._videos: OrderedDict[Path, dict[tuple[int, str], EpisodeVideo | EpisodeImages]] = OrderedDict()
+        self._images = table_images(self.layout, configs["video"].modality_keys, self.table_digest)
+        self._videos: OrderedDict[Path, dict[tuple[int, str], EpisodeVideo]] = OrderedDict()
         self.frame_store: FrameStore | None = None  # takes the place of the videos
 
     def step(self, episode: int, frame: int, *, images: bool = True) -> Step:
@@ -124,10 +125,10 @@ class StepReader:
         }
 
     def _video(self, episode: int, camera: str) -> EpisodeVideo | EpisodeImages:
-        """The video of an episode, kept open with its file, which others may lie in too (v3.0)."""
-        path = (
-            self.layout.root / camera if self.layout.is_in_tables(camera) else self.layout.video_path(episode, camera)
-        )
+        """The video of an episode, kept open with its file, which others may lie in too (v3.0); or its images."""
+        if camera in self._images:
+            return EpisodeImages(self.layout, episode, self._images[camera])
+        path = self.layout.video_path(episode, camera)
         if path not in self._videos:
             if len(self._videos) >= OPEN_VIDEOS:
                 for video in self._videos.popitem(last=False)[1].values():
@@ -137,7 +138,7 @@ class StepReader:
         of_file = self._videos[path]
         if (episode, camera) not in of_file:
             shared = next(iter(of_file.values())).reader if of_file else None
-            of_file[episode, camera] = open_camera(self.layout, episode, camera, shared)
+            of_file[episode, camera] = EpisodeVideo(self.layout, episode, camera, shared)
         return of_file[episode, camera]
 
     def _check_videos(self) -> None:

@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gr00t.data.frame_tables import open_camera
+from gr00t.data.frame_tables import TableImages, open_camera, table_images
 from gr00t.data.layout import DatasetLayout
+from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError, disk_errors, in_bytes
 from gr00t.file_replacement import (
     checksum_path,
@@ -176,7 +177,8 @@ def frame_shapes(layout: DatasetLayout, cameras: list[str]) -> dict[str, tuple[i
     total = sum(e.length for e in layout.episodes)
     found = {}
     for camera in cameras:
-        with open_camera(layout, layout.episodes[0].index, camera) as video:
+        reader = table_images(layout, [camera]).get(camera)
+        with open_camera(layout, layout.episodes[0].index, camera, reader) as video:
             found[camera] = (total, *video.frames([0]).shape[1:])
     return found
 
@@ -194,14 +196,17 @@ def write_frame_store(
     The caller holds the folder's lock. `on_frames` hears how many frames came in. Decoding leaves Python's lock free,
     so threads run side by side. Raises ToolkitError for frames of several sizes, and where the disk is full.
     """
-    first, own = first_rows(layout), threading.local()
+    first, own, images = first_rows(layout), threading.local(), table_images(layout, shapes)
 
     def decode(camera: str, episode: int, length: int, target: np.ndarray) -> int:
         rows = target[first[episode] : first[episode] + length]
-        path = layout.root / camera if layout.is_in_tables(camera) else layout.video_path(episode, camera)
-        shared = getattr(own, "reader", None) if getattr(own, "path", None) == path else None
-        video = open_camera(layout, episode, camera, shared)
-        own.path, own.reader = path, video.reader  # a file may hold many episodes
+        reader: VideoReader | TableImages | None = images.get(camera)
+        if reader is None:
+            path = layout.video_path(episode, camera)
+            if not hasattr(own, "reader") or own.reader.path != path:  # a file may hold many episodes
+                own.reader = VideoReader(path)
+            reader = own.reader
+        video = open_camera(layout, episode, camera, reader)
         for start in range(0, length, PIECE):
             frames = video.frames(range(start, min(start + PIECE, length)))
             if frames.shape[1:] != rows.shape[1:]:
