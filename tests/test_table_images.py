@@ -180,12 +180,15 @@ def test_bytes_alone_and_paths_are_read_too(cell: Callable[[int, int, str], obje
     adopt(load("adopt", ["local=none", f"dataset={root}", "write=true"]))
     image = StepReader(root, MODALITY_CONFIG).step(1, 3).images["wrist_image"][0]
     assert np.array_equal(image, drawn(1, 3, "wrist_image"))
+    before = DatasetLayout(root).content
+    (root / "images/image/1-3.png").write_bytes(encoded(drawn(1, 4, "image")))
+    assert DatasetLayout(root).content != before
 
 
 def test_a_column_of_numbers_is_no_camera(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "set", "v2.1", lambda e, f, c: [1.0, 2.0])
     adopt(load("adopt", ["local=none", f"dataset={root}", "write=true"]))
-    with pytest.raises(ToolkitError, match="neither image bytes nor a path"):
+    with pytest.raises(ToolkitError, match="neither image bytes nor a path in images/"):
         StepReader(root, MODALITY_CONFIG).step(0, 0)
 
 
@@ -193,10 +196,10 @@ def test_a_column_of_numbers_is_no_camera(tmp_path: Path) -> None:
     ("cell", "message"),
     [
         ({"bytes": b"no image", "path": None}, "no image that can be decoded"),
-        ({"bytes": None, "path": "../../secret.png"}, "neither image bytes nor a path inside"),
-        ({"bytes": None, "path": "/etc/passwd"}, "neither image bytes nor a path inside"),
-        ({"bytes": None, "path": None}, "neither image bytes nor a path inside"),
-        ({"bytes": None, "path": "missing.png"}, "no image that can be decoded"),
+        ({"bytes": None, "path": "../../secret.png"}, "neither image bytes nor a path in images/"),
+        ({"bytes": None, "path": "/etc/passwd"}, "neither image bytes nor a path in images/"),
+        ({"bytes": None, "path": None}, "neither image bytes nor a path in images/"),
+        ({"bytes": None, "path": "images/missing.png"}, "no image that can be decoded"),
     ],
 )
 def test_what_is_no_image_is_named_by_episode_and_frame(cell: dict, message: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from gr00t.data.layout import DatasetLayout
+from gr00t.data.layout import IMAGES, DatasetLayout
 from gr00t.data.schema import look_up
 from gr00t.data.video import EpisodeVideo, VideoReader
 from gr00t.errors import ToolkitError, disk_errors
@@ -226,10 +226,10 @@ class TableImages:
             raise ToolkitError(f"{where}: no image that can be decoded ({error}). Copy or record it again.") from error
 
     def _inside(self, path: Any, where: str) -> Path:
-        normal = os.path.normpath(path) if isinstance(path, str) and path else ".."
-        if os.path.isabs(normal) or normal.split(os.sep)[0] == "..":
+        normal = os.path.normpath(path) if isinstance(path, str) else ""
+        if normal.split(os.sep)[0] != IMAGES:  # the folder whose files count as the dataset's content
             raise ToolkitError(
-                f"{where}: neither image bytes nor a path inside the dataset folder, but {str(path)[:80]!r}. Leave "
+                f"{where}: neither image bytes nor a path in {IMAGES}/ of the dataset, but {str(path)[:80]!r}. Leave "
                 "that episode out, or write the images into the table again."
             )
         return self.layout.root / normal

@@ -24,6 +24,7 @@ from gr00t.file_replacement import file_sha256
 
 V2 = ("v2.0", "v2.1")
 CODEBASE_VERSION = "v2.1"
+IMAGES = "images"  # the folder of images that lie beside the frame tables, which name them
 FINGERPRINTED_SPLIT_KEYS = ("part", "instruction", "seed", "val_fraction", "val_episodes")
 _VIDEO_PLACE = ("chunk_index", "file_index", "from_timestamp")
 _ABSURD_WIDTH = re.compile(r"\d{4}[^{}]*}")  # {episode_index:01000000000d} would fill the memory
@@ -147,11 +148,13 @@ class DatasetLayout:
         return digest.hexdigest()
 
     def files(self) -> list[Path]:
-        """Every file of meta/, data/ and videos/ but meta/split.json, those behind linked folders too."""
+        """Every file of meta/, data/ and videos/ but meta/split.json, those behind linked folders too; of images/ where
+        frame tables may name them."""
         filmed = [camera for camera in self.cameras if not self.is_in_tables(camera)]
         videos = [self.video_path(e.index, camera) for e in self.episodes for camera in filmed]
         named = {path for path in (*self.data_files(), *videos) if path.is_file()}
-        return sorted({*_files(self.root), *named})
+        images = _below(self.root / IMAGES, frozenset()) if len(filmed) < len(self.cameras) else ()
+        return sorted({*_files(self.root), *named, *images})
 
     def statistics(self) -> dict[str, Any]:
         """meta/stats.json: {column: {mean, std, min, max, q01, q99}}, lists of (D,)."""
