@@ -153,6 +153,17 @@ def test_the_tables_are_hashed_once_whoever_reads_their_images(dataset: Path, mo
     assert len(hashed) == 2
 
 
+def test_a_damaged_table_is_named_with_a_remedy_that_is_whole(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", png)
+    adopt(load("adopt", ["local=none", f"dataset={root}", "write=true"]))
+    table = root / "data/chunk-000/episode_000001.parquet"
+    table.write_bytes(table.read_bytes()[:3000])
+    report, _ = examine(root, MODALITY_CONFIG, fast=True)
+    found = [f for _, r, f in report.findings("error") if r.check == "video decoding"]
+    assert found and all("episode_000001.parquet cannot be read (Parquet magic bytes" in f.found for f in found)
+    assert all(f.found.endswith(").") and f.remedy.startswith("Copy that file again") for f in found)
+
+
 @pytest.mark.parametrize("fast", [False, True])
 def test_the_doctor_names_a_cell_that_holds_no_image(fast: bool, tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "set", "v2.1", lambda e, f, c: {"bytes": b"x", "path": None})

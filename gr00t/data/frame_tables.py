@@ -113,23 +113,21 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
 
     What `datasets` keeps by itself is found again by path and time, which files that were restored may share.
     """
+    paths = [str(path) for path in layout.data_files()]
+    for table_path in paths:
+        there = dict.fromkeys(_column_names(table_path))
+        for name in columns:
+            look_up(there, name, f'{table_path}: no column "{name}".')
     with whole_folder(copy, lock=False) as aside:
         had_bars = datasets.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:
-            paths = [str(path) for path in layout.data_files()]
-            for table_path in paths:
-                there = dict.fromkeys(pq.read_schema(table_path).names)
-                for name in columns:
-                    problem = f'{table_path}: no column "{name}".'
-                    look_up(there, name, problem)
             table = datasets.Dataset.from_parquet(paths, cache_dir=str(aside / "datasets"), columns=columns)
-        except ToolkitError:
-            raise
         except Exception as error:  # datasets wraps what pyarrow says in many types
             if (disk := _disk_error(error)) is not None:
                 raise disk from error
-            raise ToolkitError(f"{layout.root}/data cannot be read ({error}). Prepare the dataset again.") from error
+            problem = " ".join(str(error).split())
+            raise ToolkitError(f"{layout.root}/data cannot be read ({problem}). Prepare the dataset again.") from error
         finally:
             if had_bars:
                 datasets.enable_progress_bars()
@@ -143,6 +141,16 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
     for other in copy.parent.glob(f"{copy.name.partition('-')[0]}-*"):
         if other != copy:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _column_names(path: str) -> list[str]:
+    try:
+        return list(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException) as error:
+        problem = str(error).partition(". ")[0]  # what follows is pyarrow's guess at a remedy
+        raise ToolkitError(
+            f"{path} cannot be read ({problem}). Copy that file again, or prepare the dataset again."
+        ) from error
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:

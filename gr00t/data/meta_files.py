@@ -77,7 +77,8 @@ class MetaFolder:
                     raise ToolkitError(f"{path}: the columns {', '.join(missing)} are missing. {_INCOMPLETE}")
                 return file.read(columns=[name for name in names if name in keys or also(name)]).to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise ToolkitError(f"{path} cannot be read ({error}). {_INCOMPLETE}") from error
+            problem = str(error).partition(". ")[0]  # what follows is pyarrow's guess at a remedy
+            raise ToolkitError(f"{path} cannot be read ({problem}). {_INCOMPLETE}") from error
 
     def _text(self, name: str) -> str:
         path = self.folder / name
