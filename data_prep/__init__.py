@@ -74,6 +74,11 @@ class CheckConfig:
     )
     json: str | None = key("file that receives the report as JSON; null for none", None)
     html: str | None = key("file that receives the report as one page with images and curves; null for none", None)
+    exclude: str | None = key(
+        "file that receives the list of the episodes with errors (of a split, of its train part) that dataset.exclude "
+        'and "exclude" of meta/split.json take; null for none',
+        None,
+    )
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     shown: int = key("episodes of each part whose frames and curves the page shows", 4, at_least=1, at_most=50)

@@ -1,7 +1,7 @@
 """Is a dataset sound? What is wrong with it, where, and how to mend it.
 
 python -m data_prep.check data/color_object
-python -m data_prep.check data/color_object html=doctor.html json=doctor.json
+python -m data_prep.check data/color_object html=doctor.html json=doctor.json exclude=bad_episodes.txt
 python -m data_prep.check --help"""
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 UNSOUND = 1  # exit status
 WIDTH = 118
+SUFFIXES = {"exclude": "txt"}
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "": "dim"}
 
 
@@ -43,10 +44,12 @@ def read(arguments: Sequence[str]) -> tuple[Path, CheckConfig]:
         )
     dataset = Path(words[0]).expanduser()
     parts = [p / part for p in (dataset, *dataset.glob("*")) for part in ("meta", "data", "videos")]
-    for name, target in (("json", config.json), ("html", config.html)):
+    for name, target in (("json", config.json), ("html", config.html), ("exclude", config.exclude)):
         path = Path(target or "").expanduser()
         if target is not None and path.is_dir():
-            raise ToolkitError(f"{name}={target} is a folder. Give a file, {name}={path / f'doctor.{name}'}.")
+            raise ToolkitError(
+                f"{name}={target} is a folder. Give a file, {name}={path / f'doctor.{SUFFIXES.get(name, name)}'}."
+            )
         if target is not None and any(path.resolve().is_relative_to(part.resolve()) for part in parts):
             raise ToolkitError(f"{name}={target} lies inside the dataset, which would change it. Give another place.")
     return dataset, config
@@ -69,6 +72,8 @@ def main(call: tuple[Path, CheckConfig]) -> None:
     _show(report)
     if config.json is not None:
         _write(Path(config.json).expanduser(), json.dumps(report.to_json(), indent=2) + "\n")
+    if config.exclude is not None:
+        _write(Path(config.exclude).expanduser(), json.dumps(report.exclude()) + "\n")
     if config.html is not None:
         from data_prep.dataset_page import dataset_page
 
@@ -89,6 +94,8 @@ def _write(path: Path, text: str) -> None:
 
 def _show(report: Report) -> None:
     """A table of every check's outcome, then what was found with its remedy, the most serious last."""
+    from data_prep.doctor import episodes
+
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -101,6 +108,9 @@ def _show(report: Report) -> None:
     for (check, question), of in levels.items():
         table.add_row(check, f"[dim]{escape(question)}[/]", *(of.get(d.name, "[dim]-[/]") for d in report.datasets))
     console.print(table)
+    for dataset in report.datasets:
+        if left_out := dataset.facts.get("excluded"):
+            console.print(f"\n{escape(dataset.name)}: left out, and not examined: {escape(episodes(left_out))}")
     for level in ("warning", "error"):
         for dataset, result, finding in report.findings(level):
             where = f"{escape(dataset.name)}, {result.check}: {escape(finding.where)}"

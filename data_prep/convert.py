@@ -5,12 +5,13 @@ the datasets."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from data_prep.maniskill import Episode, LeftOut, Recordings, natural_key, read_
 from data_prep.resumable_conversion import Unfinished
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
-from gr00t.file_replacement import file_lock, publish, real_path, recover
+from gr00t.file_replacement import file_lock, publish, read_json, real_path, recover
 from gr00t.processes import first_done, worker_pool
 from toolkit.progress import progress_bar
 from toolkit.shared_keys import PARTS
@@ -128,6 +129,7 @@ def convert_split(
             recover(place)
             # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
             _check_target(target, overwrite)
+            report.notes += _lists_dropped(place)
             unfinished = Unfinished(place)
             unfinished.take_up(jobs, start_over=overwrite)
             with unfinished.kept(len(jobs)):
@@ -166,6 +168,19 @@ def _check_target(target: Path, overwrite: bool) -> None:
                 f"{target}: holds {entry.name}, which this converter did not write, so the folder is not replaced. "
                 "Move it away, or set data_dir=...."
             )
+
+
+def _lists_dropped(target: Path) -> list[str]:
+    """A note for each part to be replaced whose list of episodes to leave out goes with it."""
+    notes = []
+    for part in PARTS:
+        with suppress(ToolkitError):  # missing, or damaged
+            if found := read_json(target / part / "meta" / "split.json").get("exclude"):
+                notes.append(
+                    f'{target / part}/meta/split.json: "exclude" {json.dumps(found)} is not kept, for the numbers may '
+                    "now be other episodes. Write it again where they are the same."
+                )
+    return notes
 
 
 def _read(raw: Path, progress: bool, report: ConversionReport) -> dict[str, Recordings]:

@@ -5,7 +5,6 @@ Figures are SVG text: episode lengths, and histograms and courses of every dimen
 from __future__ import annotations
 
 import io
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -50,8 +49,6 @@ MOMENTS = ("first", "middle", "last")
 IMAGE_WIDTH = 192  # pixels: a page with a few dozen images stays below a few MB
 INSTRUCTIONS = 20
 
-_EPISODES = re.compile(r"episodes? (?:\()?([\d, ]+)")  # as data_prep.doctor.episodes writes them
-
 
 def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str:
     """The page's HTML; of each part `shown` episodes appear with frames and curves."""
@@ -77,9 +74,8 @@ def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str
 
 def _chosen(subject: Subject, report: Report, shown: int) -> list[int]:
     """The episodes that appear: those that findings name, then others evenly."""
-    places = [f.where for dataset, _, f in report.findings(ERROR, WARNING) if dataset.folder == subject.root]
-    named = [int(n) for place in places for text in _EPISODES.findall(place) for n in re.findall(r"\d+", text)]
-    blamed = list(dict.fromkeys(n for n in named if n in subject.lengths))[:shown]
+    found = [f for dataset, _, f in report.findings(ERROR, WARNING) if dataset.folder == subject.root]
+    blamed = list(dict.fromkeys(i for f in found for i in f.episodes if i in subject.lengths))[:shown]
     others = [index for index in subject.lengths if index not in blamed]
     return sorted(blamed + evenly(others, shown - len(blamed)))
 

@@ -33,6 +33,7 @@ from toolkit.declaration import Key, keys_of, nearest
 from toolkit.shared_keys import check_split, choose_own_split
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_PLAIN_LIST = re.compile(r"\[([^\[\]{}\\]*)\]")
 QUOTES = ('"', "'")
 COMMAND_LINE = "the command line"
 _DEFAULT = "default"
@@ -119,6 +120,9 @@ def _value(key: Key, raw: str) -> Any:
         )
     if not key.is_list:
         return _unquoted(raw)
+    if key.type is str and (plain := _PLAIN_LIST.fullmatch(raw)):  # YAML reads 40:59 as a number of base 60
+        parts = split_at_commas(plain[1])
+        return [_unquoted(part) for part in (parts if parts[-1] else parts[:-1])]
     try:
         value = yaml.safe_load(raw)
     except yaml.YAMLError:  # a folder with brackets in its name, say

@@ -6,14 +6,17 @@ runs the checks over a Subject; each is a function in a module named after what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gr00t.data.meta_files import as_typed, in_ranges
+
 OK, WARNING, ERROR = LEVELS = ("ok", "warning", "error")
 FORMAT = 1  # of the report as JSON
 SHOWN_PLACES = 6
+SHOWN_RANGES = 12
 PREPARE_AGAIN = (
     "Write the dataset again: python prepare_conflict_data.py split=<split> raw_dir=<recordings> data_dir=<datasets> "
     "overwrite=true (or copy it again from where it is sound)."
@@ -22,12 +25,28 @@ PREPARE_AGAIN = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check noticed: "ok" is a remark, "warning" may be meant so, "error" spoils training."""
+    """One thing that a check noticed: "ok" is a remark, "warning" may be meant so, "error" spoils training.
+
+    episodes: those that it is about, where leaving them out mends it; empty where it is about all, or about none.
+    """
 
     level: str
     where: str
     found: str
     remedy: str = PREPARE_AGAIN
+    episodes: tuple[int, ...] = ()
+
+    def advised(self, count: int, key: str) -> Finding:
+        """With leaving its episodes out by `key` among the remedies, unless they are all `count` of the dataset."""
+        if not self.episodes or len(set(self.episodes)) == count:
+            return replace(self, episodes=())
+        few = len(in_ranges(self.episodes)) <= SHOWN_RANGES
+        how = (
+            f"{key}={as_typed(self.episodes)}"
+            if few
+            else f"{key}, with the list that exclude=FILE of this check writes"
+        )
+        return replace(self, remedy=f"{self.remedy} Or leave {'them' if len(self.episodes) > 1 else 'it'} out: {how}.")
 
 
 Level = Callable[..., Finding]
@@ -89,6 +108,11 @@ class Report:
     def findings(self, *levels: str) -> list[tuple[DatasetReport, CheckResult, Finding]]:
         """Every finding of these levels, with the check and the dataset it belongs to."""
         return [(d, r, f) for d in self.datasets for r in d.results for f in r.findings if f.level in levels]
+
+    def exclude(self) -> list[int | str]:
+        """What dataset.exclude takes to leave out every episode with errors, of a split those of its train part."""
+        own = {self.datasets[0].folder, self.path}
+        return in_ranges(i for d, _, f in self.findings(ERROR) for i in f.episodes if d.folder in own)
 
     def to_json(self) -> dict[str, Any]:
         """As json=FILE holds it."""

@@ -113,7 +113,7 @@ def _spikes(subject: Subject, group: Group, name: str, series: Series) -> Iterat
     if value < rest.min() - 0.25 * np.ptp(rest) or value > rest.max() + 0.25 * np.ptp(rest):
         level = error
         found += f" Everything else lies between {rest.min():.4g} and {rest.max():.4g}: the range is spoilt."
-    yield level(f"{group.where}, {subject.which(places)}", found, MEND_SPIKE)
+    yield from subject.about(level, group.where, dict.fromkeys(places, found), MEND_SPIKE)
 
 
 def _spike_heights(values: np.ndarray) -> np.ndarray:
@@ -151,12 +151,13 @@ def check_duplicates(subject: Subject) -> Iterator[Finding]:
         if (i, j) in shared:
             how = shared[i, j] or "is the same as"
             found = f"Episode {j} {how} episode {i}{': one is trained on, the other held out' if leak else ''}."
-            yield error(episodes([i, j]), found, remedy)
+            yield error(episodes([i, j]), found, remedy, episodes=(j,))
         else:
             found = f"Episodes {i} and {j} do nearly the same: one is a copy with noise, or a replay of the other."
-            yield warning(episodes([i, j]), found, remedy)
+            yield warning(episodes([i, j]), found, remedy, episodes=(j,))
     if len(shared) > SHOWN:
-        yield error("episodes", f"{len(shared)} pairs of episodes are the same.", MEND_TWIN)
+        later = tuple(sorted({j for _, j in shared}))
+        yield error("episodes", f"{len(shared)} pairs of episodes are the same.", MEND_TWIN, episodes=later)
 
 
 def check_apart(train: Subject, conflict: Subject) -> Iterator[Finding]:
@@ -164,12 +165,13 @@ def check_apart(train: Subject, conflict: Subject) -> Iterator[Finding]:
     shared, alike = _twins(train, conflict)
     for i, j in sorted(shared)[:SHOWN]:
         found = f"Conflict episode {j} {shared[i, j] or 'is'} train episode {i}."
-        yield error(f"conflict, episode {j}", found, MEND_LEAK)
+        yield error(f"conflict, episode {j}", found, MEND_LEAK, episodes=(i,))
     if len(shared) > SHOWN:
-        yield error("conflict", f"{len(shared)} conflict episodes are in train too.", MEND_LEAK)
+        first = tuple(sorted({i for i, _ in shared}))
+        yield error("conflict", f"{len(shared)} conflict episodes are in train too.", MEND_LEAK, episodes=first)
     for i, j in alike[:SHOWN]:
         found = f"Conflict episode {j} does nearly the same as train episode {i}: a copy with noise, or a replay?"
-        yield warning(f"conflict, episode {j}", found, MEND_LEAK)
+        yield warning(f"conflict, episode {j}", found, MEND_LEAK, episodes=(i,))
     ours, theirs = ({s["sha256"]: s["file"] for s in _recordings(part)} for part in (train, conflict))
     for digest in sorted(set(ours) & set(theirs)):
         yield error(SPLIT, f"Both parts were made from the same recording ({ours[digest]}).", MEND_LEAK)
@@ -241,7 +243,7 @@ def check_split(subject: Subject) -> Iterator[Finding]:
     if not split:
         yield remark(SPLIT, "not there: no episode is held out of training")
         return
-    listed, known = split.get("val_episodes", []), set(subject.lengths)
+    listed, known = split.get("val_episodes", []), {e.index for e in subject.layout.listed}
     if not isinstance(listed, list) or not all(isinstance(i, int) for i in listed):
         yield error(SPLIT, f"val_episodes must be a list of episode numbers, not {listed!r}.")
         return
@@ -249,7 +251,7 @@ def check_split(subject: Subject) -> Iterator[Finding]:
         yield error(SPLIT, f"val_episodes names {episodes(unknown)}, which there is not.")
     if len(set(listed)) != len(listed):
         yield warning(SPLIT, "val_episodes names an episode twice.", "Name each once.")
-    if known and subject.held_out == known:
+    if subject.held_out == set(subject.lengths):
         remedy = "Hold out a tenth, and train on the others."
         yield error(SPLIT, "Every episode is held out: nothing is left to train on.", remedy)
     elif len(subject.held_out) > 0.5 * len(known) and len(known) > 5:
@@ -266,16 +268,16 @@ def check_split(subject: Subject) -> Iterator[Finding]:
 def _sources(subject: Subject) -> Iterator[Finding]:
     """What meta/split.json says of each episode's recording: of every one, and of each another."""
     entries = listed_objects(subject, "episodes")
-    if entries and len(entries) != len(subject.lengths):
-        found = f"Names the source of {len(entries)} episodes; there are {len(subject.lengths)}."
+    if entries and len(entries) != (count := len(subject.layout.listed)):
+        found = f"Names the source of {len(entries)} episodes; there are {count}."
         yield warning(SPLIT, found, PREPARE_AGAIN)
     first: dict[tuple[str, str], int] = {}
     for entry in entries:
         index, source = entry.get("episode_index", -1), (str(entry.get("file")), str(entry.get("trajectory")))
-        twin = first.setdefault(source, index)
+        twin = index if index in subject.layout.excluded else first.setdefault(source, index)
         if twin != index:
             found = f"Episodes {twin} and {index} come from the same recording ({', '.join(source)})."
-            yield error(SPLIT, found, MEND_TWIN)
+            yield error(SPLIT, found, MEND_TWIN, episodes=(index,))
 
 
 def check_rate(subject: Subject) -> Iterator[Finding]:

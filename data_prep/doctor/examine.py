@@ -97,6 +97,7 @@ PAIR_CHECKS = (
 )
 
 BETWEEN = "train and conflict"
+CONFLICT = PARTS[1]
 READABLE = ("layout", "can the dataset be read at all?")
 
 
@@ -106,14 +107,19 @@ def examine(
     *,
     fast: bool = False,
     progress: Progress = lambda what, done, total: None,
+    exclude: Iterable[int | str] = (),
 ) -> tuple[Report, list[Subject]]:
     """Every check of the dataset at `path`, or of train/ and conflict/ below it; with what was examined.
 
-    fast: only what needs no decoding of whole videos. `progress` is called with (what, done, of how many).
+    fast: only what needs no decoding of whole videos. `progress` is called with (what, done, of how many). `exclude`:
+    episodes that are left out (see DatasetLayout), of a split those of its train part; they are not examined.
     Raises ToolkitError where there is no dataset.
     """
     started, path = time.monotonic(), Path(path)
-    subjects = [Subject(root, configs, fast=fast, progress=progress) for root in _dataset_folders(path)]
+    subjects = [
+        Subject(root, configs, fast=fast, progress=progress, exclude=() if root == path / CONFLICT else exclude)
+        for root in _dataset_folders(path)
+    ]
     reports = [examine_one(subject) for subject in subjects]
     if len(subjects) == 2 and not any(subject.refusal for subject in subjects):
         results = tuple(_result(check, *subjects) for check in PAIR_CHECKS)
@@ -156,6 +162,7 @@ def examine_one(subject: Subject) -> DatasetReport:
         facts = {
             "episodes": len(subject.lengths),
             "frames": sum(subject.lengths.values()),
+            "excluded": sorted(subject.layout.excluded),
             "held_out": sorted(subject.held_out),
             "fps": subject.layout.fps,
             "robot_type": subject.layout.info.get("robot_type"),
@@ -178,4 +185,7 @@ def _result(check: Check, *subjects: Subject) -> CheckResult:
         # Training would stumble over it as well, or worse, not notice.
         found = f"This check could not be made ({in_short(problem)})."
         findings.append(error(check.name, found, f"Mend the other findings first, and examine again. {PREPARE_AGAIN}"))
+    # the key of training says nothing of conflict episodes
+    key = '"exclude" in meta/split.json' if subjects[0].name == CONFLICT else "dataset.exclude"
+    findings = [finding.advised(len(subjects[0].lengths), key) for finding in findings]
     return CheckResult(check.name, check.question, tuple(findings), seconds=round(time.monotonic() - started, 3))

@@ -92,8 +92,8 @@ class Subject:
     """A dataset folder and everything the checks ask of it, read once and only when asked.
 
     refusal: why the folder cannot be read at all, empty where it can; all that follows needs it empty.
-    lengths: frames of each episode that meta/ lists. listed_val: what meta/split.json names as held out, where that is
-    a list of numbers; held_out: those that exist. features: those of meta/info.json that are objects.
+    lengths: frames of each episode that is not left out. listed_val: what of them meta/split.json names as held out,
+    where that is a list of numbers; held_out: those that exist. features: those of meta/info.json that are objects.
     is_maniskill_panda: data_prep.convert wrote it, so joint order, units, gripper command and rate are known.
     fresh_relative: {action group: statistics} for a rule for start frames, as the training episodes give them now; {}
     where they cannot be made. fast: of the videos only lengths and a few first frames are read.
@@ -106,13 +106,14 @@ class Subject:
         *,
         fast: bool = False,
         progress: Progress = lambda what, done, total: None,
+        exclude: Iterable[int | str] = (),
     ) -> None:
         self.root, self.configs, self.fast, self.progress = Path(root), configs, fast, progress
         self.name = self.root.name or self.root.resolve().name
         self.refusal = ""
         self.fresh_relative = cache(self._fresh_relative)
         try:
-            self.layout = DatasetLayout(self.root)
+            self.layout = DatasetLayout(self.root, exclude)
         except ToolkitError as error:
             self.refusal = str(error)
         except Exception as error:
@@ -120,7 +121,8 @@ class Subject:
         else:
             self.lengths = {e.index: e.length for e in self.layout.episodes}
             listed = self.layout.split.get("val_episodes")
-            self.listed_val = {i for i in listed if isinstance(i, int)} if isinstance(listed, list) else set()
+            numbers = {i for i in listed if isinstance(i, int)} if isinstance(listed, list) else set()
+            self.listed_val = numbers - self.layout.excluded
             self.held_out = self.listed_val & set(self.lengths)
             self.features = _objects(self.layout.info.get("features"))
             self.is_maniskill_panda = self.layout.info.get("robot_type") == "panda_wristcam"
@@ -138,7 +140,7 @@ class Subject:
         """
         if wrong:
             where = f"{place}, {self.which(wrong)}" if place else self.which(wrong)
-            yield level(where, next(iter(wrong.values())), remedy)
+            yield level(where, next(iter(wrong.values())), remedy, episodes=tuple(wrong))
 
     # -- frame tables --------------------------------------------------------------------------------------------------
 
@@ -193,10 +195,9 @@ class Subject:
 
     def _group(self, modality: str, name: str, column: str, part: slice) -> Group:
         names, width = self.features.get(column, {}).get("names"), part.stop - part.start
+        dims = [name] if width == 1 else [f"{name} {d}" for d in range(width)]
         if isinstance(names, list) and len(names) >= part.stop:
             dims = [str(dim) for dim in names[part]]
-        else:
-            dims = [name] if width == 1 else [f"{name} {d}" for d in range(width)]
         series = {}
         for index, values in self.column(column).items():
             if values.dtype.kind in "fiu" and len(values) and matrix(values).shape[1] >= part.stop:
@@ -365,9 +366,7 @@ def _watch(video: EpisodeVideo | EpisodeImages, count: int | None) -> Footage:
     """Decode the first `count` frames, None for all. Length and frame rate alone cost no decoding."""
     size = sketch = mean = unrest = None
     small: list[np.ndarray] = []
-    motion: list[float] = []
-    leaps: list[float] = []
-    contrast: list[float] = []
+    motion, leaps, contrast = list[float](), list[float](), list[float]()
     before: deque[np.ndarray] = deque(maxlen=2)  # the last two frames as blocks
     try:
         count = len(video) if count is None else count

@@ -4,7 +4,7 @@ every frame an instruction that is listed?"""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ MEND_TASKS = (
 
 def check_counts(subject: Subject) -> Iterator[Finding]:
     """Do the totals agree?"""
-    layout, count, frames = subject.layout, len(subject.lengths), sum(subject.lengths.values())
+    layout, count, frames = subject.layout, len(subject.layout.listed), sum(e.length for e in subject.layout.listed)
+    if layout.excluded:
+        yield remark("meta/", f"{episodes(sorted(layout.excluded))} left out, and not examined")
     yield remark("meta/", f"{count} episodes, {frames} frames, {len(layout.tasks)} instructions")
     for key, counted, level in (
         ("total_episodes", count, error),
@@ -56,7 +58,7 @@ def check_counts(subject: Subject) -> Iterator[Finding]:
         said = layout.info.get(key)
         if said is not None and said != counted:
             yield level("meta/info.json", f"{key} says {said}, but there are {counted}.", MEND_COUNTS)
-    if missing := sorted(set(range(count)) - set(subject.lengths)):
+    if missing := sorted(set(range(count)) - {e.index for e in layout.listed}):
         found = f"The {count} episodes are not numbered from 0: {episodes(missing)} missing."
         remedy = "Check that none was lost: prepare the dataset again, or number what is there from 0."
         yield warning("meta/episodes.jsonl", found, remedy)
@@ -75,7 +77,8 @@ def check_tables(subject: Subject) -> Iterator[Finding]:
     for index in list(wrong)[:3]:
         yield from subject.about(error, "data/", {index: wrong[index]})
     if len(wrong) > 3:
-        yield error(f"data/, {subject.which(wrong)}", "Frame tables and meta/episodes.jsonl differ in length.")
+        found = "Frame tables and meta/episodes.jsonl differ in length."
+        yield from subject.about(error, "data/", dict.fromkeys(wrong, found))
     numbered: tuple[tuple[str, str, Callable[[int, int], np.ndarray]], ...] = (
         ("episode_index", "the episode's number", lambda index, rows: np.full(rows, index)),
         ("frame_index", "0, 1, 2, ...", lambda index, rows: np.arange(rows)),
@@ -119,14 +122,15 @@ def check_videos_present(subject: Subject) -> Iterator[Finding]:
             first = paths[camera][lost[0]]
             where = first if isinstance(first, str) else f"the first is {_relative(subject, first)}"
             found = f"{len(lost)} of {len(subject.lengths)} videos are missing or empty: {where}."
-            yield error(f"videos/, {camera}, {subject.which(lost)}", found)
-    count, total = len(subject.lengths), subject.layout.info.get("total_videos")
+            yield from subject.about(error, f"videos/, {camera}", dict.fromkeys(lost, found))
+    count, total = len(subject.layout.listed), subject.layout.info.get("total_videos")
     cameras = sum(entry.get("dtype") == "video" for entry in subject.features.values())
     if total is not None and cameras and total not in (count * cameras, cameras):
         found = f"total_videos says {total}; {count} episodes of {cameras} cameras are {count * cameras}."
         yield warning("meta/info.json", found, MEND_COUNTS)
     # Left by an older version, or of episodes that meta/ forgot.
     known = {*subject.layout.data_files(), *(Path(p) for of_camera in paths.values() for p in of_camera.values())}
+    known |= set(_files_of(subject, subject.layout.excluded))
     named = {str(subject.entries("video")[c].get("original_key")) for c in paths}
     tables = [p for p in (subject.root / "data").rglob("*.parquet") if p not in known]
     videos = [p for p in (subject.root / "videos").rglob("*.mp4") if p not in known and named & set(p.parts)]
@@ -135,6 +139,18 @@ def check_videos_present(subject: Subject) -> Iterator[Finding]:
             found = f"{len(strangers)} {kind} belong to no episode of meta/episodes.jsonl and are not used."
             remedy = "Episodes lost from meta/episodes.jsonl: prepare the dataset again. Leftovers: remove them."
             yield warning(str(_relative(subject, min(strangers))), found, remedy)
+
+
+def _files_of(subject: Subject, indices: Iterable[int]) -> dict[Path, list[int]]:
+    """{frame table or video: those of these episodes that lie in it}."""
+    found: dict[Path, list[int]] = defaultdict(list)
+    for index in indices:
+        for path in {
+            subject.layout.parquet_path(index),
+            *(subject.video_path(index, c) for c in subject.layout.cameras),
+        }:
+            found[Path(path)].append(index)
+    return found
 
 
 def _relative(subject: Subject, path: Path) -> Path:
@@ -153,11 +169,18 @@ def check_unchanged(subject: Subject) -> Iterator[Finding]:
         hashes = {name: file_sha256(subject.root / name) for name in tables}
     else:
         hashes = file_hashes(subject.root)
+    holders = _files_of(subject, subject.lengths)
+    spared = {
+        _relative(subject, path).as_posix() for path in _files_of(subject, subject.layout.excluded).keys() - holders
+    }
+    hashes |= {name: recorded[name] for name in spared & recorded.keys()}
     changed = [name for name in recorded if name in hashes and hashes[name] != recorded[name]]
     damage = [names for kind in ("data/", "videos/") if (names := [n for n in changed if n.startswith(kind)])]
     for names in damage:
         where = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-        yield error(where, "Not as it was written: its SHA-256 differs from meta/split.json's.", MEND_CHANGED)
+        found = "Not as it was written: its SHA-256 differs from meta/split.json's."
+        held = [index for name in names for index in holders.get(subject.root / name, ())]
+        yield error(where, found, MEND_CHANGED, episodes=tuple(dict.fromkeys(held)))
     if not subject.fast and not damage and dataset_fingerprint(subject.root, split, hashes) != split["fingerprint"]:
         # Without the files' own hashes it cannot be said which file it is.
         level, what = (warning, "meta/, or which files there are,") if recorded else (error, "The content")
@@ -186,7 +209,9 @@ def check_names(subject: Subject) -> Iterator[Finding]:
                 column = _column(modality, key, entries)
                 missing = [i for i, table in subject.readable.items() if column not in table]
                 if missing:
-                    yield error(f"data/, episode {missing[0]}", f'The column "{column}" is missing.')
+                    yield from subject.about(
+                        error, "data/", dict.fromkeys(missing, f'The column "{column}" is missing.')
+                    )
 
 
 def _misnamed(subject: Subject, modality: str, key: str, entries: dict[str, Any]) -> str:

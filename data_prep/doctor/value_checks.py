@@ -38,7 +38,7 @@ ROUND_TRIP = 1e-4  # of the range; float32 gives 1e-7
 SAMPLED_EPISODES = 50
 SAMPLED_FRAMES = 8
 TAG = "new_embodiment"
-COMPUTED = "none in GR00T's form: training computes them from the training episodes"
+COMPUTED = "none in GR00T's form of these episodes: training computes them from the training episodes"
 
 MEND_RECORD = "Remove these episodes, or record them again: nothing in a dataset can replace a value that is lost."
 MEND_DEGREES = (
@@ -69,7 +69,7 @@ def check_finite(subject: Subject) -> Iterator[Finding]:
         if wrong:
             frame = np.argwhere(~finite[wrong[0]])[0, 0]
             found = f"NaN or infinite values, the first at frame {frame} of episode {wrong[0]}."
-            yield error(f"data/, column {name}, {subject.which(wrong)}", found, MEND_RECORD)
+            yield from subject.about(error, f"data/, column {name}", dict.fromkeys(wrong, found), MEND_RECORD)
 
 
 def check_units(subject: Subject) -> Iterator[Finding]:
@@ -208,6 +208,8 @@ def _computed_by_training(subject: Subject, name: str) -> bool:
 def _not_comparable(subject: Subject) -> str:
     """Why the data as it is now says nothing about its statistics; empty where it does. Other checks say more."""
     training = set(subject.lengths) - subject.held_out
+    if subject.layout.trains_fewer:
+        return "not compared: they count episodes that are left out"
     if not training <= set(subject.motion_tables):
         return "not compared: some training episodes cannot be read, or hold no finite numbers"
     if subject.listed_val != subject.held_out:

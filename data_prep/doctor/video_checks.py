@@ -92,7 +92,7 @@ def check_decoding(subject: Subject) -> Iterator[Finding]:
         broken = [i for i, f in footage.items() if f.problem and not f.problem.endswith(("is missing.", "is empty."))]
         if broken:
             found, remedy = split_message(footage[broken[0]].problem)
-            yield error(f"videos/, {camera}, {subject.which(broken)}", found, remedy)
+            yield from subject.about(error, f"videos/, {camera}", dict.fromkeys(broken, found), remedy)
         wrong = {
             i: f"The video of episode {i} has {f.length} frames, its table should have {subject.lengths[i]}: images "
             "and states drift apart."

@@ -112,9 +112,9 @@ def evaluate_open_loop(config: OpenLoopConfig) -> OpenLoopReport:
 def _open_data(config: OpenLoopConfig, processor: Gr00tN1d7Processor, tag: str) -> _Data:
     """The datasets, refused where they do not fit the checkpoint."""
     trained_on = read_trained_on(Path(config.checkpoint))
-    training = reader = _open(config, "train", processor, tag, trained_on.get("fps"))
+    training = reader = _open(config, "train", processor, tag, trained_on)
     if config.part == "conflict":
-        reader = _open(config, "conflict", processor, tag, trained_on.get("fps"))
+        reader = _open(config, "conflict", processor, tag, trained_on)
     training_statistics(training, "mask")  # made for another horizon, they are refused
     layout = reader.layout
     every = [episode.index for episode in layout.episodes] if config.part == "conflict" else layout.train_episodes
@@ -128,11 +128,20 @@ def _open_data(config: OpenLoopConfig, processor: Gr00tN1d7Processor, tag: str) 
     return _Data(reader, episodes, training, _notes(config, training.layout, trained_on, episodes))
 
 
-def _open(config: OpenLoopConfig, part: str, processor: Gr00tN1d7Processor, tag: str, trained_fps: Any) -> StepReader:
+def _left_out(layout: DatasetLayout, trained_on: dict[str, Any]) -> list[int | str]:
+    """The episodes that the checkpoint's training left out of this dataset, where it is still what it was."""
+    parts = [part for part in trained_on.get("mixture", [trained_on]) if part.get("excluded")]
+    return next((part["excluded"] for part in parts if part.get("fingerprint") == layout.fingerprint), [])
+
+
+def _open(
+    config: OpenLoopConfig, part: str, processor: Gr00tN1d7Processor, tag: str, trained_on: dict[str, Any]
+) -> StepReader:
     """A dataset of the evaluated split, refused where its rate or its robot are not those of the checkpoint."""
     check_dataset_folder(config.data_dir, "data_dir", config.split, part)
-    reader = StepReader(Path(config.data_dir) / config.split.name / part, processor.modality_config(tag))
-    root, fps = reader.layout.root, reader.layout.fps
+    root = Path(config.data_dir) / config.split.name / part
+    reader = StepReader(root, processor.modality_config(tag), _left_out(DatasetLayout(root), trained_on))
+    fps, trained_fps = reader.layout.fps, trained_on.get("fps")
     for modality in ("state", "action"):
         values = reader.trajectory(modality, reader.layout.episodes[0].index)
         for group in processor.state_action.groups(tag, modality):

@@ -88,9 +88,9 @@ def _features(run: Run, layouts: list[DatasetLayout]) -> tuple[int, str]:
 
 def find_layouts(config: FinetuneConfig) -> list[DatasetLayout]:
     """The datasets' meta data; none where one is not converted yet."""
-    folders = [part.folder for part in datasets(config)]
-    there = all((folder / "meta" / "info.json").is_file() for folder in folders)
-    return [DatasetLayout(folder) for folder in folders] if there else []
+    parts = datasets(config)
+    there = all((part.folder / "meta" / "info.json").is_file() for part in parts)
+    return [DatasetLayout(part.folder, part.exclude) for part in parts] if there else []
 
 
 def held_out_count(config: FinetuneConfig, layout: DatasetLayout) -> int:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.recipe.model_config import ModelConfig
-from finetune.recipe.train_config import AugmentConfig, DatasetConfig, EngineConfig, Part, TrainConfig, parts
+from finetune.recipe.train_config import (
+    AugmentConfig,
+    DatasetConfig,
+    EngineConfig,
+    Part,
+    TrainConfig,
+    parts,
+    without,
+)
 from gr00t.errors import ToolkitError, near_folder, require_extra
 from toolkit.credentials import SECRET_NAME, secret_message
 from toolkit.declaration import key
@@ -112,6 +120,7 @@ class FinetuneConfig:
 
     def check_values(self) -> None:
         """Refuse values that do not fit each other."""
+        datasets(self)
         tune, kept = self.train.tune, self.model.architecture.select_layer
         in_head = tune.projector or tune.diffusion_model or tune.vlln
         if not (in_head or _trains_backbone(self)):
@@ -131,9 +140,8 @@ class FinetuneConfig:
 
 def datasets(config: FinetuneConfig) -> list[Part]:
     """What is trained on: the datasets of dataset.mixture, else the split's own. `conflict` beside it never is."""
-    if not config.dataset.mixture:
-        return [Part(Path(config.dataset.data_dir) / config.split.name / "train", 1.0)]
-    return parts(config.dataset.mixture)
+    own = Part(Path(config.dataset.data_dir) / config.split.name / "train", 1.0)
+    return without(parts(config.dataset.mixture) or [own], config.dataset.exclude)
 
 
 def check_finetune(config: FinetuneConfig, processes: int | None = None, *, dataset_comes: bool = False) -> None:

@@ -6,10 +6,11 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gr00t.data.meta_files import episode_range
 from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.declaration import key
@@ -18,15 +19,34 @@ from toolkit.shared_keys import LARGEST_SEED, PRECISIONS, modalities_field, moda
 
 @dataclass(frozen=True)
 class Part:
-    """A dataset's folder and its weight."""
+    """A dataset's folder, its weight, and the entries of dataset.exclude that are its own."""
 
     folder: Path
     weight: float
+    exclude: tuple[str, ...] = ()
 
 
 def parts(entries: Sequence[str]) -> list[Part]:
     """What the entries of dataset.mixture name, in their order."""
     return [_part(entry) for entry in entries]
+
+
+def without(chosen: list[Part], exclude: Sequence[str]) -> list[Part]:
+    """The datasets with what dataset.exclude leaves out of each: EPISODES, of several datasets FOLDER/EPISODES."""
+    own: dict[str, list[str]] = {os.path.realpath(part.folder): [] for part in chosen}
+    for entry in exclude:
+        folder, slash, episodes = entry.rpartition("/")
+        if not slash and len(chosen) > 1:
+            raise ToolkitError(
+                f'dataset.exclude: "{entry}" does not say of which dataset of dataset.mixture. Write FOLDER/EPISODES: '
+                f"{chosen[0].folder}/{entry}."
+            )
+        place = os.path.realpath(os.path.expanduser(folder)) if slash else next(iter(own))
+        if place not in own:
+            known = [str(part.folder) for part in chosen]
+            raise ToolkitError(f'dataset.exclude: "{folder}" is not trained on.{did_you_mean(folder, known)}')
+        own[place].append(episodes)
+    return [replace(part, exclude=tuple(own[os.path.realpath(part.folder)])) for part in chosen]
 
 
 def check_mixture(entries: list[str]) -> None:
@@ -63,6 +83,11 @@ class DatasetConfig:
         "given) saying how often a dataset is drawn",
         [],
     )
+    exclude: list[str] = key(
+        'episodes left out of training, statistics and evaluation, beside those that "exclude" of meta/split.json '
+        "lists: numbers, and ranges without their end, [3,17,40:60]; of several datasets [FOLDER/3,FOLDER/40:60]",
+        [],
+    )
     embodiment_tag: str = key("robot tag whose weights are trained", "new_embodiment", check=EmbodimentTag.parse)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
@@ -82,6 +107,8 @@ class DatasetConfig:
     def check_values(self) -> None:
         """Refuse values that do not fit each other."""
         check_mixture(self.mixture)
+        for entry in self.exclude:
+            episode_range(entry.rpartition("/")[2], "dataset.exclude")
 
 
 @dataclass(kw_only=True)

@@ -257,11 +257,13 @@ def _datasets(run: RunFacts) -> list[dict[str, Any]]:
 def _data(datasets: Sequence[dict[str, Any]]) -> dict[str, str]:
     instructions = sorted({text for of in datasets for text in of["instructions"]})
     frames = [of["train_frames"] for of in datasets if of.get("train_frames") is not None]
+    left_out = [", ".join(map(str, of["excluded"])) for of in datasets if of.get("excluded")]
     return {
         "Instructions": "; ".join(f'"{text}"' for text in instructions),
         "Episodes trained on": f"{sum(len(of['train_episodes']) for of in datasets):,}",
         "Frames trained on": f"{sum(frames):,}" if len(frames) == len(datasets) else UNKNOWN,
         "Episodes held out": f"{sum(len(of['val_episodes']) for of in datasets):,}",
+        "Episodes left out": "; ".join(left_out) or "none",
     }
 
 

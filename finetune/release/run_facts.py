@@ -153,6 +153,7 @@ def _folders(typed: dict[str, Any]) -> list[str]:
     """Absolute ones among the values, by dotted name, of a configuration."""
     values = [typed.get(key.name) for key in keys_of(FinetuneConfig).values() if key.bounds.get("folder")]
     values += [str(part.folder) for part in parts(typed.get("dataset.mixture") or [])]
+    values += [entry.rpartition("/")[0] for entry in typed.get("dataset.exclude") or []]
     return [value for value in values if isinstance(value, str) and Path(value).is_absolute()]
 
 

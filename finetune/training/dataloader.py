@@ -53,8 +53,9 @@ def check_dataset(config: FinetuneConfig) -> None:
     trained on.
     """
     split = Path(config.dataset.data_dir) / config.split.name
-    for path in [part.folder for part in datasets(config)] if config.dataset.mixture else [split]:
-        wrong, report = [], examine(path, modality_configs(config.dataset), fast=True)[0]
+    for part in datasets(config):
+        path = part.folder if config.dataset.mixture else split
+        wrong, report = [], examine(path, modality_configs(config.dataset), fast=True, exclude=part.exclude)[0]
         for dataset, result, finding in report.findings(WARNING, ERROR):
             trained_on = path != split or dataset.name in ("train", BETWEEN)
             if finding.level == ERROR and trained_on:
@@ -74,7 +75,7 @@ def check_dataset(config: FinetuneConfig) -> None:
 def open_datasets(config: FinetuneConfig) -> Mixture:
     """The datasets that are trained on, their frame tables mapped and their statistics there."""
     parts, configs = datasets(config), modality_configs(config.dataset)
-    mixture = Mixture([StepReader(part.folder, configs) for part in parts], [part.weight for part in parts])
+    mixture = Mixture([StepReader(p.folder, configs, p.exclude) for p in parts], [p.weight for p in parts])
     mixture.statistics(cast(Tail, config.dataset.tail))
     return mixture
 

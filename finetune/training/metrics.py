@@ -145,7 +145,7 @@ def held_out(config: FinetuneConfig, training: TrainingDataset) -> TrainingDatas
     if config.train.eval_steps is None:
         return None
     # A reader of its own: loader processes must not share the place in an open video with this one.
-    reader = StepReader(training.reader.layout.root, training.reader.configs)
+    reader = StepReader(training.reader.layout.root, training.reader.configs, training.reader.layout.excluded)
     reader.frame_store = training.reader.frame_store
     episodes = reader.layout.val_episodes[: config.train.eval_episodes]
     if not episodes:

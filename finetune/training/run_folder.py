@@ -31,6 +31,7 @@ from finetune.training.stopping import Superseded, ThisAttempt
 from gr00t import file_replacement as disk
 from gr00t.data.dataset import Mixture, TrainingDataset
 from gr00t.data.layout import DatasetLayout
+from gr00t.data.meta_files import in_ranges
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.model.finished_checkpoint import foreign_files, write_manifest
@@ -292,14 +293,16 @@ def publishable(resolved: Mapping[str, Any]) -> dict[str, Any]:
             holder[name] = _without_place(holder[name])
     dataset = kept.get("dataset") or {}
     if dataset.get("mixture"):
-        entries = []
-        for part in parts(dataset["mixture"]):
-            folder, above = _without_place(str(part.folder)), part.folder.parent.name
-            # `train` alone, which many end in, would not distinguish one from another
-            folder = f"{above}/{folder}" if folder == "train" and above else folder
-            entries.append(f"{folder}:{part.weight:g}")
-        dataset["mixture"] = entries
+        dataset["mixture"] = [f"{_dataset_name(p.folder)}:{p.weight:g}" for p in parts(dataset["mixture"])]
+    for number, (folder, slash, episodes) in enumerate(e.rpartition("/") for e in dataset.get("exclude", [])):
+        dataset["exclude"][number] = f"{_dataset_name(Path(folder))}/{episodes}" if slash else episodes
     return kept
+
+
+def _dataset_name(path: Path) -> str:
+    folder, above = _without_place(str(path)), path.parent.name
+    # `train` alone, which many end in, would not distinguish one from another
+    return f"{above}/{folder}" if folder == "train" and above else folder
 
 
 def _without_place(folder: str) -> str:
@@ -325,6 +328,7 @@ def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
     return {
         "fingerprint": layout.fingerprint,
         "episodes": len(layout.episodes),
+        **({"excluded": in_ranges(layout.excluded)} if layout.excluded else {}),
         "frames": sum(episode.length for episode in layout.episodes),
         "train_frames": sum(layout.episode(index).length for index in layout.train_episodes),
         "train_episodes": layout.train_episodes,

@@ -28,6 +28,7 @@ from finetune.recipe.recipe_identity import flat, recipe
 from finetune.training.checkpointing import Checkpoint
 from finetune.training.engine import Engine
 from gr00t.data.dataset import Mixture
+from gr00t.data.meta_files import in_ranges
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import TOKENIZER_SUFFIXES, processor_sources
 from gr00t.data.schema import comparable
@@ -73,6 +74,7 @@ def run_identity(config: FinetuneConfig, base: Path, mixture: Mixture) -> tuple[
         "statistics": _digest(mixture.statistics(cast(Tail, config.dataset.tail))),
         "dataset": mixture.training_digest(digests),
         "dataset.shares": mixture.shares,
+        "dataset.exclude": _excluded(mixture),
         "dataset_files": _summary(dataset_files),
         "base": fingerprint(base),
         "base_files": base_files,
@@ -80,6 +82,12 @@ def run_identity(config: FinetuneConfig, base: Path, mixture: Mixture) -> tuple[
     }
     digests.keep()
     return identity, flat({"dataset_files": dataset_files, "base_files": base_files})
+
+
+def _excluded(mixture: Mixture) -> list[Any]:
+    """The episodes left out of the dataset; of several datasets a list for each, [] where none is left out."""
+    found = [in_ranges(reader.layout.excluded) for reader in mixture.readers]
+    return found[0] if len(found) == 1 else found if any(found) else []
 
 
 def _padding_reached_results(base: Path, mixture: Mixture) -> bool:

@@ -51,8 +51,9 @@ def training_statistics(reader: StepReader, tail: Tail) -> dict[str, dict[str, S
 
 
 def carried(layout: DatasetLayout, name: str) -> dict[str, Any] | None:
-    """A statistics file of the dataset in GR00T's form; None where there is none, so that training computes its own."""
-    if layout.version == V3 or not layout.meta.has(name):
+    """A statistics file of the dataset in GR00T's form; None where there is none, or where it counts episodes that are
+    left out, so that training computes its own."""
+    if layout.version == V3 or layout.trains_fewer or not layout.meta.has(name):
         return None
     found = layout.meta.json(name)
     if name == "stats.json" and not any("q01" in of for of in found.values() if isinstance(of, dict)):
@@ -64,7 +65,7 @@ def _computed(reader: StepReader, tail: Tail) -> dict[str, Any]:
     """{"columns": as in stats.json, "relative": as in relative_stats.json}, kept in a file named by what decides it."""
     layout = reader.layout
     if not layout.train_episodes:
-        raise ToolkitError(f"{layout.root}: every episode is held out of training (meta/split.json).")
+        raise ToolkitError(f"{layout.root}: every episode is held out of training or left out (meta/split.json).")
     decides = {
         "format": FORMAT,
         "tables": reader.table_digest,

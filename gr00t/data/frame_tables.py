@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from gr00t.data.layout import IMAGES, DatasetLayout
+from gr00t.data.layout import IMAGES, V3, DatasetLayout
 from gr00t.data.schema import look_up
 from gr00t.data.video import EpisodeVideo, VideoReader
 from gr00t.errors import ToolkitError, disk_errors
@@ -49,6 +49,8 @@ class FrameTables:
         read = hashlib.sha256("\0".join([self.digest, *names]).encode()).hexdigest()
         # by a hash, since the name of a column is the dataset's: it may be no name of a file
         kind = f"images_{hashlib.sha256(columns[0].encode()).hexdigest()[:8]}" if images else "tables"
+        if layout.version != V3:  # other files, and another run may read its own choice of them now
+            kind += f"_{layout.choice}" if layout.choice else ""
         copy = cache_folder(root) / f"{kind}-{read[:16]}"
         make_once(copy, f"the Arrow copy of {root}", lambda: _is_whole(copy), lambda: _copy(layout, copy, names))
         parts = sorted(copy.glob(PARTS))

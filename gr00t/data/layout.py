@@ -17,7 +17,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gr00t.data.meta_files import V3, EpisodeInfo, MetaFolder, by_number, read_episodes, read_tasks
+from gr00t.data.meta_files import (
+    V3,
+    EpisodeInfo,
+    MetaFolder,
+    by_number,
+    named_episodes,
+    read_episodes,
+    read_tasks,
+    refuse_empty,
+)
 from gr00t.data.schema import look_up
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_sha256
@@ -45,12 +54,14 @@ class DatasetLayout:
     """The meta data of the dataset at `root`, checked, and the paths that follow from it.
 
     Attributes: root; info (meta/info.json); version ("v2.0", "v2.1" or "v3.0"); fps (frames a second); chunks_size;
-    modality (meta/modality.json); tasks ({task_index: instruction}); episodes (sorted by index); split
-    (meta/split.json, {} where there is none).
-    Raises ToolkitError for a missing folder or file, unreadable JSON, missing keys, or another LeRobot version.
+    modality (meta/modality.json); tasks ({task_index: instruction}); split (meta/split.json, {} where there is none);
+    listed (all episodes, sorted by index); excluded (indices of those left out: by `exclude`, numbers and ranges as in
+    [3, "40:60"], and by the list of that name in meta/split.json); episodes (the others).
+    Raises ToolkitError for a missing folder or file, unreadable JSON, missing keys, another LeRobot version, or a left
+    out episode that is not there.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, exclude: Iterable[int | str] = ()) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise ToolkitError(
@@ -75,10 +86,32 @@ class DatasetLayout:
             )
         self.modality: dict[str, dict[str, dict[str, Any]]] = self.meta.json("modality.json")
         self.tasks = read_tasks(self.meta, self.version)
-        self.episodes = read_episodes(self.meta, self.version)
-        self._by_index = {e.index: e for e in self.episodes}
+        self.listed = read_episodes(self.meta, self.version)
+        self._by_index = {e.index: e for e in self.listed}
         self._orders: dict[str, dict[int, SharedVideo]] = {}
         self.split = self.meta.json("split.json") if self.meta.has("split.json") else {}
+        self.excluded = self._excluded(exclude)
+        self.episodes = [e for e in self.listed if e.index not in self.excluded]
+        refuse_empty(self.episodes, self.root)
+
+    def _excluded(self, exclude: Iterable[int | str]) -> frozenset[int]:
+        file, own = f"{self.root}/meta/split.json: exclude", self.split.get("exclude", [])
+        if not isinstance(own, list):
+            raise ToolkitError(f'{file} must be a list such as [3, "40:60"], not {str(own)[:80]!r}.')
+        known = list(self._by_index)
+        found = named_episodes(own, known, file) | named_episodes(exclude, known, f"dataset.exclude of {self.root}")
+        return named_episodes(found, known, f"dataset.exclude and {file} together")
+
+    @property
+    def choice(self) -> str:
+        """What tells apart the choices of episodes in names of caches: empty where none is left out."""
+        found = json.dumps(sorted(self.excluded)).encode()
+        return hashlib.sha256(found).hexdigest()[:8] if self.excluded else ""
+
+    @property
+    def trains_fewer(self) -> bool:
+        """Whether episodes are left out that would be trained on: recorded statistics count them."""
+        return bool(self.excluded) and not self.excluded <= set(self.split.get("val_episodes", []))
 
     @property
     def cameras(self) -> list[str]:
@@ -97,24 +130,24 @@ class DatasetLayout:
 
     @property
     def val_episodes(self) -> list[int]:
-        """Indices held out of training and statistics (empty for a dataset without meta/split.json)."""
+        """Indices held out of training and statistics (empty for a dataset without meta/split.json), less excluded."""
         held_out = [int(i) for i in self.split.get("val_episodes", [])]
         for index in held_out:
             self.episode(index)
-        return held_out
+        return [index for index in held_out if index not in self.excluded]
 
     @property
     def train_episodes(self) -> list[int]:
-        """Indices of all episodes that are not held out."""
+        """Indices of all episodes that are neither held out nor excluded."""
         held_out = set(self.val_episodes)
         return [e.index for e in self.episodes if e.index not in held_out]
 
     def episode(self, index: int) -> EpisodeInfo:
-        """The episode of that index; an unknown one raises."""
+        """The listed episode of that index; an unknown one raises."""
         if index not in self._by_index:
             raise ToolkitError(
                 f"{self.root}: there is no episode {index} in meta/episodes"
-                f"{'' if self.version == V3 else '.jsonl'} ({len(self.episodes)})."
+                f"{'' if self.version == V3 else '.jsonl'} ({len(self.listed)})."
             )
         return self._by_index[index]
 
@@ -207,7 +240,7 @@ class DatasetLayout:
         """Where an episode stands among those whose frames lie in the same video file (v3.0)."""
         column = f"videos/{self.video_column(camera)}"
         if column not in self._orders:
-            self._orders[column] = _video_orders(self.episodes, column)
+            self._orders[column] = _video_orders(self.listed, column)
         return self._orders[column][self.episode(episode).index]
 
     def _place(self, episode: int, name: str) -> float:
@@ -275,7 +308,7 @@ def dataset_fingerprint(root: Path, split: dict[str, Any], hashes: Mapping[str, 
     hashes: what file_hashes gave, where the files have been read already.
     """
     digest = hashlib.sha256()
-    for name, content in (file_hashes(root) if hashes is None else hashes).items():
+    for name, content in sorted((file_hashes(root) if hashes is None else hashes).items()):
         digest.update(f"{name}\0{content}\n".encode())
     deciding = {key: split[key] for key in FINGERPRINTED_SPLIT_KEYS if key in split}
     digest.update(json.dumps(deciding, sort_keys=True).encode())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from gr00t.errors import ToolkitError
 from gr00t.file_replacement import parse_json
 
 V3 = "v3.0"
+UNBOUNDED = 10**9  # numbers of episodes have fewer digits
+_EPISODES = re.compile(r"([0-9]{1,9})|([0-9]{0,9}):([0-9]{0,9})")
 _INCOMPLETE = (
     "The file is not whole (LeRobot writes a table's end in `dataset.finalize()`): record, download or copy it again."
 )
@@ -124,7 +127,7 @@ def _task_column(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def read_episodes(meta: MetaFolder, version: str) -> list[EpisodeInfo]:
-    """All episodes, sorted by index; none, one named twice and one without frames are refused."""
+    """All episodes, sorted by index; none, and one named twice are refused."""
     episodes = []
     if version == V3:
         where = meta.folder / "episodes"
@@ -149,10 +152,64 @@ def read_episodes(meta: MetaFolder, version: str) -> list[EpisodeInfo]:
         raise ToolkitError(f"{where} lists no episode; prepare the dataset again.")
     if len({e.index for e in episodes}) != len(episodes):
         raise ToolkitError(f"{where} names an episode twice; prepare the dataset again.")
+    return sorted(episodes, key=lambda e: e.index)
+
+
+def refuse_empty(episodes: Iterable[EpisodeInfo], root: Path) -> None:
+    """Raise ToolkitError for episodes without frames."""
     empty = [e.index for e in episodes if e.length < 1]
     if empty:
-        raise ToolkitError(f"{where}: episode {empty[0]} has no frames; leave it out, or prepare the dataset again.")
-    return sorted(episodes, key=lambda e: e.index)
+        raise ToolkitError(
+            f"{root}/meta/episodes: episode {empty[0]} has no frames; leave it out, dataset.exclude={as_typed(empty)}, "
+            "or prepare the dataset again."
+        )
+
+
+def episode_range(entry: object, where: str) -> range:
+    """The numbers that 3, "40:60", "40:" or ":5" means, ends as in Python. Raises ToolkitError for anything else."""
+    found = None if isinstance(entry, bool) else _EPISODES.fullmatch(str(entry))
+    if not found:
+        raise ToolkitError(
+            f"{where}: {str(entry)[:80]!r} is neither the number of an episode nor a range of them; write "
+            '[3,17,"40:60"], where "40:60" ends with 59 and "40:" with the last.'
+        )
+    one, first, end = found.groups()
+    return range(int(one), int(one) + 1) if one else range(int(first or 0), int(end) if end else UNBOUNDED)
+
+
+def named_episodes(entries: Iterable[object], known: Sequence[int], where: str) -> frozenset[int]:
+    """The episodes of `known` (sorted) that entries name. Raises ToolkitError for one that is not there, for a range
+    that holds none or ends behind the last, and where none would be left."""
+    found: set[int] = set()
+    there = f"There are {as_typed(known)[1:-1]}"
+    for entry in entries:
+        numbers = episode_range(entry, where)
+        inside = known[bisect_left(known, numbers.start) : bisect_left(known, numbers.stop)]
+        if not inside or known[-1] + 1 < numbers.stop < UNBOUNDED:
+            raise ToolkitError(
+                f"{where}: there is no episode {entry}, or not all of them. {there} (a range ends before its last "
+                "number; in a file, put ranges in quotes)."
+            )
+        found.update(inside)
+    if len(found) == len(known):
+        raise ToolkitError(f"{where} leaves no episode. {there}; name fewer.")
+    return frozenset(found)
+
+
+def in_ranges(indices: Iterable[int]) -> list[int | str]:
+    """Episodes as the shortest list that `named_episodes` reads: [3, "40:60"]."""
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and runs[-1][1] == index:
+            runs[-1][1] += 1
+        else:
+            runs.append([index, index + 1])
+    return [first if end == first + 1 else f"{first}:{end}" for first, end in runs]
+
+
+def as_typed(indices: Iterable[int]) -> str:
+    """The same as it is typed, without quotes: [3,40:60]."""
+    return f"[{','.join(map(str, in_ranges(indices)))}]"
 
 
 def by_number(paths: Iterable[Path]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ class StepReader:
     """Steps of one dataset: the frames, states, actions and instruction that a modality configuration names.
 
     Frames before the first repeat the first. Actions after the last repeat the last and are marked as missing. (The
-    original wraps negative offsets round to the episode's end.) `table_digest` is the hash of the frame tables.
+    original wraps negative offsets round to the episode's end.) `table_digest` is the hash of the frame tables;
+    `exclude` names episodes to leave out (see DatasetLayout).
     """
 
-    def __init__(self, root: str | Path, configs: ModalityConfigs) -> None:
-        self.layout = DatasetLayout(root)
+    def __init__(self, root: str | Path, configs: ModalityConfigs, exclude: Iterable[int | str] = ()) -> None:
+        self.layout = DatasetLayout(root, exclude)
         self.configs = check_modality_configs(configs)
         self._groups = {m: _group_slices(self.layout, m, configs[m].modality_keys) for m in ("state", "action")}
         self._check_videos()

@@ -159,7 +159,8 @@ class FrameStore:
 
 def frame_store_folder(cache_dir: Path, layout: DatasetLayout, cameras: list[str]) -> Path:
     """Where these cameras of this dataset lie: another content or choice has another folder (reads every file)."""
-    digest = hashlib.sha256("\0".join([layout.content, *cameras]).encode()).hexdigest()
+    decides = [layout.content, *cameras, *filter(None, [layout.choice])]
+    digest = hashlib.sha256("\0".join(decides).encode()).hexdigest()
     return cache_dir / f"frames-{digest[:16]}"
 
 
