@@ -36,16 +36,13 @@ class Finding:
     remedy: str = PREPARE_AGAIN
     episodes: tuple[int, ...] = ()
 
-    def advised(self, count: int, key: str) -> Finding:
-        """With leaving its episodes out by `key` among the remedies, unless they are all `count` of the dataset."""
+    def advised(self, count: int, by: str) -> Finding:
+        """With leaving its episodes out among the remedies, unless they are all `count` of the dataset; `by`: how, with
+        {} for their list."""
         if not self.episodes or len(set(self.episodes)) == count:
             return replace(self, episodes=())
         few = len(in_ranges(self.episodes)) <= SHOWN_RANGES
-        how = (
-            f"{key}={as_typed(self.episodes)}"
-            if few
-            else f"{key}, with the list that exclude=FILE of this check writes"
-        )
+        how = by.format(as_typed(self.episodes)) if few else "exclude=FILE of this check writes the list"
         return replace(self, remedy=f"{self.remedy} Or leave {'them' if len(self.episodes) > 1 else 'it'} out: {how}.")
 
 

@@ -186,6 +186,6 @@ def _result(check: Check, *subjects: Subject) -> CheckResult:
         found = f"This check could not be made ({in_short(problem)})."
         findings.append(error(check.name, found, f"Mend the other findings first, and examine again. {PREPARE_AGAIN}"))
     # the key of training says nothing of conflict episodes
-    key = '"exclude" in meta/split.json' if subjects[0].name == CONFLICT else "dataset.exclude"
-    findings = [finding.advised(len(subjects[0].lengths), key) for finding in findings]
+    by = '"exclude": {} in meta/split.json' if subjects[0].name == CONFLICT else "dataset.exclude={}"
+    findings = [finding.advised(len(subjects[0].lengths), by) for finding in findings]
     return CheckResult(check.name, check.question, tuple(findings), seconds=round(time.monotonic() - started, 3))

@@ -108,7 +108,7 @@ def _dataset_files(mixture: Mixture, digest_of: Digests) -> Files:
     for number, layout in enumerate((reader.layout for reader in mixture.readers), start=1):
         prefix = f"{number}/" if len(mixture.readers) > 1 else ""
         found |= {f"{prefix}{path.relative_to(layout.root).as_posix()}": digest_of(path) for path in layout.files()}
-        found[f"{prefix}meta/split.json (val_episodes)"] = _digest(layout.val_episodes)
+        found[f"{prefix}meta/split.json (val_episodes)"] = _digest(layout.held_out)
     return found
 
 

@@ -111,7 +111,7 @@ class DatasetLayout:
     @property
     def trains_fewer(self) -> bool:
         """Whether episodes are left out that would be trained on: recorded statistics count them."""
-        return bool(self.excluded) and not self.excluded <= set(self.split.get("val_episodes", []))
+        return bool(self.excluded) and not self.excluded <= set(self.held_out)
 
     @property
     def cameras(self) -> list[str]:
@@ -129,17 +129,22 @@ class DatasetLayout:
         return sides if len(sides) == 2 and all(isinstance(size, int) for size in sides) else None
 
     @property
-    def val_episodes(self) -> list[int]:
-        """Indices held out of training and statistics (empty for a dataset without meta/split.json), less excluded."""
-        held_out = [int(i) for i in self.split.get("val_episodes", [])]
-        for index in held_out:
+    def held_out(self) -> list[int]:
+        """Indices that meta/split.json holds out, excluded ones among them; [] without that file."""
+        found = [int(i) for i in self.split.get("val_episodes", [])]
+        for index in found:
             self.episode(index)
-        return [index for index in held_out if index not in self.excluded]
+        return found
+
+    @property
+    def val_episodes(self) -> list[int]:
+        """Indices held out of training and statistics, for evaluation."""
+        return [index for index in self.held_out if index not in self.excluded]
 
     @property
     def train_episodes(self) -> list[int]:
         """Indices of all episodes that are neither held out nor excluded."""
-        held_out = set(self.val_episodes)
+        held_out = set(self.held_out)
         return [e.index for e in self.episodes if e.index not in held_out]
 
     def episode(self, index: int) -> EpisodeInfo:
@@ -177,7 +182,7 @@ class DatasetLayout:
         for path in _files(self.root):
             what = str(path.stat().st_size) if path.suffix == ".mp4" else digest_of(path)
             digest.update(f"{path.relative_to(self.root).as_posix()}\0{what}\n".encode())
-        digest.update(json.dumps(self.val_episodes).encode())
+        digest.update(json.dumps(self.held_out).encode())
         return digest.hexdigest()
 
     def files(self) -> list[Path]:
