@@ -61,7 +61,7 @@ def adopt(config: AdoptConfig) -> list[str]:
     _check_folder(root)
     # Here and below imported only when needed: --help and a refusal should not wait for pyarrow and the decoders.
     from data_prep.lerobot import choose_val_episodes
-    from gr00t.data.layout import CODEBASE_VERSION, MetaFolder, read_episodes, refuse_empty
+    from gr00t.data.layout import CODEBASE_VERSION, MetaFolder, read_episodes
 
     meta = MetaFolder(root)
     info, info_path = meta.json("info.json"), f"{root}/meta/info.json"
@@ -78,7 +78,7 @@ def adopt(config: AdoptConfig) -> list[str]:
         lines += _described(root, proposal, configs)
     if not meta.has(SPLIT):
         episodes = read_episodes(meta, version)
-        refuse_empty(episodes, root)
+        meta.refuse_empty(episodes)
         try:
             val = choose_val_episodes(len(episodes), config.val_fraction, config.seed) if config.val_fraction else ()
         except ToolkitError as error:

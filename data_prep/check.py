@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 UNSOUND = 1  # exit status
 WIDTH = 118
-SUFFIXES = {"exclude": "txt"}
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "": "dim"}
 
 
@@ -47,9 +46,7 @@ def read(arguments: Sequence[str]) -> tuple[Path, CheckConfig]:
     for name, target in (("json", config.json), ("html", config.html), ("exclude", config.exclude)):
         path = Path(target or "").expanduser()
         if target is not None and path.is_dir():
-            raise ToolkitError(
-                f"{name}={target} is a folder. Give a file, {name}={path / f'doctor.{SUFFIXES.get(name, name)}'}."
-            )
+            raise ToolkitError(f"{name}={target} is a folder. Give a file, {name}={path / f'doctor.{name}'}.")
         if target is not None and any(path.resolve().is_relative_to(part.resolve()) for part in parts):
             raise ToolkitError(f"{name}={target} lies inside the dataset, which would change it. Give another place.")
     return dataset, config
@@ -94,8 +91,6 @@ def _write(path: Path, text: str) -> None:
 
 def _show(report: Report) -> None:
     """A table of every check's outcome, then what was found with its remedy, the most serious last."""
-    from data_prep.doctor import episodes
-
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -110,7 +105,7 @@ def _show(report: Report) -> None:
     console.print(table)
     for dataset in report.datasets:
         if left_out := dataset.facts.get("excluded"):
-            console.print(f"\n{escape(dataset.name)}: left out, and not examined: {escape(episodes(left_out))}")
+            console.print(f"\n{escape(f'{dataset.name}: left out, and not examined: episodes {left_out}')}")
     for level in ("warning", "error"):
         for dataset, result, finding in report.findings(level):
             where = f"{escape(dataset.name)}, {result.check}: {escape(finding.where)}"

@@ -172,15 +172,12 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 def _lists_dropped(target: Path) -> list[str]:
     """A note for each part to be replaced whose list of episodes to leave out goes with it."""
-    notes = []
-    for part in PARTS:
+    why = "is not kept, for the numbers may now be other episodes. Write it again where they are the same."
+    found = {}
+    for path in (target / part / "meta" / "split.json" for part in PARTS):
         with suppress(ToolkitError):  # missing, or damaged
-            if found := read_json(target / part / "meta" / "split.json").get("exclude"):
-                notes.append(
-                    f'{target / part}/meta/split.json: "exclude" {json.dumps(found)} is not kept, for the numbers may '
-                    "now be other episodes. Write it again where they are the same."
-                )
-    return notes
+            found[path] = read_json(path).get("exclude")
+    return [f'{path}: "exclude" {json.dumps(excluded)} {why}' for path, excluded in found.items() if excluded]
 
 
 def _read(raw: Path, progress: bool, report: ConversionReport) -> dict[str, Recordings]:

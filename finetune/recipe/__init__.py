@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.recipe.model_config import ModelConfig
-from finetune.recipe.train_config import (
-    AugmentConfig,
-    DatasetConfig,
-    EngineConfig,
-    Part,
-    TrainConfig,
-    parts,
-    without,
-)
+from finetune.recipe.train_config import AugmentConfig, DatasetConfig, EngineConfig, Part, TrainConfig, parts
 from gr00t.errors import ToolkitError, near_folder, require_extra
 from toolkit.credentials import SECRET_NAME, secret_message
 from toolkit.declaration import key
@@ -140,8 +132,8 @@ class FinetuneConfig:
 
 def datasets(config: FinetuneConfig) -> list[Part]:
     """What is trained on: the datasets of dataset.mixture, else the split's own. `conflict` beside it never is."""
-    own = Part(Path(config.dataset.data_dir) / config.split.name / "train", 1.0)
-    return without(parts(config.dataset.mixture) or [own], config.dataset.exclude)
+    own = f"{Path(config.dataset.data_dir) / config.split.name / 'train'}:1"
+    return parts(config.dataset.mixture or [own], config.dataset.exclude)
 
 
 def check_finetune(config: FinetuneConfig, processes: int | None = None, *, dataset_comes: bool = False) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gr00t.data.meta_files import episode_range
-from gr00t.data.schema import EmbodimentTag
+from gr00t.data.schema import EmbodimentTag, look_up
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.declaration import key
 from toolkit.shared_keys import LARGEST_SEED, PRECISIONS, modalities_field, modality_config_key
@@ -26,26 +26,22 @@ class Part:
     exclude: tuple[str, ...] = ()
 
 
-def parts(entries: Sequence[str]) -> list[Part]:
-    """What the entries of dataset.mixture name, in their order."""
-    return [_part(entry) for entry in entries]
-
-
-def without(chosen: list[Part], exclude: Sequence[str]) -> list[Part]:
-    """The datasets with what dataset.exclude leaves out of each: EPISODES, of several datasets FOLDER/EPISODES."""
+def parts(entries: Sequence[str], exclude: Sequence[str] = ()) -> list[Part]:
+    """What the entries of dataset.mixture name, in their order, each with its own entries of dataset.exclude."""
+    chosen = [_part(entry) for entry in entries]
     own: dict[str, list[str]] = {os.path.realpath(part.folder): [] for part in chosen}
     for entry in exclude:
         folder, slash, episodes = entry.rpartition("/")
+        episode_range(episodes, "dataset.exclude")
         if not slash and len(chosen) > 1:
             raise ToolkitError(
                 f'dataset.exclude: "{entry}" does not say of which dataset of dataset.mixture. Write FOLDER/EPISODES: '
                 f"{chosen[0].folder}/{entry}."
             )
-        place = os.path.realpath(os.path.expanduser(folder)) if slash else next(iter(own))
-        if place not in own:
-            known = [str(part.folder) for part in chosen]
-            raise ToolkitError(f'dataset.exclude: "{folder}" is not trained on.{did_you_mean(folder, known)}')
-        own[place].append(episodes)
+        problem = f'dataset.exclude: "{folder}" is not trained on.'
+        look_up(own, os.path.realpath(os.path.expanduser(folder)) if slash else next(iter(own)), problem).append(
+            episodes
+        )
     return [replace(part, exclude=tuple(own[os.path.realpath(part.folder)])) for part in chosen]
 
 
@@ -107,8 +103,6 @@ class DatasetConfig:
     def check_values(self) -> None:
         """Refuse values that do not fit each other."""
         check_mixture(self.mixture)
-        for entry in self.exclude:
-            episode_range(entry.rpartition("/")[2], "dataset.exclude")
 
 
 @dataclass(kw_only=True)

@@ -17,16 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gr00t.data.meta_files import (
-    V3,
-    EpisodeInfo,
-    MetaFolder,
-    by_number,
-    named_episodes,
-    read_episodes,
-    read_tasks,
-    refuse_empty,
-)
+from gr00t.data.meta_files import V3, EpisodeInfo, MetaFolder, by_number, named_episodes, read_episodes, read_tasks
 from gr00t.data.schema import look_up
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_sha256
@@ -92,7 +83,7 @@ class DatasetLayout:
         self.split = self.meta.json("split.json") if self.meta.has("split.json") else {}
         self.excluded = self._excluded(exclude)
         self.episodes = [e for e in self.listed if e.index not in self.excluded]
-        refuse_empty(self.episodes, self.root)
+        self.meta.refuse_empty(self.episodes)
 
     def _excluded(self, exclude: Iterable[int | str]) -> frozenset[int]:
         file, own = f"{self.root}/meta/split.json: exclude", self.split.get("exclude", [])

@@ -83,6 +83,14 @@ class MetaFolder:
             problem = str(error).partition(". ")[0]  # what follows is pyarrow's guess at a remedy
             raise ToolkitError(f"{path} cannot be read ({problem}). {_INCOMPLETE}") from error
 
+    def refuse_empty(self, episodes: Iterable[EpisodeInfo]) -> None:
+        """Raise ToolkitError for episodes without frames."""
+        if empty := [e.index for e in episodes if e.length < 1]:
+            raise ToolkitError(
+                f"{self.folder}/episodes: episode {empty[0]} has no frames; leave it out, "
+                f"dataset.exclude={as_typed(empty)}, or prepare the dataset again."
+            )
+
     def _text(self, name: str) -> str:
         path = self.folder / name
         try:
@@ -153,16 +161,6 @@ def read_episodes(meta: MetaFolder, version: str) -> list[EpisodeInfo]:
     if len({e.index for e in episodes}) != len(episodes):
         raise ToolkitError(f"{where} names an episode twice; prepare the dataset again.")
     return sorted(episodes, key=lambda e: e.index)
-
-
-def refuse_empty(episodes: Iterable[EpisodeInfo], root: Path) -> None:
-    """Raise ToolkitError for episodes without frames."""
-    empty = [e.index for e in episodes if e.length < 1]
-    if empty:
-        raise ToolkitError(
-            f"{root}/meta/episodes: episode {empty[0]} has no frames; leave it out, dataset.exclude={as_typed(empty)}, "
-            "or prepare the dataset again."
-        )
 
 
 def episode_range(entry: object, where: str) -> range:
