@@ -105,7 +105,8 @@ def _show(report: Report) -> None:
     console.print(table)
     for dataset in report.datasets:
         if left_out := dataset.facts.get("excluded"):
-            console.print(f"\n{escape(f'{dataset.name}: left out, and not examined: episodes {left_out}')}")
+            numbers = ", ".join(map(str, left_out))
+            console.print(f"\n{escape(dataset.name)}: left out, and not examined: episodes {numbers}")
     for level in ("warning", "error"):
         for dataset, result, finding in report.findings(level):
             where = f"{escape(dataset.name)}, {result.check}: {escape(finding.where)}"

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from damages import copy_episode, flip_a_bit, table_path, truncated, video_path
+from damages import copy_episode, edit_lines, flip_a_bit, table_path, truncated, video_path
 from finished import finished_checkpoint
 from golden_files import golden_path
 from recordings import write_split
-from test_lerobot3 import EPISODES, adopted, edit_json
+from test_lerobot3 import EPISODES, adopted, edit_json, edit_table, lengthen_seconds
 from test_table_images import png, write_dataset
 from test_training import config, losses, trained
 
@@ -324,6 +324,27 @@ def test_recorded_statistics_hold_while_only_held_out_episodes_are_left_out(form
     assert carried(unseen, "stats.json") == layout.statistics()
     assert unseen.val_episodes == layout.val_episodes[1:] and unseen.train_episodes == layout.train_episodes
     assert carried(DatasetLayout(folder, layout.train_episodes[:1]), "stats.json") is None
+
+
+@pytest.mark.parametrize("form", ["v2.1", "v3.0"])
+def test_an_episode_without_frames_can_be_left_out(form: str, formats: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(formats[form], tmp_path / "set")
+    if form == "v3.0":
+        edit_table(folder / EPISODES, lambda columns: columns["length"].__setitem__(1, 0))
+    else:
+        edit_lines(folder, "episodes.jsonl", lambda lines: lines[1].update(length=0))
+    with pytest.raises(ToolkitError, match=r"episode 1 has no frames; leave it out, dataset.exclude=\[1\]"):
+        DatasetLayout(folder)
+    assert StepReader(folder, MODALITY_CONFIG, [1]).step(2, 0).images["image"].any()
+
+
+def test_frames_of_a_shared_video_are_counted_with_those_that_are_left_out(
+    formats: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(formats["v3.0"], tmp_path / "set")
+    expected = StepReader(folder, MODALITY_CONFIG).step(2, 0).images["image"]
+    lengthen_seconds(folder, 0.012)  # what is read by seconds is refused
+    assert np.array_equal(StepReader(folder, MODALITY_CONFIG, [1]).step(2, 0).images["image"], expected)
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------

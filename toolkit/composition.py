@@ -33,7 +33,7 @@ from toolkit.declaration import Key, keys_of, nearest
 from toolkit.shared_keys import check_split, choose_own_split
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_PLAIN_LIST = re.compile(r"\[([^\[\]{}\\]*)\]")
+_PLAIN_LIST = re.compile(r"\[((?!.*'')[^\[\]{}\\]*)\]")
 QUOTES = ('"', "'")
 COMMAND_LINE = "the command line"
 _DEFAULT = "default"

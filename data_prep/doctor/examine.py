@@ -25,7 +25,7 @@ from data_prep.doctor import (
     video_checks,
 )
 from data_prep.doctor.examined_dataset import Progress, Subject
-from gr00t.data.meta_files import as_typed
+from gr00t.data.meta_files import in_ranges
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, did_you_mean, near_folder
 from toolkit.shared_keys import PARTS
@@ -163,7 +163,7 @@ def examine_one(subject: Subject) -> DatasetReport:
         facts = {
             "episodes": len(subject.lengths),
             "frames": sum(subject.lengths.values()),
-            "excluded": as_typed(subject.layout.excluded)[1:-1],
+            "excluded": in_ranges(subject.layout.excluded),
             "held_out": sorted(subject.held_out),
             "fps": subject.layout.fps,
             "robot_type": subject.layout.info.get("robot_type"),
