@@ -32,6 +32,7 @@ from gr00t.file_replacement import read_json, write_json
 from toolkit.command_line import run_main
 from toolkit.configuration import load_with_words
 from toolkit.declaration import key
+from toolkit.progress import share_bar, shows_bars
 
 
 @dataclass(kw_only=True)
@@ -49,6 +50,7 @@ class JobsConfig:
 
 
 COMMANDS = ("list", "follow", "cancel", "resubmit")
+WITH_BARS = 120  # columns of a terminal
 POLL_SECONDS = 0.5
 ASK_SECONDS = 5.0  # between two questions to SLURM
 GONE_ANSWERS = 3  # a job that is being requeued is unknown for a moment
@@ -357,7 +359,11 @@ def show_table(found: Sequence[View], runs_dir: Path) -> None:
     if not found:
         print(f"no runs in {runs_dir}; runs_dir=FOLDER looks elsewhere")
         return
-    table = Table("run", "job", "state", "att.", "step", "samples/s", "train left", "job left", "loss", "log", box=None)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 400)
+    bars = shows_bars(console, WITH_BARS)
+    table = Table("run", "job", "state", "att.", "step", box=None)
+    for column in (*([""] if bars else []), "samples/s", "train left", "job left", "loss", "log"):
+        table.add_column(column, no_wrap=not column)
     for view in found:
         log = Path(view.log) if view.log else None
         table.add_row(
@@ -366,13 +372,14 @@ def show_table(found: Sequence[View], runs_dir: Path) -> None:
             f"{view.state} ({view.reason})" if view.reason else view.state,
             "" if view.attempt is None else str(view.attempt),
             f"{view.step or 0}/{view.steps}" if view.steps else "",
+            *([share_bar(view.step or 0, view.steps) if view.steps else ""] if bars else []),
             f"{view.samples_per_second:.1f}" if view.samples_per_second else "",
             in_time(round(view.training_left)) if view.training_left is not None else "",
             view.job_left,
             f"{view.loss:.4f}" if view.loss is not None else "",
             str(log.relative_to(Path.cwd()) if log and log.is_relative_to(Path.cwd()) else log or ""),
         )
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 400).print(table)
+    console.print(table)
 
 
 if __name__ == "__main__":

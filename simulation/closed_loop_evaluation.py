@@ -27,7 +27,7 @@ from simulation.closed_loop.policies import (
     check_configs,
 )
 from simulation.closed_loop.rollout import run_episodes
-from simulation.report.closed_loop_report import JSON_FILE, log_to_wandb, print_report, write_report
+from simulation.report.closed_loop_report import JSON_FILE, log_report, print_report, write_report
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.factors import split_factors
 from toolkit.code_files import versions
@@ -74,7 +74,7 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
     evaluation = Evaluation({**info, "seconds": round(time.monotonic() - started, 1)}, tuple(outcomes))
     write_report(evaluation, folder)
     print_report(evaluation, folder)
-    log_to_wandb(evaluation, folder, config.tracking)
+    log_report(evaluation, folder, config.tracking)
     return evaluation
 
 

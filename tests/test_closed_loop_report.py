@@ -31,7 +31,7 @@ from simulation.report.closed_loop_page import (
 )
 from simulation.report.closed_loop_report import (
     as_json,
-    log_to_wandb,
+    log_report,
     markdown,
     numbers,
     print_report,
@@ -374,7 +374,7 @@ def test_an_offline_run_holds_numbers_tables_page_and_videos(tmp_path: Path) -> 
     made = filmed(tmp_path)
     write_report(made, tmp_path)
     tracking = TrackingConfig(name="wandb", mode="offline", project="p", group="a group", run_name="a name", tags=["t"])
-    log_to_wandb(made, tmp_path, tracking)
+    log_report(made, tmp_path, tracking)
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     held = records(folder)
     (run,) = [r.run for r in held if r.WhichOneof("record_type") == "run"]
@@ -392,8 +392,25 @@ def test_an_offline_run_holds_numbers_tables_page_and_videos(tmp_path: Path) -> 
     assert len(json.loads(table.read_text())["data"]) == len(made.episodes)
 
 
+def test_tensorboard_holds_numbers_and_tables_of_the_last_evaluation(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = filmed(tmp_path)
+    write_report(made, tmp_path)
+    for _ in range(2):
+        log_report(made, tmp_path, TrackingConfig(name="tensorboard"))
+    shown = EventAccumulator(str(tmp_path / "tensorboard"))
+    shown.Reload()
+    wanted = numbers(summarize(made))
+    found = {name: [e.value for e in shown.Scalars(name)] for name in shown.Tags()["scalars"]}
+    assert found == {name: [pytest.approx(value)] for name, value in wanted.items() if not isinstance(value, str)}
+    text = {name: shown.Tensors(name)[0].tensor_proto.string_val[0].decode() for name in shown.Tags()["tensors"]}
+    assert text["closed_loop/verdict/text_summary"] == "no preference shown"
+    assert text["closed_loop/episodes/text_summary"].count("\n") == len(made.episodes) + 1
+
+
 def test_without_wandb_nothing_is_logged(tmp_path: Path) -> None:
-    log_to_wandb(whole(), tmp_path, TrackingConfig(name="none"))
+    log_report(whole(), tmp_path, TrackingConfig(name="none"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -401,7 +418,7 @@ def test_a_key_stays_out_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     secret = "0123456789abcdef" * 2 + "01234567"
     monkeypatch.setenv("WANDB_API_KEY", secret)
     write_report(whole(), tmp_path)
-    log_to_wandb(whole(), tmp_path, TrackingConfig(name="wandb", mode="offline"))
+    log_report(whole(), tmp_path, TrackingConfig(name="wandb", mode="offline"))
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     assert records(folder)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]

@@ -59,7 +59,7 @@ REFUSALS = {
     "hydra.run.dir=x": ('There is no key "hydra.run.dir"',),
     "model=smal": ("model=smal", "configs/model/smal.yaml", '"small"'),
     "experiment=conflic": ("experiment=conflic", '"conflict"'),
-    "tracking=null": ("tracking=null", "none, wandb"),
+    "tracking=null": ("tracking=null", "none, tensorboard, wandb"),
     "model=../secret": ("model=../secret",),
     "train.max_steps=abc": ("train.max_steps expects int", '"abc"'),
     "train.max_steps=1e4": ("train.max_steps expects int", '"1e4"', "Write 10000."),

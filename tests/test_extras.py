@@ -26,6 +26,7 @@ MISSING = [
     ("serve", "zmq", "pyzmq", ("gr00t.serve", "checkpoint=checkpoints/none")),
     ("serve", "msgpack", "msgpack", ("gr00t.serve", "checkpoint=checkpoints/none")),
     ("dashboard", "wandb_workspaces", "wandb-workspaces", ("finetune.dashboard", "local=none", "out=workspace.json")),
+    ("tensorboard", "tensorboard", "TensorBoard", (*TRAIN, "tracking=tensorboard")),
     ("sim", "mani_skill", "mani_skill", RECORD),
     ("sim", "sapien", "sapien", RECORD),
 ]

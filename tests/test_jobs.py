@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import ROOT, Cluster
+from terminal import bars, in_terminal
 
-from finetune.jobs import View, cancel, find, follow, resubmit, views
+from finetune.jobs import View, cancel, find, follow, resubmit, show_table, views
 from finetune.slurm.launch_request import read
 from finetune.slurm.submit import launch
 from gr00t.errors import ToolkitError
@@ -174,3 +175,21 @@ def test_a_plain_job_in_a_folder_with_an_odd_name_can_be_submitted_again(cluster
     shown = cluster.run("scontrol", "show", "job", job)
     assert f"StdOut={run_dir}/slurm-finetune-{job}.out" in shown and "JobName=try-2-" in shown
     cluster.run("scancel", job)
+
+
+def test_a_wide_terminal_shows_how_far_a_run_is_as_a_bar(
+    tmp_path: Path, without_slurm: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    past_run(tmp_path, "color_object", ended={"what": "done", "reason": "x"})
+    found = views(tmp_path)
+
+    def shown(columns: int, **variables: str) -> str:
+        return in_terminal(monkeypatch, columns, lambda: show_table(found, tmp_path), **variables)
+
+    assert bars(shown(120)) == [(3, 11)] and "2/10" in shown(120)  # of 14 characters, the third is half of one
+    for plain in (shown(119), shown(120, TERM="dumb"), shown(120, NO_COLOR="1")):
+        assert not bars(plain) and "color_object" in plain
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    show_table(found, tmp_path)
+    piped = capsys.readouterr().out
+    assert not bars(piped) and "2/10" in piped

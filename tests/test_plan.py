@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from config_calls import compose, refusal
+from terminal import bars, in_terminal
 
 from finetune import plan as fits
 from finetune.create_base import _model_config, architecture_json
@@ -27,7 +29,7 @@ from finetune.plan import (
     remedy,
 )
 from finetune.plan import memory as machine
-from finetune.plan.__main__ import as_json, plan
+from finetune.plan.__main__ import as_json, main, plan
 from finetune.plan.disk_and_time import DiskPart, gpu_of_cluster, held_out_count, start_count
 from finetune.plan.memory import CUDA_CONTEXT, available_memory, loading_memory, local_processes
 from finetune.plan.model_shapes import by_group, parameters, shape_of_architecture, shape_of_checkpoint
@@ -132,6 +134,20 @@ def test_tables_and_json_name_the_same_total(capsys: pytest.CaptureFixture[str])
     total = as_json(made, verdicts)["device_memory"]["total"]
     assert f"each GPU fits: {total / GB:.1f} of 40.0 GB" in shown
     assert total == sum(part.size for part in made.device.parts)
+
+
+def test_a_terminal_shows_parts_of_the_gpus_memory_as_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(columns: int, *arguments: str, **variables: str) -> str:
+        config = compose("plan", "model=released", "gpus=1", *arguments)
+        return in_terminal(monkeypatch, columns, lambda: main(config), **variables)
+
+    wide = shown(120, "gpu_memory_gb=24")
+    (weights,) = re.findall("trained weights.*", wide)
+    assert "of 24.0 GB" in wide and bars(weights) == [(3, 11)]  # 5.2 GB
+    (together,) = [line for line in wide.split("Memory of each node")[0].splitlines() if "28.3" in line]
+    assert bars(together) == [(14, 0)] and "\x1b[1;31m━" in together  # 28.3 GB, in red
+    assert not bars(shown(99, "gpu_memory_gb=24")) and not bars(shown(120, "gpu_memory_gb=24", NO_COLOR="1"))
+    assert not bars(shown(120, "cluster.gpu_type=null"))
 
 
 def test_the_tables_show_every_part_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:

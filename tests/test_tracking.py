@@ -1,10 +1,12 @@
-"""What a run logs to wandb: kept offline, and read back here with wandb's own tool."""
+"""What a run logs to wandb and TensorBoard, read back here with their own tools; wandb is kept offline."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,18 +15,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import config
 
 from finetune.recipe import FinetuneConfig
 from finetune.training.stopping import Stopped, ThisAttempt
-from finetune.training.tracking import StallWatch, Tracker, as_typed, run_tags
+from finetune.training.tracking import StallWatch, Tracker, run_tags
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
 from toolkit.command_line import SIGNALS
+from toolkit.trackers import as_typed
 
 WANDB = Path(sys.executable).with_name("wandb")
 OFFLINE = ("tracking=wandb", "tracking.mode=offline", "train.log_steps=2")
 FACTS = {"dataset": {"fingerprint": "f"}, "base": "b", "versions": {}}
+MEASURED = {"loss": 0.5, "samples_per_second": 1.0, "data_wait_seconds": 0.0}
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -159,6 +164,116 @@ def test_a_stopped_run_continues_as_the_same_one(small_data: Path, tiny_base: Pa
     assert of_type(after, "alert")[0]["title"] == "color_object finished"
 
 
+# -- TensorBoard -------------------------------------------------------------------------------------------------------
+
+BOARD = ("tracking=tensorboard", "train.log_steps=1", "train.max_steps=4", "train.eval_steps=2", "train.save_steps=2")
+
+
+def shown(out: Path) -> EventAccumulator:
+    """What TensorBoard shows of a run."""
+    found = EventAccumulator(str(out / "run" / "tensorboard"))
+    found.Reload()
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_board(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps that was resumed from its second, after it had logged all of them."""
+    out = tmp_path_factory.mktemp("board")
+    settings = config(out, small_data, tiny_base, *BOARD, "train.eval_episodes=1")
+    finetune(settings)
+    shutil.rmtree(out / "run" / "checkpoint-4")
+    shutil.rmtree(out / "done")
+    finetune(settings)
+    return out
+
+
+def test_tensorboard_shows_every_step_once_as_metrics_have_it(on_board: Path) -> None:
+    found = shown(on_board)
+    lines = [json.loads(line) for line in (on_board / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(list((on_board / "run" / "tensorboard").iterdir())) == 2  # an attempt each
+    for name in ("loss", "learning_rate", "samples_per_second"):
+        measured = [(line["step"], pytest.approx(line[name])) for line in lines if name in line]
+        assert [(e.step, e.value) for e in found.Scalars(f"train/{name}")] == measured
+    evaluated = [line for line in lines if "val/arm_mae" in line]
+    assert [e.step for e in found.Scalars("val/arm_mae")] == [line["step"] for line in evaluated] == [2, 4]
+    assert {name for line in lines for name in line} - {"step"} == {
+        name.removeprefix("train/") for name in found.Tags()["scalars"]
+    }
+
+
+def test_tensorboard_shows_images_and_the_configuration_once(on_board: Path) -> None:
+    found = shown(on_board)
+    assert {name: [e.step for e in found.Images(name)] for name in found.Tags()["images"]} == {
+        "first_batch": [0],
+        "val/errors": [2, 4],
+        "val/episode": [2, 4],
+    }
+    (caption,) = found.Tensors("first_batch/caption/text_summary")
+    assert b"pick up the color-matching object" in caption.tensor_proto.string_val[0]
+    (typed,) = found.Tensors("config/text_summary")
+    assert b'"max_steps": 4' in typed.tensor_proto.string_val[0]
+    plugin = found.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    assert plugin.plugin_name == "hparams" and b"train.max_steps" in plugin.content
+
+
+def test_what_tensorboard_is_given_is_on_the_disk_before_the_run_ends(
+    small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    with tracked(config(tmp_path, small_data, tiny_base, "tracking=tensorboard")) as tracker:
+        tracker.log(1, MEASURED)
+        assert [(e.step, e.value) for e in shown(tmp_path).Scalars("train/loss")] == [(1, 0.5)]
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "status.json"])
+def test_event_files_are_closed_however_a_run_ends(
+    small_data: Path, tiny_base: Path, tmp_path: Path, file: str
+) -> None:
+    before = threading.active_count()
+    settings = config(tmp_path, small_data, tiny_base, "tracking=tensorboard")
+    with pytest.raises(RuntimeError), tracked(settings):
+        raise RuntimeError
+    with pytest.raises(ToolkitError, match="status"), tracked(settings):
+        (tmp_path / "run" / "status.json").unlink()
+        (tmp_path / "run" / "status.json").mkdir()
+    assert threading.active_count() == before
+    (tmp_path / "run" / "status.json").rmdir()
+    (tmp_path / "run" / file).unlink(missing_ok=True)
+    (tmp_path / "run" / file).mkdir()
+    with pytest.raises((ToolkitError, OSError)), tracked(settings):
+        pass
+    assert threading.active_count() == before
+
+
+def test_only_the_main_process_that_may_write_logs(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    settings = config(tmp_path, small_data, tiny_base, "tracking=tensorboard")
+    other = SimpleNamespace(config=settings, engine=SimpleNamespace(is_main=False), step=0, writes=False)
+    with Tracker(other, FACTS) as tracker:  # type: ignore[arg-type]
+        tracker.log(1, MEASURED)
+        tracker.show(0, "first_batch", tmp_path / "none.png", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_begins_again_leaves_no_step_of_before(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    settings = config(tmp_path, small_data, tiny_base, "tracking=tensorboard")
+    for step in (3, 1):  # killed before its first checkpoint
+        with tracked(settings) as tracker:
+            tracker.log(step, MEASURED)
+    assert [e.step for e in shown(tmp_path).Scalars("train/loss")] == [1]
+
+
+# -- the run folder ----------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_line_of_metrics_does_not_stop_a_resume(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(b'{"step": 1}\n7\n{"step": "\xff"}\n{"step": 2}\n{"step": 9}\n')
+    with Tracker(attempt(config(tmp_path, small_data, tiny_base), 2), FACTS):
+        pass
+    assert path.read_text().splitlines() == ['{"step": 1}', '{"step": 2}']
+
+
 def test_metrics_are_cut_back_to_the_step_a_run_resumes_from(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
     settings = config(tmp_path, small_data, tiny_base)
     path = tmp_path / "run" / "metrics.jsonl"
@@ -169,10 +284,9 @@ def test_metrics_are_cut_back_to_the_step_a_run_resumes_from(small_data: Path, t
         with Tracker(attempt(settings, first_step), FACTS) as tracker:
             pass
         assert path.read_text().splitlines() == kept
-    measured = {"loss": 0.5, "samples_per_second": 1.0, "data_wait_seconds": 0.0}
     with Tracker(attempt(settings), FACTS) as tracker:
-        tracker.log(1, measured)
-    assert path.read_text() == json.dumps({"step": 1, **measured}) + "\n"
+        tracker.log(1, MEASURED)
+    assert path.read_text() == json.dumps({"step": 1, **MEASURED}) + "\n"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""What every command shares: command line, configuration, pages, wandb sessions. It knows no model, data or simulation.
+"""What every command shares: command line, configuration, pages, trackers. It knows no model, data or simulation.
 
 In a published tree (python -m finetune.release) this package lies in scripts/, and gr00t one folder above, where Python
 does not look by itself.

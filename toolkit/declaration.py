@@ -106,3 +106,11 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
         return near[0]
     leaves = difflib.get_close_matches(leaf, parts.values(), n=1)
     return next((full for full, part in parts.items() if part in leaves), None)
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value under its full dotted name."""
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) else {f"{prefix}{name}": inner}
+    return found

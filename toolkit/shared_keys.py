@@ -89,7 +89,11 @@ def check_split(own: str | None, given: Collection[str], known: Collection[str])
 class TrackingConfig:
     """Where the run is logged."""
 
-    name: str = key("wandb, or none for the terminal only", "none", choices=("wandb", "none"))
+    name: str = key(
+        "wandb, tensorboard (event files in the run's folder), or none for the terminal only",
+        "none",
+        choices=("wandb", "tensorboard", "none"),
+    )
     project: str = key("wandb project", "groot-conflict")
     mode: str = key("auto is offline when there is no wandb key", "auto", choices=("auto", "online", "offline"))
     group: str | None = key("wandb group: the suite of runs that are looked at together", "conflict")

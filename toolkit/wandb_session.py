@@ -22,9 +22,7 @@ def start_run(tracking: TrackingConfig, folder: Path, **options: Any) -> Any:
     """
     import wandb
 
-    mode = tracking.mode
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    mode = chosen_mode(tracking)
     try:
         return _init(tracking, folder, mode, options)
     except (wandb.errors.Error, OSError) as error:
@@ -51,6 +49,13 @@ def _init(tracking: TrackingConfig, folder: Path, mode: str, options: dict[str, 
     }
     with held_back():  # wandb's own process would end before the run's last words
         return wandb.init(dir=str(folder), mode=mode, **chosen)  # type: ignore[arg-type]
+
+
+def chosen_mode(tracking: TrackingConfig) -> str:
+    """wandb's mode that `tracking.mode` stands for here."""
+    if tracking.mode != "auto":
+        return tracking.mode
+    return os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
 
 
 def has_key() -> bool:

@@ -21,6 +21,9 @@ from finetune.plan.disk_and_time import find_gpu, gpu_of_cluster, work
 from finetune.plan.memory import Part, available_memory, total_size
 from finetune.plan.model_shapes import by_group
 from toolkit.command_line import run_main
+from toolkit.progress import share_bar, shows_bars
+
+WITH_BARS = 100  # columns of a terminal
 
 
 def show(plan: Plan, verdicts: list[Verdict], console: Console) -> None:
@@ -35,7 +38,8 @@ def show(plan: Plan, verdicts: list[Verdict], console: Console) -> None:
         f"{'bf16' if run.kernels.bf16 else 'fp32'}, features={run.config.train.features}, "
         f"{run.batch.tokens} tokens a sample",
     )
-    device, host = _memory(process, plan.device.parts, phases), _memory("each node besides", plan.host, "")
+    room = verdicts[0].room if shows_bars(console, WITH_BARS) else None
+    device, host = _memory(process, plan.device.parts, phases, room), _memory("each node besides", plan.host, "")
     for table in (_parameters(plan), device, host, _disk(plan), _time(plan)):
         console.print()
         console.print(table)
@@ -74,7 +78,7 @@ def as_json(plan: Plan, verdicts: list[Verdict]) -> dict[str, Any]:
     }
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], totals: Iterable[Sequence[str]]) -> Table:
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], totals: Iterable[Sequence[Any]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if 0 < number < len(columns) - 1 else "left", no_wrap=number == 0)
@@ -94,10 +98,16 @@ def _parameters(plan: Plan) -> Table:
     return _table("Parameters, millions", columns, [row(*astuple(group)) for group in groups], [total])
 
 
-def _memory(what: str, parts: list[Part], note: str) -> Table:
-    rows = [(part.name, gigabytes(part.size), part.note) for part in parts if part.size]
-    total = ("together", gigabytes(total_size(parts)), note)
-    return _table(f"Memory of {what}, GB", ("part", "GB", ""), rows, [total])
+def _memory(what: str, parts: list[Part], note: str, room: int | None = None) -> Table:
+    """room: bytes that the parts are drawn as shares of; None draws no bars."""
+
+    def row(name: str, size: int, note: str) -> tuple[Any, ...]:
+        bar = [] if room is None else [share_bar(size, room, full="red")]
+        return name, gigabytes(size), *bar, note
+
+    columns = ("part", "GB", *([] if room is None else [f"of {gigabytes(room)} GB"]), "")
+    rows = [row(part.name, part.size, part.note) for part in parts if part.size]
+    return _table(f"Memory of {what}, GB", columns, rows, [row("together", total_size(parts), note)])
 
 
 def _disk(plan: Plan) -> Table:

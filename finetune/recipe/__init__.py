@@ -21,6 +21,7 @@ from toolkit.shared_keys import (
     is_hub_id,
     refuse_inside,
 )
+from toolkit.trackers import check_tracking
 
 _OPTIONS_OF_OURS = ("array", "cpus-per-task", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal")
 
@@ -147,6 +148,7 @@ def check_finetune(config: FinetuneConfig, processes: int | None = None, *, data
     check_optimizer(config)
     check_early_draws(config)
     check_evaluation(config)
+    check_tracking(config.tracking)
     check_batch(config.train.global_batch_size, config.train.micro_batch_size, processes)
     written = {"run_dir": Path(config.run_dir), "output_dir": Path(config.output_dir)}
     mixed = [part.folder for part in datasets(config)] if config.dataset.mixture else []

@@ -17,7 +17,7 @@ from finetune.recipe.train_config import AugmentConfig, TrainConfig
 from gr00t.data.schema import comparable
 from gr00t.file_replacement import read_json, write_json
 from toolkit.composition import read_yaml
-from toolkit.declaration import keys_of
+from toolkit.declaration import flat, keys_of
 
 UNKNOWN = object()  # before an entry was recorded: there is nothing to compare with
 ENTRIES: dict[str, Any] = {
@@ -57,14 +57,6 @@ def recipe(resolved: Mapping[str, Any]) -> dict[str, Any]:
         "dataset.tail": resolved["dataset"]["tail"],
         "dataset.embodiment_tag": resolved["dataset"]["embodiment_tag"],
     }
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every value under its full dotted name."""
-    found: dict[str, Any] = {}
-    for name, inner in value.items():
-        found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) else {f"{prefix}{name}": inner}
-    return found
 
 
 def befores() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from finetune.open_loop.predictions import PREDICTORS
 from finetune.prefetch import ORIGIN
 from finetune.recipe import FinetuneConfig
-from finetune.recipe.recipe_identity import RELEASE_MARK, flat, made_by
+from finetune.recipe.recipe_identity import RELEASE_MARK, made_by
 from finetune.recipe.train_config import parts
 from finetune.release import ReleaseConfig
 from finetune.training import checkpointing, read_best
@@ -28,7 +28,7 @@ from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
 from gr00t.model.finished_checkpoint import MANIFEST, CheckpointSummary, verify_checkpoint, verify_manifest
 from gr00t.model.gr00t_n1 import find_tag
 from toolkit.composition import read_yaml
-from toolkit.declaration import keys_of
+from toolkit.declaration import flat, keys_of
 from toolkit.shared_keys import is_hub_id
 
 EXPERIMENT = RELEASE_MARK.parent

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from finetune.recipe.recipe_identity import flat, recipe
+from finetune.recipe.recipe_identity import recipe
 from finetune.slurm.attempt_record import attempts, resolved
 from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import read_json
-from toolkit.declaration import key
+from toolkit.declaration import flat, key
 
 Series = dict[str, tuple[list[int], list[float]]]  # steps and values by the measurement's name
 

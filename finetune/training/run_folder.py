@@ -24,7 +24,18 @@ from omegaconf import OmegaConf
 from finetune.recipe import FinetuneConfig, recipe_identity
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, identity_digest
 from finetune.recipe.train_config import parts
-from finetune.training import ARTIFACTS, BEST, CONDITIONS, EVALUATIONS, FIRST_BATCH, INPUTS, METRICS, STATUS
+from finetune.training import (
+    ARTIFACTS,
+    BEST,
+    CONDITIONS,
+    EVALUATIONS,
+    FIRST_BATCH,
+    INPUTS,
+    METRICS,
+    SENT,
+    STATUS,
+    WANDB_RUN,
+)
 from finetune.training import checkpointing as checkpoints
 from finetune.training.checkpointing import Checkpoint
 from finetune.training.stopping import Superseded, ThisAttempt
@@ -38,6 +49,7 @@ from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
 from toolkit.declaration import keys_of
+from toolkit.trackers import TENSORBOARD
 
 LET_GO_SECONDS = 20.0  # a superseded attempt stops after its step
 _FILES_LISTED = 4
@@ -185,9 +197,9 @@ class RunFolder:
         if self.from_scratch:
             for old in there:
                 shutil.rmtree(old)
-            for name in ("run.json", METRICS, STATUS, BEST, FIRST_BATCH, INPUTS, CONDITIONS):
+            for name in (WANDB_RUN, SENT, METRICS, STATUS, BEST, FIRST_BATCH, INPUTS, CONDITIONS):
                 (self.run_dir / name).unlink(missing_ok=True)
-            for name in (ARTIFACTS, EVALUATIONS):
+            for name in (ARTIFACTS, EVALUATIONS, TENSORBOARD):
                 shutil.rmtree(self.run_dir / name, ignore_errors=True)
         elif start is not None:
             for newer in there[there.index(start.folder) + 1 :]:  # damaged, or start would be one of them

@@ -24,7 +24,7 @@ import cv2
 import torch
 
 from finetune.recipe import FinetuneConfig
-from finetune.recipe.recipe_identity import flat, recipe
+from finetune.recipe.recipe_identity import recipe
 from finetune.training.checkpointing import Checkpoint
 from finetune.training.engine import Engine
 from gr00t.data.dataset import Mixture
@@ -40,6 +40,7 @@ from gr00t.model.checkpoint import fingerprint, read_config
 from gr00t.model.checkpoint_folder import architecture_folder, read_config_json, weight_files
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.credentials import SECRET_NAME
+from toolkit.declaration import flat
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "numpy", "av", "accelerate", "datasets", "pyarrow", "safetensors"),

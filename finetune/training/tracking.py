@@ -1,4 +1,4 @@
-"""What a run says about itself: a progress bar, metrics.jsonl and status.json in the run folder, and wandb.
+"""What a run says about itself: a progress bar, metrics.jsonl and status.json in the run folder, and a tracker.
 
 Datasets and checkpoints are wandb artifacts, so that lineage can be followed: which data and base made which weights.
 By default an artifact is a short JSON file of hashes and sizes, which costs nothing where a checkpoint has 16 GB."""
@@ -22,14 +22,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from finetune.recipe import FinetuneConfig, datasets
-from finetune.training import ARTIFACTS, METRICS, STATUS
+from finetune.training import ARTIFACTS, METRICS, STATUS, WANDB_RUN
 from finetune.training.checkpointing import Best
 from finetune.training.stopping import Stopped, ThisAttempt
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import read_json, write_json, write_text
 from gr00t.model.finished_checkpoint import MANIFEST
 from toolkit.progress import NOTE, progress_bar
-from toolkit.wandb_session import start_run
+from toolkit.trackers import TrackedRun, open_run
 
 if TYPE_CHECKING:
     import wandb
@@ -51,7 +51,7 @@ class Tracker:
         self._facts = facts
         self._step, self._total = attempt.step, self._config.train.max_steps
         self._run_dir = Path(self._config.run_dir)
-        self._wandb: Any = None  # wandb's own run
+        self._run = TrackedRun()
         self._artifacts: Artifacts | None = None
         self.summary: dict[str, Any] = {}
 
@@ -60,11 +60,15 @@ class Tracker:
             return self
         self._progress = progress_bar(NOTE)
         self._say = partial(self._progress.console.print, highlight=False, soft_wrap=True)
-        if self._config.tracking.name == "wandb":
-            self._start_wandb()
         with disk_errors(self._run_dir, REMEDY):
-            self._metrics = self._open_metrics()
-        self._write_status("running", "")
+            self._run = self._start_tracker()
+        try:
+            with disk_errors(self._run_dir, REMEDY):
+                self._metrics = self._open_metrics()
+            self._write_status("running", "")
+        except BaseException:
+            self._run.end("failed", {})
+            raise
         self._task = self._progress.add_task(self._config.split.name, total=self._total, completed=self._step, note="")
         self._progress.start()
         minutes = self._config.tracking.stall_minutes
@@ -78,21 +82,18 @@ class Tracker:
             return
         self._stall.close()
         self._progress.stop()
-        self._metrics.close()
         status, reason = "finished", f"after {self._step} steps"
         if error is not None:  # the reason in words that may be shown to others
             status = "stopped" if isinstance(error, Stopped) else "failed"
             reason = str(error) if isinstance(error, Stopped | ToolkitError) else type(error).__name__
-        if self._attempt.writes:
-            self._write_status(status, reason if error else "")
-        if self._wandb is None:
-            return
-        self._wandb.summary.update({**self.summary, "status": status})
-        if status == "stopped":  # it resumes later, and an alert at each requeue would be too many
-            self._wandb.mark_preempting()
-        else:
-            self._alert(status, reason, "INFO" if status == "finished" else "ERROR")
-        self._wandb.finish(exit_code=0 if status == "finished" else 1)
+        try:
+            self._metrics.close()
+            if self._attempt.writes:
+                self._write_status(status, reason if error else "")
+            if status != "stopped":  # it resumes later, and an alert at each requeue would be too many
+                self._alert(status, reason, "INFO" if status == "finished" else "ERROR")
+        finally:
+            self._run.end(status, self.summary)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record what training measured up to `step` optimizer steps."""
@@ -116,11 +117,9 @@ class Tracker:
         self._say(f"step {step}/{self._total}  {said}")
 
     def show(self, step: int, name: str, path: Path, caption: str) -> None:
-        """An image of the run folder, copied into the wandb run."""
-        if self._wandb is not None:
-            import wandb
-
-            self._wandb.log({name: wandb.Image(str(path), caption=caption)}, step=step)
+        """An image of the run folder, copied into the tracker's run."""
+        with disk_errors(self._run_dir, REMEDY):
+            self._run.show(step, name, path, caption)
 
     def advance(self, step: int) -> None:
         """One more step is done."""
@@ -138,33 +137,33 @@ class Tracker:
         """A checkpoint to resume from is on the disk; best: of all that were evaluated."""
         if self._artifacts is not None and self._attempt.writes and folder.is_dir():
             aliases = ["latest", "best"] if best else ["latest"]
-            self._wandb.log_artifact(self._artifacts.checkpoint(folder), aliases=aliases)
+            self._run.add_artifact(self._artifacts.checkpoint(folder), aliases)
 
     def released(self, folder: Path, step: int) -> None:
         """The finished checkpoint is on the disk, made of the weights after `step` steps."""
         if self._artifacts is not None and self._attempt.writes:
-            self._wandb.log_artifact(self._artifacts.policy(folder, step), aliases=["latest", f"step-{step}"])
+            self._run.add_artifact(self._artifacts.policy(folder, step), ["latest", f"step-{step}"])
 
     def _record(self, step: int, line: Mapping[str, float], values: Mapping[str, float]) -> None:
         with disk_errors(self._run_dir, REMEDY):
             self._metrics.write(json.dumps({"step": step, **line}) + "\n")
             self._metrics.flush()
-        if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
+            self._run.log(step, values)
 
-    def _start_wandb(self) -> None:
-        """Start a run, or continue the one that run.json names, and record what it reads."""
-        tracking, named = self._config.tracking, self._run_dir / "run.json"
-        run_id = read_json(named)["wandb_id"] if named.is_file() else uuid.uuid4().hex[:12]
-        write_json(named, {"wandb_id": run_id, "project": tracking.project})
-        config = as_typed({**dataclasses.asdict(self._config), "run": dict(self._facts)})
-        tags = run_tags(self._config)
-        self._wandb = start_run(tracking, self._run_dir, id=run_id, resume="allow", tags=tags, config=config)
-        if tracking.artifacts != "none":
+    def _start_tracker(self) -> TrackedRun:
+        """Start a run, or continue the folder's own (for wandb the one that WANDB_RUN names), and say what it reads."""
+        tracking, named, of_wandb = self._config.tracking, self._run_dir / WANDB_RUN, dict[str, Any]()
+        if tracking.name == "wandb":
+            run_id = read_json(named)["wandb_id"] if named.is_file() else uuid.uuid4().hex[:12]
+            write_json(named, {"wandb_id": run_id, "project": tracking.project})
+            of_wandb = {"id": run_id, "resume": "allow", "tags": run_tags(self._config)}
+        config = {**dataclasses.asdict(self._config), "run": dict(self._facts)}
+        run = open_run(tracking, self._run_dir, config, first=self._step and self._step + 1, **of_wandb)
+        if tracking.name == "wandb" and tracking.artifacts != "none":
             self._artifacts = Artifacts(self._config)
-            for read in (self._artifacts.dataset(self._facts["dataset"]), self._artifacts.base(self._facts["base"])):
-                # use_artifact refuses an offline run, whose record can say it all the same
-                self._wandb._log_artifact(read, is_user_created=True, use_after_commit=True)
+            run.add_artifact(self._artifacts.dataset(self._facts["dataset"]))
+            run.add_artifact(self._artifacts.base(self._facts["base"]))
+        return run
 
     def _write_status(self, status: str, reason: str) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -179,16 +178,16 @@ class Tracker:
 
     def _alert(self, what: str, text: str, level: str) -> None:
         """A message to whoever follows the run, as they chose in wandb (mail, Slack)."""
-        if self._wandb is not None and self._attempt.writes:
-            self._wandb.alert(f"{self._config.split.name} {what}"[:63], text, level)
+        if self._attempt.writes:
+            self._run.alert(f"{self._config.split.name} {what}"[:63], text, level)
 
     def _open_metrics(self) -> Any:
         """metrics.jsonl, cut back to the step from which the run resumes."""
         path = self._run_dir / METRICS
         kept: list[str] = []
         if path.is_file() and self._step:
-            for line in path.read_text().splitlines():
-                with suppress(ValueError, KeyError):  # the line a killed run was writing
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # the line a killed run was writing, or a damaged one
                     if json.loads(line)["step"] <= self._step:
                         kept.append(line + "\n")
         write_text(path, "".join(kept))
@@ -285,15 +284,3 @@ def run_tags(config: FinetuneConfig) -> list[str]:
     cluster = os.environ.get("SLURM_CLUSTER_NAME", "slurm") if "SLURM_JOB_ID" in os.environ else "local"
     tags = [config.split.name, cluster, config.engine.name, *config.tracking.tags]
     return list(dict.fromkeys(tag[:LONGEST_TAG] for tag in tags))
-
-
-def as_typed(values: Any) -> Any:
-    """Texts with this user's home folder written ~ again, as in the configuration: no path of a machine is logged."""
-    if isinstance(values, dict):
-        return {name: as_typed(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [as_typed(value) for value in values]
-    home = os.path.expanduser("~")
-    if isinstance(values, str) and (values == home or values.startswith(home + os.sep)):
-        return "~" + values[len(home) :]
-    return values

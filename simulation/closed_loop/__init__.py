@@ -15,6 +15,7 @@ from finetune.open_loop import EvaluationConfig, OpenLoopConfig
 from gr00t.errors import ToolkitError
 from toolkit.declaration import key
 from toolkit.shared_keys import PARTS, TrackingConfig
+from toolkit.trackers import check_tracking
 
 FORMAT = 1
 TARGET, LURE, OTHER, NOTHING = PICKS = ("target", "lure", "other", "nothing")
@@ -105,6 +106,7 @@ class ClosedLoopConfig(EvaluationConfig):
     def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
         """Refuse what cannot run on this machine; a checkpoint that `comes` is one that another job makes first."""
         del dataset_comes  # nothing is read from it
+        check_tracking(self.tracking)
         acts = self.policy == "checkpoint" and self.server is None
         self.check_folders(self.report_folder, checkpoint_comes or not acts)
 

@@ -1,4 +1,4 @@
-"""The report of a closed-loop evaluation: closed_loop.json, .md and .html, tables on the terminal, and a wandb run.
+"""The report of a closed-loop evaluation: closed_loop.json, .md and .html, tables on the terminal, and a tracker's run.
 
 closed_loop.json is written with its summary and read back with every value checked."""
 
@@ -24,6 +24,7 @@ from simulation.report.closed_loop_page import command, page, video_caption, vid
 from simulation.report.conclusions import cue_preference, in_short, readings
 from simulation.scenes.factors import FACTORS, split_factors
 from toolkit.shared_keys import PARTS
+from toolkit.trackers import open_run
 
 if TYPE_CHECKING:
     from toolkit.shared_keys import TrackingConfig
@@ -34,7 +35,6 @@ PREFIX = "closed_loop"
 _ALWAYS = ("split", "policy", "n_action_steps", "max_steps", "seed", "instruction", "versions")  # in info
 _PICKED = ["success", *(f"{pick} first" for pick in PICKS)]
 _CHANGED = ["policy sees", "part", "success changes by", "target picks change by", "other pick"]
-_VIDEOS = (".mp4", ".webm", ".gif", ".ogg")  # what wandb takes
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> None:
@@ -223,29 +223,18 @@ def _escaped(text: str) -> str:
     return text
 
 
-def log_to_wandb(evaluation: Evaluation, folder: Path, tracking: TrackingConfig) -> None:
-    """Log the report that write_report left in `folder` as a run of job_type evaluate, if tracking.name is wandb."""
-    if tracking.name != "wandb":
-        return
-    import wandb
-
-    from toolkit.wandb_session import start_run
-
+def log_report(evaluation: Evaluation, folder: Path, tracking: TrackingConfig) -> None:
+    """Log the report that write_report left in `folder` as a run of its own (of wandb's job_type evaluate)."""
     summary, job = summarize(evaluation), uuid.uuid4().hex[:12]
-    media: dict[str, Any] = {
-        name: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
-        for name, (columns, rows) in tables(evaluation, summary).items()
-        if rows
-    }
-    media["page"] = wandb.Html((folder / PAGE_FILE).read_text(encoding="utf-8"), inject=False)
-    for kind, success in (("successes", True), ("failures", False)):
-        found = ((video_file(e, folder), video_caption(e)) for e in evaluation.episodes if e.success is success)
-        films = [wandb.Video(str(path), caption=c) for path, c in found if path and path.suffix in _VIDEOS]
-        if films:
-            media[kind] = films
-    with start_run(tracking, folder, id=job, job_type="evaluate", config=evaluation.info) as run:
-        run.log({f"{PREFIX}/{name}": value for name, value in media.items()})
-        run.summary.update(numbers(summary))
+    with open_run(tracking, folder, evaluation.info, id=job, job_type="evaluate") as run:
+        for name, (columns, rows) in tables(evaluation, summary).items():
+            if rows:
+                run.add_table(f"{PREFIX}/{name}", columns, rows)
+        run.add_page(f"{PREFIX}/page", folder / PAGE_FILE)
+        for kind, success in (("successes", True), ("failures", False)):
+            found = ((video_file(e, folder), video_caption(e)) for e in evaluation.episodes if e.success is success)
+            run.add_videos(f"{PREFIX}/{kind}", [(path, caption) for path, caption in found if path])
+        run.summarize(numbers(summary))
 
 
 def numbers(summary: Summary) -> dict[str, float | str]:
