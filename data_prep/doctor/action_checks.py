@@ -240,14 +240,15 @@ def _unexplained(state: np.ndarray, action: np.ndarray) -> np.ndarray:
     """
     t = np.arange(LEAD_MARGIN, len(state) - LEAD_MARGIN)
     last, steps = (state[t] - state[t - 1]).ravel(), (state[t + 1] - state[t]).ravel()
-    left = []
-    for shift in LEADS:
-        rows = np.stack([last, (action[t + shift] - state[t]).ravel()], axis=1)
-        weights = np.linalg.lstsq(rows, steps, rcond=None)[0]
-        if weights[1] < 0:  # a target does not push away
-            weights = np.array([(rows[:, 0] @ steps) / max(1e-12, rows[:, 0] @ rows[:, 0]), 0.0])
-        left.append(float(np.square(steps - rows @ weights).sum() / max(1e-12, np.square(steps).sum())))
-    return np.array(left)
+    ways = np.stack([(action[t + shift] - state[t]).ravel() for shift in LEADS])
+
+    def without_last(rows: np.ndarray) -> np.ndarray:
+        return rows - np.multiply.outer(rows @ last / max(1e-12, last @ last), last)
+
+    beside, open_ = without_last(ways), without_last(steps)
+    pull = np.maximum(0, beside @ open_)  # a target does not push away
+    explained = np.square(pull) / np.maximum(1e-12, np.square(beside).sum(axis=1))
+    return (open_ @ open_ - explained) / max(1e-12, steps @ steps)
 
 
 def check_gripper_direction(subject: Subject) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from toolkit.shared_keys import PARTS
 SPLIT = "meta/split.json"
 SHARED = 0.5  # part of an episode's rows that two recordings of one task do not share
 RESAMPLED = 24  # steps at which episodes of any length are compared
+AT_ONCE = 256  # episodes compared with all others in one product
 NEARLY = 0.03  # of the usual distance between two episodes
 SPIKE = 20.0  # times what 95 % of the frames stay below
 FEW_VALUES = 5  # a dimension of no more different values is a switch, whose jumps are meant
@@ -90,23 +91,30 @@ def check_outliers(subject: Subject) -> Iterator[Finding]:
     """Are there spikes and jumps?"""
     for group in subject.groups:
         whole = {i: v for i, v in group.series.items() if len(v) >= 5 and np.isfinite(v).all()}
+        heights = {i: _spike_heights(v) for i, v in whole.items()}
+        steps = {i: np.abs(np.diff(v, axis=0)) for i, v in whole.items()}
         for d, name in enumerate(group.dims if whole else ()):
-            series = {i: v[:, d] for i, v in whole.items()}
-            if len(np.unique(np.concatenate(list(series.values())))) > FEW_VALUES:
-                yield from _spikes(subject, group, name, series)
+            series, height, step = ({i: v[:, d] for i, v in tables.items()} for tables in (whole, heights, steps))
+            values, usual = _joined(series), float(np.percentile(_joined(step), 95))
+            if len(np.unique(values)) > FEW_VALUES:
+                spread = float(np.subtract(*np.percentile(values, [98, 2])))
+                yield from _spikes(subject, group, name, series, height, max(4 * usual, 0.2 * spread))
                 if not group.is_gripper:  # it snaps
-                    yield from _jumps(subject, group, name, series)
+                    yield from _jumps(subject, group, name, series, step, max(8 * usual, 0.4 * spread))
 
 
-def _spikes(subject: Subject, group: Group, name: str, series: Series) -> Iterator[Finding]:
-    heights = {i: _spike_heights(v) for i, v in series.items()}
-    usual = np.percentile(np.abs(np.concatenate([np.diff(v) for v in series.values()])), 95)
-    low, high = np.percentile(np.concatenate(list(series.values())), [2, 98])
-    limit = max(SPIKE * np.percentile(np.concatenate(list(heights.values())), 95), 4 * usual, 0.2 * (high - low))
+def _joined(series: Series) -> np.ndarray:
+    return np.concatenate(list(series.values()))
+
+
+def _spikes(
+    subject: Subject, group: Group, name: str, series: Series, heights: Series, least: float
+) -> Iterator[Finding]:
+    limit = max(SPIKE * float(np.percentile(_joined(heights), 95)), least)
     places = {i: int(h.argmax()) for i, h in heights.items() if h.max() > limit > 0}
     if not places:
         return
-    rest = np.concatenate([np.delete(v, places[i]) if i in places else v for i, v in series.items()])
+    rest = _joined({i: np.delete(v, places[i]) if i in places else v for i, v in series.items()})
     first, t = next(iter(places.items()))
     value, level = series[first][t], warning
     found = f"{name} is {value:.4g} for one frame ({t} of episode {first}), off both of its neighbours."
@@ -117,26 +125,24 @@ def _spikes(subject: Subject, group: Group, name: str, series: Series) -> Iterat
 
 
 def _spike_heights(values: np.ndarray) -> np.ndarray:
-    """(T,): how far each value lies outside of what its neighbours span; the ends off a straight line on."""
+    """(T, D): how far each value lies outside of what its neighbours span; the ends off a straight line on."""
     before, here, after = values[:-2], values[1:-1], values[2:]
     inner = np.maximum(0, np.maximum(here - np.maximum(before, after), np.minimum(before, after) - here))
     first = abs(values[0] - (2 * values[1] - values[2]))
     last = abs(values[-1] - (2 * values[-2] - values[-3]))
     # An end moves on with its own acceleration: twice as far off before it counts.
-    return np.concatenate([[first / 2], inner, [last / 2]])
+    return np.concatenate([first[None] / 2, inner, last[None] / 2])
 
 
-def _jumps(subject: Subject, group: Group, name: str, series: Series) -> Iterator[Finding]:
+def _jumps(subject: Subject, group: Group, name: str, series: Series, steps: Series, limit: float) -> Iterator[Finding]:
     """Steps of a size that occurs nowhere else: two episodes in one, or lost frames."""
-    steps = {i: np.abs(np.diff(v)) for i, v in series.items()}
-    low, high = np.percentile(np.concatenate(list(series.values())), [2, 98])
-    limit = max(8 * np.percentile(np.concatenate(list(steps.values())), 95), 0.4 * (high - low))
     found = {}
     for i, step in steps.items():
         t = int(step.argmax())
-        stays = np.abs(np.median(series[i][t + 1 : t + 4]) - np.median(series[i][max(0, t - 2) : t + 1])) > limit / 2
-        if step[t] > limit > 0 and stays:
-            found[i] = f"{name} jumps by {step[t]:.3g} after frame {t} of episode {i}."
+        if step[t] > limit > 0:
+            before, after = series[i][max(0, t - 2) : t + 1], series[i][t + 1 : t + 4]
+            if np.abs(np.median(after) - np.median(before)) > limit / 2:
+                found[i] = f"{name} jumps by {step[t]:.3g} after frame {t} of episode {i}."
     if len(found) <= max(1, len(series) / 3):  # what most episodes do is no accident
         remedy = "Two episodes in one, or lost frames: cut the episode there, or leave it out."
         yield from subject.about(warning, group.where, found, remedy)
@@ -209,7 +215,8 @@ def _shared_rows(first: Series, second: Series) -> Iterator[tuple[int, int, floa
 
 def _nearly_equal(first: Series, second: Series) -> Iterator[tuple[int, int]]:
     """Pairs whose courses lie much closer than any two episodes usually do."""
-    courses, others = ({i: _course(t) for i, t in tables.items() if len(t) > 2} for tables in (first, second))
+    courses = {i: _course(t) for i, t in first.items() if len(t) > 2}
+    others = courses if second is first else {i: _course(t) for i, t in second.items() if len(t) > 2}
     # Where the parts have different groups, other checks say so.
     if len(first) < 3 or not second or len({course.shape for course in [*courses.values(), *others.values()]}) != 1:
         return
@@ -218,23 +225,26 @@ def _nearly_equal(first: Series, second: Series) -> Iterator[tuple[int, int]]:
     spread = np.median(np.abs(one - np.median(one, axis=0)).mean(axis=1), axis=0)
     low, high = np.percentile(one, [10, 90], axis=(0, 1))
     spread = np.maximum(spread, 0.1 * (high - low) + 1e-6)  # where all do the same, as grippers do
-    one, two = (one / spread).reshape(len(one), -1), (two / spread).reshape(len(two), -1)
-    columns = list(others)
-    usual = float(np.median(np.concatenate([_apart(two, one[row]) for row in evenly(range(len(one)), 100)])))
-    for row, i in enumerate(courses):
-        for c in np.flatnonzero(_apart(two, one[row]) < NEARLY * usual):
-            yield i, columns[c]
+    middle = one.mean(axis=0)  # near it, what cancels in the product below is small
+    one, two = (((part - middle) / spread).reshape(len(part), -1) for part in (one, two))
+    rows, columns = list(courses), list(others)
+    usual = float(np.median(_apart(one[evenly(range(len(one)), 100)], two)))
+    for start in range(0, len(one), AT_ONCE):
+        near = _apart(one[start : start + AT_ONCE], two) < NEARLY * usual
+        yield from ((rows[start + r], columns[c]) for r, c in np.argwhere(near))
 
 
-def _apart(courses: np.ndarray, course: np.ndarray) -> np.ndarray:
-    """Root mean square distance of each of (N, D) from one (D,)."""
-    return np.sqrt(np.square(courses - course).mean(axis=1))
+def _apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(N, M): root mean square distance of each of (N, D) from each of (M, D)."""
+    squares = np.square(some).sum(axis=1)[:, None] + np.square(others).sum(axis=1) - 2 * some @ others.T
+    return np.sqrt(np.maximum(squares, 0) / some.shape[1])
 
 
 def _course(table: np.ndarray) -> np.ndarray:
     """(T, D) at RESAMPLED even moments."""
     at = np.linspace(0, len(table) - 1, RESAMPLED)
-    return np.stack([np.interp(at, np.arange(len(table)), table[:, d]) for d in range(table.shape[1])], axis=1)
+    before = np.minimum(at.astype(int), len(table) - 2)
+    return table[before] + (at - before)[:, None] * (table[before + 1] - table[before])
 
 
 def check_split(subject: Subject) -> Iterator[Finding]:

@@ -96,7 +96,8 @@ class Subject:
     where that is a list of numbers; held_out: those that exist. features: those of meta/info.json that are objects.
     is_maniskill_panda: data_prep.convert wrote it, so joint order, units, gripper command and rate are known.
     fresh_relative: {action group: statistics} for a rule for start frames, as the training episodes give them now; {}
-    where they cannot be made. fast: of the videos only lengths and a few first frames are read.
+    where they cannot be made. video_path: where an episode's video lies, or the table that holds the images; or why that
+    cannot be said. fast: of the videos only lengths and a few first frames are read.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Subject:
         self.root, self.configs, self.fast, self.progress = Path(root), configs, fast, progress
         self.name = self.root.name or self.root.resolve().name
         self.refusal = ""
-        self.fresh_relative = cache(self._fresh_relative)
+        self.fresh_relative, self.video_path = cache(self._fresh_relative), cache(self._video_path)
         try:
             self.layout = DatasetLayout(self.root, exclude)
         except ToolkitError as error:
@@ -256,8 +257,9 @@ class Subject:
         columns = {group.modality: group.column for group in self.groups}
         used = [i for i in self.motion_tables if i not in self.held_out]
         with suppress(ToolkitError, ValueError, LookupError):
-            states, actions = ([self.column(columns[m])[i] for i in used] for m in ("state", "action"))
-            return relative_statistics(states, actions, self.layout.modality, self.configs, tail)
+            states, actions = (self.column(columns[modality]) for modality in ("state", "action"))
+            pairs = [states[i] for i in used], [actions[i] for i in used]
+            return relative_statistics(*pairs, self.layout.modality, self.configs, tail)
         return {}
 
     # -- videos --------------------------------------------------------------------------------------------------------
@@ -267,8 +269,7 @@ class Subject:
         """Cameras of the configuration that modality.json has."""
         return [camera for camera in self.configs["video"].modality_keys if camera in self.layout.cameras]
 
-    def video_path(self, episode: int, camera: str) -> Path | str:
-        """Where a video lies, or the table that holds the images; or why that cannot be said."""
+    def _video_path(self, episode: int, camera: str) -> Path | str:
         return _path(self.layout.camera_path, episode, camera)
 
     def open_camera(self, episode: int, camera: str, reader: Any = None) -> EpisodeVideo | EpisodeImages:

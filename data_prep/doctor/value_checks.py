@@ -305,8 +305,10 @@ def _fit(subject: Subject, recorded: dict[str, Statistics], group: str) -> tuple
     tails: tuple[Tail, ...] = ("mask", "drop")
     found: list[tuple[float, str, int, Tail]] = []
     for tail in tails:
+        if found and found[0][0] <= 1:
+            break
         fresh = subject.fresh_relative(tail).get(group)
-        if fresh is not None and not (found and found[0][0] <= 1):
+        if fresh is not None:
             apart, name, (step, _) = _apart(recorded[group], fresh, times=2, least=1e-6)[0]
             found.append((apart, name, step, tail))
     return min(found, key=lambda fit: fit[0], default=(0.0, "", 0, "mask"))

@@ -120,16 +120,14 @@ def relative_statistics(
     for group, config in relative_groups(modality_configs["action"]):
         of_action = group_slice(modality_json, "action", group)
         of_state = group_slice(modality_json, "state", config.state_key or group)
-        pairs = [(s[:, of_state], a[:, of_action]) for s, a in zip(states, actions, strict=True)]
+        state = np.concatenate([s[:, of_state] for s in states])
+        action = np.concatenate([a[:, of_action] for a in actions])
+        start, first, last = _starts([len(a) for a in actions], deltas, tail)
+        seen = np.clip(start + last_state, first, last)
         per_step = []
         for delta in deltas:
-            rows = []
-            for state, action in pairs:
-                starts = np.array(start_frames(len(action), deltas, tail), dtype=np.int64)
-                starts = starts[(starts + delta >= 0) & (starts + delta < len(action))]
-                reference = state[np.clip(starts + last_state, 0, len(state) - 1)]
-                rows.append(relative_action(action[starts + delta], reference, config))
-            found = np.concatenate(rows)
+            inside = (start + delta >= first) & (start + delta <= last)
+            found = relative_action(action[start[inside] + delta], state[seen[inside]], config)
             if len(found) == 0:
                 raise ToolkitError(
                     f'No episode is long enough for step {delta} of the action group "{group}" (tail={tail}): record '
@@ -138,6 +136,14 @@ def relative_statistics(
             per_step.append(feature_statistics(found))
         result[group] = {name: [step[name] for step in per_step] for name in STATISTIC_NAMES}
     return result
+
+
+def _starts(lengths: Sequence[int], deltas: Sequence[int], tail: Tail) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the start frames in episodes of these lengths one after another, and each one's first and last row."""
+    frames = [np.array(start_frames(length, deltas, tail), dtype=np.int64) for length in lengths]
+    ends, counts = np.cumsum(lengths), [len(of_episode) for of_episode in frames]
+    first = np.repeat(ends - lengths, counts)
+    return first + np.concatenate(frames), first, np.repeat(ends - 1, counts)
 
 
 def relative_action(action: np.ndarray, reference: np.ndarray, config: ActionConfig) -> np.ndarray:
