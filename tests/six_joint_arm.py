@@ -2,8 +2,8 @@
 
 python -m tests.six_joint_arm FOLDER
 
-Each episode reaches for a red dot that the only camera sees. State and action hold the joints (rad) and the gripper, and
-as a column of their own the end-effector's pose, a position (m) with two rows of the rotation matrix or a rotation
+Each episode reaches for a red dot that the only camera sees. State and action hold the joints (rad) and the gripper,
+and as a column of their own the end-effector's pose, a position (m) with two rows of the rotation matrix or a rotation
 vector."""
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def hand_pose(joints: np.ndarray, rotation: str) -> np.ndarray:
 
 
 def recorded_reach(frames: int, rotation: str, rng: np.random.Generator) -> Episode:
-    """The joints follow targets from a pose at rest to a random one, where the gripper closes."""
-    rest, goal = np.array([0, 0.5, 1.2, 0, 1.0, 0]), rng.uniform(-0.6, 0.6, 6)
+    """The joints follow targets from a pose at rest, past a random one, to another, where the gripper closes."""
+    rest, past, goal = np.array([0, 0.5, 1.2, 0, 0.5, 0]), *rng.uniform(-0.6, 0.6, (2, 6))
     share = np.clip(np.linspace(0, 1.15, frames)[:, None], 0, 1)
-    targets = rest + goal * share
+    targets = rest + past * np.sin(np.pi * share) ** 2 + goal * share
     joints = np.empty_like(targets)
     joints[0] = rest + rng.normal(0, 0.02, 6)
     for t in range(1, frames):
