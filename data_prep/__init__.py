@@ -20,6 +20,12 @@ from toolkit.shared_keys import (
 )
 
 
+def check_python_file(name: str) -> None:
+    """Refuse a name that no command would read as a Python file."""
+    if not name.endswith(".py"):
+        raise ToolkitError("the modality configuration is a Python file: give it a name that ends in .py.")
+
+
 @dataclass(kw_only=True)
 class PrepareConfig:
     """Turn a split's ManiSkill recordings into a checked dataset."""
@@ -43,9 +49,11 @@ class PrepareConfig:
 
 @dataclass(kw_only=True)
 class AdoptConfig:
-    """Make a LeRobot dataset (v2.1 or v3.0) of another source trainable: propose meta/modality.json, hold episodes out.
+    """Make a LeRobot dataset (v2.1 or v3.0) of another source trainable: propose meta/modality.json and the robot's
+    modality configuration, hold episodes out.
 
-    Prints what it proposes and what it assumed; writes with write=true, and never over a file that is there.
+    Prints what it proposes and what it assumed; writes into the dataset with write=true, and never over a file that is
+    there.
     """
 
     dataset: str = key("folder of the dataset, which holds meta/, data/ and videos/", "data/my_dataset", folder=True)
@@ -58,6 +66,13 @@ class AdoptConfig:
     seed: int = key("seed of the choice of held-out episodes", 42, at_least=0, at_most=LARGEST_SEED)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
+    robot_file: str | None = key(
+        "Python file that receives the proposed modality configuration, never over one that is there; null for none",
+        None,
+        folder=True,
+        file=True,
+        check=check_python_file,
+    )
     write: bool = key("write meta/modality.json and meta/split.json where they are missing", False)
 
 

@@ -1,49 +1,37 @@
 """Make a LeRobot dataset (v2.1 or v3.0) of another source trainable, without touching what is there.
 
 python -m data_prep.adopt dataset=FOLDER
+python -m data_prep.adopt dataset=FOLDER robot_file=FILE.py
 python -m data_prep.adopt dataset=FOLDER write=true
 python -m data_prep.adopt --help
 
 GR00T needs meta/modality.json, which names slices of the state and action columns (groups), cameras and annotations;
-LeRobot's own datasets name single dimensions at most. It is proposed from the features in meta/info.json, and what is
-guessed is said."""
+LeRobot's own datasets name single dimensions at most. It is proposed from the features in meta/info.json, and with
+robot_file so is the robot's modality configuration; what is guessed is said."""
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass, field
-from itertools import groupby
+import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gr00t.data.schema import ActionConfig, ActionRepresentation, ModalityConfig, ModalityConfigs, python_source
+import numpy as np
+
+from data_prep.modality_proposal import Groups, Proposal, propose, proposed_configs, read_groups
+from gr00t.data.schema import ModalityConfigs, python_source
 from gr00t.data.statistics import COLUMNS
 from gr00t.errors import ToolkitError, did_you_mean, disk_errors, near_folder
-from gr00t.file_replacement import write_json
+from gr00t.file_replacement import write_json, write_text
 from toolkit.command_line import run_main
 from toolkit.shared_keys import modality_configs
 
 if TYPE_CHECKING:
     from data_prep import AdoptConfig
+    from gr00t.data.layout import MetaFolder
 
 MODALITY, SPLIT = "modality.json", "split.json"
-PANDA_STATES, PANDA_ACTIONS = (8, 9), 8  # values of a Panda in joint positions, with one finger or two
-OPENPI = {"state": "state", "action": "actions"}  # what its scripts call the columns
-BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index", "task"}
-
-# What names of dimensions and cameras say.
-_SIDES = {"left": "left", "l": "left", "right": "right", "r": "right"}
-_KINDS = (
-    ("gripper", re.compile(r"gripper|finger|claw|jaw")),
-    ("base", re.compile(r"base|wheel|\.vel$")),
-    ("eef", re.compile(r"^(eef|ee|tcp)[^a-z]|^(x|y|z|r[xyz]|q[xyzw]|roll|pitch|yaw)$")),
-)
-_NUMBERED = re.compile(r"(joint|motor|action|state|dim|axis|)[ _]?\d+")
-_ON_THE_HAND = re.compile(r"wrist|hand|gripper")
-
-Features = dict[str, dict[str, Any]]  # {column: its entry in meta/info.json}
-Groups = dict[str, dict[str, Any]]  # {group, camera or annotation: its entry in modality.json}
 
 
 def main(config: AdoptConfig) -> None:
@@ -52,7 +40,9 @@ def main(config: AdoptConfig) -> None:
 
 
 def adopt(config: AdoptConfig) -> list[str]:
-    """Propose meta/modality.json and the held-out episodes of meta/split.json; write what is missing with write=true.
+    """Propose meta/modality.json, the held-out episodes of meta/split.json, and the robot's modality configuration.
+
+    With write=true, those of the first two that are missing are written; with robot_file the third is, to that file.
 
     Returns what was found and done, as lines of text. What exists is never replaced. Raises ToolkitError for a folder
     that is no LeRobot dataset, and for one that cannot be made one that GR00T reads.
@@ -60,38 +50,75 @@ def adopt(config: AdoptConfig) -> list[str]:
     root = Path(config.dataset)
     _check_folder(root)
     # Here and below imported only when needed: --help and a refusal should not wait for pyarrow and the decoders.
-    from data_prep.lerobot import choose_val_episodes
-    from gr00t.data.layout import CODEBASE_VERSION, MetaFolder, read_episodes
+    from gr00t.data.layout import CODEBASE_VERSION, MetaFolder
 
-    meta = MetaFolder(root)
+    meta, configs = MetaFolder(root), modality_configs(config)
     info, info_path = meta.json("info.json"), f"{root}/meta/info.json"
     version = str(info.get("codebase_version", CODEBASE_VERSION))
     files: dict[str, Any] = {}
     lines = [f"{root}: LeRobot {version}"]
-    if meta.has(MODALITY):
+    fits = meta.has(MODALITY)
+    if fits:
+        modality = read_groups(meta.json(MODALITY), f"{root}/meta/{MODALITY}")
         lines.append(f"{root}/meta/{MODALITY} is there already and stays as it is.")
     else:
-        configs = modality_configs(config)
         proposal = propose(info, configs, info_path)
+        modality = files[MODALITY] = proposal.modality
         _check_columns(root, proposal)
-        files[MODALITY] = proposal.modality
-        lines += _described(root, proposal, configs)
+        lines += _described(root, proposal)
+        fits = _names_fit(modality, configs)
+    source = None
+    if config.robot_file is not None or not fits:
+        robot, reasons = proposed_configs(modality, info, configs, partial(_values, root))
+        source = python_source(robot, reasons)
+        lines += [f"assumed of the robot: {text}" for text in reasons]
     if not meta.has(SPLIT):
-        episodes = read_episodes(meta, version)
-        meta.refuse_empty(episodes)
-        try:
-            val = choose_val_episodes(len(episodes), config.val_fraction, config.seed) if config.val_fraction else ()
-        except ToolkitError as error:
-            raise ToolkitError(f"{error} Or hold none out: val_fraction=0") from None
-        held_out = [episodes[i].index for i in val]
-        files[SPLIT] = {"seed": config.seed, "val_fraction": config.val_fraction, "val_episodes": held_out}
-        lines.append(f"episodes held out of training, for evaluation: {', '.join(map(str, held_out)) or 'none'}")
-    if not files:
-        return [*lines, "nothing to write"]
-    if config.write:
-        return lines + _write(root, files)
-    names = " and ".join(f"meta/{name}" for name in files)
-    return [*lines, f"nothing was written. Write {names}: python -m data_prep.adopt dataset={root} write=true"]
+        files[SPLIT] = held_out = _split(meta, version, config)
+        names = ", ".join(map(str, held_out["val_episodes"])) or "none"
+        lines.append(f"episodes held out of training, for evaluation: {names}")
+    return lines + _robot(source, config) + _write(root, files, config)
+
+
+def _names_fit(modality: dict[str, Groups], configs: ModalityConfigs) -> bool:
+    """Whether modality.json has every group, camera and annotation that the configuration names."""
+    proposed = {**modality, "language": modality["annotation"]}
+    wanted = {m: {key.removeprefix("annotation.") for key in config.modality_keys} for m, config in configs.items()}
+    return all(keys <= set(proposed[modality]) for modality, keys in wanted.items())
+
+
+def _split(meta: MetaFolder, version: str, config: AdoptConfig) -> dict[str, Any]:
+    """The content of meta/split.json, but its fingerprint."""
+    from data_prep.lerobot import choose_val_episodes
+    from gr00t.data.layout import read_episodes
+
+    episodes = read_episodes(meta, version)
+    meta.refuse_empty(episodes)
+    try:
+        val = choose_val_episodes(len(episodes), config.val_fraction, config.seed) if config.val_fraction else ()
+    except ToolkitError as error:
+        raise ToolkitError(f"{error} Or hold none out: val_fraction=0") from None
+    held_out = [episodes[i].index for i in val]
+    return {"seed": config.seed, "val_fraction": config.val_fraction, "val_episodes": held_out}
+
+
+def _robot(source: str | None, config: AdoptConfig) -> list[str]:
+    """Write the robot's file, or say how; an existing one stays."""
+    if source is None:
+        return []
+    if config.robot_file is None:
+        return [
+            "The modality configuration names other groups and cameras. Write this robot's to a file of its own:",
+            source,
+            "and give it to every command: modality_config=FILE, for training dataset.modality_config=FILE. "
+            "robot_file=FILE.py writes it.",
+        ]
+    if os.path.lexists(config.robot_file):
+        return [f"{config.robot_file} is there already and stays as it is."]
+    path = Path(config.robot_file)
+    with disk_errors(path, "Give another, robot_file=FILE.py."):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, source)
+    return [f"wrote {path}: see whether it is right, then give it to every command, modality_config={path}"]
 
 
 def _check_folder(root: Path) -> None:
@@ -104,67 +131,63 @@ def _check_folder(root: Path) -> None:
         raise ToolkitError(f"dataset={root} has no meta/info.json: give the folder of a LeRobot dataset.{hint}")
 
 
-def _check_columns(root: Path, proposal: Proposal) -> None:
-    """meta/info.json may list what the frame tables do not hold."""
-    import pyarrow.parquet as pq
-
+def _first_table(root: Path) -> Path:
     from gr00t.data.layout import by_number
 
     tables = by_number((root / "data").glob("*/*.parquet"))
     if not tables:
         raise ToolkitError(f"{root}/data holds no chunk-*/*.parquet. Download or copy the dataset again.")
+    return tables[0]
+
+
+def _check_columns(root: Path, proposal: Proposal) -> None:
+    """meta/info.json may list what the frame tables do not hold."""
+    import pyarrow.parquet as pq
+
+    table = _first_table(root)
     try:
-        columns = pq.read_schema(tables[0]).names
+        columns = pq.read_schema(table).names
     except (OSError, ValueError) as error:
-        raise ToolkitError(f"{tables[0]} cannot be read ({error}). Download or copy the dataset again.") from error
+        raise ToolkitError(f"{table} cannot be read ({error}). Download or copy the dataset again.") from error
     for modality in ("state", "action", "annotation"):
         for entry in proposal.modality[modality].values():
             column = entry.get("original_key") or COLUMNS[modality]
             if column not in columns:
                 raise ToolkitError(
-                    f'{tables[0]} has no column "{column}", which meta/info.json lists.{did_you_mean(column, columns)}'
+                    f'{table} has no column "{column}", which meta/info.json lists.{did_you_mean(column, columns)}'
                 )
 
 
-def _described(root: Path, proposal: Proposal, configs: ModalityConfigs) -> list[str]:
+def _values(root: Path, column: str) -> np.ndarray:
+    """A column of the first frame table, (frames, D)."""
+    import pyarrow.parquet as pq
+
+    table = _first_table(root)
+    try:
+        return np.array(pq.read_table(table, columns=[column])[column].to_pylist(), np.float64)
+    except (KeyError, OSError, ValueError) as error:
+        raise ToolkitError(
+            f'{table}: the column "{column}" cannot be read ({error}). Download or copy the dataset again.'
+        ) from error
+
+
+def _described(root: Path, proposal: Proposal) -> list[str]:
     lines = [f"proposed {root}/meta/{MODALITY}:"]
     lines += [f"  {json.dumps(section)}: {json.dumps(groups)}" for section, groups in proposal.modality.items()]
     lines += [f"assumed: {text}" for text in proposal.assumed]
-    if proposal.left_out:
-        lines.append(f"left out: {', '.join(proposal.left_out)}")
-    proposed = {**proposal.modality, "language": proposal.modality["annotation"]}
-    wanted = {m: {key.removeprefix("annotation.") for key in config.modality_keys} for m, config in configs.items()}
-    if all(keys <= set(proposed[modality]) for modality, keys in wanted.items()):
-        return lines
-    return [
-        *lines,
-        "The modality configuration names other groups and cameras. Write this robot's to a file of its own:",
-        python_source(proposed_configs(proposal.modality, configs)),
-        "and give it to every command: modality_config=FILE, for training dataset.modality_config=FILE",
-    ]
+    return [*lines, f"left out: {', '.join(proposal.left_out)}"] if proposal.left_out else lines
 
 
-def proposed_configs(modality: dict[str, Groups], like: ModalityConfigs) -> ModalityConfigs:
-    """The modality configuration of a modality.json, with the action horizon of `like`: what has a state group of its
-    name and size is relative to it, grippers and the rest are absolute."""
-    representations = []
-    for name, group in modality["action"].items():
-        state = modality["state"].get(name, {"start": 0, "end": 0})
-        alike = state["end"] - state["start"] == group["end"] - group["start"]
-        relative = alike and "gripper" not in name and "base" not in name
-        representations.append(ActionRepresentation.RELATIVE if relative else ActionRepresentation.ABSOLUTE)
-    configs = [ActionConfig(representation) for representation in representations]
-    return {
-        "video": ModalityConfig([0], list(modality["video"])),
-        "state": ModalityConfig([0], list(modality["state"])),
-        "action": ModalityConfig(like["action"].delta_indices, list(modality["action"]), action_configs=configs),
-        "language": ModalityConfig([0], [f"annotation.{next(iter(modality['annotation']))}"]),
-    }
-
-
-def _write(root: Path, files: dict[str, Any]) -> list[str]:
+def _write(root: Path, files: dict[str, Any], config: AdoptConfig) -> list[str]:
+    """Write what is missing in the dataset, with write=true; what was done, or is to do, in words."""
     from gr00t.data.layout import DatasetLayout, fingerprint_entries
 
+    if not files:
+        return ["nothing to write"]
+    if not config.write:
+        names = " and ".join(f"meta/{name}" for name in files)
+        untouched = "nothing was written" if config.robot_file is None else "the dataset is as it was"
+        return [f"{untouched}. Write {names}: python -m data_prep.adopt dataset={root} write=true"]
     remedy = (
         "To leave that folder as it is, adopt one of your own that links to it: mkdir OWN; ln -s "
         f"{root.absolute()}/data {root.absolute()}/videos OWN/; cp -r {root}/meta OWN/"
@@ -174,160 +197,14 @@ def _write(root: Path, files: dict[str, Any]) -> list[str]:
             value |= fingerprint_entries(root, value)
         with disk_errors(root / "meta" / name, remedy):
             write_json(root / "meta" / name, value)
-    layout = DatasetLayout(root)
+    layout, robot = DatasetLayout(root), config.robot_file or config.modality_config
     frames = sum(e.length for e in layout.episodes)
     return [
         *(f"wrote {root}/meta/{name}" for name in files),
         f"{len(layout.episodes)} episodes, {frames} frames, {layout.fps:g} fps. Train on it: "
-        f"python launch_finetune_local.py dataset.mixture=[{root}] ...",
+        f"python launch_finetune_local.py dataset.mixture=[{root}] "
+        f"{f'dataset.modality_config={robot} ' if robot else ''}...",
     ]
-
-
-# -- the proposal ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Proposal:
-    """What meta/modality.json may hold. `assumed`: what was guessed, to be looked at; `left_out`: columns not used."""
-
-    modality: dict[str, Groups] = field(default_factory=dict)
-    assumed: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-
-def propose(info: dict[str, Any], configs: ModalityConfigs, where: str) -> Proposal:
-    """The groups, cameras and annotations of a dataset's features, under the names of `configs` where they fit.
-
-    info: meta/info.json; where: its path, for messages. Raises ToolkitError for a dataset without a state, an action
-    or a video.
-    """
-    features = info.get("features")
-    if not isinstance(features, dict) or not all(isinstance(f, dict) for f in features.values()):
-        raise ToolkitError(f"{where}: there is no object of features, from which modality.json is proposed.")
-    proposal = Proposal()
-    columns = {m: _vectors(features, m) for m in ("state", "action")}
-    for modality, found in columns.items():
-        if not found:
-            raise ToolkitError(
-                f"{where}: no feature is a {modality} ({COLUMNS[modality]}, float, one dimension). Features: "
-                f"{', '.join(features)}."
-            )
-    proposal.modality |= _groups(columns, proposal.assumed)
-    proposal.modality["video"] = _cameras(features, configs, proposal.assumed, where)
-    annotations = {n.removeprefix("annotation."): {"original_key": n} for n in features if n.startswith("annotation.")}
-    for key in configs["language"].modality_keys:
-        name = key.removeprefix("annotation.")
-        if name not in annotations:
-            annotations[name] = {"original_key": "task_index"}
-            proposal.assumed.append(f"{name} is LeRobot's task of each frame (task_index)")
-    proposal.modality["annotation"] = annotations
-    used = {entry.get("original_key") for groups in proposal.modality.values() for entry in groups.values()}
-    taken = {*used, *columns["state"], *columns["action"], *BOOKKEEPING}
-    proposal.left_out += [name for name in features if name not in taken]
-    return proposal
-
-
-def _vectors(features: Features, modality: str) -> Features:
-    """The float columns of one dimension: the usual one first, then those whose names begin like it."""
-    usual = COLUMNS[modality]
-    names = [n for n in features if n.startswith(usual.removesuffix("state")) or n == OPENPI[modality]]
-    floats = [n for n in names if str(features[n].get("dtype")).startswith("float") and len(_shape(features[n])) == 1]
-    order = [usual, OPENPI[modality]]
-    return {n: features[n] for n in sorted(floats, key=lambda n: order.index(n) if n in order else len(order))}
-
-
-def _groups(columns: dict[str, Features], assumed: list[str]) -> dict[str, Groups]:
-    """Groups of state and of action: parts of the usual column, and every other column as one."""
-    from data_prep.lerobot import GROUPS
-
-    found: dict[str, Groups] = {"state": {}, "action": {}}
-    firsts = {m: next(iter(of)) for m, of in columns.items() if next(iter(of)) in (COLUMNS[m], OPENPI[m])}
-    main = {m: columns[m][first] for m, first in firsts.items()}
-    sizes = {m: _shape(feature)[0] for m, feature in main.items()}
-    names = {m: _dim_names(feature) for m, feature in main.items()}
-    if None in names.values() and sizes.get("action") == PANDA_ACTIONS and sizes.get("state") in PANDA_STATES:
-        found = {m: {name: dict(part) for name, part in GROUPS.items()} for m in columns}
-        fingers = " (of the state's two fingers the first, which the second mirrors)" if sizes["state"] == 9 else ""
-        assumed.append(
-            f"dimensions have no telling names; {sizes['state']} state and {sizes['action']} action values are taken "
-            f"for a Panda's joint positions: seven of the arm, then the gripper{fingers}"
-        )
-    else:
-        found |= {m: _named_groups(names[m], sizes[m], m, assumed) for m in main}
-    for modality, first in firsts.items():
-        if first != COLUMNS[modality]:
-            for group in found[modality].values():
-                group["original_key"] = first
-    for modality, column in [(m, c) for m, of_modality in columns.items() for c in of_modality if c != firsts.get(m)]:
-        name = column.removeprefix("observation.").removeprefix("action.").replace(".", "_")
-        name = column.replace(".", "_") if name in found[modality] else name
-        size = _shape(columns[modality][column])[0]
-        found[modality][name] = {"start": 0, "end": size, "original_key": column}
-    return found
-
-
-def _named_groups(names: list[str] | None, size: int, modality: str, assumed: list[str]) -> Groups:
-    """Runs of dimensions of one side and kind."""
-    if names is None:
-        assumed.append(
-            f"the {size} dimensions of {modality} have no telling names: they are one group, arm. Split off a gripper "
-            "by hand where there is one"
-        )
-        return {"arm": {"start": 0, "end": size}}
-    groups: Groups = {}
-    for label, run in groupby(range(size), key=lambda d: _label(names[d])):
-        dims = list(run)
-        copies = sum(1 for name in groups if re.fullmatch(rf"{label}(_\d+)?", name))
-        groups[f"{label}_{copies + 1}" if copies else label] = {"start": dims[0], "end": dims[-1] + 1}
-    spelled = "; ".join(f"{name}: {', '.join(names[g['start'] : g['end']])}" for name, g in groups.items())
-    assumed.append(f"{modality} groups by the names of dimensions - {spelled}")
-    return groups
-
-
-def _label(name: str) -> str:
-    lower = name.lower()
-    side = next((_SIDES[part] for part in re.split(r"[^a-z]+", lower) if part in _SIDES), None)
-    kind = next((kind for kind, pattern in _KINDS if pattern.search(lower)), "arm")
-    return f"{side}_{kind}" if side else kind
-
-
-def _dim_names(feature: dict[str, Any]) -> list[str] | None:
-    """One name a dimension; None where there are none, or numbers only."""
-    names = feature.get("names")
-    if isinstance(names, dict):
-        lists = list(names.values())
-        names = [n for part in lists for n in part] if all(isinstance(part, list) for part in lists) else list(names)
-    if not isinstance(names, list) or len(names) != _shape(feature)[0]:
-        return None
-    texts = [str(name) for name in names]
-    return None if all(_NUMBERED.fullmatch(text.lower()) for text in texts) else texts
-
-
-def _shape(feature: dict[str, Any]) -> list[int]:
-    shape = feature.get("shape")
-    return [int(side) for side in shape] if isinstance(shape, list | tuple) else []
-
-
-def _cameras(features: Features, configs: ModalityConfigs, assumed: list[str], where: str) -> Groups:
-    """Every video or column of images that holds no depth; under the configuration's names where these say which."""
-    own = {}
-    for column, feature in features.items():
-        info = feature.get("info") or feature.get("video_info") or {}
-        is_image = feature.get("dtype") == "image"
-        depth = (is_image and "depth" in column.lower()) or info.get("video.is_depth_map") or info.get("is_depth_map")
-        if (is_image or feature.get("dtype") == "video") and not depth:
-            own[column.removeprefix("observation.images.").replace(".", "_")] = column
-    if not own:
-        raise ToolkitError(f"{where}: no feature is a video or an image, which the policy sees with.")
-    wanted = configs["video"].modality_keys
-    if not set(wanted) <= set(own) and len(own) == 2:
-        # One of either kind, on the hand and not on it: no doubt which is which.
-        ours, theirs = ({bool(_ON_THE_HAND.search(name)): name for name in names} for names in (wanted, own))
-        if len(wanted) == len(ours) == len(theirs) == 2:
-            matched = {name: theirs[on_hand] for on_hand, name in ours.items()}
-            assumed.append(f"cameras by their names: {', '.join(f'{c} for {name}' for name, c in matched.items())}")
-            return {name: {"original_key": own[camera]} for name, camera in matched.items()}
-    return {name: {"original_key": column} for name, column in own.items()}
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def run(site: Path, tmp_path: Path, *arguments: str) -> subprocess.CompletedProc
 
 
 def test_commands_of_a_wheel_find_their_configuration(site: Path, tmp_path: Path) -> None:
-    plan = run(site, tmp_path, "-m", "finetune.plan", "model=tiny", "device=cpu")
+    plan = run(site, tmp_path, "-m", "finetune.plan", "model=tiny", "device=cpu", "dataset.modality_config=so100")
     assert plan.returncode == 0, plan.stderr
     assert "fits" in plan.stdout
     refused = run(site, tmp_path, "-m", "launch_finetune_local", "splitt=color_object")

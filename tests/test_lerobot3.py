@@ -26,8 +26,9 @@ from recordings import SAMPLES
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep import adopt as adoption
-from data_prep.adopt import adopt, propose, proposed_configs
+from data_prep.adopt import adopt
 from data_prep.lerobot import choose_val_episodes
+from data_prep.modality_proposal import propose, proposed_configs
 from gr00t.data.dataset import training_statistics
 from gr00t.data.layout import DatasetLayout, by_number, dataset_fingerprint
 from gr00t.data.schema import ModalityConfigs
@@ -245,7 +246,7 @@ def test_groups_follow_the_names_of_dimensions() -> None:
     found = propose(info(names), MODALITY_CONFIG, "info.json")
     assert list(found.modality["state"]) == ["left_arm", "left_gripper", "right_arm", "right_gripper"]
     assert found.modality["action"]["right_arm"] == {"start": 4, "end": 7}
-    configs = proposed_configs(found.modality, MODALITY_CONFIG)
+    configs, _ = proposed_configs(found.modality, info(names), MODALITY_CONFIG)
     assert [c.rep.name for c in configs["action"].action_configs or []] == ["RELATIVE", "ABSOLUTE"] * 2
 
 
@@ -598,7 +599,7 @@ def test_actions_are_relative_to_a_state_of_their_name_and_size_only() -> None:
         "own": part(0, 1),
     }
     modality = {"state": state, "action": action, "video": {"top": {}}, "annotation": {"first": {}, "second": {}}}
-    configs = proposed_configs(modality, MODALITY_CONFIG)
+    configs, _ = proposed_configs(modality, {}, MODALITY_CONFIG)
     assert [c.rep.name for c in configs["action"].action_configs or []] == ["RELATIVE"] + ["ABSOLUTE"] * 4
     assert configs["action"].delta_indices == MODALITY_CONFIG["action"].delta_indices
     assert configs["state"].modality_keys == list(state) and configs["video"].modality_keys == ["top"]

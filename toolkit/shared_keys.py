@@ -27,12 +27,14 @@ _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
 _ROBOT_FILE = CHECKOUT / "conflict_panda_config.py"
 _ROBOT_NAME = "MODALITY_CONFIG"
+_READY_ROBOTS = {path.stem: path for path in sorted((CONFIG_DIR / "robots").glob("*.py"))}
 
 
 def modality_config_key() -> Any:
     """The key of the robot's file; beside it stands `modalities`, a field of `modalities_field`."""
     return key(
-        "Python file with the robot's MODALITY_CONFIG; null for conflict_panda_config.py of the checkout",
+        f"Python file with the robot's MODALITY_CONFIG, or a ready one of configs/robots ({', '.join(_READY_ROBOTS)}); "
+        "null for conflict_panda_config.py of the checkout",
         None,
         folder=True,
         file=True,
@@ -196,17 +198,29 @@ def read_robot(config: Any) -> None:
             section.modalities = read_file(section.modality_config, name)
 
 
+def is_ready_robot(file: str) -> bool:
+    """Whether that is the name of a robot in configs/robots, and of no file here."""
+    return file in _READY_ROBOTS and not Path(file).is_file()
+
+
+def robot_path(file: str | None) -> Path:
+    """The Python file that a modality_config means; None: conflict_panda_config.py of the checkout."""
+    if file is None:
+        return _ROBOT_FILE
+    return _READY_ROBOTS[file] if is_ready_robot(file) else Path(file)
+
+
 def read_file(file: str | None, key: str = "modality_config") -> dict[str, Any]:
-    """MODALITY_CONFIG of a Python file (None: conflict_panda_config.py of the checkout), as processor_config.json holds
-    it. Raises ToolkitError, with the line where there is one, for a file that does not define it."""
-    path = _ROBOT_FILE if file is None else Path(file)
+    """MODALITY_CONFIG of the Python file that `robot_path` finds, as processor_config.json holds it. Raises
+    ToolkitError, with the line where there is one, for a file that does not define it."""
+    path = robot_path(file)
     where = f"{path}" if file is None else f"{key}={file}"
     if not path.is_file():
-        beside = [other.name for other in path.parent.glob("*.py")]
-        hint = did_you_mean(path.name, beside) if path.parent.is_dir() else near_folder(path.parent)
+        known = [*(other.name for other in path.parent.glob("*.py")), *_READY_ROBOTS]
+        hint = did_you_mean(path.name, known) if path.parent.is_dir() else near_folder(path.parent)
         raise ToolkitError(
             f"{where} {'is a folder' if path.is_dir() else 'does not exist'}. Give a Python file that defines "
-            f"{_ROBOT_NAME}, as conflict_panda_config.py of the checkout does.{hint}"
+            f"{_ROBOT_NAME}, as conflict_panda_config.py of the checkout does, or the name of a ready robot.{hint}"
         )
     try:
         variables = runpy.run_path(str(path))

@@ -32,7 +32,7 @@ from gr00t.model.finished_checkpoint import MANIFEST, write_manifest
 from toolkit.code_files import code_files, in_words, new_files, tracked_among
 from toolkit.credentials import secret_variables, secrets_in, text_of
 from toolkit.installation import CHECKOUT, ROOT
-from toolkit.shared_keys import modality_configs
+from toolkit.shared_keys import modality_configs, robot_path
 
 FORMAT = 1
 KEY = "files"  # names files that git does not track
@@ -144,7 +144,7 @@ def _tree(runs: Sequence[RunFacts], licence: Licence, config: ReleaseConfig) -> 
     card = write_card(runs, licence, repo_id=config.repo_id, datasets=config.datasets, folder=folder)
     sources = {**code_sources(config.files), **licence.files}
     if config.modality_config is not None:
-        sources[f"scripts/{ROBOT}"] = Path(config.modality_config)
+        sources[f"scripts/{ROBOT}"] = robot_path(config.modality_config)
     texts, manifests = {"scripts/__init__.py": PACKAGE, CARD: card}, []
     for run in runs:
         place = f"checkpoints/{run.split}"

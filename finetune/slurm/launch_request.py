@@ -22,7 +22,7 @@ from toolkit.configuration import as_yaml, load
 from toolkit.credentials import refuse_secret_arguments
 from toolkit.declaration import Key, key, keys_of
 from toolkit.installation import CHECKOUT, CONFIG_DIR
-from toolkit.shared_keys import is_hub_id
+from toolkit.shared_keys import is_hub_id, is_ready_robot
 
 STAGES = ("prepare", "finetune", "evaluate")
 
@@ -290,8 +290,9 @@ class _Composer:
 
     def _anchored(self, stage: str, arguments: Mapping[str, str], config: Any) -> dict[str, str]:
         """The arguments, relative folders made absolute where they do not lie in the checkout, in which a job works."""
-        folders = [name for name, key in self.keys[stage].items() if key.bounds.get("folder")]
+        folders = {name: key for name, key in self.keys[stage].items() if key.bounds.get("folder")}
         values = {name: attrgetter(name)(config) for name in folders if Path.cwd() != CHECKOUT}
+        values = {n: v for n, v in values.items() if not (folders[n].bounds.get("file") and v and is_ready_robot(v))}
         absolute = {name: os.path.abspath(v) for name, v in values.items() if v is not None and not is_hub_id(v)}
         return {**arguments, **absolute}
 

@@ -5,9 +5,10 @@ The names and JSON forms are those of the original's processor_config.json, so t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum, StrEnum
+from textwrap import wrap
 from typing import Any, TypeVar
 
 from gr00t.errors import ToolkitError, did_you_mean
@@ -209,14 +210,15 @@ def as_numpy(value: Any) -> Any:
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
 
-def python_source(configs: ModalityConfigs) -> str:
-    """A Python file that defines MODALITY_CONFIG as `configs`."""
+def python_source(configs: ModalityConfigs, notes: Sequence[str] = ()) -> str:
+    """A Python file that defines MODALITY_CONFIG as `configs`, below `notes` as comments."""
     names = [cls.__name__ for cls in (ActionConfig, ActionFormat, ActionRepresentation, ActionType, ModalityConfig)]
     body = f"MODALITY_CONFIG = {_source(configs)}"
     used = ", ".join(name for name in names if f"{name}(" in body or f"{name}." in body)
-    return (
-        f'"""The robot: its cameras, states, actions and instructions."""\n\nfrom {__name__} import {used}\n\n{body}\n'
-    )
+    plain = ("".join(letter if letter.isprintable() else " " for letter in note) for note in notes)
+    lines = [line for note in plain for line in wrap(note, 116, initial_indent="# - ", subsequent_indent="#   ")]
+    about = '"""The robot: its cameras, states, actions and instructions."""'
+    return "\n".join([about, "", f"from {__name__} import {used}", "", *lines, body, ""])
 
 
 def _source(value: Any, indent: str = "") -> str:
