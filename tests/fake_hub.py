@@ -58,8 +58,7 @@ class FakeHub:
 
     def _create(self, asked: dict[str, Any]) -> Any:
         repository = f"{asked.get('type', 'model')}/{asked.get('organization') or 'me'}/{asked['name']}"
-        kind, _, repo_id = repository.partition("/")
-        url = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+        url = _page(repository)
         if repository in self.repositories:
             return 409, {"error": "exists", "url": url}
         self.repositories[repository] = asked.get("private", asked.get("visibility") == "private")
@@ -85,7 +84,7 @@ class FakeHub:
                 return {"files": [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes]}
             case ("POST", "commit", _):
                 self._commit(files, [json.loads(line) for line in body.splitlines()])
-                return {"commitUrl": f"{self.address}/{repository}/commit/0", "commitOid": "0" * 40}
+                return {"commitUrl": f"{_page(repository)}/commit/0", "commitOid": "0" * 40}
             case ("POST", "tag", _):
                 self.tags.setdefault(repository, {})[json.loads(body)["tag"]] = dict(files)
                 return {}
@@ -105,6 +104,10 @@ class FakeHub:
                 files[value["path"]] = self.stored[value["oid"]]
             else:
                 files[value["path"]] = base64.b64decode(value["content"])
+
+
+def _page(repository: str) -> str:
+    return f"https://huggingface.co/{repository.removeprefix('model/').replace('dataset/', 'datasets/')}"
 
 
 @contextmanager
