@@ -91,7 +91,7 @@ class PublishConfig:
 
     split: SplitConfig = key("the conflict split")
     data_dir: str = key("folder that holds <split>", "data", folder=True)
-    part: str | None = key("publish train or conflict only, at the top of the folder; null for all", None)
+    part: str | None = key("publish train or conflict only, at the top of the folder", None, choices=PARTS)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     out: str = key("folder that receives what is published", "published/${split.name}", folder=True)
@@ -107,8 +107,6 @@ class PublishConfig:
     def check_here(self) -> None:
         """Require a dataset, an `out` apart from it, and names as the hub takes them."""
         check_publication(self)
-        if self.part not in (None, *PARTS):
-            raise ToolkitError(f"part={self.part}: it is train or conflict; leave it out for both.")
         if self.part is not None or not (self.folder / "meta" / "info.json").is_file():
             check_dataset_folder(self.data_dir, "data_dir", self.split, self.part or "train")
         refuse_inside("out", Path(self.out), "data_dir/<split>", self.folder)

@@ -3,7 +3,6 @@ recorded is said to be so."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,17 +13,15 @@ import numpy as np
 from huggingface_hub import DatasetCardData
 
 from data_prep import PublishConfig
-from data_prep.doctor.examined_dataset import Subject, evenly
+from data_prep.doctor.examined_dataset import Subject, evenly, listed_objects
 from gr00t.data.schema import python_source
-from toolkit.publication import fill_card
-from toolkit.shared_keys import modality_configs, split_arguments
+from toolkit.publication import fill_card, rows
+from toolkit.shared_keys import cues_of, modality_configs, split_arguments
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 UNKNOWN = "not recorded"
 COLUMNS, HEIGHT = 6, 120  # episodes and pixels of the strip
 INSTRUCTIONS = 20
-
-_CUES = re.compile(r"(color|object|size|position)_(color|object|size|position)")
 
 
 def first_frames(subject: Subject) -> bytes:
@@ -67,7 +64,7 @@ def _metadata(config: PublishConfig, subjects: Mapping[str, Subject]) -> Dataset
 def _values(config: PublishConfig, subjects: Mapping[str, Subject], images: Sequence[str]) -> dict[str, Any]:
     """What dataset_card.md is filled with."""
     top, name = "" in subjects, config.split.name
-    first, cues = next(iter(subjects.values())), _CUES.fullmatch(name)
+    first = next(iter(subjects.values()))
     counted = Counter(text for of in subjects.values() for e in of.layout.episodes for text in e.tasks)
     place = f"data/{name}/{config.part or 'train'}" if top else f"data/{name}"
     version, fps, robot = first.layout.version, f"{first.layout.fps:g}", first.layout.info.get("robot_type") or UNKNOWN
@@ -75,13 +72,13 @@ def _values(config: PublishConfig, subjects: Mapping[str, Subject], images: Sequ
         "title": config.repo_id.split("/")[-1] if config.repo_id else name,
         "lead": f"Demonstrations of a robot ({robot}) at {fps} frames a second, in LeRobot's format {version} with the "
         "meta data that GR00T needs.",
-        "cues": cues.groups() if cues and cues[1] != cues[2] and first.is_maniskill_panda else None,
+        "cues": cues_of(name) if first.is_maniskill_panda else None,
         "images": images,
         "parts": [of.name for of in subjects.values()],
-        "rows": _rows([_facts(of) for of in subjects.values()]),
+        "rows": rows([_facts(of) for of in subjects.values()]),
         "instructions": counted.most_common(INSTRUCTIONS),
         "further": max(0, len(counted) - INSTRUCTIONS),
-        "groups": [_group(of, first) for of in first.groups],
+        "groups": first.groups,
         "recorded": "\n\n".join(filter(None, [config.recorded, *_sources(subjects)])) or f"This was {UNKNOWN}.",
         "licence": config.licence or UNKNOWN,
         "repo_id": config.repo_id,
@@ -107,30 +104,12 @@ def _facts(subject: Subject) -> dict[str, str]:
     }
 
 
-def _rows(columns: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]]:
-    return [(name, [column[name] for column in columns]) for name in columns[0]]
-
-
-def _group(group: Any, subject: Subject) -> dict[str, Any]:
-    configs = subject.configs["action"]
-    said = dict(zip(configs.modality_keys, configs.action_configs or [], strict=False))
-    action = said[group.name].rep.name.lower() if group.modality == "action" and group.name in said else ""
-    return {
-        "name": f"{group.modality}.{group.name}",
-        "size": group.part.stop - group.part.start,
-        "dims": ", ".join(group.dims),
-        "action": action,
-    }
-
-
 def _sources(subjects: Mapping[str, Subject]) -> list[str]:
     """What the converter recorded of ManiSkill's recordings."""
     found = []
     for subject in subjects.values():
-        split = subject.layout.split
-        if isinstance(split.get("sources"), list):
-            why = Counter(str(of.get("reason")) for of in split.get("left_out") or [])
+        if "sources" in subject.layout.split:
+            why = Counter(str(of.get("reason")) for of in listed_objects(subject, "left_out"))
             left = "; left out: " + ", ".join(f"{count} ({reason})" for reason, count in why.items()) if why else ""
-            count = len(subject.lengths)
-            found.append(f"`{subject.name}`: {count:,} trajectories simulated in ManiSkill, converted{left}.")
+            found.append(f"`{subject.name}`: {len(subject.lengths):,} trajectories simulated in ManiSkill{left}.")
     return found

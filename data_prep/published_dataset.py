@@ -81,7 +81,7 @@ def _refuse_private(contents: Contents) -> None:
 def _make(config: PublishConfig) -> Published:
     out, parts = Path(config.out), _parts(config)
     sources = {part.place + name: path for part in parts for name, path in part.files.items()}
-    frames = {f"first_frames{_dashed(part)}.jpg": first_frames(part.subject) for part in parts}
+    frames = {f"first_frames_{part.place}".rstrip("/_") + ".jpg": first_frames(part.subject) for part in parts}
     splits = {part.place + SPLIT: _without_folders(part.subject.layout.split) for part in parts}
     card = write_card(config, {part.place: part.subject for part in parts}, list(frames))
     tag = parts[0].subject.layout.version if not parts[0].place else None  # LeRobot looks for it
@@ -98,10 +98,6 @@ def _make(config: PublishConfig) -> Published:
         for part in parts:
             _fingerprint(aside / part.place, part.subject.root)
     return Published(out, files, _notes(config, parts), tag=tag)
-
-
-def _dashed(part: Part) -> str:
-    return f"_{part.place.strip('/')}" if part.place else ""
 
 
 def _parts(config: PublishConfig) -> list[Part]:
@@ -205,14 +201,13 @@ def _table_texts(place: str, path: Path) -> Contents:
             for batch in file.iter_batches(batch_size=_ROWS):
                 for name, column in zip(batch.schema.names, batch.columns, strict=True):
                     for leaf, values in _leaves(name, column):
-                        if _is_binary(values.type):
-                            noise.append(strings_of(b"\n".join(v for v in values.to_pylist() if v)))
-                        else:
-                            texts.setdefault(leaf, {}).update(dict.fromkeys(v for v in values.to_pylist() if v))
+                        found = [value for value in values.to_pylist() if value]
+                        noise.append(strings_of(b"\n".join(v for v in found if isinstance(v, bytes))))
+                        texts.setdefault(leaf, {}).update((str(v), None) for v in found if not isinstance(v, bytes))
     except (OSError, pa.ArrowException) as error:
         raise ToolkitError(f"{path} cannot be read ({type(error).__name__}). {PREPARE_AGAIN}") from None
-    found: Contents = {f"{place}, column {leaf}": "\n".join(values) for leaf, values in texts.items()}
-    return {f"{place}, schema": schema, **found, f"{place}, binary cells": Noise("\n".join(noise))}
+    columns = {f"{place}, column {leaf}": "\n".join(values) for leaf, values in texts.items()}
+    return {f"{place}, schema": schema, **columns, f"{place}, binary cells": Noise("\n".join(noise))}
 
 
 def _leaves(name: str, values: pa.Array) -> Iterator[tuple[str, pa.Array]]:
@@ -231,10 +226,6 @@ def _leaves(name: str, values: pa.Array) -> Iterator[tuple[str, pa.Array]]:
         yield from _leaves(name, values.flatten())
     elif not pa.types.is_primitive(kind) and not pa.types.is_null(kind):
         yield name, values
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 # -- meta/split.json, and what there is to say -------------------------------------------------------------------------

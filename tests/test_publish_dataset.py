@@ -226,7 +226,7 @@ def test_the_card_says_what_was_counted(published: Path, small_data: Path) -> No
     for row in ("Episodes | 5 | 1", "Episodes held out | 2 | 0", f"Frames | {frames[0]} | {frames[1]}"):
         assert f"| {row} |" in card
     assert '- "pick up the color-matching object" (6 episodes)' in card
-    assert "| action.arm | 7 |" in card and "| relative |" in card and "color and object point at the same" in card
+    assert "| action.arm | panda_joint1, panda_joint2," in card and "color and object point at the same" in card
     assert "By an expert | in simulation." in card and "`train`: 5 trajectories simulated in ManiSkill" in card
     assert "hf download me/conflict --repo-type dataset --local-dir data/color_object" in card
     assert "launch_finetune_local.py split=color_object dataset.data_dir=data" in card

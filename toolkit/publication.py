@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import huggingface_hub
 import yaml
@@ -28,6 +28,8 @@ CARD = "README.md"
 HUB = "https://huggingface.co"
 _MARGIN = 1.02  # of disk space
 
+Look = Callable[[dict[str, Path]], object]
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -40,16 +42,6 @@ class Kind:
     mark: str
     repo_type: str
     replaces: bool = False
-
-
-class Request(Protocol):
-    """The keys that every command has that publishes something."""
-
-    out: str
-    repo_id: str | None
-    upload: bool
-    private: bool
-    overwrite: bool
 
 
 @dataclass(frozen=True)
@@ -73,31 +65,30 @@ class Published:
         return lines + ([f"uploaded: {self.address}"] if self.address else [])
 
 
-def publish(
-    request: Request, kind: Kind, make: Callable[[], Published], look: Callable[[dict[str, Path]], object]
-) -> Published:
-    """Make the folder `request.out`, and upload it where that is asked; one that is there is sent as it is.
+def publish(config: Any, kind: Kind, make: Callable[[], Published], look: Look) -> Published:
+    """Make the folder config.out, and upload it where that is asked; one that is there is sent as it is.
 
-    make: makes it, whole or not at all. look: raises where these files, by their places, may not be published.
+    config has out, repo_id, upload, private and overwrite. make: makes it, whole or not at all. look: raises where
+    these files, by their places, may not be published.
     """
-    out = Path(request.out)
+    out = Path(config.out)
     there = out.is_dir() and any(out.iterdir())
     if there and not (out / kind.mark).is_file():
         raise ToolkitError(
             f"out={out} holds other files than a {kind.noun}; it is never replaced. Give another, out=FOLDER."
         )
-    if there and not request.overwrite and not request.upload:
+    if there and not config.overwrite and not config.upload:
         raise ToolkitError(f"{out} is a {kind.noun} already. Say overwrite=true to make it again, or out=FOLDER.")
-    if request.upload:  # making one takes minutes: refused before where nobody is logged in
-        with _hub(str(request.repo_id)) as api:
+    if config.upload:  # making one takes minutes: refused before where nobody is logged in
+        with _hub(str(config.repo_id)) as api:
             api.whoami()
-    found = _existing(out, kind, look) if there and not request.overwrite else make()
-    if not request.upload:
+    found = _existing(out, kind, look) if there and not config.overwrite else make()
+    if not config.upload:
         return found
-    return replace(found, address=upload(found, str(request.repo_id), kind, private=request.private))
+    return replace(found, address=upload(found, str(config.repo_id), kind, private=config.private))
 
 
-def _existing(out: Path, kind: Kind, look: Callable[[dict[str, Path]], object]) -> Published:
+def _existing(out: Path, kind: Kind, look: Look) -> Published:
     """One that is there: its files, edited ones too, looked at again before they leave."""
     mark = read_json(out / kind.mark)
     files = [str(name) for name in mark.get("files") or []]
@@ -114,12 +105,7 @@ def _existing(out: Path, kind: Kind, look: Callable[[dict[str, Path]], object]) 
 
 @contextmanager
 def new_folder(
-    out: Path,
-    kind: Kind,
-    sources: Mapping[str, Path],
-    texts: Mapping[str, str],
-    linked: Collection[str],
-    sharing: str,
+    out: Path, kind: Kind, sources: Mapping[str, Path], texts: Mapping[str, str], linked: Collection[str], sharing: str
 ) -> Iterator[Path]:
     """Yield the folder that will be `out`, with copies of `sources` and with `texts`, each by its place in it.
 
@@ -159,6 +145,11 @@ def _link(source: Path, target: Path, noun: str) -> None:
 
 
 # -- the card ----------------------------------------------------------------------------------------------------------
+
+
+def rows(columns: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]]:
+    """A table's rows, name and values, of a column for each of what is compared."""
+    return [(name, [column[name] for column in columns]) for name in columns[0]]
 
 
 def fill_card(template: Path, values: Mapping[str, Any], metadata: CardData, **filters: Callable[..., str]) -> str:

@@ -24,6 +24,7 @@ LARGEST_SEED = 2**64 - 1  # what PyTorch's generators take
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_CUES = re.compile(r"(color|object|size|position)_(color|object|size|position)")
 _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
 _ROBOT_FILE = CHECKOUT / "conflict_panda_config.py"
@@ -122,6 +123,12 @@ def check_finished_folder(checkpoint: Path, split: SplitConfig) -> None:
             f"checkpoint={checkpoint} has no config.json, so it is no finished checkpoint. "
             "Give the output_dir of a fine-tune, not its run_dir."
         )
+
+
+def cues_of(split: str) -> tuple[str, str] | None:
+    """The cues of a conflict split by its name: the one to follow, and the lure; None for any other name."""
+    cues = _CUES.fullmatch(split)
+    return (cues[1], cues[2]) if cues and cues[1] != cues[2] else None
 
 
 def check_publication(config: Any, *more: tuple[str, str | None]) -> None:

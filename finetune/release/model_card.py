@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from finetune.recipe.train_config import parts
 from finetune.release.run_facts import Licence, RunFacts
 from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError
-from toolkit.publication import fill_card
+from toolkit.publication import fill_card, rows
+from toolkit.shared_keys import cues_of
 
 UNKNOWN = "not recorded"
 
-_CUES = re.compile(r"(color|object|size|position)_(color|object|size|position)")
 _TREE = (
     ("gr00t/", "model, data and policy"),
     ("scripts/", "fine-tuning, data preparation, evaluation, SLURM jobs, and their configuration"),
@@ -90,10 +89,8 @@ def _values(runs: Sequence[RunFacts], licence: Licence, repo_id: str | None, fol
         "tree": [*((f"checkpoints/{run.split}/", _files(run)) for run in runs), *_TREE],
         "repo_id": repo_id,
         "folder": repo_id.split("/")[-1] if repo_id else folder,
-        "training": _rows([_training(run) for run in runs]),
-        "data": _rows(
-            [_data(_datasets(run)) | {"Fingerprint": f"`{run.dataset['fingerprint'][:16]}`"} for run in runs]
-        ),
+        "training": rows([_training(run) for run in runs]),
+        "data": rows([_data(_datasets(run)) | {"Fingerprint": f"`{run.dataset['fingerprint'][:16]}`"} for run in runs]),
         "datasets_told": sum(len(_datasets(run)) for run in runs),
         "predictors": list(LABELS.values()),
         "cameras": ", ".join(e["variable"] for e in inputs if e["key"].startswith("video.")),
@@ -102,17 +99,12 @@ def _values(runs: Sequence[RunFacts], licence: Licence, repo_id: str | None, fol
     }
 
 
-def _rows(columns: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]]:
-    """A table's rows, name and values, of a column for each run."""
-    return [(name, [column[name] for column in columns]) for name in columns[0]]
-
-
 def _view(run: RunFacts) -> dict[str, Any]:
-    cues, best, name = _CUES.fullmatch(run.split), run.best, run.config["model"]["name"]
+    best, name = run.best, run.config["model"]["name"]
     words = best and f"the weights after step {best['step']:,} were the best ({best['name']} {best['metric']:.4g})"
     return {
         **vars(run),
-        "cues": cues.groups() if cues and cues[1] != cues[2] else None,
+        "cues": cues_of(run.split),
         "interface": _interface(run),
         "denoising_steps": run.model["num_inference_timesteps"],
         "dtype": run.model.get("dtype", "bfloat16"),
