@@ -11,7 +11,10 @@ from gr00t.errors import ToolkitError
 from toolkit.declaration import key
 from toolkit.shared_keys import (
     LARGEST_SEED,
+    PARTS,
     SplitConfig,
+    check_dataset_folder,
+    check_publication,
     check_writable,
     modalities_field,
     modality_config_key,
@@ -97,6 +100,42 @@ class CheckConfig:
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     shown: int = key("episodes of each part whose frames and curves the page shows", 4, at_least=1, at_most=50)
+
+
+@dataclass(kw_only=True)
+class PublishConfig:
+    """Make a folder of a dataset with a card, as Hugging Face, LeRobot and GR00T read it; upload it when asked.
+
+    <data_dir>/<split> holds train/ and conflict/, or is one dataset itself.
+    """
+
+    split: SplitConfig = key("the conflict split")
+    data_dir: str = key("folder that holds <split>", "data", folder=True)
+    part: str | None = key("publish train or conflict only, at the top of the folder", None, choices=PARTS)
+    modality_config: str | None = modality_config_key()
+    modalities: dict[str, Any] = modalities_field()
+    out: str = key("folder that receives what is published", "published/${split.name}", folder=True)
+    licence: str | None = key("licence of the recordings, as Hugging Face names it; null for unknown", None)
+    recorded: str | None = key("how they were recorded, in a sentence or two for the card", None)
+    repo_id: str | None = key("Hugging Face repository of the dataset, owner/name", None)
+    upload: bool = key("send the folder to repo_id, with the login of hf auth login or HF_TOKEN", False)
+    private: bool = key("where upload=true makes the repository, only its owner sees it", True)
+    follow_links: bool = key("publish what links lead to outside the dataset, instead of refusing them", False)
+    link: bool = key("share tables and videos with the dataset (hard links): no room needed, but one content", False)
+    overwrite: bool = key("replace what was published there", False)
+
+    def check_here(self) -> None:
+        """Require a dataset, an `out` apart from it, and names as the hub takes them."""
+        check_publication(self)
+        if self.part is not None or not (self.folder / "meta" / "info.json").is_file():
+            check_dataset_folder(self.data_dir, "data_dir", self.split, self.part or "train")
+        refuse_inside("out", Path(self.out), "data_dir/<split>", self.folder)
+        refuse_inside("data_dir/<split>", self.folder, "out", Path(self.out))
+
+    @property
+    def folder(self) -> Path:
+        """The dataset's folder, or that of its parts."""
+        return Path(self.data_dir, self.split.name, self.part or "")
 
 
 def check_prepare(config: PrepareConfig) -> None:

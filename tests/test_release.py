@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import inspect
 import json
 import os
 import pickle
@@ -14,17 +13,17 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
+from fake_hub import FakeHub, running_hub
 from fake_keys import KEYS, NAMED, WANDB
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from robots import absolute_arm, robot_file
@@ -33,7 +32,7 @@ from safetensors.numpy import save_file
 from finetune.open_loop.evaluation import evaluate_open_loop
 from finetune.release import published_tree as files
 from finetune.release.__main__ import read
-from finetune.release.published_tree import Machine, Release, find_private, release
+from finetune.release.published_tree import is_code, release
 from finetune.release.run_facts import _found, _is_of, hub_id_of, licence_of
 from finetune.training.run_folder import publishable
 from finetune.training.train import finetune
@@ -41,12 +40,15 @@ from gr00t.errors import ToolkitError
 from gr00t.file_replacement import write_json
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.finished_checkpoint import MANIFEST, verify_checkpoint, verify_manifest
+from toolkit import disclosure, publication
 from toolkit.code_files import snapshot_code
 from toolkit.configuration import load
+from toolkit.disclosure import Machine
 from toolkit.installation import CHECKOUT
+from toolkit.publication import Published
 
-CLIENT = huggingface_hub.HfApi
 TOKEN = KEYS["hugging face"]
+find_private = partial(disclosure.find_private, authored=is_code)
 PACKAGES = Path(np.__file__).resolve().parents[1]
 
 
@@ -106,7 +108,7 @@ def closed_loop(folder: Path) -> dict[str, Any]:
     return {"format": 1, "info": info, "episodes": [], "summary": summary}
 
 
-def publish(home: Path, out: Path, *more: str) -> Release:
+def publish(home: Path, out: Path, *more: str) -> Published:
     named = {argument.partition("=")[0] for argument in more}
     places = {
         "split": "color_object",
@@ -692,7 +694,7 @@ def test_a_release_does_not_lie_in_what_it_is_made_of(home: Path, tmp_path: Path
 
 
 def test_too_small_a_disk_is_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "free_space", lambda _: 5_000_000)
+    monkeypatch.setattr(publication, "free_space", lambda _: 5_000_000)
     assert "has 5.0 MB free, but the release takes " in refusal(home, tmp_path / "out")
 
 
@@ -717,69 +719,48 @@ def test_names_the_hub_does_not_take_are_refused(argument: str, told: str, home:
 # -- upload ------------------------------------------------------------------------------------------------------------
 
 
-def as_the_client_takes_it(method: str, *arguments: Any, **named: Any) -> None:
-    inspect.signature(getattr(CLIENT, method)).bind(None, *arguments, **named)
-
-
-@dataclass
-class Hub:
-    """A stand-in for the hub's client: what it was asked to make and to send."""
-
-    repositories: dict[str, bool] = field(default_factory=dict)
-    sent: dict[str, bytes] = field(default_factory=dict)
-    error: Exception | None = None
-
-    def whoami(self) -> dict[str, str]:
-        if self.error is not None:
-            raise self.error
-        return {"name": "me"}
-
-    def create_repo(self, repo_id: str, *, repo_type: str, private: bool, exist_ok: bool) -> None:
-        as_the_client_takes_it("create_repo", repo_id, repo_type=repo_type, private=private, exist_ok=exist_ok)
-        self.repositories[repo_id] = private
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], **more: str) -> None:
-        named = {"repo_id": repo_id, "folder_path": folder_path, "allow_patterns": allow_patterns}
-        as_the_client_takes_it("upload_folder", **named, **more)
-        paths = [path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()]
-        chosen = huggingface_hub.utils.filter_repo_objects(paths, allow_patterns=allow_patterns)
-        self.sent = {name: (folder_path / name).read_bytes() for name in chosen}
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    stand_in = Hub()
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: stand_in)
-    yield stand_in
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with running_hub(monkeypatch) as found:
+        yield found
 
 
 ASKED = ("repo_id=me/policy", "upload=true")
+POLICY = "model/me/policy"
 
 
-def test_an_upload_sends_the_release_and_nothing_else(home: Path, hub: Hub, tmp_path: Path) -> None:
+def test_an_upload_sends_the_release_and_nothing_else(home: Path, hub: FakeHub, tmp_path: Path) -> None:
     made = publish(home, tmp_path / "out", *ASKED)
-    assert hub.repositories == {"me/policy": True} and made.address == "https://huggingface.co/me/policy"
-    assert sorted(hub.sent) == made.files
+    assert hub.repositories == {POLICY: True} and made.address == "https://huggingface.co/me/policy"
+    assert hub.sent(POLICY) == {".gitattributes": b""} | {name: (made.out / name).read_bytes() for name in made.files}
+    assert hub.commits == ["Release out"]
     assert any("uploaded: https://huggingface.co/me/policy" in line for line in made.lines())
 
 
 def test_a_release_that_is_there_is_sent_with_what_was_written_into_its_card(
-    home: Path, hub: Hub, tmp_path: Path
+    home: Path, hub: FakeHub, tmp_path: Path
 ) -> None:
     out = publish(home, tmp_path / "out", "repo_id=me/policy").out
-    assert not hub.repositories and not hub.sent
+    assert not hub.repositories and not hub.sent(POLICY)
     spoil(out, "README.md", "Written by hand.")
     (out / "gr00t" / "__pycache__").mkdir()
     (out / "gr00t" / "__pycache__" / "x.pyc").write_bytes(b"\0")
     publish(home, out, *ASKED, "private=false")
-    assert b"Written by hand." in hub.sent["README.md"] and not any("pycache" in name for name in hub.sent)
-    assert hub.repositories == {"me/policy": False}
+    assert b"Written by hand." in hub.sent(POLICY)["README.md"]
+    assert not any("pycache" in name for name in hub.sent(POLICY)) and hub.repositories == {POLICY: False}
+    publish(home, out, *ASKED, "private=false")  # what others put into a model's repository stays there
+    hub.files[POLICY]["gr00t/theirs.txt"] = b""
+    before = dict(hub.sent(POLICY))
+    assert "everybody sees it. To publish, say private=false" in refusal(home, out, *ASKED)
+    assert hub.sent(POLICY) == before
+    publish(home, out, *ASKED, "private=false")
+    assert "gr00t/theirs.txt" in hub.sent(POLICY)
 
 
-def test_what_is_written_into_it_is_looked_at_too(home: Path, hub: Hub, tmp_path: Path) -> None:
+def test_what_is_written_into_it_is_looked_at_too(home: Path, hub: FakeHub, tmp_path: Path) -> None:
     out = publish(home, tmp_path / "out").out
     spoil(out, "README.md", f"download with {TOKEN}")
-    assert "README.md" in (message := refusal(home, out, *ASKED)) and TOKEN not in message and not hub.sent
+    assert "README.md" in (message := refusal(home, out, *ASKED)) and TOKEN not in message and not hub.files
     (out / "README.md").write_text("---\nlicense: [\n---\n")
     assert "the metadata between the --- lines" in refusal(home, out, *ASKED)
     mark = json.loads((out / "release.json").read_text())
@@ -787,11 +768,18 @@ def test_what_is_written_into_it_is_looked_at_too(home: Path, hub: Hub, tmp_path
     assert "no whole release any more" in refusal(home, out, *ASKED)
 
 
-def test_without_a_login_nothing_is_made(home: Path, hub: Hub, tmp_path: Path) -> None:
-    hub.error = LocalTokenNotFoundError(TOKEN)
+def test_without_a_login_nothing_is_made(
+    home: Path, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.words = TOKEN
+    hub.refusal = ("whoami", 401)
     assert "Run `hf auth login`" in (message := refusal(home, tmp_path / "out", *ASKED)) and TOKEN not in message
-    hub.error = HfHubHTTPError.__new__(HfHubHTTPError, TOKEN)
-    hub.error.response = SimpleNamespace(status_code=403)
+    hub.refusal = ("whoami", 403)
     assert "may not write to me/policy" in (message := refusal(home, tmp_path / "out", *ASKED)) and TOKEN not in message
-    hub.error = ConnectionResetError(TOKEN)
-    assert "(ConnectionResetError)" in (message := refusal(home, tmp_path / "out", *ASKED)) and TOKEN not in message
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://{TOKEN}@127.0.0.1:9")
+    message = refusal(home, tmp_path / "out", *ASKED)
+    assert "(ConnectError)" in message and TOKEN not in message
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert "nobody is logged in" in refusal(home, tmp_path / "out", *ASKED)

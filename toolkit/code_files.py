@@ -32,7 +32,7 @@ _ROOMS = ("gr00t", "toolkit", "finetune", "data_prep", "simulation", "configs", 
 _SOURCES = (".py", ".yaml", ".sh")
 _SKIPPED = (".git", ".venv", ".cache", "__pycache__")
 # What lies below a folder with one of these is no code of ours.
-_OF_A_RUN = (REVISION_FILE, "attempt.json", "run_config.json", "release.json")
+_OF_A_RUN = (REVISION_FILE, "attempt.json", "run_config.json", "release.json", "published.json")
 _LOCAL = Path("configs") / "local"
 _NOT_RUN = ("tests", "samples", "docs", "benchmarks")  # nine tenths of the checkout, and no job needs them
 _LARGEST_BYTES = 50 * 2**20

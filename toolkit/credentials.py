@@ -203,7 +203,8 @@ _MARKS = (
 _IMAGES = {".png": rb"\x89PNG\r\n", ".jpg": rb"\xff\xd8\xff", ".jpeg": rb"\xff\xd8\xff", ".mp4": rb"....ftyp"}
 _END_OF_PNG = b"IEND\xaeB`\x82"
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
-_STRINGS = re.compile(rb"[\x20-\x7e]{8,}|(?:[\x20-\x7e]\0){8,}")
+# in one byte or two a character; what both begin with stands first, which takes a third of the time
+_STRINGS = re.compile(rb"[\x20-\x7e](?:[\x20-\x7e]{7,}|\0(?:[\x20-\x7e]\0){7,})")
 
 
 def text_of(path: Path) -> str | None:

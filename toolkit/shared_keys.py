@@ -23,6 +23,8 @@ PARTS = ("train", "conflict")
 LARGEST_SEED = 2**64 - 1  # what PyTorch's generators take
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_CUES = re.compile(r"(color|object|size|position)_(color|object|size|position)")
 _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
 _ROBOT_FILE = CHECKOUT / "conflict_panda_config.py"
@@ -119,13 +121,34 @@ def check_finished_folder(checkpoint: Path, split: SplitConfig) -> None:
     if not checkpoint.is_dir():
         raise ToolkitError(
             f"checkpoint={checkpoint} does not exist. Fine-tune first (python launch_finetune_local.py "
-            f"{_split_arguments(split)}), or give the folder of a finished checkpoint, checkpoint=FOLDER."
+            f"{split_arguments(split)}), or give the folder of a finished checkpoint, checkpoint=FOLDER."
             + near_folder(checkpoint)
         )
     if not (checkpoint / "config.json").is_file() or any(checkpoint.glob("checkpoint-*")):
         raise ToolkitError(
             f"checkpoint={checkpoint} has no config.json, so it is no finished checkpoint. "
             "Give the output_dir of a fine-tune, not its run_dir."
+        )
+
+
+def cues_of(split: str) -> tuple[str, str] | None:
+    """The cues of a conflict split by its name: the one to follow, and the lure; None for any other name."""
+    cues = _CUES.fullmatch(split)
+    return (cues[1], cues[2]) if cues and cues[1] != cues[2] else None
+
+
+def check_publication(config: Any, *more: tuple[str, str | None]) -> None:
+    """Require an `out` apart from this checkout; licence, repo_id and `more` (key, id) as the hub writes them."""
+    check_writable("out", Path(config.out))
+    refuse_inside("out", Path(config.out), "this checkout", CHECKOUT)
+    if config.upload and config.repo_id is None:
+        raise ToolkitError("upload=true needs to know where to: say repo_id=owner/name.")
+    for name, hub_id in [("repo_id", config.repo_id), *more]:
+        if hub_id is not None and not HUB_ID.fullmatch(hub_id):
+            raise ToolkitError(f"{name}={hub_id}: a repository of Hugging Face is written owner/name.")
+    if config.licence is not None and not _LICENCE.fullmatch(config.licence):
+        raise ToolkitError(
+            f"licence={config.licence}: write it as Hugging Face does, apache-2.0 or cc-by-nc-4.0, or other."
         )
 
 
@@ -151,7 +174,7 @@ def check_dataset_folder(data_dir: str, key: str, split: SplitConfig, part: str)
         parent = Path(os.path.abspath(data_dir)).parent
         raise ToolkitError(f"{problem}: {key} must hold {split.name}/{part}. Give the parent, {key}={parent}.")
     raise ToolkitError(
-        f"{problem}. Convert the recordings first: python prepare_conflict_data.py {_split_arguments(split)} "
+        f"{problem}. Convert the recordings first: python prepare_conflict_data.py {split_arguments(split)} "
         f"raw_dir=FOLDER data_dir={data_dir}{near_split(Path(data_dir), split.name)}"
     )
 
@@ -164,7 +187,7 @@ def near_split(parent: Path, split: str) -> str:
     return hint.replace("Known:", f"{parent} holds:")
 
 
-def _split_arguments(split: SplitConfig) -> str:
+def split_arguments(split: SplitConfig) -> str:
     """What names this split on a command line."""
     if (CONFIG_DIR / "split" / f"{split.name}.yaml").is_file():
         return f"split={split.name}"

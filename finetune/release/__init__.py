@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gr00t.errors import ToolkitError
 from toolkit.declaration import key
-from toolkit.installation import CHECKOUT
 from toolkit.shared_keys import (
-    HUB_ID,
     SplitConfig,
     check_finished_folder,
-    check_writable,
+    check_publication,
     modalities_field,
     modality_config_key,
     refuse_inside,
 )
-
-_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 @dataclass(kw_only=True)
@@ -52,19 +46,8 @@ class ReleaseConfig:
     def check_here(self) -> None:
         """Require a finished checkpoint, an `out` apart from it and its run, and names as the hub takes them."""
         out = Path(self.out)
-        check_writable("out", out)
+        check_publication(self, ("base_model", self.base_model), *(("datasets", hub_id) for hub_id in self.datasets))
         check_finished_folder(Path(self.checkpoint), self.split)
         for name in ("checkpoint", "run_dir", "reports_dir"):
             refuse_inside("out", out, name, Path(getattr(self, name)))
             refuse_inside(name, Path(getattr(self, name)), "out", out)
-        refuse_inside("out", out, "this checkout", CHECKOUT)
-        if self.upload and self.repo_id is None:
-            raise ToolkitError("upload=true needs to know where to: say repo_id=owner/name.")
-        named = [("repo_id", self.repo_id), ("base_model", self.base_model)]
-        for name, hub_id in [*named, *(("datasets", hub_id) for hub_id in self.datasets)]:
-            if hub_id is not None and not HUB_ID.fullmatch(hub_id):
-                raise ToolkitError(f"{name}={hub_id}: a repository of Hugging Face is written owner/name.")
-        if self.licence is not None and not _LICENCE.fullmatch(self.licence):
-            raise ToolkitError(
-                f"licence={self.licence}: write it as Hugging Face does, apache-2.0 or cc-by-nc-4.0, or other."
-            )

@@ -15,7 +15,7 @@ from finetune.release import ReleaseConfig
 from toolkit.command_line import run_main
 
 if TYPE_CHECKING:
-    from finetune.release.published_tree import Release
+    from toolkit.publication import Published
 
 
 def read(arguments: Sequence[str]) -> list[ReleaseConfig]:
@@ -43,7 +43,7 @@ def main(configs: list[ReleaseConfig]) -> None:
     # Imported only after the configuration has been accepted: a refusal should not wait for torch.
     from finetune.release.published_tree import release
 
-    made: Release = release(configs)
+    made: Published = release(configs)
     print("\n".join(made.lines()))
 
 

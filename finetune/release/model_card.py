@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment, StrictUndefined
+from huggingface_hub import ModelCardData
 
 from finetune.open_loop.predictions import LABELS
 from finetune.recipe.train_config import parts
 from finetune.release.run_facts import Licence, RunFacts
 from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError
+from toolkit.publication import fill_card, rows
+from toolkit.shared_keys import cues_of
 
 UNKNOWN = "not recorded"
 
-_CUES = re.compile(r"(color|object|size|position)_(color|object|size|position)")
 _TREE = (
     ("gr00t/", "model, data and policy"),
     ("scripts/", "fine-tuning, data preparation, evaluation, SLURM jobs, and their configuration"),
@@ -53,26 +49,8 @@ def write_card(
             f"{', '.join(str(run.checkpoint) for run in runs)}: experiment_cfg/ or config.json lacks {error}. It "
             "was edited by hand or written by another version: copy the checkpoint again, or release with that version."
         ) from None
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(cell=_cell, share=_share, error=_error, quoted=partial(json.dumps, ensure_ascii=False))
-    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
-    body = environment.from_string(template).render(values)
-    body = re.sub(r"\n{3,}", "\n\n", body)
-    return f"---\n{_metadata(runs, licence, datasets).to_yaml()}\n---\n\n{body.strip()}\n"
-
-
-def check_card(text: str, where: str | Path) -> dict[str, Any]:
-    """The metadata of a card; ToolkitError where the hub's client cannot read it."""
-    try:
-        found: dict[str, Any] = ModelCard(text).data.to_dict()
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ToolkitError(
-            f"{where}: the metadata between the --- lines cannot be read ({' '.join(str(error).split())}). Mend it, or "
-            "make the release again with overwrite=true."
-        ) from None
-    if not found:
-        raise ToolkitError(f"{where} has no metadata between --- lines. Make the release again with overwrite=true.")
-    return found
+    template = Path(__file__).with_name("card.md")
+    return fill_card(template, values, _metadata(runs, licence, datasets), share=_share, error=_error)
 
 
 def _metadata(runs: Sequence[RunFacts], licence: Licence, datasets: Sequence[str]) -> ModelCardData:
@@ -111,10 +89,8 @@ def _values(runs: Sequence[RunFacts], licence: Licence, repo_id: str | None, fol
         "tree": [*((f"checkpoints/{run.split}/", _files(run)) for run in runs), *_TREE],
         "repo_id": repo_id,
         "folder": repo_id.split("/")[-1] if repo_id else folder,
-        "training": _rows([_training(run) for run in runs]),
-        "data": _rows(
-            [_data(_datasets(run)) | {"Fingerprint": f"`{run.dataset['fingerprint'][:16]}`"} for run in runs]
-        ),
+        "training": rows([_training(run) for run in runs]),
+        "data": rows([_data(_datasets(run)) | {"Fingerprint": f"`{run.dataset['fingerprint'][:16]}`"} for run in runs]),
         "datasets_told": sum(len(_datasets(run)) for run in runs),
         "predictors": list(LABELS.values()),
         "cameras": ", ".join(e["variable"] for e in inputs if e["key"].startswith("video.")),
@@ -123,17 +99,12 @@ def _values(runs: Sequence[RunFacts], licence: Licence, repo_id: str | None, fol
     }
 
 
-def _rows(columns: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]]:
-    """A table's rows, name and values, of a column for each run."""
-    return [(name, [column[name] for column in columns]) for name in columns[0]]
-
-
 def _view(run: RunFacts) -> dict[str, Any]:
-    cues, best, name = _CUES.fullmatch(run.split), run.best, run.config["model"]["name"]
+    best, name = run.best, run.config["model"]["name"]
     words = best and f"the weights after step {best['step']:,} were the best ({best['name']} {best['metric']:.4g})"
     return {
         **vars(run),
-        "cues": cues.groups() if cues and cues[1] != cues[2] else None,
+        "cues": cues_of(run.split),
         "interface": _interface(run),
         "denoising_steps": run.model["num_inference_timesteps"],
         "dtype": run.model.get("dtype", "bfloat16"),
@@ -283,10 +254,6 @@ def _mixed(run: RunFacts) -> list[dict[str, str]]:
 
 
 # -- how values are written --------------------------------------------------------------------------------------------
-
-
-def _cell(text: str) -> str:
-    return " ".join(str(text).replace("|", "\\|").split())
 
 
 def _share(share: dict[str, Any]) -> str:

@@ -1,0 +1,243 @@
+"""Publishing a folder on the Hugging Face hub: made aside and renamed, its card, and sent in one commit.
+
+The token is the client's own business: it is never read here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import yaml
+from huggingface_hub import CardData, CommitOperationAdd, CommitOperationDelete, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RevisionNotFoundError
+from jinja2 import Environment, StrictUndefined
+
+from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
+from gr00t.file_replacement import copy_file, read_json, whole_folder
+from gr00t.model.checkpoint_folder import is_hub_error
+
+CARD = "README.md"
+HUB = "https://huggingface.co"
+_MARGIN = 1.02  # of disk space
+
+Look = Callable[[dict[str, Path]], object]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is published: how messages call it, the file that marks its folder, and the hub's type of repository.
+
+    replaces: an upload removes what the repository holds in the published folders and is no longer published.
+    """
+
+    noun: str
+    mark: str
+    repo_type: str
+    replaces: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published folder: its place, its files, what a user should know, and its address where it was uploaded; `tag`
+    is what its commit is called besides."""
+
+    out: Path
+    files: list[str]
+    notes: list[str] = field(default_factory=list)
+    made: bool = True
+    tag: str | None = None
+    address: str | None = None
+
+    def lines(self) -> list[str]:
+        """What is printed of it."""
+        size = sum((self.out / name).stat().st_size for name in self.files)
+        verb = "is made" if self.made else "was there and is sent as it is"
+        lines = [f"{self.out} {verb}: {len(self.files)} files, {size / 1e9:.2f} GB. Its card is {self.out / CARD}."]
+        lines += [f"note: {note}" for note in self.notes]
+        return lines + ([f"uploaded: {self.address}"] if self.address else [])
+
+
+def publish(config: Any, kind: Kind, make: Callable[[], Published], look: Look) -> Published:
+    """Make the folder config.out, and upload it where that is asked; one that is there is sent as it is.
+
+    config has out, repo_id, upload, private and overwrite. make: makes it, whole or not at all. look: raises where
+    these files, by their places, may not be published.
+    """
+    out = Path(config.out)
+    there = out.is_dir() and any(out.iterdir())
+    if there and not (out / kind.mark).is_file():
+        raise ToolkitError(
+            f"out={out} holds other files than a {kind.noun}; it is never replaced. Give another, out=FOLDER."
+        )
+    if there and not config.overwrite and not config.upload:
+        raise ToolkitError(f"{out} is a {kind.noun} already. Say overwrite=true to make it again, or out=FOLDER.")
+    if config.upload:  # making one takes minutes: refused before where nobody is logged in
+        with _hub(str(config.repo_id)) as api:
+            api.whoami()
+    found = _existing(out, kind, look) if there and not config.overwrite else make()
+    if not config.upload:
+        return found
+    return replace(found, address=upload(found, str(config.repo_id), kind, private=config.private))
+
+
+def _existing(out: Path, kind: Kind, look: Look) -> Published:
+    """One that is there: its files, edited ones too, looked at again before they leave."""
+    mark = read_json(out / kind.mark)
+    files = [str(name) for name in mark.get("files") or []]
+    whole = [n for n in files if ".." not in Path(n).parts and (out / n).is_file() and not (out / n).is_symlink()]
+    bad = [name for name in files if name not in whole]
+    if bad or CARD not in files:
+        raise ToolkitError(
+            f"{out} is no whole {kind.noun} any more ({', '.join(bad[:3]) or CARD}). Say overwrite=true."
+        )
+    check_card((out / CARD).read_text(encoding="utf-8"), out / CARD)
+    look({name: out / name for name in files})
+    return Published(out, files, made=False, tag=mark.get("tag"))
+
+
+@contextmanager
+def new_folder(
+    out: Path, kind: Kind, sources: Mapping[str, Path], texts: Mapping[str, str], linked: Collection[str], sharing: str
+) -> Iterator[Path]:
+    """Yield the folder that will be `out`, with copies of `sources` and with `texts`, each by its place in it.
+
+    linked: places that are hard links, which take no room; sharing: what link=true would share with what. Raises
+    ToolkitError before the first byte where the disk cannot hold it beside an older one.
+    """
+    needed = sum(source.stat().st_size for place, source in sources.items() if place not in linked)
+    free = free_space(out.parent)
+    if needed * _MARGIN > free:
+        otherwise = "" if linked else f", or link=true to share {sharing}"
+        raise ToolkitError(
+            f"{out.parent} has {in_bytes(free)} free, but the {kind.noun} takes {in_bytes(needed)}. Free some space, "
+            f"give a folder on another disk, out=FOLDER{otherwise}."
+        )
+    remedy = "Make room, or give another folder, out=FOLDER; then start the same command again."
+    with disk_errors(out, remedy), whole_folder(out) as aside:
+        for place, source in sources.items():
+            if place in linked:
+                _link(source, aside / place, kind.noun)
+            else:
+                copy_file(source, aside / place)
+        for place, text in texts.items():
+            (aside / place).parent.mkdir(parents=True, exist_ok=True)
+            (aside / place).write_text(text, encoding="utf-8")
+        yield aside
+
+
+def _link(source: Path, target: Path, noun: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:
+        raise ToolkitError(
+            f"link=true: {source} cannot be shared with the {noun} ({error.strerror}): both must lie on one disk that "
+            "has hard links. Leave link=true out."
+        ) from None
+
+
+# -- the card ----------------------------------------------------------------------------------------------------------
+
+
+def rows(columns: Sequence[dict[str, str]]) -> list[tuple[str, list[str]]]:
+    """A table's rows, name and values, of a column for each of what is compared."""
+    return [(name, [column[name] for column in columns]) for name in columns[0]]
+
+
+def fill_card(template: Path, values: Mapping[str, Any], metadata: CardData, **filters: Callable[..., str]) -> str:
+    """The text of README.md: Hugging Face's metadata, then the template with `values`."""
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(cell=_cell, quoted=partial(json.dumps, ensure_ascii=False), **filters)
+    body = environment.from_string(template.read_text(encoding="utf-8")).render(values)
+    body = re.sub(r"\n{3,}", "\n\n", body)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def check_card(text: str, where: str | Path) -> dict[str, Any]:
+    """The metadata of a card; ToolkitError where the hub's client cannot read it."""
+    try:
+        found: dict[str, Any] = ModelCard(text).data.to_dict()
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ToolkitError(
+            f"{where}: the metadata between the --- lines cannot be read ({' '.join(str(error).split())}). Mend it, or "
+            "make the release again with overwrite=true."
+        ) from None
+    if not found:
+        raise ToolkitError(f"{where} has no metadata between --- lines. Make the release again with overwrite=true.")
+    return found
+
+
+# -- the hub -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _hub(repo_id: str, rest: str = "") -> Iterator[huggingface_hub.HfApi]:
+    """The hub's client; its refusals as what the user can do about them, and without its messages, which may show an
+    address with a token."""
+    try:
+        yield huggingface_hub.HfApi()
+    except Exception as error:
+        # a file that fails underway is a RuntimeError of the client's
+        if not (is_hub_error(error) or isinstance(error, RuntimeError)):
+            raise
+        answer = error.response if isinstance(error, HfHubHTTPError) else None
+        status = None if answer is None else answer.status_code
+        kind = f"{type(error).__name__}{f', status {status}' if status else ''}"
+        what = (
+            f"the hub cannot be reached or did not take {repo_id} ({kind}). Where there is internet, start the same "
+            "command again."
+        )
+        if isinstance(error, LocalTokenNotFoundError) or status == 401:
+            what = "nobody is logged in, or the token is no longer valid. Run `hf auth login`."
+        elif status == 403:
+            what = (
+                f"this account may not write to {repo_id}. Take a token with write access (`hf auth login`), or "
+                "another repo_id=owner/name."
+            )
+        raise ToolkitError(f"upload=true: {what}{rest}") from None
+
+
+def upload(published: Published, repo_id: str, kind: Kind, *, private: bool) -> str:
+    """Make the repository if there is none, and send the files in one commit; its address.
+
+    An interrupted upload leaves the repository as it was, and one that is started again sends only what is missing.
+    """
+    places, tree = published.files, published.out
+    with _hub(repo_id, f" {tree} is whole and will be sent as it is.") as api:
+        api.create_repo(repo_id, repo_type=kind.repo_type, private=private, exist_ok=True)
+        if private and not api.repo_info(repo_id, repo_type=kind.repo_type).private:
+            raise ToolkitError(f"upload=true: {repo_id} is there and everybody sees it. To publish, say private=false.")
+        gone = _gone(api.list_repo_files(repo_id, repo_type=kind.repo_type), places) if kind.replaces else []
+        api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(place, tree / place) for place in places),
+                *(CommitOperationDelete(place, is_folder=False) for place in gone),
+            ],
+            commit_message=f"Release {tree.name}",
+            repo_type=kind.repo_type,
+        )
+        if published.tag is not None:
+            with suppress(RevisionNotFoundError):
+                api.delete_tag(repo_id, tag=published.tag, repo_type=kind.repo_type)
+            api.create_tag(repo_id, tag=published.tag, repo_type=kind.repo_type)
+    return f"{HUB}/{'' if kind.repo_type == 'model' else kind.repo_type + 's/'}{repo_id}"
+
+
+def _gone(there: Iterable[str], places: Sequence[str]) -> list[str]:
+    """Files of the repository in the published folders that are not published any more."""
+    kept = set(places)
+    folders = {place.split("/")[0] for place in places if "/" in place}
+    return [name for name in there if name not in kept and name.split("/")[0] in folders and "/" in name]
