@@ -1,10 +1,12 @@
 """The examination as one HTML page: findings, what the cameras see, and the values' ranges and courses.
 
-Figures are SVG text: episode lengths, and histograms and courses of every dimension."""
+Figures are SVG text, one for each dimension, so that they flow to the width there is; tables have what they show."""
 
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from markupsafe import escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -23,31 +26,35 @@ from data_prep.doctor import ERROR, WARNING, Report
 from data_prep.doctor.examined_dataset import Series, Subject, evenly
 from data_prep.doctor.file_checks import annotation_column, instructions_by_episode
 from gr00t.errors import ToolkitError
-from toolkit.html_page import data_uri, render_page
+from toolkit.html_page import COLORS, GREY, data_uri, render_page
 
-COLOURS = {"state": "#8f9aa5", "action": "#1f5f99"}
-EPISODES = ("#1f5f99", "#e0592a", "#1c7c54", "#a2559c", "#a86a00", "#4b5563")
-COLUMNS = 4  # panels side by side
+COLOURS = {"state": GREY, "action": COLORS[0]}
+LENGTHS = {"training": COLORS[0], "held out": COLORS[1]}
+AXES, TEXTS = "#010203", "#010204"  # stand for the page's own, which depend on light and dark
 STYLE: Any = {
     "svg.fonttype": "none",  # texts stay texts
     "font.family": "sans-serif",
     "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#bbbbbb",
-    "axes.labelcolor": "#444444",
+    "axes.edgecolor": AXES,
+    "axes.labelcolor": TEXTS,
     "axes.labelsize": 9,
-    "axes.titlecolor": "#444444",
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    **{f"{axis}tick.{key}": value for axis in "xy" for key, value in (("color", "#666666"), ("labelsize", 7))},
+    **{
+        f"{axis}tick.{key}": value
+        for axis in "xy"
+        for key, value in (("color", AXES), ("labelcolor", TEXTS), ("labelsize", 8))
+    },
 }
 Panel = tuple[str, dict[str, Series]]  # title, {modality: values (T,) of one dimension by episode}
 MOMENTS = ("first", "middle", "last")
 IMAGE_WIDTH = 192  # pixels: a page with a few dozen images stays below a few MB
 INSTRUCTIONS = 20
+
+# what only other programs read, and names that several figures of a page would share
+_UNUSED = re.compile(r'<metadata>.*?</metadata>|(?<=<g) id="[\w.]+"', re.DOTALL)
 
 
 def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str:
@@ -67,6 +74,8 @@ def dataset_page(report: Report, subjects: Sequence[Subject], shown: int) -> str
             "warnings": report.findings(WARNING),
             "parts": parts,
             "moments": MOMENTS,
+            "lengths": LENGTHS,
+            "modalities": COLOURS,
             "columns": max((len(part["subject"].cameras) for part in parts), default=1) * len(MOMENTS) or 1,
         },
     )
@@ -88,22 +97,22 @@ def _part(subject: Subject, chosen: list[int]) -> dict[str, Any]:
     }
 
     def courses(axis: Axes, modalities: dict[str, Series]) -> None:
-        axis.set_xlabel("time (s)")
         for number, episode in enumerate(chosen):
             for modality, series in modalities.items():
                 if episode in series:
-                    line, label = ("-", f"episode {episode}") if modality == "action" else (":", None)
                     seconds = np.arange(len(series[episode])) / subject.layout.fps
-                    colour = EPISODES[number % len(EPISODES)]
-                    axis.plot(seconds, series[episode], line, color=colour, linewidth=1.3, label=label)
+                    line, colour = "-" if modality == "action" else ":", COLORS[number % len(COLORS)]
+                    axis.plot(seconds, series[episode], line, color=colour, linewidth=1.3)
 
     return {
         "subject": subject,
         "instructions": Counter(instructions.values()).most_common(INSTRUCTIONS),
         "episodes": {index: (instructions.get(index, ""), _images(subject, index)) for index in chosen},
         "lengths": _draw_lengths(subject),
-        "histograms": _draw(panels, 1.6, _histogram),
-        "traces": _draw(panels, 1.7, courses),
+        "ranges": [(title, modality, *_range(series)) for title, shown in panels for modality, series in shown.items()],
+        "histograms": [_draw(panel, "how often its values occur", _histogram) for panel in panels],
+        "traces": [_draw(panel, "over time (s)", courses) for panel in panels],
+        "colours": dict(zip(chosen, itertools.cycle(COLORS), strict=False)),
     }
 
 
@@ -141,14 +150,12 @@ def _draw_lengths(subject: Subject) -> str:
     training = [length for i, length in subject.lengths.items() if i not in subject.held_out]
     low, high = min(training + held_out), max(training + held_out)
     bins = np.linspace(low - 0.5, high + 0.5, min(30, high - low + 1) + 1).tolist()
-    colours, labels = [COLOURS["action"], "#e0592a"], ["training", "held out"]
-    panel.hist([training, held_out], bins=bins, stacked=True, color=colours, label=labels)
+    panel.hist([training, held_out], bins=bins, stacked=True, color=list(LENGTHS.values()))
     panel.set(xlabel="frames", ylabel="episodes")
     for axis in (panel.xaxis, panel.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    if held_out:
-        panel.legend(fontsize=8)
-    return _svg(figure)
+    middle = np.median(training + held_out)
+    return _svg(figure, f"{len(subject.lengths)} episodes of {low} to {high} frames, median {middle:g}")
 
 
 def _panels(subject: Subject) -> list[Panel]:
@@ -174,29 +181,28 @@ def _histogram(axis: Axes, modalities: dict[str, Series]) -> None:
         bins = np.linspace(everything.min(), everything.max(), 41).tolist() if np.ptp(everything) > 0 else 3
         for m, seen in finite.items():
             weights = np.full(len(seen), 1 / max(1, len(seen)))
-            axis.hist(seen, bins=bins, weights=weights, color=COLOURS[m], alpha=0.65, label=m)
+            axis.hist(seen, bins=bins, weights=weights, color=COLOURS[m], alpha=0.7, histtype="stepfilled")
 
 
-def _draw(panels: Sequence[Panel], height: float, draw: Callable[[Axes, dict[str, Series]], None]) -> str:
-    """A figure with one panel for each title."""
-    rows = max(1, -(-len(panels) // COLUMNS))
-    figure = Figure(figsize=(3.0 * COLUMNS, height * rows + 0.4))
-    known: dict[str, Any] = {}
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    for axis, (title, modalities) in zip(axes, panels, strict=False):
-        axis.set_title(title)
-        draw(axis, modalities)
-        known |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    if known:
-        figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=6)
-    return _svg(figure)
+def _range(series: Series) -> list[str]:
+    """The lowest, mean and highest of the finite values of a dimension; empty where there are none."""
+    joined = np.concatenate([*series.values(), np.empty(0)])
+    finite = joined[np.isfinite(joined)]
+    return [f"{value:.4g}" for value in (finite.min(), finite.mean(), finite.max())] if len(finite) else [""] * 3
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an <svg> element."""
+def _draw(panel: Panel, what: str, draw: Callable[[Axes, dict[str, Series]], None]) -> tuple[str, str]:
+    """A panel's title, and its figure."""
+    title, modalities = panel
+    figure = Figure(figsize=(3.0, 1.5))
+    draw(figure.subplots(), modalities)
+    return title, _svg(figure, f"{title}: {what}")
+
+
+def _svg(figure: Figure, said: str) -> str:
+    """The figure as an <svg> element in the page's colours, with the text that stands for it."""
     stream = io.StringIO()
     FigureCanvasSVG(figure).print_svg(stream)
     text = stream.getvalue()
-    return text[text.index("<svg") :]
+    text = _UNUSED.sub("", text[text.index("<svg") :]).replace(AXES, "var(--soft)").replace(TEXTS, "var(--ink)")
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1)

@@ -1,4 +1,4 @@
-"""A page in a real Chromium without a window, driven by the DevTools protocol over two pipes."""
+"""Pages in a real Chromium without a window, driven by the DevTools protocol over two pipes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,33 @@ class Page:
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Log", "Page"):
             self.send(f"{domain}.enable")
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.screen(width, height)
         self.send("Page.navigate", url=path.absolute().as_uri())
 
+    def screen(self, width: int, height: int, phone: bool = False, dark: bool = False) -> None:
+        """What the page is shown on, and whether that prefers dark pages."""
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        pointer = {"name": "pointer", "value": "coarse" if phone else "fine"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme, pointer])
+
+    def show(self, path: Path) -> None:
+        """Another page in place of this one, which is complete when this returns; its complaints begin again."""
+        self.complaints = []
+        self.send("Page.navigate", url=path.absolute().as_uri())
+        self.wait_for(f"document.readyState === 'complete' && location.pathname.endsWith({json.dumps(path.name)})")
+
     def value(self, expression: str) -> Any:
-        """A JavaScript expression's value."""
-        found = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        """A JavaScript expression's value, or what the promise gives that it is."""
+        found = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """A key, by its name and Windows code, and what it types."""
+        for kind in ("keyDown", "keyUp"):
+            typed = {"text": text} if text and kind == "keyDown" else {}
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **typed)
 
     def wait_for(self, expression: str) -> None:
         end = time.monotonic() + _WAIT_SECONDS

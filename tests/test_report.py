@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,13 @@ import pytest
 from browser import CHROMIUM, opened
 from PIL import Image
 
-from finetune.report import read_history, read_series
+from benchmarks.report import write_runs
+from finetune.report import PAGE_POINTS, History, read_histories
 from finetune.report.__main__ import main, read
-from finetune.report.run_page import BASELINE, COLORS, _panels_of_many, _panels_of_one, differences
+from finetune.report.measurements import _lines, _table, read_series, thinned
+from finetune.report.run_page import DASHES, _panels_of_many, _panels_of_one, differences
 from gr00t.errors import ToolkitError
+from toolkit.html_page import COLORS, GREY
 
 NOT_A_NAME = 'a<b>\'s & "x" <script>'
 STEPS_SHOWN = "(() => {const r = Bokeh.documents[0].get_model_by_name('steps'); return [r.start, r.end]})()"
@@ -56,6 +61,10 @@ def write_attempt(run: Path, number: int, from_step: int, ended: str) -> None:
     folder.mkdir(parents=True)
     (folder / "attempt.json").write_text(json.dumps({"from_step": from_step, "nodes": "n1"}))
     (folder / "ended.json").write_text(json.dumps({"what": "requeue", "reason": ended}))
+
+
+def read_history(run: Path, reports: Path) -> History:
+    return read_histories([run], reports)[0]
 
 
 def report(*arguments: object) -> None:
@@ -137,10 +146,71 @@ def test_attempts_and_evaluations_of_the_checkpoint_are_reported(tmp_path: Path)
     assert read_history(run, tmp_path / "reports").evaluations[0].kind == "damaged"
 
 
-def test_lines_that_are_no_measurements_are_passed_over(tmp_path: Path) -> None:
+DAMAGED = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n[]\n{"loss": 1}\n{"step": 3, "lo'
+ODD = [
+    ("", {}),
+    ('{"step": 1}\n', {}),
+    ('{"loss": 1.5}\n', {}),
+    ('{"step": 1, "a": 2}\n{"step": 2, "a": 2.5, "val/b": 3}\n', {"a": ([1, 2], [2, 2.5]), "val/b": ([2], [3])}),
+    ('{"step": 1, "a": NaN}\n{"step": 2, "a": Infinity}\n{"a": 5}\n{"step": 3, "a": 4}', {"a": ([3], [4])}),
+    ('{"step": 1, "a": "text", "b": true, "c": null, "d": [1], "e": 1}\n', {"b": ([1], [1]), "e": ([1], [1])}),
+    ('{"step": "7", "loss": 1}\n{"step": null, "loss": 2}\n', {"loss": ([7], [1])}),
+    ('{"step": 1, "loss": "no"}\n{"step": 2, "loss": 3}\n', {"loss": ([2], [3])}),
+    (DAMAGED, {"loss": ([1], [2.0])}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, expected", ODD)
+def test_what_is_no_measurement_is_passed_over(text: str, expected: dict, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n[]\n{"loss": 1}\n{"step": 3, "lo')
-    assert read_series(path) == {"loss": ([1], [2.0])}
+    path.write_text(text)
+    found = {name: (x.steps.tolist(), x.values.tolist()) for name, x in read_series(path, 100).items()}
+    assert found == expected
+
+
+def test_a_sound_file_is_read_by_arrow_as_it_is_read_line_by_line(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run") / "metrics.jsonl"
+    fast, slow = _table(path), _lines(path)
+    assert fast is not None and list(fast) == list(slow)
+    for name, (steps, values) in fast.items():
+        there = np.isfinite(values)
+        assert np.array_equal(steps[there], slow[name][0]) and np.array_equal(values[there], slow[name][1])
+
+
+@pytest.mark.parametrize("count, most", [(3, 4), (101, 100), (1000, 100), (1001, 100), (10_000, 138), (5, 4)])
+def test_a_thinned_curve_keeps_its_ends_and_every_peak(count: int, most: int) -> None:
+    values = np.random.default_rng(count).normal(size=count)
+    peaks = [count // 3, 2 * count // 3]
+    values[peaks] = 50, -50
+    drawn = thinned(values, most)
+    assert len(drawn) <= most and (np.diff(drawn) > 0).all()
+    assert {0, count - 1, *peaks} <= set(drawn.tolist())
+
+
+def test_every_section_of_a_thinned_curve_shows_its_lowest_and_highest() -> None:
+    values = np.tile([0.0, 0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0], 50)  # a peak and a dip in each ten
+    drawn = values[thinned(values, 102)]
+    assert (drawn == 1).sum() == (drawn == -1).sum() == 50
+
+
+def test_a_page_of_many_runs_stays_small_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    for number in range(40):
+        write_run(tmp_path / f"{number}", 1e-5 * (1 + number), steps=10_000)
+    report(tmp_path, f"reports_dir={tmp_path}")
+    text = (tmp_path / "report.html").read_text()
+    assert len(text) < 5e6
+    shown, logged = map(int, re.findall(r"highest of each section are drawn: (\d+) of (\d+) of the longest", text)[0])
+    assert logged == 1000 and shown <= PAGE_POINTS // 40 < logged
+
+
+@pytest.mark.long
+def test_two_hundred_runs_of_ten_thousand_lines_are_a_page_of_five_megabytes_in_seconds(tmp_path: Path) -> None:
+    """In processor time, which other work on the machine leaves alone; two cores need half of it."""
+    write_runs(tmp_path, 200, 10_000)
+    before = time.process_time()
+    report(tmp_path, f"reports_dir={tmp_path}")
+    assert time.process_time() - before < 20
+    assert (tmp_path / "report.html").stat().st_size < 5e6
 
 
 def test_a_run_that_has_not_ended_says_when_it_last_logged(tmp_path: Path) -> None:
@@ -167,7 +237,7 @@ def test_curves_of_a_run_share_panels_and_mark_later_attempts_and_the_best(tmp_p
         ["loss", "loss arm"],
         ["arm mae", "arm mae hold still"],
     ]
-    assert [(line.color, line.dash) for line in panels[1].lines] == [(COLORS[0], "solid"), (BASELINE, "dotted")]
+    assert [(line.color, line.dash) for line in panels[1].lines] == [(COLORS[0], "solid"), (GREY, DASHES[2])]
     assert all([(mark.step, mark.text) for mark in p.marks] == [(150, "attempt 1"), (200, "best")] for p in panels)
 
 
@@ -175,6 +245,6 @@ def test_many_runs_differ_by_color_and_then_by_dashes(tmp_path: Path) -> None:
     runs = [read_history(write_run(tmp_path / f"{n}", rate=1e-4 * (1 + n % 2)), tmp_path) for n in range(13)]
     lines = _panels_of_many(runs)[0].lines
     assert (lines[0].color, lines[0].dash) == (COLORS[0], "solid") and len({(x.color, x.dash) for x in lines}) == 13
-    assert (lines[12].color, lines[12].dash) == (COLORS[0], "dashed")
+    assert (lines[11].color, lines[11].dash) == (COLORS[0], DASHES[1])
     told = dict(differences(runs[:2]))
     assert told["train.learning_rate"] == ["0.0001", "0.0002"] and "train.max_steps" not in told

@@ -17,6 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 PAGES = Path(__file__).with_name("pages")
+# Of curves and bars: each has a contrast of 3 to 1 (WCAG 1.4.11) with light and with dark paper.
+COLORS = ("#2f7fc1", "#d9622b", "#2c9561", "#9a6ac8", "#b07d1e", "#d2548a", "#27919a", "#6478e0", "#7f8f22", "#a8673d",
+          "#c05a5a")  # fmt: skip
+GREY = "#7d858c"  # of baselines, and of what stands behind
 
 
 def render_page(template: str, values: Mapping[str, Any]) -> str:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.recipe.recipe_identity import recipe
+from finetune.report.measurements import Series, read_series
 from finetune.slurm.attempt_record import attempts, resolved
 from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import read_json
 from toolkit.declaration import flat, key
 
-Series = dict[str, tuple[list[int], list[float]]]  # steps and values by the measurement's name
+POINTS = 1500  # of a curve; more than a screen has pixels
+PAGE_POINTS, LEAST_POINTS = 25_000, 50  # of all runs' curves of one measurement, of a curve however many there are
 
 
 @dataclass(kw_only=True)
@@ -76,25 +78,34 @@ class History:
     @property
     def step(self) -> int:
         """The last logged one."""
-        return max((steps[-1] for steps, _ in self.series.values()), default=0)
+        return max((int(curve.steps[-1]) for curve in self.series.values()), default=0)
 
     def last(self, name: str) -> float | None:
         """The last value of a measurement."""
-        return self.series[name][1][-1] if name in self.series else None
+        return float(self.series[name].values[-1]) if name in self.series else None
 
 
-def read_history(run_dir: Path, reports_dir: Path) -> History:
-    """The run in a folder that holds METRICS."""
+def read_histories(folders: Sequence[Path], reports_dir: Path) -> list[History]:
+    """The runs in folders that hold METRICS; the more there are, the fewer points of each curve are kept."""
+    points = max(LEAST_POINTS, min(POINTS, PAGE_POINTS // max(1, len(folders))))
+    results = cache(lambda split: list(_results(reports_dir / split)))  # read once, whoever asks for them
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(partial(_read_history, results=results, points=points), folders))
+
+
+def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None, Result]]], points: int) -> History:
     settings, history = resolved(run_dir), attempts(run_dir)
     ends = [attempt.ended or attempt.outcome or {} for attempt in history]
     reasons = ["", *(str(end.get("reason") or end.get("status") or "lost") for end in ends)]
     status, reason = _status(run_dir)
+    split, checkpoint = str(settings.get("split", {}).get("name", "")), settings.get("output_dir")
+    evaluated = results(split) if split and checkpoint else []
     return History(
         name=run_dir.name,
         folder=run_dir,
-        split=str(settings.get("split", {}).get("name", "")),
+        split=split,
         settings=_flat_settings(settings),
-        series=read_series(run_dir / METRICS),
+        series=read_series(run_dir / METRICS, points),
         status=status,
         reason=reason,
         starts=[
@@ -103,25 +114,8 @@ def read_history(run_dir: Path, reports_dir: Path) -> History:
         ],
         best=read_best(run_dir),
         images=_images(run_dir),
-        evaluations=list(_results(settings, reports_dir)),
+        evaluations=[result for of, result in evaluated if of is None or of == Path(str(checkpoint)).absolute()],
     )
-
-
-def read_series(path: Path) -> Series:
-    """Every measurement in a metrics.jsonl; a line that is being written, or damaged, is passed over."""
-    series: Series = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            continue
-        for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                steps, found = series.setdefault(name, ([], []))
-                steps.append(step)
-                found.append(float(value))
-    return series
 
 
 def _flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -152,23 +146,17 @@ def _images(run_dir: Path) -> dict[str, Path]:
     return {title: path for title, path in found.items() if path.is_file()}
 
 
-def _results(settings: dict[str, Any], reports_dir: Path) -> Iterator[Result]:
-    """Evaluations of the run's checkpoint in reports_dir/<split>; damaged ones are named, not hidden."""
-    split, checkpoint = settings.get("split", {}).get("name"), settings.get("output_dir")
-    if not split or not checkpoint:
-        return
-    for path in sorted((reports_dir / split).rglob("*_loop.json")):
+def _results(folder: Path) -> Iterator[tuple[Path | None, Result]]:
+    """Each evaluation below a split's folder, and the checkpoint that it is of; damaged ones are named, not hidden."""
+    for path in sorted(folder.rglob("*_loop.json")):
+        checkpoint = None
         try:
             found = read_json(path)
-            info = found.get("info", found)
-            if Path(str(info.get("checkpoint"))).absolute() != Path(checkpoint).absolute():
-                continue
-            if path.name == "open_loop.json":
-                yield _open_loop(found)
-            else:
-                yield from _closed_loop(found)
+            checkpoint = Path(str(found.get("info", found).get("checkpoint"))).absolute()
+            said = [_open_loop(found)] if path.name == "open_loop.json" else list(_closed_loop(found))
         except (ToolkitError, KeyError, TypeError, AttributeError) as error:
-            yield Result("damaged", "", f"{path}: {error}")
+            said = [Result("damaged", "", f"{path}: {error}")]
+        yield from ((checkpoint, result) for result in said)
 
 
 def _open_loop(found: dict[str, Any]) -> Result:

@@ -27,7 +27,7 @@ def read(arguments: Sequence[str]) -> tuple[list[Path], ReportConfig]:
 
 def main(call: tuple[list[Path], ReportConfig]) -> None:
     """Write the page of what `read` found."""
-    from finetune.report import read_history
+    from finetune.report import read_histories
     from finetune.report.run_page import write_page
     from finetune.slurm.attempt_record import run_folders
     from finetune.training import METRICS, REPORT
@@ -48,7 +48,7 @@ def main(call: tuple[list[Path], ReportConfig]) -> None:
         root, here = Path(os.path.commonpath([path.absolute().parent for path in shown])), Path.cwd()
         root = root.relative_to(here) if root.is_relative_to(here) else root
     out = Path(config.out) if config.out else root / REPORT
-    write_page([read_history(folder, Path(config.reports_dir)) for folder in folders], root, out)
+    write_page(read_histories(folders, Path(config.reports_dir)), root, out)
     print(f"{len(folders)} run{'s' * (len(folders) > 1)}: {out}")
 
 

@@ -1,7 +1,8 @@
 """The page of a run, or of several: curves, what differs, how each stands.
 
 Curves can be looked at closely: drag to zoom (the steps of all plots of a page follow), double-click to go back, hover
-for values, click a name in the legend to hide its line. They are drawn by Bokeh, whose script is part of the page."""
+for values. They are drawn by Bokeh, whose script is part of the page. Fields beside them do the same from the keyboard:
+the steps shown, the lines shown, and a table of each plot's values."""
 
 from __future__ import annotations
 
@@ -13,25 +14,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
 from bokeh.embed import components
-from bokeh.models import BoxZoomTool, CustomJS, HoverTool, Label, Legend, Range1d, Span
+from bokeh.models import BooleanFilter, BoxZoomTool, CDSView, ColumnDataSource, HoverTool, Label, Range1d, Span
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from markupsafe import Markup
 
 from finetune.report import History
-from finetune.training import REPORT
+from finetune.report.measurements import Curve
+from finetune.training import FIRST_BATCH, REPORT
 from gr00t.errors import disk_errors
 from gr00t.file_replacement import write_text
-from toolkit.html_page import render_page
+from toolkit.html_page import COLORS, GREY, render_page
 
-POINTS = 1500  # of a line; more than a screen has pixels
-FEW = 60  # of so few each is a dot
-HEIGHT, LEGEND_ROW, LEGEND_COLUMNS = 250, 24, 3  # pixels, pixels, names in a row
-COLORS = ("#1f5f99", "#e0592a", "#2f8f5b", "#8a5fb0", "#c2872b", "#c44d7b", "#4aa3a2", "#7a7a7a", "#93a52c", "#5b6fd8",
-          "#a3552e", "#3f3f3f")  # fmt: skip
-DASHES = ("solid", "dashed", "dotted", "dotdash")
-BASELINE, BASELINES = "#8c8c8c", {"_hold_still": "dotted", "_mean_chunk": "dashed"}
+FEW = 60  # of so few points each is a dot
+CROWD = 12  # with more lines, only the one below the pointer shows its value; with more marks, none is drawn
+HEIGHT = 250  # pixels
+DASHES = ("solid", "6 3", "2 2", "2 4 6 4")  # pixels drawn and left out
+BASELINES = {"_hold_still": DASHES[2], "_mean_chunk": DASHES[1]}
 
 TITLES = {
     "loss": "loss",
@@ -59,13 +60,19 @@ CARDS = (
 
 
 class Line(NamedTuple):
-    """Values over steps, by the name that the legend shows; several lines of one color differ by their dashes."""
+    """A curve by the name that the page shows; several of one color differ by their dashes."""
 
     name: str
-    steps: list[int]
-    values: list[float]
+    curve: Curve
     color: str
-    dash: str = "solid"
+    dash: str = DASHES[0]
+
+    def ends(self) -> list[str]:
+        """How many values were logged, the first, last, lowest and highest, and the steps of the latter two."""
+        steps, values, logged = self.curve
+        low, high = values.argmin(), values.argmax()
+        least, most = (f"{values[at]:.4g} at {steps[at]}" for at in (low, high))
+        return [str(logged), f"{values[0]:.4g}", f"{values[-1]:.4g}", least, most]
 
 
 class Mark(NamedTuple):
@@ -94,10 +101,12 @@ def write_page(runs: Sequence[History], root: Path, out: Path) -> None:
         "lead": f"{of if single else ''}Made {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.",
         "runs": runs,
         "cards": _cards(one),
-        "columns": list(COLUMNS.values()),
+        "number_columns": [f"#{name}" for name in COLUMNS.values()],
+        "images": _images(one) if single else [],
         "rows": [_row(run, out) for run in runs],
         "differences": [] if single else differences(runs),
-        "marked": any(panel.marks for panel in panels),
+        "looks": [] if single else _looks(runs),
+        "panels": panels,
         "drawn": _draw(panels),
     }
     with disk_errors(out, "Choose another place, out=FILE."):
@@ -142,6 +151,11 @@ def _cards(run: History) -> list[dict[str, str]]:
     return [{"name": name, "value": value, "note": note} for name, value, note in cards]
 
 
+def _images(run: History) -> list[dict[str, Any]]:
+    """The images of a run; those that are drawn, unlike those of cameras, turn dark with the page."""
+    return [{"title": title, "path": path, "drawn": path.name != FIRST_BATCH} for title, path in run.images.items()]
+
+
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
@@ -157,8 +171,8 @@ def _panels_of_one(run: History) -> list[Panel]:
         lines: list[Line] = []
         for name in (name for name in run.series if name == title or name.startswith(f"{title}_")):
             dash = next((dash for end, dash in BASELINES.items() if name.endswith(end)), "solid")
-            color = COLORS[len(lines) % len(COLORS)] if dash == "solid" else BASELINE
-            lines.append(Line(_readable(name), *run.series[name], color, dash))
+            color = COLORS[len(lines) % len(COLORS)] if dash == "solid" else GREY
+            lines.append(Line(_readable(name), run.series[name], color, dash))
         panels.append(Panel(TITLES.get(title, _readable(title)), lines, marks))
     return [panel for panel in panels if panel.lines]
 
@@ -170,59 +184,85 @@ def _readable(name: str) -> str:
 def _panels_of_many(runs: Sequence[History]) -> list[Panel]:
     """One panel a measurement, one color a run."""
     marks = [Mark(start.step, run.name) for run in runs for start in run.starts[1:]]
-    looks = [(COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]) for i in range(len(runs))]
     panels = []
     for name, title in TITLES.items():
-        shown = [(run, look) for run, look in zip(runs, looks, strict=True) if name in run.series]
-        panels.append(Panel(title, [Line(run.name, *run.series[name], *look) for run, look in shown], marks))
+        shown = [(run, look) for run, look in zip(runs, _looks(runs), strict=True) if name in run.series]
+        lines = [Line(run.name, run.series[name], *look[1:]) for run, look in shown]
+        panels.append(Panel(title, lines, marks if len(marks) <= CROWD else []))
     return [panel for panel in panels if panel.lines]
 
 
+def _looks(runs: Sequence[History]) -> list[tuple[str, str, str]]:
+    """Name, color and dash of each run."""
+    return [(r.name, COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]) for i, r in enumerate(runs)]
+
+
 def _draw(panels: Sequence[Panel]) -> dict[str, Any]:
-    """The panels, with one range of steps for all: Bokeh's own script, the data's, and the place of each panel."""
-    ends = [step for panel in panels for line in panel.lines for step in (line.steps[0], line.steps[-1])] or [0, 1]
+    """The panels, with one range of steps for all: Bokeh's own script, the data's, and the place of each panel; and how
+    many points the most thinned curve has, of how many."""
+    curves = [line.curve for panel in panels for line in panel.lines]
+    ends = [int(step) for curve in curves for step in (curve.steps[0], curve.steps[-1])] or [0, 1]
     first, last = min(ends), max(ends)
     margin = max(1, last - first) * 0.02
     steps = Range1d(first - margin, last + margin, name="steps")
-    plots = [_plot(panel, steps) for panel in panels]
-    for plot in plots:
-        plot.js_on_event("doubletap", CustomJS(args={"plots": plots}, code="for (const p of plots) p.reset.emit()"))
-    script, places = components(plots)
-    library = Resources(mode="inline", components=["bokeh"]).render_js()
-    return {"library": Markup(library), "script": Markup(script), "places": [Markup(place) for place in places]}
+    script, places = components([_plot(panel, steps) for panel in panels]) if panels else ("", ())
+    return {
+        "library": Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
+        "script": Markup(script),
+        "places": [Markup(place) for place in places],
+        "ends": (first, last),
+        "thinned": max(((c.logged, len(c.steps)) for c in curves if c.logged > len(c.steps)), default=None),
+    }
 
 
 def _plot(panel: Panel, steps: Range1d) -> figure:
-    several = len(panel.lines) > 1
+    """What is drawn of a panel; the page's script fits its height, hides lines, and knows them by their names."""
     plot = figure(
-        title=panel.title,
-        height=HEIGHT + LEGEND_ROW * (-(-len(panel.lines) // LEGEND_COLUMNS) if several else 0),
+        height=HEIGHT,
         sizing_mode="stretch_width",
         min_border_left=64,  # axes of plots below each other in line
         x_range=steps,
-        window_axis="x",  # where another plot is zoomed, the values of those steps fill this one's height
+        y_range=Range1d(0, 1),
         tools=[BoxZoomTool(dimensions="auto")],
         toolbar_location=None,
     )
-    plot.title.text_font_size, plot.title.text_font_style = "13px", "normal"
     plot.xaxis.axis_label, plot.xaxis.axis_label_text_font_size = "step", "11px"
     plot.xaxis.formatter.use_scientific = False
-    plot.xgrid.grid_line_color, plot.ygrid.grid_line_color, plot.outline_line_color = None, "#eeeeee", None
-    items = []
-    for line in panel.lines:
-        every = -(-len(line.steps) // POINTS)
-        x, y, named = line.steps[::every], line.values[::every], {"color": line.color, "name": line.name}
-        path = plot.line(x, y, line_width=1.6, line_dash=line.dash, **named)
-        items.append((line.name, [path, plot.scatter(x, y, size=4 if len(x) < FEW else 1, **named)]))
-    values = [("", "$name"), ("step", "@x"), ("", "@y{0.[00000]}")]
-    paths = [path for _, (path, _) in items]
-    plot.add_tools(HoverTool(renderers=paths, mode="vline", line_policy="nearest", tooltips=values))
-    small = {"y": 4, "y_units": "screen", "x_offset": 3, "text_font_size": "10px", "text_color": "#66737f"}
+    plot.xgrid.visible, plot.outline_line_color = False, None
+    tooltips = [("", "@name"), ("step", "$snap_x{0}"), ("", "$snap_y{0.[00000]}")]
+    crowd = len(panel.lines) > CROWD
+    width = 1.1 if crowd else 1.7
+    path = plot.multi_line("xs", "ys", source=_source(panel.lines), color="color", line_dash="dash", line_width=width)
+    look = {"mode": "mouse" if crowd else "vline", "line_policy": "nearest", "tooltips": tooltips}
+    plot.add_tools(HoverTool(renderers=[path], **look))
+    few = [line for line in panel.lines if len(line.curve.steps) < FEW]
+    if few:
+        plot.scatter("x", "y", size=4, source=_points(few), color="color")
+    for drawn in plot.renderers:
+        drawn.view = CDSView(filter=BooleanFilter())  # which of its rows are shown
     for mark in panel.marks:
-        plot.add_layout(Span(location=mark.step, dimension="height", line_color="#8c8c8c", line_dash="dotted"))
-        plot.add_layout(Label(x=mark.step, text=mark.text, **small))
-    if several:
-        look = {"border_line_color": None, "label_text_font_size": "11px", "padding": 0, "margin": 4}
-        legend = Legend(items=items, click_policy="hide", orientation="horizontal", ncols=LEGEND_COLUMNS, **look)
-        plot.add_layout(legend, "below")
+        plot.add_layout(Span(location=mark.step, dimension="height", line_dash="dotted"))
+        plot.add_layout(Label(x=mark.step, text=mark.text, y=4, y_units="screen", x_offset=3, text_font_size="10px"))
     return plot
+
+
+def _source(lines: Sequence[Line]) -> ColumnDataSource:
+    """Each line a row. Where there are so many that each has few points, single precision halves the page and shows the
+    same digits."""
+    last = max(int(line.curve.steps[-1]) for line in lines)
+    steps = np.min_scalar_type(last) if last < 2**32 else np.float64
+    values = np.float64 if len(lines) <= CROWD else np.float32
+    drawn: dict[str, Any] = {name: [getattr(line, name) for line in lines] for name in ("name", "color", "dash")}
+    drawn["xs"] = [line.curve.steps.astype(steps) for line in lines]
+    drawn["ys"] = [line.curve.values.astype(values) for line in lines]
+    return ColumnDataSource(drawn)
+
+
+def _points(lines: Sequence[Line]) -> ColumnDataSource:
+    """Each point a row."""
+    drawn: dict[str, Any] = {
+        name: [getattr(line, name) for line in lines for _ in line.curve.steps] for name in ("name", "color")
+    }
+    drawn["x"] = np.concatenate([line.curve.steps for line in lines])
+    drawn["y"] = np.concatenate([line.curve.values for line in lines])
+    return ColumnDataSource(drawn)
