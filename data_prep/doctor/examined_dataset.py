@@ -112,6 +112,7 @@ class Subject:
         self.fresh_relative = cache(self._fresh_relative)
         try:
             self.layout = DatasetLayout(self.root)
+            self.layout.refuse_lost_tables()
         except ToolkitError as error:
             self.refusal = str(error)
         except Exception as error:

@@ -31,6 +31,7 @@ class StepReader:
     def __init__(self, root: str | Path, configs: ModalityConfigs) -> None:
         self.layout = DatasetLayout(root)
         self.configs = check_modality_configs(configs)
+        self.layout.refuse_lost_tables()
         self._groups = {m: _group_slices(self.layout, m, configs[m].modality_keys) for m in ("state", "action")}
         self._check_videos()
         key = configs["language"].modality_keys[0]
@@ -181,7 +182,7 @@ def _group_slices(layout: DatasetLayout, modality: str, keys: list[str]) -> dict
     found = {}
     for key in keys:
         entry = _entry(layout, modality, key, f"{modality} group")
-        where = f'{layout.root}/meta/modality.json: {modality} "{key}"'
-        start, end = (whole_number(entry.get(side), f"{where}: {side}") for side in ("start", "end"))
+        where = layout.meta.folder / "modality.json"
+        start, end = (whole_number(entry.get(side), where, f"{modality}.{key}.{side}") for side in ("start", "end"))
         found[key] = (entry.get("original_key") or COLUMNS[modality], slice(start, end))
     return found
