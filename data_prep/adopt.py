@@ -132,9 +132,9 @@ def _check_folder(root: Path) -> None:
 
 
 def _first_table(root: Path) -> Path:
-    from gr00t.data.layout import by_number
+    from gr00t.data.meta_files import numbered_tables
 
-    tables = by_number((root / "data").glob("*/*.parquet"))
+    tables = numbered_tables(root / "data")
     if not tables:
         raise ToolkitError(f"{root}/data holds no chunk-*/*.parquet. Download or copy the dataset again.")
     return tables[0]
@@ -142,13 +142,11 @@ def _first_table(root: Path) -> Path:
 
 def _check_columns(root: Path, proposal: Proposal) -> None:
     """meta/info.json may list what the frame tables do not hold."""
-    import pyarrow.parquet as pq
+    from gr00t.data.parquet_files import open_table
 
     table = _first_table(root)
-    try:
-        columns = pq.read_schema(table).names
-    except (OSError, ValueError) as error:
-        raise ToolkitError(f"{table} cannot be read ({error}). Download or copy the dataset again.") from error
+    with open_table(table) as file:
+        columns = file.schema_arrow.names
     for modality in ("state", "action", "annotation"):
         for entry in proposal.modality[modality].values():
             column = entry.get("original_key") or COLUMNS[modality]
@@ -160,15 +158,11 @@ def _check_columns(root: Path, proposal: Proposal) -> None:
 
 def _values(root: Path, column: str) -> np.ndarray:
     """A column of the first frame table, (frames, D)."""
-    import pyarrow.parquet as pq
+    from gr00t.data.parquet_files import open_table, read_columns
 
     table = _first_table(root)
-    try:
-        return np.array(pq.read_table(table, columns=[column])[column].to_pylist(), np.float64)
-    except (KeyError, OSError, ValueError) as error:
-        raise ToolkitError(
-            f'{table}: the column "{column}" cannot be read ({error}). Download or copy the dataset again.'
-        ) from error
+    with open_table(table) as file:
+        return np.array(read_columns(file, table, [column])[column].to_pylist(), np.float64)
 
 
 def _described(root: Path, proposal: Proposal) -> list[str]:

@@ -34,7 +34,8 @@ from data_prep.maniskill import Episode, LeftOut, Recordings, natural_key, read_
 from data_prep.resumable_conversion import Unfinished
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
-from gr00t.file_replacement import file_lock, publish, read_json, real_path, recover
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import file_lock, publish, real_path, recover
 from gr00t.processes import first_done, worker_pool
 from toolkit.progress import progress_bar
 from toolkit.shared_keys import PARTS

@@ -23,7 +23,8 @@ from data_prep.doctor.examine import examine
 from data_prep.doctor.examined_dataset import Subject
 from gr00t.data.layout import IMAGES, fingerprint_entries
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json
 from toolkit.credentials import strings_of, text_of
 from toolkit.disclosure import Machine, Noise, refuse_private
 from toolkit.progress import progress_bar

@@ -21,7 +21,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Revi
 from jinja2 import Environment, StrictUndefined
 
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
-from gr00t.file_replacement import copy_file, read_json, whole_folder
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import copy_file, whole_folder
 from gr00t.model.checkpoint_folder import is_hub_error
 
 CARD = "README.md"

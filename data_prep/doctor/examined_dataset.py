@@ -15,9 +15,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 
-from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short
+from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short, split_message
 from data_prep.lerobot import SKETCH_SIDE, Columns, read_table, thumbnail
 from gr00t.data.frame_tables import EpisodeImages, TableImages, open_camera, table_images
 from gr00t.data.layout import V3, DatasetLayout
@@ -96,8 +95,8 @@ class Subject:
     where that is a list of numbers; held_out: those that exist. features: those of meta/info.json that are objects.
     is_maniskill_panda: data_prep.convert wrote it, so joint order, units, gripper command and rate are known.
     fresh_relative: {action group: statistics} for a rule for start frames, as the training episodes give them now; {}
-    where they cannot be made. video_path: where an episode's video lies, or the table that holds the images; or why that
-    cannot be said. fast: of the videos only lengths and a few first frames are read.
+    where they cannot be made. video_path: where an episode's video, or the table with its images, lies, or why that is
+    not known. fast: of the videos only lengths and a few first frames are read.
     """
 
     def __init__(
@@ -115,6 +114,7 @@ class Subject:
         self.fresh_relative, self.video_path = cache(self._fresh_relative), cache(self._video_path)
         try:
             self.layout = DatasetLayout(self.root, exclude)
+            self.layout.refuse_lost_tables()
         except ToolkitError as error:
             self.refusal = str(error)
         except Exception as error:
@@ -355,12 +355,12 @@ def _read_table(path: Path | str) -> Columns | str:
     """The columns of one table, or why it cannot be read."""
     if isinstance(path, str):
         return path
-    if not path.is_file():
+    if not path.exists():
         return f"{path} is missing."
     try:
         return read_table(path)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        return f"{path} cannot be read ({' '.join(str(error).split())[:160]})."
+    except ToolkitError as error:
+        return split_message(str(error))[0]
 
 
 def _watch(video: EpisodeVideo | EpisodeImages, count: int | None) -> Footage:

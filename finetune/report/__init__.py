@@ -15,7 +15,7 @@ from finetune.report.measurements import Series, read_series
 from finetune.slurm.attempt_record import attempts, resolved
 from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 from toolkit.declaration import flat, key
 
 POINTS = 1500  # of a curve; more than a screen has pixels
