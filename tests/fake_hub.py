@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 LARGE = (".parquet", ".mp4", ".jpg", ".png", ".safetensors")  # what a repository's .gitattributes sends to LFS
@@ -86,8 +86,9 @@ class FakeHub:
                 self._commit(files, [json.loads(line) for line in body.splitlines()])
                 return {"commitUrl": f"{_page(repository)}/commit/0", "commitOid": "0" * 40}
             case ("POST", "tag", _):
-                self.tags.setdefault(repository, {})[json.loads(body)["tag"]] = dict(files)
-                return {}
+                tags, tag = self.tags.setdefault(repository, {}), json.loads(body)["tag"]
+                known, tags[tag] = tag in tags, tags.get(tag, dict(files))
+                return (409, {"error": "Tag reference exists already"}) if known else {}
             case ("DELETE", "tag", tag):
                 found = self.tags.get(repository, {}).pop(tag, None)
                 return {} if found is not None else (404, {"error": "Invalid rev id"})

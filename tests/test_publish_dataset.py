@@ -29,6 +29,7 @@ from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from toolkit import publication
 from toolkit.configuration import load
+from toolkit.disclosure import Machine, Noise, find_private
 from toolkit.publication import Published
 
 
@@ -103,7 +104,7 @@ def test_folders_of_the_machine_that_converted_stay_there(published: Path, small
         assert str(small_data.parent).encode() not in (published / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("version", [pytest.param("v2.1", marks=pytest.mark.long), "v3.0"])
 def test_images_in_the_tables_are_published_in_them(version: str, tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data/cubes/train", version, png)
     adopt(load("adopt", ["local=none", f"dataset={root}", "write=true", "val_fraction=0"]))
@@ -137,7 +138,7 @@ def test_images_beside_the_tables_go_along_and_only_those_that_they_name(tmp_pat
     assert "episode_1/frame_7.png" in message and "a Hugging Face token" in message and HUGGING_FACE not in message
 
 
-@pytest.mark.parametrize("name", ["recorded", "converted"])
+@pytest.mark.parametrize("name", ["recorded", pytest.param("converted", marks=pytest.mark.long)])
 def test_videos_of_several_episodes_are_published_whole(name: str, tmp_path: Path) -> None:
     root = Path(shutil.copytree(WRITTEN / name, tmp_path / "data/cubes/train"))
     adopt(load("adopt", ["local=none", f"dataset={root}", "write=true"]))
@@ -267,7 +268,7 @@ PRIVATE = {
     "struct": "a home folder",
     "bytes": "a wandb key",
     "schema": "a home folder",
-    "tags": "a home folder",
+    "tags": "an absolute path",
     "recorded": "an API key",
 }
 
@@ -290,7 +291,7 @@ def test_what_must_stay_at_home_is_refused_wherever_it_is(kind: str, data: Path,
         table = pq.read_table(train / TABLE)
         pq.write_table(table.replace_schema_metadata({"made by": "/home/ann/record.py"}), train / TABLE)
     elif kind == "tags":
-        tagged(next((train / "videos").rglob("*.mp4")), "/home/ann/take1")
+        tagged(next((train / "videos").rglob("*.mp4")), "/scratch/ann/take1")
     else:
         more = [f"recorded='with {KEYS['openai']}'"]
         with pytest.raises(ToolkitError, match="recorded holds what looks like"):
@@ -313,14 +314,28 @@ def tagged(video: Path, comment: str) -> None:
     video.with_suffix(".new.mp4").replace(video)
 
 
-def test_names_of_the_machine_are_found_in_texts_and_not_in_frames(tmp_path: Path) -> None:
-    from toolkit.disclosure import Machine, Noise, find_private
-
+def test_names_of_the_machine_are_found_in_texts_and_not_in_frames() -> None:
     machine = Machine(names=("ann_example",))
     said = {"x, column task": "by ann_example", "x, its images": Noise("x/ann_example /ab/cd"), "y": "/ab/cd"}
     found = [(f.place, f.what) for f in find_private(said, machine, lambda _: False)]
     assert found == [("x, column task", "a login or host name"), ("y", "an absolute path")]
     assert not list(find_private({"x": "ann_example"}, machine, lambda _: False, "by ann_example"))
+
+
+def test_a_login_that_is_a_word_of_the_card_gives_nobody_away(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here() -> Machine:
+        return Machine(names=("robotics", "matching"))
+
+    monkeypatch.setattr(Machine, "here", here)
+    publish(data, tmp_path / "out", "part=conflict")
+    spoil_column(data / "color_object/conflict/data/chunk-000/episode_000000.parquet", "note", "by matching_2")
+    spoil_json(data / "color_object/conflict/meta/split.json", fingerprint=None, files={})
+    publish(data, tmp_path / "other", "part=conflict")
+    monkeypatch.setattr(Machine, "here", lambda: Machine(names=("matching_2",)))
+    message = refusal(data, tmp_path / "again", "part=conflict")
+    assert "episode_000000.parquet, column note:1: a login or host name" in message
 
 
 @pytest.mark.parametrize("template", ["../../{episode_index}.parquet", "/etc/passwd", "data/../../x.parquet"])
@@ -426,11 +441,12 @@ def test_a_file_that_fails_underway_is_no_crash(data: Path, hub: FakeHub, tmp_pa
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(data: Path, hub: FakeHub, tmp_path: Path) -> None:
-    publish(data, tmp_path / "out", "part=conflict", *ASKED, "private=false")
+    out = publish(data, tmp_path / "out", "part=conflict", *ASKED, "private=false").out
     assert hub.repositories == {CUBES: False}
     before = dict(hub.sent(CUBES))
+    (out / "README.md").write_text((out / "README.md").read_text() + "\nMore.\n")
     with pytest.raises(ToolkitError, match="everybody sees it"):
-        publish(data, tmp_path / "out", "part=train", "overwrite=true", *ASKED)
+        publish(data, out, "part=conflict", *ASKED)
     assert hub.sent(CUBES) == before
 
 

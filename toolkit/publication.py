@@ -173,10 +173,10 @@ def check_card(text: str, where: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ToolkitError(
             f"{where}: the metadata between the --- lines cannot be read ({' '.join(str(error).split())}). Mend it, or "
-            "make the release again with overwrite=true."
+            "make it again with overwrite=true."
         ) from None
     if not found:
-        raise ToolkitError(f"{where} has no metadata between --- lines. Make the release again with overwrite=true.")
+        raise ToolkitError(f"{where} has no metadata between --- lines. Make it again with overwrite=true.")
     return found
 
 
