@@ -98,7 +98,7 @@ def recorded_reach(frames: int, rotation: str, rng: np.random.Generator) -> Epis
     """The joints follow targets from a pose at rest, past a random one, to another, where the gripper closes."""
     rest, past, goal = np.array([0, 0.5, 1.2, 0, 0.5, 0]), *rng.uniform(-0.6, 0.6, (2, 6))
     share = np.clip(np.linspace(0, 1.15, frames)[:, None], 0, 1)
-    targets = rest + past * np.sin(np.pi * share) ** 2 + goal * share
+    targets = rest + past * 8 * share * (1 - share) ** 3 + goal * share**2
     joints = np.empty_like(targets)
     joints[0] = rest + rng.normal(0, 0.02, 6)
     for t in range(1, frames):

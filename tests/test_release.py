@@ -40,7 +40,7 @@ from gr00t.errors import ToolkitError
 from gr00t.file_replacement import write_json
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.finished_checkpoint import MANIFEST, verify_checkpoint, verify_manifest
-from toolkit import disclosure, publication
+from toolkit import disclosure, publication, shared_keys
 from toolkit.code_files import snapshot_code
 from toolkit.configuration import load
 from toolkit.disclosure import Machine
@@ -670,9 +670,12 @@ def test_another_robots_configuration_is_named(home: Path, tmp_path: Path) -> No
     assert "modality_config.action.arm.rep: 'RELATIVE' there, 'ABSOLUTE' now" in message
 
 
-def test_the_tree_holds_the_robots_file_that_was_given(home: Path, tmp_path: Path) -> None:
+def test_the_tree_holds_the_robots_file_that_was_given(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = robot_file(tmp_path / "my_robot.py")
-    made = publish(home, tmp_path / "out", f"modality_config={own}")
+    monkeypatch.setitem(shared_keys._READY_ROBOTS, "mine", own)  # found by its name, as those of configs/robots are
+    made = publish(home, tmp_path / "out", "modality_config=mine")
     assert (made.out / "scripts/conflict_panda_config.py").read_text() == own.read_text()
 
 
