@@ -413,8 +413,8 @@ def test_the_list_that_the_doctor_writes_mends_what_it_blames_on_episodes(
     with pytest.raises(SystemExit):
         main(read([str(patient), "fast=true", f"exclude={file}"]))
     assert file.read_text() == '["2:4"]\n' and "dataset.exclude=[2]" in " ".join(capsys.readouterr().out.split())
-    report, (subject,) = examine(patient, MODALITY_CONFIG, exclude=["2:4"])
-    assert errors(report) == [] and subject.listed_val == subject.held_out
+    report, (subject,) = examine(patient, MODALITY_CONFIG, exclude=[1, "2:4"])
+    assert errors(report) == [] and subject.listed_val == subject.held_out == {0}
     edit_json(patient / "meta/split.json", lambda split: split.update(exclude=json.loads(file.read_text())))
     main(read([str(patient)]))
     assert "train: left out, and not examined: episodes 2:4" in capsys.readouterr().out
