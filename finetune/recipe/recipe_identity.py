@@ -26,7 +26,7 @@ ENTRIES: dict[str, Any] = {
     "statistics": UNKNOWN,
     "dataset.shares": UNKNOWN,
     "dataset_files": UNKNOWN,
-    "dataset.exclude": [],  # what the key and the datasets' own lists leave out together
+    "dataset.exclude": [],  # what the key and the datasets' own lists leave out together; no entry where that is none
     "base_files": UNKNOWN,
     "train.export": "last",  # of a finished checkpoint
     "padding": "attended to",  # where prompts have several lengths; no entry where they have not

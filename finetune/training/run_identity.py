@@ -76,7 +76,7 @@ def run_identity(config: FinetuneConfig, base: Path, mixture: Mixture) -> tuple[
         "statistics": _digest(mixture.statistics(cast(Tail, config.dataset.tail))),
         "dataset": mixture.training_digest(digests),
         "dataset.shares": mixture.shares,
-        "dataset.exclude": _excluded(mixture),
+        **({"dataset.exclude": excluded} if (excluded := _excluded(mixture)) else {}),
         "dataset_files": _summary(dataset_files),
         "base": fingerprint(base),
         "base_files": base_files,
