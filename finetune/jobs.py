@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from finetune.recipe import ClusterConfig
@@ -26,14 +27,14 @@ from finetune.slurm.cluster_queries import Job, Queue, slurm
 from finetune.slurm.refusals import in_time
 from finetune.slurm.render import render
 from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
-from finetune.training import METRICS, STATUS
+from finetune.training import METRICS, STATUS, measurement
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
 from toolkit.command_line import run_main
 from toolkit.configuration import load_with_words
 from toolkit.declaration import key
-from toolkit.progress import share_bar, shows_bars
+from toolkit.progress import shows_bars
 
 
 @dataclass(kw_only=True)
@@ -163,12 +164,9 @@ def last_metrics(run_dir: Path) -> dict[str, Any]:
     """The last whole line of metrics.jsonl that training measured; {} before the first."""
     path = run_dir / METRICS
     for line in reversed(_end_of(path, 1 << 16)[0] if path.is_file() else []):
-        try:
-            found = json.loads(line)
-        except ValueError:  # the line that is being written
-            continue
-        if isinstance(found, dict) and "step" in found and "loss" in found:
-            return found
+        found = measurement(line)
+        if found and "loss" in found[1]:
+            return {"step": found[0], **found[1]}
     return {}
 
 
@@ -373,7 +371,7 @@ def show_table(found: Sequence[View], runs_dir: Path) -> None:
             f"{view.state} ({view.reason})" if view.reason else view.state,
             "" if view.attempt is None else str(view.attempt),
             f"{view.step or 0}/{view.steps}" if view.steps else "",
-            *([share_bar(view.step or 0, view.steps) if view.steps else ""] if bars else []),
+            *([ProgressBar(view.steps, view.step or 0, width=14) if view.steps else ""] if bars else []),
             f"{view.samples_per_second:.1f}" if view.samples_per_second else "",
             in_time(round(view.training_left)) if view.training_left is not None else "",
             view.job_left,

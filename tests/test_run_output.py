@@ -110,14 +110,14 @@ def test_a_run_begun_again_keeps_nothing_of_the_one_before(small_data: Path, tin
     finetune(config(tmp_path, small_data, tiny_base, *two, "train.eval_steps=1", "train.eval_episodes=1"))
     run = tmp_path / "run"
     assert {"best.json", "evaluations", "metrics.jsonl", "conditions.jsonl"} <= {path.name for path in run.iterdir()}
-    for name in ("run.json", "artifacts/index.json"):
+    for name in ("run.json", "sent.json", "tensorboard/events.x", "artifacts/index.json"):
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text("{}")
     kept = {path: path.read_text() for path in (run / "status.json", run / "inputs.json")}
     again = config(tmp_path, small_data, tiny_base, *two[:1], "train.save_steps=2", "train.resume=never")
     finetune(again)
     left = {path.name for path in run.iterdir() if not path.name.startswith(".")}
-    assert not left & {"run.json", "artifacts", "best.json", "evaluations", "checkpoint-1"}
+    assert not left & {"run.json", "sent.json", "tensorboard", "artifacts", "best.json", "evaluations", "checkpoint-1"}
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2] and not any("val/" in k for k in metrics(tmp_path)[0])
     conditions = [json.loads(line) for line in (run / "conditions.jsonl").read_text().splitlines()]
     assert [line["from_step"] for line in conditions] == [0]

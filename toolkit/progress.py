@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress_bar import ProgressBar
 
 NOTE = TextColumn("{task.fields[note]}")  # for tasks that are added with note="..."
 
@@ -29,8 +28,3 @@ def shows_bars(console: Console, columns: int) -> bool:
     """Whether its output is a terminal of so many columns that draws bars: no pipe, no TERM=dumb, no NO_COLOR."""
     plain = console.is_dumb_terminal or console.no_color or console.color_system is None
     return console.file.isatty() and not plain and console.width >= columns
-
-
-def share_bar(part: float, whole: float, *, full: str = "bar.finished") -> ProgressBar:
-    """`part` of `whole` as a bar of a table; `full` is its style where nothing is left."""
-    return ProgressBar(total=whole, completed=part, width=14, finished_style=full)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from gr00t.errors import require_extra
 from toolkit.declaration import flat
@@ -16,6 +15,8 @@ from toolkit.shared_keys import TrackingConfig
 from toolkit.wandb_session import start_run
 
 TENSORBOARD = "tensorboard"  # folder of the event files, in a run's or a report's
+Tables = Mapping[str, tuple[Sequence[Any], Sequence[Sequence[Any]]]]  # columns and rows by name
+Videos = Mapping[str, Sequence[tuple[Path, str]]]  # files with captions by name
 _VIDEOS = (".mp4", ".webm", ".gif", ".ogg")  # what wandb takes
 
 
@@ -39,12 +40,8 @@ def open_run(
     return TensorBoardRun(folder / TENSORBOARD, config, first) if tracking.name == "tensorboard" else TrackedRun()
 
 
-class TrackedRun:
+class TrackedRun(AbstractContextManager["TrackedRun"]):
     """A run in no tracker, which keeps nothing. A tracker's own class has what that tracker can show."""
-
-    def has(self, step: int) -> bool:
-        """Whether the tracker already held a later step, or this one, when the run was opened."""
-        return False
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name, as they are after `step` steps."""
@@ -52,17 +49,8 @@ class TrackedRun:
     def show(self, step: int, name: str, image: Path, caption: str) -> None:
         """A PNG file, which is copied."""
 
-    def add_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table of the whole run."""
-
-    def add_page(self, name: str, page: Path) -> None:
-        """An HTML file of the whole run."""
-
-    def add_videos(self, name: str, videos: Sequence[tuple[Path, str]]) -> None:
-        """Video files of the whole run, with captions."""
-
-    def summarize(self, values: Mapping[str, Any]) -> None:
-        """Results of the whole run, by name."""
+    def report(self, numbers: Mapping[str, Any], tables: Tables, page: Path, videos: Videos) -> None:
+        """Results of the whole run: numbers and texts, tables, its HTML page, videos."""
 
     def add_artifact(self, artifact: Any, aliases: Sequence[str] = ()) -> None:
         """A wandb.Artifact that the run made; without aliases, one that it reads."""
@@ -73,24 +61,15 @@ class TrackedRun:
     def end(self, status: str, results: Mapping[str, Any]) -> None:
         """Close it. status: finished, failed, or stopped, which means that it is resumed later."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.end("finished" if error is None else "failed", {})
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.end("finished" if kind is None else "failed", {})
 
 
 class WandbRun(TrackedRun):
     """A run of wandb, as `start_run` gives it."""
 
     def __init__(self, run: Any) -> None:
-        self._run = run
-        self.offline = bool(run.offline)
-
-    def has(self, step: int) -> bool:
-        return step < self._run.starting_step
+        self._run, self.offline = run, bool(run.offline)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -100,26 +79,19 @@ class WandbRun(TrackedRun):
 
         self._run.log({name: wandb.Image(str(image), caption=caption)}, step=step)
 
-    def add_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def report(self, numbers: Mapping[str, Any], tables: Tables, page: Path, videos: Videos) -> None:
         import wandb
 
-        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
-        self._run.log({name: table}, step=0)
-
-    def add_page(self, name: str, page: Path) -> None:
-        import wandb
-
-        self._run.log({name: wandb.Html(page.read_text(encoding="utf-8"), inject=False)}, step=0)
-
-    def add_videos(self, name: str, videos: Sequence[tuple[Path, str]]) -> None:
-        import wandb
-
-        shown = [wandb.Video(str(path), caption=caption) for path, caption in videos if path.suffix in _VIDEOS]
-        if shown:
-            self._run.log({name: shown}, step=0)
-
-    def summarize(self, values: Mapping[str, Any]) -> None:
-        self._run.summary.update(dict(values))
+        media: dict[str, Any] = {
+            name: wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
+            for name, (columns, rows) in tables.items()
+        }
+        media[f"{page.stem}/page"] = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
+        for name, found in videos.items():
+            if films := [wandb.Video(str(path), caption=text) for path, text in found if path.suffix in _VIDEOS]:
+                media[name] = films
+        self._run.log(media)
+        self._run.summary.update(dict(numbers))
 
     def add_artifact(self, artifact: Any, aliases: Sequence[str] = ()) -> None:
         if aliases:
@@ -131,15 +103,14 @@ class WandbRun(TrackedRun):
         self._run.alert(title, text, level)
 
     def end(self, status: str, results: Mapping[str, Any]) -> None:
-        self.summarize({**results, "status": status})
+        self._run.summary.update({**results, "status": status})
         if status == "stopped":
             self._run.mark_preempting()
         self._run.finish(exit_code=0 if status == "finished" else 1)
 
 
 class TensorBoardRun(TrackedRun):
-    """Event files in a folder. All that is logged is on the disk when the call returns, for who reads it meanwhile, and
-    for the attempt after one that is killed."""
+    """Event files in a folder. What is logged is on the disk when the call returns, also if the process is killed."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -148,11 +119,9 @@ class TensorBoardRun(TrackedRun):
         before = list(folder.glob("events.*"))
         for file in before if first == 0 else ():
             file.unlink()
-        begins = first == 0 or not before
         self._writer = SummaryWriter(str(folder), purge_step=first)
-        if begins:
-            lines = json.dumps(config, indent=2, default=str).splitlines()
-            self._writer.add_text("config", "\n".join(f"    {line}" for line in lines))
+        if first == 0 or not before:
+            self._writer.add_text("config", "    " + json.dumps(config, indent=2, default=str).replace("\n", "\n    "))
             values = {name: v if isinstance(v, int | float | str) else str(v) for name, v in flat(config).items()}
             files: Any = self._writer.file_writer  # add_hparams would make another run, in a folder below
             for summary in hparams(values, {"train/loss": 0.0}):
@@ -173,15 +142,15 @@ class TensorBoardRun(TrackedRun):
         self._writer.add_text(f"{name}/caption", caption, step)
         self._writer.flush()
 
-    def add_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        lines = [columns, ["---"] * len(columns), *rows]
-        written = ("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
-        self._writer.add_text(name, "\n".join(written), 0)
-
-    def summarize(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
+    def report(self, numbers: Mapping[str, Any], tables: Tables, *of_wandb: object) -> None:
+        for name, value in numbers.items():
             add = self._writer.add_text if isinstance(value, str) else self._writer.add_scalar
             add(name, value, 0)
+        for name, (columns, rows) in tables.items():
+            cells = (
+                [str(cell).replace("|", "\\|") for cell in line] for line in (columns, ["---"] * len(columns), *rows)
+            )
+            self._writer.add_text(name, "\n".join(f"| {' | '.join(line)} |" for line in cells), 0)
 
     def end(self, status: str, results: Mapping[str, Any]) -> None:
         with suppress(OSError):  # of a full disk, which whoever logged has heard of

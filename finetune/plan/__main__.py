@@ -14,6 +14,7 @@ from dataclasses import asdict, astuple
 from typing import Any
 
 from rich.console import Console
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from finetune.plan import Plan, PlanConfig, Verdict, device_verdict, disk_needs, gigabytes, host_verdict, make_plan
@@ -21,7 +22,7 @@ from finetune.plan.disk_and_time import find_gpu, gpu_of_cluster, work
 from finetune.plan.memory import Part, available_memory, total_size
 from finetune.plan.model_shapes import by_group
 from toolkit.command_line import run_main
-from toolkit.progress import share_bar, shows_bars
+from toolkit.progress import shows_bars
 
 WITH_BARS = 100  # columns of a terminal
 
@@ -102,7 +103,7 @@ def _memory(what: str, parts: list[Part], note: str, room: int | None = None) ->
     """room: bytes that the parts are drawn as shares of; None draws no bars."""
 
     def row(name: str, size: int, note: str) -> tuple[Any, ...]:
-        bar = [] if room is None else [share_bar(size, room, full="red")]
+        bar = [] if room is None else [ProgressBar(room, size, width=14, finished_style="red")]
         return name, gigabytes(size), *bar, note
 
     columns = ("part", "GB", *([] if room is None else [f"of {gigabytes(room)} GB"]), "")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import json as arrow_json
+
+from finetune.training import measurement
 
 _BLOCK = 1 << 21  # bytes that Arrow parses at once
 
@@ -71,15 +72,9 @@ def _table(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
 def _lines(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The same line by line, whatever some of them hold."""
     found: dict[str, tuple[list[int], list[float]]] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            continue
+    for step, values in filter(None, map(measurement, path.read_bytes().splitlines())):
         for name, value in values.items():
-            if isinstance(value, int | float):
-                steps, numbers = found.setdefault(name, ([], []))
-                steps.append(step)
-                numbers.append(float(value))
+            steps, numbers = found.setdefault(name, ([], []))
+            steps.append(step)
+            numbers.append(value)
     return {name: (np.array(steps), np.array(numbers)) for name, (steps, numbers) in found.items()}

@@ -4,10 +4,12 @@ Here are the names of what a run folder holds for people and other programs, bes
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from gr00t.file_reading import read_json
+from toolkit.trackers import TENSORBOARD
 
 METRICS = "metrics.jsonl"  # a line each time something was measured
 STATUS = "status.json"  # running, finished, stopped or failed, and why
@@ -20,9 +22,21 @@ CONDITIONS = "conditions.jsonl"  # what each attempt is computed with, a line ea
 INPUTS = "inputs.json"  # the digest of every file that the run reads, to name one that has changed
 BEST = "best.json"  # the best evaluated step, whose checkpoint is kept
 REPORT = "report.html"
+# what a run that begins again removes of the one before, besides its checkpoints
+RUN_FILES = (WANDB_RUN, SENT, METRICS, STATUS, BEST, FIRST_BATCH, INPUTS, CONDITIONS)
+RUN_FOLDERS = (ARTIFACTS, EVALUATIONS, TENSORBOARD)
 
 
 def read_best(run_dir: Path) -> dict[str, Any] | None:
     """{"step", "metric", "name"} of the best evaluated checkpoint; None where nothing was evaluated."""
     path = run_dir / BEST
     return read_json(path) if path.is_file() else None
+
+
+def measurement(line: bytes) -> tuple[int, dict[str, float]] | None:
+    """The step and the numbers in a line of METRICS; None for one that is damaged, or not written to its end."""
+    try:
+        values = json.loads(line.decode("utf-8"))
+        return int(values.pop("step")), {n: float(v) for n, v in values.items() if isinstance(v, int | float)}
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError):
+        return None

@@ -24,18 +24,7 @@ from omegaconf import OmegaConf
 from finetune.recipe import FinetuneConfig, recipe_identity
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, identity_digest
 from finetune.recipe.train_config import parts
-from finetune.training import (
-    ARTIFACTS,
-    BEST,
-    CONDITIONS,
-    EVALUATIONS,
-    FIRST_BATCH,
-    INPUTS,
-    METRICS,
-    SENT,
-    STATUS,
-    WANDB_RUN,
-)
+from finetune.training import CONDITIONS, INPUTS, RUN_FILES, RUN_FOLDERS
 from finetune.training import checkpointing as checkpoints
 from finetune.training.checkpointing import Checkpoint
 from finetune.training.stopping import Superseded, ThisAttempt
@@ -50,7 +39,6 @@ from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
 from toolkit.declaration import keys_of
-from toolkit.trackers import TENSORBOARD
 
 LET_GO_SECONDS = 20.0  # a superseded attempt stops after its step
 _FILES_LISTED = 4
@@ -198,9 +186,9 @@ class RunFolder:
         if self.from_scratch:
             for old in there:
                 shutil.rmtree(old)
-            for name in (WANDB_RUN, SENT, METRICS, STATUS, BEST, FIRST_BATCH, INPUTS, CONDITIONS):
+            for name in RUN_FILES:
                 (self.run_dir / name).unlink(missing_ok=True)
-            for name in (ARTIFACTS, EVALUATIONS, TENSORBOARD):
+            for name in RUN_FOLDERS:
                 shutil.rmtree(self.run_dir / name, ignore_errors=True)
         elif start is not None:
             for newer in there[there.index(start.folder) + 1 :]:  # damaged, or start would be one of them

@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from finetune.recipe import FinetuneConfig, datasets
-from finetune.training import ARTIFACTS, METRICS, STATUS, WANDB_RUN
+from finetune.training import ARTIFACTS, METRICS, STATUS, WANDB_RUN, measurement
 from finetune.training.checkpointing import Best
 from finetune.training.stopping import Stopped, ThisAttempt
 from gr00t.errors import ToolkitError, disk_errors
@@ -185,12 +185,9 @@ class Tracker:
     def _open_metrics(self) -> Any:
         """metrics.jsonl, cut back to the step from which the run resumes."""
         path = self._run_dir / METRICS
-        kept: list[str] = []
-        if path.is_file() and self._step:
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, KeyError, TypeError):  # the line a killed run was writing, or a damaged one
-                    if json.loads(line)["step"] <= self._step:
-                        kept.append(line + "\n")
+        lines = path.read_bytes().splitlines() if path.is_file() and self._step else []
+        steps = [(measurement(line) or (math.inf,))[0] for line in lines]  # none of the line a killed run was writing
+        kept = [line.decode() + "\n" for line, step in zip(lines, steps, strict=True) if step <= self._step]
         write_text(path, "".join(kept))
         return path.open("a")
 

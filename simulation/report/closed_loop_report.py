@@ -227,15 +227,13 @@ def _escaped(text: str) -> str:
 def log_report(evaluation: Evaluation, folder: Path, tracking: TrackingConfig) -> None:
     """Log the report that write_report left in `folder` as a run of its own (of wandb's job_type evaluate)."""
     summary, job = summarize(evaluation), uuid.uuid4().hex[:12]
+    tabled = {f"{PREFIX}/{name}": table for name, table in tables(evaluation, summary).items() if table[1]}
+    films: dict[str, list[tuple[Path, str]]] = {f"{PREFIX}/successes": [], f"{PREFIX}/failures": []}
+    for episode in evaluation.episodes:
+        if path := video_file(episode, folder):
+            films[f"{PREFIX}/{'successes' if episode.success else 'failures'}"].append((path, video_caption(episode)))
     with open_run(tracking, folder, evaluation.info, id=job, job_type="evaluate") as run:
-        for name, (columns, rows) in tables(evaluation, summary).items():
-            if rows:
-                run.add_table(f"{PREFIX}/{name}", columns, rows)
-        run.add_page(f"{PREFIX}/page", folder / PAGE_FILE)
-        for kind, success in (("successes", True), ("failures", False)):
-            found = ((video_file(e, folder), video_caption(e)) for e in evaluation.episodes if e.success is success)
-            run.add_videos(f"{PREFIX}/{kind}", [(path, caption) for path, caption in found if path])
-        run.summarize(numbers(summary))
+        run.report(numbers(summary), tabled, folder / PAGE_FILE, films)
 
 
 def numbers(summary: Summary) -> dict[str, float | str]:
