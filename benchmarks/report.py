@@ -31,12 +31,9 @@ def write_runs(root: Path, runs: int, lines: int) -> None:
         folder, chance = root / f"run_{number:03d}", random.Random(number)
         folder.mkdir(parents=True)
         rate = 10 ** chance.uniform(-5, -3)
-        train = {"max_steps": 10 * lines, "learning_rate": rate, "global_batch_size": 32}
-        settings = {"split": {"name": "color_object"}, "model": {"base": "base"}, "engine": {"name": "ddp"}}
+        settings = {"split": {"name": "color_object"}, "model": {"base": "base"}, "train": {"learning_rate": rate}}
         data = {"dataset": {"data_dir": "data", "tail": "mask", "embodiment_tag": "new_embodiment"}}
-        (folder / "run_config.json").write_text(
-            json.dumps({**settings, **data, "augment": {"views": None}, "train": train})
-        )
+        (folder / "run_config.json").write_text(json.dumps({**settings, **data, "augment": {"views": None}}))
         (folder / STATUS).write_text(json.dumps({"status": "finished", "reason": "", "step": 10 * lines}))
         with (folder / METRICS).open("w") as file:
             file.writelines(f"{json.dumps(line)}\n" for line in _measured(chance, rate, lines))

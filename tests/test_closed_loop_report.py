@@ -84,7 +84,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         for name, value in attrs:
             if name == "href" and tag == "a":
-                self.links.append(value or "")
+                self.links += [] if (value or "").startswith("#") else [value or ""]
             elif name in ("src", "href", "srcset", "data", "poster", "action"):
                 self.loaded.append(value or "")
 

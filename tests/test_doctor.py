@@ -277,7 +277,7 @@ def test_json_and_page_hold_what_was_found(patient: Path, tmp_path: Path, capsys
     assert [c["check"] for c in train["checks"] if c["level"] == "error"] == ["endings", "fingerprint"]
     page = (tmp_path / "out/r.html").read_text()
     assert page.count("data:image/jpeg") == (4 + 2) * 2 * 3  # episodes, cameras, moments
-    assert page.count("<svg") == 2 * 3 and "Does not end in success" in page
+    assert page.count("<svg") == 2 * (1 + 2 * 9) and "Does not end in success" in page
     assert 'src="http' not in page and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["r.html", "r.json"]
     assert "not sound" in capsys.readouterr().out
 

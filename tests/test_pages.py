@@ -116,22 +116,35 @@ def shown(browser: Page, path: Path, screen: str = "desktop", dark: bool = False
     browser.value(READY)
 
 
+@pytest.mark.parametrize("screen, dark", [
+    ("desktop", False), ("phone", True),
+    pytest.param("desktop", True, marks=pytest.mark.long), pytest.param("phone", False, marks=pytest.mark.long),
+])  # fmt: skip
 @pytest.mark.parametrize("name", NAMES)
-def test_every_page_is_for_everyone(name: str, pages: dict[str, Path], browser: Page) -> None:
+def test_every_page_is_for_everyone(name: str, screen: str, dark: bool, pages: dict[str, Path], browser: Page) -> None:
     """axe-core's rules, its best practices too; no error on the console; nothing wider than the screen."""
+    shown(browser, pages[name], screen, dark)
     axe = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
-    for screen, (width, height, phone) in SCREENS.items():
-        shown(browser, pages[name], screen)
-        browser.value(f"{axe}; 0")
-        for dark in (False, True):
-            browser.screen(width, height, phone, dark)
-            browser.value(READY)
-            where = f"{name} on a {screen}, {'dark' if dark else 'light'}"
-            assert browser.value(AXE) == [], where
-            assert browser.value("document.scrollingElement.scrollWidth") <= width, where
-            bright = np.asarray(Image.open(io.BytesIO(browser.image())).convert("L"))
-            assert (np.median(bright) < 60) == dark, where
-        assert browser.complaints == []
+    browser.value(f"{axe}; 0")
+    assert browser.value(AXE) == []
+    assert browser.value("document.scrollingElement.scrollWidth") <= SCREENS[screen][0]
+    bright = np.asarray(Image.open(io.BytesIO(browser.image())).convert("L"))
+    assert (np.median(bright) < 60) == dark
+    assert browser.complaints == []
+
+
+def test_plots_follow_a_browser_that_turns_dark(pages: dict[str, Path], browser: Page) -> None:
+    """Axes and grid keep a contrast with the paper, without the page being loaded again."""
+    shown(browser, pages["report"])
+    browser.value("document.querySelector('.canvas').scrollIntoView()")
+    for dark in (False, True):
+        browser.screen(*SCREENS["desktop"], dark)
+        browser.value(READY)
+        plot = np.asarray(Image.open(io.BytesIO(browser.image())).convert("L"))[
+            :200, 20:80
+        ]  # the numbers beside the axis
+        paper = np.median(plot)
+        assert np.abs(plot - paper).max() > 90 and (paper < 60) == dark
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -118,9 +118,13 @@ def _row(run: History, out: Path) -> dict[str, Any]:
     """A run in the table of several, with a link to its own page where it has one."""
     page = run.folder / REPORT
     linked = page.is_file() and page.absolute() != out.absolute()
-    numbers = [run.step if name == "step" else run.last(name) for name in COLUMNS]
+    numbers = [run.last(name) for name in COLUMNS if name != "step"]
     cells = ["" if number is None else f"{number:.4g}" for number in numbers]
-    return {"run": run, "cells": cells, "link": quote(os.path.relpath(page, out.parent)) if linked else ""}
+    return {
+        "run": run,
+        "cells": [str(run.step), *cells],
+        "link": quote(os.path.relpath(page, out.parent)) if linked else "",
+    }
 
 
 def differences(runs: Sequence[History]) -> list[tuple[str, list[str]]]:
@@ -260,9 +264,7 @@ def _source(lines: Sequence[Line]) -> ColumnDataSource:
 
 def _points(lines: Sequence[Line]) -> ColumnDataSource:
     """Each point a row."""
-    drawn: dict[str, Any] = {
-        name: [getattr(line, name) for line in lines for _ in line.curve.steps] for name in ("name", "color")
-    }
-    drawn["x"] = np.concatenate([line.curve.steps for line in lines])
-    drawn["y"] = np.concatenate([line.curve.values for line in lines])
+    each = [len(line.curve.steps) for line in lines]
+    drawn: dict[str, Any] = {n: np.repeat([getattr(line, n) for line in lines], each) for n in ("name", "color")}
+    drawn |= {"x": np.concatenate([x.curve.steps for x in lines]), "y": np.concatenate([x.curve.values for x in lines])}
     return ColumnDataSource(drawn)

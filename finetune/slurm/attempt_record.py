@@ -177,7 +177,8 @@ def resolved(run_dir: Path) -> dict[str, Any]:
     """The fine-tune's configuration as last resolved, by a job or else by the training; {} before the first."""
     path = run_dir / "job" / "config.yaml"
     if path.is_file():
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where libyaml is there
+        return dict(yaml.load(path.read_text(encoding="utf-8"), loader))
     return read_optional(run_dir / "run_config.json") or {}
 
 
