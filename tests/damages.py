@@ -576,6 +576,16 @@ IN_VIDEOS: dict[str, tuple[str, str, Damage]] = {
     "a video one frame late": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, 1))),
     "a video two frames early": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, -2))),
     "a video late in one episode": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, 3), [4])),
+    "a video that drifts": (
+        "video and state",
+        "error",
+        lambda r: edit_videos(r, lambda f: f[(np.arange(len(f)) * 0.8).astype(int)]),
+    ),
+    "a video that drifts in one episode": (
+        "video and state",
+        "error",
+        lambda r: edit_videos(r, lambda f: f[(np.arange(len(f)) * 0.75).astype(int)], [4]),
+    ),
     "a video backwards": ("video and state", "error", lambda r: edit_videos(r, lambda f: f[::-1], [4])),
     "a flipped bit in a video": ("fingerprint", "error", lambda r: flip_a_bit(video_path(r, 3))),
     "a flipped bit in a dataset of an earlier version": (
