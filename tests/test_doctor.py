@@ -24,6 +24,7 @@ from damages import (
     edit_tables,
     flip_a_bit,
     read_table,
+    record_targets,
     table_path,
     truncated,
     video_path,
@@ -117,6 +118,11 @@ def test_a_dataset_of_two_episodes_is_sound(sound: Path) -> None:
 def test_the_originals_dataset_is_sound() -> None:
     report, _ = examine(golden_path("dataset_new_embodiment"), MODALITY_CONFIG)
     assert noticed(report) == []
+
+
+def test_instructions_that_name_the_recorded_targets_are_sound(patient: Path) -> None:
+    record_targets(patient / "train")
+    assert diagnose(patient / "train", fast=True) == {}
 
 
 def encode_again(root: Path, change: Callable[[np.ndarray], np.ndarray], codec: str, episodes: Sequence[int]) -> None:

@@ -60,8 +60,8 @@ MEND_SHIFTED_VIDEO = (
     "again: the policy would learn to act on another moment's image."
 )
 MEND_DRIFT = (
-    "The camera ran at another rate than the table, or lost frames: take the frame of each row's time from the recording "
-    "and write the videos again."
+    "The camera ran at another rate than the table, or lost frames: take the frame of each row's time from the "
+    "recording and write the videos again."
 )
 MEND_FOREIGN_VIDEO = f"The video or the table is another episode's, or was turned round in time. {PREPARE_AGAIN}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -217,9 +217,14 @@ class Subject:
         return self._joined([group for group in self.groups if group.modality == "state"])
 
     @cached_property
+    def action_tables(self) -> Series:
+        """{episode: every action value of its frames but grippers' (T, D)}, where all are there and finite."""
+        return self._joined([g for g in self.groups if g.modality == "action" and not g.is_gripper])
+
+    @cached_property
     def journeys(self) -> dict[int, list[tuple[int, int]]]:
-        """{episode: (frame, the first one until which the state has moved so far that images show it)}, from frame on to
-        frame; the last of them reaches from the first frame to the one farthest off. Grippers do not count."""
+        """{episode: (frame, the first one until which the state has moved so far that images show it)}, for some
+        frames; last from the first frame to the one farthest off. Grippers do not count."""
         tables = self._joined([g for g in self.groups if g.modality == "state" and not g.is_gripper])
         if not tables:
             return {}
@@ -227,9 +232,9 @@ class Subject:
         low, high = np.percentile(joined, [2, 98], axis=0)
         unit = np.where(np.abs(joined).max(axis=0) > 2 * np.pi, 180 / np.pi, 1.0)  # degrees, or percent
         used = high > low
-        return {
-            i: found for i, t in tables.items() if (found := _journeys(t[:, used] / unit[used], ((high - low) / unit)[used]))
-        }
+        spread = ((high - low) / unit)[used]
+        found = {i: _journeys((t / unit)[:, used], spread) for i, t in tables.items()}
+        return {i: journeys for i, journeys in found.items() if journeys}
 
     def _joined(self, groups: list[Group]) -> Series:
         found = {}
@@ -298,7 +303,11 @@ class Subject:
         try:
             with self.open_camera(*keys[0]) as first:
                 counts = {key: int(key[0] in glanced) if self.fast else None for key in keys}
-                return {key: watch(self.open_camera(*key, first.reader), n, self.journeys.get(key[0], [])) for key, n in counts.items()}
+                journeys = {} if self.fast else self.journeys
+                return {
+                    key: watch(self.open_camera(*key, first.reader), count, journeys.get(key[0], ()))
+                    for key, count in counts.items()
+                }
         except ToolkitError as error:
             return dict.fromkeys(keys, Footage(str(error)))
 

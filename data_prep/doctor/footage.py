@@ -28,8 +28,9 @@ class Footage:
     size: (height, width). mean: thumbnail (SIDE, SIDE, 3) of all; sketch: the smaller one that the converter records of
     the first frame. motion: mean absolute change between neighbouring frames (T-1,), of 255. leaps: change between the
     frames on both sides of each inner frame (T-2,). contrast: standard deviation over each frame (T,). unrest: median
-    over the thumbnail's pixels of their deviation in time. moved: change of the image over each journey of the state (see
-    Subject), of 255. times: seconds at which frames are shown, of a video that holds one episode. cost: frames decoded for a single one at random, at most.
+    over the thumbnail's pixels of their deviation in time. moved: change of the image over each journey of the state
+    (see Subject), of 255. times: seconds at which frames are shown, of a video that holds one episode. cost: frames
+    decoded for a single one at random, at most.
     """
 
     problem: str = ""
