@@ -3,8 +3,8 @@
     python -m benchmarks.doctor episodes=5000 rounds=3
 
 The dataset: frames around the grasp of the samples' train episodes, two cameras, one parquet and two mp4 an episode
-(v2.1). Each episode moves beside the others and ends each video in a box of its own, so none equals another. The first
-round finds files that were just written, as the others do, in the page cache."""
+(v2.1). Each episode moves beside the others and ends each video in a box of its own, so none equals another. The files
+are in the page cache: one examination comes before those that are measured."""
 
 from __future__ import annotations
 

@@ -331,6 +331,7 @@ def _split(plan: DatasetPlan, records: Sequence[EpisodeRecord]) -> dict[str, Any
                 "trajectory": f"traj_{e.episode_id}",
                 "episode_seed": e.seed,
                 "first_frame": {camera: video["first_frame"] for camera, video in records[index].videos.items()},
+                **({"target": e.target} if e.target else {}),
             }
             for index, e in enumerate(plan.recordings.episodes)
         ],

@@ -34,7 +34,7 @@ class Episode:
     """One successful recorded episode; arrays are read from the file at every call.
 
     `frame_sizes` is (height, width) by camera key of CAMERAS; `content` a hash that equal recordings share;
-    `instruction` what the .json says of this episode, None where it is silent, as ManiSkill itself is.
+    `instruction` and `target` (the object to act on) what the .json says, None where it is silent, as ManiSkill's is.
     """
 
     file: Path
@@ -44,6 +44,7 @@ class Episode:
     frame_sizes: dict[str, tuple[int, int]]
     content: str
     instruction: str | None = None
+    target: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -257,6 +258,14 @@ def _read_episodes(h5_path: Path, meta: dict[str, Any], result: Recordings) -> N
                 result.episodes.append(trajectory.episode(h5_path, episode_id, entries[episode_id]))
 
 
+def _target(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The object of the scene (simulation.scenes) that is to be picked."""
+    scene = entry.get("conflict")
+    objects, number = (scene.get(key) for key in ("objects", "target")) if isinstance(scene, dict) else (None, None)
+    is_there = isinstance(objects, list) and isinstance(number, int) and 0 <= number < len(objects)
+    return objects[number] if is_there and isinstance(objects[number], dict) else None
+
+
 class _Trajectory:
     """Checks one trajectory group of an open file; `where` names it in messages."""
 
@@ -299,7 +308,7 @@ class _Trajectory:
                 f"{self.where}: the .json gives the instruction {text!r}, which is no line of text. Mend it, or take "
                 "it out: the split's instruction is used then."
             )
-        return Episode(file, episode_id, entry.get("episode_seed"), len(actions), sizes, content, text)
+        return Episode(file, episode_id, entry.get("episode_seed"), len(actions), sizes, content, text, _target(entry))
 
     def _array(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
         array = reach(self.group, name, self.where)

@@ -108,6 +108,13 @@ def shifted(values: np.ndarray, steps: int) -> np.ndarray:
     return values[np.clip(np.arange(len(values)) - steps, 0, len(values) - 1)]
 
 
+def slowed(frames: np.ndarray, rate: float) -> np.ndarray:
+    """What a camera of another rate saw: frame t is of the moment rate * t."""
+    at = np.arange(len(frames)) * rate
+    before, share = at.astype(int), (at % 1)[:, None, None, None]
+    return (frames[before] * (1 - share) + frames[np.minimum(before + 1, len(frames) - 1)] * share).astype(np.uint8)
+
+
 def put(columns: Columns, name: str, where: Any, value: Any) -> None:
     columns[name] = columns[name].astype(np.float64)
     columns[name][where] = value
@@ -236,6 +243,45 @@ def nearly_copy(root: Path, source: int, target: int) -> None:
 def unlisted(columns: Columns) -> None:
     columns["task_index"][:] = 5
     columns["annotation.human.task_description"][:] = 5
+
+
+COLORS = ("red", "green", "blue", "red", "green", "blue", "red", "green")
+
+
+def record_targets(root: Path, *, swapped: bool = False) -> None:
+    """Instructions that name a color, and targets as our recordings have them; `swapped` exchanges those of 4 and 5."""
+    colors = [COLORS[i] for i in ((0, 1, 2, 3, 5, 4, 6, 7) if swapped else range(8))]
+
+    def record(split: Any) -> None:
+        for entry, color in zip(split["episodes"], colors, strict=True):
+            entry["target"] = {"color": color, "object": "cube", "x": 0.1}
+
+    edit_meta(root, "split.json", record)
+    edit_lines(root, "tasks.jsonl", list.clear)
+    listed = [{"task_index": i, "task": f"Lift the {c} cube"} for i, c in enumerate(("red", "green", "blue"))]
+    edit_lines(root, "tasks.jsonl", lambda lines: lines.extend(listed))
+    edit_lines(
+        root, "episodes.jsonl", lambda ls: [e.update(tasks=[f"Lift the {COLORS[i]} cube"]) for i, e in enumerate(ls)]
+    )
+    edit_meta(root, "info.json", lambda info: info.update(total_tasks=3))
+    edit_meta(root, "split.json", lambda split: (split.pop("fingerprint"), split.pop("files")))
+    for i in range(8):
+        number = ("red", "green", "blue").index(COLORS[i])
+        edit_tables(
+            root, lambda c, n=number: (c["task_index"].fill(n), c["annotation.human.task_description"].fill(n)), [i]
+        )
+
+
+def another_answer(root: Path) -> None:
+    """Episode 5 begins as episode 3 does and goes elsewhere."""
+    copy_episode(root, 3, 5)
+
+    def turn(columns: Columns) -> None:
+        away = np.linspace(0, 1, len(columns[ACTION]))[:, None] ** 2 * [[0.8, -0.5, 0.6, 0.5, -0.6, 0.5, 0.7]]
+        for name in (STATE, ACTION):
+            columns[name] = columns[name] + np.pad(away, ((0, 0), (0, 1)))
+
+    edit_tables(root, turn, [5])
 
 
 # name: (the check that names it, level, damage). Those of tables and meta/ are found without decoding a video.
@@ -489,6 +535,22 @@ IN_TABLES: dict[str, tuple[str, str, Damage]] = {
         "error",
         lambda r: edit_lines(r, "tasks.jsonl", lambda lines: lines[0].update(task="  ")),
     ),
+    "one scene, two answers": ("one answer", "warning", another_answer),
+    "one scene, two recorded targets": (
+        "one answer",
+        "error",
+        lambda r: (
+            copy_episode(r, 3, 5),
+            edit_meta(
+                r,
+                "split.json",
+                lambda s: [
+                    e.update(target={"color": "red" if i == 5 else "blue"}) for i, e in enumerate(s["episodes"])
+                ],
+            ),
+        ),
+    ),
+    "an instruction that names another value": ("targets", "error", lambda r: record_targets(r, swapped=True)),
     "an unlisted instruction": ("told", "error", lambda r: edit_tables(r, unlisted, [3])),
     "LeRobot's column of instructions": (
         "told",
@@ -576,6 +638,16 @@ IN_VIDEOS: dict[str, tuple[str, str, Damage]] = {
     "a video one frame late": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, 1))),
     "a video two frames early": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, -2))),
     "a video late in one episode": ("video and state", "error", lambda r: edit_videos(r, lambda f: shifted(f, 3), [4])),
+    "a video that drifts": (
+        "video and state",
+        "error",
+        lambda r: edit_videos(r, lambda f: slowed(f, 0.8)),
+    ),
+    "a video that drifts in one episode": (
+        "video and state",
+        "error",
+        lambda r: edit_videos(r, lambda f: slowed(f, 0.75), [4]),
+    ),
     "a video backwards": ("video and state", "error", lambda r: edit_videos(r, lambda f: f[::-1], [4])),
     "a flipped bit in a video": ("fingerprint", "error", lambda r: flip_a_bit(video_path(r, 3))),
     "a flipped bit in a dataset of an earlier version": (

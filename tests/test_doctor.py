@@ -24,6 +24,7 @@ from damages import (
     edit_tables,
     flip_a_bit,
     read_table,
+    record_targets,
     table_path,
     truncated,
     video_path,
@@ -117,6 +118,58 @@ def test_a_dataset_of_two_episodes_is_sound(sound: Path) -> None:
 def test_the_originals_dataset_is_sound() -> None:
     report, _ = examine(golden_path("dataset_new_embodiment"), MODALITY_CONFIG)
     assert noticed(report) == []
+
+
+def test_instructions_that_name_the_recorded_targets_are_sound(patient: Path) -> None:
+    record_targets(patient / "train")
+    assert diagnose(patient / "train", fast=True) == {}
+
+
+def encode_again(root: Path, change: Callable[[np.ndarray], np.ndarray], codec: str, episodes: Sequence[int]) -> None:
+    """As damages.edit_videos, in another codec."""
+    for path in (video_path(root, i, camera) for i in episodes for camera in ("image", "wrist_image")):
+        with VideoReader(path) as reader:
+            frames = change(reader.frames(range(len(reader))))
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=20, options={"preset": "veryfast"} if codec == "libx264" else {})
+            stream.height, stream.width, stream.pix_fmt, stream.gop_size = *frames.shape[1:3], "yuv420p", 10
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(stream.encode(None))
+
+
+def slow_down(columns: dict[str, np.ndarray], share: float) -> None:
+    """A small share of the motion, and the sensors' trembling."""
+    rng = np.random.default_rng(len(columns["action"]))
+    for name in ("observation.state", "action"):
+        arm = columns[name][:, :7].astype(np.float64)
+        columns[name] = np.concatenate(
+            [arm[:1] + share * (arm - arm[:1]) + rng.normal(0, 1e-4, arm.shape), columns[name][:, 7:]], axis=1
+        )
+
+
+CLIPS = ("frozen frames", "video and state", "action lead")  # the checks of motion
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
+@pytest.mark.parametrize(("share", "episodes"), [(0.0, [4]), (0.02, [4]), (0.0, range(8)), (0.02, range(8))])
+def test_low_motion_is_neither_frozen_nor_late(
+    patient: Path, codec: str, share: float, episodes: Sequence[int]
+) -> None:
+    root = patient / "train"
+    edit_tables(root, lambda c: slow_down(c, share), episodes)
+    encode_again(root, lambda f: f[np.minimum(np.arange(len(f)) // 12, 1)], codec, episodes)
+    found = diagnose(root, fast=False)
+    assert [key for key in found if key[0] in CLIPS] == []
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
+def test_a_camera_that_sticks_while_the_arm_moves_is_frozen_in_every_codec(patient: Path, codec: str) -> None:
+    root = patient / "train"
+    encode_again(root, lambda f: f, codec, range(8))
+    assert ("frozen frames", "error") not in diagnose(root, fast=False)
+    encode_again(root, lambda f: f[np.minimum(np.arange(len(f)), 12)], codec, [3])
+    assert ("frozen frames", "error") in diagnose(root, fast=False)
 
 
 # -- every damage is named ---------------------------------------------------------------------------------------------

@@ -215,8 +215,8 @@ def _shared_rows(first: Series, second: Series) -> Iterator[tuple[int, int, floa
 
 def _nearly_equal(first: Series, second: Series) -> Iterator[tuple[int, int]]:
     """Pairs whose courses lie much closer than any two episodes usually do."""
-    courses = {i: _course(t) for i, t in first.items() if len(t) > 2}
-    others = courses if second is first else {i: _course(t) for i, t in second.items() if len(t) > 2}
+    courses = {i: course(t) for i, t in first.items() if len(t) > 2}
+    others = courses if second is first else {i: course(t) for i, t in second.items() if len(t) > 2}
     # Where the parts have different groups, other checks say so.
     if len(first) < 3 or not second or len({course.shape for course in [*courses.values(), *others.values()]}) != 1:
         return
@@ -228,19 +228,19 @@ def _nearly_equal(first: Series, second: Series) -> Iterator[tuple[int, int]]:
     middle = one.mean(axis=0)  # near it, what cancels in the product below is small
     one, two = (((part - middle) / spread).reshape(len(part), -1) for part in (one, two))
     rows, columns = list(courses), list(others)
-    usual = float(np.median(_apart(one[evenly(range(len(one)), 100)], two)))
+    usual = float(np.median(apart(one[evenly(range(len(one)), 100)], two)))
     for start in range(0, len(one), AT_ONCE):
-        near = _apart(one[start : start + AT_ONCE], two) < NEARLY * usual
+        near = apart(one[start : start + AT_ONCE], two) < NEARLY * usual
         yield from ((rows[start + r], columns[c]) for r, c in np.argwhere(near))
 
 
-def _apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+def apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N, M): root mean square distance of each of (N, D) from each of (M, D)."""
     squares = np.square(some).sum(axis=1)[:, None] + np.square(others).sum(axis=1) - 2 * some @ others.T
     return np.sqrt(np.maximum(squares, 0) / some.shape[1])
 
 
-def _course(table: np.ndarray) -> np.ndarray:
+def course(table: np.ndarray) -> np.ndarray:
     """(T, D) at RESAMPLED even moments."""
     at = np.linspace(0, len(table) - 1, RESAMPLED)
     before = np.minimum(at.astype(int), len(table) - 2)

@@ -1,23 +1,21 @@
-"""The dataset under examination, read as far as it can be: what is damaged is noted, and does not hide the rest.
-
-What a video shows is measured while it is decoded once; no frame is kept but a few small ones."""
+"""The dataset under examination, read as far as it can be: what is damaged is noted, and does not hide the rest."""
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short, split_message
-from data_prep.lerobot import SKETCH_SIDE, Columns, read_table, thumbnail
+from data_prep.doctor.footage import Footage, evenly, watch
+from data_prep.lerobot import Columns, read_table
 from gr00t.data.frame_tables import EpisodeImages, TableImages, open_camera, table_images
 from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.schema import ModalityConfigs
@@ -25,12 +23,12 @@ from gr00t.data.statistics import COLUMNS, Statistics, Tail, relative_groups, re
 from gr00t.data.video import EpisodeVideo
 from gr00t.errors import ToolkitError
 
-SIDE = 16  # of a video's thumbnails
-AT_ONCE = 64  # frames decoded in one piece
-AT_RANDOM = 4  # frames of a video that are read besides, each by itself
 GLANCES = 8  # episodes whose first frame is decoded in the fast part
 MEASURED = 200  # videos whose length is read in the fast part
 THREADS = 4
+ANCHORS = 200  # frames of an episode from which it is followed until the state has moved
+MOVED = 0.1  # of the range of each dimension, on average: a motion that shows
+LEAST = 0.03  # rad or m of one dimension, below which no camera shows it
 
 Progress = Callable[[str, int, int], object]  # what is being done, how much of it is done, of how much
 Series = dict[int, np.ndarray]  # episode: (T, D) float64
@@ -61,30 +59,6 @@ class Group:
     def is_gripper(self) -> bool:
         """Whether it is called so."""
         return "gripper" in self.name.lower()
-
-
-@dataclass(frozen=True)
-class Footage:
-    """Facts of one video, of those of its frames that were decoded: T in the full examination, one or none in the fast
-    part. Where `problem` is set nothing else is.
-
-    size: (height, width). mean: thumbnail (SIDE, SIDE, 3) of all; sketch: the smaller one that the converter records of
-    the first frame. motion: mean absolute change between neighbouring frames (T-1,), of 255. leaps: change between the
-    frames on both sides of each inner frame (T-2,). contrast: standard deviation over each frame (T,). unrest: median
-    over the thumbnail's pixels of their deviation in time. cost: frames decoded for a single one at random, at most.
-    """
-
-    problem: str = ""
-    length: int = 0
-    fps: float = 0.0
-    size: tuple[int, int] | None = None
-    sketch: np.ndarray | None = None
-    mean: np.ndarray | None = None
-    unrest: float | None = None
-    cost: int = 1
-    motion: np.ndarray = field(default_factory=lambda: np.empty(0))
-    leaps: np.ndarray = field(default_factory=lambda: np.empty(0))
-    contrast: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 class Subject:
@@ -243,6 +217,26 @@ class Subject:
         """{episode: every state value of its frames (T, D)}, where all are there and finite."""
         return self._joined([group for group in self.groups if group.modality == "state"])
 
+    @cached_property
+    def action_tables(self) -> Series:
+        """{episode: every action value of its frames but grippers' (T, D)}, where all are there and finite."""
+        return self._joined([g for g in self.groups if g.modality == "action" and not g.is_gripper])
+
+    @cached_property
+    def journeys(self) -> dict[int, list[tuple[int, int]]]:
+        """{episode: (frame, the first one until which the state has moved so far that images show it)}, for some
+        frames; last from the first frame to the one farthest off. Grippers do not count."""
+        tables = self._joined([g for g in self.groups if g.modality == "state" and not g.is_gripper])
+        if not tables:
+            return {}
+        joined = np.concatenate(list(tables.values()))
+        low, high = np.percentile(joined, [2, 98], axis=0)
+        unit = np.where(np.abs(joined).max(axis=0) > 2 * np.pi, 180 / np.pi, 1.0)  # degrees, or percent
+        used = high > low
+        spread = ((high - low) / unit)[used]
+        found = {i: _journeys((t / unit)[:, used], spread) for i, t in tables.items()}
+        return {i: journeys for i, journeys in found.items() if journeys}
+
     def _joined(self, groups: list[Group]) -> Series:
         found = {}
         for index in self.readable if groups else ():
@@ -310,7 +304,11 @@ class Subject:
         try:
             with self.open_camera(*keys[0]) as first:
                 counts = {key: int(key[0] in glanced) if self.fast else None for key in keys}
-                return {key: _watch(self.open_camera(*key, first.reader), count) for key, count in counts.items()}
+                journeys = {} if self.fast else self.journeys
+                return {
+                    key: watch(self.open_camera(*key, first.reader), count, journeys.get(key[0], ()))
+                    for key, count in counts.items()
+                }
         except ToolkitError as error:
             return dict.fromkeys(keys, Footage(str(error)))
 
@@ -320,11 +318,14 @@ def matrix(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1)
 
 
-def evenly(items: Sequence[int] | range, count: int) -> list[int]:
-    """At most `count` of the items, first and last among them."""
-    if len(items) <= count:
-        return list(items)
-    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
+def _journeys(state: np.ndarray, spread: np.ndarray) -> list[tuple[int, int]]:
+    found = []
+    for start in evenly(range(len(state)), ANCHORS) if len(spread) else ():
+        way = np.abs(state[start:] - state[start])
+        arrived = ((way / spread).mean(axis=1) >= MOVED) & (way.max(axis=1) >= LEAST)
+        if arrived.any():
+            found.append((start, start + int(arrived.argmax())))
+    return [*found, (0, int((np.abs(state - state[0]) / spread).mean(axis=1).argmax()))] if found else []
 
 
 def listed_objects(subject: Subject, name: str) -> list[dict[str, Any]]:
@@ -361,40 +362,3 @@ def _read_table(path: Path | str) -> Columns | str:
         return read_table(path)
     except ToolkitError as error:
         return split_message(str(error))[0]
-
-
-def _watch(video: EpisodeVideo | EpisodeImages, count: int | None) -> Footage:
-    """Decode the first `count` frames, None for all. Length and frame rate alone cost no decoding."""
-    size = sketch = mean = unrest = None
-    small: list[np.ndarray] = []
-    motion, leaps, contrast = list[float](), list[float](), list[float]()
-    before: deque[np.ndarray] = deque(maxlen=2)  # the last two frames as blocks
-    try:
-        count = len(video) if count is None else count
-        for start in range(0, count, AT_ONCE):
-            for frame in video.frames(range(start, min(start + AT_ONCE, count))):
-                if sketch is None:
-                    size, sketch = frame.shape[:2], thumbnail(frame, SKETCH_SIDE)
-                small.append(thumbnail(frame, SIDE))
-                contrast.append(float(frame.std()))
-                blocks = _blocks(frame)
-                for changes, earlier in zip((motion, leaps), reversed(before), strict=False):
-                    changes.append(float(np.abs(blocks - earlier).mean()))
-                before.append(blocks)
-        if small:
-            mean = np.stack(small).mean(axis=0, dtype=np.float64).astype(np.float32)
-            unrest = float(np.median(np.std(small, axis=0, dtype=np.float64)))
-        cost = video.reader.frames_to_decode
-        if count == len(video):  # as training reads; what was decoded in order may lie behind another key frame
-            for index in evenly(range(count), AT_RANDOM):
-                video.frames([index])
-        measured = map(np.array, (motion, leaps, contrast))
-        return Footage("", len(video), video.reader.fps, size, sketch, mean, unrest, cost, *measured)
-    except ToolkitError as error:
-        return Footage(str(error))
-
-
-def _blocks(frame: np.ndarray) -> np.ndarray:
-    """A frame in grey, as means of 4x4 pixels, which average the codec's noise out and keep small motions."""
-    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return cv2.resize(grey, (frame.shape[1] // 4 or 1, frame.shape[0] // 4 or 1), interpolation=cv2.INTER_AREA)

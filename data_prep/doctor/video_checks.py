@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.doctor import PREPARE_AGAIN, Finding, error, split_message, warning
+from data_prep.doctor import PREPARE_AGAIN, Finding, error, remark, split_message, warning
 from data_prep.doctor.examined_dataset import Series, Subject, listed_objects
 from data_prep.lerobot import sketch_from_text
 from gr00t.file_replacement import file_sha256
@@ -29,8 +29,9 @@ UNLIKE = 12.0  # mean difference of thumbnails that needs an explanation
 WARM, COOL = 20.0, 20.0  # red over blue, and blue over red
 
 # Of the changes from frame to frame.
-WINDOW = 5  # neighbouring changes judged together: their median is blind to the codec's own fresh starts
-STILL = 0.1  # of the usual change: sound recordings stay above 0.2, a repeated image below 0.06
+WINDOW = 5  # steps of a run that is long enough to be judged
+SEEN = 0.3  # of 255: a change from one frame to the next that a codec shows for sure
+STILL = 0.1  # of the usual change over a journey of the state
 NOTHING = 0.08  # of 255: what the codec makes of the same image again and again
 MOVING = 0.5  # of the usual speed
 STRAIGHT = 1.45  # change over two frames by that over one: of a fixed camera 1.4 to 2, in any order 1
@@ -128,45 +129,51 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
 
 def check_frozen(subject: Subject) -> Iterator[Finding]:
     """Do frames change when the robot moves?"""
-    steps = {i: np.abs(np.diff(v, axis=0)) for i, v in subject.state_tables.items()}
-    speeds = {}  # (T-1,) each: how fast the state changes, each dimension measured by its own usual speed
-    if steps:
-        usual = np.concatenate(list(steps.values())).mean(axis=0)
-        speeds = {i: (s / np.where(usual > 0, usual, np.inf)).mean(axis=1) for i, s in steps.items()}
+    # Only between frames over which the state moves far: a codec gives still scenes, and slow ones, equal frames.
     for camera in subject.cameras:
-        footage = subject.footage_of(camera)
-        motion = {i: f.motion for i, f in footage.items() if len(speeds.get(i, ())) == len(f.motion) >= WINDOW}
-        if motion:
-            yield from _frozen(subject, f"videos/, {camera}", motion, speeds)
+        where, footage = f"videos/, {camera}", subject.footage_of(camera)
+        moved = {i: f.moved for i, f in footage.items() if len(f.moved) == len(subject.journeys.get(i, ())) > 0}
+        if not moved:
+            yield remark(where, "The state hardly moves: whether the image should change cannot be said.")
+            continue
+        if np.median([changes[-1] for changes in moved.values()]) < NOTHING:
+            yield error(f"{where}, {subject.which(moved)}", "The image never changes, in no episode.", MEND_STUCK)
+            continue
+        yield from _frozen(subject, where, moved)
+        yield from _repeated(subject, where, {i: footage[i].motion for i in moved})
 
 
-def _frozen(subject: Subject, where: str, motion: Series, speeds: Series) -> Iterator[Finding]:
-    limit = MOVING * float(np.median(np.concatenate([speeds[i] for i in motion])))
-    moving = {i: speeds[i] > limit for i in motion}
-    seen = np.concatenate([m[moving[i]] for i, m in motion.items()])
-    usual = float(np.median(seen)) if len(seen) else 0.0
-    if usual < NOTHING:
-        yield error(f"{where}, {subject.which(motion)}", "The image never changes, in no episode.", MEND_STUCK)
-        return
-    dead, stuck, repeated = {}, {}, {}
-    windows = np.lib.stride_tricks.sliding_window_view
-    for i, m in motion.items():
-        changes = m[moving[i]]
-        if np.median(m) < NOTHING / 2 and (changes < 4 * NOTHING).all():
+def _frozen(subject: Subject, where: str, moved: Series) -> Iterator[Finding]:
+    usual = float(np.median(np.concatenate([changes[:-1] for changes in moved.values()])))
+    limit = max(STILL * usual, min(NOTHING, 3 * STILL * usual))
+    dead, stuck = {}, {}
+    for i, changes in moved.items():
+        still = np.append(changes[:-1] < limit, False)
+        if still[:-1].all() and changes[-1] < max(limit, NOTHING):
             dead[i] = "All frames show the same image."
             continue
-        still = (np.median(windows(m, WINDOW), axis=1) < STILL * usual) & windows(moving[i], WINDOW).all(axis=1)
-        if still.any():
-            starts = np.flatnonzero(still)
-            run = f"{starts[-1] - starts[0] + WINDOW} frames from frame {starts[0]} on in episode {i}"
-            stuck[i] = f"The image stands still while the robot moves: {run}."
-        even, odd = (np.median(changes[start::2]) for start in (0, 1)) if len(changes) >= 8 else (0.0, 0.0)
-        if min(even, odd) < 0.25 * max(even, odd):
-            repeated[i] = "Every other frame repeats the one before: a video of half the rate was stretched."
+        for start, end in np.flatnonzero(np.diff(still, prepend=False)).reshape(-1, 2):
+            first, last = subject.journeys[i][start][0], subject.journeys[i][end - 1][1]
+            if last - first >= WINDOW and end - start > 1:
+                run = f"{last - first + 1} frames from frame {first} on in episode {i}"
+                stuck.setdefault(i, f"The image stands still while the robot moves: {run}.")
     yield from subject.about(error, where, dead, MEND_STUCK)
     yield from subject.about(error, where, stuck, MEND_STUCK)
-    if len(repeated) > len(motion) / 2 or not set(repeated) <= set(stuck):
-        yield from subject.about(error, where, repeated, MEND_STUCK)
+
+
+def _repeated(subject: Subject, where: str, motion: Series) -> Iterator[Finding]:
+    """Videos in which every other change is none, though the state changes in all of them."""
+    steps = {i: np.abs(np.diff(subject.state_tables[i], axis=0)) for i in motion if i in subject.state_tables}
+    usual = np.concatenate(list(steps.values())).mean(axis=0)
+    speeds = {i: (s / np.where(usual > 0, usual, np.inf)).mean(axis=1) for i, s in steps.items()}
+    limit = MOVING * float(np.median(np.concatenate(list(speeds.values()))))
+    repeated = {}
+    for i, speed in speeds.items():
+        changes = motion[i][speed > limit] if len(motion[i]) == len(speed) else ()
+        even, odd = (np.median(changes[start::2]) for start in (0, 1)) if len(changes) >= 8 else (0.0, 0.0)
+        if min(even, odd) < 0.25 * max(even, odd) and max(even, odd) > SEEN:
+            repeated[i] = "Every other frame repeats the one before: a video of half the rate was stretched."
+    yield from subject.about(error, where, repeated, MEND_STUCK)
 
 
 def check_blank(subject: Subject) -> Iterator[Finding]:

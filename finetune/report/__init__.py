@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from finetune.recipe.recipe_identity import recipe
 from finetune.report.measurements import Series, read_series
 from finetune.slurm.attempt_record import attempts, resolved
-from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, measurement, read_best
+from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from toolkit.declaration import flat, key

@@ -329,6 +329,11 @@ class EpisodeVideo:
         """Frames of the episode; of the whole file where it holds one episode only (v2.1)."""
         return len(self.reader) if self._start is None else self._length
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the file holds this episode only (v2.1)."""
+        return self._start is None
+
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in their order (repeats allowed): (N, H, W, 3) uint8 RGB."""
         if self._start is None:
