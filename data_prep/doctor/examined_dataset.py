@@ -170,9 +170,11 @@ class Subject:
 
     def _group(self, modality: str, name: str, column: str, part: slice) -> Group:
         names, width = self.features.get(column, {}).get("names"), part.stop - part.start
-        dims = [name] if width == 1 else [f"{name} {d}" for d in range(width)]
         if isinstance(names, list) and len(names) >= part.stop:
             dims = [str(dim) for dim in names[part]]
+        else:
+            widest = max((matrix(v).shape[1] for v in self.column(column).values() if len(v)), default=0)
+            dims = [name] if width == 1 else [f"{name} {d}" for d in range(min(width, widest))]
         series = {}
         for index, values in self.column(column).items():
             if values.dtype.kind in "fiu" and len(values) and matrix(values).shape[1] >= part.stop:

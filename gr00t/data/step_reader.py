@@ -18,6 +18,7 @@ from gr00t.data.statistics import COLUMNS, Statistics, Tail, feature_statistics,
 from gr00t.data.stored_arrays import FrameStore
 from gr00t.data.video import EpisodeVideo
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import refuse_special
 
 OPEN_VIDEOS = 64  # containers a process keeps open; each holds a few frames' worth of memory
 
@@ -154,6 +155,7 @@ class StepReader:
         }
         missing = [path for path in paths if not path.is_file() or not path.stat().st_size]
         if missing:
+            refuse_special(missing[0])
             raise ToolkitError(
                 f"{len(missing)} of {len(paths)} videos are missing or empty, the first {missing[0]}. Copy the dataset "
                 "again, or prepare it again."

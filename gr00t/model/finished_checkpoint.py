@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, near_folder
-from gr00t.file_reading import parse_json, read_json, read_text
+from gr00t.file_reading import files_below, parse_json, read_json, read_text
 from gr00t.file_replacement import file_sha256, write_json
 from gr00t.model.architecture import resolve_backbone
 from gr00t.model.checkpoint import LM_HEAD, StoredTensor, check_tensors, read_config, read_headers
@@ -74,7 +74,7 @@ def verify_manifest(folder: Path, *, added: bool = False) -> None:
         )
     listed, found = _listed(folder), _files(folder)
     wrong = [f"{name} is missing" for name in sorted(listed.keys() - found.keys())]
-    wrong += [] if added else [f"{name} is not listed" for name in foreign_files(folder)]
+    wrong += [] if added else [f"{name} is not listed" for name in foreign_files(folder) if not _of_macos(name)]
     for name in sorted(listed.keys() & found.keys()):
         path, described = found[name], listed[name]
         if path.stat().st_size != described.get("bytes") or file_sha256(path) != described.get("sha256"):
@@ -94,6 +94,11 @@ def foreign_files(folder: Path) -> list[str]:
         listed = _listed(folder)
         return [name for name in found if name not in listed]
     return [name for name in found if not _is_usual(name)]
+
+
+def _of_macos(name: str) -> bool:
+    """Whether macOS wrote it beside a copy on a foreign disk."""
+    return PurePosixPath(name).name.startswith("._") or PurePosixPath(name).name == ".DS_Store"
 
 
 def _is_usual(name: str) -> bool:
@@ -128,7 +133,7 @@ def verify_checkpoint(folder: Path) -> CheckpointSummary:
     """Raise ToolkitError unless every file is there and fits: config, shards, index, tensors, processor, tokenizer."""
     config = read_config(folder)
     files = weight_files(folder)
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(files_below(folder)):
         if path.suffix in (".json", ".jinja", ".txt") and path.is_file():
             refuse_lfs_pointer(path)
             if path.suffix == ".json":
