@@ -262,8 +262,9 @@ def _target(entry: dict[str, Any]) -> dict[str, Any] | None:
     """The object of the scene (simulation.scenes) that is to be picked."""
     scene = entry.get("conflict")
     objects, number = (scene.get(key) for key in ("objects", "target")) if isinstance(scene, dict) else (None, None)
-    is_there = isinstance(objects, list) and isinstance(number, int) and 0 <= number < len(objects)
-    return objects[number] if is_there and isinstance(objects[number], dict) else None
+    if not isinstance(objects, list) or not isinstance(number, int) or not 0 <= number < len(objects):
+        return None
+    return objects[number] if isinstance(objects[number], dict) else None
 
 
 class _Trajectory:
