@@ -22,8 +22,7 @@ from rich.table import Table
 
 from finetune.recipe import ClusterConfig
 from finetune.slurm import attempt_record
-from finetune.slurm.cluster_queries import Job, Queue, slurm
-from finetune.slurm.refusals import in_time
+from finetune.slurm.cluster_queries import Job, Queue, in_time, slurm
 from finetune.slurm.render import render
 from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
 from finetune.training import METRICS, STATUS

@@ -71,6 +71,8 @@ pass_on() { # srun signals every process; again and again, since those that have
     [ -z "$passed_on" ] || return 0
     passed_on=yes
     while kill -USR1 "$step" 2> /dev/null; do sleep 1; done &
+    GROOT_JOB=$(job_line)
+    ask signalled
 }
 
 finetune() {

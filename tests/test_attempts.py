@@ -200,6 +200,22 @@ def test_a_cancelled_job_is_not_requeued_whatever_training_had_time_for(tmp_path
     assert after([attempt], ending="cancellation").what == "done"
 
 
+def test_a_cancellation_is_recorded_at_the_signal_in_case_no_time_is_left(tmp_path: Path, monkeypatch) -> None:
+    (attempt,) = attempts(tmp_path, CRASH)
+    monkeypatch.setenv("GROOT_ATTEMPT_DIR", str(attempt.folder))
+    monkeypatch.setenv("GROOT_JOB", SHOWN.format("RUNNING", "None", 0, ""))
+    attempt_module.signalled()
+    assert attempt.ended is None
+    monkeypatch.setenv("GROOT_JOB", SHOWN.format("COMPLETING", "None", 0, ""))
+    attempt_module.signalled()
+    assert attempt.ended["what"] == "cancelled" and "before a checkpoint" in attempt.ended["reason"]
+    record.close_lost(attempt)
+    assert attempt.ended["what"] == "cancelled"
+    write_json(attempt.folder / "outcome.json", {"status": "finished"})
+    end(tmp_path, attempt, monkeypatch, SHOWN.format("COMPLETING", "None", 0, ""))
+    assert attempt.ended["what"] == "done"
+
+
 def test_an_attempt_that_slurm_ended_is_requeued_and_no_crash(tmp_path: Path, monkeypatch) -> None:
     for number, line in enumerate(
         (

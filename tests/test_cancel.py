@@ -91,7 +91,7 @@ def test_cancelled_in_every_phase(patient: Cluster, submit: Submit, moment: str)
 @pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
 def test_a_preempted_job_continues_also_where_the_site_cancels(patient: Cluster, submit: Submit, mode: str) -> None:
     name = f"low_{mode.lower()}"
-    nodes = ("Nodes=node1", "MaxTime=INFINITE", "DefaultTime=60", "State=UP")
+    nodes = ("Nodes=node1", "MaxTime=INFINITE", "DefaultTime=60", "State=UP", f"PreemptMode={mode}")
     patient.run(
         "scontrol", "create", f"partition={name}", *nodes, "PriorityTier=1", f"PreemptMode={mode}", "GraceTime=0"
     )

@@ -2,6 +2,7 @@
 
 python -m finetune.slurm.attempt snapshot finetune split=color_object -- late=arguments
 python -m finetune.slurm.attempt begin finetune split=color_object
+python -m finetune.slurm.attempt signalled
 python -m finetune.slurm.attempt end STATUS
 
 After an attempt the run is done, is requeued for a new attempt, is cancelled, or stops with a reason. What SLURM does
@@ -157,6 +158,16 @@ def has_started_over(run_dir: Path) -> bool:
 # -- after -------------------------------------------------------------------------------------------------------------
 
 
+def signalled() -> dict[str, str]:
+    """A signal has come: where it is a cancellation, record that at once. The job is killed when its time is up, also
+    while it still loads; `end` replaces the record where training had time to save."""
+    folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
+    if _ending() == CANCELLED_BY_USER and not (folder / "ended.json").exists():
+        with disk_errors(folder, "Then submit the same again."):
+            write_json(folder / "ended.json", {**asdict(_cancelled(0)), "slurm": CANCELLED_BY_USER})
+    return {}
+
+
 def end(status: str) -> dict[str, str]:
     """After an attempt, whose srun ended with `status`: what comes now, also written to its ended.json."""
     folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
@@ -164,7 +175,7 @@ def end(status: str) -> dict[str, str]:
     cluster = ClusterConfig(**attempt_record.resolved(run_dir)["cluster"])
     history = [a for a in attempt_record.attempts(run_dir) if a.number <= int(folder.name)]
     job = os.environ.get("GROOT_JOB", "")
-    ending = ending_of(job, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+    ending = _ending()
     if (attempt_record.token(run_dir) or {}).get("id") != os.environ["GROOT_ATTEMPT_ID"]:
         decision = SUPERSEDED  # however it ended: a requeue would end the newer attempt
     else:
@@ -219,6 +230,15 @@ def ending_of(shown: str, restart_count: int) -> str | None:
     return CANCELLED_BY_USER if state in ("COMPLETING", "CANCELLED") else None
 
 
+def _ending() -> str | None:
+    return ending_of(os.environ.get("GROOT_JOB", ""), int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+
+
+def _cancelled(newest_step: int) -> Decision:
+    saved = f"a checkpoint of step {newest_step} is there" if newest_step else "before a checkpoint was written"
+    return Decision(CANCELLED, f"the job was cancelled, {saved}: submit the same again to continue", UNFINISHED)
+
+
 def decide(
     history: Sequence[Attempt], cluster: ClusterConfig, newest_step: int, requeueable: bool, ending: str | None = None
 ) -> Decision:
@@ -235,8 +255,7 @@ def decide(
     if status == "superseded":
         return SUPERSEDED
     if ending == CANCELLED_BY_USER:
-        saved = f"a checkpoint of step {newest_step} is there" if newest_step else "before the first checkpoint"
-        return Decision(CANCELLED, f"the job was cancelled, {saved}: submit the same again to continue", UNFINISHED)
+        return _cancelled(newest_step)
     reason = f"ended by {ending}" if ending else str((outcome or {}).get("reason"))
     if ending == SILENT:
         reason = "slurmctld did not answer in 10 s, so this is taken for a preemption"
@@ -326,7 +345,10 @@ def _expanded(nodes: str) -> set[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Print the answer of one command; a ToolkitError ends with status 2."""
-    commands: dict[str, Callable[..., dict[str, str]]] = {"snapshot": snapshot, "begin": begin, "end": end}
+    commands: dict[str, Callable[..., dict[str, str]]] = {
+        **{"snapshot": snapshot, "begin": begin},
+        **{"signalled": signalled, "end": end},
+    }
     try:
         for name, value in commands[argv[0]](*argv[1:]).items():
             print(f"{name}={value}")
