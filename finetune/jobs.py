@@ -23,8 +23,7 @@ from rich.table import Table
 
 from finetune.recipe import ClusterConfig
 from finetune.slurm import attempt_record
-from finetune.slurm.cluster_queries import Job, Queue, slurm
-from finetune.slurm.refusals import in_time
+from finetune.slurm.cluster_queries import Job, Queue, in_time, slurm
 from finetune.slurm.render import render
 from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
 from finetune.training import METRICS, STATUS, measurement
@@ -57,10 +56,10 @@ POLL_SECONDS = 0.5
 ASK_SECONDS = 5.0  # between two questions to SLURM
 GONE_ANSWERS = 3  # a job that is being requeued is unknown for a moment
 SILENT_ANSWERS = 120  # a controller that is being restarted is away for a minute
-OVER = ("finished", "stopped", "failed", "superseded", "local")
+OVER = ("finished", "stopped", "cancelled", "failed", "superseded", "local")
 
 _DAMAGED = (ToolkitError, OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
-_WORDS = {"done": "finished", "stop": "stopped", "requeue": "between attempts"}
+_WORDS = {"done": "finished", "stop": "stopped", "cancelled": "cancelled", "requeue": "between attempts"}
 
 
 # -- the list ----------------------------------------------------------------------------------------------------------
@@ -180,6 +179,8 @@ def _end_of(path: Path, size: int) -> tuple[list[bytes], int]:
 def _state(job: Job, last: attempt_record.Attempt | None, silence: str, was_job: bool) -> tuple[str, str]:
     """A word for how it stands, and why."""
     ended, outcome = (last.ended, last.outcome) if last else (None, None)
+    if ended is not None and ended["what"] == "requeue" and not job.alive and not silence:
+        return job.state.lower() or "lost", job.reason or "it was requeued, and ended while it waited to start again"
     if ended is not None and ended["what"] in _WORDS and not job.alive:
         return _WORDS[ended["what"]], str(ended["reason"]).splitlines()[0]
     if outcome is not None and not job.alive:

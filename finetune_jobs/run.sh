@@ -25,7 +25,8 @@ pick_python() {
 
 ask() { # ask finetune.slurm.attempt, and export the NAME=value lines of its answer
     local answer line
-    answer=$("${container[@]}" "$GROOT_PYTHON" -m finetune.slurm.attempt "$@") || return
+    # a cancellation or preemption that comes now is heeded after the answer, which must not be cut short
+    answer=$(trap '' USR1 TERM; exec "${container[@]}" "$GROOT_PYTHON" -m finetune.slurm.attempt "$@") || return
     while IFS= read -r line; do export "${line?}"; done <<< "$answer"
 }
 
@@ -50,18 +51,37 @@ enter_copy() { # STAGE [key=value ...] [-- key=value ...]
     exec "$GROOT_CODE/finetune_jobs/run.sh" "$@"
 }
 
+job_line() { # what SLURM says of the job, in one line; nothing where it gives no answer
+    SLURM_TIME_FORMAT=standard timeout 10 scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null
+}
+
+state_in() { # the state in such a line
+    [[ $1 =~ \ JobState=([A-Z_]+) ]] && echo "${BASH_REMATCH[1]}"
+}
+
+end_time() { # Unix time of the job's limit, nothing without one; here, as a container may have another time zone
+    if [ -n "${SLURM_JOB_END_TIME:-}" ]; then
+        echo "$SLURM_JOB_END_TIME"
+    elif [[ $GROOT_JOB =~ \ EndTime=([0-9T:-]+) ]]; then
+        date -d "${BASH_REMATCH[1]}" +%s
+    fi
+}
+
 pass_on() { # srun signals every process; again and again, since those that have just been started do not listen yet
     [ -z "$passed_on" ] || return 0
     passed_on=yes
     while kill -USR1 "$step" 2> /dev/null; do sleep 1; done &
+    GROOT_JOB=$(job_line)
+    ask signalled
 }
 
 finetune() {
     local step status early='' passed_on=''
     trap 'early=yes' USR1 TERM
-    GROOT_JOB=$(scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null)
-    GROOT_SCRIPT=$(scontrol write batch_script "$GROOT_JOB_ID" - 2> /dev/null)
-    export GROOT_JOB GROOT_SCRIPT
+    GROOT_JOB=$(job_line)
+    GROOT_END_TIME=$(end_time)
+    GROOT_SCRIPT=$(timeout 10 scontrol write batch_script "$GROOT_JOB_ID" - 2> /dev/null)
+    export GROOT_JOB GROOT_END_TIME GROOT_SCRIPT
     ask begin finetune "$@" || exit
     unset GROOT_SCRIPT
     [ -z "${GROOT_RESUME:-}" ] || set -- "${@/#train.resume=*/train.resume=auto}" train.resume=auto
@@ -73,7 +93,9 @@ finetune() {
     export MASTER_ADDR MASTER_PORT
     local seen='[ -x "$0" ] && exec "$0" "$@"
         echo "error: $SLURMD_NODENAME does not see $0: put run_dir on a disk that all nodes share" >&2; exit 2'
-    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+    # Sites and shells that a job is submitted from may have set these; the step takes all of the job's environment and memory.
+    unset SLURM_EXPORT_ENV SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE
+    srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
         --kill-on-bad-exit=1 --wait=60 bash -c "$seen" "$root/finetune_jobs/run.sh" node "$@" &
     step=$!
     trap pass_on USR1 TERM
@@ -81,10 +103,14 @@ finetune() {
     while wait "$step"; status=$?; kill -0 "$step" 2> /dev/null; do :; done # a signal ends `wait`, not the step
     trap '' USR1 TERM # from here on a few seconds that must not be cut short
 
-    GROOT_JOB=$(scontrol show job --oneliner "$GROOT_JOB_ID" 2> /dev/null)
-    ask end "$status" || exit
-    [ "$GROOT_DECISION" = requeue ] || exit "$GROOT_EXIT"
-    local trial
+    local trial now
+    while :; do # until the job is as it was when that was decided: it may be cancelled in between
+        GROOT_JOB=$(job_line)
+        ask end "$status" || exit
+        [ "$GROOT_DECISION" = requeue ] || exit "$GROOT_EXIT"
+        now=$(job_line)
+        [ -n "$now" ] && [ "$(state_in "$now")" != "$(state_in "$GROOT_JOB")" ] || break
+    done
     for trial in {1..30}; do # a controller that is being restarted is away for some minutes
         scontrol requeue "$GROOT_JOB_ID" && break
         [ "$trial" -lt 30 ] || fail "job $GROOT_JOB_ID cannot be requeued: submit the same again to continue"

@@ -16,7 +16,15 @@ from finetune.recipe import ClusterConfig
 from finetune.slurm import attempt as attempt_module
 from finetune.slurm import attempt_record as record
 from finetune.slurm import cluster_queries as commands
-from finetune.slurm.attempt import Decision, crashes_without_progress, decide, exclusion, failed_nodes, has_started_over
+from finetune.slurm.attempt import (
+    Decision,
+    crashes_without_progress,
+    decide,
+    ending_of,
+    exclusion,
+    failed_nodes,
+    has_started_over,
+)
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
@@ -34,8 +42,10 @@ def attempts(run: Path, *outcomes: dict | None, job: str = "7", steps: int = 0) 
     return record.attempts(run)
 
 
-def after(history: list[record.Attempt], newest_step: int = 0, requeueable: bool = True, **cluster) -> Decision:
-    return decide(history, 1, ClusterConfig(**cluster), newest_step, requeueable)
+def after(
+    history: list[record.Attempt], newest_step: int = 0, requeueable: bool = True, ending: str | None = None, **cluster
+) -> Decision:
+    return decide(history, ClusterConfig(**cluster), newest_step, requeueable, ending)
 
 
 STOPPED = {"status": "stopped", "reason": "signal SIGTERM"}
@@ -146,12 +156,94 @@ def test_the_last_attempts_node_is_blamed_and_not_that_of_an_earlier_one(tmp_pat
     assert after(history).nodes == ("n2",)
 
 
-def test_an_attempt_without_an_outcome_is_judged_by_its_exit_status(tmp_path: Path) -> None:
-    history = attempts(tmp_path, CRASH)
-    assert decide(history, 0, ClusterConfig(), 0, True) == Decision("done", "training is finished")
-    assert decide(history, 1, ClusterConfig(), 0, True).reason == "it crashed"
-    stopped = attempts(tmp_path, STOPPED)
-    assert decide(stopped, 0, ClusterConfig(), 0, True).what == "requeue"
+def test_only_what_training_recorded_is_finished(tmp_path: Path, monkeypatch) -> None:
+    (attempt,) = attempts(tmp_path, CRASH)
+    assert after([attempt]).reason == "it crashed"
+    end(tmp_path, attempt, monkeypatch, status="0")  # srun leaves with 0 when a node dies
+    assert attempt.ended["what"] == "requeue" and attempt.ended["status"] == 0
+
+
+SHOWN = "JobId=7 JobName=a UserId=me(1) JobState={} Reason={} Dependency=(null) Requeue=1 Restarts={} {}EndTime=Unknown"
+NOT_PREEMPTED = "EligibleTime=2026-11-29T15:08:28 PreemptTime=None "
+
+
+@pytest.mark.parametrize(
+    ("line", "ending"),
+    [  # as SLURM 22.05 says it while the job's processes still live
+        (SHOWN.format("RUNNING", "None", 1, ""), None),
+        (SHOWN.format("RUNNING", "None", 1, NOT_PREEMPTED), None),
+        (SHOWN.format("COMPLETING", "None", 1, ""), "cancellation"),
+        (SHOWN.format("CANCELLED", "None", 1, ""), "cancellation"),
+        (SHOWN.format("COMPLETING", "None", 2, ""), "a requeue"),
+        (SHOWN.format("PENDING", "BeginTime", 1, ""), "a requeue"),
+        (SHOWN.format("COMPLETING", "None", 1, "PreemptTime=2026-11-29T15:08:41 "), "preemption"),
+        (SHOWN.format("RUNNING", "None", 1, "PreemptTime=2026-11-29T15:08:41 "), "preemption"),
+        (SHOWN.format("COMPLETING", "TimeLimit", 1, ""), "the time limit"),
+        (SHOWN.format("COMPLETING", "NodeDown", 1, ""), "the failure of a node"),
+        (SHOWN.format("NODE_FAIL", "None", 1, ""), "the failure of a node"),
+        (SHOWN.format("RUNNING", "None", 1, "") + " Comment=JobState=CANCELLED", None),
+        ("", "an unknown reason"),
+    ],
+)
+def test_slurms_own_word_says_what_ends_a_job(line: str, ending: str | None) -> None:
+    assert ending_of(line, restart_count=1) == ending
+
+
+def test_a_cancelled_job_is_not_requeued_whatever_training_had_time_for(tmp_path: Path, monkeypatch) -> None:
+    for number, outcome in enumerate((STOPPED, CRASH)):
+        run = tmp_path / str(number)
+        (attempt,) = attempts(run, outcome)
+        (run / "checkpoint-9").mkdir()
+        answer = end(run, attempt, monkeypatch, SHOWN.format("COMPLETING", "None", 0, ""))
+        assert (answer["GROOT_DECISION"], answer["GROOT_EXIT"]) == ("cancelled", "3")
+        assert attempt.ended["what"] == "cancelled" and "a checkpoint of step 9 is there" in attempt.ended["reason"]
+    (attempt,) = attempts(tmp_path / "done", {"status": "finished"})
+    assert after([attempt], ending="cancellation").what == "done"
+
+
+def test_a_cancellation_is_recorded_at_the_signal_in_case_no_time_is_left(tmp_path: Path, monkeypatch) -> None:
+    (attempt,) = attempts(tmp_path, CRASH)
+    monkeypatch.setenv("GROOT_ATTEMPT_DIR", str(attempt.folder))
+    monkeypatch.setenv("GROOT_JOB", SHOWN.format("RUNNING", "None", 0, ""))
+    attempt_module.signalled()
+    assert attempt.ended is None
+    monkeypatch.setenv("GROOT_JOB", SHOWN.format("COMPLETING", "None", 0, ""))
+    attempt_module.signalled()
+    assert attempt.ended["what"] == "cancelled" and "before a checkpoint" in attempt.ended["reason"]
+    record.close_lost(attempt)
+    assert attempt.ended["what"] == "cancelled"
+    write_json(attempt.folder / "outcome.json", {"status": "finished"})
+    end(tmp_path, attempt, monkeypatch, SHOWN.format("COMPLETING", "None", 0, ""))
+    assert attempt.ended["what"] == "done"
+
+
+def test_an_attempt_that_slurm_ended_is_requeued_and_no_crash(tmp_path: Path, monkeypatch) -> None:
+    for number, line in enumerate(
+        (
+            SHOWN.format("COMPLETING", "None", 0, "PreemptTime=2026-11-29T15:08:41 "),
+            SHOWN.format("NODE_FAIL", "None", 0, ""),
+            "",
+        )
+    ):
+        run = tmp_path / str(number)
+        for _ in range(3):
+            history = attempts(run, CRASH)
+            assert end(run, history[-1], monkeypatch, line)["GROOT_DECISION"] == (
+                "requeue" if len(history) < 3 else "stop"
+            )
+        assert crashes_without_progress(history, 0) == 0 and "max_requeues=2" in history[-1].ended["reason"]
+    assert "slurmctld did not answer" in history[-1].ended["reason"]
+    assert (
+        "the failure of a node; the job was submitted with --no-requeue"
+        in after(history[:1], requeueable=False, ending="the failure of a node").reason
+    )
+
+
+def test_what_slurm_has_requeued_by_itself_is_not_requeued_once_more(tmp_path: Path, monkeypatch) -> None:
+    (attempt,) = attempts(tmp_path, STOPPED)
+    answer = end(tmp_path, attempt, monkeypatch, SHOWN.format("COMPLETING", "None", 1, ""))
+    assert (answer["GROOT_DECISION"], answer["GROOT_EXIT"]) == ("done", "0")
+    assert attempt.ended["what"] == "requeue"
 
 
 def test_jobs_that_wait_for_success_learn_why_a_run_is_not_requeued(tmp_path: Path) -> None:
@@ -215,7 +307,9 @@ def test_a_folder_is_refused_only_while_another_job_of_it_lives(tmp_path: Path, 
 # -- the end of an attempt ---------------------------------------------------------------------------------------------
 
 
-def end(run: Path, attempt: record.Attempt, monkeypatch, job: str = "JobId=7 Requeue=1", status: str = "1") -> dict:
+def end(
+    run: Path, attempt: record.Attempt, monkeypatch, job: str = "JobId=7 JobState=RUNNING Requeue=1", status: str = "1"
+) -> dict:
     (run / "job").mkdir(exist_ok=True)
     (run / "job" / "config.yaml").write_text("cluster:\n  max_requeues: 2\n")
     monkeypatch.setenv("GROOT_ATTEMPT_DIR", str(attempt.folder))
@@ -233,7 +327,7 @@ def test_an_attempt_that_lost_the_token_never_requeues_however_it_ended(tmp_path
 
 def test_the_end_heeds_the_runs_own_settings_and_the_jobs_requeue(tmp_path: Path, monkeypatch) -> None:
     (attempt,) = attempts(tmp_path, STOPPED)
-    answer = end(tmp_path, attempt, monkeypatch, "JobId=7 Requeue=0")
+    answer = end(tmp_path, attempt, monkeypatch, "JobId=7 JobState=RUNNING Requeue=0")
     assert (answer["GROOT_DECISION"], answer["GROOT_EXIT"]) == ("stop", "3")
     assert attempt.ended["status"] == 1 and attempt.ended["exit_status"] == 3
     *_, last = attempts(tmp_path, STOPPED, STOPPED)
@@ -246,7 +340,7 @@ def test_only_a_requeue_leaves_the_failed_node_out(tmp_path: Path, monkeypatch) 
     first, *_ = attempts(tmp_path, CRASH)
     killed_on(first, "n2")
     assert end(tmp_path, first, monkeypatch)["GROOT_EXCLUDE"] == "n1,n2" and asked == [("n2",)]
-    assert end(tmp_path, first, monkeypatch, "Requeue=0")["GROOT_EXCLUDE"] == ""
+    assert end(tmp_path, first, monkeypatch, "JobState=RUNNING Requeue=0")["GROOT_EXCLUDE"] == ""
 
 
 NODES = "n1 idle\nn2 mixed\nn3 DOWN*\nn4 allocated\nn5 drained\n"

@@ -32,7 +32,9 @@ def finished(
     """A run on one node with one process for each of the four GPUs; its folder and the job's log."""
     out = tmp_path_factory.mktemp("job")
     overrides = arguments(out, small_data, tiny_base, "tracking.run_name=a name, with spaces")
-    job = cluster.submit("--cpus-per-task=4", f"--output={out}/log", JOB, *overrides)
+    # some sites' profiles set these: no variables of the user's shell, and times in words
+    site = {"SBATCH_EXPORT": "NONE", "SLURM_TIME_FORMAT": "relative"}
+    job = cluster.submit("--cpus-per-task=4", f"--output={out}/log", JOB, *overrides, **site)
     assert cluster.wait_for_state(job, timeout=180) == "COMPLETED", cluster.log(job)
     return out, cluster.log(job)
 
@@ -78,7 +80,8 @@ def test_a_job_of_two_nodes_is_one_run_with_what_its_site_needs(
     ]
     render.main(site, tmp_path)
     overrides = arguments(tmp_path, small_data, tiny_base, "train.max_steps=2")
-    job = cluster.submit(f"--output={tmp_path}/log", str(tmp_path / "color_object.sbatch"), *overrides)
+    shell = {"SLURM_MEM_PER_NODE": "100", "SLURM_MEM_PER_CPU": "100"}  # as salloc and a Jupyter server leave them
+    job = cluster.submit(f"--output={tmp_path}/log", str(tmp_path / "color_object.sbatch"), *overrides, **shell)
     assert cluster.wait_for_state(job, timeout=180) == "COMPLETED", cluster.log(job)
     logs = {path.name for path in (tmp_path / "run" / "attempts" / "0").glob("*.log")}
     assert logs == {"node-node1.log", "node-node2.log", "rank-0.log", "rank-1.log"}

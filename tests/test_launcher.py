@@ -18,9 +18,9 @@ from slurm_cluster import ROOT, Cluster, metrics
 from finetune.recipe import ClusterConfig
 from finetune.slurm import cluster_queries as inventory
 from finetune.slurm import cluster_queries as queue
-from finetune.slurm.cluster_queries import Job, Node, Partition, Queue
+from finetune.slurm.cluster_queries import Job, Node, Partition, Queue, in_time
 from finetune.slurm.launch_request import Request, read
-from finetune.slurm.refusals import check_fits, in_time, megabytes
+from finetune.slurm.refusals import check_fits, megabytes
 from finetune.slurm.submit import batches_of, launch, submit
 from gr00t.errors import ToolkitError
 
@@ -43,6 +43,35 @@ def test_a_comma_list_of_splits_is_one_run_each() -> None:
     request = asked("split=color_object,color_size")
     assert [task.run.run_dir for task in request.tasks] == ["runs/color_object", "runs/color_size"]
     assert request.notes == []
+
+
+def test_what_sbatch_would_obey_before_the_script_is_followed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"PARTITION": "gpu", "TIMELIMIT": "90", "NO_REQUEUE": "1", "JOB_NAME": "mine", "WAIT": "1", "EXPORT": "NONE"}
+    for name, value in said.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    request = asked("split=color_object", "cluster.time=2:00:00")
+    cluster = request.tasks[0].run.cluster
+    assert (cluster.partition, cluster.time, cluster.requeue) == ("gpu", "2:00:00", False)  # what is typed comes first
+    script = batches_of(request, Path("out"))[0].script
+    assert "--partition=gpu" in script and "--job-name=mine" in script and "--no-requeue" in script
+    followed, notes = " ".join(request.notes), len(request.notes)
+    assert "SBATCH_PARTITION of the environment is followed: cluster.partition=gpu" in followed and notes == 5
+    assert "SBATCH_WAIT of the environment is not passed to sbatch" in followed and "jobs are named mine" in followed
+    assert asked("split=color_object").tasks[0].run.cluster.time == "01:30:00"
+
+
+def test_slurm_is_asked_without_what_an_enclosing_job_or_a_habit_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    habits = {"SQUEUE_FORMAT": "%i", "SLURM_TIME_FORMAT": "relative", "SBATCH_WAIT": "1", "SBATCH_PARTITION": "gpu"}
+    job = {"SLURM_MEM_PER_CPU": "9", "SLURM_NTASKS": "4", "GROOT_PYTHON": "x", "WORLD_SIZE": "4"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_EXPORT": "NONE", "GROOT_API_TOKEN": "t", "PATH": "/usr/bin"}
+    for name, value in {**habits, **job, **kept}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    outside = queue.environment()
+    assert kept.items() <= outside.items() and job.items() <= outside.items() and not habits.keys() & outside.keys()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    inside = queue.environment()
+    assert kept.items() <= inside.items() and not {*job, *habits, "SLURM_JOB_ID"} & inside.keys()
 
 
 def test_a_sweep_is_the_product_of_its_lists_and_each_point_has_folders_of_its_own() -> None:

@@ -2,9 +2,11 @@
 
 python -m finetune.slurm.attempt snapshot finetune split=color_object -- late=arguments
 python -m finetune.slurm.attempt begin finetune split=color_object
+python -m finetune.slurm.attempt signalled
 python -m finetune.slurm.attempt end STATUS
 
-After an attempt the run is done, is requeued for a new attempt, or stops with a reason."""
+After an attempt the run is done, is requeued for a new attempt, is cancelled, or stops with a reason. What SLURM does
+with the job decides, not the signal that came: a signal looks the same in a preemption and in a cancellation."""
 
 from __future__ import annotations
 
@@ -15,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 from finetune.recipe import ClusterConfig, FinetuneConfig
@@ -29,7 +30,7 @@ from toolkit.configuration import load
 from toolkit.installation import CHECKOUT
 from toolkit.shared_keys import modality_configs
 
-DONE, REQUEUE, STOP = "done", "requeue", "stop"
+DONE, REQUEUE, STOP, CANCELLED = "done", "requeue", "stop", "cancelled"
 CRASHED, REFUSED, UNFINISHED = 1, 2, 3  # exit statuses of a job that is not done
 
 _UNUSABLE = ("down", "drain", "fail", "maint", "not_responding", "unknown")  # states of a node, as they begin
@@ -61,7 +62,7 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
     processes = cluster.processes_per_node or int(os.environ.get("SLURM_GPUS_ON_NODE", "0")) or 1  # on each node
     os.environ["WORLD_SIZE"] = str(nodes * processes)  # what torchrun will say
     config.check_here()
-    run_dir, deadline = Path(config.run_dir).absolute(), _deadline(shown, cluster.grace_seconds)
+    run_dir, deadline = Path(config.run_dir).absolute(), _deadline(cluster.grace_seconds)
     cache_dir = _scratch_folder(config, overrides, nodes)
     _close_earlier(run_dir, job_id, cluster.max_requeues)
     log = re.search(r"\bStdOut=(/.*?)(?: \w+=|$)", shown)
@@ -91,13 +92,10 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
     return {name: str(value) for name, value in answer.items() if value is not None}
 
 
-def _deadline(shown: str, grace: int) -> float | None:
-    """Unix time of the job's limit, from what `scontrol show job` says (local time); None without a limit.
-
-    ToolkitError where that leaves no time to train.
-    """
-    found = re.search(r"\bEndTime=(\d{4}-\S+)", shown)
-    deadline = datetime.fromisoformat(found[1]).timestamp() if found else None
+def _deadline(grace: int) -> float | None:
+    """Unix time of the job's limit, None without a limit; ToolkitError where that leaves no time to train."""
+    said = os.environ.get("GROOT_END_TIME")
+    deadline = float(said) if said else None
     left = math.inf if deadline is None else deadline - time.time()
     if left <= grace:
         raise ToolkitError(
@@ -160,6 +158,16 @@ def has_started_over(run_dir: Path) -> bool:
 # -- after -------------------------------------------------------------------------------------------------------------
 
 
+def signalled() -> dict[str, str]:
+    """A signal has come: where it is a cancellation, record that at once. The job is killed when its time is up, also
+    while it still loads; `end` replaces the record where training had time to save."""
+    folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
+    if _ending() == CANCELLED_BY_USER and not (folder / "ended.json").exists():
+        with disk_errors(folder, "Then submit the same again."):
+            write_json(folder / "ended.json", {**asdict(_cancelled(0)), "slurm": CANCELLED_BY_USER})
+    return {}
+
+
 def end(status: str) -> dict[str, str]:
     """After an attempt, whose srun ended with `status`: what comes now, also written to its ended.json."""
     folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
@@ -167,16 +175,18 @@ def end(status: str) -> dict[str, str]:
     cluster = ClusterConfig(**attempt_record.resolved(run_dir)["cluster"])
     history = [a for a in attempt_record.attempts(run_dir) if a.number <= int(folder.name)]
     job = os.environ.get("GROOT_JOB", "")
-    requeueable = "Requeue=0" not in job.split()
+    ending = _ending()
     if (attempt_record.token(run_dir) or {}).get("id") != os.environ["GROOT_ATTEMPT_ID"]:
         decision = SUPERSEDED  # however it ended: a requeue would end the newer attempt
     else:
-        decision = decide(history, int(status), cluster, attempt_record.newest_step(run_dir), requeueable)
+        requeueable = "Requeue=0" not in job.split()
+        decision = decide(history, cluster, attempt_record.newest_step(run_dir), requeueable, ending)
     print(f"attempt {folder.name}: {decision.what}: {decision.reason}", file=sys.stderr)
     with disk_errors(folder, "Then submit the same again."):
-        write_json(folder / "ended.json", {**asdict(decision), "status": int(status)})
+        write_json(folder / "ended.json", {**asdict(decision), "status": int(status), "slurm": ending})
     return {
-        "GROOT_DECISION": decision.what,
+        # a job that SLURM has put back into the queue by itself is not to be requeued once more
+        "GROOT_DECISION": DONE if ending == REQUEUED and decision.what == REQUEUE else decision.what,
         "GROOT_EXIT": str(decision.exit_status),
         "GROOT_EXCLUDE": exclusion(job, decision.nodes) if decision.what == REQUEUE else "",
     }
@@ -195,44 +205,85 @@ class Decision:
 SUPERSEDED = Decision(DONE, "a newer attempt has taken over")
 
 
-def decide(
-    history: Sequence[Attempt], exit_status: int, cluster: ClusterConfig, newest_step: int, requeueable: bool
-) -> Decision:
-    """After the last of `history`, which left srun with `exit_status`.
+PREEMPTED, TIMED_OUT, NODE_FAILED = "preemption", "the time limit", "the failure of a node"
+REQUEUED, CANCELLED_BY_USER, SILENT = "a requeue", "cancellation", "an unknown reason"
 
-    `newest_step` is that of the newest checkpoint; `requeueable` whether SLURM would start the job again.
+
+def ending_of(shown: str, restart_count: int) -> str | None:
+    """For what SLURM ends the job, by its `scontrol show job` line; None while it lets the job run.
+
+    `restart_count` is SLURM_RESTART_COUNT of this attempt. While a job's processes still live, SLURM shows every ended
+    job as COMPLETING, whatever ended it; the line's other words tell one from another. SILENT where there is no line.
+    """
+    said = {name: value for name, value in re.findall(r"(\w+)=(\S*)", shown)[::-1]}  # the first one of each name
+    state, reason = said.get("JobState", ""), said.get("Reason", "")
+    if not state:
+        return SILENT
+    if int(said.get("Restarts") or 0) > restart_count or state in ("PENDING", "REQUEUED"):
+        return REQUEUED
+    if said.get("PreemptTime", "None") not in ("None", "N/A", "Unknown") or state == "PREEMPTED":
+        return PREEMPTED
+    if state in ("TIMEOUT", "DEADLINE") or reason in ("TimeLimit", "DeadLine"):
+        return TIMED_OUT
+    if state in ("NODE_FAIL", "BOOT_FAIL") or reason in ("NodeDown", "NodeFail"):
+        return NODE_FAILED
+    return CANCELLED_BY_USER if state in ("COMPLETING", "CANCELLED") else None
+
+
+def _ending() -> str | None:
+    return ending_of(os.environ.get("GROOT_JOB", ""), int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+
+
+def _cancelled(newest_step: int) -> Decision:
+    saved = f"a checkpoint of step {newest_step} is there" if newest_step else "before a checkpoint was written"
+    return Decision(CANCELLED, f"the job was cancelled, {saved}: submit the same again to continue", UNFINISHED)
+
+
+def decide(
+    history: Sequence[Attempt], cluster: ClusterConfig, newest_step: int, requeueable: bool, ending: str | None = None
+) -> Decision:
+    """After the last of `history`, which SLURM ended for `ending` (None: it ended by itself).
+
+    `newest_step` is that of the newest checkpoint; `requeueable` whether SLURM would start the job again. Only what
+    training recorded is finished: srun may leave with 0 when a node dies.
     """
     last = history[-1]
     outcome = last.outcome
-    status = outcome["status"] if outcome else "finished" if exit_status == 0 else "crashed"
-    reason = (outcome or {}).get("reason")
+    status = outcome["status"] if outcome else "crashed"
     if status == "finished":
         return Decision(DONE, "training is finished")
     if status == "superseded":
         return SUPERSEDED
+    if ending == CANCELLED_BY_USER:
+        return _cancelled(newest_step)
+    reason = f"ended by {ending}" if ending else str((outcome or {}).get("reason"))
+    if ending == SILENT:
+        reason = "slurmctld did not answer in 10 s, so this is taken for a preemption"
     if status == "failed":
-        return Decision(STOP, str(reason), REFUSED)
-    if status == "crashed":
+        return Decision(STOP, str((outcome or {}).get("reason")), REFUSED)
+    crashed = status == "crashed" and ending is None
+    if crashed:
         reason = "it crashed"
         crashes = crashes_without_progress(history, newest_step)
         if crashes >= cluster.max_crashes:
             counted = f"{crashes} attempts in a row" if crashes > 1 else "the attempt"
             tail = _tail(last)
             return Decision(STOP, f"{counted} crashed without a new checkpoint; the last lines:\n{tail}", CRASHED)
-    failed = CRASHED if status == "crashed" else UNFINISHED  # so that jobs that wait for success do not start
+    failed = CRASHED if crashed else UNFINISHED  # so that jobs that wait for success do not start
     if not (cluster.requeue and requeueable):
         how = "cluster.requeue=false" if not cluster.requeue else "the job was submitted with --no-requeue"
         return Decision(STOP, f"{reason}; {how}: submit the same again to continue", failed)
     if sum(attempt.begun["job_id"] == last.begun["job_id"] for attempt in history) > cluster.max_requeues:
         limit = f"cluster.max_requeues={cluster.max_requeues} is reached"
         return Decision(STOP, f"{reason}; {limit}: submit the same again to continue", failed)
-    return Decision(REQUEUE, str(reason), 0, failed_nodes(last) if status == "crashed" else ())
+    return Decision(REQUEUE, reason, 0, failed_nodes(last) if crashed else ())
 
 
 def crashes_without_progress(history: Sequence[Attempt], newest_step: int) -> int:
     """Attempts of this job in a row, up to the last, that crashed and brought no newer checkpoint.
 
-    An attempt that was lost without a record is none of them: preemption without grace is no fault of the run.
+    An attempt that SLURM ended, or that was lost without a record, is none of them: preemption without grace is no
+    fault of the run.
     """
     count, after = 0, newest_step
     job = history[-1].begun["job_id"]
@@ -240,7 +291,8 @@ def crashes_without_progress(history: Sequence[Attempt], newest_step: int) -> in
         begun = attempt.begun
         if begun["job_id"] != job or attempt.outcome is not None or after > begun["from_step"]:
             break
-        count += (attempt.ended or {}).get("what") != "lost"
+        ended = attempt.ended or {}
+        count += ended.get("what") != "lost" and ended.get("slurm") is None
         after = begun["from_step"]
     return count
 
@@ -293,7 +345,10 @@ def _expanded(nodes: str) -> set[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Print the answer of one command; a ToolkitError ends with status 2."""
-    commands: dict[str, Callable[..., dict[str, str]]] = {"snapshot": snapshot, "begin": begin, "end": end}
+    commands: dict[str, Callable[..., dict[str, str]]] = {
+        **{"snapshot": snapshot, "begin": begin},
+        **{"signalled": signalled, "end": end},
+    }
     try:
         for name, value in commands[argv[0]](*argv[1:]).items():
             print(f"{name}={value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,30 @@ from typing import Any
 from gr00t.errors import ToolkitError
 
 TIMEOUT_SECONDS = 60.0
+
+# Variables that sbatch obeys before its script, and the keys of cluster.* that say the same: the launcher follows them.
+SBATCH_KEYS = {
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_QOS": "qos",
+    "SBATCH_RESERVATION": "reservation",
+    "SBATCH_CONSTRAINT": "constraint",
+    "SBATCH_TIMELIMIT": "time",
+    "SBATCH_MEM_PER_NODE": "memory",
+    "SBATCH_REQUEUE": "requeue",
+    "SBATCH_NO_REQUEUE": "requeue",
+}
+JOB_NAME = "SBATCH_JOB_NAME"
+# Those that would take from a job what the toolkit relies on: where its log is, when it is warned, how it is counted.
+SBATCH_LEFT_OUT = (
+    *("SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_SIGNAL", "SBATCH_OPEN_MODE"),
+    *("SBATCH_OUTPUT", "SBATCH_ERROR", "SBATCH_INPUT", "SBATCH_DEPENDENCY"),
+)
+_OF_A_JOB = re.compile(
+    r"SLURM_(?!CONF$|CLUSTERS$)|SLURMD_|SRUN_|PMI|GROOT_(JOB|CODE|CHECKOUT|PYTHON|CONTAINER|ATTEMPT|DEADLINE|CACHE|RESUME)"
+    r"|(MASTER_ADDR|MASTER_PORT|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|CUDA_VISIBLE_DEVICES)$"
+)
+_OF_OUTPUT = re.compile(r"(SQUEUE|SINFO|SACCT|SACCTMGR|SCONTROL)_|SLURM_(TIME_FORMAT|BITSTR_LEN)$")
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED", "SIGNALING")
 
 
@@ -21,13 +46,27 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def environment() -> dict[str, str]:
+    """This process's variables for SLURM's commands.
+
+    Without those of an enclosing job (salloc, a Jupyter server), which would pass for a new job's own, those that
+    change how answers are written, and those of sbatch that our scripts have taken in already or cannot work with.
+    """
+    inside = "SLURM_JOB_ID" in os.environ
+    ours = {*SBATCH_KEYS, *SBATCH_LEFT_OUT, JOB_NAME}
+    kept = {name: value for name, value in os.environ.items() if not (name in ours or _OF_OUTPUT.match(name))}
+    return {name: value for name, value in kept.items() if not (inside and _OF_A_JOB.match(name))}
+
+
 def slurm(*command: str, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
     """Run a command without a shell, with `text` on its standard input; with `check`, a failure is a ToolkitError."""
     name, shown = command[0], " ".join(command[:3]) + (" ..." if len(command) > 3 else "")
     if shutil.which(name) is None:
         raise ToolkitError(f"{name} is not on this machine. Log in to a node of the SLURM cluster, and start it there.")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, input=text)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, input=text, env=environment()
+        )
     except subprocess.TimeoutExpired:
         raise ToolkitError(
             f"{shown} gave no answer in {TIMEOUT_SECONDS:.0f} s: is slurmctld up? (scontrol ping)"
@@ -141,6 +180,13 @@ def seconds_of(text: str) -> int | None:
         parts = [0, *parts]
     hours, minutes, seconds = [*parts, 0, 0][:3]
     return int(match["days"] or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def in_time(seconds: int) -> str:
+    """Seconds as sbatch takes a time: 24:00:00, 2-00:00:00."""
+    days, rest = divmod(seconds, 86400)
+    clock = f"{rest // 3600:02}:{rest % 3600 // 60:02}:{rest % 60:02}"
+    return f"{days}-{clock}" if days else clock
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------

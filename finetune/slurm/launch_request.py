@@ -14,6 +14,7 @@ from typing import Any
 
 from finetune.recipe import FinetuneConfig
 from finetune.slurm.attempt_record import job_folder
+from finetune.slurm.cluster_queries import JOB_NAME, SBATCH_KEYS, SBATCH_LEFT_OUT, in_time
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.code_files import ROBOT_FILE
 from toolkit.commands import COMMANDS
@@ -180,6 +181,38 @@ def _typed(arguments: Mapping[str, str]) -> list[str]:
     return [f"{name}={raw}" for name, raw in arguments.items()]
 
 
+def _of_environment(point: Point) -> dict[str, tuple[str, str]]:
+    """What SBATCH_* variables say of a job, as sbatch would follow them: the variable, its key and value.
+
+    What was typed comes first, as an option of sbatch would.
+    """
+    found = {}
+    for variable, key_name in SBATCH_KEYS.items():
+        name, value = f"cluster.{key_name}", os.environ.get(variable)
+        if value is None or name in point:
+            continue
+        if key_name == "requeue":
+            value = "false" if "NO" in variable else "true"
+        elif key_name == "time" and value.isdecimal():
+            value = in_time(int(value) * 60)
+        found[variable] = (name, value)
+    return found
+
+
+def _notes_on_environment(point: Point) -> list[str]:
+    """What of the environment is followed, and what is not, a line each."""
+    followed = _of_environment(point)
+    notes = [f"{variable} of the environment is followed: {name}={raw}" for variable, (name, raw) in followed.items()]
+    for variable in sorted(name for name in os.environ if name.startswith("SBATCH_")):
+        if variable in SBATCH_LEFT_OUT:
+            notes.append(f"{variable} of the environment is not passed to sbatch: the toolkit sets that itself")
+        elif variable == JOB_NAME:
+            notes.append(f"{variable} of the environment is followed: jobs are named {os.environ[variable]}")
+        elif variable not in SBATCH_KEYS:
+            notes.append(f"{variable} of the environment is passed to sbatch, which puts it before the job's script")
+    return notes
+
+
 def _load(stage: str, arguments: Mapping[str, str]) -> Any:
     return load(stage, _typed(arguments), check_here=False)
 
@@ -203,7 +236,7 @@ class _Composer:
         self.points, self.swept = expand(arguments, groups, {**keys, **keys_of(LaunchConfig)})
 
     def compose(self) -> Request:
-        request = Request(self.launch, [])
+        request = Request(self.launch, [], _notes_on_environment(self.points[0]))
         runs = self._runs(request.notes)
         made: dict[Any, Task] = {}
         for point, (arguments, run) in zip(self.points, runs, strict=True):
@@ -262,6 +295,8 @@ class _Composer:
 
     def _finetune_arguments(self, point: Point) -> dict[str, str]:
         own = {name: raw for name, raw in point.items() if self._knows("finetune", name)}
+        for name, raw in _of_environment(point).values():
+            own[name] = raw
         for name in ("data_dir", "modality_config"):
             if name in point and own.setdefault(f"dataset.{name}", point[name]) != point[name]:
                 raise ToolkitError(

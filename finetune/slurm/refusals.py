@@ -15,7 +15,7 @@ from finetune.recipe import ClusterConfig, FinetuneConfig, check_finetune
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, recipe, robot_of
 from finetune.slurm import cluster_queries
 from finetune.slurm.attempt_record import jobs_of
-from finetune.slurm.cluster_queries import Partition, Queue, most
+from finetune.slurm.cluster_queries import Partition, Queue, in_time, most
 from finetune.slurm.launch_request import Request
 from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError, did_you_mean
@@ -242,10 +242,3 @@ def megabytes(text: str) -> float:
     if not number.isdecimal() or unit not in _MEMORY_UNITS:
         raise ToolkitError(f"cluster.memory={text} is no size that sbatch takes. Write 64G, or 0 for all of a node.")
     return int(number) * _MEMORY_UNITS[unit]
-
-
-def in_time(seconds: int) -> str:
-    """Seconds as sbatch takes a time: 24:00:00, 2-00:00:00."""
-    days, rest = divmod(seconds, 86400)
-    clock = f"{rest // 3600:02}:{rest % 3600 // 60:02}:{rest % 60:02}"
-    return f"{days}-{clock}" if days else clock

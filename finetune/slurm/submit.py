@@ -23,7 +23,7 @@ from rich.table import Table
 
 from finetune.recipe import ClusterConfig
 from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, describe_job, job_folder, note_elsewhere, now
-from finetune.slurm.cluster_queries import reason_of, slurm
+from finetune.slurm.cluster_queries import JOB_NAME, environment, reason_of, slurm
 from finetune.slurm.launch_request import Request, Task
 from finetune.slurm.refusals import check_request
 from finetune.slurm.render import RUN, render
@@ -181,14 +181,14 @@ def _array(tasks: Sequence[Task], bound: int | None, folder: Path) -> Batch:
     array = f"--array=0-{len(tasks) - 1}" + (f"%{bound}" if bound else "")
     script = render(
         dataclasses.replace(cluster, sbatch=[*cluster.sbatch, array]),
-        job_name=ARRAY_NAME,
+        job_name=job_name_of(ARRAY_NAME),
         stage="finetune",
         overrides=[],
         about=[f"{index}: {task.run_dir}" for index, task in enumerate(tasks)],
         output=output_in(folder, "%A_%a.out"),
         elements=folder / "elements",
     )
-    return Batch(list(tasks), script, ARRAY_NAME, elements=folder / "elements")
+    return Batch(list(tasks), script, job_name_of(ARRAY_NAME), elements=folder / "elements")
 
 
 def cluster_of(task: Task) -> ClusterConfig:
@@ -203,8 +203,8 @@ def cluster_of(task: Task) -> ClusterConfig:
 
 
 def job_name_of(name: str) -> str:
-    """A name made of letters that a job script takes."""
-    return re.sub(r"[^\w.+=-]+", "-", name)
+    """A name made of letters that a job script takes; that of SBATCH_JOB_NAME where the user has set one."""
+    return re.sub(r"[^\w.+=-]+", "-", os.environ.get(JOB_NAME) or name)
 
 
 def output_in(folder: Path, name: str) -> str:
@@ -320,6 +320,18 @@ def _note(batch: Batch, folder: Path) -> None:
         write_json(job_folder(task.run_dir, task.label) / RECORD, record)
 
 
+@contextmanager
+def _environment_for_sbatch() -> Iterator[None]:
+    """submitit passes this process's variables on: only those that a new job should see, for as long as that takes."""
+    before, wanted = dict(os.environ), environment()
+    for name in before.keys() - wanted.keys():
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
 def sbatch(script: str, options: Sequence[str], folder: Path) -> str:
     """Submit a script of ours through submitit and return the job's id.
 
@@ -328,7 +340,6 @@ def sbatch(script: str, options: Sequence[str], folder: Path) -> str:
     """
     _require_submitit()
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.helpers import clean_env
     from submitit.slurm.slurm import SlurmExecutor
 
     class OwnScript(SlurmExecutor):
@@ -338,9 +349,8 @@ def sbatch(script: str, options: Sequence[str], folder: Path) -> str:
         def _make_submission_command(self, submission_file_path: Path) -> list[str]:
             return ["sbatch", *options, str(submission_file_path)]
 
-    inside_a_job = "SLURM_JOB_ID" in os.environ
     try:
-        with clean_env() if inside_a_job else nullcontext():
+        with _environment_for_sbatch():
             return str(OwnScript(folder)._submit_command("").job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise ToolkitError(f"sbatch refused the job, nothing is queued: {' '.join(str(error).split())}") from None
