@@ -19,7 +19,7 @@ import numpy as np
 
 from gr00t.data.video import check_frame_size
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.file_replacement import parse_json
+from gr00t.file_reading import read_json
 
 CAMERAS = {"image": "base_camera", "wrist_image": "hand_camera"}  # key in the dataset: ManiSkill's sensor
 CONTROL_MODE = "pd_joint_pos"
@@ -142,11 +142,8 @@ def _read_meta(h5_path: Path) -> dict[str, Any]:
     path = h5_path.with_suffix(".json")
     if not path.is_file():
         raise ToolkitError(f"{h5_path}: {path.name} is missing beside it. ManiSkill writes both: copy it along.")
-    try:
-        meta = parse_json(path.read_text(encoding="utf-8"), path)
-    except UnicodeDecodeError as error:
-        raise ToolkitError(f"{path}: is not text ({error.reason}); the file is damaged: copy it again.") from error
-    missing = [f'"{key}"' for key in ("env_info", "episodes") if not isinstance(meta, dict) or key not in meta]
+    meta = read_json(path)
+    missing = [f'"{key}"' for key in ("env_info", "episodes") if key not in meta]
     if not missing and not (
         isinstance(meta["env_info"], dict) and isinstance(meta["env_info"].get("env_kwargs"), dict)
     ):

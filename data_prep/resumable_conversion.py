@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_prep.lerobot import EpisodeJob, EpisodeRecord
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import parse_json
 from gr00t.file_replacement import file_sha256, whole_file
 
 Place = tuple[str, int]  # part, episode index
@@ -41,9 +42,9 @@ class Unfinished:
         found: dict[Place, EpisodeRecord] = {}
         # Without the folder it was published: killed then, the journal is all that is left of it.
         if self.dataset.is_dir() and self._journal.is_file():
-            for line in self._journal.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in self._journal.read_text(encoding="utf-8", errors="replace").split("\n"):
                 with suppress(ValueError, TypeError):  # of a line that a full disk or a power failure cut off
-                    record = EpisodeRecord(**json.loads(line))
+                    record = EpisodeRecord(**parse_json(line, self._journal))
                     found[record.part, record.index] = record
         self.dataset.mkdir(parents=True, exist_ok=True)
         for job in jobs:

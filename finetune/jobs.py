@@ -28,7 +28,8 @@ from finetune.slurm.render import render
 from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
 from finetune.training import METRICS, STATUS
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.file_replacement import read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json
 from toolkit.command_line import run_main
 from toolkit.configuration import load_with_words
 from toolkit.declaration import key

@@ -17,7 +17,8 @@ import huggingface_hub
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes, is_disk_error
-from gr00t.file_replacement import read_json, real_path, whole_folder, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import real_path, whole_folder, write_json
 from gr00t.model import checkpoint_folder
 from toolkit.command_line import run_main
 from toolkit.declaration import key

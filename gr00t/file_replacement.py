@@ -40,29 +40,6 @@ class LockHeld(ToolkitError):
         self.holder = holder
 
 
-def parse_json(text: str, where: str | Path) -> Any:
-    """JSON text, or a ToolkitError that names the place."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ToolkitError(
-            f"{where}: not valid JSON ({error}). The file is damaged or was edited by hand: make or copy it again."
-        ) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; a missing or damaged one is named."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ToolkitError(f"{path} cannot be read ({reason}). Make or copy it again.") from None
-    data = parse_json(text, path)
-    if not isinstance(data, dict):
-        raise ToolkitError(f"{path}: expected a JSON object, not {type(data).__name__}. Make or copy it again.")
-    return data
-
-
 def write_json(path: Path, data: Any, *, sort_keys: bool = False) -> None:
     """Write JSON that is complete or absent, also after a crash."""
     write_text(path, json.dumps(data, indent=2, sort_keys=sort_keys) + "\n")

@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_replacement import read_json, write_json, write_text
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import CONDITIONS, Evaluation
 from simulation.report import AS_IT_IS, Difference, Summary, difference, many, paired_difference, plain, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report

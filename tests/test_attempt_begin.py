@@ -15,7 +15,7 @@ from slurm_cluster import ROOT, arguments
 from finetune.slurm import attempt
 from finetune.slurm import attempt_record as record
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 
 Overrides = list[str]
 

@@ -18,7 +18,8 @@ from finetune.slurm import attempt_record as record
 from finetune.slurm import cluster_queries as commands
 from finetune.slurm.attempt import Decision, crashes_without_progress, decide, exclusion, failed_nodes, has_started_over
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json
 from toolkit.code_files import check_code, snapshot_code
 
 CRASH = None

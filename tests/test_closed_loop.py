@@ -22,7 +22,8 @@ from data_prep.convert import convert_split
 from gr00t.data.step_reader import StepReader
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, Settings
 from simulation.closed_loop.policies import (

@@ -290,7 +290,7 @@ def test_a_dataset_of_another_lerobot_version_is_refused(dataset):
     ("name", "text", "message"),
     [
         ("info.json", "{", r"info\.json: not valid JSON"),
-        ("info.json", "[]", "expected a JSON object, found list"),
+        ("info.json", "[]", "expected a JSON object, not list"),
         ("modality.json", None, r"LeRobot's own datasets have no modality\.json"),
         ("episodes.jsonl", '{"episode_index": 0}\n', r"episodes\.jsonl, line 1: length is missing"),
         ("episodes.jsonl", "\n", "lists no episode"),

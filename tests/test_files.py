@@ -15,6 +15,7 @@ import pytest
 
 from gr00t import file_replacement
 from gr00t.errors import ToolkitError, disk_errors, disk_refusal, free_space, in_bytes, near_folder
+from gr00t.file_reading import read_json
 from gr00t.file_replacement import (
     LockHeld,
     checksum_path,
@@ -24,7 +25,6 @@ from gr00t.file_replacement import (
     is_sound,
     lock_in_turn,
     make_once,
-    read_json,
     recover,
     remove_leftovers,
     unsound,

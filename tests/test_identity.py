@@ -38,7 +38,8 @@ from finetune.training.run_folder import RunFolder
 from finetune.training.run_identity import Digests, run_identity
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import file_sha256, read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import file_sha256, write_json
 from toolkit.composition import read_yaml
 
 MORE = ("train.max_steps=2", "train.save_steps=1")

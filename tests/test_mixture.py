@@ -32,7 +32,7 @@ from gr00t.data.sampler import MIXTURE_BLOCK, MixtureOrder, SampleKey, TrainingO
 from gr00t.data.statistics import merge_statistics
 from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 from gr00t.model.checkpoint import read_config
 from toolkit.configuration import load
 

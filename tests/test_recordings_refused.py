@@ -129,8 +129,8 @@ def test_a_missing_json_is_named(raw, data):
     ("content", "message"),
     [
         (b'{"env_info"', "not valid JSON"),
-        (b"\xff\xfe\x00", "is not text"),
-        (b"[]", '"env_info" is missing'),
+        (b"\xff\xfe\x00", "it is no text"),
+        (b"[]", "expected a JSON object, not list"),
         (b'{"env_info": {}, "episodes": []}', r"env_info\.env_kwargs is missing"),
     ],
 )

@@ -19,7 +19,8 @@ from golden_files import golden_path
 from finetune.create_base import SPECIAL_TOKENS, architecture_json
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import VlmTokenizer
-from gr00t.file_replacement import read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json
 from gr00t.model.architecture import backbone_json, parse_backbone
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 

@@ -25,7 +25,7 @@ from finetune.plan.memory import (
 from finetune.plan.model_shapes import parameters, shape_of_architecture, shape_of_checkpoint
 from finetune.recipe import FinetuneConfig, check_batch, check_cache, check_divided, check_evaluation
 from gr00t.errors import ToolkitError, free_space, in_bytes
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 from gr00t.model.checkpoint_folder import resolve_folder
 from toolkit.declaration import key
 from toolkit.shared_keys import is_hub_id, modality_configs

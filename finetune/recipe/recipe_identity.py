@@ -15,7 +15,8 @@ from typing import Any
 
 from finetune.recipe.train_config import AugmentConfig, TrainConfig
 from gr00t.data.schema import comparable
-from gr00t.file_replacement import read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json
 from toolkit.composition import read_yaml
 from toolkit.declaration import keys_of
 

@@ -26,7 +26,8 @@ from finetune.release.model_card import check_card, write_card
 from finetune.release.run_facts import EXPERIMENT, Licence, RunFacts, left_out, licence_of, read_facts, small_files
 from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
-from gr00t.file_replacement import copy_file, read_json, whole_folder
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import copy_file, whole_folder
 from gr00t.model.checkpoint_folder import is_hub_error, weight_files
 from gr00t.model.finished_checkpoint import MANIFEST, write_manifest
 from toolkit.code_files import code_files, in_words, new_files, tracked_among

@@ -22,7 +22,7 @@ from finetune.training.run_folder import publishable
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 from gr00t.model.checkpoint import fingerprint
 from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
 from gr00t.model.finished_checkpoint import MANIFEST, CheckpointSummary, verify_checkpoint, verify_manifest

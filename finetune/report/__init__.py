@@ -14,7 +14,7 @@ from finetune.recipe.recipe_identity import flat, recipe
 from finetune.slurm.attempt_record import attempts, resolved
 from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 from toolkit.declaration import key
 
 Series = dict[str, tuple[list[int], list[float]]]  # steps and values by the measurement's name

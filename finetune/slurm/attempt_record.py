@@ -23,7 +23,8 @@ import yaml
 
 from finetune.slurm import cluster_queries
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import file_lock, read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import file_lock, write_json
 from toolkit.configuration import as_yaml
 
 RECORD = "submitted.json"  # in job/ of a run folder, or job-<stage>/

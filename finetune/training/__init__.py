@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 
 METRICS = "metrics.jsonl"  # a line each time something was measured
 STATUS = "status.json"  # running, finished, stopped or failed, and why

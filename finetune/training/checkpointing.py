@@ -28,7 +28,8 @@ from finetune.training import BEST
 from finetune.training.process_selftest import appears
 from finetune.training.stopping import AttemptToken
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import file_sha256, open_to_others, read_json, whole_folder, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import file_sha256, open_to_others, whole_folder, write_json
 from gr00t.model.checkpoint import not_finite
 
 FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")

@@ -33,6 +33,7 @@ from gr00t.data.dataset import Mixture, TrainingDataset
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_reading import read_json
 from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
@@ -92,7 +93,7 @@ class RunFolder:
 
     def _inputs(self) -> dict[str, str]:
         """The digests of the inputs as the run recorded them."""
-        return disk.read_json(self.run_dir / INPUTS) if (self.run_dir / INPUTS).is_file() else {}
+        return read_json(self.run_dir / INPUTS) if (self.run_dir / INPUTS).is_file() else {}
 
     def _with_robot(self, start: Checkpoint) -> dict[str, Any]:
         """The identity of a checkpoint. One of before the modality configuration was part of it takes that of its own
@@ -254,7 +255,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _mark(folder: Path) -> dict[str, Any] | None:
-    return disk.read_json(folder / RELEASE_MARK) if (folder / RELEASE_MARK).is_file() else None
+    return read_json(folder / RELEASE_MARK) if (folder / RELEASE_MARK).is_file() else None
 
 
 def _foreign(folder: Path) -> str | None:

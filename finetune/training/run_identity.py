@@ -33,7 +33,8 @@ from gr00t.data.processor_files import TOKENIZER_SUFFIXES, processor_sources
 from gr00t.data.schema import comparable
 from gr00t.data.statistics import Tail
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import file_sha256, read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import file_sha256, write_json
 from gr00t.model.architecture import backbone_file
 from gr00t.model.checkpoint import fingerprint, read_config
 from gr00t.model.checkpoint_folder import architecture_folder, read_config_json, weight_files

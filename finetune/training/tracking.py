@@ -26,7 +26,8 @@ from finetune.training import ARTIFACTS, METRICS, STATUS
 from finetune.training.checkpointing import Best
 from finetune.training.stopping import Stopped, ThisAttempt
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_replacement import read_json, write_json, write_text
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json, write_text
 from gr00t.model.finished_checkpoint import MANIFEST
 from toolkit.progress import NOTE, progress_bar
 from toolkit.wandb_session import start_run

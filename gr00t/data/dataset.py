@@ -28,7 +28,8 @@ from gr00t.data.statistics import Statistics, Tail, merge_statistics, start_fram
 from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import FeatureStore
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import file_sha256, is_sound, make_once, read_json, write_checksum, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import file_sha256, is_sound, make_once, write_checksum, write_json
 
 FORMAT = 1  # raised when the same data would give other statistics
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import parse_json
+from gr00t.file_reading import read_json, read_json_lines
 
 V3 = "v3.0"
 _INCOMPLETE = (
@@ -45,19 +45,12 @@ class MetaFolder:
 
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object in a file."""
-        value = parse_json(self._text(name), self.folder / name)
-        if not isinstance(value, dict):
-            raise ToolkitError(f"{self.folder / name}: expected a JSON object, found {type(value).__name__}.")
-        return value
+        return read_json(self.folder / name, self._remedy(name))
 
     def lines(self, name: str, *keys: str) -> list[dict[str, Any]]:
         """The objects in a file of JSON lines, each with these keys."""
         records = []
-        for number, line in enumerate(self._text(name).splitlines(), start=1):
-            if not line.strip():
-                continue
-            where = f"{self.folder / name}, line {number}"
-            record = parse_json(line, where)
+        for where, record in read_json_lines(self.folder / name, self._remedy(name)):
             missing = [key for key in keys if not isinstance(record, dict) or key not in record]
             if missing:
                 raise ToolkitError(f"{where}: {', '.join(missing)} is missing; prepare the dataset again.")
@@ -80,19 +73,13 @@ class MetaFolder:
             problem = str(error).partition(". ")[0]  # what follows is pyarrow's guess at a remedy
             raise ToolkitError(f"{path} cannot be read ({problem}). {_INCOMPLETE}") from error
 
-    def _text(self, name: str) -> str:
-        path = self.folder / name
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            hint = (
-                " LeRobot's own datasets have no modality.json; this proposes one and writes it: "
-                f"python -m data_prep.adopt dataset={self.root} write=true"
-                if name == "modality.json"
-                else ""
-            )
-            raise ToolkitError(f"{path}: cannot be read ({reason}).{hint}") from error
+    def _remedy(self, name: str) -> str:
+        if name != "modality.json":
+            return "Copy or prepare the dataset again."
+        return (
+            "LeRobot's own datasets have no modality.json; this proposes one and writes it: "
+            f"python -m data_prep.adopt dataset={self.root} write=true"
+        )
 
 
 def read_tasks(meta: MetaFolder, version: str) -> dict[int, str]:

@@ -26,10 +26,10 @@ from gr00t.data.frame_tables import TableImages, open_camera, table_images
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError, disk_errors, in_bytes
+from gr00t.file_reading import read_json
 from gr00t.file_replacement import (
     checksum_path,
     open_to_others,
-    read_json,
     unsound,
     whole_file,
     whole_folder,

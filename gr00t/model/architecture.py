@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig

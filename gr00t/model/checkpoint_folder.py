@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gr00t.errors import ToolkitError, did_you_mean, near_folder
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 from gr00t.model.architecture import RELEASED_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
 
 CONFIG_NAME = "config.json"

@@ -15,7 +15,8 @@ import torch
 
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, near_folder
-from gr00t.file_replacement import file_sha256, parse_json, read_json, write_json
+from gr00t.file_reading import parse_json, read_json, read_text
+from gr00t.file_replacement import file_sha256, write_json
 from gr00t.model.architecture import resolve_backbone
 from gr00t.model.checkpoint import LM_HEAD, StoredTensor, check_tensors, read_config, read_headers
 from gr00t.model.checkpoint_folder import (
@@ -131,7 +132,7 @@ def verify_checkpoint(folder: Path) -> CheckpointSummary:
         if path.suffix in (".json", ".jinja", ".txt") and path.is_file():
             refuse_lfs_pointer(path)
             if path.suffix == ".json":
-                parse_json(path.read_text(encoding="utf-8"), path)
+                parse_json(read_text(path), path)
     stored = read_headers(folder)
     if (folder / INDEX_NAME).is_file():
         _check_index(folder, stored)

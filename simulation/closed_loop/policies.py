@@ -22,7 +22,7 @@ from data_prep.maniskill import Episode as Recorded
 from gr00t.data.sampler import Stream, torch_seed
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.scenes import ENV_ID
 from simulation.scenes.factors import FIRST_EVALUATION_SEED, Episode

@@ -20,7 +20,8 @@ from typing import Any
 import h5py
 
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
-from gr00t.file_replacement import file_lock, read_json, whole_folder, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import file_lock, whole_folder, write_json
 from gr00t.processes import first_done, one_thread_each, worker_pool
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.factors import FIRST_EVALUATION_SEED, split_factors

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mani_skill.utils.wrappers.record import RecordEpisode
 
-from gr00t.file_replacement import read_json, write_json
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json
 from gr00t.processes import settle_in
 from simulation.record import ATTEMPTS, RecordConfig
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_replacement import read_json, write_json, write_text
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import CONDITIONS, FORMAT, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
 from simulation.report import AS_IT_IS, Counted, Difference, Share, Summary, plain, summarize
 from simulation.report.closed_loop_page import command, page, video_caption, video_file

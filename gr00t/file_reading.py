@@ -1,0 +1,101 @@
+"""Text, JSON and JSON lines that others may have written, damaged or tampered with: read right, or refused in one line
+that names the file. What is no regular file is refused here for every reader."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gr00t.errors import ToolkitError, in_bytes
+
+MOST_TEXT = 2**28  # bytes; meta files of 300,000 episodes are below it
+DEEPEST = 100  # lists and objects in each other; few readers of what is read bear much more
+AGAIN = "Make or copy it again."
+_LINE_END = re.compile(r"\r\n?|\n")  # str.splitlines takes U+2028 and others besides, which JSON has within strings
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # written in pairs; half of one is in no encoding, so in no file name
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def refuse_special(path: Path) -> None:
+    """Raise ToolkitError for a folder, named pipe, socket or device, which a reader may wait for without end.
+
+    A missing file is left to the reader, which says so in its own words.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except (OSError, ValueError):
+        return
+    if kind != stat.S_IFREG:
+        what = _KINDS.get(kind, "something else")
+        raise ToolkitError(f"{path} is {what}, where a file is expected. Remove it and copy the file there.")
+
+
+def read_text(path: Path, remedy: str = AGAIN) -> str:
+    """A text file in UTF-8, or in UTF-16 if it says so in its first bytes; a byte order mark is no part of the text.
+
+    What cannot be read raises ToolkitError, which ends with `remedy`.
+    """
+    refuse_special(path)
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MOST_TEXT + 1)
+        text = data[: MOST_TEXT + 1].decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ToolkitError(f"{path} cannot be read ({reason}). {remedy}") from None
+    if len(data) > MOST_TEXT:
+        raise ToolkitError(f"{path} cannot be read (texts above {in_bytes(MOST_TEXT)} are not). {remedy}")
+    return text
+
+
+def parse_json(text: str, where: str | Path) -> Any:
+    """JSON text, or a ToolkitError that names the place; lists and objects lie at most DEEPEST deep in each other."""
+    try:
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        _check_depth(value)
+    except (ValueError, RecursionError) as error:
+        problem = "nested without end" if isinstance(error, RecursionError) else str(error)
+        raise ToolkitError(
+            f"{where}: not valid JSON ({problem}). The file is damaged or was edited by hand: make or copy it again."
+        ) from None
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        inside = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level = [part for parts in inside for part in parts if isinstance(part, dict | list)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def read_json(path: Path, remedy: str = AGAIN) -> dict[str, Any]:
+    """The JSON object in a file; a missing or damaged one is named, with `remedy` where it cannot be read."""
+    data = parse_json(read_text(path, remedy), path)
+    if not isinstance(data, dict):
+        raise ToolkitError(f"{path}: expected a JSON object, not {type(data).__name__}. Make or copy it again.")
+    return data
+
+
+def read_json_lines(path: Path, remedy: str = AGAIN) -> Iterator[tuple[str, Any]]:
+    """(place in words, value) of each line of a file of JSON lines that is not blank, whatever its line ends are."""
+    for number, line in enumerate(_LINE_END.split(read_text(path, remedy)), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_json(line, where)
