@@ -33,6 +33,7 @@ from gr00t.data.sampler import SampleKey, Stream, torch_seed
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.model import cpu_kernels
 from gr00t.model.checkpoint_folder import resolve_folder
+from gr00t.model.finished_checkpoint import check_fit
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7, compile_for_training, compiles
 from toolkit.command_line import stop_signals
 
@@ -102,6 +103,7 @@ def _recipe(attempt: ThisAttempt) -> FinetuneResult:
 
     processor = dataloader.build_processor(Gr00tN1d7Processor.from_pretrained(base), mixture, config)
     model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
+    check_fit(processor, model, base)
     if config.dataset.frames == "store":
         for reader in mixture.readers:
             caches.use_frame_store(attempt, reader)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import check_types
 from gr00t.model.architecture import DEFAULT_DIFFUSION_MODEL, RELEASED_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
 from gr00t.model.checkpoint_folder import MODEL_TYPE
 
@@ -60,6 +61,7 @@ class TransformerConfig:
         for key in ("num_layers", "num_attention_heads", "attention_head_dim"):
             if not isinstance(data.get(key), int) or data[key] < 1:
                 raise ToolkitError(f"{where}.{key} must be a positive integer, not {data.get(key)!r}.")
+        check_types(cls, data, f"{where}.")
         config = cls(**data)
         for key, value in _FIXED.items():
             if getattr(config, key) != value:
@@ -98,7 +100,7 @@ class Gr00tN1d7Config(PretrainedConfig):
     image_target_size: Any = (256, 256)
     shortest_image_edge: int | None = None
     crop_fraction: float | None = None
-    random_rotation_angle: int | None = None
+    random_rotation_angle: float | None = None
     color_jitter_params: Any = None
     use_albumentations_transforms: bool = True
     letter_box_transform: bool = False

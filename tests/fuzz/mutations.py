@@ -1,5 +1,5 @@
 """Damages to a folder of small files, as plain data: drawn by hypothesis, applied to a copy, and written into a report
-from which each can be repeated. What is damaged is drawn by the format of a file: bytes, JSON values, columns, nodes."""
+from which each can be repeated. What they change follows the format of a file: bytes, JSON values, columns, nodes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def _of_file(root: Path, name: str, files: list[str]) -> st.SearchStrategy[Mutat
     kinds: list[st.SearchStrategy[tuple[str, list[Any]]]] = [
         st.tuples(st.just("bytes_changed"), _bytes(path.stat().st_size)),
         st.tuples(st.just("file_replaced"), st.tuples(st.sampled_from(FILES)).map(list)),
-        st.tuples(st.just("swapped"), st.tuples(others.map(lambda o: os.path.relpath(root / o, path.parent))).map(list)),
+        st.tuples(
+            st.just("swapped"), st.tuples(others.map(lambda o: os.path.relpath(root / o, path.parent))).map(list)
+        ),
     ]
     formats = {".json": _json, ".jsonl": _json, ".parquet": _table, ".h5": _hdf5, ".safetensors": _header}
     formats |= {".txt": _text, ".jinja": _text, ".yaml": _text, ".arrow": _table}
@@ -114,12 +116,39 @@ def swapped(path: Path, other: str) -> None:
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 NESTED = "[" * 100_000 + "]" * 100_000
-TEXTS = ("", "x", "../../etc/passwd", "/etc/passwd", "%s%n", "\x00", "\ud800", "😀" * 50, "A" * 100_000, "NaN", "1", "a/b")
+TEXTS = (
+    "",
+    "x",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "%s%n",
+    "\x00",
+    "\ud800",
+    "😀" * 50,
+    "A" * 100_000,
+    "NaN",
+    "1",
+    "a/b",
+)
 TEMPLATES = (
     *("{episode_index:>3000000000}", "{0.__class__}", "{episode_index.__class__.__mro__}", "{unknown}", "{", "{}"),
     *("{episode_index!r:>9}", "../../{episode_index}.parquet", "{episode_index:06d}/../../../../etc/passwd", "{:d}"),
 )
-NUMBERS = ("-1", "0", "1", "2", "3.7", "1e308", "1e400", "-1e400", "NaN", "1" + "0" * 30, str(2**31), str(2**63), str(2**64))
+NUMBERS = (
+    "-1",
+    "0",
+    "1",
+    "2",
+    "3.7",
+    "1e308",
+    "1e400",
+    "-1e400",
+    "NaN",
+    "1" + "0" * 30,
+    str(2**31),
+    str(2**63),
+    str(2**64),
+)
 PLAIN = ("null", "true", "false", "[]", "{}", "[null]", '["a"]', "[[[]]]", '{"a": {}}', "[1, 2]", "1" * 5000, NESTED)
 RAW = (*NUMBERS, "1000000000", "-1000000000000000000000000000000", "1e-9", *PLAIN)
 _MARK = "@@mutated@@"
@@ -127,7 +156,9 @@ _MARK = "@@mutated@@"
 
 def _json(path: Path) -> st.SearchStrategy[tuple[str, list[Any]]]:
     """A change of a value anywhere in the document (or in one line of a file of lines), chosen by `place`."""
-    change = st.sampled_from(["value", "value", "value", "value", "deleted", "renamed", "added", "doubled", "whole", "utf-8"])
+    change = st.sampled_from(
+        ["value", "value", "value", "value", "deleted", "renamed", "added", "doubled", "whole", "utf-8"]
+    )
     values = st.one_of(st.sampled_from(RAW), st.sampled_from([json.dumps(text) for text in (*TEXTS, *TEMPLATES)]))
     return st.tuples(st.just("json_changed"), st.tuples(change, st.integers(0, 10**6), values).map(list))
 
@@ -185,8 +216,22 @@ def _paths(value: Any, above: tuple = ()) -> Any:
 # -- texts that are programs -------------------------------------------------------------------------------------------
 
 SNIPPETS = (
-    *("{{ 1 / 0 }}", "{% for", "{{ unknown.attribute }}", "{% raw %}", "{{ messages.__class__ }}", "{{ raise_exception('x') }}"),
-    *("\x00", "\ud800", "<|image_pad|>", "\t", "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n", "!!python/object:os.system x"),
+    *(
+        "{{ 1 / 0 }}",
+        "{% for",
+        "{{ unknown.attribute }}",
+        "{% raw %}",
+        "{{ messages.__class__ }}",
+        "{{ raise_exception('x') }}",
+    ),
+    *(
+        "\x00",
+        "\ud800",
+        "<|image_pad|>",
+        "\t",
+        "a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+        "!!python/object:os.system x",
+    ),
     *("- x\n", ": :", "&a [*a]", "é", "#version: 0.2\n", "{{ 'x' * 10 }}", "split: [1]\n", "train: null\n", "? {}"),
 )
 

@@ -1,4 +1,4 @@
-"""What is damaged, and the programs that then read it: sound small inputs of every kind, made with the toolkit itself."""
+"""What is damaged, and the programs that then read it: sound small inputs of every kind, made with the toolkit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def make_inputs(folder: Path) -> None:
     """Every sound input, below `folder`; takes half a minute."""
     raw = write_split(folder / "raw", train=[18, 20, 17], conflict=[17])
     convert_split(raw, folder / "v21", "color_object", INSTRUCTION, MODALITY_CONFIG, progress=False)
-    write_dataset(folder / "images/color_object/train", "v2.1", lambda *which: {"bytes": encoded(drawn(*which)), "path": ""})
+    write_dataset(
+        folder / "images/color_object/train", "v2.1", lambda *which: {"bytes": encoded(drawn(*which)), "path": ""}
+    )
     shutil.copytree(Path(__file__).parents[1] / "lerobot_v3/recorded", folder / "v30/color_object/train")
     for name in ("v30", "images"):
         adopt(load("adopt", ["local=none", f"dataset={folder}/{name}/color_object/train", "write=true"]))
@@ -58,16 +60,37 @@ def make_inputs(folder: Path) -> None:
     finetune(load("finetune", training(folder, folder / "v21", folder, *STEPS)))
     shutil.rmtree(folder / "run/checkpoint-2")  # a step is left to do
     attempt = attempt_record.begin(folder / "run", "12", {"job_name": "x", "nodes": "n1", "log": None})
-    for name, content in (("outcome", {"status": "finished", "reason": ""}), ("ended", {"what": "done", "reason": "x"})):
+    for name, content in (
+        ("outcome", {"status": "finished", "reason": ""}),
+        ("ended", {"what": "done", "reason": "x"}),
+    ):
         write_json(attempt.folder / f"{name}.json", content)
 
 
 def training(sound: Path, data: Path, out: Path, *more: str) -> list[str]:
     """Arguments of the smallest fine-tune; what `more` says takes the place of it."""
     arguments = [
-        *("local=none", "experiment=demo", "split=color_object", f"dataset.data_dir={data}", f"model.base={sound}/base"),
-        *(f"run_dir={out}/run", f"output_dir={out}/done", f"cache_dir={out}/cache", "train.max_steps=1", "tracking=none"),
-        *("train.global_batch_size=2", "train.log_steps=1", "train.num_workers=0", "device=cpu", "train.save_steps=100"),
+        *(
+            "local=none",
+            "experiment=demo",
+            "split=color_object",
+            f"dataset.data_dir={data}",
+            f"model.base={sound}/base",
+        ),
+        *(
+            f"run_dir={out}/run",
+            f"output_dir={out}/done",
+            f"cache_dir={out}/cache",
+            "train.max_steps=1",
+            "tracking=none",
+        ),
+        *(
+            "train.global_batch_size=2",
+            "train.log_steps=1",
+            "train.num_workers=0",
+            "device=cpu",
+            "train.save_steps=100",
+        ),
     ]
     return [f"{name}={value}" for name, value in dict(text.split("=", 1) for text in [*arguments, *more]).items()]
 
@@ -112,7 +135,12 @@ def continue_from(sound: Path, root: Path) -> None:
 
 
 def release(sound: Path, root: Path) -> None:
-    where = (f"checkpoint={root}", f"run_dir={sound}/run", f"out={root.parent}/published", f"reports_dir={root.parent}/r")
+    where = (
+        f"checkpoint={root}",
+        f"run_dir={sound}/run",
+        f"out={root.parent}/published",
+        f"reports_dir={root.parent}/r",
+    )
     started("finetune.release", "split=color_object", "local=none", *where, "overwrite=true", "base_model=a/b")
 
 
@@ -126,7 +154,9 @@ def resume(sound: Path, root: Path) -> None:
 
 
 def report(sound: Path, root: Path) -> None:
-    started("finetune.report", str(root), f"out={root.parent}/report.html", "local=none", f"reports_dir={root.parent}/r")
+    started(
+        "finetune.report", str(root), f"out={root.parent}/report.html", "local=none", f"reports_dir={root.parent}/r"
+    )
 
 
 def jobs(sound: Path, root: Path) -> None:
@@ -134,11 +164,29 @@ def jobs(sound: Path, root: Path) -> None:
 
 
 def release_run(sound: Path, root: Path) -> None:
-    where = (f"checkpoint={sound}/done", f"run_dir={root}", f"out={root.parent}/published", f"reports_dir={root.parent}/r")
+    where = (
+        f"checkpoint={sound}/done",
+        f"run_dir={root}",
+        f"out={root.parent}/published",
+        f"reports_dir={root.parent}/r",
+    )
     started("finetune.release", "split=color_object", "local=none", *where, "overwrite=true", "base_model=a/b")
 
 
 PROGRAMS: dict[str, Program] = {
     function.__name__: function
-    for function in (doctor, train, convert, act, evaluate, continue_from, release, plan, resume, report, jobs, release_run)
+    for function in (
+        doctor,
+        train,
+        convert,
+        act,
+        evaluate,
+        continue_from,
+        release,
+        plan,
+        resume,
+        report,
+        jobs,
+        release_run,
+    )
 }

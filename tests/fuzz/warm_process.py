@@ -1,7 +1,7 @@
 """Programs on damaged inputs, each in a child that is forked from this process, which has imported everything once:
 
     python tests/fuzz/warm_process.py checkpoint --mutations 500 --seed 1 --folder .cache/fuzz
-    python tests/fuzz/warm_process.py checkpoint --repeat '{"program": ..., "mutation": [...]}'   (a line of failures.jsonl)
+    python tests/fuzz/warm_process.py checkpoint --repeat '{"program": ..., "mutation": [...]}' # a line of failures.jsonl
 
 A child may succeed, or end with one of our errors, which names a file, within limits of time and memory. Anything else
 is written to failures.jsonl, and does not end the search."""
@@ -23,7 +23,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/fuzz")]
-os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "WANDB_MODE": "offline",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 import cv2
 import torch
@@ -74,7 +79,9 @@ class Outcome:
     def _place(self) -> str:
         """The last line of ours in the traceback, and the exception."""
         ours = re.findall(rf'File "{re.escape(str(ROOT))}/((?!\.venv|tests)[^"]+)", line (\d+)', self.output)
-        lines = [line for line in self.output.splitlines() if re.match(r"[\w.]+(Error|Exception|Warning|Refused)\b", line)]
+        lines = [
+            line for line in self.output.splitlines() if re.match(r"[\w.]+(Error|Exception|Warning|Refused)\b", line)
+        ]
         return f"{':'.join(ours[-1]) if ours else '?'} {lines[-1].partition(':')[0] if lines else '?'}"
 
 
@@ -164,7 +171,9 @@ class Search:
 
     def search(self, count: int, start: int) -> None:
         """Draw mutations and try each; a fault is written down."""
-        drawn = st.tuples(st.sampled_from(self.target.programs), mutations(self.sound / self.target.folder / self.target.damaged))
+        drawn = st.tuples(
+            st.sampled_from(self.target.programs), mutations(self.sound / self.target.folder / self.target.damaged)
+        )
 
         @seed(start)
         @settings(
@@ -189,7 +198,6 @@ class Search:
                     file.write(json.dumps({**record, "seed": start, "end": outcome.output[-2500:]}) + "\n")
 
         each()
-
 
 
 def main() -> None:
