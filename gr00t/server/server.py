@@ -193,7 +193,7 @@ def check_size(value: Any, max_batch: int) -> None:
         height, width = value.shape[2:4]
         if max(height, width) > MAX_SIDE:
             raise ToolkitError(f"Images of {height} x {width} pixels: {MAX_SIDE} a side are allowed.")
-        if max(height, width) > MAX_RATIO * min(height, width):
+        if value.size and value.shape[4] == 3 and max(height, width) > MAX_RATIO * min(height, width):
             raise ToolkitError(
                 f"Images of {height} x {width} pixels are too narrow: one side may be {MAX_RATIO} times the other."
             )

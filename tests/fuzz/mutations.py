@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
+import msgpack
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
+
+from gr00t.server.messages import pack
 
 SPARSE_BYTES = 3 * 2**30
 
@@ -51,7 +54,7 @@ def _of_file(root: Path, name: str, files: list[str]) -> st.SearchStrategy[Mutat
         ),
     ]
     formats = {".json": _json, ".jsonl": _json, ".parquet": _table, ".h5": _hdf5, ".safetensors": _header}
-    formats |= {".txt": _text, ".jinja": _text, ".yaml": _text, ".arrow": _table}
+    formats |= {".msgpack": _request, ".txt": _text, ".jinja": _text, ".yaml": _text, ".arrow": _table}
     own = formats.get(path.suffix)
     if own is not None:  # three times in four
         kinds += [own(path)] * 9
@@ -379,6 +382,51 @@ def header_changed(path: Path, change: str, place: int, value: str) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + tensors)
 
 
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+ARRAYS = (
+    *(
+        np.zeros(shape, np.uint8)
+        for shape in ((1, 1, 1, 4096, 3), (1, 1, 4096, 1, 3), (4, 1, 4, 2000, 3), (1, 1, 0, 9, 3))
+    ),
+    *(np.zeros(shape, np.uint8) for shape in ((99, 1, 8, 8, 3), (1, 9, 8, 8, 3), (1, 1, 8, 8, 4), (1,) * 8, (8, 8, 3))),
+    *(np.zeros((1, 1, 8, 8, 3), kind) for kind in ("f4", "f8", "u2", "i1", "?")),
+    *(np.full((1, 1, 7), value, "f4") for value in (np.nan, np.inf, 1e38, 0)),
+    *(np.zeros((1, 1, 7), kind) for kind in ("f8", "f2", "i8")),
+)
+SIZES = ("dd", "df", "c6", "db", "c9")  # an array, map, bytes, text and extension of 4 GiB
+MESSAGES = (
+    *(pack(array) for array in ARRAYS),
+    *(
+        msgpack.packb(value)
+        for value in (None, True, -1, 2**63, 1e308, np.nan, "", "x" * 20_000, "x" * 1_001, [], {}, [[]])
+    ),
+    *(
+        msgpack.packb(value)
+        for value in ({"nd": True}, {"nd": 1, "kind": "O", "type": "|O", "data": b"x"}, {1: 2}, ["x"] * 5_000)
+    ),
+    *(bytes.fromhex(f"{size}ffffffff") for size in SIZES),
+    *(b"\x91" * 100_000 + b"\xc0", b"\x91" * 500 + b"\xc0", b"\xd6\xff" + bytes(4), b"\xc1", b"\xa2\xff\xfe", b""),
+)
+
+
+def _request(path: Path) -> st.SearchStrategy[tuple[str, list[Any]]]:
+    arguments = st.tuples(st.integers(0, 10**4), st.integers(0, len(MESSAGES) - 1)).map(list)
+    return st.tuples(st.just("request_changed"), arguments)
+
+
+def request_changed(path: Path, place: int, number: int) -> None:
+    """The `place`-th value of a request becomes the `number`-th of MESSAGES."""
+    document = msgpack.unpackb(path.read_bytes(), strict_map_key=False)
+    paths = list(_paths(document))
+    *above, last = paths[place % len(paths)]
+    holder = document
+    for key in above:
+        holder = holder[key]
+    holder[last] = _MARK
+    path.write_bytes(msgpack.packb(document).replace(msgpack.packb(_MARK), MESSAGES[number]))
+
+
 def copied(source: Path, target: Path) -> Path:
     """A fresh copy of a sound folder."""
     shutil.rmtree(target, ignore_errors=True)
@@ -388,4 +436,4 @@ def copied(source: Path, target: Path) -> Path:
 KINDS: dict[str, Callable[..., None]] = {
     function.__name__: function
     for function in (bytes_changed, file_replaced, swapped, json_changed, text_changed, table_changed, node_changed)
-} | {"header_changed": header_changed}
+} | {"header_changed": header_changed, "request_changed": request_changed}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import runpy
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,18 +16,23 @@ from data_prep.adopt import adopt
 from data_prep.convert import convert_split
 from finetune.create_base import create_base
 from finetune.slurm import attempt_record
+from finetune.training import checkpointing
 from finetune.training.train import finetune
-from gr00t.file_replacement import write_json
+from gr00t.file_replacement import file_sha256, write_json
+from gr00t.model.gr00t_n1 import GR00TPolicy
+from gr00t.serve import example_observation
+from gr00t.server.messages import pack
+from gr00t.server.server import Endpoints
 from toolkit.configuration import load
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ("train.save_steps=1", "train.max_steps=2", "train.eval_steps=1")
-Program = Callable[[Path, Path], None]  # of the sound inputs and the damaged folder
 
 
 @dataclass(frozen=True)
 class Target:
-    """`folder` of the sound inputs is copied for each mutation, `damaged` is the part of it that is mutated."""
+    """`folder` of the sound inputs is copied for each mutation, `damaged` is the part of it that is mutated; programs are
+    functions below, of the sound inputs and of the damaged folder."""
 
     folder: str
     damaged: str
@@ -41,7 +45,8 @@ TARGETS = {
     "dataset_images": Target("images", "color_object/train", ("doctor", "train")),
     "recording": Target("raw", "color_object", ("convert",)),
     "checkpoint": Target("done", ".", ("act", "act", "evaluate", "continue_from", "release", "plan")),
-    "run": Target("run", ".", ("resume", "resume", "resume", "report", "jobs", "release_run")),
+    "request": Target("requests", ".", ("answer",)),
+    "run": Target("run", ".", ("resume", "resume_sealed", "resume_sealed", "report", "jobs", "release_run")),
 }
 
 
@@ -58,6 +63,7 @@ def make_inputs(folder: Path) -> None:
     create_base(load("create_base", ["model=tiny", "local=none", f"out={folder}/base", "dtype=fp32"]))
     # beside the run lies what it finished
     finetune(load("finetune", training(folder, folder / "v21", folder, *STEPS)))
+    write_requests(GR00TPolicy.from_pretrained(folder / "done"), folder / "requests")
     shutil.rmtree(folder / "run/checkpoint-2")  # a step is left to do
     attempt = attempt_record.begin(folder / "run", "12", {"job_name": "x", "nodes": "n1", "log": None})
     for name, content in (
@@ -65,6 +71,19 @@ def make_inputs(folder: Path) -> None:
         ("ended", {"what": "done", "reason": "x"}),
     ):
         write_json(attempt.folder / f"{name}.json", content)
+
+
+def write_requests(policy: GR00TPolicy, folder: Path) -> None:
+    """An observation in both forms, and the other endpoints."""
+    nested = example_observation(policy, "pick up the red cube")
+    flat = {f"{kind}.{name}": value for kind in ("video", "state") for name, value in nested[kind].items()}
+    requests = {"nested": {"observation": nested}, "flat": {"observation": flat | nested["language"]}}
+    folder.mkdir()
+    for name, data in requests.items():
+        (folder / f"{name}.msgpack").write_bytes(
+            pack({"endpoint": "get_action", "data": {**data, "options": {"seed": 1}}})
+        )
+    (folder / "reset.msgpack").write_bytes(pack({"endpoint": "reset", "data": {"options": None}}))
 
 
 def training(sound: Path, data: Path, out: Path, *more: str) -> list[str]:
@@ -153,6 +172,22 @@ def resume(sound: Path, root: Path) -> None:
     started("launch_finetune_local.py", *training(sound, sound / "v21", root, *STEPS, *out))
 
 
+def resume_sealed(sound: Path, root: Path) -> None:
+    """As where the checkpoint was written so: its manifest fits, and the damage is met where the content is used."""
+    folder = root / "checkpoint-1"
+    files = [folder / name for name in checkpointing.FILES if (folder / name).is_file()]
+    write_json(folder / "manifest.json", {path.name: file_sha256(path) for path in files})
+    resume(sound, root)
+
+
+def answer(sound: Path, root: Path) -> None:
+    """A policy's replies to requests, each within the limits of one."""
+    endpoints = Endpoints(GR00TPolicy.from_pretrained(sound / "done"), max_batch=4)
+    for path in sorted(root.iterdir()):
+        reply = endpoints.answer(path.read_bytes() if path.is_file() else b"")
+        print(path.name, reply.error or "answered")
+
+
 def report(sound: Path, root: Path) -> None:
     started(
         "finetune.report", str(root), f"out={root.parent}/report.html", "local=none", f"reports_dir={root.parent}/r"
@@ -171,22 +206,3 @@ def release_run(sound: Path, root: Path) -> None:
         f"reports_dir={root.parent}/r",
     )
     started("finetune.release", "split=color_object", "local=none", *where, "overwrite=true", "base_model=a/b")
-
-
-PROGRAMS: dict[str, Program] = {
-    function.__name__: function
-    for function in (
-        doctor,
-        train,
-        convert,
-        act,
-        evaluate,
-        continue_from,
-        release,
-        plan,
-        resume,
-        report,
-        jobs,
-        release_run,
-    )
-}

@@ -1,7 +1,7 @@
 """Programs on damaged inputs, each in a child that is forked from this process, which has imported everything once:
 
     python tests/fuzz/warm_process.py checkpoint --mutations 500 --seed 1 --folder .cache/fuzz
-    python tests/fuzz/warm_process.py checkpoint --repeat '{"program": ..., "mutation": [...]}' # a line of failures.jsonl
+    python tests/fuzz/warm_process.py checkpoint --repeat LINE   (of failures.jsonl)
 
 A child may succeed, or end with one of our errors, which names a file, within limits of time and memory. Anything else
 is written to failures.jsonl, and does not end the search."""
@@ -37,10 +37,10 @@ torch.set_num_threads(1)  # a pool of threads does not survive a fork
 cv2.setNumThreads(0)
 
 import pyarrow as pa
+import targets
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from mutations import Mutation, apply, copied, mutations
-from targets import PROGRAMS, TARGETS, make_inputs
 
 HANGS_AFTER = 60.0  # seconds, on a machine that does other things too
 CPU_SECONDS, MEMORY = 10.0, 10**9  # beyond those of the sound input
@@ -122,7 +122,7 @@ def _in_child(program: str, sound: Path, root: Path, log: Path) -> None:
         for number, target in ((0, nothing), (1, output), (2, output)):
             os.dup2(target, number)
         try:
-            PROGRAMS[program](sound, root)
+            getattr(targets, program)(sound, root)
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -143,7 +143,7 @@ class Search:
     """Mutations of one target."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.target, self.folder = TARGETS[name], folder / name
+        self.target, self.folder = targets.TARGETS[name], folder / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.sound, self.root = folder / "sound", self.folder / "copy"
         self.made, self.faults = 0, 0
@@ -202,7 +202,7 @@ class Search:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("target", choices=[*TARGETS])
+    parser.add_argument("target", choices=[*targets.TARGETS])
     parser.add_argument("--mutations", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache/fuzz")
@@ -213,7 +213,7 @@ def main() -> None:
         child = os.fork()  # what it starts threads for ends with it
         if child == 0:
             try:
-                make_inputs(folder / "sound")
+                targets.make_inputs(folder / "sound")
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()
