@@ -105,17 +105,14 @@ def _check_folder(root: Path) -> None:
 
 def _check_columns(root: Path, proposal: Proposal) -> None:
     """meta/info.json may list what the frame tables do not hold."""
-    import pyarrow.parquet as pq
+    from gr00t.data.meta_files import numbered_tables
+    from gr00t.data.parquet_files import open_table
 
-    from gr00t.data.layout import by_number
-
-    tables = by_number((root / "data").glob("*/*.parquet"))
+    tables = numbered_tables(root / "data")
     if not tables:
         raise ToolkitError(f"{root}/data holds no chunk-*/*.parquet. Download or copy the dataset again.")
-    try:
-        columns = pq.read_schema(tables[0]).names
-    except (OSError, ValueError) as error:
-        raise ToolkitError(f"{tables[0]} cannot be read ({error}). Download or copy the dataset again.") from error
+    with open_table(tables[0]) as file:
+        columns = file.schema_arrow.names
     for modality in ("state", "action", "annotation"):
         for entry in proposal.modality[modality].values():
             column = entry.get("original_key") or COLUMNS[modality]

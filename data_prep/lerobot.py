@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
 from gr00t.data.layout import CODEBASE_VERSION, fingerprint_entries
+from gr00t.data.parquet_files import open_table, read_columns
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import feature_statistics, relative_statistics
 from gr00t.data.video import check_video, write_video
@@ -213,12 +214,12 @@ def _columns(job: EpisodeJob) -> Columns:
 def read_table(path: Path) -> Columns:
     """The columns of a frame table that hold numbers, texts or lists of numbers; images stored in it are left out.
 
-    Raises OSError, ValueError or pyarrow.ArrowException for a file that cannot be read.
+    Raises ToolkitError for a file that cannot be read.
     """
-    with pq.ParquetFile(path) as file:
+    with open_table(path) as file:
         names = [field.name for field in file.schema_arrow if _is_plain(field.type)]
-        table = file.read(columns=names, use_threads=False)
-    return {name: _to_numpy(table.column(name).combine_chunks(), name) for name in names}
+        table = read_columns(file, path, names)
+        return {name: _to_numpy(table.column(name).combine_chunks(), name) for name in names}
 
 
 def _is_plain(kind: pa.DataType) -> bool:

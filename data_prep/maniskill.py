@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data_prep.hdf5_files import check_storage, open_hdf5, reach
 from gr00t.data.video import check_frame_size
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.file_reading import read_json
+from gr00t.file_reading import files_below, read_json
 
 CAMERAS = {"image": "base_camera", "wrist_image": "hand_camera"}  # key in the dataset: ManiSkill's sensor
 CONTROL_MODE = "pd_joint_pos"
@@ -67,8 +67,8 @@ class Episode:
         return self._read(f"obs/sensor_data/{CAMERAS[camera]}/rgb", self.length)
 
     def _read(self, dataset: str, count: int | None = None) -> np.ndarray:
-        with _opened(self.file) as recording:
-            return recording[f"traj_{self.episode_id}/{dataset}"][:count]
+        with open_hdf5(self.file) as recording:
+            return reach(recording, f"traj_{self.episode_id}/{dataset}", self.name)[:count]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_recordings(folder: Path, shown: Callable[[list[Path]], Iterable[Path]] 
     """
     if not folder.is_dir():
         raise ToolkitError(f"{folder}: no such folder of recordings. Put ManiSkill's trajectory.h5 and .json there.")
-    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*.h5")}
+    names = {p.relative_to(folder).as_posix() for p in files_below(folder) if p.suffix == ".h5"}
     if not names:
         raise ToolkitError(f"{folder}: holds no .h5 file. Put ManiSkill's trajectory.h5 and trajectory.json there.")
     result = Recordings(folder)
@@ -140,7 +140,7 @@ def read_recordings(folder: Path, shown: Callable[[list[Path]], Iterable[Path]] 
 
 def _read_meta(h5_path: Path) -> dict[str, Any]:
     path = h5_path.with_suffix(".json")
-    if not path.is_file():
+    if not path.exists():
         raise ToolkitError(f"{h5_path}: {path.name} is missing beside it. ManiSkill writes both: copy it along.")
     meta = read_json(path)
     missing = [f'"{key}"' for key in ("env_info", "episodes") if key not in meta]
@@ -148,6 +148,8 @@ def _read_meta(h5_path: Path) -> dict[str, Any]:
         isinstance(meta["env_info"], dict) and isinstance(meta["env_info"].get("env_kwargs"), dict)
     ):
         missing = ["env_info.env_kwargs"]
+    if not missing and not isinstance(meta["episodes"], list):
+        missing = ["a list of episodes"]
     if missing:
         raise ToolkitError(f"{path}: {missing[0]} is missing; this is not the .json of a ManiSkill recording.")
     return meta
@@ -198,7 +200,8 @@ def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
         raise ToolkitError(
             f'{h5_path}: recorded with obs_mode "{obs_mode}" ({lack}); "rgb" is needed. {replay_remedy(h5_path, meta)}'
         )
-    freq = (env_kwargs.get("sim_config") or {}).get("control_freq", CONTROL_FREQ)
+    simulated = env_kwargs.get("sim_config")
+    freq = simulated.get("control_freq", CONTROL_FREQ) if isinstance(simulated, dict) else CONTROL_FREQ
     if freq != CONTROL_FREQ:
         raise ToolkitError(
             f"{h5_path}: recorded at {freq} Hz (sim_config.control_freq); the robot configuration is made for "
@@ -235,7 +238,7 @@ def _read_episodes(h5_path: Path, meta: dict[str, Any], result: Recordings) -> N
         if entry["episode_id"] in entries:
             raise ToolkitError(f"{json_path}: episode_id {entry['episode_id']} occurs twice; record or copy it again.")
         entries[entry["episode_id"]] = entry
-    with _opened(h5_path) as recording:
+    with open_hdf5(h5_path) as recording:
         in_json, in_h5 = {f"traj_{i}" for i in entries}, {name for name in recording if name.startswith("traj_")}
         for missing, holder, other in ((in_json - in_h5, "json", "h5"), (in_h5 - in_json, "h5", "json")):
             if missing:
@@ -245,7 +248,8 @@ def _read_episodes(h5_path: Path, meta: dict[str, Any], result: Recordings) -> N
                     "not belong together, or recording was cut short: copy both again or record again."
                 )
         for episode_id in sorted(entries):
-            trajectory = _Trajectory(recording[f"traj_{episode_id}"], f"{h5_path}, traj_{episode_id}")
+            where = f"{h5_path}, traj_{episode_id}"
+            trajectory = _Trajectory(reach(recording, f"traj_{episode_id}", where), where)
             reason = trajectory.why_unsuccessful(entries[episode_id])
             if reason:
                 result.left_out.append(LeftOut(h5_path, episode_id, reason))
@@ -273,7 +277,7 @@ class _Trajectory:
                 f"{self.where}: {length} actions, but the .json says elapsed_steps {elapsed}. The two files do "
                 "not belong together: copy both again or record again."
             )
-        if "success" not in self.group:
+        if reach(self.group, "success", self.where) is None:
             raise ToolkitError(
                 f'{self.where}: has no "success", so failed episodes cannot be distinguished. Let the task\'s '
                 "evaluate() return it and replay the recording."
@@ -285,7 +289,7 @@ class _Trajectory:
 
     def episode(self, file: Path, episode_id: int, entry: dict[str, Any]) -> Episode:
         """The episode, with shapes and numbers checked."""
-        actions = self._finite("actions", (len(self.group["actions"]), ACTION_DIM))
+        actions = self._finite("actions", (None, ACTION_DIM))
         qpos = self._finite("obs/agent/qpos", (len(actions) + 1, QPOS_DIM))
         sizes = {key: self._frame_size(sensor, len(actions) + 1) for key, sensor in CAMERAS.items()}
         content = hashlib.sha256(actions.tobytes() + qpos[:1].tobytes()).hexdigest()
@@ -298,21 +302,23 @@ class _Trajectory:
         return Episode(file, episode_id, entry.get("episode_seed"), len(actions), sizes, content, text)
 
     def _array(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
-        if not isinstance(self.group.get(name), h5py.Dataset):
+        array = reach(self.group, name, self.where)
+        if not isinstance(array, h5py.Dataset):
             raise ToolkitError(
                 f'{self.where}: has no "{name}". Record with obs_mode="rgb" on panda_wristcam, or replay: '
                 f"{replay_command(shlex.quote(str(self.group.file.filename)))}"
             )
-        found = self.group[name].shape
+        found = array.shape
         if len(found) != len(shape) or any(w is not None and f != w for f, w in zip(found, shape, strict=True)):
             wanted = ", ".join("any" if n is None else str(n) for n in shape)
             raise ToolkitError(
                 f'{self.where}: "{name}" has the shape {found}, ({wanted}) is needed: T actions, T+1 observations, '
                 "a Panda's 7 joints and gripper. Record again with panda_wristcam and pd_joint_pos."
             )
-        return self.group[name]
+        check_storage(array, f'{self.where}: "{name}"')
+        return array
 
-    def _finite(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+    def _finite(self, name: str, shape: tuple[int | None, int]) -> np.ndarray:
         values = self._array(name, shape)[:]
         wrong = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.zeros((1, 1), int)
         if len(wrong):
@@ -323,10 +329,10 @@ class _Trajectory:
         return values
 
     def _frame_size(self, sensor: str, count: int) -> tuple[int, int]:
-        cameras = self.group.get("obs/sensor_data") or {}
-        if sensor not in cameras:
+        cameras = reach(self.group, "obs/sensor_data", self.where)
+        if not isinstance(cameras, h5py.Group) or sensor not in list(cameras):
             raise ToolkitError(
-                f'{self.where}: the camera "{sensor}" is missing.{did_you_mean(sensor, cameras)} '
+                f'{self.where}: the camera "{sensor}" is missing.{did_you_mean(sensor, cameras or ())} '
                 'Record again with robot_uids="panda_wristcam", which has base_camera and hand_camera.'
             )
         name = f"obs/sensor_data/{sensor}/rgb"
@@ -336,16 +342,3 @@ class _Trajectory:
         height, width = rgb.shape[1:3]
         check_frame_size(height, width, f"{self.where}, {sensor}")
         return height, width
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """The file opened for reading; every fault of HDF5 becomes a ToolkitError."""
-    try:
-        with h5py.File(path, "r") as recording:
-            yield recording
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ToolkitError(
-            f"{path}: cannot be read ({error}). The file is truncated, damaged or still being written: wait for the "
-            "recording to end, copy it again or record again."
-        ) from error

@@ -1,5 +1,5 @@
 """Text, JSON and JSON lines that others may have written, damaged or tampered with: read right, or refused in one line
-that names the file. What is no regular file is refused here for every reader."""
+that names the file. What is no regular file is refused here for every reader, and folders are searched here."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from gr00t.errors import ToolkitError, in_bytes
 MOST_TEXT = 2**28  # bytes; meta files of 300,000 episodes are below it
 _SHOWN = 300  # characters of another error
 DEEPEST = 100  # lists and objects in each other; few readers of what is read bear much more
+MOST_LINKS = 1000  # to folders, followed below a link to a folder
 AGAIN = "Make or copy it again."
 _LINE_END = re.compile(r"\r\n?|\n")  # str.splitlines takes U+2028 and others besides, which JSON has within strings
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # written in pairs; half of one is in no encoding, so in no file name
@@ -144,3 +145,24 @@ def read_json_lines(path: Path, remedy: str = AGAIN) -> Iterator[tuple[str, Any]
         if line.strip():
             where = f"{path}, line {number}"
             yield where, parse_json(line, where)
+
+
+def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Everything below a folder that is no folder, through links to folders too (Path.rglob follows none).
+
+    Names that begin with a dot are passed over: what macOS writes beside copies on foreign disks (._name, .DS_Store)
+    belongs to no dataset. A link back to a folder that it lies in, or to one of `above`, is not followed; links that
+    multiply without end raise ToolkitError.
+    """
+    waiting, links = [(folder, folder, above, False)], 0
+    while waiting:
+        path, place, outer, linked = waiting.pop()  # `place` has few links in it, so it is found soon
+        if not place.is_dir():
+            yield path
+        elif (here := place.resolve()) not in outer:
+            links += linked and place.is_symlink()
+            if links > MOST_LINKS:
+                raise ToolkitError(f"{folder}: links lead to each other without end, {path} among them. Remove them.")
+            linked |= place.is_symlink()
+            names = [inside.name for inside in here.iterdir() if not inside.name.startswith(".")]
+            waiting += [(path / name, here / name, outer | {here}, linked) for name in names]

@@ -15,9 +15,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 
-from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short
+from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short, split_message
 from data_prep.lerobot import SKETCH_SIDE, Columns, read_table, thumbnail
 from gr00t.data.frame_tables import EpisodeImages, TableImages, open_camera, table_images
 from gr00t.data.layout import V3, DatasetLayout
@@ -353,12 +352,12 @@ def _read_table(path: Path | str) -> Columns | str:
     """The columns of one table, or why it cannot be read."""
     if isinstance(path, str):
         return path
-    if not path.is_file():
+    if not path.exists():
         return f"{path} is missing."
     try:
         return read_table(path)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        return f"{path} cannot be read ({' '.join(str(error).split())[:160]})."
+    except ToolkitError as error:
+        return split_message(str(error))[0]
 
 
 def _watch(video: EpisodeVideo | EpisodeImages, count: int | None) -> Footage:

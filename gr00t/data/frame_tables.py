@@ -16,18 +16,20 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gr00t.data.layout import IMAGES, DatasetLayout
+from gr00t.data.parquet_files import check_size, open_table
 from gr00t.data.schema import look_up
-from gr00t.data.video import EpisodeVideo, VideoReader
+from gr00t.data.video import EpisodeVideo, VideoReader, check_pixels
 from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_reading import refuse_special
 from gr00t.file_replacement import files_digest, make_once, unsound, whole_folder, write_checksum
 
 CACHE_FOLDER = ".cache"
 EPISODE = "episode_index"
 PARTS = "part-*.arrow"
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # others may start programs (EPS), or fetch what they name
 
 
 class FrameTables:
@@ -42,6 +44,7 @@ class FrameTables:
     def __init__(self, layout: DatasetLayout, columns: list[str], *, images: bool = False, digest: str = "") -> None:
         root, paths = layout.root, layout.data_files()
         for path in paths:
+            refuse_special(path)
             if not path.is_file():
                 raise ToolkitError(f"{path} is missing. Prepare the dataset again.")
         self.digest = digest or files_digest(paths)
@@ -113,16 +116,20 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
 
     What `datasets` keeps by itself is found again by path and time, which files that were restored may share.
     """
-    paths = [str(path) for path in layout.data_files()]
-    for table_path in paths:
-        there = dict.fromkeys(_column_names(table_path))
-        for name in columns:
-            look_up(there, name, f'{table_path}: no column "{name}".')
+    paths = layout.data_files()
+    for path in paths:
+        with open_table(path) as file:
+            there = dict.fromkeys(file.schema_arrow.names)
+            for name in columns:
+                look_up(there, name, f'{path}: no column "{name}".')
+            check_size(file, path, columns)
     with whole_folder(copy, lock=False) as aside:
         had_bars = datasets.is_progress_bar_enabled()
         datasets.disable_progress_bars()
         try:
-            table = datasets.Dataset.from_parquet(paths, cache_dir=str(aside / "datasets"), columns=columns)
+            table = datasets.Dataset.from_parquet(
+                [str(path) for path in paths], cache_dir=str(aside / "datasets"), columns=columns
+            )
         except Exception as error:  # datasets wraps what pyarrow says in many types
             if (disk := _disk_error(error)) is not None:
                 raise disk from error
@@ -141,16 +148,6 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
     for other in copy.parent.glob(f"{copy.name.partition('-')[0]}-*"):
         if other != copy:
             shutil.rmtree(other, ignore_errors=True)
-
-
-def _column_names(path: str) -> list[str]:
-    try:
-        return list(pq.read_schema(path).names)
-    except (OSError, pa.ArrowException) as error:
-        problem = str(error).partition(". ")[0]  # what follows is pyarrow's guess at a remedy
-        raise ToolkitError(
-            f"{path} cannot be read ({problem}). Copy that file again, or prepare the dataset again."
-        ) from error
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:
@@ -227,11 +224,7 @@ class TableImages:
     def _decode(self, cell: Any, where: str) -> np.ndarray:
         of_both = cell if isinstance(cell, dict) else {"bytes" if isinstance(cell, bytes) else "path": cell}
         data, path = of_both.get("bytes"), of_both.get("path")
-        try:
-            with Image.open(io.BytesIO(data) if data else self._inside(path, where)) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise ToolkitError(f"{where}: no image that can be decoded ({error}). Copy or record it again.") from error
+        return decode_image(io.BytesIO(data) if data else self._inside(path, where), where)
 
     def _inside(self, path: Any, where: str) -> Path:
         normal = os.path.normpath(path) if isinstance(path, str) else ""
@@ -247,6 +240,20 @@ class TableImages:
 
     def __reduce__(self) -> tuple[Any, ...]:  # another process maps the tables itself
         return type(self), (self.layout, self.camera, self.digest)
+
+
+def decode_image(source: io.BytesIO | Path, where: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an encoded image; what cannot be decoded, or is far too large, raises ToolkitError."""
+    if isinstance(source, Path):
+        refuse_special(source)
+    try:
+        with Image.open(source, formats=IMAGE_FORMATS) as image:
+            check_pixels(*image.size, where)
+            return np.asarray(image.convert("RGB"))
+    except ToolkitError:
+        raise
+    except Exception as error:  # each format's reader has its own
+        raise ToolkitError(f"{where}: no image that can be decoded ({error}). Copy or record it again.") from error
 
 
 class EpisodeImages:

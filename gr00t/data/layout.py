@@ -11,15 +11,28 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
-from gr00t.data.meta_files import V3, EpisodeInfo, MetaFolder, by_number, read_episodes, read_tasks
+from gr00t.data.meta_files import (
+    V3,
+    EpisodeInfo,
+    MetaFolder,
+    as_list,
+    by_number,
+    numbered_tables,
+    read_episodes,
+    read_tasks,
+    whole_number,
+)
 from gr00t.data.schema import look_up
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import files_below
 from gr00t.file_replacement import file_sha256
 
 V2 = ("v2.0", "v2.1")
@@ -27,7 +40,7 @@ CODEBASE_VERSION = "v2.1"
 IMAGES = "images"  # the folder of images that lie beside the frame tables, which name them
 FINGERPRINTED_SPLIT_KEYS = ("part", "instruction", "seed", "val_fraction", "val_episodes")
 _VIDEO_PLACE = ("chunk_index", "file_index", "from_timestamp")
-_ABSURD_WIDTH = re.compile(r"\d{4}[^{}]*}")  # {episode_index:01000000000d} would fill the memory
+_WIDTH = re.compile(r"(0?\d{0,2}d)?")  # {episode_index:01000000000d} would fill the memory
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,8 @@ class DatasetLayout:
     @property
     def val_episodes(self) -> list[int]:
         """Indices held out of training and statistics (empty for a dataset without meta/split.json)."""
-        held_out = [int(i) for i in self.split.get("val_episodes", [])]
+        where, listed = f"{self.meta.folder}/split.json", self.split.get("val_episodes", [])
+        held_out = [whole_number(i, f"{where}: val_episodes") for i in as_list(listed, f"{where}: val_episodes")]
         for index in held_out:
             self.episode(index)
         return held_out
@@ -153,8 +167,8 @@ class DatasetLayout:
         filmed = [camera for camera in self.cameras if not self.is_in_tables(camera)]
         videos = [self.video_path(e.index, camera) for e in self.episodes for camera in filmed]
         named = {path for path in (*self.data_files(), *videos) if path.is_file()}
-        images = _below(self.root / IMAGES, frozenset()) if len(filmed) < len(self.cameras) else ()
-        return sorted({*_files(self.root), *named, *images})
+        images = files_below(self.root / IMAGES) if len(filmed) < len(self.cameras) else ()
+        return sorted({*_files(self.root), *named, *filter(Path.is_file, images)})
 
     def statistics(self) -> dict[str, Any]:
         """meta/stats.json: {column: {mean, std, min, max, q01, q99}}, lists of (D,)."""
@@ -174,13 +188,20 @@ class DatasetLayout:
     def data_files(self) -> list[Path]:
         """Every frame table: one an episode, in order of their index, or (v3.0) all below data/, in order of number."""
         named = list(dict.fromkeys(self.parquet_path(e.index) for e in self.episodes))
-        return named if self.version != V3 else by_number({*named, *(self.root / "data").glob("*/*.parquet")})
+        return named if self.version != V3 else by_number({*named, *numbered_tables(self.root / "data")})
 
     def video_column(self, camera: str) -> str:
         """The dataset's own name of a camera, a key of modality.json's video section."""
-        problem = f'{self.root}: no camera "{camera}" in meta/modality.json.'
-        entry = look_up(self.modality.get("video", {}), camera, problem)
+        entry = self.entry("video", camera, f' has no camera "{camera}".')
         return str(entry.get("original_key") or f"observation.images.{camera}")
+
+    def entry(self, section: str, name: str, problem: str) -> dict[str, Any]:
+        """What meta/modality.json says of a name in one of its sections; where it is not there, `problem` says so."""
+        where, entries = f"{self.root}/meta/modality.json", self.modality.get(section, {})
+        found = look_up(entries, name, where + problem) if isinstance(entries, dict) else entries
+        if not isinstance(found, dict) or not isinstance(found.get("original_key") or "", str):
+            raise ToolkitError(f'{where}: {section} "{name}" is not as GR00T writes it. Mend or copy that file again.')
+        return found
 
     def is_in_tables(self, camera: str) -> bool:
         """Whether the camera's images lie in cells of the frame tables (`dtype: image`), not in videos."""
@@ -218,17 +239,15 @@ class DatasetLayout:
     def _path(self, template_key: str, episode: int, place: str, **names: str) -> Path:
         template = str(self._info(template_key))
         where = f'{self.root}/meta/info.json: {template_key} "{template[:200]}"'
-        if "\0" in template or _ABSURD_WIDTH.search(template):
-            raise ToolkitError(f"{where} is no path; put back what LeRobot {self.version} writes there.")
         numbers = {"episode_chunk": self.episode(episode).index // self.chunks_size, "episode_index": episode}
         if self.version == V3:
             numbers = {key: int(self._place(episode, f"{place}/{key}")) for key in ("chunk_index", "file_index")}
-        try:
-            relative = template.format(**numbers, **names)
-        except (KeyError, IndexError, AttributeError, ValueError) as error:
+        problem = _template_problem(template, tuple(numbers), tuple(names))
+        relative = "" if problem else template.format(**numbers, **names)
+        if problem or "\0" in relative:
             raise ToolkitError(
-                f"{where} cannot be filled in ({error}); put back what LeRobot {self.version} writes there."
-            ) from error
+                f"{where} cannot be filled in{problem}; put back what LeRobot {self.version} writes there."
+            )
         normal = os.path.normpath(relative)
         # Lexical on purpose: links that the user has put inside the folder (a download cache) stay usable.
         if os.path.isabs(normal) or normal.split(os.sep)[0] == "..":
@@ -236,7 +255,7 @@ class DatasetLayout:
                 f'{self.root}/meta: the path "{relative}" (from {template_key} and modality.json) leaves the dataset '
                 "folder; mend the template or do not use this dataset."
             )
-        return self.root / normal
+        return self.root / normal if normal.isascii() else _in_some_form(self.root, normal)
 
     def _info(self, key: str) -> Any:
         return look_up(self.info, key, f'{self.root}/meta/info.json: the key "{key}" is missing.')
@@ -245,6 +264,27 @@ class DatasetLayout:
         if not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise ToolkitError(f"{self.root}/meta/info.json: {key} is {value}; it must be a number above 0.")
         return float(value)
+
+
+@lru_cache
+def _template_problem(template: str, numbers: tuple[str, ...], names: tuple[str, ...]) -> str:
+    """What of a path template is more than these fields, numbers with a width of two digits; empty where nothing is."""
+    try:
+        fields = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        return f" ({error})"
+    for name, spec, how in fields:
+        if name not in (*numbers, *names):
+            return f" (unknown field {{{name[:80]}}}.{did_you_mean(name, (*numbers, *names))})"
+        if how or not (_WIDTH.fullmatch(spec or "") if name in numbers else not spec):
+            return f" (unknown format of {{{name}}})"
+    return ""
+
+
+def _in_some_form(root: Path, name: str) -> Path:
+    """A path below `root`, of the forms in which Unicode spells it the one that is there; macOS may have changed it."""
+    forms = [root / name, *(root / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    return next((path for path in forms if os.path.lexists(path)), forms[0])
 
 
 def _video_orders(episodes: Iterable[EpisodeInfo], column: str) -> dict[int, SharedVideo]:
@@ -294,14 +334,6 @@ def fingerprint_entries(root: Path, split: dict[str, Any]) -> dict[str, Any]:
 
 def _files(root: Path) -> list[Path]:
     whole = root.resolve()
-    files = (p for part in ("meta", "data", "videos") for p in _below(root / part, frozenset([whole, *whole.parents])))
-    return sorted((p for p in files if p != root / "meta" / "split.json"), key=lambda p: p.relative_to(root).as_posix())
-
-
-def _below(path: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Every file at or below a path, through linked folders too; `above`: folders that a link may lead back to."""
-    if path.is_file():
-        yield path
-    elif path.is_dir() and (here := path.resolve()) not in above:
-        for inside in path.iterdir():
-            yield from _below(inside, above | {here})
+    above = frozenset([whole, *whole.parents])
+    files = {p for part in ("meta", "data", "videos") for p in files_below(root / part, above) if p.is_file()}
+    return sorted(files - {root / "meta" / "split.json"}, key=lambda p: p.relative_to(root).as_posix())

@@ -59,19 +59,14 @@ class MetaFolder:
 
     def table(self, path: Path, keys: Iterable[str], also: Callable[[str], bool]) -> list[dict[str, Any]]:
         """Rows of a parquet table: the columns `keys`, which must be there, and those whose name `also` takes."""
-        import pyarrow as pa  # slow to load, and v2 datasets have no tables here
-        import pyarrow.parquet as pq
+        from gr00t.data.parquet_files import open_table, read_columns  # slow to load; v2 datasets have no tables here
 
-        try:
-            with pq.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-                missing = [key for key in keys if key not in names]
-                if missing:
-                    raise ToolkitError(f"{path}: the columns {', '.join(missing)} are missing. {_INCOMPLETE}")
-                return file.read(columns=[name for name in names if name in keys or also(name)]).to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            problem = str(error).partition(". ")[0]  # what follows is pyarrow's guess at a remedy
-            raise ToolkitError(f"{path} cannot be read ({problem}). {_INCOMPLETE}") from error
+        with open_table(path, _INCOMPLETE) as file:
+            names = file.schema_arrow.names
+            missing = [key for key in keys if key not in names]
+            if missing:
+                raise ToolkitError(f"{path}: the columns {', '.join(missing)} are missing. {_INCOMPLETE}")
+            return read_columns(file, path, [name for name in names if name in keys or also(name)]).to_pylist()
 
     def _remedy(self, name: str) -> str:
         if name != "modality.json":
@@ -85,14 +80,16 @@ class MetaFolder:
 def read_tasks(meta: MetaFolder, version: str) -> dict[int, str]:
     """{task_index: instruction}."""
     if version != V3:
-        return {int(t["task_index"]): str(t["task"]) for t in meta.lines("tasks.jsonl", "task_index", "task")}
+        lines = meta.lines("tasks.jsonl", "task_index", "task")
+        where = f"{meta.folder}/tasks.jsonl: task_index"
+        return {whole_number(line["task_index"], where): str(line["task"]) for line in lines}
     path = meta.folder / "tasks.parquet"
     rows = meta.table(path, ["task_index"], lambda name: True)
     name = _task_column(path, rows)
     for row in rows:
         if not isinstance(row[name], str):
             raise ToolkitError(f"{path}: task {row['task_index']} has no instruction. Write the tasks again.")
-    return {int(row["task_index"]): row[name] for row in rows}
+    return {whole_number(row["task_index"], f"{path}: task_index"): row[name] for row in rows}
 
 
 def _task_column(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -115,7 +112,7 @@ def read_episodes(meta: MetaFolder, version: str) -> list[EpisodeInfo]:
     episodes = []
     if version == V3:
         where = meta.folder / "episodes"
-        files = by_number(where.glob("*/*.parquet"))
+        files = numbered_tables(where)
         if not files:
             raise ToolkitError(
                 f"{where} holds no chunk-*/file-*.parquet, which lists the episodes of a LeRobot {V3} "
@@ -125,13 +122,11 @@ def read_episodes(meta: MetaFolder, version: str) -> list[EpisodeInfo]:
         for path in files:
             for row in meta.table(path, ["episode_index", "length"], lambda name: name.startswith(wanted)):
                 places = {n: v for n, v in row.items() if "/" in n and isinstance(v, int | float) and math.isfinite(v)}
-                tasks = tuple(map(str, row.get("tasks") or []))
-                episodes.append(EpisodeInfo(int(row["episode_index"]), int(row["length"]), tasks, places))
+                episodes.append(_episode(row, path, places))
     else:
         where = meta.folder / "episodes.jsonl"
         for line in meta.lines("episodes.jsonl", "episode_index", "length"):
-            tasks = tuple(map(str, line.get("tasks", [])))
-            episodes.append(EpisodeInfo(int(line["episode_index"]), int(line["length"]), tasks))
+            episodes.append(_episode(line, where, {}))
     if not episodes:
         raise ToolkitError(f"{where} lists no episode; prepare the dataset again.")
     if len({e.index for e in episodes}) != len(episodes):
@@ -140,6 +135,31 @@ def read_episodes(meta: MetaFolder, version: str) -> list[EpisodeInfo]:
     if empty:
         raise ToolkitError(f"{where}: episode {empty[0]} has no frames; leave it out, or prepare the dataset again.")
     return sorted(episodes, key=lambda e: e.index)
+
+
+def _episode(row: dict[str, Any], where: Path, places: dict[str, float]) -> EpisodeInfo:
+    index, length = (whole_number(row[key], f"{where}: {key}") for key in ("episode_index", "length"))
+    return EpisodeInfo(index, length, tuple(map(str, as_list(row.get("tasks") or [], f"{where}: tasks"))), places)
+
+
+def whole_number(value: Any, where: str) -> int:
+    """A count or index as meta files hold it: 0 to 2^31 - 1, in whatever way it is written; else ToolkitError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31 or value % 1:
+        problem = f"{where} is {repr(value)[:40]}; it must be a whole number from 0 to {2**31 - 1}."
+        raise ToolkitError(f"{problem} Mend it, or copy or prepare the dataset again.")
+    return int(value)
+
+
+def as_list(value: Any, where: str) -> list[Any]:
+    """A list in a meta file, or ToolkitError."""
+    if not isinstance(value, list):
+        raise ToolkitError(f"{where} is no list. Mend it, or copy or prepare the dataset again.")
+    return value
+
+
+def numbered_tables(folder: Path) -> list[Path]:
+    """LeRobot v3.0's tables chunk-*/file-*.parquet in the order of their numbers; not what macOS writes beside them."""
+    return by_number(path for path in folder.glob("*/*.parquet") if not path.name.startswith("."))
 
 
 def by_number(paths: Iterable[Path]) -> list[Path]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from gr00t.data.frame_tables import EPISODE, EpisodeImages, FrameTables, table_images
 from gr00t.data.layout import DatasetLayout
+from gr00t.data.meta_files import whole_number
 from gr00t.data.processor import Step
-from gr00t.data.schema import ModalityConfigs, check_modality_configs, look_up
+from gr00t.data.schema import ModalityConfigs, check_modality_configs
 from gr00t.data.statistics import COLUMNS, Statistics, Tail, feature_statistics, relative_statistics
 from gr00t.data.stored_arrays import FrameStore
 from gr00t.data.video import EpisodeVideo
@@ -173,13 +174,14 @@ def _matrix(values: np.ndarray) -> np.ndarray:
 
 def _entry(layout: DatasetLayout, section: str, name: str, kind: str) -> dict[str, Any]:
     """What meta/modality.json says of a name."""
-    problem = f'{layout.root}/meta/modality.json has no {kind} "{name}", which the modality configuration names.'
-    return look_up(layout.modality.get(section, {}), name, problem)
+    return layout.entry(section, name, f' has no {kind} "{name}", which the modality configuration names.')
 
 
 def _group_slices(layout: DatasetLayout, modality: str, keys: list[str]) -> dict[str, tuple[str, slice]]:
     found = {}
     for key in keys:
         entry = _entry(layout, modality, key, f"{modality} group")
-        found[key] = (entry.get("original_key") or COLUMNS[modality], slice(int(entry["start"]), int(entry["end"])))
+        where = f'{layout.root}/meta/modality.json: {modality} "{key}"'
+        start, end = (whole_number(entry.get(side), f"{where}: {side}") for side in ("start", "end"))
+        found[key] = (entry.get("original_key") or COLUMNS[modality], slice(start, end))
     return found

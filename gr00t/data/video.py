@@ -16,6 +16,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from gr00t.data.layout import DatasetLayout, SharedVideo
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import refuse_special
 
 GOP = 10  # frames between two entry points: a random frame costs at most ten decodes
 # At 18 the mean difference to 128x128 ManiSkill frames is 3.7 (base) and 4.2 (wrist) of 255; 3.2 and 2.9 of that are
@@ -27,6 +28,7 @@ X264_PARAMS = "mbtree=0"
 # Mean squared difference of 8x8 block means above which two images count as different. ManiSkill episodes move by 200
 # to 2000 from first to last frame; the codec's own error is 2 to 3.
 CLEARLY_DIFFERENT = 16.0
+MOST_PIXELS = 7680 * 4320  # 8K
 _DRIFT = 0.25  # of a frame: further away from one, the seconds of meta/episodes may mean its neighbour
 _ENCODER_AT_FAULT = "The encoder of this PyAV build is at fault: reinstall av in the version of the constraints file."
 
@@ -113,6 +115,7 @@ class VideoReader:
     def _open(self) -> None:
         if self._container is not None and self._pid == os.getpid():
             return
+        refuse_special(self.path)
         if not self.path.is_file():
             raise ToolkitError(f"{self.path}: no such video. The dataset is incomplete: prepare or copy it again.")
         try:
@@ -133,6 +136,7 @@ class VideoReader:
         for stream in self._container.streams.video[:1]:
             # The DataLoader already uses the cores: one decoder thread each.
             stream.codec_context.thread_count = 1
+            check_pixels(stream.codec_context.width, stream.codec_context.height, self.path)
 
     def _index(self) -> None:
         """Which frames there are, by their packets; by decoding all of them where packets do not tell."""
@@ -232,6 +236,15 @@ def write_video(path: str | Path, frames: np.ndarray, fps: int) -> None:
             # Averaging keeps the colours of small objects best when colour resolution is halved.
             container.mux(stream.encode(colours.reformat(rgb, format="yuv420p", interpolation=Interpolation.AREA)))
         container.mux(stream.encode(None))
+
+
+def check_pixels(width: int, height: int, where: str | Path) -> None:
+    """Raise ToolkitError for images that no camera takes; a few kilobytes may decode to gigabytes of them."""
+    if width * height > MOST_PIXELS:
+        raise ToolkitError(
+            f"{where}: images of {width} x {height} pixels are not decoded ({MOST_PIXELS:,} are the most). The file is "
+            "damaged or was tampered with: record or copy it again."
+        )
 
 
 def check_frame_size(height: int, width: int, where: str | Path) -> None:
