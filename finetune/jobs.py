@@ -26,7 +26,7 @@ from finetune.slurm.cluster_queries import Job, Queue, slurm
 from finetune.slurm.refusals import in_time
 from finetune.slurm.render import render
 from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
-from finetune.training import METRICS, STATUS
+from finetune.training import METRICS, STATUS, measured
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
@@ -161,11 +161,8 @@ def last_metrics(run_dir: Path) -> dict[str, Any]:
     """The last whole line of metrics.jsonl that training measured; {} before the first."""
     path = run_dir / METRICS
     for line in reversed(_end_of(path, 1 << 16)[0] if path.is_file() else []):
-        try:
-            found = json.loads(line)
-        except ValueError:  # the line that is being written
-            continue
-        if isinstance(found, dict) and "step" in found and "loss" in found:
+        found = measured(line)
+        if found and "loss" in found:
             return found
     return {}
 

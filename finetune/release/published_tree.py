@@ -26,7 +26,7 @@ from finetune.release.model_card import check_card, write_card
 from finetune.release.run_facts import EXPERIMENT, Licence, RunFacts, left_out, licence_of, read_facts, small_files
 from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
-from gr00t.file_reading import read_json
+from gr00t.file_reading import parsing, read_json
 from gr00t.file_replacement import copy_file, whole_folder
 from gr00t.model.checkpoint_folder import is_hub_error, weight_files
 from gr00t.model.finished_checkpoint import MANIFEST, write_manifest
@@ -106,7 +106,10 @@ def _existing(out: Path) -> Release:
 
 
 def _make(configs: Sequence[ReleaseConfig], out: Path) -> Release:
-    config, runs = configs[0], [read_facts(of) for of in configs]
+    config, runs = configs[0], []
+    for of in configs:
+        with parsing(Path(of.checkpoint)):
+            runs.append(read_facts(of))
     for run, of in zip(runs, configs, strict=True):
         _check_robot(run, of)
     # one licence for all weights of a release: several bases with different terms need releases of their own

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 
 from finetune.recipe.recipe_identity import flat, recipe
 from finetune.slurm.attempt_record import attempts, resolved
-from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
+from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, measured, read_best
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from toolkit.declaration import key
@@ -110,17 +108,12 @@ def read_history(run_dir: Path, reports_dir: Path) -> History:
 def read_series(path: Path) -> Series:
     """Every measurement in a metrics.jsonl; a line that is being written, or damaged, is passed over."""
     series: Series = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError, AttributeError, TypeError):
-            continue
+    for values in filter(None, map(measured, path.read_bytes().splitlines())):
+        step = int(values.pop("step"))
         for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                steps, found = series.setdefault(name, ([], []))
-                steps.append(step)
-                found.append(float(value))
+            steps, found = series.setdefault(name, ([], []))
+            steps.append(step)
+            found.append(float(value))
     return series
 
 

@@ -32,6 +32,7 @@ def main(call: tuple[list[Path], ReportConfig]) -> None:
     from finetune.slurm.attempt_record import run_folders
     from finetune.training import METRICS, REPORT
     from gr00t.errors import ToolkitError, near_folder
+    from gr00t.file_reading import parsing
 
     shown, config = call
     folders: list[Path] = []
@@ -48,7 +49,11 @@ def main(call: tuple[list[Path], ReportConfig]) -> None:
         root, here = Path(os.path.commonpath([path.absolute().parent for path in shown])), Path.cwd()
         root = root.relative_to(here) if root.is_relative_to(here) else root
     out = Path(config.out) if config.out else root / REPORT
-    write_page([read_history(folder, Path(config.reports_dir)) for folder in folders], root, out)
+    histories = []
+    for folder in folders:
+        with parsing(folder):
+            histories.append(read_history(folder, Path(config.reports_dir)))
+    write_page(histories, root, out)
     print(f"{len(folders)} run{'s' * (len(folders) > 1)}: {out}")
 
 

@@ -187,7 +187,7 @@ def _draw(panels: Sequence[Panel]) -> dict[str, Any]:
     plots = [_plot(panel, steps) for panel in panels]
     for plot in plots:
         plot.js_on_event("doubletap", CustomJS(args={"plots": plots}, code="for (const p of plots) p.reset.emit()"))
-    script, places = components(plots)
+    script, places = components(plots) if plots else ("", [])  # nothing is measured yet
     library = Resources(mode="inline", components=["bokeh"]).render_js()
     return {"library": Markup(library), "script": Markup(script), "places": [Markup(place) for place in places]}
 

@@ -4,10 +4,11 @@ Here are the names of what a run folder holds for people and other programs, bes
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from gr00t.file_reading import read_json
+from gr00t.file_reading import parsing, read_json
 
 METRICS = "metrics.jsonl"  # a line each time something was measured
 STATUS = "status.json"  # running, finished, stopped or failed, and why
@@ -18,9 +19,25 @@ CONDITIONS = "conditions.jsonl"  # what each attempt is computed with, a line ea
 INPUTS = "inputs.json"  # the digest of every file that the run reads, to name one that has changed
 BEST = "best.json"  # the best evaluated step, whose checkpoint is kept
 REPORT = "report.html"
+_STEPS = 2**31  # no run has as many
 
 
 def read_best(run_dir: Path) -> dict[str, Any] | None:
     """{"step", "metric", "name"} of the best evaluated checkpoint; None where nothing was evaluated."""
     path = run_dir / BEST
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    with parsing(path):
+        return {"step": int(found["step"]), "metric": float(found["metric"]), "name": str(found["name"])}
+
+
+def measured(line: str | bytes) -> dict[str, float] | None:
+    """The step and the finite measurements in a line of METRICS; None for one that is being written, or damaged."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    entries = found.items() if isinstance(found, dict) else ()
+    numbers = {name: value for name, value in entries if isinstance(value, int | float) and abs(value) < 1e300}
+    return numbers if isinstance(numbers.get("step"), int) and 0 <= numbers["step"] < _STEPS else None

@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from finetune.recipe import FinetuneConfig, datasets
-from finetune.training import ARTIFACTS, METRICS, STATUS
+from finetune.training import ARTIFACTS, METRICS, STATUS, measured
 from finetune.training.checkpointing import Best
 from finetune.training.stopping import Stopped, ThisAttempt
 from gr00t.errors import ToolkitError, disk_errors
@@ -35,6 +34,7 @@ from toolkit.wandb_session import start_run
 if TYPE_CHECKING:
     import wandb
 
+_RUN_ID = re.compile(r"[\w-]{1,64}")
 LONGEST_TAG = 64  # what wandb takes
 REMEDY = "The last checkpoint is whole: make room and start the same command again."
 
@@ -156,7 +156,9 @@ class Tracker:
     def _start_wandb(self) -> None:
         """Start a run, or continue the one that run.json names, and record what it reads."""
         tracking, named = self._config.tracking, self._run_dir / "run.json"
-        run_id = read_json(named)["wandb_id"] if named.is_file() else uuid.uuid4().hex[:12]
+        run_id = read_json(named).get("wandb_id") if named.is_file() else uuid.uuid4().hex[:12]
+        if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+            raise ToolkitError(f"{named}: wandb_id is {run_id!r:.60}. Write the wandb run's id, or remove the file.")
         write_json(named, {"wandb_id": run_id, "project": tracking.project})
         config = as_typed({**dataclasses.asdict(self._config), "run": dict(self._facts)})
         tags = run_tags(self._config)
@@ -188,10 +190,10 @@ class Tracker:
         path = self._run_dir / METRICS
         kept: list[str] = []
         if path.is_file() and self._step:
-            for line in path.read_text().splitlines():
-                with suppress(ValueError, KeyError):  # the line a killed run was writing
-                    if json.loads(line)["step"] <= self._step:
-                        kept.append(line + "\n")
+            for line in path.read_bytes().splitlines():  # the last may be one that a killed run was writing
+                found = measured(line)
+                if found and found["step"] <= self._step:
+                    kept.append(line.decode() + "\n")
         write_text(path, "".join(kept))
         return path.open("a")
 

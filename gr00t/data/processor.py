@@ -65,7 +65,7 @@ class Gr00tN1d7Processor:
 
     def __init__(self, files: ProcessorFiles, vlm: VlmTokenizer) -> None:
         """`config` is the processor_kwargs of the checkpoint, `embodiment_ids` the projector index of every tag."""
-        self.files, self.vlm = files, vlm
+        self.files, self.vlm, self.place = files, vlm, "This checkpoint"
         self.config, self.embodiment_ids = files.config, files.embodiment_ids
         config = self.config
         image_settings = [field.name for field in dataclasses.fields(ImageTransform) if field.init]
@@ -95,7 +95,9 @@ class Gr00tN1d7Processor:
         folder = Path(vlm_path) if vlm_path is not None else find_vlm_folder(path, files.config.model_name)
         vlm = VlmTokenizer(folder)
         with parsing(Path(path) / FILES[0]):
-            return cls(files, vlm)
+            processor = cls(files, vlm)
+        processor.place = str(path)
+        return processor
 
     def save_pretrained(self, path: str | Path, **_auto: Any) -> None:
         """Write the three JSONs at the root and in processor/, the tokenizer's files in processor/vlm/."""

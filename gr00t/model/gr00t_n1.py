@@ -220,7 +220,7 @@ def find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:
         lacks = "statistics" if name in processor.config.modality_configs else "modality config"
         hint = did_you_mean(name, ready).replace("Known:", "It has:")
         raise ToolkitError(
-            f'This checkpoint has no {lacks} of the embodiment "{name}", so it cannot act as one.{hint} '
+            f'{processor.place} has no {lacks} of the embodiment "{name}", so it cannot act as one.{hint} '
             "Fine-tune on that robot's data first, or give another embodiment_tag."
         )
     return name

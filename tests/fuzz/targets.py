@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 import shutil
 import sys
@@ -21,7 +22,7 @@ from finetune.training.train import finetune
 from gr00t.file_replacement import file_sha256, write_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.serve import example_observation
-from gr00t.server.messages import pack
+from gr00t.server.messages import MAX_MESSAGE, pack
 from gr00t.server.server import Endpoints
 from toolkit.configuration import load
 
@@ -31,7 +32,7 @@ STEPS = ("train.save_steps=1", "train.max_steps=2", "train.eval_steps=1")
 
 @dataclass(frozen=True)
 class Target:
-    """`folder` of the sound inputs is copied for each mutation, `damaged` is the part of it that is mutated; programs are
+    """`folder` of the sound inputs is copied for each mutation, `damaged` the part of it that is mutated; programs are
     functions below, of the sound inputs and of the damaged folder."""
 
     folder: str
@@ -63,7 +64,7 @@ def make_inputs(folder: Path) -> None:
     create_base(load("create_base", ["model=tiny", "local=none", f"out={folder}/base", "dtype=fp32"]))
     # beside the run lies what it finished
     finetune(load("finetune", training(folder, folder / "v21", folder, *STEPS)))
-    write_requests(GR00TPolicy.from_pretrained(folder / "done"), folder / "requests")
+    write_requests(policy(folder), folder / "requests")
     shutil.rmtree(folder / "run/checkpoint-2")  # a step is left to do
     attempt = attempt_record.begin(folder / "run", "12", {"job_name": "x", "nodes": "n1", "log": None})
     for name, content in (
@@ -73,9 +74,15 @@ def make_inputs(folder: Path) -> None:
         write_json(attempt.folder / f"{name}.json", content)
 
 
-def write_requests(policy: GR00TPolicy, folder: Path) -> None:
+@functools.cache
+def policy(sound: Path) -> GR00TPolicy:
+    """What answers requests; loaded once, before the children are forked."""
+    return GR00TPolicy.from_pretrained(sound / "done")
+
+
+def write_requests(acting: GR00TPolicy, folder: Path) -> None:
     """An observation in both forms, and the other endpoints."""
-    nested = example_observation(policy, "pick up the red cube")
+    nested = example_observation(acting, "pick up the red cube")
     flat = {f"{kind}.{name}": value for kind in ("video", "state") for name, value in nested[kind].items()}
     requests = {"nested": {"observation": nested}, "flat": {"observation": flat | nested["language"]}}
     folder.mkdir()
@@ -182,9 +189,9 @@ def resume_sealed(sound: Path, root: Path) -> None:
 
 def answer(sound: Path, root: Path) -> None:
     """A policy's replies to requests, each within the limits of one."""
-    endpoints = Endpoints(GR00TPolicy.from_pretrained(sound / "done"), max_batch=4)
+    endpoints = Endpoints(policy(sound), max_batch=4)
     for path in sorted(root.iterdir()):
-        reply = endpoints.answer(path.read_bytes() if path.is_file() else b"")
+        reply = endpoints.answer(path.open("rb").read(MAX_MESSAGE + 1) if path.is_file() else b"")
         print(path.name, reply.error or "answered")
 
 

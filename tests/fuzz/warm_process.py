@@ -220,6 +220,8 @@ def main() -> None:
             os._exit(1)
         if os.waitpid(child, 0)[1]:
             raise SystemExit("the sound inputs could not be made")
+    if options.target == "request":
+        targets.policy(folder / "sound")
     search = Search(options.target, folder)
     search.look_at_sound()
     if options.repeat:
