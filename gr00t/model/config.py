@@ -20,6 +20,11 @@ from gr00t.model.checkpoint_folder import MODEL_TYPE
 _FOREIGN_KEYS = {"return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward"}
 _FOREIGN_KEYS |= {"is_encoder_decoder", "id2label", "label2id", "problem_type", "_name_or_path", "name_or_path"}
 
+_POSITIVE = (
+    *("backbone_embedding_dim", "select_layer", "max_state_dim", "max_action_dim", "action_horizon", "hidden_size"),
+    *("state_history_length", "input_embedding_dim", "max_num_embodiments", "max_seq_len", "num_inference_timesteps"),
+    *("attend_text_every_n_blocks", "num_timestep_buckets", "noise_beta_alpha", "noise_beta_beta"),
+)
 # What is implemented of three keys of TransformerConfig.
 _FIXED = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_type": "ada_norm"}
 
@@ -168,6 +173,9 @@ class Gr00tN1d7Config(PretrainedConfig):
 
     def check(self) -> None:
         """Refuse sizes that cannot fit together, before anything is built."""
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise ToolkitError(f"config.json: {name} must be above 0, not {getattr(self, name)}.")
         dit, vl = self.dit, self.vl_self_attention
         embedding = self.backbone_embedding_dim
         rules = {
