@@ -69,9 +69,10 @@ def parse_json(text: str, where: str | Path) -> Any:
     """JSON text, or a ToolkitError that names the place; lists and objects lie at most DEEPEST deep in each other."""
     try:
         value = json.loads(text)
-        if _SURROGATE.search(text):
+        if "\\u" in text and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
-        _check_depth(value)
+        if text.count("[") + text.count("{") > DEEPEST:
+            _check_depth(value)
     except (ValueError, RecursionError) as error:
         problem = "nested without end" if isinstance(error, RecursionError) else str(error)
         raise ToolkitError(

@@ -112,6 +112,7 @@ class Subject:
         self.fresh_relative = cache(self._fresh_relative)
         try:
             self.layout = DatasetLayout(self.root)
+            self.layout.refuse_lost_tables()
         except ToolkitError as error:
             self.refusal = str(error)
         except Exception as error:
@@ -195,7 +196,8 @@ class Subject:
         if isinstance(names, list) and len(names) >= part.stop:
             dims = [str(dim) for dim in names[part]]
         else:
-            dims = [name] if width == 1 else [f"{name} {d}" for d in range(width)]
+            widest = max((matrix(v).shape[1] for v in self.column(column).values() if len(v)), default=0)
+            dims = [name] if width == 1 else [f"{name} {d}" for d in range(min(width, widest))]
         series = {}
         for index, values in self.column(column).items():
             if values.dtype.kind in "fiu" and len(values) and matrix(values).shape[1] >= part.stop:

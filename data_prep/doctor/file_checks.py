@@ -236,8 +236,7 @@ def _fit(subject: Subject, column: str, groups: list[Group]) -> Iterator[Finding
         if other.part.start < one.part.stop:
             place = f'in "{column}" ({other.part.start} before {one.part.stop})'
             yield error(MODALITY, f'{one.where} and "{other.name}" overlap {place}.', MEND_MODALITY)
-    covered = {d for group in groups for d in range(group.part.start, group.part.stop)}
-    left = sorted(set(range(min(widths, default=0))) - covered)
+    left = [d for d in range(min(widths, default=0)) if not any(g.part.start <= d < g.part.stop for g in groups)]
     if left:
         text = f'{groups[0].modality}: columns {left} of "{column}" belong to no group and are not used.'
         yield remark(MODALITY, text)

@@ -39,6 +39,7 @@ V2 = ("v2.0", "v2.1")
 CODEBASE_VERSION = "v2.1"
 IMAGES = "images"  # the folder of images that lie beside the frame tables, which name them
 FINGERPRINTED_SPLIT_KEYS = ("part", "instruction", "seed", "val_fraction", "val_episodes")
+MANY_LOST = 500  # tables; fewer are named one by one
 _VIDEO_PLACE = ("chunk_index", "file_index", "from_timestamp")
 _WIDTH = re.compile(r"(0?\d{0,2}d)?")  # {episode_index:01000000000d} would fill the memory
 
@@ -111,8 +112,8 @@ class DatasetLayout:
     @property
     def val_episodes(self) -> list[int]:
         """Indices held out of training and statistics (empty for a dataset without meta/split.json)."""
-        where, listed = f"{self.meta.folder}/split.json", self.split.get("val_episodes", [])
-        held_out = [whole_number(i, f"{where}: val_episodes") for i in as_list(listed, f"{where}: val_episodes")]
+        where, key = self.meta.folder / "split.json", "val_episodes"
+        held_out = [whole_number(i, where, key) for i in as_list(self.split.get(key, []), where, key)]
         for index in held_out:
             self.episode(index)
         return held_out
@@ -189,6 +190,15 @@ class DatasetLayout:
         """Every frame table: one an episode, in order of their index, or (v3.0) all below data/, in order of number."""
         named = list(dict.fromkeys(self.parquet_path(e.index) for e in self.episodes))
         return named if self.version != V3 else by_number({*named, *numbered_tables(self.root / "data")})
+
+    def refuse_lost_tables(self) -> None:
+        """Raise ToolkitError where hundreds of episodes have no table: to look for each of them takes minutes."""
+        listed, there = len(self.episodes), sum(p.suffix == ".parquet" for p in files_below(self.root / "data"))
+        if self.version != V3 and listed - there > max(MANY_LOST, there):
+            raise ToolkitError(
+                f"{self.meta.folder}/episodes.jsonl lists {listed:,} episodes, but below data/ are {there:,} tables. "
+                "The copy is not whole, or the list is damaged: copy or prepare the dataset again."
+            )
 
     def video_column(self, camera: str) -> str:
         """The dataset's own name of a camera, a key of modality.json's video section."""

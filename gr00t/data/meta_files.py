@@ -81,15 +81,15 @@ def read_tasks(meta: MetaFolder, version: str) -> dict[int, str]:
     """{task_index: instruction}."""
     if version != V3:
         lines = meta.lines("tasks.jsonl", "task_index", "task")
-        where = f"{meta.folder}/tasks.jsonl: task_index"
-        return {whole_number(line["task_index"], where): str(line["task"]) for line in lines}
+        where = meta.folder / "tasks.jsonl"
+        return {whole_number(line["task_index"], where, "task_index"): str(line["task"]) for line in lines}
     path = meta.folder / "tasks.parquet"
     rows = meta.table(path, ["task_index"], lambda name: True)
     name = _task_column(path, rows)
     for row in rows:
         if not isinstance(row[name], str):
             raise ToolkitError(f"{path}: task {row['task_index']} has no instruction. Write the tasks again.")
-    return {whole_number(row["task_index"], f"{path}: task_index"): row[name] for row in rows}
+    return {whole_number(row["task_index"], path, "task_index"): row[name] for row in rows}
 
 
 def _task_column(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -138,22 +138,22 @@ def read_episodes(meta: MetaFolder, version: str) -> list[EpisodeInfo]:
 
 
 def _episode(row: dict[str, Any], where: Path, places: dict[str, float]) -> EpisodeInfo:
-    index, length = (whole_number(row[key], f"{where}: {key}") for key in ("episode_index", "length"))
-    return EpisodeInfo(index, length, tuple(map(str, as_list(row.get("tasks") or [], f"{where}: tasks"))), places)
+    index, length = (whole_number(row[key], where, key) for key in ("episode_index", "length"))
+    return EpisodeInfo(index, length, tuple(map(str, as_list(row.get("tasks") or [], where, "tasks"))), places)
 
 
-def whole_number(value: Any, where: str) -> int:
+def whole_number(value: Any, where: Path, key: str) -> int:
     """A count or index as meta files hold it: 0 to 2^31 - 1, in whatever way it is written; else ToolkitError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31 or value % 1:
-        problem = f"{where} is {repr(value)[:40]}; it must be a whole number from 0 to {2**31 - 1}."
+        problem = f"{where}: {key} is {repr(value)[:40]}; it must be a whole number from 0 to {2**31 - 1}."
         raise ToolkitError(f"{problem} Mend it, or copy or prepare the dataset again.")
     return int(value)
 
 
-def as_list(value: Any, where: str) -> list[Any]:
+def as_list(value: Any, where: Path, key: str) -> list[Any]:
     """A list in a meta file, or ToolkitError."""
     if not isinstance(value, list):
-        raise ToolkitError(f"{where} is no list. Mend it, or copy or prepare the dataset again.")
+        raise ToolkitError(f"{where}: {key} is no list. Mend it, or copy or prepare the dataset again.")
     return value
 
 

@@ -17,6 +17,7 @@ from gr00t.data.statistics import COLUMNS, Statistics, Tail, feature_statistics,
 from gr00t.data.stored_arrays import FrameStore
 from gr00t.data.video import EpisodeVideo
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import refuse_special
 
 OPEN_VIDEOS = 64  # containers a process keeps open; each holds a few frames' worth of memory
 
@@ -31,6 +32,7 @@ class StepReader:
     def __init__(self, root: str | Path, configs: ModalityConfigs) -> None:
         self.layout = DatasetLayout(root)
         self.configs = check_modality_configs(configs)
+        self.layout.refuse_lost_tables()
         self._groups = {m: _group_slices(self.layout, m, configs[m].modality_keys) for m in ("state", "action")}
         self._check_videos()
         key = configs["language"].modality_keys[0]
@@ -151,6 +153,7 @@ class StepReader:
         }
         missing = [path for path in paths if not path.is_file() or not path.stat().st_size]
         if missing:
+            refuse_special(missing[0])
             raise ToolkitError(
                 f"{len(missing)} of {len(paths)} videos are missing or empty, the first {missing[0]}. Copy the dataset "
                 "again, or prepare it again."
@@ -181,7 +184,7 @@ def _group_slices(layout: DatasetLayout, modality: str, keys: list[str]) -> dict
     found = {}
     for key in keys:
         entry = _entry(layout, modality, key, f"{modality} group")
-        where = f'{layout.root}/meta/modality.json: {modality} "{key}"'
-        start, end = (whole_number(entry.get(side), f"{where}: {side}") for side in ("start", "end"))
+        where = layout.meta.folder / "modality.json"
+        start, end = (whole_number(entry.get(side), where, f"{modality}.{key}.{side}") for side in ("start", "end"))
         found[key] = (entry.get("original_key") or COLUMNS[modality], slice(start, end))
     return found

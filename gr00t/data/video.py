@@ -132,11 +132,11 @@ class VideoReader:
 
     def _begin(self) -> None:
         """Open the file, at its start."""
-        self._container = av.open(str(self.path))
+        bounded = {"max_pixels": str(MOST_PIXELS)}  # frames may be larger than the container says
+        self._container = av.open(str(self.path), options=bounded)
         for stream in self._container.streams.video[:1]:
             # The DataLoader already uses the cores: one decoder thread each.
-            stream.codec_context.thread_count = 1
-            check_pixels(stream.codec_context.width, stream.codec_context.height, self.path)
+            stream.codec_context.thread_count, stream.codec_context.options = 1, bounded
 
     def _index(self) -> None:
         """Which frames there are, by their packets; by decoding all of them where packets do not tell."""
@@ -236,15 +236,6 @@ def write_video(path: str | Path, frames: np.ndarray, fps: int) -> None:
             # Averaging keeps the colours of small objects best when colour resolution is halved.
             container.mux(stream.encode(colours.reformat(rgb, format="yuv420p", interpolation=Interpolation.AREA)))
         container.mux(stream.encode(None))
-
-
-def check_pixels(width: int, height: int, where: str | Path) -> None:
-    """Raise ToolkitError for images that no camera takes; a few kilobytes may decode to gigabytes of them."""
-    if width * height > MOST_PIXELS:
-        raise ToolkitError(
-            f"{where}: images of {width} x {height} pixels are not decoded ({MOST_PIXELS:,} are the most). The file is "
-            "damaged or was tampered with: record or copy it again."
-        )
 
 
 def check_frame_size(height: int, width: int, where: str | Path) -> None:
