@@ -27,7 +27,7 @@ example: .venv/ready-dev ## record, train all of a small N1.7 from random weight
 test: .venv/ready-dev lint ## lint, type-check and run every test that can run here
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-long: .venv/ready-dev ## the rest, an hour: kills at random moments, the slowest tests, disturbances of a throw-away SLURM cluster
+test-long: .venv/ready-dev ## the rest, two hours: kills at random moments, fuzzers, the slowest tests, disturbances of a throw-away cluster
 	$(BIN)/python -m pytest -m long -n 2 --dist loadgroup
 
 mutants: .venv/ready-dev ## break the code in 300 places, one at a time, and see which the tests notice (hours; resumes)

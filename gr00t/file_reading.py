@@ -4,16 +4,20 @@ that names the file. What is no regular file is refused here for every reader, a
 from __future__ import annotations
 
 import codecs
+import inspect
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from gr00t.errors import ToolkitError, in_bytes
 
 MOST_TEXT = 2**28  # bytes; meta files of 300,000 episodes are below it
+_SHOWN = 300  # characters of another error
 DEEPEST = 100  # lists and objects in each other; few readers of what is read bear much more
 MOST_LINKS = 1000  # to folders, followed below a link to a folder
 AGAIN = "Make or copy it again."
@@ -93,6 +97,47 @@ def read_json(path: Path, remedy: str = AGAIN) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ToolkitError(f"{path}: expected a JSON object, not {type(data).__name__}. Make or copy it again.")
     return data
+
+
+@contextmanager
+def parsing(path: Path, remedy: str = AGAIN) -> Iterator[None]:
+    """Whatever is raised while the content of a file is given its meaning becomes a ToolkitError that names the file.
+
+    Libraries raise errors of a dozen kinds for values that they do not expect, and others with each version.
+    """
+    try:
+        yield
+    except ToolkitError as error:
+        if str(path.parent) in str(error):
+            raise
+        raise ToolkitError(f"{path}: {error}") from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of libraries in Rust
+            raise
+        said = " ".join(str(error).split())[:_SHOWN]
+        raise ToolkitError(f"{path} makes no sense ({type(error).__name__}: {said}). {remedy}") from error
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of a type as dataclasses declare it; whole numbers are floats too, booleans not."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(fits(value, each) for each in inside)
+    if origin is list:
+        return isinstance(value, list | tuple) and all(fits(each, inside[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(each, inside[1]) for each in value.values())
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, NoneType if kind is None else kind)
+
+
+def check_types(cls: type, values: Mapping[str, Any], where: str = "") -> None:
+    """Refuse values from JSON that are of another type than the class itself declares; other names are left alone."""
+    for name, kind in inspect.get_annotations(cls, eval_str=True).items():
+        if name in values and not fits(values[name], kind):
+            expected = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise ToolkitError(f"{where}{name}: expected {expected}, found {values[name]!r:.60}.")
 
 
 def read_json_lines(path: Path, remedy: str = AGAIN) -> Iterator[tuple[str, Any]]:

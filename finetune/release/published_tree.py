@@ -17,6 +17,7 @@ from finetune.release.model_card import write_card
 from finetune.release.run_facts import EXPERIMENT, Licence, RunFacts, left_out, licence_of, read_facts, small_files
 from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import parsing
 from gr00t.model.checkpoint_folder import weight_files
 from gr00t.model.finished_checkpoint import MANIFEST, write_manifest
 from toolkit.code_files import code_files, in_words, new_files, tracked_among
@@ -55,7 +56,10 @@ def _look(contents: Mapping[str, Path | str], machine: Machine) -> None:
 
 
 def _make(configs: Sequence[ReleaseConfig], out: Path) -> Published:
-    config, runs = configs[0], [read_facts(of) for of in configs]
+    config, runs = configs[0], []
+    for of in configs:
+        with parsing(Path(of.checkpoint)):
+            runs.append(read_facts(of))
     for run, of in zip(runs, configs, strict=True):
         _check_robot(run, of)
     # one licence for all weights of a release: several bases with different terms need releases of their own

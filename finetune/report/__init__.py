@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from finetune.report.measurements import Series, read_series
 from finetune.slurm.attempt_record import attempts, resolved
 from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import read_json
+from gr00t.file_reading import parsing, read_json
 from toolkit.declaration import flat, key
 
 POINTS = 1500  # of a curve; more than a screen has pixels
@@ -89,8 +89,13 @@ def read_histories(folders: Sequence[Path], reports_dir: Path) -> list[History]:
     """The runs in folders that hold METRICS; the more there are, the fewer points of each curve are kept."""
     points = max(LEAST_POINTS, min(POINTS, PAGE_POINTS // max(1, len(folders))))
     results = cache(lambda split: list(_results(reports_dir / split)))  # read once, whoever asks for them
+
+    def read(folder: Path) -> History:
+        with parsing(folder):
+            return _read_history(folder, results, points)
+
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(partial(_read_history, results=results, points=points), folders))
+        return list(pool.map(read, folders))
 
 
 def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None, Result]]], points: int) -> History:

@@ -23,7 +23,7 @@ import yaml
 
 from finetune.slurm import cluster_queries
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import read_json
+from gr00t.file_reading import parsing, read_json, read_text
 from gr00t.file_replacement import file_lock, write_json
 from toolkit.configuration import as_yaml
 
@@ -177,8 +177,10 @@ def resolved(run_dir: Path) -> dict[str, Any]:
     """The fine-tune's configuration as last resolved, by a job or else by the training; {} before the first."""
     path = run_dir / "job" / "config.yaml"
     if path.is_file():
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where libyaml is there
-        return dict(yaml.load(path.read_text(encoding="utf-8"), loader))
+        text = read_text(path)
+        with parsing(path):
+            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where libyaml is there
+            return dict(yaml.load(text, loader))
     return read_optional(run_dir / "run_config.json") or {}
 
 
@@ -187,8 +189,10 @@ def resolved(run_dir: Path) -> dict[str, Any]:
 
 def run_folders(runs_dir: Path) -> list[Path]:
     """Every run folder below `runs_dir`, and those elsewhere that the launcher submitted from here."""
-    noted = [Path(read_json(path)["run_dir"]) for path in (runs_dir / _ELSEWHERE).glob("*.json")]
-    found = {path for path in noted if path.is_dir()}
+    found = set()
+    for noted in (runs_dir / _ELSEWHERE).glob("*.json"):
+        with parsing(noted):
+            found |= {path for path in [Path(read_json(noted)["run_dir"])] if path.is_dir()}
     for folder, inside, files in os.walk(runs_dir, followlinks=True):
         path = Path(os.path.abspath(folder))
         depth = len(Path(folder).relative_to(runs_dir).parts)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gr00t.file_reading import read_json
+from gr00t.file_reading import parsing, read_json
 from toolkit.trackers import TENSORBOARD
 
 METRICS = "metrics.jsonl"  # a line each time something was measured
@@ -25,18 +25,26 @@ REPORT = "report.html"
 # what a run that begins again removes of the one before, besides its checkpoints
 RUN_FILES = (WANDB_RUN, SENT, METRICS, STATUS, BEST, FIRST_BATCH, INPUTS, CONDITIONS)
 RUN_FOLDERS = (ARTIFACTS, EVALUATIONS, TENSORBOARD)
+_STEPS = 2**31  # no run has as many
 
 
 def read_best(run_dir: Path) -> dict[str, Any] | None:
     """{"step", "metric", "name"} of the best evaluated checkpoint; None where nothing was evaluated."""
     path = run_dir / BEST
-    return read_json(path) if path.is_file() else None
-
-
-def measurement(line: bytes) -> tuple[int, dict[str, float]] | None:
-    """The step and the numbers in a line of METRICS; None for one that is damaged, or not written to its end."""
-    try:
-        values = json.loads(line.decode("utf-8"))
-        return int(values.pop("step")), {n: float(v) for n, v in values.items() if isinstance(v, int | float)}
-    except (ValueError, KeyError, AttributeError, TypeError, OverflowError):
+    if not path.is_file():
         return None
+    found = read_json(path)
+    with parsing(path):
+        return {"step": int(found["step"]), "metric": float(found["metric"]), "name": str(found["name"])}
+
+
+def measurement(line: str | bytes) -> tuple[int, dict[str, float]] | None:
+    """The step and the finite numbers in a line of METRICS; None for one that is damaged, or not written to its end."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    entries = found.items() if isinstance(found, dict) else ()
+    numbers = {name: value for name, value in entries if isinstance(value, int | float) and abs(value) < 1e300}
+    step = numbers.pop("step", None)
+    return (step, numbers) if isinstance(step, int) and 0 <= step < _STEPS else None

@@ -28,7 +28,7 @@ from finetune.training import BEST
 from finetune.training.process_selftest import appears
 from finetune.training.stopping import AttemptToken
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import read_json
+from gr00t.file_reading import check_types, parsing, read_json
 from gr00t.file_replacement import file_sha256, open_to_others, whole_folder, write_json
 from gr00t.model.checkpoint import not_finite
 
@@ -84,6 +84,14 @@ class Best:
             self.step, self.metric = None, None
 
 
+class _State:
+    """What state.json holds, of which earlier versions lack some."""
+
+    identity: dict[str, Any]
+    conditions: dict[str, dict[str, Any]]
+    meter: list[list[float]]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A whole checkpoint: `step` optimizer steps are done."""
@@ -95,7 +103,11 @@ class Checkpoint:
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
         """The checkpoint in a folder, unverified."""
-        return cls(folder, _step(folder), read_json(folder / "state.json"))
+        state = read_json(folder / "state.json")
+        with parsing(folder / "state.json"):
+            check_types(Best, asdict(Best.restored(state)), "best.")
+            check_types(_State, state)
+        return cls(folder, _step(folder), state)
 
 
 @dataclass(frozen=True)

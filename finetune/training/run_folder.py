@@ -34,7 +34,7 @@ from gr00t.data.layout import DatasetLayout
 from gr00t.data.meta_files import in_ranges
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_reading import read_json
+from gr00t.file_reading import parsing, read_json
 from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
@@ -84,7 +84,9 @@ class RunFolder:
         start = checkpoints.newest_checkpoint(self.run_dir)
         if start is not None:
             known = dataclasses.replace(start, state={**start.state, "identity": self._with_robot(start)})
-            checkpoints.check_same_run(known, self.identity, self._inputs(), self.files)
+            inputs = self._inputs()
+            with parsing(start.folder / "state.json"):
+                checkpoints.check_same_run(known, self.identity, inputs, self.files)
         elif checkpoints.list_checkpoints(self.run_dir):
             raise ToolkitError(
                 f"Every checkpoint in {self.run_dir} is damaged. Restore one from a backup, or start again with "

@@ -129,7 +129,7 @@ def _base_files(base: Path, digest_of: Digests) -> Files:
     """Weights, and all that configures model, processor, tokenizer and backbone; the last two may lie elsewhere."""
     architecture = backbone_file(str(read_config_json(base).get("model_name")), architecture_folder(base))
     own = [path for path in files_below(base / "processor") if path.suffix in TOKENIZER_SUFFIXES and path.is_file()]
-    files = {*weight_files(base), *base.glob("[!.]*.json"), *own, *processor_sources(base)}
+    files = {*weight_files(base), *filter(Path.is_file, base.glob("[!.]*.json")), *own, *processor_sources(base)}
     files |= {architecture} if architecture else set()
     found: Files = {}
     for path in sorted(files):

@@ -35,6 +35,7 @@ from toolkit.trackers import TrackedRun, open_run
 if TYPE_CHECKING:
     import wandb
 
+_RUN_ID = re.compile(r"[\w-]{1,64}")
 LONGEST_TAG = 64  # what wandb takes
 REMEDY = "The last checkpoint is whole: make room and start the same command again."
 
@@ -155,7 +156,10 @@ class Tracker:
         """Start a run, or continue the folder's own (for wandb the one that WANDB_RUN names), and say what it reads."""
         tracking, named, of_wandb = self._config.tracking, self._run_dir / WANDB_RUN, dict[str, Any]()
         if tracking.name == "wandb":
-            run_id = read_json(named)["wandb_id"] if named.is_file() else uuid.uuid4().hex[:12]
+            run_id = read_json(named).get("wandb_id") if named.is_file() else uuid.uuid4().hex[:12]
+            if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+                problem = f"{named}: wandb_id is {run_id!r:.60}."
+                raise ToolkitError(f"{problem} Write the wandb run's id, or remove the file.")
             write_json(named, {"wandb_id": run_id, "project": tracking.project})
             of_wandb = {"id": run_id, "resume": "allow", "tags": run_tags(self._config)}
         config = {**dataclasses.asdict(self._config), "run": dict(self._facts)}

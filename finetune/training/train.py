@@ -31,8 +31,10 @@ from gr00t.data.dataset import TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.sampler import SampleKey, Stream, torch_seed
 from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_reading import parsing
 from gr00t.model import cpu_kernels
 from gr00t.model.checkpoint_folder import resolve_folder
+from gr00t.model.finished_checkpoint import check_fit
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7, compile_for_training, compiles
 from toolkit.command_line import stop_signals
 
@@ -102,6 +104,7 @@ def _recipe(attempt: ThisAttempt) -> FinetuneResult:
 
     processor = dataloader.build_processor(Gr00tN1d7Processor.from_pretrained(base), mixture, config)
     model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
+    check_fit(processor, model, base)
     if config.dataset.frames == "store":
         for reader in mixture.readers:
             caches.use_frame_store(attempt, reader)
@@ -111,11 +114,13 @@ def _recipe(attempt: ThisAttempt) -> FinetuneResult:
         used = [dataset, unseen] if unseen else [dataset]
         caches.use_cached_features(attempt, model, used, identity["base"])
     if start is not None:
-        checkpointing.load_weights(start, model)
+        with parsing(start.folder / checkpointing.FILES[0]):
+            checkpointing.load_weights(start, model)
     engine.prepare(caches.HeadOnFeatures(model) if cached else model, build_optimizer(model, config.train))
     computed_with = conditions(config, engine, model)
     if start is not None:
-        engine.restore_optimizer(checkpointing.read_optimizer(start))
+        with parsing(start.folder / checkpointing.FILES[1]):
+            engine.restore_optimizer(checkpointing.read_optimizer(start))
         if engine.is_main:
             warn(start, computed_with)
 
@@ -179,7 +184,8 @@ class TrainingLoop:
     def run(self, start: Checkpoint | None) -> float | None:
         """Train; the loss of the last logged steps. Raises Stopped when all is saved."""
         if start is not None and "meter" in start.state:
-            self.meter.restore(start.state["meter"])
+            with parsing(start.folder / "state.json"):
+                self.meter.restore(start.state["meter"])
         try:
             reason = self._steps(start)
             with self._disk_errors():

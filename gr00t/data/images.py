@@ -18,6 +18,7 @@ from gr00t.data.processor_files import MERGE, PATCH, TEMPORAL
 from gr00t.data.schema import look_up
 from gr00t.errors import ToolkitError
 
+MOST_SIDE = 4096  # pixels
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 FACTOR = PATCH * MERGE  # image sides must be multiples of this
 _LEVELS = np.arange(256, dtype=np.float64)
@@ -82,8 +83,10 @@ class ImageTransform:
         return crop / target
 
     def __post_init__(self) -> None:
-        if not self.side:
-            raise ToolkitError("Image transform: give shortest_image_edge (for example 256) or image_target_size.")
+        if not 0 < self.side <= MOST_SIDE:
+            raise ToolkitError(
+                f"Image transform: give shortest_image_edge (say 256, at most {MOST_SIDE}) or image_target_size."
+            )
         if not 0.0 < self._fraction <= 1.0 or self.crop_side < 1:
             raise ToolkitError(f"Image transform: the crop fraction must lie in (0, 1], not {self._fraction}.")
         for name, value in (self.color_jitter_params or {}).items():

@@ -16,6 +16,7 @@ from transformers import AutoProcessor
 
 from gr00t.data.images import FACTOR, Augmentation, ImageTransform, grid_thw, vlm_resize
 from gr00t.data.processor_files import (
+    FILES,
     ProcessorFiles,
     VlmTokenizer,
     default_projector_index,
@@ -35,6 +36,7 @@ from gr00t.data.schema import (
 )
 from gr00t.data.state_action import Arrays, StateActionProcessor
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import parsing
 from gr00t.model.config import Gr00tN1d7Config
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class Gr00tN1d7Processor:
 
     def __init__(self, files: ProcessorFiles, vlm: VlmTokenizer) -> None:
         """`config` is the processor_kwargs of the checkpoint, `embodiment_ids` the projector index of every tag."""
-        self.files, self.vlm = files, vlm
+        self.files, self.vlm, self.place = files, vlm, "This checkpoint"
         self.config, self.embodiment_ids = files.config, files.embodiment_ids
         config = self.config
         image_settings = [field.name for field in dataclasses.fields(ImageTransform) if field.init]
@@ -91,7 +93,11 @@ class Gr00tN1d7Processor:
         """
         files = read_processor_files(path)
         folder = Path(vlm_path) if vlm_path is not None else find_vlm_folder(path, files.config.model_name)
-        return cls(files, VlmTokenizer(folder))
+        vlm = VlmTokenizer(folder)
+        with parsing(Path(path) / FILES[0]):
+            processor = cls(files, vlm)
+        processor.place = str(path)
+        return processor
 
     def save_pretrained(self, path: str | Path, **_auto: Any) -> None:
         """Write the three JSONs at the root and in processor/, the tokenizer's files in processor/vlm/."""

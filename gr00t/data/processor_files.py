@@ -15,7 +15,8 @@ import numpy as np
 from gr00t.data.schema import EmbodimentTag, ModalityConfig, ModalityConfigs
 from gr00t.data.state_action import EmbodimentStatistics
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import files_below, read_json
+from gr00t.file_reading import MOST_TEXT, check_types, files_below, parsing, read_json, read_text, refuse_special
+from gr00t.model.architecture import refuse_absurd
 from gr00t.model.checkpoint_folder import architecture_folder, processor_kwargs, read_config_json
 
 PROCESSOR_CLASS = "Gr00tN1d7Processor"
@@ -23,6 +24,7 @@ FILES = ("processor_config.json", "statistics.json", "embodiment_id.json")
 IMAGE_TOKEN = "<|image_pad|>"
 TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 PATCH = 16  # pixels a patch side
+MOST_PIXELS = 2**22  # to which small images may be enlarged
 MERGE = 2  # patches a side that the vision tower merges into one token
 TEMPORAL = 2  # a still image is repeated to fill the temporal patch
 _QWEN_IMAGES = {
@@ -32,6 +34,9 @@ _QWEN_IMAGES = {
     "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
 }
+_TOKENIZER_AGAIN = (
+    "The folder must hold tokenizer.json, tokenizer_config.json and the chat template of the VLM; copy them again."
+)
 # Which slice of the per-embodiment weights a tag uses. (original: the processor's table of projector indices)
 _PROJECTOR_INDEX = {
     "simpler_env_google": 0,
@@ -94,6 +99,8 @@ class ProcessorConfig:
         off: dict[str, Any] = {"shortest_image_edge": None, "crop_fraction": None}
         off |= dict.fromkeys(("apply_sincos_state_encoding", "use_relative_action"), False)
         given = {name: value for name, value in kwargs.items() if name in known}
+        check_types(cls, {name: value for name, value in given.items() if name != "modality_configs"})
+        refuse_absurd(given)
         given["modality_configs"] = {
             tag: {modality: ModalityConfig.from_json(data) for modality, data in modalities.items()}
             for tag, modalities in kwargs["modality_configs"].items()
@@ -146,10 +153,13 @@ def read_processor_files(path: str | Path) -> ProcessorFiles:
             f"{folder / FILES[0]} has use_tactile on, which a later GR00T brought and this toolkit does not have. "
             "Use a checkpoint without it."
         )
-    ids = {tag: int(index) for tag, index in read_json(folder / FILES[2]).items()}
+    with parsing(folder / FILES[0]):
+        config = ProcessorConfig.from_json(kwargs)
+    with parsing(folder / FILES[2]):
+        ids = {tag: int(index) for tag, index in read_json(folder / FILES[2]).items()}
     for tag in EmbodimentTag:
         ids.setdefault(tag.value, default_projector_index(tag))
-    return ProcessorFiles(ProcessorConfig.from_json(kwargs), read_json(folder / FILES[1]), ids)
+    return ProcessorFiles(config, read_json(folder / FILES[1]), ids)
 
 
 def _lerobots_processor_files(path: Path) -> ProcessorFiles:
@@ -162,10 +172,12 @@ def _lerobots_processor_files(path: Path) -> ProcessorFiles:
             f"{path}: no {FILES[0]}, neither here nor in processor/. Copy {', '.join(FILES)} of the checkpoint there."
         )
     files = read_processor_files(base)
-    settings, tag, own = processor_kwargs(path, files.config.to_json())
+    with parsing(path / "config.json"):
+        settings, tag, own = processor_kwargs(path, files.config.to_json())
+        config = ProcessorConfig.from_json(settings)
     statistics = {name: entry for name, entry in files.statistics.items() if name != tag}
     statistics |= {} if own is None else {tag: own}
-    return ProcessorFiles(ProcessorConfig.from_json(settings), statistics, files.embodiment_ids)
+    return ProcessorFiles(config, statistics, files.embodiment_ids)
 
 
 def _folder(path: Path) -> Path | None:
@@ -248,10 +260,11 @@ class ImageLimits:
                 f"{where}: these are not Qwen3-VL's image settings (patch 16, merge 2, mean and std 0.5). "
                 "Give the tokenizer folder of the Qwen3-VL or Cosmos-Reason2 backbone the checkpoint was trained with."
             )
-        return cls(
-            min_pixels=int(data.get("min_pixels") or size.get("shortest_edge", cls.min_pixels)),
-            max_pixels=int(data.get("max_pixels") or size.get("longest_edge", cls.max_pixels)),
-        )
+        least = int(data.get("min_pixels") or size.get("shortest_edge", cls.min_pixels))
+        most = int(data.get("max_pixels") or size.get("longest_edge", cls.max_pixels))
+        if not 1 <= least <= min(most, MOST_PIXELS):
+            raise ToolkitError(f"{where}: images of {least} to {most} pixels make no sense. Copy the VLM's own file.")
+        return cls(least, most)
 
 
 class VlmTokenizer:
@@ -259,32 +272,45 @@ class VlmTokenizer:
 
     def __init__(self, folder: str | Path) -> None:
         """Load tokenizer.json (or vocab.json and merges.txt), the chat template and preprocessor_config.json."""
-        from transformers import AutoTokenizer
-
         self.folder = Path(folder)
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ToolkitError(
-                f"{self.folder}: the tokenizer cannot be read ({error}). The folder must hold tokenizer.json, "
-                "tokenizer_config.json and the chat template of the VLM; copy them there again."
-            ) from error
-        self._tokenizer.padding_side = "left"
+        with parsing(self.folder / "tokenizer.json", _TOKENIZER_AGAIN):
+            self._tokenizer = self._load()
+            self._tokenizer.padding_side = "left"
+            self.image_token_id: int = self._tokenizer.get_vocab().get(IMAGE_TOKEN, -1)
+            self.largest_id = max(self._tokenizer.get_vocab().values())
         # A chat template of the whole processor (with images) takes precedence over the tokenizer's own.
         as_json, as_text = (self.folder / f"chat_template.{suffix}" for suffix in ("json", "jinja"))
         if as_json.is_file():
-            self._tokenizer.chat_template = read_json(as_json)["chat_template"]
+            self._tokenizer.chat_template = read_json(as_json).get("chat_template")
         elif as_text.is_file():
-            self._tokenizer.chat_template = as_text.read_text(encoding="utf-8")
+            self._tokenizer.chat_template = read_text(as_text)
         if not self._tokenizer.chat_template:
             raise ToolkitError(
                 f"{self.folder}: no chat template. Copy chat_template.json (or .jinja) of the VLM into that folder."
             )
-        self.image_token_id: int = self._tokenizer.get_vocab().get(IMAGE_TOKEN, -1)
         if self.image_token_id < 0:
             raise ToolkitError(f"{self.folder}: the tokenizer does not know {IMAGE_TOKEN}; it is not a Qwen-VL one.")
+        with parsing(next((path for path in (as_json, as_text) if path.is_file()), self.folder), _TOKENIZER_AGAIN):
+            self.encode([self.chat_text("x", 1)], [[1]])
         path = self.folder / "preprocessor_config.json"
-        self.limits = ImageLimits.from_json(read_json(path) if path.is_file() else {}, str(path))
+        with parsing(path):
+            self.limits = ImageLimits.from_json(read_json(path) if path.is_file() else {}, str(path))
+
+    def _load(self) -> Any:
+        """The tokenizer; where it cannot be read, the file that is damaged is named if its form alone shows it."""
+        from transformers import AutoTokenizer
+
+        texts = [path for path in sorted(self.folder.iterdir()) if path.suffix in (".json", ".jinja", ".txt")]
+        for path in texts:
+            refuse_special(path)
+            if path.is_file() and path.stat().st_size > MOST_TEXT:
+                read_text(path)  # refused, and the library would read it
+        try:
+            return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        except Exception:
+            for path in texts:
+                read_json(path) if path.suffix == ".json" else read_text(path)
+            raise
 
     def chat_text(self, text: str, images: int) -> str:
         """One user turn: `images` placeholders, then the text; no system prompt, no generation prompt."""

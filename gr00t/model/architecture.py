@@ -8,14 +8,19 @@ table. Importing this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.file_reading import read_json
+from gr00t.file_reading import parsing, read_json
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig
+
+MOST = 2**24  # of every number that describes a model
+MOST_LAYERS = 1024  # a model is built layer by layer before its tensors are compared with the stored ones
+_LAYERS = ("num_layers", "num_hidden_layers", "depth", "max_num_embodiments", "num_inference_timesteps")
 
 SAVED_CONFIG = Path("processor") / "vlm" / "config.json"
 
@@ -82,7 +87,8 @@ def resolve_backbone(model_name: str, checkpoint: Path | None) -> Qwen3VLConfig:
     """The architecture of the backbone called `model_name` in the checkpoint folder (None: no folder yet)."""
     path = backbone_file(model_name, checkpoint)
     if path is not None:
-        return parse_backbone(read_json(path), str(path))
+        with parsing(path):
+            return parse_backbone(read_json(path), str(path))
     if model_name in BUILT_IN:
         return parse_backbone(BUILT_IN[model_name], model_name)
     places = "\n  ".join(str(p) for p in _candidate_files(model_name, checkpoint))
@@ -90,6 +96,16 @@ def resolve_backbone(model_name: str, checkpoint: Path | None) -> Qwen3VLConfig:
         f'The backbone "{model_name}" is not known, and its config.json is in none of\n  {places}\n'
         f"Put a copy of the backbone's config.json at one of these.{did_you_mean(model_name, BUILT_IN)}"
     )
+
+
+def refuse_absurd(numbers: Mapping[str, Any], above: str = "") -> None:
+    """Refuse a description of a model with a number that none has, before memory is taken for it."""
+    for key, value in numbers.items():
+        if isinstance(value, Mapping):
+            refuse_absurd(value, f"{above}{key}.")
+        most = MOST_LAYERS if key in _LAYERS else MOST
+        if isinstance(value, int | float) and not abs(value) <= most:
+            raise ToolkitError(f"{above}{key} is {value!r:.40}; models have {most:,} at most. Take the original file.")
 
 
 def backbone_file(model_name: str, checkpoint: Path | None) -> Path | None:
@@ -106,6 +122,7 @@ def parse_backbone(data: dict[str, Any], where: str) -> Qwen3VLConfig:
             f'{where} is no Qwen3-VL configuration (model_type "{data.get("model_type")}"). '
             "GR00T N1.7 stands on Qwen3-VL (Cosmos-Reason2); N1.5 and N1.6 stand on Eagle and are not read here."
         )
+    refuse_absurd(data)
     sub: dict[str, Any] = {
         key: {k: v for k, v in data[key].items() if k not in ("model_type", "dtype", "torch_dtype")}
         for key in ("text_config", "vision_config")

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen3VLConfig
 
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import check_types, parsing
 from gr00t.file_replacement import open_to_others, write_json
-from gr00t.model.architecture import SAVED_CONFIG, backbone_json
+from gr00t.model.architecture import SAVED_CONFIG, backbone_json, refuse_absurd
 from gr00t.model.checkpoint_folder import (
     CONFIG_NAME,
     INDEX_NAME,
@@ -58,7 +59,13 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None 
 
 def read_config(folder: Path) -> Gr00tN1d7Config:
     """The configuration of an N1.7 checkpoint, of the original or of LeRobot; anything else is refused by name."""
-    config = Gr00tN1d7Config.from_dict(read_config_json(folder))
+    data = read_config_json(folder)
+    with parsing(folder / CONFIG_NAME):
+        check_types(Gr00tN1d7Config, data)
+        refuse_absurd({key: value for key, value in data.items() if hasattr(Gr00tN1d7Config, key)})
+        config = Gr00tN1d7Config.from_dict(data)
+        config.check()
+        config.to_dict()  # later, nothing says which file it was
     config._name_or_path = str(architecture_folder(folder))
     return config
 
@@ -83,7 +90,9 @@ def open_shard(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as shard:
             yield shard
-    except (SafetensorError, OSError) as error:
+    except ToolkitError:
+        raise
+    except Exception as error:
         raise ToolkitError(f"{path} is damaged or cut short ({error}). Download it again.") from None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import check_types
 from gr00t.model.architecture import DEFAULT_DIFFUSION_MODEL, RELEASED_DIFFUSION_MODEL, RELEASED_VL_SELF_ATTENTION
 from gr00t.model.checkpoint_folder import MODEL_TYPE
 
@@ -19,6 +20,11 @@ from gr00t.model.checkpoint_folder import MODEL_TYPE
 _FOREIGN_KEYS = {"return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward"}
 _FOREIGN_KEYS |= {"is_encoder_decoder", "id2label", "label2id", "problem_type", "_name_or_path", "name_or_path"}
 
+_POSITIVE = (
+    *("backbone_embedding_dim", "select_layer", "max_state_dim", "max_action_dim", "action_horizon", "hidden_size"),
+    *("state_history_length", "input_embedding_dim", "max_num_embodiments", "max_seq_len", "num_inference_timesteps"),
+    *("attend_text_every_n_blocks", "num_timestep_buckets", "noise_beta_alpha", "noise_beta_beta"),
+)
 # What is implemented of three keys of TransformerConfig.
 _FIXED = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_type": "ada_norm"}
 
@@ -60,6 +66,7 @@ class TransformerConfig:
         for key in ("num_layers", "num_attention_heads", "attention_head_dim"):
             if not isinstance(data.get(key), int) or data[key] < 1:
                 raise ToolkitError(f"{where}.{key} must be a positive integer, not {data.get(key)!r}.")
+        check_types(cls, data, f"{where}.")
         config = cls(**data)
         for key, value in _FIXED.items():
             if getattr(config, key) != value:
@@ -98,7 +105,7 @@ class Gr00tN1d7Config(PretrainedConfig):
     image_target_size: Any = (256, 256)
     shortest_image_edge: int | None = None
     crop_fraction: float | None = None
-    random_rotation_angle: int | None = None
+    random_rotation_angle: float | None = None
     color_jitter_params: Any = None
     use_albumentations_transforms: bool = True
     letter_box_transform: bool = False
@@ -166,6 +173,9 @@ class Gr00tN1d7Config(PretrainedConfig):
 
     def check(self) -> None:
         """Refuse sizes that cannot fit together, before anything is built."""
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise ToolkitError(f"config.json: {name} must be above 0, not {getattr(self, name)}.")
         dit, vl = self.dit, self.vl_self_attention
         embedding = self.backbone_embedding_dim
         rules = {

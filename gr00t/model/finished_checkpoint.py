@@ -11,17 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, near_folder
 from gr00t.file_reading import files_below, parse_json, read_json, read_text
 from gr00t.file_replacement import file_sha256, write_json
-from gr00t.model.architecture import resolve_backbone
 from gr00t.model.checkpoint import LM_HEAD, StoredTensor, check_tensors, read_config, read_headers
 from gr00t.model.checkpoint_folder import (
     INDEX_NAME,
-    architecture_folder,
     original_name,
     refuse_lfs_pointer,
     weight_files,
@@ -141,23 +137,43 @@ def verify_checkpoint(folder: Path) -> CheckpointSummary:
     stored = read_headers(folder)
     if (folder / INDEX_NAME).is_file():
         _check_index(folder, stored)
-    with torch.device("meta"):
-        model = Gr00tN1d7(config, resolve_backbone(config.model_name, architecture_folder(folder)))
+    model = Gr00tN1d7.without_weights(folder, config)
     wanted = model.state_dict()
     check_tensors(stored, wanted, folder)
     processor = Gr00tN1d7Processor.from_pretrained(folder)
-    own, expected = processor.vlm.image_token_id, model.backbone_config.image_token_id
-    if own != expected:
-        raise ToolkitError(
-            f"{processor.vlm.folder}: the image token has the id {own}, but the backbone of {folder} expects "
-            f"{expected}. Take the tokenizer of {config.model_name}."
-        )
+    check_fit(processor, model, folder)
     return CheckpointSummary(
         parameters=sum(tensor.numel() for tensor in wanted.values()),
         weight_bytes=sum(path.stat().st_size for path in files),
         shards=len(files),
         tags=sorted(processor.files.statistics),
     )
+
+
+def check_fit(processor: Gr00tN1d7Processor, model: Gr00tN1d7, folder: Path) -> None:
+    """Refuse a tokenizer, processor_config.json or embodiment_id.json of another model."""
+    backbone, vlm = model.backbone_config, processor.vlm
+    own, expected = vlm.image_token_id, backbone.image_token_id
+    if own != expected or vlm.largest_id >= backbone.text_config.vocab_size:
+        raise ToolkitError(
+            f"{vlm.folder}: the image token has the id {own}, but the backbone of {folder} expects {expected}, of "
+            f"{backbone.text_config.vocab_size} tokens. Take the tokenizer of {model.config.model_name}."
+        )
+    for name in ("max_state_dim", "max_action_dim"):
+        ours, models = getattr(processor.config, name), getattr(model.config, name)
+        if ours != models:
+            raise ToolkitError(
+                f"{folder / 'processor_config.json'}: {name} is {ours}, but config.json says {models}: the files are "
+                "from different checkpoints. Copy them again."
+            )
+    most = model.config.max_num_embodiments
+    ids = processor.embodiment_ids
+    wrong = [tag for tag in processor.config.modality_configs if not 0 <= ids.get(tag, 0) < most]
+    if wrong:
+        raise ToolkitError(
+            f"{folder / 'embodiment_id.json'}: {wrong[0]} has the index {ids[wrong[0]]}, and the "
+            f"model has {most} embodiments. Copy the checkpoint's own file."
+        )
 
 
 def _check_index(folder: Path, stored: Mapping[str, StoredTensor]) -> None:

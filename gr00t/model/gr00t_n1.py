@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from gr00t.data.processor import Gr00tN1d7Processor, Step, read_observation
 from gr00t.data.schema import ActionConfig, EmbodimentTag, ModalityConfig, ModalityConfigs, check_modality_configs
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import parsing
 from gr00t.model.checkpoint import read_config
 from gr00t.model.checkpoint_folder import resolve_folder
-from gr00t.model.finished_checkpoint import verify_manifest
+from gr00t.model.finished_checkpoint import check_fit, verify_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7, compile_for_acting
 
 
@@ -74,7 +76,11 @@ class GR00TPolicy(nn.Module):
         tag = find_tag(processor, embodiment_tag)
         if modality_config is not None:
             check_same_modalities(modality_config, processor.modality_config(tag), tag)
+        with parsing(Path(path) / "statistics.json"):
+            for modality in ("state", "action"):
+                processor.state_action.groups(tag, modality)
         model = Gr00tN1d7.from_pretrained(folder, dtype=torch_dtype)
+        check_fit(processor, model, folder)
         dtypes = sorted({str(p.dtype) for p in model.parameters()})
         if len(dtypes) > 1:
             found = ", ".join(dtypes)
@@ -214,7 +220,7 @@ def find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:
         lacks = "statistics" if name in processor.config.modality_configs else "modality config"
         hint = did_you_mean(name, ready).replace("Known:", "It has:")
         raise ToolkitError(
-            f'This checkpoint has no {lacks} of the embodiment "{name}", so it cannot act as one.{hint} '
+            f'{processor.place} has no {lacks} of the embodiment "{name}", so it cannot act as one.{hint} '
             "Fine-tune on that robot's data first, or give another embodiment_tag."
         )
     return name

@@ -23,11 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen3VLConfig
 
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import parsing
 from gr00t.model.action_head import ActionHead, ActionLoss, EmbodimentLinear, RealTimeChunking
 from gr00t.model.architecture import resolve_backbone
 from gr00t.model.backbone import Backbone, BackboneOutput
 from gr00t.model.checkpoint import MAX_SHARD_BYTES, parse_dtype, read_config, read_weights, write_config, write_weights
-from gr00t.model.checkpoint_folder import architecture_folder, resolve_folder
+from gr00t.model.checkpoint_folder import CONFIG_NAME, architecture_folder, resolve_folder
 from gr00t.model.config import Gr00tN1d7Config
 from gr00t.model.dit import TransformerBlock
 
@@ -198,8 +199,7 @@ class Gr00tN1d7(PreTrainedModel):
         folder = resolve_folder(pretrained_model_name_or_path, **hub)
         wanted_dtype = parse_dtype(dtype if dtype is not None else torch_dtype)
         config = config or read_config(folder)
-        with torch.device("meta"):
-            model = cls(config, resolve_backbone(config.model_name, architecture_folder(folder)))
+        model = cls.without_weights(folder, config)
         tune = config.tune if tune is None else tune
         model.set_trainable(**tune)
         trained = {name for name, _ in model.trained_parameters()} if trained_dtype else set()
@@ -210,6 +210,13 @@ class Gr00tN1d7(PreTrainedModel):
         model.backbone.refresh_rotary()
         model.backbone.check_rotary()
         return model.eval()
+
+    @classmethod
+    def without_weights(cls, folder: Path, config: Gr00tN1d7Config) -> Gr00tN1d7:
+        """The model that a checkpoint's configuration describes, on the meta device."""
+        backbone = resolve_backbone(config.model_name, architecture_folder(folder))
+        with parsing(folder / CONFIG_NAME), torch.device("meta"):
+            return cls(config, backbone)
 
     def save_pretrained(  # type: ignore[override]
         self,

@@ -39,7 +39,8 @@ _NOT_LISTENING = {
 }
 TASK, SIMULATORS_TASK = "task", "annotation.human.coarse_action"  # some simulators of the original say it so
 
-MAX_SIDE = 4096  # pixels; images are padded to a square, so a narrow one grows
+MAX_SIDE = 4096  # pixels
+MAX_RATIO = 8  # of the sides: images are padded to a square, so a narrow one grows
 MAX_INSTRUCTION = 1000  # characters
 _SHOWN = 2000  # characters of an error
 _SECONDS_BETWEEN_ERRORS = 1.0  # in the log
@@ -189,8 +190,13 @@ def check_size(value: Any, max_batch: int) -> None:
                 f"The request is for {len(value)} robots; this server takes {max_batch} at once. Send several "
                 "requests, or start it with a larger max_batch."
             )
-        if max(value.shape[2:4]) > MAX_SIDE:
-            raise ToolkitError(f"Images of {value.shape[2]} x {value.shape[3]} pixels: {MAX_SIDE} a side are allowed.")
+        height, width = value.shape[2:4]
+        if max(height, width) > MAX_SIDE:
+            raise ToolkitError(f"Images of {height} x {width} pixels: {MAX_SIDE} a side are allowed.")
+        if value.size and value.shape[4] == 3 and max(height, width) > MAX_RATIO * min(height, width):
+            raise ToolkitError(
+                f"Images of {height} x {width} pixels are too narrow: one side may be {MAX_RATIO} times the other."
+            )
 
 
 def _arguments(data: Any, *names: str) -> dict[str, Any]:

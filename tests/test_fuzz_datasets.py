@@ -1,0 +1,18 @@
+"""Damaged datasets and recordings, by the thousand: each is read, or refused in one line that names a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fuzzing import faults
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("target", "mutations"), [("dataset_v21", 500), ("dataset_v30", 450), ("dataset_images", 300), ("recording", 350)]
+)
+def test_no_damage_ends_in_a_traceback_or_a_hang(
+    target: str, mutations: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    assert faults(target, mutations, Path(tmp_path_factory.getbasetemp()) / "fuzz") == []
