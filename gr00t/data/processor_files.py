@@ -15,8 +15,7 @@ import numpy as np
 from gr00t.data.schema import EmbodimentTag, ModalityConfig, ModalityConfigs
 from gr00t.data.state_action import EmbodimentStatistics
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import MOST_TEXT, check_types, parsing, read_json, read_text, refuse_special
-from gr00t.model.architecture import refuse_absurd
+from gr00t.file_reading import MOST_TEXT, check_types, parsing, read_json, read_text, refuse_absurd, refuse_special
 from gr00t.model.checkpoint_folder import architecture_folder, processor_kwargs, read_config_json
 
 PROCESSOR_CLASS = "Gr00tN1d7Processor"
