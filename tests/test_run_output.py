@@ -24,7 +24,7 @@ from finetune.training.train import finetune
 from gr00t import processes
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import LockHeld, file_lock, whole_folder, write_json
-from gr00t.model.finished_checkpoint import MANIFEST, verify_manifest, write_manifest
+from gr00t.model.finished_checkpoint import MANIFEST, verify_checkpoint, verify_manifest, write_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.processes import first_done, worker_pool
 from toolkit.configuration import load
@@ -223,7 +223,10 @@ def test_a_checkpoint_without_a_manifest_is_not_called_whole(own: Path) -> None:
     with pytest.raises(ToolkitError, match="lists no files"):
         verify_manifest(own / "done")
     write_manifest(own / "done")
+    for name in ("._config.json", "processor/._statistics.json", ".DS_Store"):  # macOS, on a foreign disk
+        (own / "done" / name).write_bytes(b"\x00\x05\x16\x07")
     verify_manifest(own / "done")
+    verify_checkpoint(own / "done")
 
 
 # -- locks and waiting -------------------------------------------------------------------------------------------------

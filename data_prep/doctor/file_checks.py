@@ -17,6 +17,7 @@ from gr00t.data.layout import dataset_fingerprint, file_hashes
 from gr00t.data.schema import ActionType
 from gr00t.data.statistics import COLUMNS, relative_groups
 from gr00t.errors import did_you_mean
+from gr00t.file_reading import files_below
 from gr00t.file_replacement import file_sha256
 
 MODALITY, TASKS = "meta/modality.json", "meta/tasks.jsonl"
@@ -128,8 +129,9 @@ def check_videos_present(subject: Subject) -> Iterator[Finding]:
     # Left by an older version, or of episodes that meta/ forgot.
     known = {*subject.layout.data_files(), *(Path(p) for of_camera in paths.values() for p in of_camera.values())}
     named = {str(subject.entries("video")[c].get("original_key")) for c in paths}
-    tables = [p for p in (subject.root / "data").rglob("*.parquet") if p not in known]
-    videos = [p for p in (subject.root / "videos").rglob("*.mp4") if p not in known and named & set(p.parts)]
+    tables = [p for p in files_below(subject.root / "data") if p.suffix == ".parquet" and p not in known]
+    videos = [p for p in files_below(subject.root / "videos") if p.suffix == ".mp4" and p not in known]
+    videos = [p for p in videos if named & set(p.parts)]
     for kind, strangers in (("frame tables", tables), ("videos", videos)):
         if strangers:
             found = f"{len(strangers)} {kind} belong to no episode of meta/episodes.jsonl and are not used."

@@ -33,7 +33,7 @@ from gr00t.data.processor_files import TOKENIZER_SUFFIXES, processor_sources
 from gr00t.data.schema import comparable
 from gr00t.data.statistics import Tail
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import read_json
+from gr00t.file_reading import files_below, read_json
 from gr00t.file_replacement import file_sha256, write_json
 from gr00t.model.architecture import backbone_file
 from gr00t.model.checkpoint import fingerprint, read_config
@@ -119,8 +119,8 @@ def _summary(files: Files) -> Files:
 def _base_files(base: Path, digest_of: Digests) -> Files:
     """Weights, and all that configures model, processor, tokenizer and backbone; the last two may lie elsewhere."""
     architecture = backbone_file(str(read_config_json(base).get("model_name")), architecture_folder(base))
-    own = [path for path in (base / "processor").rglob("*") if path.suffix in TOKENIZER_SUFFIXES and path.is_file()]
-    files = {*weight_files(base), *filter(Path.is_file, base.glob("*.json")), *own, *processor_sources(base)}
+    own = [path for path in files_below(base / "processor") if path.suffix in TOKENIZER_SUFFIXES and path.is_file()]
+    files = {*weight_files(base), *filter(Path.is_file, base.glob("[!.]*.json")), *own, *processor_sources(base)}
     files |= {architecture} if architecture else set()
     found: Files = {}
     for path in sorted(files):

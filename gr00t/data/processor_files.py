@@ -15,7 +15,16 @@ import numpy as np
 from gr00t.data.schema import EmbodimentTag, ModalityConfig, ModalityConfigs
 from gr00t.data.state_action import EmbodimentStatistics
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import MOST_TEXT, check_types, parsing, read_json, read_text, refuse_absurd, refuse_special
+from gr00t.file_reading import (
+    MOST_TEXT,
+    check_types,
+    files_below,
+    parsing,
+    read_json,
+    read_text,
+    refuse_absurd,
+    refuse_special,
+)
 from gr00t.model.checkpoint_folder import architecture_folder, processor_kwargs, read_config_json
 
 PROCESSOR_CLASS = "Gr00tN1d7Processor"
@@ -188,9 +197,9 @@ def processor_sources(path: str | Path) -> list[Path]:
     checkpoint's own and those of its base. They may lie outside of the checkpoint (see `find_vlm_folder`)."""
     path = Path(path)
     vlm = find_vlm_folder(path, read_processor_files(path).config.model_name)
-    tokenizer = {file for file in vlm.rglob("*") if file.suffix in TOKENIZER_SUFFIXES and file.is_file()}
+    tokenizer = {file for file in files_below(vlm) if file.suffix in TOKENIZER_SUFFIXES and file.is_file()}
     base = _base_of_lerobot(path)
-    own = set() if base is None else {file for file in path.glob("*.json") if file.is_file()}
+    own = set() if base is None else {file for file in path.glob("[!.]*.json") if file.is_file()}
     folder = _folder(base or path)
     return sorted(own | tokenizer | ({folder / name for name in FILES} if folder else set()))
 

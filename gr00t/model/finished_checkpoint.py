@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, near_folder
-from gr00t.file_reading import parse_json, read_json, read_text
+from gr00t.file_reading import files_below, parse_json, read_json, read_text
 from gr00t.file_replacement import file_sha256, write_json
 from gr00t.model.checkpoint import LM_HEAD, StoredTensor, check_tensors, read_config, read_headers
 from gr00t.model.checkpoint_folder import (
@@ -70,7 +70,7 @@ def verify_manifest(folder: Path, *, added: bool = False) -> None:
         )
     listed, found = _listed(folder), _files(folder)
     wrong = [f"{name} is missing" for name in sorted(listed.keys() - found.keys())]
-    wrong += [] if added else [f"{name} is not listed" for name in foreign_files(folder)]
+    wrong += [] if added else [f"{name} is not listed" for name in foreign_files(folder) if not _of_macos(name)]
     for name in sorted(listed.keys() & found.keys()):
         path, described = found[name], listed[name]
         if path.stat().st_size != described.get("bytes") or file_sha256(path) != described.get("sha256"):
@@ -90,6 +90,11 @@ def foreign_files(folder: Path) -> list[str]:
         listed = _listed(folder)
         return [name for name in found if name not in listed]
     return [name for name in found if not _is_usual(name)]
+
+
+def _of_macos(name: str) -> bool:
+    """Whether macOS wrote it beside a copy on a foreign disk."""
+    return PurePosixPath(name).name.startswith("._") or PurePosixPath(name).name == ".DS_Store"
 
 
 def _is_usual(name: str) -> bool:
@@ -124,7 +129,7 @@ def verify_checkpoint(folder: Path) -> CheckpointSummary:
     """Raise ToolkitError unless every file is there and fits: config, shards, index, tensors, processor, tokenizer."""
     config = read_config(folder)
     files = weight_files(folder)
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(files_below(folder)):
         if path.suffix in (".json", ".jinja", ".txt") and path.is_file():
             refuse_lfs_pointer(path)
             if path.suffix == ".json":
@@ -149,10 +154,11 @@ def check_fit(processor: Gr00tN1d7Processor, model: Gr00tN1d7, folder: Path) -> 
     """Refuse a tokenizer, processor_config.json or embodiment_id.json of another model."""
     backbone, vlm = model.backbone_config, processor.vlm
     own, expected = vlm.image_token_id, backbone.image_token_id
-    if own != expected or vlm.largest_id >= backbone.text_config.vocab_size:
+    known: int = getattr(backbone.text_config, "vocab_size")  # noqa: B009 - typed as if it may be a dict
+    if own != expected or vlm.largest_id >= known:
         raise ToolkitError(
             f"{vlm.folder}: the image token has the id {own}, but the backbone of {folder} expects {expected}, of "
-            f"{backbone.text_config.vocab_size} tokens. Take the tokenizer of {model.config.model_name}."
+            f"{known} tokens. Take the tokenizer of {model.config.model_name}."
         )
     for name in ("max_state_dim", "max_action_dim"):
         ours, models = getattr(processor.config, name), getattr(model.config, name)
