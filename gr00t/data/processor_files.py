@@ -308,7 +308,7 @@ class VlmTokenizer:
         """The tokenizer; where it cannot be read, the file that is damaged is named if its form alone shows it."""
         from transformers import AutoTokenizer
 
-        texts = [path for path in sorted(self.folder.iterdir()) if path.suffix in (".json", ".jinja", ".txt")]
+        texts = [path for path in sorted(self.folder.glob("[!.]*")) if path.suffix in (".json", ".jinja", ".txt")]
         for path in texts:
             refuse_special(path)
             if path.is_file() and path.stat().st_size > MOST_TEXT:
