@@ -20,6 +20,9 @@ MOST_TEXT = 2**28  # bytes; meta files of 300,000 episodes are below it
 _SHOWN = 300  # characters of another error
 DEEPEST = 100  # lists and objects in each other; few readers of what is read bear much more
 MOST_LINKS = 1000  # to folders, followed below a link to a folder
+MOST = 2**24  # of every number that describes a model
+MOST_LAYERS = 1024  # a model is built layer by layer before its tensors are compared with the stored ones
+_LAYERS = ("num_layers", "num_hidden_layers", "depth", "max_num_embodiments", "num_inference_timesteps")
 AGAIN = "Make or copy it again."
 _LINE_END = re.compile(r"\r\n?|\n")  # str.splitlines takes U+2028 and others besides, which JSON has within strings
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # written in pairs; half of one is in no encoding, so in no file name
@@ -138,6 +141,16 @@ def check_types(cls: type, values: Mapping[str, Any], where: str = "") -> None:
         if name in values and not fits(values[name], kind):
             expected = kind.__name__ if isinstance(kind, type) else str(kind)
             raise ToolkitError(f"{where}{name}: expected {expected}, found {values[name]!r:.60}.")
+
+
+def refuse_absurd(numbers: Mapping[str, Any], above: str = "") -> None:
+    """Refuse a description of a model with a number that none has, before memory is taken for it."""
+    for key, value in numbers.items():
+        if isinstance(value, Mapping):
+            refuse_absurd(value, f"{above}{key}.")
+        most = MOST_LAYERS if key in _LAYERS else MOST
+        if isinstance(value, int | float) and not abs(value) <= most:
+            raise ToolkitError(f"{above}{key} is {value!r:.40}; models have {most:,} at most. Take the original file.")
 
 
 def read_json_lines(path: Path, remedy: str = AGAIN) -> Iterator[tuple[str, Any]]:

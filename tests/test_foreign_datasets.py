@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "an attribute": (template("{episode_index.__class__}"), "unknown field {episode_index.__class__}"),
     "an index": (template("{video_key[0]}", "video_path"), r"unknown field {video_key\[0\]}"),
     "a conversion": (template("{episode_index!r:>3d}"), "unknown format of {episode_index}"),
-    "a mistyped field": (template("{episode_inddex}"), 'unknown field {episode_inddex}. Did you mean "episode_index"'),
+    "a mistyped field": (template("{episodeindex}"), 'unknown field {episodeindex}. Did you mean "episode_index"'),
     "an open brace": (template("{episode_index"), "data_path .* cannot be filled in"),
     "NUL": (template("data/\0{episode_index}"), "data_path .* cannot be filled in"),
     "a number as template": (template(3), "3"),  # type: ignore[arg-type]

@@ -15,8 +15,16 @@ import numpy as np
 from gr00t.data.schema import EmbodimentTag, ModalityConfig, ModalityConfigs
 from gr00t.data.state_action import EmbodimentStatistics
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import MOST_TEXT, check_types, files_below, parsing, read_json, read_text, refuse_special
-from gr00t.model.architecture import refuse_absurd
+from gr00t.file_reading import (
+    MOST_TEXT,
+    check_types,
+    files_below,
+    parsing,
+    read_json,
+    read_text,
+    refuse_absurd,
+    refuse_special,
+)
 from gr00t.model.checkpoint_folder import architecture_folder, processor_kwargs, read_config_json
 
 PROCESSOR_CLASS = "Gr00tN1d7Processor"
@@ -300,7 +308,7 @@ class VlmTokenizer:
         """The tokenizer; where it cannot be read, the file that is damaged is named if its form alone shows it."""
         from transformers import AutoTokenizer
 
-        texts = [path for path in sorted(self.folder.iterdir()) if path.suffix in (".json", ".jinja", ".txt")]
+        texts = [path for path in sorted(self.folder.glob("[!.]*")) if path.suffix in (".json", ".jinja", ".txt")]
         for path in texts:
             refuse_special(path)
             if path.is_file() and path.stat().st_size > MOST_TEXT:

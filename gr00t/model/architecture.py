@@ -8,19 +8,14 @@ table. Importing this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.file_reading import parsing, read_json
+from gr00t.file_reading import parsing, read_json, refuse_absurd
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLConfig
-
-MOST = 2**24  # of every number that describes a model
-MOST_LAYERS = 1024  # a model is built layer by layer before its tensors are compared with the stored ones
-_LAYERS = ("num_layers", "num_hidden_layers", "depth", "max_num_embodiments", "num_inference_timesteps")
 
 SAVED_CONFIG = Path("processor") / "vlm" / "config.json"
 
@@ -96,16 +91,6 @@ def resolve_backbone(model_name: str, checkpoint: Path | None) -> Qwen3VLConfig:
         f'The backbone "{model_name}" is not known, and its config.json is in none of\n  {places}\n'
         f"Put a copy of the backbone's config.json at one of these.{did_you_mean(model_name, BUILT_IN)}"
     )
-
-
-def refuse_absurd(numbers: Mapping[str, Any], above: str = "") -> None:
-    """Refuse a description of a model with a number that none has, before memory is taken for it."""
-    for key, value in numbers.items():
-        if isinstance(value, Mapping):
-            refuse_absurd(value, f"{above}{key}.")
-        most = MOST_LAYERS if key in _LAYERS else MOST
-        if isinstance(value, int | float) and not abs(value) <= most:
-            raise ToolkitError(f"{above}{key} is {value!r:.40}; models have {most:,} at most. Take the original file.")
 
 
 def backbone_file(model_name: str, checkpoint: Path | None) -> Path | None:

@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import Qwen3VLConfig
 
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import check_types, parsing
+from gr00t.file_reading import check_types, parsing, refuse_absurd
 from gr00t.file_replacement import open_to_others, write_json
-from gr00t.model.architecture import SAVED_CONFIG, backbone_json, refuse_absurd
+from gr00t.model.architecture import SAVED_CONFIG, backbone_json
 from gr00t.model.checkpoint_folder import (
     CONFIG_NAME,
     INDEX_NAME,

@@ -154,10 +154,11 @@ def check_fit(processor: Gr00tN1d7Processor, model: Gr00tN1d7, folder: Path) -> 
     """Refuse a tokenizer, processor_config.json or embodiment_id.json of another model."""
     backbone, vlm = model.backbone_config, processor.vlm
     own, expected = vlm.image_token_id, backbone.image_token_id
-    if own != expected or vlm.largest_id >= backbone.text_config.vocab_size:
+    known: int = getattr(backbone.text_config, "vocab_size")  # noqa: B009 - typed as if it may be a dict
+    if own != expected or vlm.largest_id >= known:
         raise ToolkitError(
             f"{vlm.folder}: the image token has the id {own}, but the backbone of {folder} expects {expected}, of "
-            f"{backbone.text_config.vocab_size} tokens. Take the tokenizer of {model.config.model_name}."
+            f"{known} tokens. Take the tokenizer of {model.config.model_name}."
         )
     for name in ("max_state_dim", "max_action_dim"):
         ours, models = getattr(processor.config, name), getattr(model.config, name)
