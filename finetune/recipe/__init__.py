@@ -27,6 +27,33 @@ _OPTIONS_OF_OURS = ("array", "cpus-per-task", "job-name", "nodes", "ntasks-per-n
 
 
 @dataclass(kw_only=True)
+class StageConfig:
+    """What the job of a stage beside the fine-tune asks for, on one node."""
+
+    gpus: int = key("GPUs, of cluster.gpu_type", 0, at_least=0)
+    cpus: int | None = key("CPU cores; null for those that come with its GPUs, without GPUs for 8", None, at_least=1)
+    memory: str | None = key("memory, as sbatch --mem takes it; null for the site's default for its CPUs", None)
+    partition: str | None = key("partition; null for cluster.partition", None)
+    time: str | None = key("wall-clock limit, as sbatch --time takes it; null for cluster.time", None)
+    sbatch: list[str] | None = key("further options of sbatch, in the place of cluster.sbatch; null for those", None)
+
+
+@dataclass(kw_only=True)
+class EvaluationStageConfig(StageConfig):
+    """The same for an evaluation, which takes a GPU."""
+
+    gpus: int = key("GPUs, of cluster.gpu_type", 1, at_least=0)
+
+
+@dataclass(kw_only=True)
+class StagesConfig:
+    """What the stages beside the fine-tune ask for."""
+
+    prepare: StageConfig = key("converting the recordings", StageConfig)
+    evaluate: EvaluationStageConfig = key("evaluating the checkpoint", EvaluationStageConfig)
+
+
+@dataclass(kw_only=True)
 class ClusterConfig:
     """What a SLURM job asks for, and what its site needs. No result depends on it, only where and when it comes."""
 
@@ -53,6 +80,7 @@ class ClusterConfig:
     environment: list[str] = key("variables of the job, each as NAME=value: proxies, NCCL settings", [])
     container: list[str] = key("command put before python: apptainer, exec, --nv, image.sif", [])
     python: str | None = key("python of the job; null for .venv/bin/python of the checkout, or else the caller's", None)
+    stages: StagesConfig = key("what the jobs before and after a fine-tune ask for", StagesConfig)
     offline: bool = key("nodes have no internet: Hugging Face and wandb stay offline", False)
     scratch: str | None = key(
         "folder on the node for what is computed once (cache_dir), may hold $SLURM_TMPDIR; null for cache_dir itself",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from data_prep import check_prepare
@@ -51,10 +52,6 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
         return False
     for task in request.tasks:
         refuse_busy(task.run_dir, queue)
-    clusters = [task.run.cluster for task in request.of_stage("finetune")]
-    for index, cluster in enumerate(clusters):
-        if cluster not in clusters[:index]:
-            check_fits(cluster)
     return True
 
 
@@ -100,6 +97,7 @@ def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
     """Refuse a base that nodes without internet do not find, and what memory (as far as it is asked for) and disks do
     not hold."""
     cluster, base = config.cluster, config.model.base
+    check_grace(cluster)
     processes = cluster.nodes * (cluster.processes_per_node or cluster.gpus_per_node or 1)
     check_finetune(config, processes, dataset_comes=data_comes)
     if cluster.offline and is_hub_id(base):
@@ -140,12 +138,56 @@ def refuse_busy(run_dir: Path, queue: Queue) -> None:
 # -- the cluster -------------------------------------------------------------------------------------------------------
 
 
+def check_accepted(cluster: ClusterConfig, said: str) -> None:
+    """Refuse a job that SLURM accepts, but would never start; `said` is what `sbatch --test-only` answered.
+
+    The answer names the partition that the job would go to, also where a plugin of the site chooses it.
+    """
+    found = re.search(r"\bin partition (\S+)", said)
+    partition = cluster_queries.read_partitions().get(found[1]) if found else None
+    if partition is None:
+        return
+    if not partition.is_up:
+        raise ToolkitError(
+            f"partition {partition.name} is not up: the job would wait. Take another (cluster.partition), or wait "
+            f"(sinfo -p {partition.name})."
+        )
+    _check_limit(cluster, partition.max_seconds, f"partition {partition.name}")
+
+
+def explanation(cluster: ClusterConfig) -> str:
+    """Why SLURM may have refused a job that asks for this, as far as partitions, nodes and accounts show it."""
+    try:
+        check_fits(cluster)
+    except ToolkitError as problem:
+        return str(problem)
+    return (
+        "Mend cluster.* (sinfo, scontrol show partition and sacctmgr show associations show what there is; the site's "
+        "own rules may say more)."
+    )
+
+
+def check_grace(cluster: ClusterConfig) -> None:
+    """Refuse a time that ends before training would."""
+    seconds = cluster_queries.seconds_of(cluster.time)
+    if seconds is not None and seconds <= cluster.grace_seconds:
+        raise ToolkitError(
+            f"cluster.time={cluster.time} leaves no time to train before the last checkpoint, which is begun "
+            f"cluster.grace_seconds={cluster.grace_seconds} before the limit. Ask for more time, or less grace."
+        )
+
+
 def check_fits(cluster: ClusterConfig) -> None:
-    """Refuse a partition, account, GPU type, number of nodes or time that the cluster does not have."""
+    """Refuse a partition, account, GPU type, number of nodes or time that the cluster does not have.
+
+    Only to explain: what a site's plugins make of a request, SLURM alone knows.
+    """
     partitions = cluster_queries.read_partitions()
     wanted = _wanted(cluster, partitions)
     names = ("partition " if len(wanted) == 1 else "partitions ") + ", ".join(partition.name for partition in wanted)
-    _check_time(cluster, wanted, names)
+    check_grace(cluster)
+    limits = [partition.max_seconds for partition in wanted]
+    _check_limit(cluster, None if None in limits else max(filter(None, limits)), names)
     problems = [_no_room(cluster, partition, partitions) for partition in wanted]
     if all(problems):
         raise ToolkitError(str(problems[0]))
@@ -186,16 +228,10 @@ def _wanted(cluster: ClusterConfig, partitions: Mapping[str, Partition]) -> list
     return [partitions[name] for name in names]
 
 
-def _check_time(cluster: ClusterConfig, wanted: Sequence[Partition], names: str) -> None:
+def _check_limit(cluster: ClusterConfig, limit: float | None, names: str) -> None:
     seconds = cluster_queries.seconds_of(cluster.time)
-    if seconds is not None and seconds <= cluster.grace_seconds:
-        raise ToolkitError(
-            f"cluster.time={cluster.time} leaves no time to train before the last checkpoint, which is begun "
-            f"cluster.grace_seconds={cluster.grace_seconds} before the limit. Ask for more time, or less grace."
-        )
-    limits = [partition.max_seconds or math.inf for partition in wanted]
-    if (seconds or math.inf) > max(limits):
-        longest = in_time(int(max(limits)))
+    if limit is not None and (seconds or math.inf) > limit:
+        longest = in_time(int(limit))
         raise ToolkitError(
             f"cluster.time={cluster.time} is above the limit of {names}, {longest}: the job would "
             f"wait for ever. Write cluster.time={longest}; a run continues in as many attempts as it needs."

@@ -25,7 +25,7 @@ from finetune.recipe import ClusterConfig
 from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, describe_job, job_folder, note_elsewhere, now
 from finetune.slurm.cluster_queries import JOB_NAME, environment, reason_of, slurm
 from finetune.slurm.launch_request import Request, Task
-from finetune.slurm.refusals import check_request
+from finetune.slurm.refusals import check_accepted, check_request, explanation
 from finetune.slurm.render import RUN, render
 from gr00t.data.schema import python_source
 from gr00t.errors import ToolkitError, disk_errors, require_extra
@@ -80,14 +80,14 @@ def one_at_a_time(runs_dir: Path) -> Iterator[None]:
 
 
 def _test(batch: Batch) -> None:
-    """Refuse a script that SLURM would not take."""
+    """Refuse a script that SLURM would not take, or that would wait for ever."""
     done = slurm("sbatch", "--test-only", check=False, text=batch.script)
+    names, cluster = ", ".join(task.name for task in batch.tasks), cluster_of(batch.tasks[0])
     if done.returncode != 0:
-        names = ", ".join(task.name for task in batch.tasks)
         raise ToolkitError(
-            f"SLURM would refuse the job of {names}: {reason_of(done)}. Mend cluster.* (sinfo, scontrol show partition "
-            "and sacctmgr show associations tell what there is); nothing was submitted."
+            f"SLURM would refuse the job of {names}: {reason_of(done)}. {explanation(cluster)} Nothing was submitted."
         )
+    check_accepted(cluster, done.stderr)
 
 
 def _show(batches: Sequence[Batch]) -> None:
@@ -192,14 +192,27 @@ def _array(tasks: Sequence[Task], bound: int | None, folder: Path) -> Batch:
 
 
 def cluster_of(task: Task) -> ClusterConfig:
-    """What a task asks for: a fine-tune all of cluster.*; converting takes no GPU, evaluating one at most."""
+    """What a task asks for: a fine-tune all of cluster.*; the other stages theirs of cluster.stages.*, on one node."""
     cluster = task.run.cluster
     here = cluster.python or cluster.container or (CHECKOUT / ".venv" / "bin" / "python").exists()
-    python = cluster.python if here else sys.executable
+    cluster = dataclasses.replace(cluster, python=cluster.python if here else sys.executable)
     if task.stage == "finetune":
-        return dataclasses.replace(cluster, python=python)
-    gpus = 0 if task.stage == "prepare" else min(cluster.gpus_per_node, 1)
-    return dataclasses.replace(cluster, python=python, nodes=1, gpus_per_node=gpus, processes_per_node=None)
+        return cluster
+    own = cluster.stages.prepare if task.stage == "prepare" else cluster.stages.evaluate
+    gpus = min(own.gpus, cluster.gpus_per_node)
+    share = cluster.cpus_per_task * gpus // max(cluster.gpus_per_node, 1)  # as many as come with that many GPUs
+    cpus = own.cpus or (share if gpus else min(cluster.cpus_per_task, 8))
+    return dataclasses.replace(
+        cluster,
+        nodes=1,
+        gpus_per_node=gpus,
+        processes_per_node=None,
+        cpus_per_task=max(cpus, 1),
+        memory=own.memory,  # that of a fine-tune is for its whole node; a site's default goes with the CPUs
+        partition=own.partition or cluster.partition,
+        time=own.time or cluster.time,
+        sbatch=cluster.sbatch if own.sbatch is None else own.sbatch,
+    )
 
 
 def job_name_of(name: str) -> str:
