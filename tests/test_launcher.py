@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from recordings import write_split
-from slurm_cluster import ROOT, Cluster, metrics
+from slurm_cluster import ROOT, Cluster, NoCluster, metrics, running_cluster
 
 from finetune.recipe import ClusterConfig
 from finetune.slurm import cluster_queries as inventory
@@ -21,7 +21,7 @@ from finetune.slurm import cluster_queries as queue
 from finetune.slurm.cluster_queries import Job, Node, Partition, Queue, in_time
 from finetune.slurm.launch_request import Request, read
 from finetune.slurm.refusals import check_fits, megabytes
-from finetune.slurm.submit import batches_of, launch, submit
+from finetune.slurm.submit import batches_of, cluster_of, launch, submit
 from gr00t.errors import ToolkitError
 
 
@@ -403,6 +403,65 @@ def test_what_the_cluster_does_not_have_is_refused(cluster: Cluster, site, tmp_p
     message = refused_here(tmp_path, site("train.global_batch_size=8", argument))
     assert all(part in message for part in IMPOSSIBLE[argument]) and "\n" not in message
     assert cluster.run("squeue", "--noheader") == ""
+
+
+def test_what_slurm_accepts_but_would_never_start_is_refused(cluster: Cluster, site, tmp_path: Path) -> None:
+    for name, more in (("short", "MaxTime=10"), ("closed", "State=DOWN")):
+        cluster.run("scontrol", "create", f"partition={name}", "Nodes=ALL", more)
+    asked = ("train.global_batch_size=8", "cluster.grace_seconds=60")
+    try:
+        message = refused_here(tmp_path, site(*asked, "cluster.partition=short", "cluster.time=1:00:00"))
+        assert "above the limit of partition short, 00:10:00" in message
+        assert "closed is not up" in refused_here(tmp_path, site(*asked, "cluster.partition=closed"))
+    finally:
+        for name in ("short", "closed"):
+            cluster.run("scontrol", "delete", f"partition={name}")
+
+
+ROUTING = """
+function slurm_job_submit(job_desc, part_list, submit_uid)
+  local gpus = string.find((job_desc.tres_per_node or "") .. (job_desc.tres_per_job or ""), "gpu")
+  if job_desc.partition == nil then
+    job_desc.partition = gpus and "high" or "low"
+  elseif job_desc.partition == "high" and not gpus then
+    slurm.log_user("jobs in high must ask for GPUs; use low")
+    return slurm.ERROR
+  end
+  return slurm.SUCCESS
+end
+function slurm_job_modify(job_desc, job_rec, part_list, modify_uid) return slurm.SUCCESS end
+return slurm.SUCCESS
+"""
+
+
+@pytest.mark.long
+def test_a_site_that_chooses_the_partition_itself_is_the_judge(site, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "job_submit.lua").write_text(ROUTING)
+    try:
+        with running_cluster(tmp_path / "cluster", JOB_SUBMIT=str(tmp_path / "job_submit.lua")) as routed:
+            monkeypatch.setenv("SLURM_CONF", routed.env["SLURM_CONF"])
+            routed.run("scontrol", "update", "partition=main", "Default=NO")
+            (batch,) = launch(read(site("train.global_batch_size=8", "cluster.setup=[exec sleep 300]")))
+            assert routed.show(batch.job_id)["Partition"] == "high"
+            routed.run("scancel", batch.job_id)
+            chained = ("stages=finetune,evaluate", "cluster.stages.evaluate.gpus=0", "cluster.partition=high")
+            message = refused_here(tmp_path / "other", site("train.global_batch_size=8", *chained))
+            assert "SLURM would refuse" in message
+    except NoCluster as why:
+        pytest.skip(str(why))
+
+
+def test_the_stages_beside_a_fine_tune_ask_for_what_they_need() -> None:
+    request = asked("stages=prepare,finetune,evaluate", "cluster.memory=500G", "cluster.partition=gpu", "raw_dir=raw")
+    prepare, tune, evaluate = map(cluster_of, request.tasks)
+    assert (prepare.gpus_per_node, prepare.cpus_per_task, prepare.memory, prepare.partition) == (0, 8, None, "gpu")
+    assert (evaluate.gpus_per_node, evaluate.cpus_per_task, evaluate.memory) == (1, 8, None)  # 32 CPUs for 4 GPUs
+    assert (tune.gpus_per_node, tune.cpus_per_task, tune.memory) == (4, 32, "500G")
+    own = {"gpus": 2, "cpus": 3, "memory": "9G", "partition": "cpu", "time": "1:00:00", "sbatch": "[--exclusive]"}
+    typed = [f"cluster.stages.evaluate.{name}={value}" for name, value in own.items()]
+    (chosen,) = map(cluster_of, asked("stages=evaluate", *typed).tasks)
+    assert (chosen.gpus_per_node, chosen.cpus_per_task, chosen.memory) == (2, 3, "9G")
+    assert (chosen.partition, chosen.time, chosen.sbatch) == ("cpu", "1:00:00", ["--exclusive"])
 
 
 def test_a_controller_that_is_down_is_said(cluster: Cluster, site, tmp_path: Path, monkeypatch) -> None:
