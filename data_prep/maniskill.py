@@ -260,9 +260,11 @@ def _read_episodes(h5_path: Path, meta: dict[str, Any], result: Recordings) -> N
 def _target(entry: dict[str, Any]) -> dict[str, Any] | None:
     """The object of the scene (simulation.scenes) that is to be picked."""
     scene = entry.get("conflict")
-    objects, number = (scene.get(key) for key in ("objects", "target")) if isinstance(scene, dict) else (None, None)
-    is_there = isinstance(objects, list) and isinstance(number, int) and 0 <= number < len(objects)
-    return objects[number] if is_there and isinstance(objects[number], dict) else None
+    if not isinstance(scene, dict) or not isinstance(number := scene.get("target"), int):
+        return None
+    objects = scene.get("objects")
+    thing = objects[number] if isinstance(objects, list) and 0 <= number < len(objects) else None
+    return thing if isinstance(thing, dict) else None
 
 
 class _Trajectory:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_prep.doctor import Finding, error, remark, warning
-from data_prep.doctor.examined_dataset import Group, Pursuit, Subject
+from data_prep.doctor.examined_dataset import LEAST, MOVED, Group, Pursuit, Subject
 from gr00t.data.schema import ActionType
 from gr00t.data.statistics import relative_groups
 
@@ -160,10 +160,17 @@ def check_lead(subject: Subject) -> Iterator[Finding]:
         copies = {i: found for i, s, a in pursuit if np.allclose(a, s, rtol=0, atol=1e-7)}
         yield from subject.about(error, group.where, copies, MEND_COPY)
         # Of a robot that rests, what leads is noise.
-        others = [p for p in pursuit if p[0] not in copies and p[0] in subject.journeys]
+        spread = np.ptp(np.concatenate([s for _, s, _ in pursuit]), axis=0)
+        moving = {i for i, s, _ in pursuit if _moves(np.ptp(s, axis=0), spread)}
+        others = [p for p in pursuit if p[0] not in copies and p[0] in moving]
         if others:
             aside = _Steps(others).beside  # check_convention says so
             yield from _lead(subject, group.where, {i: _unexplained(s, a - aside) for i, s, a in others})
+
+
+def _moves(way: np.ndarray, spread: np.ndarray) -> bool:
+    """Whether a state (D,) that moves so far is more than a sensor's noise, in rad or m."""
+    return bool(way.max() >= LEAST and (way / np.maximum(spread, LEAST)).mean() >= MOVED)
 
 
 def _lead(subject: Subject, where: str, left: dict[int, np.ndarray]) -> Iterator[Finding]:

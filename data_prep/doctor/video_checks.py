@@ -146,7 +146,8 @@ def check_frozen(subject: Subject) -> Iterator[Finding]:
 def _frozen(subject: Subject, where: str, moved: Series) -> Iterator[Finding]:
     usual = float(np.median(np.concatenate([changes[:-1] for changes in moved.values()])))
     limit = max(STILL * usual, min(NOTHING, 3 * STILL * usual))
-    dead, stuck = {}, {}
+    dead: dict[int, str] = {}
+    stuck: dict[int, str] = {}
     for i, changes in moved.items():
         still = np.append(changes[:-1] < limit, False)
         if still[:-1].all() and changes[-1] < max(limit, NOTHING):
