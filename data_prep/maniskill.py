@@ -261,10 +261,11 @@ def _read_episodes(h5_path: Path, meta: dict[str, Any], result: Recordings) -> N
 def _target(entry: dict[str, Any]) -> dict[str, Any] | None:
     """The object of the scene (simulation.scenes) that is to be picked."""
     scene = entry.get("conflict")
-    objects, number = (scene.get(key) for key in ("objects", "target")) if isinstance(scene, dict) else (None, None)
-    if not isinstance(objects, list) or not isinstance(number, int) or not 0 <= number < len(objects):
+    if not isinstance(scene, dict) or not isinstance(number := scene.get("target"), int):
         return None
-    return objects[number] if isinstance(objects[number], dict) else None
+    objects = scene.get("objects")
+    thing = objects[number] if isinstance(objects, list) and 0 <= number < len(objects) else None
+    return thing if isinstance(thing, dict) else None
 
 
 class _Trajectory:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,6 +115,22 @@ def slowed(frames: np.ndarray, rate: float) -> np.ndarray:
     at = np.arange(len(frames)) * rate
     before, share = at.astype(int), (at % 1)[:, None, None, None]
     return (frames[before] * (1 - share) + frames[np.minimum(before + 1, len(frames) - 1)] * share).astype(np.uint8)
+
+
+def show_later(root: Path, factor: float) -> None:
+    """Frames whose times grow by that factor, below the 2 % at which the frame rate itself is another."""
+    path = video_path(root, 4)
+    with VideoReader(path) as reader:
+        frames = reader.frames(range(len(reader)))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=20)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 90_000)
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(number * 4500 * factor), Fraction(1, 90_000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def put(columns: Columns, name: str, where: Any, value: Any) -> None:
@@ -593,6 +611,7 @@ IN_TABLES: dict[str, tuple[str, str, Damage]] = {
         lambda r: (forget_first_frames(r), edit_videos(r, lambda f: np.repeat(f[..., 1:2], 3, axis=-1))),
     ),
     "mirrored images": ("first frames", "error", lambda r: edit_videos(r, lambda f: f[:, :, ::-1], None, ["image"])),
+    "frames that are shown ever later": ("video rate", "warning", lambda r: show_later(r, 1.018)),
     "swapped cameras": ("first frames", "error", lambda r: swap_cameras(r, episode_numbers(r))),
     "another episode's videos": ("first frames", "error", lambda r: show_another_episode(r, 4, 5)),
 }

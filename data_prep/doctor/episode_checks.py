@@ -341,6 +341,18 @@ def check_video_rate(subject: Subject) -> Iterator[Finding]:
         rates = {i: f.fps for i, f in subject.footage_of(camera).items() if f.fps}
         other = {i: text.format(rate) for i, rate in rates.items() if abs(rate - fps) > 0.02 * fps}
         yield from subject.about(warning, f"videos/, {camera}", other, remedy)
+        drifts = {
+            i: _last_apart(f.times, subject.column("timestamp").get(i)) for i, f in subject.footage_of(camera).items()
+        }
+        text = "Frames are shown {:+.2f} s from their timestamps at the end of episode {}; the distance grows."
+        away = {i: text.format(d, i) for i, d in drifts.items() if abs(d) * fps > 0.5 and i not in other}
+        yield from subject.about(warning, f"videos/, {camera}", away, remedy)
+
+
+def _last_apart(times: np.ndarray, stamps: np.ndarray | None) -> float:
+    """Seconds from the last timestamp to when the last frame is shown, both counted from the first."""
+    stamps = np.empty(0) if stamps is None else stamps.reshape(-1).astype(np.float64)
+    return float(times[-1] - times[0] - (stamps[-1] - stamps[0])) if len(times) == len(stamps) > 1 else 0.0
 
 
 def check_same_form(train: Subject, conflict: Subject) -> Iterator[Finding]:

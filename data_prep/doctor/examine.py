@@ -16,6 +16,7 @@ from data_prep.doctor import (
     Finding,
     Report,
     action_checks,
+    alignment_checks,
     episode_checks,
     error,
     file_checks,
@@ -90,7 +91,7 @@ CHECKS = (
     Check("frame order", video_checks.check_order, full=True),
     Check("likeness", video_checks.check_alike, full=True),
     Check("cameras", video_checks.check_cameras, full=True),
-    Check("video and state", action_checks.check_alignment, full=True),
+    Check("video and state", alignment_checks.check_alignment, full=True),
     Check("fingerprint", file_checks.check_unchanged),
 )
 
