@@ -344,8 +344,8 @@ def check_video_rate(subject: Subject) -> Iterator[Finding]:
         drifts = {
             i: _last_apart(f.times, subject.column("timestamp").get(i)) for i, f in subject.footage_of(camera).items()
         }
-        text = "Frames are shown {:+.2f} s from their timestamps at the end of episode {}; the distance grows."
-        away = {i: text.format(d, i) for i, d in drifts.items() if abs(d) * fps > 0.5 and i not in other}
+        shown = "Frames are shown {:+.2f} s from their timestamps at the end of episode {}; the distance grows."
+        away = {i: shown.format(d, i) for i, d in drifts.items() if abs(d) * fps > 0.5 and i not in other}
         yield from subject.about(warning, f"videos/, {camera}", away, remedy)
 
 
