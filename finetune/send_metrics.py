@@ -115,7 +115,7 @@ def _to_wandb(run_dir: Path, steps: Steps, config: SendMetricsConfig, settings: 
 
 def _wandb_run(run_dir: Path, config: SendMetricsConfig) -> tuple[TrackingConfig, str, int]:
     """Where to send: the tracker with its mode, a run's id, and the last step that was sent to it (-1: none)."""
-    tracking, mode = config.tracking, chosen_mode(config.tracking)
+    tracking, mode = config.tracking, chosen_mode(config.tracking)[0]
     sent, logged = (read_optional(run_dir / name) or {} for name in (SENT, WANDB_RUN))
     if mode not in ("online", "offline"):
         raise ToolkitError(f"WANDB_MODE={mode} keeps nothing. Unset it, or give tracking.mode=offline.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from slurm_cluster import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import config
 
@@ -24,7 +26,9 @@ from finetune.training.tracking import StallWatch, Tracker, run_tags
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
 from toolkit.command_line import SIGNALS
+from toolkit.shared_keys import TrackingConfig
 from toolkit.trackers import as_typed
+from toolkit.wandb_session import chosen_mode, has_key
 
 WANDB = Path(sys.executable).with_name("wandb")
 OFFLINE = ("tracking=wandb", "tracking.mode=offline", "train.log_steps=2")
@@ -361,3 +365,65 @@ def test_the_first_batch_shows_actions_that_are_not_what_was_recorded(
     assert max(first_batch.differences(samples).values()) < 1e-6
     samples[0].recorded["arm"][3] += 0.5  # as an action convention that does not match would
     assert first_batch.differences(samples)["arm"] == pytest.approx(0.5, abs=1e-6)
+
+
+KEY = "0" * 40
+NO_NETWORK = """
+import logging, sys
+from pathlib import Path
+from toolkit import wandb_session
+from toolkit.shared_keys import TrackingConfig
+logging.basicConfig(format="%(message)s")
+wandb_session.INIT_SECONDS = 3
+tracking = TrackingConfig(name="wandb", project="p", mode="auto")
+run = wandb_session.start_run(tracking, Path(sys.argv[1]), id="abcdef123456", resume="allow")
+run.log({"loss": 1.0}, step=1)
+run.finish()
+"""
+
+
+def test_a_key_without_a_network_keeps_the_run_offline_under_its_id(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    env |= {"WANDB_API_KEY": KEY, "HTTPS_PROXY": "http://127.0.0.1:9", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", NO_NETWORK, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "cannot go online" in line]
+    assert len(said) == 1 and "kept offline, wandb sync sends it" in said[0]
+    (kept,) = (tmp_path / "wandb").glob("offline-run-*-abcdef123456")
+    assert list(kept.glob("*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("netrc", "server", "found"),
+    [
+        ("machine api.wandb.ai", None, True),
+        ("machine api.forge.coreweave.com", None, True),
+        ("machine wandb.company.example", "https://wandb.company.example", True),
+        ("machine api.wandb.ai", "https://wandb.company.example", False),
+        ("machine wandb.company.example", None, False),
+        ("", None, False),
+    ],
+)
+def test_the_key_is_found_where_wandb_finds_it(
+    netrc: str, server: str | None, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".netrc").write_text(f"{netrc} login user password {KEY}\n" if netrc else "")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if server:
+        monkeypatch.setenv("WANDB_BASE_URL", server)
+    mode, why = chosen_mode(TrackingConfig(name="wandb", project="p", mode="auto"))
+    assert (mode, bool(why)) == (("online", False) if found else ("offline", True))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert not has_key()
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert has_key()
+
+
+def test_a_wrong_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(ToolkitError, match='WANDB_MODE=ofline is no mode of wandb. Did you mean "offline"'):
+        chosen_mode(TrackingConfig(name="wandb", project="p", mode="auto"))

@@ -7,10 +7,15 @@ import netrc
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.command_line import held_back
 from toolkit.shared_keys import TrackingConfig
+
+MODES = ("online", "offline", "shared", "disabled", "dryrun", "run")  # what WANDB_MODE may say
+PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # one service under its older and its newer name
+INIT_SECONDS = 60  # until a server that does not answer counts as one that is not there
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +27,9 @@ def start_run(tracking: TrackingConfig, folder: Path, **options: Any) -> Any:
     """
     import wandb
 
-    mode = chosen_mode(tracking)
+    mode, why = chosen_mode(tracking)
+    if why:
+        log.warning("wandb is %s: %s", mode, why)
     try:
         return _init(tracking, folder, mode, options)
     except (wandb.errors.Error, OSError) as error:
@@ -32,6 +39,7 @@ def start_run(tracking: TrackingConfig, folder: Path, **options: Any) -> Any:
                 "tracking.mode=offline and send the run later with wandb sync."
             ) from None
         log.warning("wandb cannot go online (%s); the run is kept offline, wandb sync sends it.", type(error).__name__)
+        wandb.teardown()  # its service still holds the id of the run that failed
         return _init(tracking, folder, "offline", options)
 
 
@@ -44,25 +52,48 @@ def _init(tracking: TrackingConfig, folder: Path, mode: str, options: dict[str, 
         "group": tracking.group,
         "tags": tracking.tags,
         # The git revision is among our versions; wandb would add the remote's address, which may hold a token.
-        "settings": wandb.Settings(silent=True, console="off", init_timeout=60, disable_git=True, save_code=False),
+        "settings": wandb.Settings(
+            silent=True, console="off", init_timeout=INIT_SECONDS, disable_git=True, save_code=False
+        ),
         **options,
     }
     with held_back():  # wandb's own process would end before the run's last words
         return wandb.init(dir=str(folder), mode=mode, **chosen)  # type: ignore[arg-type]
 
 
-def chosen_mode(tracking: TrackingConfig) -> str:
-    """wandb's mode that `tracking.mode` stands for here."""
+def chosen_mode(tracking: TrackingConfig) -> tuple[str, str]:
+    """wandb's mode that `tracking.mode` stands for here, and why where that is not what the key says itself."""
     if tracking.mode != "auto":
-        return tracking.mode
-    return os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        return tracking.mode, ""
+    asked = os.environ.get("WANDB_MODE")
+    if asked and asked not in MODES:
+        raise ToolkitError(f"WANDB_MODE={asked} is no mode of wandb.{did_you_mean(asked, MODES)} Or unset it.")
+    if asked:
+        return asked, ""
+    if has_key():
+        return "online", ""
+    return "offline", f"there is no key for {_host()} (wandb login); wandb sync sends the run"
+
+
+def _host() -> str:
+    """The server that wandb would send to, by its variables and its settings files."""
+    import wandb
+
+    return str(urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).hostname)
 
 
 def has_key() -> bool:
-    """Whether wandb would find a key here."""
-    if os.environ.get("WANDB_API_KEY"):
+    """Whether wandb would find a key here: in its variables, or for its server in the .netrc file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    host = _host()
+    known = [host, *(PUBLIC_HOSTS if host in PUBLIC_HOSTS else ())]  # a key may be kept under the older name
+    files = [os.environ["NETRC"]] if "NETRC" in os.environ else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in files:
+        try:
+            entries = netrc.netrc(str(Path(file).expanduser())).hosts
+        except (OSError, netrc.NetrcParseError):
+            continue
+        if any(name in entries for name in known):
+            return True
+    return False
