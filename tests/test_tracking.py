@@ -425,5 +425,5 @@ def test_the_key_is_found_where_wandb_finds_it(
 
 def test_a_wrong_wandb_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "ofline")
-    with pytest.raises(ToolkitError, match='WANDB_MODE=ofline is no mode of wandb. Did you mean "offline"'):
+    with pytest.raises(ToolkitError, match=r'WANDB_MODE=ofline is no mode of wandb\. Did you mean "offline"'):
         chosen_mode(TrackingConfig(name="wandb", project="p", mode="auto"))
