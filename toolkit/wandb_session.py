@@ -46,8 +46,6 @@ def start_run(tracking: TrackingConfig, folder: Path, **options: Any) -> Any:
 def _init(tracking: TrackingConfig, folder: Path, mode: str, options: dict[str, Any]) -> Any:
     import wandb
 
-    # The git revision is among our versions; wandb would add the remote's address, which may hold a token.
-    quiet = {"silent": True, "console": "off", "disable_git": True, "save_code": False}
     chosen: dict[str, Any] = {
         "project": tracking.project,
         "name": tracking.run_name,
