@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from data_prep.dataset_card import TEMPLATE, first_frames, write_card
 from data_prep.doctor import ERROR, PREPARE_AGAIN
 from data_prep.doctor.examine import examine
 from data_prep.doctor.examined_dataset import Subject
-from gr00t.data.layout import IMAGES, fingerprint_entries
+from gr00t.data.layout import IMAGES, DatasetLayout, fingerprint_entries
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
@@ -44,7 +44,7 @@ _SHOWN = 5
 Contents = dict[str, Path | str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Part:
     """One dataset of what is published.
 
@@ -119,11 +119,11 @@ def _parts(config: PublishConfig) -> list[Part]:
             _choose(part)
             bar.update(task, description=f"looking at {subject.root}", total=len(part.files), completed=0)
             for name, path in part.files.items():
-                part.contents |= texts_of(name, path)
+                part.contents.update(texts_of(name, path))
                 bar.advance(task)
             for name, path in _stills(part).items():
                 part.files[name] = path
-                part.contents |= texts_of(name, path)
+                part.contents.update(texts_of(name, path))
             if not config.follow_links:
                 _refuse_links(part)
             parts.append(part)
@@ -141,10 +141,12 @@ def _choose(part: Part) -> None:
     # LeRobot reads every camera of info.json, the policy perhaps fewer
     cameras = {**layout.modality.get("video", {}), **{name: {"original_key": name} for name in columns}}
     layout.modality = {**layout.modality, "video": cameras}
-    named = {*layout.data_files(), *(layout.camera_path(e.index, c) for e in layout.episodes for c in cameras)}
+    named = _named(layout, cameras)
     missing = sorted(path for path in named if not path.is_file())
     if missing:
         raise ToolkitError(f"{missing[0]} is missing ({len(missing)} of {len(named)} files). {PREPARE_AGAIN}")
+    layout.episodes = layout.listed  # what meta/split.json leaves out is published with that list, where it is there
+    named |= {path for path in _named(layout, cameras) if path.is_file()}
     for path in sorted({*layout.files(), *((root / SPLIT,) if (root / SPLIT).is_file() else ())}):
         place = path.relative_to(root)
         of_meta = place.parts[0] == "meta" and path.suffix in _META and not any(p[0] == "." for p in place.parts)
@@ -152,6 +154,11 @@ def _choose(part: Part) -> None:
             part.files[place.as_posix()] = path
         elif place.parts[0] != IMAGES:
             part.left_out.append(place.as_posix())
+
+
+def _named(layout: DatasetLayout, cameras: Iterable[str]) -> set[Path]:
+    """The tables and videos of the layout's episodes."""
+    return {*layout.data_files(), *(layout.camera_path(e.index, c) for e in layout.episodes for c in cameras)}
 
 
 def _stills(part: Part) -> dict[str, Path]:

@@ -169,6 +169,19 @@ def test_what_meta_does_not_name_stays_where_it_is(data: Path, tmp_path: Path) -
     assert not found.findings("error", "warning")
 
 
+def test_episodes_that_are_left_out_go_along_with_the_list_where_they_are_there(data: Path, tmp_path: Path) -> None:
+    train = data / "color_object/train"
+    split = json.loads((train / "meta/split.json").read_text())
+    kept = next(i for i in range(5) if i not in split["val_episodes"])
+    (train / "meta/split.json").write_text(json.dumps({**split, "exclude": [kept]}))
+    made = publish(data, tmp_path / "whole")
+    assert f"data/chunk-000/episode_{kept:06d}.parquet" in files_below(made.out / "train")
+    assert DatasetLayout(made.out / "train").excluded == {kept}
+    for path in train.glob(f"videos/*/*/episode_{kept:06d}.mp4"):
+        path.unlink()
+    publish(data, tmp_path / "without")  # its videos are damaged, say, and were taken away
+
+
 def test_every_camera_of_info_json_goes_along(data: Path, tmp_path: Path) -> None:
     """LeRobot reads them all, whichever the policy is given."""
     modality = data / "color_object/train/meta/modality.json"
