@@ -56,7 +56,11 @@ def test_the_run_folder_says_what_ran(finished: tuple[Path, str]) -> None:
     assert OmegaConf.load(job / "config.yaml").tracking.run_name == "a name, with spaces"
     assert "torch" in json.loads((job / "environment.json").read_text())["packages"]
     assert {path.name for path in job.iterdir()} >= {"git.json", "git.diff"}
-    copied = {str(path.relative_to(run / "code")) for path in (run / "code").rglob("*") if path.is_file()}
+    copied = {
+        str(path.relative_to(run / "code"))
+        for path in (run / "code").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
     assert copied == {*code_files(ROOT), "REVISION"}
     versions = json.loads((finished[0] / "done" / "experiment_cfg" / "versions.json").read_text())
     assert versions["git_revision"] == (run / "code" / "REVISION").read_text().strip()
