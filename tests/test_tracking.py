@@ -413,8 +413,9 @@ def test_the_key_is_found_where_wandb_finds_it(
     (tmp_path / ".netrc").write_text(f"{netrc} login user password {KEY}\n" if netrc else "")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
-    if server:
-        monkeypatch.setenv("WANDB_BASE_URL", server)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    if server:  # as `wandb login --host` writes it
+        (tmp_path / "settings").write_text(f"[default]\nbase_url = {server}\n")
     mode, why = chosen_mode(TrackingConfig(name="wandb", project="p", mode="auto"))
     assert (mode, bool(why)) == (("online", False) if found else ("offline", True))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import logging
 import netrc
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,10 +78,18 @@ def chosen_mode(tracking: TrackingConfig) -> tuple[str, str]:
 
 
 def _host() -> str:
-    """The server that wandb would send to, by its variables and its settings files."""
+    """The server that wandb would send to, by its variable, its settings file or its default.
+
+    wandb.setup() knows it too, but keeps for the whole process what it then finds.
+    """
     import wandb
 
-    return str(urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).hostname)
+    file = configparser.ConfigParser()
+    folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
+    with suppress(configparser.Error, UnicodeDecodeError):
+        file.read(Path(folder).expanduser() / "settings")
+    configured = os.environ.get("WANDB_BASE_URL") or file.get("default", "base_url", fallback=None)
+    return str(urlsplit(configured or wandb.Settings().base_url).hostname)
 
 
 def has_key() -> bool:
