@@ -12,7 +12,7 @@ import pytest
 from slurm_cluster import ROOT, Cluster, NoCluster, arguments, last_step, running_cluster
 
 from finetune import jobs
-from gr00t.file_replacement import read_json
+from gr00t.file_reading import read_json
 
 JOB = ROOT / "finetune_jobs" / "color_object.sbatch"
 Submit = Callable[..., tuple[str, Path]]
