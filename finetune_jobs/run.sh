@@ -27,7 +27,7 @@ ask() { # ask finetune.slurm.attempt, and export the NAME=value lines of its ans
     local answer line
     # a cancellation or preemption that comes now is heeded after the answer, which must not be cut short
     answer=$(trap '' USR1 TERM; exec "${container[@]}" "$GROOT_PYTHON" -m finetune.slurm.attempt "$@") || return
-    while IFS= read -r line; do export "${line?}"; done <<< "$answer"
+    [ -z "$answer" ] || while IFS= read -r line; do export "${line?}"; done <<< "$answer"
 }
 
 # Started by hand with sbatch: copy the code when the job first starts, and continue in it, with the same process id.

@@ -59,7 +59,7 @@ def read_text(path: Path, remedy: str = AGAIN) -> str:
     try:
         with path.open("rb") as stream:
             data = stream.read(MOST_TEXT + 1)
-        text = data[: MOST_TEXT + 1].decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+        text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ToolkitError(f"{path} cannot be read ({reason}). {remedy}") from None

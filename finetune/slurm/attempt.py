@@ -256,11 +256,13 @@ def decide(
         return SUPERSEDED
     if ending == CANCELLED_BY_USER:
         return _cancelled(newest_step)
-    reason = f"ended by {ending}" if ending else str((outcome or {}).get("reason"))
+    reason = str((outcome or {}).get("reason"))
+    if status == "failed":
+        return Decision(STOP, reason, REFUSED)
     if ending == SILENT:
         reason = "slurmctld did not answer in 10 s, so this is taken for a preemption"
-    if status == "failed":
-        return Decision(STOP, str((outcome or {}).get("reason")), REFUSED)
+    elif ending:
+        reason = f"ended by {ending}"
     crashed = status == "crashed" and ending is None
     if crashed:
         reason = "it crashed"
@@ -345,12 +347,9 @@ def _expanded(nodes: str) -> set[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Print the answer of one command; a ToolkitError ends with status 2."""
-    commands: dict[str, Callable[..., dict[str, str]]] = {
-        **{"snapshot": snapshot, "begin": begin},
-        **{"signalled": signalled, "end": end},
-    }
+    commands: tuple[Callable[..., dict[str, str]], ...] = (snapshot, begin, signalled, end)
     try:
-        for name, value in commands[argv[0]](*argv[1:]).items():
+        for name, value in {command.__name__: command for command in commands}[argv[0]](*argv[1:]).items():
             print(f"{name}={value}")
     except ToolkitError as error:
         print(f"error: {error}", file=sys.stderr)
