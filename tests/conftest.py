@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes has a core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from recordings import INSTRUCTION, write_split
+from scheduling import policy
 from simulator import record_split, renderer
 from slurm_cluster import Cluster, NoCluster, running_cluster
 
@@ -38,12 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """What a test draws without a generator of its own is the same each time, whichever tests run before."""
+def seeded() -> Iterator[None]:
+    """What a test draws without a generator of its own is the same each time, whichever tests run before; and none
+    leaves a process behind that starves the others."""
     random.seed(0)
     np.random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+    before = policy()
+    yield
+    assert policy() == before, "the test changed this process's scheduling (scheduling.py undoes it)"
 
 
 @pytest.fixture(scope="session")

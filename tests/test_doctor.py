@@ -32,6 +32,7 @@ from damages import (
 )
 from golden_files import golden_path
 from recordings import INSTRUCTION, SAMPLES
+from scheduling import usual_scheduling
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.adopt import adopt
@@ -130,7 +131,7 @@ def encode_again(root: Path, change: Callable[[np.ndarray], np.ndarray], codec: 
     for path in (video_path(root, i, camera) for i in episodes for camera in ("image", "wrist_image")):
         with VideoReader(path) as reader:
             frames = change(reader.frames(range(len(reader))))
-        with av.open(str(path), "w") as container:
+        with usual_scheduling(), av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=20, options={"preset": "veryfast"} if codec == "libx264" else {})
             stream.height, stream.width, stream.pix_fmt, stream.gop_size = *frames.shape[1:3], "yuv420p", 10
             for frame in frames:

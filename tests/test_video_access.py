@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
+from scheduling import usual_scheduling
 
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
@@ -50,7 +51,7 @@ CONTAINERS = {
 
 def write(path: Path, codec: str, b_frames: int, options: dict[str, str], count: int = FRAMES) -> None:
     y, x = np.mgrid[:H, :W]
-    with av.open(str(path), "w") as container:
+    with usual_scheduling(), av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=20)
         stream.height, stream.width = H, W
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
