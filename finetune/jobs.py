@@ -23,9 +23,10 @@ from rich.table import Table
 
 from finetune.recipe import ClusterConfig
 from finetune.slurm import attempt_record
+from finetune.slurm.batches import job_name_of, output_in
 from finetune.slurm.cluster_queries import Job, Queue, in_time, slurm
 from finetune.slurm.render import render
-from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
+from finetune.slurm.submit import one_at_a_time, sbatch
 from finetune.training import METRICS, STATUS, measurement
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import read_json
@@ -267,7 +268,7 @@ def cancel(runs_dir: Path, name: str) -> list[View]:
         wanted = [found] if alone else [v for v in known if v.run_dir == found.run_dir]
     records = [_record_of(v) for v in known if v not in wanted and v.alive]
     kept = {job for record in records if record for job in read_json(record)["after"]}
-    ended = [v for v in wanted if v.alive and v.job is not None and v.job.partition("_")[0] not in kept]
+    ended = [v for v in wanted if v.alive and v.job is not None and v.job not in kept]
     if ended:
         slurm("scancel", *(str(v.job) for v in ended))
     return ended

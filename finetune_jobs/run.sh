@@ -92,7 +92,7 @@ finetune() {
     MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 10000))
     export MASTER_ADDR MASTER_PORT
     local seen='[ -x "$0" ] && exec "$0" "$@"
-        echo "error: $SLURMD_NODENAME does not see $0: put run_dir on a disk that all nodes share" >&2; exit 2'
+        echo "error: $SLURMD_NODENAME does not see $0: put run_dir and runs_dir on disks that all nodes share" >&2; exit 2'
     # Sites and shells that a job is submitted from may have set these; the step takes all of the job's environment and memory.
     unset SLURM_EXPORT_ENV SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE
     srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \

@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.maniskill import CONTROL_FREQ
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import whole_folder
-from gr00t.model.checkpoint import fingerprint
+from gr00t.model.checkpoint_folder import fingerprint
 from gr00t.model.finished_checkpoint import read_processor, read_trained_on, verify_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision

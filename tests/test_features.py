@@ -35,7 +35,7 @@ from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import FeatureStore
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import checksum_path, file_lock, write_checksum
-from gr00t.model.checkpoint import fingerprint
+from gr00t.model.checkpoint_folder import fingerprint
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.configuration import load
 

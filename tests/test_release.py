@@ -38,7 +38,7 @@ from finetune.training.run_folder import publishable
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import write_json
-from gr00t.model.checkpoint import fingerprint
+from gr00t.model.checkpoint_folder import fingerprint
 from gr00t.model.finished_checkpoint import MANIFEST, verify_checkpoint, verify_manifest
 from toolkit import disclosure, publication, shared_keys
 from toolkit.code_files import snapshot_code

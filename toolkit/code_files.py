@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ _ROOMS = ("gr00t", "toolkit", "finetune", "data_prep", "simulation", "configs", 
 _SOURCES = (".py", ".yaml", ".sh")
 _SKIPPED = (".git", ".venv", ".cache", "__pycache__")
 # What lies below a folder with one of these is no code of ours.
-_OF_A_RUN = (REVISION_FILE, "attempt.json", "run_config.json", "release.json", "published.json")
+_OF_A_RUN = (REVISION_FILE, "attempt.json", "run_config.json", "job/submitted.json", "release.json", "published.json")
 _LOCAL = Path("configs") / "local"
 _NOT_RUN = ("tests", "samples", "docs", "benchmarks")  # nine tenths of the checkout, and no job needs them
 _LARGEST_BYTES = 50 * 2**20
@@ -184,25 +184,37 @@ def snapshot_code(
     """Copy `checkout` to run_dir/code and describe it in run_dir/job/git.json and git.diff; returns the copy.
 
     A robot of the user's own goes into it as modality_config_of_job.py, which finetune_jobs/run.sh gives to the stage.
-
-    Copied are tracked files as they are now, without tests, samples, docs and benchmarks, the `named` ones, and
-    configs/local; with their permissions, and those of their folders. A copy of an earlier job gives way when the new
-    one is whole.
+    A copy of an earlier job gives way when the new one is whole.
     """
-    files = _sources(checkout, named)
-    code, job = run_dir / "code", run_dir / "job"
-    revision = describe_git(checkout)
+    code, revision = run_dir / "code", describe_git(checkout)
+    if code.is_symlink():
+        code.unlink()  # to the copy of a launch, which other runs share
     with whole_folder(code, lock=False) as aside:
-        for name, source in files.items():
-            copy_file(source, aside / name)
-        changes = "+changes" if revision["changed"] else ""
+        copy_code(checkout, aside, revision, named)
         if robot is not None:
             (aside / ROBOT_FILE).write_text(python_source(robot), encoding="utf-8")
-        (aside / REVISION_FILE).write_text(f"{revision['revision']}{changes}\n" if revision["revision"] else "")
-        for folder in [aside, *(path for path in aside.rglob("*") if path.is_dir())]:
-            original = checkout / folder.relative_to(aside)
-            if original.is_dir():  # whom it keeps out, its copy keeps out
-                folder.chmod(folder.stat().st_mode & (original.stat().st_mode | 0o700))
+    describe_code(checkout, run_dir / "job", revision)
+    return code
+
+
+def copy_code(checkout: Path, target: Path, revision: Mapping[str, Any], named: Sequence[str] = ()) -> None:
+    """Copy the code of `checkout`, of which describe_git says `revision`, into the folder `target`.
+
+    Copied are tracked files as they are now, without tests, samples, docs and benchmarks, the `named` ones, and
+    configs/local; with their permissions, and those of their folders.
+    """
+    for name, source in _sources(checkout, named).items():
+        copy_file(source, target / name)
+    changes = "+changes" if revision["changed"] else ""
+    (target / REVISION_FILE).write_text(f"{revision['revision']}{changes}\n" if revision["revision"] else "")
+    for folder in [target, *(path for path in target.rglob("*") if path.is_dir())]:
+        original = checkout / folder.relative_to(target)
+        if original.is_dir():  # whom it keeps out, its copy keeps out
+            folder.chmod(folder.stat().st_mode & (original.stat().st_mode | 0o700))
+
+
+def describe_code(checkout: Path, job: Path, revision: Mapping[str, Any]) -> None:
+    """Write into the folder `job` what git says of a copy: git.json, and git.diff for the owner only."""
     job.mkdir(exist_ok=True)
     write_json(job / "git.json", revision)
     difference = git(checkout, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv") or b""
@@ -210,7 +222,6 @@ def snapshot_code(
     for_the_owner = partial(os.open, mode=0o600)  # the difference holds what was taken out, too
     with open(job / "git.diff", "xb", opener=for_the_owner) as file:
         file.write(difference)
-    return code
 
 
 def check_code(checkout: Path, named: Sequence[str], say: Callable[[str], None]) -> None:

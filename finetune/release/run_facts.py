@@ -23,8 +23,7 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
-from gr00t.model.checkpoint import fingerprint
-from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, weight_files
+from gr00t.model.checkpoint_folder import CONFIG_NAME, INDEX_NAME, fingerprint, weight_files
 from gr00t.model.finished_checkpoint import MANIFEST, CheckpointSummary, verify_checkpoint, verify_manifest
 from gr00t.model.gr00t_n1 import find_tag
 from toolkit.composition import read_yaml

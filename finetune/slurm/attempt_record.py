@@ -5,6 +5,7 @@ job/ and job-<stage>/ hold what a job of the run was submitted with."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -149,10 +150,15 @@ def describe_job(folder: Path, script: str | None, overrides: Sequence[str], con
         (folder / "script.sbatch").write_text(script, encoding="utf-8")
     write_json(folder / "overrides.json", {"overrides": list(overrides)})
     (folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
+    write_json(folder / "environment.json", _environment())
+
+
+@functools.cache
+def _environment() -> dict[str, Any]:
+    """Python, machine and packages; these take longer to list than all else of a record."""
     packages = {found.metadata["Name"]: found.version for found in importlib.metadata.distributions()}
     machine = {"python": platform.python_version(), "executable": sys.executable, "platform": platform.platform()}
-    environment = {**machine, "host": platform.node(), "packages": dict(sorted(packages.items()))}
-    write_json(folder / "environment.json", environment)
+    return {**machine, "host": platform.node(), "packages": dict(sorted(packages.items()))}
 
 
 def jobs_of(run_dir: Path) -> list[dict[str, Any]]:

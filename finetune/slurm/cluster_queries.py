@@ -142,6 +142,12 @@ def read_partitions() -> dict[str, Partition]:
     return found
 
 
+def max_array_size() -> int | None:
+    """How many elements an array has at most; None where the cluster does not say."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", "\n".join(_ask("scontrol", "show", "config")), re.MULTILINE)
+    return max(int(found[1]), 1) if found else None
+
+
 def accounting(*shown: str) -> list[str]:
     """One column of what `sacctmgr show` lists, e.g. accounting("qos", "format=name"); nothing on a cluster that keeps
     no accounts."""
@@ -232,9 +238,13 @@ class Queue:
     def answered(cls) -> Queue:
         """As `read`, for what must not continue without an answer."""
         queue = cls.read()
-        if queue.silence:
-            raise ToolkitError(f"{queue.silence}. Do it on a login node of the cluster, once its controller answers.")
+        queue.require()
         return queue
+
+    def require(self) -> None:
+        """Raise ToolkitError where there was no answer."""
+        if self.silence:
+            raise ToolkitError(f"{self.silence}. Do it on a login node of the cluster, once its controller answers.")
 
     def find(self, noted: dict[str, Any]) -> Job | None:
         """The job of a record; None when it has none, SLURM does not know it, or has given its number to another."""

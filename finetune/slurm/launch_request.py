@@ -52,7 +52,7 @@ class Task:
 
     arguments: all that the stage's script is given; config: what they resolve to; run: the resolved fine-tune, whose
     run_dir keeps the records and whose cluster.* the job asks for; after: the tasks that must succeed first; label: the
-    stage, numbered where a run has several of it.
+    stage, numbered where a run has several of it; job_id: as SLURM's commands take it, once there is a job.
     """
 
     stage: str
@@ -61,6 +61,7 @@ class Task:
     run: FinetuneConfig
     after: list[Task] = field(default_factory=list)
     label: str = ""
+    job_id: str = ""
 
     @property
     def overrides(self) -> list[str]:

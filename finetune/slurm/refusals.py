@@ -2,95 +2,55 @@
 
 from __future__ import annotations
 
-import dataclasses
 import getpass
 import math
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from data_prep import check_prepare
 from finetune import plan
 from finetune.plan.disk_and_time import gpu_of_cluster
 from finetune.recipe import ClusterConfig, FinetuneConfig, check_finetune
-from finetune.recipe.recipe_identity import RELEASE_MARK, differences, recipe, robot_of
 from finetune.slurm import cluster_queries
-from finetune.slurm.attempt_record import jobs_of
 from finetune.slurm.cluster_queries import Partition, Queue, in_time, most
-from finetune.slurm.launch_request import Request
-from gr00t.data.schema import comparable
+from finetune.slurm.done_and_busy import leave_out
+from finetune.slurm.launch_request import Request, Task
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.model.checkpoint_folder import resolve_folder
 from toolkit.code_files import check_code
-from toolkit.composition import read_yaml
 from toolkit.installation import CHECKOUT
-from toolkit.shared_keys import is_hub_id, modality_configs
+from toolkit.shared_keys import is_hub_id
 
 _MEMORY_UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
 
 
 def check_request(request: Request, say: Callable[[str], None]) -> bool:
-    """Drop the tasks that are done already, saying so; refuse the request when one of the others cannot work.
+    """Leave out what is done or busy, saying so; refuse the request when one of the other tasks cannot work.
 
     Returns whether SLURM was asked: where it does not answer, a dry run is checked as far as it goes without.
     """
-    drop_finished(request, say)
+    queue = Queue.read()
+    leave_out(request, queue, say)
     for task in request.tasks:
-        data_comes = any(other.config.split == task.config.split for other in request.of_stage("prepare"))
+        data_comes = _comes("prepare", task)
         if task.stage == "prepare":
             check_prepare(task.config)
         elif task.stage == "finetune":
             _check_finetune(task.config, data_comes)
         else:
-            tuned = any(other.stage == "finetune" for other in task.after)
-            task.config.check_here(checkpoint_comes=tuned, dataset_comes=data_comes)
+            task.config.check_here(checkpoint_comes=_comes("finetune", task), dataset_comes=data_comes)
     if request.tasks:
         check_code(CHECKOUT, sorted({name for task in request.tasks for name in task.run.cluster.files}), say)
-    queue = Queue.read() if request.launch.dry_run else Queue.answered()
+    if not request.launch.dry_run:
+        queue.require()
     if queue.silence:
         say(f"{queue.silence}: partition, account, GPU type, nodes and time are not checked")
-        return False
-    for task in request.tasks:
-        refuse_busy(task.run_dir, queue)
-    return True
+    return not queue.silence
 
 
-def drop_finished(request: Request, say: Callable[[str], None]) -> None:
-    """Leave out what is done: a dataset that is there, unless it is to be replaced, and a fine-tune that has ended."""
-    for task in [*request.of_stage("prepare"), *request.of_stage("finetune")]:
-        if task.stage == "prepare":
-            found, again = Path(task.config.data_dir) / task.config.split.name, "overwrite=true makes it"
-            done = (found / "train" / "meta" / "info.json").is_file() and not task.config.overwrite
-        else:
-            found, again = Path(task.config.output_dir), "train.resume=never does it"
-            done = not task.after and is_finished(task.config)
-        if done:
-            say(f"{task.name}: {found} is there already, so this is left out ({again} again)")
-            request.tasks.remove(task)
-            for other in request.tasks:
-                other.after = [waited for waited in other.after if waited is not task]
-
-
-def is_finished(config: FinetuneConfig) -> bool:
-    """Whether output_dir holds what this fine-tune would make; a checkpoint of another recipe or robot is refused.
-
-    Datasets and bases, whose content the training itself compares, are not looked at.
-    """
-    folder = Path(config.output_dir)
-    settings = folder / "experiment_cfg" / "config.yaml"
-    if config.train.resume == "never" or not (folder / RELEASE_MARK).is_file() or not settings.is_file():
-        return False
-    ours = {**recipe(dataclasses.asdict(config)), "modality_config": comparable(modality_configs(config.dataset))}
-    robot = robot_of(folder, config.dataset.embodiment_tag)
-    theirs = {**recipe(read_yaml(settings)), **({"modality_config": robot} if robot else {})}
-    different = differences(theirs, ours)
-    if different:
-        listed = "\n  ".join(different)
-        raise ToolkitError(
-            f"output_dir={config.output_dir} holds a finished checkpoint of another run:\n  {listed}\nChoose another "
-            "output_dir=... (and run_dir=...), or replace it with train.resume=never."
-        )
-    return True
+def _comes(stage: str, task: Task) -> bool:
+    """Whether a task waits for one of that stage, itself or through others."""
+    return any(other.stage == stage or _comes(stage, other) for other in task.after)
 
 
 def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
@@ -121,18 +81,6 @@ def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
         host_memory_bytes=int(asked * 2**20) or None,
     )
     plan.check_disk(config, processes, cuda=cuda)
-
-
-def refuse_busy(run_dir: Path, queue: Queue) -> None:
-    """Refuse a run folder that a job still writes, or will."""
-    for noted in jobs_of(run_dir) if run_dir.is_dir() else []:
-        job = queue.find(noted)
-        if job is not None and job.alive:
-            raise ToolkitError(
-                f"run_dir={run_dir} belongs to job {job.job_id} ({noted['name']}), which is {job.state.lower()}. Wait "
-                f"for it, cancel it (python -m finetune.jobs cancel {run_dir.name}), or give this run folders of its "
-                "own: run_dir=... output_dir=...."
-            )
 
 
 # -- the cluster -------------------------------------------------------------------------------------------------------

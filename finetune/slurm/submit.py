@@ -1,18 +1,14 @@
-"""From a request to jobs: batches (one call of sbatch each), records beside the runs, then sbatch through submitit.
+"""From a request to jobs: one copy of the code, records beside the runs, then sbatch through submitit.
 
 A request is checked first, then shown (dry_run=true) or submitted; a failure leaves neither jobs nor files."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,21 +17,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from finetune.recipe import ClusterConfig
 from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, describe_job, job_folder, note_elsewhere, now
-from finetune.slurm.cluster_queries import JOB_NAME, environment, reason_of, slurm
-from finetune.slurm.launch_request import Request, Task
+from finetune.slurm.batches import Batch, batches_of, cluster_of, code_folder
+from finetune.slurm.cluster_queries import environment, max_array_size, reason_of, slurm
+from finetune.slurm.launch_request import Request
 from finetune.slurm.refusals import check_accepted, check_request, explanation
-from finetune.slurm.render import RUN, render
 from gr00t.data.schema import python_source
 from gr00t.errors import ToolkitError, disk_errors, require_extra
 from gr00t.file_replacement import lock_in_turn, write_json
-from toolkit.code_files import snapshot_code
+from toolkit.code_files import copy_code, describe_code, describe_git
 from toolkit.configuration import as_yaml
 from toolkit.installation import CHECKOUT
 from toolkit.shared_keys import modality_configs
-
-ARRAY_NAME = "groot"
 
 
 def launch(request: Request) -> list[Batch]:
@@ -51,7 +44,7 @@ def launch(request: Request) -> list[Batch]:
             print("nothing is left to do, nothing was submitted")
             return []
         folder = runs_dir / OWN_FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        batches = batches_of(request, folder)
+        batches = batches_of(request, folder, max_array_size() if asked else None)
         for batch in batches if asked else []:
             _test(batch)
         if request.launch.dry_run:
@@ -94,9 +87,11 @@ def _show(batches: Sequence[Batch]) -> None:
     """Print the scripts and configurations of a dry run."""
     for batch in batches:
         print(f"# ===== job script of {', '.join(task.name for task in batch.tasks)}")
-        for other, condition in batch.waits.items():
-            names = ", ".join(task.name for task in other.tasks)
-            print(f"# waits for {names} to {'succeed' if condition == 'afterok' else 'end'}")
+        for task in batch.tasks:
+            for other in task.after:
+                print(f"# {task.name} waits for {other.job_id or other.name} to succeed")
+        if batch.lane:
+            print(f"# waits for {', '.join(task.name for other in batch.lane for task in other.tasks)} to end")
         print(batch.script)
         for task in batch.tasks:
             print(f"# ----- configuration of {task.name}: {' '.join(task.overrides)}\n{as_yaml(task.config)}")
@@ -105,10 +100,9 @@ def _show(batches: Sequence[Batch]) -> None:
 
 def _report(batches: Sequence[Batch], runs_dir: Path) -> None:
     table = Table("job", "run", "stage", "waits for", "run folder", box=None, pad_edge=False)
-    for batch in batches:
-        waits = ", ".join(other.job_id for other in batch.waits)
-        for index, task in enumerate(batch.tasks):
-            table.add_row(batch.id_of(index), task.run_dir.name, task.stage, waits, str(task.run_dir))
+    for task in (task for batch in batches for task in batch.tasks):
+        waits = ", ".join(other.job_id for other in task.after)
+        table.add_row(task.job_id, task.run_dir.name, task.stage, waits, str(task.run_dir))
     Console(highlight=False, soft_wrap=True, markup=False).print(table)
     here = "" if runs_dir == Path("runs").absolute() else f" runs_dir={runs_dir}"
     name = batches[-1].tasks[-1].run_dir.name
@@ -116,133 +110,13 @@ def _report(batches: Sequence[Batch], runs_dir: Path) -> None:
     print(f"end it:    python -m finetune.jobs cancel {name}{here}")
 
 
-# -- batches -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class Batch:
-    """One call of sbatch: a job of one task, or an array with a task for each index.
-
-    waits: the batches before it, which must succeed (afterok), or only end, so that no more run at once than asked for
-    (afterany); elements: the folder from which those of an array read their arguments.
-    """
-
-    tasks: list[Task]
-    script: str
-    job_name: str
-    waits: dict[Batch, str] = field(default_factory=dict)
-    elements: Path | None = None
-    job_id: str = ""
-
-    @property
-    def options(self) -> list[str]:
-        """What sbatch is given beside the script, once the jobs before have their ids."""
-        waits = [f"{condition}:{batch.job_id}" for batch, condition in self.waits.items()]
-        return [f"--dependency={','.join(waits)}", "--kill-on-invalid-dep=yes"] if waits else []
-
-    def id_of(self, index: int) -> str:
-        """The id of the task at `index`, as SLURM's commands take it."""
-        return f"{self.job_id}_{index}" if self.elements else self.job_id
-
-    def log_of(self, task: Task, folder: Path) -> str:
-        """Where its output goes; `folder` is that of this submission."""
-        job_id = self.id_of(self.tasks.index(task))
-        return str(folder / f"{job_id}.out" if self.elements else task.run_dir / f"slurm-{task.label}-{job_id}.out")
-
-
-def batches_of(request: Request, folder: Path) -> list[Batch]:
-    """The calls of sbatch, those waited for first; `folder` is where this submission keeps its files."""
-    tasks, bound = request.tasks, request.launch.max_parallel
-    alike = all(task.stage == "finetune" and task.run.cluster == tasks[0].run.cluster for task in tasks)
-    if alike and len(tasks) > 1:
-        return [_array(tasks, bound, folder)]
-    batches: dict[Task, Batch] = {}
-    for task in tasks:
-        job_name = job_name_of(task.name)
-        script = render(
-            cluster_of(task),
-            job_name=job_name,
-            stage=task.stage,
-            overrides=task.overrides,
-            about=[f"{task.stage} of {task.run_dir}, submitted by launch_finetune_slurm.py"],
-            output=output_in(task.run_dir, f"slurm-{task.label}-%j.out"),
-            code=_code_folder(task, tasks),
-        )
-        batches[task] = Batch([task], script, job_name, {batches[other]: "afterok" for other in task.after})
-    tuned = [batches[task] for task in request.of_stage("finetune")]
-    for one, next_one in zip(tuned, tuned[bound:] if bound else [], strict=False):
-        next_one.waits[one] = "afterany"
-    return list(batches.values())
-
-
-def _array(tasks: Sequence[Task], bound: int | None, folder: Path) -> Batch:
-    """One job script for all points; an element finds its run folder's payload and its overrides by its index."""
-    cluster = cluster_of(tasks[0])
-    array = f"--array=0-{len(tasks) - 1}" + (f"%{bound}" if bound else "")
-    script = render(
-        dataclasses.replace(cluster, sbatch=[*cluster.sbatch, array]),
-        job_name=job_name_of(ARRAY_NAME),
-        stage="finetune",
-        overrides=[],
-        about=[f"{index}: {task.run_dir}" for index, task in enumerate(tasks)],
-        output=output_in(folder, "%A_%a.out"),
-        elements=folder / "elements",
-    )
-    return Batch(list(tasks), script, job_name_of(ARRAY_NAME), elements=folder / "elements")
-
-
-def cluster_of(task: Task) -> ClusterConfig:
-    """What a task asks for: a fine-tune all of cluster.*; the other stages theirs of cluster.stages.*, on one node."""
-    cluster = task.run.cluster
-    here = cluster.python or cluster.container or (CHECKOUT / ".venv" / "bin" / "python").exists()
-    cluster = dataclasses.replace(cluster, python=cluster.python if here else sys.executable)
-    if task.stage == "finetune":
-        return cluster
-    own = cluster.stages.prepare if task.stage == "prepare" else cluster.stages.evaluate
-    gpus = min(own.gpus, cluster.gpus_per_node)
-    share = cluster.cpus_per_task * gpus // max(cluster.gpus_per_node, 1)  # as many as come with that many GPUs
-    cpus = own.cpus or (share if gpus else min(cluster.cpus_per_task, 8))
-    return dataclasses.replace(
-        cluster,
-        nodes=1,
-        gpus_per_node=gpus,
-        processes_per_node=None,
-        cpus_per_task=max(cpus, 1),
-        memory=own.memory,  # that of a fine-tune is for its whole node; a site's default goes with the CPUs
-        partition=own.partition or cluster.partition,
-        time=own.time or cluster.time,
-        sbatch=cluster.sbatch if own.sbatch is None else own.sbatch,
-    )
-
-
-def job_name_of(name: str) -> str:
-    """A name made of letters that a job script takes; that of SBATCH_JOB_NAME where the user has set one."""
-    return re.sub(r"[^\w.+=-]+", "-", os.environ.get(JOB_NAME) or name)
-
-
-def output_in(folder: Path, name: str) -> str:
-    """An --output for sbatch, which would take a % in the folder's name for a pattern, and no space at all."""
-    if re.search(r"[\s\"'#\\]", str(folder)):
-        raise ToolkitError(
-            f'{folder}: SLURM writes a job\'s output there, and takes no path with spaces, quotes, "#" or backslashes. '
-            "Choose another run_dir=... (and runs_dir=...)."
-        )
-    return f"{str(folder).replace('%', '%%')}/{name}"
-
-
-def _code_folder(task: Task, tasks: Sequence[Task]) -> Path:
-    """The snapshot that a task runs; an evaluation alone leaves that of the fine-tune as it is."""
-    tuned = any(other.stage == "finetune" and other.run_dir == task.run_dir for other in tasks)
-    return task.run_dir / ("code" if tuned else f"code-{task.stage}")
-
-
 # -- submission --------------------------------------------------------------------------------------------------------
 
 
 def submit(batches: Sequence[Batch], folder: Path) -> None:
-    """Write the records of every run, submit the batches in order, and note each one's job id in both.
+    """Copy the code, write the records of every run, submit the batches in order, and note each task's job id.
 
-    `folder` receives this submission's own files (scripts as submitted, arguments and output of an array's elements);
+    `folder` receives this submission's own files (scripts as submitted, commands and output of an array's elements);
     only this user can read it. When anything fails, submitted jobs are cancelled and files are as before.
     """
     with ExitStack() as records, ExitStack() as undo:
@@ -251,22 +125,37 @@ def submit(batches: Sequence[Batch], folder: Path) -> None:
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             folder.chmod(0o700)
             for batch in batches:
-                if batch.elements is None:
-                    continue
-                batch.elements.mkdir()
-                for index, task in enumerate(batch.tasks):
-                    words = [str(task.run_dir / "code" / RUN), task.stage, *task.overrides]  # each ended by NUL
-                    (batch.elements / str(index)).write_bytes(b"".join(os.fsencode(word) + b"\0" for word in words))
+                batch.write_elements()
+            records.enter_context(_new_folders(code_folder(folder).parent))
+            undo.callback(shutil.rmtree, code_folder(folder), ignore_errors=True)
+            described = _copy_code(batches, folder)
             for run_dir in {task.run_dir: None for batch in batches for task in batch.tasks}:
-                records.enter_context(_run_records(run_dir, batches))
-        hold = ["--hold"] if len(batches) > 1 else []  # none starts before all are accepted
+                records.enter_context(_run_records(run_dir, batches, described))
         for batch in batches:
-            batch.job_id = sbatch(batch.script, [*batch.options, *hold], folder)
+            batch.submitted(sbatch(batch.script, ["--hold", *_dependency(batch)], folder))
             undo.callback(slurm, "scancel", batch.job_id, check=False)
-            _note(batch, folder)
-        if hold:
-            slurm("scontrol", "release", ",".join(batch.job_id for batch in batches))
+            if batch.waits is None:
+                _wait_each(batch)
+            _note(batch)
+        slurm("scontrol", "release", ",".join(batch.job_id for batch in batches))  # now that all are accepted
         undo.pop_all()  # all is submitted
+
+
+def _dependency(batch: Batch) -> list[str]:
+    """A task whose predecessor has failed is dropped; where each has its own, they follow (_wait_each)."""
+    if batch.waits == "":
+        return []
+    return [*([f"--dependency={batch.waits}"] if batch.waits else []), "--kill-on-invalid-dep=yes"]
+
+
+def _wait_each(batch: Batch) -> None:
+    """Let each element of an array wait for tasks of its own."""
+    alike: dict[str, list[str]] = {}
+    for task in batch.tasks:
+        alike.setdefault(batch.waits_of(task), []).append(task.job_id)
+    for waits, jobs in alike.items():
+        if waits:
+            slurm("scontrol", "update", f"JobId={','.join(jobs)}", f"Dependency={waits}")
 
 
 @contextmanager
@@ -283,30 +172,44 @@ def _new_folders(folder: Path) -> Iterator[None]:
         raise
 
 
+def _copy_code(batches: Sequence[Batch], folder: Path) -> Path:
+    """Copy the checkout once for all runs of a launch; the folder with what git says of it."""
+    code, described = code_folder(folder), folder / "described"
+    named = sorted({name for batch in batches for task in batch.tasks for name in task.run.cluster.files})
+    revision = describe_git(CHECKOUT)
+    code.mkdir()
+    copy_code(CHECKOUT, code, revision, named)
+    describe_code(CHECKOUT, described, revision)
+    return described
+
+
 @contextmanager
-def _run_records(run_dir: Path, batches: Sequence[Batch]) -> Iterator[None]:
-    """A run folder's code/ and job/ for these batches in the place of older ones, which are back on failure."""
-    tasks = [task for batch in batches for task in batch.tasks]
+def _run_records(run_dir: Path, batches: Sequence[Batch], described: Path) -> Iterator[None]:
+    """A run folder's code/ and job/ for these batches in the place of older ones, which are back on failure.
+
+    code/ is a link to the copy that all runs of the launch share; an evaluation alone leaves that of the fine-tune.
+    """
     own = {task: batch for batch in batches for task in batch.tasks if task.run_dir == run_dir}
     with (
         _new_folders(run_dir),
         TemporaryDirectory(prefix=".submitting-", dir=run_dir, ignore_cleanup_errors=True) as temporary,
         ExitStack() as undo,
     ):
-        aside = Path(temporary)
-        code = snapshot_code(CHECKOUT, aside, named=sorted({name for task in own for name in task.run.cluster.files}))
-        replacing = {_code_folder(task, tasks): code for task in own}
+        aside, replacing = Path(temporary), {}
         for task, batch in own.items():
-            described = aside / f"described-{task.label}"
-            shutil.copytree(aside / "job", described)  # what git says of the snapshot
-            describe_job(described, batch.script, task.overrides, task.config)
+            job = aside / f"new-{task.label}"
+            shutil.copytree(described, job)
+            describe_job(job, batch.script, task.overrides, task.config)
             if task.robot is not None:
                 source = python_source(modality_configs(task.robot))
-                (described / task.robot_file.name).write_text(source, encoding="utf-8")
-            replacing[job_folder(run_dir, task.label)] = described
+                (job / task.robot_file.name).write_text(source, encoding="utf-8")
+            replacing[job_folder(run_dir, task.label)] = job
+            if task.stage == "finetune":
+                (aside / "code").symlink_to(code_folder(batch.folder))
+                replacing[run_dir / "code"] = aside / "code"
         for target, new in replacing.items():
             old = aside / f"old-{target.name}"
-            if target.exists():
+            if os.path.lexists(target):
                 target.rename(old)
                 undo.callback(old.rename, target)
             new.rename(target)
@@ -315,19 +218,19 @@ def _run_records(run_dir: Path, batches: Sequence[Batch]) -> Iterator[None]:
         undo.pop_all()
 
 
-def _note(batch: Batch, folder: Path) -> None:
+def _note(batch: Batch) -> None:
     """submitted.json: which job a task became, and how to find it again."""
-    for index, task in enumerate(batch.tasks):
+    for task in batch.tasks:
         record: dict[str, Any] = {
-            "job_id": batch.id_of(index),
+            "job_id": task.job_id,
             "job_name": batch.job_name,
             "stage": task.stage,
             "name": task.name,
             "split": task.run.split.name,
             "run_dir": str(task.run_dir),
             "folder": str(CHECKOUT),
-            "log": batch.log_of(task, folder),
-            "after": [other.job_id for other, condition in batch.waits.items() if condition == "afterok"],
+            "log": batch.log_of(task),
+            "after": [other.job_id for other in task.after],
             "submitted": now(),
         }
         write_json(job_folder(task.run_dir, task.label) / RECORD, record)

@@ -33,7 +33,7 @@ from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import KEYS, META, FeatureStore, FrameStore
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.model.action_head import ActionLoss
-from gr00t.model.checkpoint import fingerprint
+from gr00t.model.checkpoint_folder import fingerprint
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.command_line import received
 from toolkit.progress import progress_bar

@@ -7,7 +7,6 @@ what kind of checkpoint they make, checkpoint_folder finds out.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,20 +67,6 @@ def read_config(folder: Path) -> Gr00tN1d7Config:
         config.to_dict()  # later, nothing says which file it was
     config._name_or_path = str(architecture_folder(folder))
     return config
-
-
-def fingerprint(folder: Path) -> str:
-    """A hash by which two checkpoints differ, without reading all of their weights: of config.json, and of every weight
-    file's name, size, header and 64 KiB at each of 32 places."""
-    digest = hashlib.sha256((folder / CONFIG_NAME).read_bytes())
-    for path in weight_files(folder):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for place in range(32):
-                file.seek(size * place // 32)
-                digest.update(file.read(65536))
-    return digest.hexdigest()
 
 
 @contextmanager
