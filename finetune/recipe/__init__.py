@@ -86,6 +86,11 @@ class ClusterConfig:
         "folder on the node for what is computed once (cache_dir), may hold $SLURM_TMPDIR; null for cache_dir itself",
         None,
     )
+    stage_data: bool = key(
+        "copy datasets and caches to the node's own disk (scratch, else $SLURM_TMPDIR) when a job starts, and read "
+        "them there; cache_dir then stays where it is",
+        False,
+    )
 
     def check_values(self) -> None:
         """Refuse secrets, which would stand in the job's script, in the run folder and in the logged configuration; an

@@ -108,7 +108,7 @@ def _deadline(grace: int) -> float | None:
 def _scratch_folder(config: FinetuneConfig, overrides: Sequence[str], nodes: int) -> str | None:
     """cache_dir on the node's own disk, where cluster.scratch says so."""
     scratch = config.cluster.scratch
-    if scratch is None or any(text.startswith("cache_dir=") for text in overrides):
+    if scratch is None or config.cluster.stage_data or any(text.startswith("cache_dir=") for text in overrides):
         return None
     folder = os.path.expandvars(scratch)
     if "$" in folder:

@@ -59,10 +59,11 @@ IMAGE_SETTINGS = (
 )
 
 
-def use_frame_store(attempt: ThisAttempt, reader: StepReader) -> None:
+def use_frame_store(attempt: ThisAttempt, reader: StepReader, copied: Callable[[Path], Path] = Path) -> None:
     """Let `reader` take its frames from a store in cache_dir; the main process makes one that is missing or damaged.
 
-    A signal meanwhile raises Stopped, and leaves no half store.
+    `copied` gives the folder that is read, a node's own copy maybe. A signal meanwhile raises Stopped, and leaves no
+    half store.
     """
     layout, cameras = reader.layout, reader.configs["video"].modality_keys
     engine, place = attempt.engine, Path(attempt.config.cache_dir)
@@ -81,7 +82,7 @@ def use_frame_store(attempt: ThisAttempt, reader: StepReader) -> None:
                     pass
     attempt.check(TIME_LIMIT)
     wait_until((folder / META).is_file, folder)
-    reader.frame_store = FrameStore(folder, layout, cameras)
+    reader.frame_store = FrameStore(copied(folder), layout, cameras)
 
 
 def _decode(folder: Path, layout: DatasetLayout, cameras: list[str], engine: Engine) -> None:
@@ -184,18 +185,24 @@ def wait_until(ready: Callable[[], bool], folder: Path, *, grace: float = SHOWN_
         )
 
 
-def use_cached_features(attempt: ThisAttempt, model: Gr00tN1d7, datasets: Sequence[TrainingDataset], base: str) -> None:
+def use_cached_features(
+    attempt: ThisAttempt,
+    model: Gr00tN1d7,
+    datasets: Sequence[TrainingDataset],
+    base: str,
+    copied: Callable[[Path], Path] = Path,
+) -> None:
     """Let `datasets` give features in place of images and text, and take the backbone out of memory.
 
-    base: the base checkpoint's fingerprint. Rows that are missing or damaged in cache_dir are computed, each process
-    its share, and a few are compared with the live backbone. Raises ToolkitError where space is missing or a row
-    differs, and Stopped between two files of rows; those that are written stay.
+    base: the base checkpoint's fingerprint; copied: as for use_frame_store. Rows that are missing or damaged in
+    cache_dir are computed, each process its share, and a few are compared with the live backbone. Raises ToolkitError
+    where space is missing or a row differs, and Stopped between two files of rows; those that are written stay.
     """
     for dataset in datasets:
         cache = _FeatureCache(attempt, model, dataset, base)
         cache.make_missing()
         cache.check_against_live()
-        dataset.feature_store = cache.store
+        dataset.feature_store = dataclasses.replace(cache.store, folder=copied(cache.folder))
     size = sum(p.numel() * p.element_size() for p in model.backbone.parameters())
     model.backbone.to("meta")
     if attempt.engine.is_main:

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +72,12 @@ def check_dataset(config: FinetuneConfig) -> None:
             )
 
 
-def open_datasets(config: FinetuneConfig) -> Mixture:
-    """The datasets that are trained on, their frame tables mapped and their statistics there."""
+def open_datasets(config: FinetuneConfig, copies: Sequence[Path] | None = None) -> Mixture:
+    """The datasets that are trained on, or their `copies`, their frame tables mapped and their statistics there."""
     parts, configs = datasets(config), modality_configs(config.dataset)
-    mixture = Mixture([StepReader(p.folder, configs, p.exclude) for p in parts], [p.weight for p in parts])
+    folders = copies or [part.folder for part in parts]
+    readers = [StepReader(folder, configs, part.exclude) for folder, part in zip(folders, parts, strict=True)]
+    mixture = Mixture(readers, [part.weight for part in parts])
     mixture.statistics(cast(Tail, config.dataset.tail))
     return mixture
 

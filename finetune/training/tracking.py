@@ -108,6 +108,11 @@ class Tracker:
             waiting = metrics["data_wait_seconds"]
             self._say(f"step {step}/{self._total}  {note}  waited {waiting:.1f} s for data")
 
+    def log_copies(self, seconds: float) -> None:
+        """Record how long the data was copied to the node's disk, before the first step of this attempt."""
+        if self._attempt.writes:
+            self._record(self._step, {"copy_seconds": seconds}, {"train/copy_seconds": seconds})
+
     def log_evaluation(self, step: int, values: dict[str, float], images: Mapping[str, Path], said: str) -> None:
         """Record an evaluation after `step` steps: values by name ("val/..."), images, and a line for people."""
         self.alive()

@@ -22,6 +22,7 @@ from finetune.training import FIRST_BATCH, caches, checkpointing, dataloader
 from finetune.training.checkpointing import Best, Checkpoint, CheckpointWriter
 from finetune.training.engine import Engine, build_engine
 from finetune.training.metrics import Meter, Validation, action_groups, held_out, trained_parts
+from finetune.training.node_copies import NodeCopies
 from finetune.training.optimizer import add_adapters, build_optimizer, learning_rate, merge_adapters, set_learning_rate
 from finetune.training.run_folder import RunFolder
 from finetune.training.run_identity import conditions, run_identity, warn
@@ -70,7 +71,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         engine = build_engine(config)
         attempt = ThisAttempt(config, engine, token)
         try:
-            result = _recipe(attempt)
+            with NodeCopies(attempt) as copies:
+                result = _recipe(attempt, copies)
         except Stopped as stopped:
             result = FinetuneResult(output_dir, run_dir, attempt.step, None, stopped=str(stopped))
         except BaseException:
@@ -85,7 +87,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         return result
 
 
-def _recipe(attempt: ThisAttempt) -> FinetuneResult:
+def _recipe(attempt: ThisAttempt, copies: NodeCopies) -> FinetuneResult:
     config, engine = attempt.config, attempt.engine
     base, cached = resolve_folder(config.model.base), config.train.features == "cached"
     with engine.main_first():
@@ -101,18 +103,19 @@ def _recipe(attempt: ThisAttempt) -> FinetuneResult:
     attempt.step = start.step if start else 0
     bf16, cuda = engine.dtype == torch.bfloat16, engine.device.type == "cuda"
     check_here(config, engine.world_size, engine.free_memory(), bf16=bf16, cuda=cuda, writes=engine.is_main)
+    mixture = copies.datasets(mixture)
 
     processor = dataloader.build_processor(Gr00tN1d7Processor.from_pretrained(base), mixture, config)
     model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
     check_fit(processor, model, base)
     if config.dataset.frames == "store":
         for reader in mixture.readers:
-            caches.use_frame_store(attempt, reader)
+            caches.use_frame_store(attempt, reader, copies.folder)
     dataset = dataloader.build_dataset(mixture, processor, model.config, config)
     unseen = held_out(config, dataset)
     if cached:
         used = [dataset, unseen] if unseen else [dataset]
-        caches.use_cached_features(attempt, model, used, identity["base"])
+        caches.use_cached_features(attempt, model, used, identity["base"], copies.folder)
     if start is not None:
         with parsing(start.folder / checkpointing.FILES[0]):
             checkpointing.load_weights(start, model)
@@ -126,6 +129,8 @@ def _recipe(attempt: ThisAttempt) -> FinetuneResult:
 
     attempt.check(TIME_LIMIT)  # the time limit counts after the first step only: every attempt advances
     with run.opened(start, computed_with), Tracker(attempt, run.describe(mixture)) as tracker:
+        if config.cluster.stage_data:
+            tracker.log_copies(copies.seconds)
         validation = Validation(attempt, model, unseen) if unseen else None
         origin = {"identity": identity, "conditions": computed_with}
         loop = TrainingLoop(attempt, model, dataset, tracker, origin, validation)
