@@ -18,10 +18,11 @@ from slurm_cluster import ROOT, Cluster, NoCluster, metrics, running_cluster
 from finetune.recipe import ClusterConfig
 from finetune.slurm import cluster_queries as inventory
 from finetune.slurm import cluster_queries as queue
+from finetune.slurm.batches import Batch, batches_of, cluster_of
 from finetune.slurm.cluster_queries import Job, Node, Partition, Queue, in_time
 from finetune.slurm.launch_request import Request, read
 from finetune.slurm.refusals import check_fits, megabytes
-from finetune.slurm.submit import batches_of, cluster_of, launch, submit
+from finetune.slurm.submit import launch, submit
 from gr00t.errors import ToolkitError
 
 
@@ -300,26 +301,59 @@ def test_accounts_and_qos_are_those_that_slurm_keeps(monkeypatch: pytest.MonkeyP
     check_fits(ClusterConfig(time="0:30:00", account="robot"))
 
 
-def test_the_stages_of_a_run_wait_for_success_and_runs_beyond_the_bound_for_their_turn(tmp_path: Path) -> None:
-    request = asked(
-        "train.seed=1,2", "stages=finetune,evaluate", "max_parallel=1", f"run_dir={tmp_path}/${{train.seed}}"
-    )
+def submitted_as(first: int, batches: list[Batch]) -> list[str | None]:
+    """Give the batches these job ids in turn; what each waits for."""
+    waits = []
+    for number, batch in enumerate(batches, start=first):
+        waits.append(batch.waits)
+        batch.submitted(str(number))
+    return waits
+
+
+def test_points_of_equal_resources_are_an_array_of_each_stage(tmp_path: Path) -> None:
+    seeds, place = ("train.seed=1,2", "max_parallel=1"), f"run_dir={tmp_path}/${{train.seed}}"
+    batches = batches_of(asked(*seeds, "stages=prepare,finetune,evaluate", "raw_dir=raw", place), tmp_path / "own")
+    assert submitted_as(101, batches) == ["", "afterok:101", "aftercorr:102"]
+    assert [task.job_id for batch in batches for task in batch.tasks] == ["101", "102_0", "102_1", "103_0", "103_1"]
+    assert "#SBATCH --array=0-1%1\n" in batches[1].script and "#SBATCH --array=0-1\n" in batches[2].script
+    assert batches[1].log_of(batches[1].tasks[1]) == f"{tmp_path}/own/102_1.out"
+    assert "--signal" in batches[1].script and "--signal" not in batches[2].script
+
+
+def test_elements_without_the_same_one_before_wait_for_their_own(tmp_path: Path) -> None:
+    request = asked("split=color_object,color_size", "train.seed=1,2", "stages=prepare,finetune", "raw_dir=raw")
     batches = batches_of(request, tmp_path)
-    for number, batch in enumerate(batches, start=101):
-        batch.job_id = str(number)
-    assert [batch.options[:1] for batch in batches] == [
-        *([], ["--dependency=afterany:101"], ["--dependency=afterok:101"], ["--dependency=afterok:102"]),
-    ]
-    assert [batch.id_of(0) for batch in batches] == ["101", "102", "103", "104"]
+    assert submitted_as(7, batches) == ["", None]
+    waits = {task.name: batches[1].waits_of(task) for task in batches[1].tasks}
+    assert waits == {
+        **{f"color_object-seed_{seed}": "afterok:7_0" for seed in (1, 2)},
+        **{f"color_size-seed_{seed}": "afterok:7_1" for seed in (1, 2)},
+    }
 
 
-def test_elements_of_an_array_are_known_by_their_index(tmp_path: Path) -> None:
-    request = asked("train.seed=1,2", f"run_dir={tmp_path}/${{train.seed}}", "max_parallel=1")
-    (batch,) = batches_of(request, tmp_path / "own")
-    batch.job_id = "7"
-    assert "#SBATCH --array=0-1%1\n" in batch.script and batch.options == []
-    assert [batch.id_of(index) for index in (0, 1)] == ["7_0", "7_1"]
-    assert batch.log_of(request.tasks[1], tmp_path / "own") == f"{tmp_path}/own/7_1.out"
+@pytest.mark.parametrize(
+    "bound, expected",
+    [
+        (None, [(3, None, []), (3, None, []), (3, None, [])]),
+        (7, [(3, 3, []), (3, 2, []), (3, 2, [])]),
+        (3, [(3, 1, []), (3, 1, []), (3, 1, [])]),
+        (2, [(3, 1, []), (3, 1, []), (3, 1, [0])]),
+        (1, [(3, 1, []), (3, 1, [0]), (3, 1, [0, 1])]),
+    ],
+)
+def test_arrays_of_other_resources_share_the_bound(bound: int | None, expected: list, tmp_path: Path) -> None:
+    more = () if bound is None else (f"max_parallel={bound}",)
+    batches = batches_of(asked("cluster.nodes=1,2,4", "train.seed=1,2,3", *more), tmp_path)
+    assert [(len(b.tasks), b.bound, [batches.index(o) for o in b.lane]) for b in batches] == expected
+    submitted_as(1, batches)
+    assert batches[2].waits == ",".join(f"afterany:{number + 1}" for number in expected[2][2])
+
+
+def test_an_array_is_no_larger_than_the_cluster_takes(tmp_path: Path) -> None:
+    request = asked("train.seed=" + ",".join(map(str, range(7))), "max_parallel=4")
+    batches = batches_of(request, tmp_path, largest=3)
+    assert [(len(batch.tasks), batch.bound) for batch in batches] == [(3, 2), (3, 1), (1, 1)]
+    assert len({batch.elements for batch in batches}) == 3
 
 
 def refused_here(tmp_path: Path, arguments: list[str]) -> str:
@@ -474,13 +508,14 @@ def test_a_controller_that_is_down_is_said(cluster: Cluster, site, tmp_path: Pat
 
 def test_of_two_launches_at_once_only_one_queues_the_run(cluster: Cluster, site, tmp_path: Path) -> None:
     command = [sys.executable, "launch_finetune_slurm.py", *site("cluster.setup=[exec sleep 300]")]
-    both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    messages = [process.communicate()[1] for process in both]
-    assert sorted(process.returncode == 0 for process in both) == [False, True]
-    assert any("belongs to job" in message for message in messages)
-    jobs = cluster.run("squeue", "--noheader", "--format=%i").split()
-    assert len(jobs) == 1
-    cluster.run("scancel", *jobs)
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    (job,) = cluster.run("squeue", "--noheader", "--format=%i").split()
+    assert sorted(f"job {job} (" in text for text in said) == [False, True]
+    with pytest.raises(ToolkitError, match=rf"belongs to job {job}.*finetune.jobs cancel"):
+        launch(read(site("cluster.setup=[exec sleep 300]", "train.learning_rate=2e-3")))
+    cluster.run("scancel", job)
 
 
 def test_a_submission_that_fails_half_way_leaves_neither_jobs_nor_files(cluster: Cluster, site, tmp_path: Path) -> None:
@@ -557,9 +592,41 @@ def test_a_chain_prepares_trains_and_evaluates(cluster: Cluster, site, tmp_path:
     batches = launch(read(stages))
     jobs = [batch.job_id for batch in batches]
     assert cluster.show(jobs[2])["Dependency"] == f"afterok:{jobs[1]}(unfulfilled)"
-    with pytest.raises(ToolkitError, match=rf"belongs to job {jobs[1]}.*finetune.jobs cancel"):
-        launch(read(stages))
+    assert launch(read(stages)) == []  # all are busy
     for job in jobs:
         assert cluster.wait_for_state(job, timeout=240) == "COMPLETED", cluster.log(job)
+    assert launch(read(stages)) == []  # all are done
+    (tmp_path / "reports" / "open_loop.json").rename(tmp_path / "report")
+    (batch,) = launch(read(stages))
+    assert batch.stage == "evaluate" and cluster.wait_for_state(batch.job_id, timeout=240) == "COMPLETED"
     assert (tmp_path / "reports" / "open_loop.json").is_file()
     assert "TresPerNode" not in cluster.show(jobs[0])  # converting takes no GPU
+
+
+# In place of each stage: a conversion of one split fails; a fine-tune notes how many run beside it.
+STAND_IN = """
+case $SLURM_JOB_NAME in *prepare) exit $((SLURM_ARRAY_TASK_ID == 1)) ;; esac
+mkdir -p running; : > "running/$SLURM_ARRAY_TASK_ID"
+ls running | wc -l >> counts
+sleep 1.5
+rm "running/$SLURM_ARRAY_TASK_ID"
+"""
+
+
+@pytest.mark.parametrize("seeds", ["1", pytest.param("1,2", marks=pytest.mark.long)])
+def test_the_bound_holds_and_is_used_when_a_chain_is_dropped(
+    cluster: Cluster, site, tmp_path: Path, seeds: str
+) -> None:
+    raw, splits = write_split(tmp_path / "raw", train=[20, 24, 18], conflict=[20]), "color_object,color_size,size_color"
+    for split in splits.split(",")[1:]:
+        shutil.copytree(raw / "color_object", raw / split)
+    (tmp_path / "stand_in.sh").write_text(STAND_IN)
+    more = (f"split={splits}", f"train.seed={seeds}", "stages=prepare,finetune", f"raw_dir={raw}", "max_parallel=2")
+    setup = f"cluster.setup=['cd {tmp_path} && exec bash stand_in.sh']"
+    prepare, tune = launch(read(site(*more, f"dataset.data_dir={tmp_path}/made", setup)))
+    dropped = [task for task in tune.tasks if task.run.split.name == "color_size"]
+    for task in tune.tasks:
+        state = cluster.wait_for_state(task.job_id)
+        assert state == ("CANCELLED" if task in dropped else "COMPLETED"), task.job_id
+    counts = [int(line) for line in (tmp_path / "counts").read_text().split()]
+    assert len(counts) == len(tune.tasks) - len(dropped) and max(counts) == 2

@@ -18,8 +18,9 @@ from conflict_panda_config import MODALITY_CONFIG
 from data_prep import check
 from data_prep.adopt import adopt
 from finetune.slurm import attempt
+from finetune.slurm.batches import batches_of
 from finetune.slurm.launch_request import read
-from finetune.slurm.submit import _run_records, batches_of
+from finetune.slurm.submit import _run_records
 from finetune.training.run_folder import publishable
 from gr00t.data.schema import (
     ActionConfig,
@@ -173,7 +174,8 @@ def test_a_job_takes_the_robot_as_it_is_at_submission(tmp_path: Path) -> None:
     batches = batches_of(request, tmp_path / "submission")
     assert "dataset.modality_config=" in batches[1].script and str(own) not in batches[1].script
     own.unlink()
-    with _run_records(tune.run_dir, batches):
+    (tmp_path / "described").mkdir()
+    with _run_records(tune.run_dir, batches, tmp_path / "described"):
         for task in request.tasks:
             rep = read_file(str(task.robot_file))["action"]["action_configs"][0]["rep"]
             assert rep == "ABSOLUTE"

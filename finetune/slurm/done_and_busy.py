@@ -26,6 +26,7 @@ from toolkit.composition import read_yaml
 from toolkit.installation import CHECKOUT
 from toolkit.shared_keys import modality_configs
 
+_PLACES = ("output_dir", "dataset.data_dir", "model.base")  # of a fine-tune; what its recipe does not say
 _NO_RESULT = ("device", "batch_size", "workers", "verify", "tracking")  # of an evaluation
 
 
@@ -48,9 +49,12 @@ class BusyJob:
         robot = None if task.robot is None else python_source(modality_configs(task.robot))
         if robot != (read_text(self.folder / ROBOT_FILE) if (self.folder / ROBOT_FILE).is_file() else None):
             return False
-        if task.stage == "finetune":
-            return not differences(recipe(resolved(self.run_dir)), recipe(dataclasses.asdict(task.config)))
-        return self._settings() == _without_robot(task.overrides)
+        theirs, ours = self._settings(), _settings_of(task.overrides)
+        if task.stage != "finetune":
+            return theirs == ours
+        if differences(recipe(resolved(self.run_dir)), recipe(dataclasses.asdict(task.config))):
+            return False
+        return [theirs.get(name) for name in _PLACES] == [ours.get(name) for name in _PLACES]
 
     def prepares(self, task: Task) -> bool:
         """Whether it makes the dataset that this conversion would."""
@@ -61,7 +65,7 @@ class BusyJob:
 
     def _settings(self) -> dict[str, str]:
         path = self.folder / "overrides.json"
-        return _without_robot(read_json(path)["overrides"]) if path.is_file() else {}
+        return _settings_of(read_json(path)["overrides"]) if path.is_file() else {}
 
     def refusal(self, what: str) -> ToolkitError:
         """It is in the way: of what, and what to do."""
@@ -118,7 +122,7 @@ def _meets(job: BusyJob, task: Task) -> bool:
     return job.run_dir == task.run_dir and job.noted["name"] == task.name
 
 
-def _without_robot(overrides: Iterable[str]) -> dict[str, str]:
+def _settings_of(overrides: Iterable[str]) -> dict[str, str]:
     """Arguments by name, but for the robot's file, which lies with the job."""
     given = dict(argument.partition("=")[::2] for argument in overrides)
     return {name: value for name, value in given.items() if name != "modality_config"}
@@ -170,11 +174,11 @@ def _is_evaluated(config: Any, report: Path) -> bool:
         return False
     said = read_json(report)
     info = said.get("info", said)
-    ours, theirs = _settings_of(dataclasses.asdict(config)), _settings_of(info.get("config", {}))
+    ours, theirs = _deciding(dataclasses.asdict(config)), _deciding(info.get("config", {}))
     return ours == theirs and info.get("checkpoint_fingerprint") == fingerprint(checkpoint)
 
 
-def _settings_of(config: dict[str, Any]) -> dict[str, Any]:
+def _deciding(config: dict[str, Any]) -> dict[str, Any]:
     """What of an evaluation decides its numbers, folders as the jobs see them."""
     folders = ("data_dir", "raw_dir")
     kept = {name: value for name, value in config.items() if name not in (*_NO_RESULT, "report_dir", "checkpoint")}
