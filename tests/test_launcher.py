@@ -331,29 +331,26 @@ def test_elements_without_the_same_one_before_wait_for_their_own(tmp_path: Path)
     }
 
 
-@pytest.mark.parametrize(
-    "bound, expected",
-    [
-        (None, [(3, None, []), (3, None, []), (3, None, [])]),
-        (7, [(3, 3, []), (3, 2, []), (3, 2, [])]),
-        (3, [(3, 1, []), (3, 1, []), (3, 1, [])]),
-        (2, [(3, 1, []), (3, 1, []), (3, 1, [0])]),
-        (1, [(3, 1, []), (3, 1, [0]), (3, 1, [0, 1])]),
-    ],
-)
-def test_arrays_of_other_resources_share_the_bound(bound: int | None, expected: list, tmp_path: Path) -> None:
-    more = () if bound is None else (f"max_parallel={bound}",)
-    batches = batches_of(asked("cluster.nodes=1,2,4", "train.seed=1,2,3", *more), tmp_path)
-    assert [(len(b.tasks), b.bound, [batches.index(o) for o in b.lane]) for b in batches] == expected
-    submitted_as(1, batches)
-    assert batches[2].waits == ",".join(f"afterany:{number + 1}" for number in expected[2][2])
+def test_arrays_of_other_resources_share_the_bound(tmp_path: Path) -> None:
+    request = asked("cluster.nodes=1,2,4", "train.seed=1,2")
+    shares: dict[int | None, list[tuple[int | None, list[int]]]] = {
+        None: [(None, []), (None, []), (None, [])],
+        5: [(2, []), (2, []), (1, [])],
+        3: [(1, []), (1, []), (1, [])],
+        2: [(1, []), (1, []), (1, [0])],
+        1: [(1, []), (1, [0]), (1, [0, 1])],
+    }
+    for bound, expected in shares.items():
+        request.launch.max_parallel = bound
+        batches = batches_of(request, tmp_path)
+        assert [(batch.bound, [batches.index(other) for other in batch.lane]) for batch in batches] == expected
+        assert submitted_as(1, batches)[2] == ",".join(f"afterany:{number + 1}" for number in expected[2][1])
 
 
 def test_an_array_is_no_larger_than_the_cluster_takes(tmp_path: Path) -> None:
-    request = asked("train.seed=" + ",".join(map(str, range(7))), "max_parallel=4")
-    batches = batches_of(request, tmp_path, largest=3)
-    assert [(len(batch.tasks), batch.bound) for batch in batches] == [(3, 2), (3, 1), (1, 1)]
-    assert len({batch.elements for batch in batches}) == 3
+    batches = batches_of(asked("train.seed=1,2,3,4", "max_parallel=3"), tmp_path, largest=3)
+    assert [(len(batch.tasks), batch.bound) for batch in batches] == [(2, 2), (2, 1)]
+    assert len({batch.elements for batch in batches}) == 2
 
 
 def refused_here(tmp_path: Path, arguments: list[str]) -> str:
@@ -622,8 +619,9 @@ def test_the_bound_holds_and_is_used_when_a_chain_is_dropped(
         shutil.copytree(raw / "color_object", raw / split)
     (tmp_path / "stand_in.sh").write_text(STAND_IN)
     more = (f"split={splits}", f"train.seed={seeds}", "stages=prepare,finetune", f"raw_dir={raw}", "max_parallel=2")
+    own = [f"{name}={tmp_path}/{name}/${{split.name}}-${{train.seed}}" for name in ("run_dir", "output_dir")]
     setup = f"cluster.setup=['cd {tmp_path} && exec bash stand_in.sh']"
-    prepare, tune = launch(read(site(*more, f"dataset.data_dir={tmp_path}/made", setup)))
+    _, tune = launch(read(site(*more, *own, f"dataset.data_dir={tmp_path}/made", setup)))
     dropped = [task for task in tune.tasks if task.run.split.name == "color_size"]
     for task in tune.tasks:
         state = cluster.wait_for_state(task.job_id)
