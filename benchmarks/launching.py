@@ -34,7 +34,8 @@ def launching(folder: Path, points: int) -> float:
     seeds = ",".join(str(seed) for seed in range(points))
     arguments = [
         *("local=none", f"split={SPLIT}", "model=tiny", f"model.base={base}", f"dataset.data_dir={folder}/data"),
-        *(f"run_dir={folder}/runs/{SPLIT}", f"output_dir={folder}/done/{SPLIT}", f"runs_dir={folder}/runs"),
+        *(f"run_dir={folder}/runs/${{train.seed}}", f"output_dir={folder}/done/${{train.seed}}"),
+        f"runs_dir={folder}/runs",
         *(f"train.seed={seeds}", "train.global_batch_size=4", "device=cpu", "tracking=none", "cluster.time=0:30:00"),
         *("cluster.gpus_per_node=1", "cluster.cpus_per_task=2", "cluster.setup=[exec sleep 600]"),
     ]
@@ -42,7 +43,7 @@ def launching(folder: Path, points: int) -> float:
     said: list[str] = []
 
     def submit() -> None:
-        said.append(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+        said.append(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
     try:
         return measuring.seconds(submit)
