@@ -7,6 +7,7 @@ comes after the experiment whole.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import re
@@ -38,6 +39,7 @@ QUOTES = ('"', "'")
 COMMAND_LINE = "the command line"
 _DEFAULT = "default"
 _WHOLE = "_with_keys"
+_kept: list[dict[tuple[str, ...], DictConfig]] = []  # of each `unchanged_files` that is entered
 
 
 @dataclass
@@ -169,8 +171,8 @@ def options(group: str, config_dir: Path) -> list[str]:
     return sorted({path.stem for path in (config_dir / group).glob("*.yaml")} | ({_DEFAULT} if registered else set()))
 
 
-def register(config_name: str, config_dir: Path) -> str:
-    """Put what a command's room declares into Hydra's ConfigStore; returns the name under which it is composed.
+def register(config_name: str, config_dir: Path) -> None:
+    """Put what a command's room declares into Hydra's ConfigStore.
 
     A section's own defaults are the option `default` of its group, so that no file repeats them.
     """
@@ -180,7 +182,6 @@ def register(config_name: str, config_dir: Path) -> str:
     store.store(name=whole, node={"defaults": [f"{config_name}_keys", *([config_name] if choices else [])]})
     for group in (group for group, option in choices.items() if option == _DEFAULT):
         store.store(group=group, name=_DEFAULT, node=keys_of(config_class)[group].type)
-    return whole
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,9 @@ def compose(config_name: str, local: Overrides, command: Overrides, config_dir: 
     choices, values = {**local.choices, **command.choices}, dict(command.values)
     known_splits = options("split", config_dir)
     own_split = choose_own_split(choices, values, known_splits)
-    whole, defaults = register(config_name, config_dir), default_choices(config_name, config_dir)
+    whole, defaults = f"{config_name}{_WHOLE}", default_choices(config_name, config_dir)
+    if not any(of[0] == whole for of in (_kept[-1] if _kept else ())):
+        register(config_name, config_dir)
     for group, option in choices.items():
         known = options(group, config_dir)
         if option not in known and (option != "null" or defaults[group] is not None):
@@ -224,7 +227,7 @@ def compose(config_name: str, local: Overrides, command: Overrides, config_dir: 
             )
     keys = keys_of(COMMANDS[config_name].config)
     chosen = [f"{group}={option}" for group, option in choices.items() if option != "null"]
-    config = _compose(whole, chosen, keys, config_dir)
+    config = _compose_once(whole, chosen, keys, config_dir)
     assigned = (local, Overrides(command.origin, values=values))
     for overrides in assigned:
         for name, value in overrides.values.items():
@@ -303,6 +306,25 @@ def _content(loader: Any, path: str) -> dict[str, Any]:
     content = {name: value for name, value in whole.items() if name != "defaults"}
     package = found.header["package"] or path.rpartition("/")[0]
     return {package: content} if package and package != "_global_" else content
+
+
+@contextmanager
+def unchanged_files() -> Iterator[None]:
+    """Within it the same choices are composed once: a sweep composes many configurations of them."""
+    _kept.append({})
+    try:
+        yield
+    finally:
+        _kept.pop()
+
+
+def _compose_once(whole: str, chosen: Sequence[str], keys: Mapping[str, Key], config_dir: Path) -> DictConfig:
+    if not _kept:
+        return _compose(whole, chosen, keys, config_dir)
+    of = (whole, str(config_dir), *chosen)
+    if of not in _kept[-1]:
+        _kept[-1][of] = _compose(whole, chosen, keys, config_dir)
+    return copy.deepcopy(_kept[-1][of])
 
 
 def _compose(whole: str, chosen: Sequence[str], keys: Mapping[str, Key], config_dir: Path) -> DictConfig:

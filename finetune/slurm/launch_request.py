@@ -18,7 +18,7 @@ from finetune.slurm.cluster_queries import JOB_NAME, SBATCH_KEYS, SBATCH_LEFT_OU
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.code_files import ROBOT_FILE
 from toolkit.commands import COMMANDS
-from toolkit.composition import QUOTES, default_choices, known_key, split_argument, split_at_commas
+from toolkit.composition import QUOTES, default_choices, known_key, split_argument, split_at_commas, unchanged_files
 from toolkit.configuration import as_yaml, load
 from toolkit.credentials import refuse_secret_arguments
 from toolkit.declaration import Key, key, keys_of
@@ -113,7 +113,8 @@ def read(argv: Sequence[str]) -> Request:
     launch = load(
         "launch", [*mine, *(argument for argument in argv if argument.startswith("local="))], check_here=False
     )
-    request = _Composer(launch, [argument for argument in argv if argument not in (*mine, "--cfg")]).compose()
+    with unchanged_files():
+        request = _Composer(launch, [argument for argument in argv if argument not in (*mine, "--cfg")]).compose()
     if "--cfg" in argv:
         print("\n".join(f"# {task.name}\n{as_yaml(task.config)}" for task in request.tasks), end="")
         raise SystemExit(0)
