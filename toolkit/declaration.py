@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,10 +72,14 @@ def bounds_in_words(bounds: Mapping[str, Any]) -> str:
     return " and ".join(f"{BOUNDS[name][1]} {bound}" for name, bound in bounds.items() if name in BOUNDS)
 
 
-@functools.cache
+_known: dict[type[Any], Mapping[str, Key]] = {}
+
+
 def keys_of(config_class: type[Any]) -> Mapping[str, Key]:
     """Every key of a configuration class, sections included, in the order of the fields; no derived fields."""
-    return {key.name: key for key in _walk(config_class, "")}
+    if config_class not in _known:
+        _known[config_class] = {key.name: key for key in _walk(config_class, "")}
+    return _known[config_class]
 
 
 def _walk(config_class: type[Any], prefix: str) -> Iterator[Key]:

@@ -70,9 +70,15 @@ class Batch:
         first, cluster, code = self.tasks[0], cluster_of(self.tasks[0]), code_folder(self.folder)
         if not self.is_array:
             about = [f"{self.stage} of {first.run_dir}, submitted by launch_finetune_slurm.py"]
-            output = output_in(first.run_dir, f"slurm-{first.label}-%j.out")
-            of_one = {"stage": self.stage, "overrides": first.overrides, "about": about}
-            return render(cluster, job_name=self.job_name, output=output, code=code, **of_one)
+            return render(
+                cluster,
+                job_name=self.job_name,
+                stage=self.stage,
+                overrides=first.overrides,
+                about=about,
+                output=output_in(first.run_dir, f"slurm-{first.label}-%j.out"),
+                code=code,
+            )
         bound = f"%{self.bound}" if self.bound and self.bound < len(self.tasks) else ""
         array = f"--array=0-{len(self.tasks) - 1}{bound}"
         return render(

@@ -23,7 +23,7 @@ JOBS = resources("finetune_jobs")
 RUN = "finetune_jobs/run.sh"
 
 # Keys of cluster.* that are read when the job runs; sbatch has read the others by then.
-_LATE = ("processes_per_node", "grace_seconds", "max_requeues", "max_crashes", "scratch", "files")
+_LATE = ("processes_per_node", "grace_seconds", "max_requeues", "max_crashes", "scratch", "stage_data", "files")
 
 
 def render(
