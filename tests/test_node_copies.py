@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -12,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_cluster import ROOT, Cluster, arguments
+from slurm_cluster import ROOT, Cluster, arguments, metrics
 from test_survival import JOB
-from test_training import config, metrics, overrides, run_processes
+from test_training import config, overrides, run_processes
 
 from finetune.training import node_copies
 from finetune.training import train as loop
@@ -27,7 +26,7 @@ STAGED = "cluster.stage_data=true"
 
 
 def losses(out: Path) -> dict[int, float]:
-    return {int(line["step"]): line["loss"] for line in metrics(out) if "loss" in line}
+    return {int(line["step"]): line["loss"] for line in metrics(out / "run") if "loss" in line}
 
 
 def test_a_staged_run_reads_its_copies_and_is_the_same_run(
@@ -52,7 +51,7 @@ def test_a_staged_run_reads_its_copies_and_is_the_same_run(
     assert len(read) == 2 and list((tmp_path / "disk").iterdir()) == []
     plain = losses(tmp_path / "plain")
     assert losses(tmp_path / "staged") == {step: plain[step] for step in (3, 4)}
-    (first,) = [line for line in metrics(tmp_path / "staged") if "copy_seconds" in line]
+    (first,) = [line for line in metrics(tmp_path / "staged" / "run") if "copy_seconds" in line]
     assert first["step"] == 2 and first["copy_seconds"] > 0
 
 
@@ -136,6 +135,5 @@ def test_a_job_on_two_nodes_copies_to_each_and_resumes(
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait_for_state(job, timeout=300) == "COMPLETED", cluster.log(job)
     assert not any(list((tmp_path / node).iterdir()) for node in ("node1", "node2"))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len([line for line in lines if "copy_seconds" in line]) == 2  # of each attempt
+    assert len([line for line in metrics(tmp_path / "run") if "copy_seconds" in line]) == 2  # of each attempt
     assert list(losses(tmp_path)) == list(range(1, 121))
