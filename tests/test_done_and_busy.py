@@ -1,0 +1,88 @@
+"""What launching again leaves out: what is done, and what a job that is queued or runs does already."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from finetune.slurm.attempt_record import RECORD, describe_job, job_folder
+from finetune.slurm.cluster_queries import Job, Queue
+from finetune.slurm.done_and_busy import leave_out
+from finetune.slurm.launch_request import Request, Task, read
+from gr00t.errors import ToolkitError
+from gr00t.file_replacement import write_json
+from gr00t.model.checkpoint_folder import fingerprint
+
+CHAIN = ("stages=prepare,finetune,evaluate", "raw_dir=raw")
+
+
+def asked(tmp_path: Path, *more: str) -> Request:
+    places = (f"run_dir={tmp_path}/runs/${{train.seed}}", f"output_dir={tmp_path}/done/${{train.seed}}")
+    return read(["local=none", *places, f"runs_dir={tmp_path}/runs", f"dataset.data_dir={tmp_path}/data", *more])
+
+
+def queued(*tasks: Task) -> Queue:
+    """SLURM's answer where each of these is a pending job, 101, 102, ..., as the launcher noted it."""
+    jobs = {}
+    for number, task in enumerate(tasks, start=101):
+        folder = job_folder(task.run_dir, task.label)
+        folder.mkdir(parents=True)
+        describe_job(folder, "", task.overrides, task.config)
+        noted = {"job_id": str(number), "name": task.name, "stage": task.stage, "split": task.run.split.name}
+        write_json(folder / RECORD, noted)
+        jobs[str(number)] = Job(str(number), task.name, "PENDING")
+    return Queue(jobs)
+
+
+def left(request: Request, queue: Queue) -> tuple[dict[str, list[str]], str]:
+    """What is still asked for, each with the jobs it waits for that are queued already; and what was said."""
+    said: list[str] = []
+    leave_out(request, queue, said.append)
+    return {task.name: [other.job_id for other in task.after] for task in request.tasks}, "\n".join(said)
+
+
+def test_a_missing_stage_waits_for_a_busy_one(tmp_path: Path) -> None:
+    prepare, tune, evaluate = asked(tmp_path, *CHAIN).tasks
+    queue = queued(prepare, tune)
+    found, said = left(asked(tmp_path, *CHAIN), queue)
+    assert found == {evaluate.name: ["102"]}
+    assert f"{prepare.name}: job 101 (pending) does it already" in said and f"{tune.name}: job 102" in said
+    # of another run, but of the same dataset
+    found, said = left(asked(tmp_path, *CHAIN, "train.seed=43"), queue)
+    assert found == {"43": ["101"], "43-evaluate": [""]} and "43-prepare: job 101" in said
+
+
+@pytest.mark.parametrize("change", ["train.learning_rate=2e-3", "model.base=other", "val_fraction=0.2"])
+def test_a_busy_job_with_other_settings_is_in_the_way(tmp_path: Path, change: str) -> None:
+    prepare, tune, _ = asked(tmp_path, *CHAIN).tasks
+    queue = queued(prepare, tune)
+    with pytest.raises(ToolkitError, match=r"belongs to job 10[12] .*finetune.jobs cancel 42"):
+        left(asked(tmp_path, *CHAIN, change), queue)
+    assert left(asked(tmp_path, *CHAIN, "cluster.time=1:00:00"), queue)[0] == {"42-evaluate": ["102"]}
+
+
+def test_what_a_busy_evaluation_reads_is_not_replaced(tmp_path: Path) -> None:
+    _, _, evaluate = asked(tmp_path, *CHAIN).tasks
+    with pytest.raises(ToolkitError, match=r"belongs to job 101 \(42-evaluate\)"):
+        left(asked(tmp_path, *CHAIN), queued(evaluate))
+
+
+def test_an_evaluation_is_done_where_its_report_of_this_checkpoint_is(tmp_path: Path, tiny_base: Path) -> None:
+    given = ("stages=evaluate", f"checkpoint={tmp_path}/done", f"report_dir={tmp_path}/report")
+    (task,) = asked(tmp_path, *given).tasks
+    checkpoint, report = tmp_path / "done", tmp_path / "report" / "open_loop.json"
+    (checkpoint / "experiment_cfg").mkdir(parents=True)
+    (checkpoint / "experiment_cfg" / "run.json").write_text("{}")
+    for path in tiny_base.glob("*.*"):
+        (checkpoint / path.name).symlink_to(path)
+    report.parent.mkdir()
+    config = dataclasses.asdict(task.config)
+    write_json(report, {"checkpoint_fingerprint": fingerprint(checkpoint), "config": config})
+    found, said = left(asked(tmp_path, *given), Queue({}))
+    assert found == {} and f"{report} is there already" in said
+    assert left(asked(tmp_path, *given, "device=cpu"), Queue({}))[0] == {}
+    assert left(asked(tmp_path, *given, "seed=7"), Queue({}))[0] == {task.name: []}
+    write_json(report, {"checkpoint_fingerprint": "of another checkpoint", "config": config})
+    assert left(asked(tmp_path, *given), Queue({}))[0] == {task.name: []}
