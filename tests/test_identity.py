@@ -30,7 +30,7 @@ from finetune.recipe.recipe_identity import (
     recipe,
 )
 from finetune.recipe.train_config import AugmentConfig, TrainConfig
-from finetune.slurm.refusals import is_finished
+from finetune.slurm.done_and_busy import is_finished
 from finetune.training import run_identity as conditions
 from finetune.training.checkpointing import Checkpoint, newest_checkpoint
 from finetune.training.dataloader import open_datasets
