@@ -451,6 +451,14 @@ def test_a_newer_snapshot_takes_the_place_of_the_old(checkout: Path, tmp_path: P
     assert not (snapshot_code(checkout, tmp_path / "run") / "added.py").exists()
 
 
+def test_a_newer_snapshot_leaves_the_copy_that_a_launch_shares(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "code").symlink_to(tmp_path / "shared")
+    code = snapshot_code(checkout, tmp_path / "run")
+    assert not code.is_symlink() and (code / "added.py").is_file() and list((tmp_path / "shared").iterdir()) == []
+
+
 def test_a_checkout_without_git_is_copied_whole(checkout: Path, tmp_path: Path) -> None:
     subprocess.run(["rm", "-rf", str(checkout / ".git")], check=True)
     code = snapshot_code(checkout, tmp_path / "run")

@@ -510,6 +510,8 @@ def test_of_two_launches_at_once_only_one_queues_the_run(cluster: Cluster, site,
     assert [process.returncode for process in both] == [0, 0]
     (job,) = cluster.run("squeue", "--noheader", "--format=%i").split()
     assert sorted(f"job {job} (" in text for text in said) == [False, True]
+    (code,) = (tmp_path / "runs" / ".launcher" / "code").iterdir()
+    assert (tmp_path / "runs" / "color_object" / "code").readlink() == code and (code / "REVISION").is_file()
     with pytest.raises(ToolkitError, match=rf"belongs to job {job}.*finetune.jobs cancel"):
         launch(read(site("cluster.setup=[exec sleep 300]", "train.learning_rate=2e-3")))
     cluster.run("scancel", job)
@@ -610,21 +612,33 @@ rm "running/$SLURM_ARRAY_TASK_ID"
 """
 
 
-@pytest.mark.parametrize("seeds", ["1", pytest.param("1,2", marks=pytest.mark.long)])
+@pytest.mark.parametrize("seeds, bound", [("1", 1), pytest.param("1,2", 2, marks=pytest.mark.long)])
 def test_the_bound_holds_and_is_used_when_a_chain_is_dropped(
-    cluster: Cluster, site, tmp_path: Path, seeds: str
+    cluster: Cluster, site, tmp_path: Path, seeds: str, bound: int
 ) -> None:
     raw, splits = write_split(tmp_path / "raw", train=[20, 24, 18], conflict=[20]), "color_object,color_size,size_color"
     for split in splits.split(",")[1:]:
         shutil.copytree(raw / "color_object", raw / split)
     (tmp_path / "stand_in.sh").write_text(STAND_IN)
-    more = (f"split={splits}", f"train.seed={seeds}", "stages=prepare,finetune", f"raw_dir={raw}", "max_parallel=2")
+    more = (f"split={splits}", f"train.seed={seeds}", "stages=prepare,finetune", f"raw_dir={raw}")
     own = [f"{name}={tmp_path}/{name}/${{split.name}}-${{train.seed}}" for name in ("run_dir", "output_dir")]
     setup = f"cluster.setup=['cd {tmp_path} && exec bash stand_in.sh']"
-    _, tune = launch(read(site(*more, *own, f"dataset.data_dir={tmp_path}/made", setup)))
+    _, tune = launch(read(site(*more, *own, f"dataset.data_dir={tmp_path}/made", setup, f"max_parallel={bound}")))
     dropped = [task for task in tune.tasks if task.run.split.name == "color_size"]
     for task in tune.tasks:
         state = cluster.wait_for_state(task.job_id)
         assert state == ("CANCELLED" if task in dropped else "COMPLETED"), task.job_id
     counts = [int(line) for line in (tmp_path / "counts").read_text().split()]
-    assert len(counts) == len(tune.tasks) - len(dropped) and max(counts) == 2
+    assert len(counts) == len(tune.tasks) - len(dropped) and max(counts) == bound
+
+
+@pytest.mark.long
+def test_the_bound_holds_among_points_of_other_resources(cluster: Cluster, site, tmp_path: Path) -> None:
+    (tmp_path / "stand_in.sh").write_text(STAND_IN.replace("$SLURM_ARRAY_TASK_ID", "$SLURM_JOB_ID"))
+    own = [f"{name}={tmp_path}/{name}/${{cluster.cpus_per_task}}" for name in ("run_dir", "output_dir")]
+    setup = f"cluster.setup=['cd {tmp_path} && exec bash stand_in.sh']"
+    first, second, third = launch(read(site("cluster.cpus_per_task=1,2,3", *own, setup, "max_parallel=1")))
+    cluster.run("scancel", second.job_id)  # to wait for its end alone would be to wait for nothing
+    for batch in (first, third):
+        assert cluster.wait_for_state(batch.job_id) == "COMPLETED"
+    assert (tmp_path / "counts").read_text().split() == ["1", "1"]
