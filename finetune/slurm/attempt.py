@@ -116,7 +116,7 @@ def _scratch_folder(config: FinetuneConfig, overrides: Sequence[str], nodes: int
     if nodes > 1 and (config.dataset.frames == "store" or config.train.features == "cached"):
         raise ToolkitError(
             f"cluster.scratch={scratch} is a disk of one node, but all {nodes} nodes must see the cache. "
-            "Say cache_dir=FOLDER on a shared disk."
+            "Say cache_dir=FOLDER on a shared disk, or cluster.stage_data=true."
         )
     return str(Path(folder) / config.split.name)
 
