@@ -493,6 +493,8 @@ def test_the_stages_beside_a_fine_tune_ask_for_what_they_need() -> None:
     (chosen,) = map(cluster_of, asked("stages=evaluate", *typed).tasks)
     assert (chosen.gpus_per_node, chosen.cpus_per_task, chosen.memory) == (2, 3, "9G")
     assert (chosen.partition, chosen.time, chosen.sbatch) == ("cpu", "1:00:00", ["--exclusive"])
+    both = asked("stages=evaluate", "mode=open_loop,closed_loop", "cluster.stages.closed_loop.cpus=24").tasks
+    assert [cluster_of(task).cpus_per_task for task in both] == [8, 24]
 
 
 def test_a_controller_that_is_down_is_said(cluster: Cluster, site, tmp_path: Path, monkeypatch) -> None:

@@ -50,7 +50,8 @@ class StagesConfig:
     """What the stages beside the fine-tune ask for."""
 
     prepare: StageConfig = key("converting the recordings", StageConfig)
-    evaluate: EvaluationStageConfig = key("evaluating the checkpoint", EvaluationStageConfig)
+    evaluate: EvaluationStageConfig = key("evaluating the checkpoint on recordings", EvaluationStageConfig)
+    closed_loop: EvaluationStageConfig = key("evaluating it in simulation", EvaluationStageConfig)
 
 
 @dataclass(kw_only=True)

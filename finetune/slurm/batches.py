@@ -186,7 +186,7 @@ def cluster_of(task: Task) -> ClusterConfig:
     cluster = dataclasses.replace(cluster, python=cluster.python if here else sys.executable)
     if task.stage == "finetune":
         return cluster
-    own = cluster.stages.prepare if task.stage == "prepare" else cluster.stages.evaluate
+    own = getattr(cluster.stages, "closed_loop" if getattr(task.config, "mode", "") == "closed_loop" else task.stage)
     gpus = min(own.gpus, cluster.gpus_per_node)
     share = cluster.cpus_per_task * gpus // max(cluster.gpus_per_node, 1)  # as many as come with that many GPUs
     cpus = own.cpus or (share if gpus else min(cluster.cpus_per_task, 8))
