@@ -16,6 +16,7 @@ from simulator import needs_simulator, record_killed
 from conflict_panda_config import MODALITY_CONFIG
 from gr00t.errors import ToolkitError
 from simulation.scenes.factors import SPLITS, sample_episode
+from simulation.scenes.instruction_suite import sample_episode as sample_instructed
 
 pytestmark = needs_simulator
 
@@ -52,6 +53,23 @@ def test_the_expert_solves_the_first_episodes_of_every_split(split: str) -> None
         info = played(task, expert.plan(task.episode.target, drawn_style(random.Random(seed))))
         assert bool(info["success"]) and int(info["picked"]) == task.episode.target
     task.close()
+
+
+def test_the_expert_lifts_every_shape_in_every_size() -> None:
+    from simulation.scenes.expert import drawn_style
+
+    task, expert = physics("instruction/size_object", "train")
+    solved: dict[tuple[str, str], list[bool]] = {}
+    for seed in range(60):
+        thing = (episode := sample_instructed("instruction/size_object", "train", seed)).objects[episode.target]
+        if len(solved.setdefault((thing.object, thing.size), [])) < 2:
+            task.reset(seed=seed)
+            assert task.episode == episode
+            info = played(task, expert.plan(episode.target, drawn_style(random.Random(seed))))
+            solved[thing.object, thing.size].append(bool(info["success"]) and int(info["picked"]) == episode.target)
+    task.close()
+    assert len({shape for shape, _ in solved}) == 6 and {size for _, size in solved} == {"small", "large"}
+    assert sum(map(sum, solved.values())) >= sum(map(len, solved.values())) - 1
 
 
 def test_picking_the_lure_is_no_success(color_size) -> None:

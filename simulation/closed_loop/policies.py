@@ -26,6 +26,7 @@ from gr00t.file_reading import read_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.scenes import ENV_ID
 from simulation.scenes.factors import FIRST_EVALUATION_SEED, Episode
+from simulation.scenes.instruction_suite import InstructedEpisode
 from toolkit.shared_keys import from_json, read_file
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class ScriptedPolicy:
         """The episodes that it, or a policy that looks, is evaluated on; none of them was ever recorded."""
         return list(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + episodes))
 
-    def choose(self, episode: Episode) -> int:
+    def choose(self, episode: Episode | InstructedEpisode) -> int:
         """Index of the object that the expert is to pick up; the expert's own choice is the target."""
         return episode.target
 
@@ -173,7 +174,7 @@ class TargetPolicy(ScriptedPolicy):
 class LurePolicy(ScriptedPolicy):
     """Always the lure; where there is none, in train, both cues point at the target."""
 
-    def choose(self, episode: Episode) -> int:
+    def choose(self, episode: Episode | InstructedEpisode) -> int:
         return episode.target if episode.lure is None else episode.lure
 
 
@@ -183,7 +184,7 @@ class RandomPolicy(ScriptedPolicy):
 
     seed: int = 42
 
-    def choose(self, episode: Episode) -> int:
+    def choose(self, episode: Episode | InstructedEpisode) -> int:
         rng = random.Random(f"{self.seed}/{episode.split}/{episode.part}/{episode.seed}")
         return rng.randrange(len(episode.objects))
 

@@ -1,8 +1,8 @@
-"""ConflictPick-v1: the ManiSkill environment of the twelve conflict splits.
+"""ConflictPick-v1: the ManiSkill environment of the conflict splits of both suites.
 
 Importing this module registers it with ManiSkill. One environment per process, physics on the CPU. A reset with a seed
-builds `factors.sample_episode(split, part, seed)`, so seed, split and part say everything about an episode: its first
-state is the same bit for bit. PhysX remembers contacts of earlier episodes, which changes motions a little; with
+builds `sample_episode(split, part, seed)` of the suite: these say everything about an episode, and its first state is
+the same bit for bit. PhysX remembers contacts of earlier episodes, which changes motions a little; with
 options=REBUILD (1 s) the whole scene is new and motions too are the same bit for bit."""
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from mani_skill.utils.registration import register_env
 from mani_skill.utils.scene_builder.table import TableSceneBuilder
 from mani_skill.utils.structs.actor import Actor
 
-from simulation.scenes import ENV_ID
+from simulation.scenes import ENV_ID, instruction_suite, shapes
 from simulation.scenes.factors import HALF_SIZE, Episode, Thing, sample_episode
+from simulation.scenes.instruction_suite import Body, InstructedEpisode
 
 MAX_EPISODE_STEPS = 100
 REBUILD = {"reconfigure": True}  # options of reset
@@ -37,6 +38,8 @@ STILL = 0.2  # rad/s
 PLATE_SIZE = {"small": 0.022, "large": 0.040}  # half a square plate's edge, m
 PLATE_THICKNESS = 0.002  # half
 UPRIGHT = [0.70710678, 0, 0.70710678, 0]  # SAPIEN's cylinders lie along x
+# Added to ManiSkill's start (rad): 10 cm higher, the hand hides no place of the instruction suite, and sees more.
+RAISED = np.array([0, -0.281, 0, -0.12, 0, -0.161, 0, 0, 0], np.float32)
 
 
 @contextmanager
@@ -59,11 +62,12 @@ def _without_materials(wanted: bool) -> Iterator[None]:
 
 @register_env(ENV_ID, max_episode_steps=MAX_EPISODE_STEPS)
 class ConflictPickEnv(BaseEnv):
-    """Pick up what matches the cue plate in the factor that the split names first; `episode` is the last reset's."""
+    """Pick up what matches the cue plate, or the sentence, in the factor that the split names first; `episode` is the
+    last reset's."""
 
     SUPPORTED_ROBOTS = ["panda", "panda_wristcam"]  # noqa: RUF012
     agent: Panda | PandaWristCam
-    episode: Episode
+    episode: Episode | InstructedEpisode
 
     def __init__(
         self,
@@ -111,15 +115,24 @@ class ConflictPickEnv(BaseEnv):
 
     def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
         self.table_scene.initialize(env_idx)
-        self.episode = sample_episode(self.split, self.part, int(self._episode_seed[0]))
+        instructed = self.split.startswith(instruction_suite.PREFIX)
+        sample = instruction_suite.sample_episode if instructed else sample_episode
+        self.episode = sample(self.split, self.part, int(self._episode_seed[0]))
         for body in reversed([*self.objects, *filter(None, [self.plate])]):
             self.scene.remove_from_state_dict_registry(body)
             self.scene.actors.pop(body.name)
             self.scene.sub_scenes[0].remove_entity(body._objs[0])  # ManiSkill's own remove_actor fails on actors
-        self.objects = [self._build_object(f"object_{i}", thing) for i, thing in enumerate(self.episode.objects)]
-        self.plate = self._build_plate(self.episode.plate)
+        self.objects = [self._build_object(f"object_{i}", thing) for i, thing in enumerate(self.things)]
+        self.plate = None
+        if isinstance(self.episode, InstructedEpisode):
+            self.agent.reset(self.qpos() + RAISED)
+        else:
+            self.plate = self._build_plate(self.episode.plate)
 
-    def _build_object(self, name: str, thing: Thing) -> Actor:
+    def _build_object(self, name: str, thing: Thing | Body) -> Actor:
+        if isinstance(thing, Body):
+            half = instruction_suite.HALF_SIZE[thing.size]
+            return shapes.build(self.scene, name, thing.object, thing.color, half, _pose(thing, _height(thing), False))
         half, height = HALF_SIZE[thing.size], _height(thing)
         sizes = {"cube": [half], "sphere": [height], "cylinder": [half, height]}[thing.object]
         pose = _pose(thing, height, lying=thing.object == "cylinder")
@@ -138,6 +151,11 @@ class ConflictPickEnv(BaseEnv):
             return actors.build_cylinder(self.scene, 1.13 * half, PLATE_THICKNESS, color, **common)
         sides = [half, half] if thing.object == "cube" else [0.6 * half, 1.67 * half]
         return actors.build_box(self.scene, [*sides, PLATE_THICKNESS], color, **common)
+
+    @property
+    def things(self) -> tuple[Thing | Body, ...]:
+        """What the episode says of each of `objects`."""
+        return self.episode.objects
 
     def render_when_asked(self) -> None:
         """From now on neither reset nor step renders; `look` does."""
@@ -158,7 +176,7 @@ class ConflictPickEnv(BaseEnv):
     def evaluate(self) -> dict[str, torch.Tensor]:
         """success (1,) bool: a still arm holds the target above the table; picked (1,) int64: what is held, or -1."""
         picked = torch.tensor([-1])
-        for i, (body, thing) in enumerate(zip(self.objects, self.episode.objects, strict=True)):
+        for i, (body, thing) in enumerate(zip(self.objects, self.things, strict=True)):
             lifted = float(body.pose.p[0, 2]) - _height(thing)
             if lifted > LIFTED and bool(self.agent.is_grasping(body)[0]):
                 picked[0] = i
@@ -188,12 +206,14 @@ def make_env(split: str, part: str, *, image_size: int = 224, render: str = "cpu
     )
 
 
-def _height(thing: Thing) -> float:
+def _height(thing: Thing | Body) -> float:
     """Of an object's centre above the table it stands on, m."""
+    if isinstance(thing, Body):
+        return shapes.height(thing.object, instruction_suite.HALF_SIZE[thing.size])
     # Nothing is taller than 62 mm: the wrist camera passes 71 mm above the table while the hand grasps beside it.
     return HALF_SIZE[thing.size] * (1.0 if thing.object == "cube" else 1.1)
 
 
-def _pose(thing: Thing, z: float, lying: bool) -> sapien.Pose:
+def _pose(thing: Thing | Body, z: float, lying: bool) -> sapien.Pose:
     turned = [float(np.cos(thing.yaw / 2)), 0, 0, float(np.sin(thing.yaw / 2))]
     return sapien.Pose([thing.x, thing.y, z], UPRIGHT if lying else turned)

@@ -22,6 +22,16 @@ ANGULAR_SPEED = 1.5  # rad/s
 SETTLING_STEPS, CLOSING_STEPS, HOLDING_STEPS = 2, 5, 3
 
 _LOWEST_GRASP = 0.015  # m, of the point between the fingertips
+# Where the fingers may close on a shape: an angle from its x axis, and the turn after which they may again (rad);
+# anywhere on those that are not here.
+_CLOSINGS = {
+    "cube": (0.0, math.pi / 2),
+    "pyramid": (0.0, math.pi / 2),
+    "star": (0.0, math.pi / 5),  # a point and the notch opposite
+    "cup": (0.0, math.pi),  # beside the handle
+    "car": (math.pi / 2, math.pi),
+}
+_LOW = {"pyramid": 0.35}  # of its height above the table at which it is grasped; others in the middle
 _DOWN = np.array([0.0, 0.0, -1.0])
 
 
@@ -110,14 +120,16 @@ class Expert:
         """From above; the fingers close along a cube's edge, turning the hand as little as possible."""
         object_pose = self.env.objects[goal].pose.sp
         closing = _angle_of_axis(self.hand_pose(joints), 1)
-        if self.env.episode.objects[goal].object == "cube":
-            edge = _angle_of_axis(object_pose, 0)
-            closing = edge + round((closing - edge) / (math.pi / 2)) * math.pi / 2
+        shape = self.env.episode.objects[goal].object
+        if shape in _CLOSINGS:
+            angle, turn = _CLOSINGS[shape]
+            edge = _angle_of_axis(object_pose, 0) + angle
+            closing = edge + round((closing - edge) / turn) * turn
         axis = np.array([math.cos(closing), math.sin(closing), 0.0])
         frame = np.eye(4)
         frame[:3, :3] = np.stack([np.cross(axis, _DOWN), axis, _DOWN], axis=1)
         frame[:3, 3] = object_pose.p
-        frame[2, 3] = max(object_pose.p[2] + depth, _LOWEST_GRASP)
+        frame[2, 3] = max(object_pose.p[2] * _LOW.get(shape, 1.0) + depth, _LOWEST_GRASP)
         return sapien.Pose(frame)
 
     def _line(

@@ -1,0 +1,115 @@
+"""Which combinations of the factors' values are recorded: the data strategies of Gao et al. 2024 (arXiv:2403.05110).
+
+A strategy says how much few recordings must cover: values of single factors, or their combinations. What it leaves out
+is `unseen`, and shows whether a policy composes what it learned."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from gr00t.errors import ToolkitError, did_you_mean
+
+Combination = tuple[str, ...]
+Values = Sequence[Sequence[str]]  # of every factor
+Draw = Sequence[Combination]  # all that are possible, in random order
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """name: of STRATEGIES; combinations and episodes: at most so many, None where the name does not say."""
+
+    name: str
+    combinations: int | None = None
+    episodes: int | None = None
+
+    @classmethod
+    def read(cls, text: str) -> Strategy:
+        """A strategy by its name, or as published names have it: random_f12 is random with 12 combinations,
+        Lrandom_f50_n100 is L and then random up to 50, with 100 demonstrations."""
+        found = re.fullmatch(r"(?P<name>[A-Za-z]+)(?:_f(?P<combinations>\d+))?(?:_n(?P<episodes>\d+))?", text)
+        if found is None or found["name"] not in STRATEGIES:
+            hint = did_you_mean(found["name"] if found else text, STRATEGIES)
+            raise ToolkitError(f"strategy={text}: there is no such strategy.{hint} One of {', '.join(STRATEGIES)}.")
+        numbers = {name: int(found[name]) for name in ("combinations", "episodes") if found[name]}
+        if 0 in numbers.values():
+            raise ToolkitError(f"strategy={text}: at least one combination and one episode are needed.")
+        return cls(found["name"], **numbers)
+
+    def choose(self, values: Values, possible: Collection[Combination], seed: str) -> list[Combination]:
+        """The combinations that are recorded, in the strategy's order, out of those that are `possible`.
+
+        Values are taken in an order drawn from `seed`: no strategy prefers those that a table has first.
+        """
+        rng = random.Random(f"{seed}/{self.name}")
+        orders = [rng.sample(list(each), len(each)) for each in values]
+        draw = rng.sample(sorted(possible), len(possible))
+        chosen = dict.fromkeys(each for each in STRATEGIES[self.name](orders, draw) if each in possible)
+        return list(itertools.islice(chosen, self.combinations))
+
+
+def _none(values: Values, draw: Draw) -> Iterator[Combination]:
+    """No variation: the first possible combination."""
+    yield next(itertools.product(*values))
+
+
+def _single(values: Values, draw: Draw) -> Iterator[Combination]:
+    """The first factor varied, the others kept."""
+    yield from ((value, *(each[0] for each in values[1:])) for value in values[0])
+
+
+def _diagonal(values: Values, draw: Draw) -> Iterator[Combination]:
+    """In every combination all values are new, as long as there are new ones."""
+    yield from (tuple(each[i % len(each)] for each in values) for i in range(max(map(len, values))))
+
+
+def _l_shaped(values: Values, draw: Draw) -> Iterator[Combination]:
+    """Each factor varied alone, starting from one combination."""
+    first = tuple(each[0] for each in values)
+    for place, each in enumerate(values):
+        yield from ((*first[:place], value, *first[place + 1 :]) for value in each)
+
+
+def _stair(values: Values, draw: Draw) -> Iterator[Combination]:
+    """One factor changed at a time, in turn, the others kept, until every value has occurred."""
+    now = [0] * len(values)
+    yield tuple(each[0] for each in values)
+    for _ in range(max(map(len, values)) - 1):
+        for place in range(len(values)):
+            now[place] += 1
+            yield tuple(other[i % len(other)] for other, i in zip(values, now, strict=True))
+
+
+def _random(values: Values, draw: Draw) -> Iterator[Combination]:
+    """Whole combinations drawn, first such that every value occurs, then any."""
+    missing = {pair for each in draw for pair in enumerate(each)}
+    while missing:
+        best = max(draw, key=lambda each: len(missing.intersection(enumerate(each))))
+        missing -= set(enumerate(best))
+        yield best
+    yield from draw
+
+
+def _l_then_random(values: Values, draw: Draw) -> Iterator[Combination]:
+    yield from _l_shaped(values, draw)
+    yield from _random(values, draw)
+
+
+def _complete(values: Values, draw: Draw) -> Iterator[Combination]:
+    """All combinations."""
+    yield from itertools.product(*values)
+
+
+STRATEGIES: dict[str, Callable[[Values, Draw], Iterator[Combination]]] = {
+    "none": _none,
+    "single": _single,
+    "random": _random,
+    "diagonal": _diagonal,
+    "L": _l_shaped,
+    "Lrandom": _l_then_random,
+    "stair": _stair,
+    "complete": _complete,
+}
