@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import ROOT, Cluster, NoCluster, arguments, last_step, running_cluster
 
-from finetune import jobs
+from finetune.jobs.run_views import views
 from gr00t.file_reading import read_json
 
 JOB = ROOT / "finetune_jobs" / "color_object.sbatch"
@@ -112,5 +112,5 @@ def test_a_run_whose_node_died_is_not_finished(patient: Cluster, submit: Submit)
     patient.wait(lambda: patient.state(job) in ("NODE_FAIL", "FAILED", "COMPLETED"), 120, "end", job)
     patient.wait(lambda: (run / "attempts/0/ended.json").is_file(), 60, "record", job)
     assert ended(run)["what"] == "stop" and "the failure of a node" in str(ended(run)["reason"])
-    (shown,) = jobs.views(run.parent)
+    (shown,) = views(run.parent)
     assert shown.state == "stopped" and not shown.alive

@@ -12,7 +12,10 @@ import pytest
 from slurm_cluster import ROOT, Cluster
 from terminal import bars, in_terminal
 
-from finetune.jobs import View, cancel, find, follow, resubmit, show_table, views
+from finetune.jobs.control import cancel, resubmit
+from finetune.jobs.follow import follow
+from finetune.jobs.run_views import View, find, views
+from finetune.jobs.table import show_table
 from finetune.slurm.launch_request import read
 from finetune.slurm.submit import launch
 from gr00t.errors import ToolkitError
@@ -109,11 +112,13 @@ def test_following_a_run_that_has_ended_shows_its_last_lines(tmp_path: Path, wit
 def test_a_wrong_name_or_command_is_refused_with_the_nearest(tmp_path: Path, without_slurm: None) -> None:
     past_run(tmp_path / "a", "color_object", ended=None)
     with pytest.raises(ToolkitError, match=r'no run "color_objec".*Did you mean "color_object"'):
-        find(tmp_path, "color_objec")
+        find(views(tmp_path), "color_objec", tmp_path)
     past_run(tmp_path / "b", "color_object", ended=None)
     with pytest.raises(ToolkitError, match=rf"may be any of these runs: {tmp_path}/a/color_object, "):
-        find(tmp_path, "color_object")
-    assert find(tmp_path, str(tmp_path / "b" / "color_object")).run_dir == str(tmp_path / "b" / "color_object")
+        find(views(tmp_path), "color_object", tmp_path)
+    assert find(views(tmp_path), str(tmp_path / "b" / "color_object"), tmp_path).run_dir == str(
+        tmp_path / "b" / "color_object"
+    )
     assert 'no command "folow". Did you mean "follow"?' in jobs("folow", "x").stderr
     assert "follow takes one name" in jobs("follow").stderr
     assert "list takes no name" in jobs("list", "x").stderr
@@ -131,15 +136,15 @@ def test_only_jobs_of_our_run_folders_are_cancelled_and_one_can_be_submitted_aga
     launch(read(site("split=color_object,color_size", SLEEPS)))
     cluster.wait(lambda: by_name(runs)["color_size"].state == "running", 60, "running", foreign)
     first = by_name(runs)["color_size"].job
-    assert [view.name for view in cancel(runs, "color_size")] == ["color_size"]
+    assert cancel(runs, "color_size") == [f"cancelled job {first} (color_size)"]
     assert cluster.wait_for_state(str(first)) == "CANCELLED" and by_name(runs)["color_object"].alive
     with pytest.raises(ToolkitError, match=r"color_object is \w+ as job .*cancel color_object"):
         resubmit(runs, "color_object")
-    again = resubmit(runs, "color_size")
-    assert again != first and again.endswith("_1")
+    said = resubmit(runs, "color_size")
+    again = str(by_name(runs)["color_size"].job)
+    assert said[0] == f"submitted color_size again as job {again}" and again != first and again.endswith("_1")
     cluster.wait(lambda: by_name(runs)["color_size"].state == "running", 60, "running", foreign)
-    assert by_name(runs)["color_size"].job == again
-    assert {view.job for view in cancel(runs, "all")} == {again, by_name(runs)["color_object"].job}
+    assert {line.split()[2] for line in cancel(runs, "all")} == {again, by_name(runs)["color_object"].job}
     assert cluster.state(foreign) == "RUNNING"
     cluster.run("scancel", foreign)
 
@@ -150,7 +155,10 @@ def test_a_job_number_that_slurm_gave_to_another_job_is_not_ours(cluster: Cluste
     token = json.loads((run_dir / "attempt.json").read_text())
     write(run_dir / "attempt.json", {**token, "job_id": foreign})
     assert by_name(tmp_path / "runs")["color_object"].state == "lost"
-    assert cancel(tmp_path / "runs", "all") == [] and cluster.state(foreign) != "CANCELLED"
+    assert (
+        cancel(tmp_path / "runs", "all") == ["no job of it is queued or running"]
+        and cluster.state(foreign) != "CANCELLED"
+    )
     cluster.run("scancel", foreign)
 
 
@@ -171,7 +179,7 @@ def test_a_plain_job_in_a_folder_with_an_odd_name_can_be_submitted_again(cluster
     with pytest.raises(ToolkitError, match="takes no path with spaces"):
         resubmit(tmp_path, str(run_dir))
     run_dir = run_dir.rename(tmp_path / "try(2)")
-    job = resubmit(tmp_path, str(run_dir))
+    job = resubmit(tmp_path, str(run_dir))[0].split()[-1]
     shown = cluster.run("scontrol", "show", "job", job)
     assert f"StdOut={run_dir}/slurm-finetune-{job}.out" in shown and "JobName=try-2-" in shown
     cluster.run("scancel", job)

@@ -70,6 +70,7 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
         "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "nodes": os.environ.get("SLURM_JOB_NODELIST"),
         "processes": nodes * processes,
+        "gpus": nodes * int(os.environ.get("SLURM_GPUS_ON_NODE", "0")),
         "deadline": deadline,
         "job_name": os.environ.get("SLURM_JOB_NAME"),
         "log": log[1] if log else None,
@@ -164,7 +165,8 @@ def signalled() -> dict[str, str]:
     folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
     if _ending() == CANCELLED_BY_USER and not (folder / "ended.json").exists():
         with disk_errors(folder, "Then submit the same again."):
-            write_json(folder / "ended.json", {**asdict(_cancelled(0)), "slurm": CANCELLED_BY_USER})
+            record = {**asdict(_cancelled(0)), "slurm": CANCELLED_BY_USER, "at": attempt_record.now()}
+            write_json(folder / "ended.json", record)
     return {}
 
 
@@ -183,7 +185,8 @@ def end(status: str) -> dict[str, str]:
         decision = decide(history, cluster, attempt_record.newest_step(run_dir), requeueable, ending)
     print(f"attempt {folder.name}: {decision.what}: {decision.reason}", file=sys.stderr)
     with disk_errors(folder, "Then submit the same again."):
-        write_json(folder / "ended.json", {**asdict(decision), "status": int(status), "slurm": ending})
+        record = {**asdict(decision), "status": int(status), "slurm": ending, "at": attempt_record.now()}
+        write_json(folder / "ended.json", record)
     return {
         # a job that SLURM has put back into the queue by itself is not to be requeued once more
         "GROOT_DECISION": DONE if ending == REQUEUED and decision.what == REQUEUE else decision.what,

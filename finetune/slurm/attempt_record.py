@@ -24,7 +24,7 @@ import yaml
 
 from finetune.slurm import cluster_queries
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import parsing, read_json, read_text
+from gr00t.file_reading import AGAIN, parsing, read_json, read_text
 from gr00t.file_replacement import file_lock, write_json
 from toolkit.configuration import as_yaml
 
@@ -65,6 +65,24 @@ class Attempt:
     def ended(self) -> dict[str, Any] | None:
         """What was decided after it; None when its node was lost before, and while it runs."""
         return read_optional(self.folder / "ended.json")
+
+    def gpu_hours(self, running: bool) -> float | None:
+        """Allocated GPUs times hours, until now while it is `running`; None where its GPUs were not recorded.
+
+        An end that was not recorded is the last time that it wrote a log.
+        """
+        begun, ended = self.begun, self.ended or {}
+        if begun.get("gpus") is None:
+            return None
+        end = now() if running and not ended else ended.get("at") or self.last_sign
+        seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(begun["started"])).total_seconds()
+        return max(seconds, 0.0) * int(begun["gpus"]) / 3600
+
+    @property
+    def last_sign(self) -> str:
+        """When a file of it was last written: its end, as far as it is known without a record."""
+        newest = max(path.stat().st_mtime for path in self.folder.iterdir())
+        return datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
 
 
 def read_optional(path: Path) -> dict[str, Any] | None:
@@ -130,7 +148,8 @@ def close_lost(attempt: Attempt) -> None:
     """Record of an attempt that ended without a record, with its node or by KILL, that it was lost."""
     if attempt.ended is None:
         lost = {"what": "lost", "reason": "no end was recorded: the node was lost, or the job was killed"}
-        write_json(attempt.folder / "ended.json", {**lost, "on": attempt.begun["nodes"]})
+        lost |= {"on": attempt.begun["nodes"], "at": attempt.last_sign}
+        write_json(attempt.folder / "ended.json", lost)
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
@@ -164,30 +183,50 @@ def _environment() -> dict[str, Any]:
 def jobs_of(run_dir: Path) -> list[dict[str, Any]]:
     """The newest job of each stage of a run: as the launcher noted it, or as its attempts did after plain sbatch.
 
-    A run that was never a job is one entry without a job_id.
+    `user` is whose job it is. A run that was never a job is one entry without a job_id.
     """
-    records = map(read_json, sorted(run_dir.glob(f"job*/{RECORD}")))
+    records = [{**read_json(path), "user": owner(path)} for path in sorted(run_dir.glob(f"job*/{RECORD}"))]
     noted = {str(record["name"]): record for record in records}
     held, own = token(run_dir), noted.get(run_dir.name)
     if held and own and (held["started"] <= own["submitted"] or held["job_id"] == own["job_id"]):
         held = None
     if held or not noted:
-        entry = {"name": run_dir.name, "stage": "finetune", "split": resolved(run_dir).get("split", {}).get("name")}
+        entry = {"name": run_dir.name, "stage": "finetune", "split": resolved_section(run_dir, "split").get("name")}
         if held:
             entry |= {"job_id": str(held["job_id"]), "job_name": held.get("job_name"), "log": held.get("log")}
+            entry["user"] = owner(run_dir / "attempt.json")
         noted[run_dir.name] = entry
     return sorted(noted.values(), key=lambda found: (found["stage"] != "finetune", found["name"]))
+
+
+def owner(path: Path) -> str:
+    """The user who wrote a record: the one whose job it names."""
+    return cluster_queries.user_name(path.stat().st_uid)
 
 
 def resolved(run_dir: Path) -> dict[str, Any]:
     """The fine-tune's configuration as last resolved, by a job or else by the training; {} before the first."""
     path = run_dir / "job" / "config.yaml"
     if path.is_file():
-        text = read_text(path)
-        with parsing(path):
-            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where libyaml is there
-            return dict(yaml.load(text, loader))
+        return dict(_from_yaml(read_text(path), path))
     return read_optional(run_dir / "run_config.json") or {}
+
+
+def resolved_section(run_dir: Path, name: str) -> dict[str, Any]:
+    """One section of `resolved`. The rest is not parsed, which would be the most of what a list of many runs costs."""
+    path = run_dir / "job" / "config.yaml"
+    if not path.is_file():
+        return dict(resolved(run_dir).get(name, {}))
+    section = re.search(rf"^{name}:\n(?:[ -].*\n)+", read_text(path), re.MULTILINE)
+    if section is None:
+        raise ToolkitError(f"{path} has no section {name}. {AGAIN}")
+    return dict(_from_yaml(section[0], path)[name])
+
+
+def _from_yaml(text: str, path: Path) -> Any:
+    with parsing(path):
+        # five times as fast, where libyaml is there
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 # -- the run folders of a project --------------------------------------------------------------------------------------

@@ -1,14 +1,16 @@
-"""What SLURM's own commands say of the cluster (partitions, nodes, accounts) and of this user's jobs."""
+"""What SLURM's own commands say of the cluster (partitions, nodes, accounts) and of jobs."""
 
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from gr00t.errors import ToolkitError
@@ -200,7 +202,13 @@ def in_time(seconds: int) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """A job or an element of an array: SLURM's state, why it waits, what is left of its limit (as SLURM writes it)."""
+    """A job or an element of an array, as SLURM shows it.
+
+    reason: why it waits, or what ended it; time_left: of its limit, as SLURM writes it; dependency: what it waits for,
+    as squeue writes it; command: script and arguments; gpus: in all, None where that is not said; seconds: that it has
+    run. Where accounts are kept and were asked: cpu_share, the part of its CPUs' time that was used, and peak_memory,
+    the most that a task took, in bytes.
+    """
 
     job_id: str
     name: str
@@ -208,6 +216,14 @@ class Job:
     reason: str = ""
     time_left: str = ""
     nodes: str = ""
+    user: str = ""
+    seconds: int = 0
+    gpus: int | None = None
+    dependency: str = ""
+    work_dir: str = ""
+    command: str = ""
+    cpu_share: float | None = None
+    peak_memory: int | None = None
 
     @property
     def alive(self) -> bool:
@@ -217,22 +233,31 @@ class Job:
 
 @dataclass(frozen=True)
 class Queue:
-    """SLURM's answer at one moment about this user's jobs, by id; `silence` is the reason where there is none."""
+    """SLURM's answer at one moment, by job id; `silence` is the reason where there is none."""
 
     jobs: dict[str, Job]
     silence: str = ""
 
     @classmethod
-    def read(cls, ask_accounts_for: Collection[str] = ()) -> Queue:
-        """squeue's jobs; those of `ask_accounts_for` that it has forgotten as sacct remembers them."""
+    def read(cls, noted: Collection[Mapping[str, Any]] = (), *, usage: bool = False) -> Queue:
+        """This user's jobs, and those of the records `noted`: of whichever user, and also after squeue has forgotten
+        them, as sacct remembers them. With `usage` sacct is also asked what they used."""
         if not available():
             return cls({}, "SLURM is not on this machine")
+        me = user_name(os.getuid())
+        ids = {str(record["job_id"]): record.get("user", me) for record in noted if record.get("job_id")}
         try:
-            jobs = _squeue()
+            jobs = _squeue("--me")
+            foreign = [job_id for job_id, user in ids.items() if user != me and job_id not in jobs]
+            jobs |= _squeue(f"--jobs={','.join(foreign)}") if foreign else {}
         except ToolkitError as error:
             return cls({}, str(error))
-        forgotten = sorted(set(ask_accounts_for) - set(jobs))
-        return cls({**_sacct(forgotten), **jobs} if forgotten else jobs)
+        asked = [job_id for job_id in ids if usage or job_id not in jobs]
+        accounted = _sacct(asked, usage) if asked else {}
+        for job_id in accounted.keys() & jobs.keys():
+            found = accounted[job_id]
+            jobs[job_id] = replace(jobs[job_id], cpu_share=found.cpu_share, peak_memory=found.peak_memory)
+        return cls({**accounted, **jobs})
 
     @classmethod
     def answered(cls) -> Queue:
@@ -246,30 +271,87 @@ class Queue:
         if self.silence:
             raise ToolkitError(f"{self.silence}. Do it on a login node of the cluster, once its controller answers.")
 
-    def find(self, noted: dict[str, Any]) -> Job | None:
+    def find(self, noted: Mapping[str, Any]) -> Job | None:
         """The job of a record; None when it has none, SLURM does not know it, or has given its number to another."""
         job = self.jobs.get(str(noted.get("job_id")))
         return job if job and noted.get("job_name") in (None, job.name) else None
 
 
-def _squeue() -> dict[str, Job]:
+@cache
+def user_name(uid: int) -> str:
+    """The name of a user; the number where it has none here."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+# of squeue: what a job's fields are made of
+_OF_A_JOB_LINE = {
+    **{"job_id": "%i", "number": "%A", "state": "%T", "time_left": "%L", "nodes": "%N", "reason": "%r", "user": "%u"},
+    **{"ran": "%M", "gres": "%b", "count": "%D", "dependency": "%E", "name": "%j", "work_dir": "%Z", "command": "%o"},
+}
+_NOTHING = {"reason": "None", "dependency": "(null)", "command": "(null)"}
+_SEPARATOR = "\x1f"  # names and commands may hold any other
+
+
+def _squeue(whose: str) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
-    for line in _ask("squeue", "--me", "--noheader", "--states=all", "--array", "--format=%i|%A|%T|%L|%N|%r|%j"):
-        shown, number, state, left, nodes, reason, name = (word.strip() for word in line.split("|", 6))
-        job = Job(shown, name, state, "" if reason == "None" else reason, left, nodes)
-        jobs[shown] = job
-        if "_" in shown and state != "PENDING":  # elements that wait have the array's number in common
+    shown = ("--noheader", "--states=all", "--array", f"--format={_SEPARATOR.join(_OF_A_JOB_LINE.values())}")
+    try:
+        lines = _ask("squeue", whose, *shown)
+    except ToolkitError as error:
+        if "Invalid job id" in str(error):  # what it says of a single job that it has forgotten
+            return {}
+        raise
+    for words in ([word.strip() for word in line.split(_SEPARATOR)] for line in lines):
+        if len(words) != len(_OF_A_JOB_LINE):  # the rest of a command with line breaks
+            continue
+        said = dict(zip(_OF_A_JOB_LINE, words, strict=True))
+        said |= {name: "" for name, nothing in _NOTHING.items() if said[name] == nothing}
+        number, ran, gres, count = (said.pop(name) for name in ("number", "ran", "gres", "count"))
+        gpus = sum(gpus_of(gres).values()) * int(count) if "gpu" in gres and count.isdecimal() else None
+        jobs[said["job_id"]] = job = Job(**said, seconds=_clock(ran), gpus=gpus)
+        if "_" in job.job_id and job.state != "PENDING":  # elements that wait have the array's number in common
             jobs.setdefault(number, job)
     return jobs
 
 
-def _sacct(job_ids: Collection[str]) -> dict[str, Job]:
-    """Nothing where no accounts are kept: sacct fails there."""
-    columns = "--format=JobID,State,NodeList,JobName"
-    done = slurm("sacct", "-X", "--noheader", "--parsable2", columns, f"--jobs={','.join(job_ids)}", check=False)
-    jobs = {}
+def _sacct(job_ids: Collection[str], usage: bool) -> dict[str, Job]:
+    """Nothing where no accounts are kept: sacct fails there. A requeued job has a line for each of its starts."""
+    columns = "JobID,State,NodeList,User,ElapsedRaw,AllocTRES,TotalCPU,CPUTimeRAW,MaxRSS,JobName"
+    asked = ("--noheader", "--parsable2", "--duplicates", *(() if usage else ("--allocations",)))
+    done = slurm("sacct", *asked, f"--format={columns}", f"--jobs={','.join(job_ids)}", check=False)
+    jobs: dict[str, Job] = {}
+    peaks: dict[str, int] = {}
     for line in done.stdout.splitlines() if done.returncode == 0 else []:
-        job_id, state, nodes, name = (line.split("|", 3) + [""] * 3)[:4]
-        words = state.split()  # "CANCELLED by 1000"
-        jobs[job_id] = Job(job_id, name, words[0] if words else "UNKNOWN", nodes=nodes)
-    return jobs
+        shown, state, nodes, user, ran, tres, used, allocated, peak, name = (line.split("|", 9) + [""] * 9)[:10]
+        job_id, _, step = shown.partition(".")
+        if step:
+            peaks[job_id] = max(peaks.get(job_id, 0), _bytes(peak))
+            continue
+        before = jobs.get(job_id)
+        gpus = re.search(r"\bgres/gpu=(\d+)", tres)
+        jobs[job_id] = Job(
+            job_id,
+            name,
+            (state.split() or ["UNKNOWN"])[0],  # "CANCELLED by 1000"
+            nodes=nodes,
+            user=user,
+            seconds=int(ran or 0) + (before.seconds if before else 0),
+            gpus=int(gpus[1]) if gpus else before.gpus if before else None,
+            cpu_share=_clock(used) / int(allocated) if usage and int(allocated or 0) else None,
+        )
+    return {job_id: replace(job, peak_memory=peaks.get(job_id) or None) for job_id, job in jobs.items()}
+
+
+def _clock(text: str) -> int:
+    """A time that a job took (1-02:03:04, 03:04.567) in whole seconds; 0 where SLURM says none."""
+    text = text.partition(".")[0]
+    return seconds_of(text) or 0 if re.fullmatch(r"[\d:-]+", text) else 0
+
+
+def _bytes(text: str) -> int:
+    """A size as sacct writes it (123456K, 1.50G) in bytes; 0 where it says none."""
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
+    return round(float(match[1]) * 1024 ** " KMGT".index(match[2] or " ")) if match else 0

@@ -1,0 +1,146 @@
+"""Jobs of runs ended, and submitted again together with the stages that were dropped with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from finetune.jobs.run_views import DROPPED, GOOD, View, find, views
+from finetune.recipe import ClusterConfig
+from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, now, read_optional, resolved
+from finetune.slurm.cluster_queries import Queue, slurm
+from finetune.slurm.render import render
+from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
+from gr00t.errors import ToolkitError
+from gr00t.file_reading import read_json
+from gr00t.file_replacement import write_json
+
+
+def cancel(runs_dir: Path, name: str) -> list[str]:
+    """End the jobs of a run, or of all: those that the list shows and SLURM still has. Returns a line on each.
+
+    A run's name means all of its stages, a stage's name that one. A conversion that other runs wait for continues,
+    unless all are cancelled. Another user's job is left alone, which is refused where it was meant.
+    """
+    Queue.answered()
+    wanted = known = views(runs_dir)
+    if name != "all":
+        found = find(known, name, runs_dir)
+        alone = found.stage != "finetune" and found.name == name
+        wanted = [found] if alone else [v for v in known if v.run_dir == found.run_dir]
+    kept = {job for v in known if v not in wanted and v.alive for job in v.waits_for}
+    ended = [v for v in wanted if v.alive and v.job is not None and v.job.partition("_")[0] not in kept]
+    ours, foreign = ([v for v in ended if v.is_foreign is other] for other in (False, True))
+    if foreign and name != "all":
+        listed = ", ".join(f"job {v.job} of {v.name} is {v.user}'s" for v in foreign)
+        raise ToolkitError(f"{listed}: only its owner or an operator can end it (scancel). Nothing was cancelled.")
+    if ours:
+        slurm("scancel", *(str(v.job) for v in ours))
+    lines = [f"cancelled job {v.job} ({v.name})" for v in ours]
+    lines += [f"left job {v.job} ({v.name}), which is {v.user}'s" for v in foreign]
+    return lines or ["no job of it is queued or running"]
+
+
+# -- again -------------------------------------------------------------------------------------------------------------
+
+
+def resubmit(runs_dir: Path, name: str) -> list[str]:
+    """Submit a run's saved job script again, with the code and overrides of then, and after it the stages that waited
+    for it and were dropped. A run that was itself dropped begins with the stage that failed. Returns a line on each."""
+    with one_at_a_time(runs_dir.absolute()):
+        Queue.answered()
+        known = views(runs_dir)
+        found = find(known, name, runs_dir)
+        if found.alive:
+            raise ToolkitError(
+                f"{found.name} is {found.state} as job {found.job}. Wait for its end, or cancel it first: "
+                f"python -m finetune.jobs cancel {name}"
+            )
+        first = next((v for v in known if v.job == found.dropped_by), found) if found.dropped_by else found
+        folder = runs_dir.absolute() / OWN_FOLDER / f"again-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lines = _submit(_chain(first, known), known, folder)
+    here = "" if runs_dir == Path("runs") else f" runs_dir={runs_dir}"
+    return [*lines, f"python -m finetune.jobs follow {first.name}{here}"]
+
+
+def _chain(first: View, known: Sequence[View]) -> list[View]:
+    """`first`, and those that never started because they waited for it, or for one that did; each after what it waits
+    for. One that also waits for another that failed is left out."""
+    chain = [first]
+    for other in sorted(known, key=lambda v: _number(v.job)):
+        missing = {v.job for v in known if v not in chain and not v.alive and v.state not in GOOD}
+        waits = set(other.waits_for)
+        restored = waits & {v.job for v in chain} and not waits & missing
+        if restored and other not in chain and not other.alive and other.state in (DROPPED, "cancelled"):
+            chain.append(other)
+    return chain
+
+
+def _number(job: str | None) -> int:
+    number = (job or "").partition("_")[0]
+    return int(number) if number.isdecimal() else -1
+
+
+def _submit(chain: Sequence[View], known: Sequence[View], folder: Path) -> list[str]:
+    """Submit them in order, all or none, and note their new jobs; a line on each."""
+    jobs = {str(v.job): str(v.job) for v in known if v.alive}  # what is still waited for, and by which id
+    hold = ["--hold"] if len(chain) > 1 else []  # none starts before all are accepted
+    lines, submitted, records = [], [], []
+    with ExitStack() as undo:
+        for one in chain:
+            waits = [jobs[job] for job in one.waits_for if job in jobs]
+            after = [f"--dependency=afterok:{':'.join(waits)}", "--kill-on-invalid-dep=yes"] if waits else []
+            script, index, record = _script_of(one)
+            number = sbatch(script, [*after, *hold, *([f"--array={index}"] if index else [])], folder)
+            undo.callback(slurm, "scancel", number, check=False)
+            submitted.append(number)
+            jobs[str(one.job)] = job_id = f"{number}_{index}" if index else number
+            records += [(record, _renewed(read_json(record), job_id, waits))] if record else []
+            behind = f", after {' and '.join(waits)}" if waits else ""
+            lines.append(f"submitted {one.name} again as job {job_id}{behind}")
+        for path, noted in records:
+            undo.callback(write_json, path, read_json(path))
+            write_json(path, noted)
+        if hold:
+            slurm("scontrol", "release", ",".join(submitted))
+        undo.pop_all()  # all is submitted
+    return lines
+
+
+def _renewed(noted: Mapping[str, Any], job_id: str, after: Sequence[str]) -> dict[str, Any]:
+    """The record of a job that has been submitted again."""
+    log = Path(noted["log"])
+    old, new = (text.partition("_")[0] for text in (noted["job_id"], job_id))
+    renewed = {"job_id": job_id, "log": str(log.with_name(log.name.replace(old, new))), "after": [*after]}
+    return {**noted, **renewed, "submitted": now()}
+
+
+def _script_of(found: View) -> tuple[str, str, Path | None]:
+    """The script of a job, its index in an array ("" without one), and the launcher's record; None where it did not
+    submit it."""
+    for path in Path(found.run_dir).glob(f"job*/{RECORD}"):
+        noted = read_json(path)
+        if (noted["name"], noted["job_id"]) == (found.name, found.job):
+            script = (path.parent / "script.sbatch").read_text(encoding="utf-8")
+            return script, noted["job_id"].partition("_")[2], path
+    return _script_of_a_plain_job(found), "", None
+
+
+def _script_of_a_plain_job(found: View) -> str:
+    """For a run that was started by hand with sbatch: the same payload, code and overrides, at what they ask for."""
+    run_dir = Path(found.run_dir)
+    overrides = read_optional(run_dir / "job" / "overrides.json")
+    if overrides is None or not (run_dir / "code").is_dir():
+        raise ToolkitError(f"{run_dir} holds no job that could be submitted again. Start it with the launcher.")
+    return render(
+        ClusterConfig(**resolved(run_dir)["cluster"]),
+        job_name=job_name_of(found.name),
+        stage="finetune",
+        overrides=overrides["overrides"],
+        output=output_in(run_dir, "slurm-finetune-%j.out"),
+        code=run_dir / "code",
+    )

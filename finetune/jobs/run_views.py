@@ -1,0 +1,257 @@
+"""How each job of a project's runs stands: its state and why, its progress, what it has used, and where its log is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from finetune.jobs.known_jobs import DAMAGED, Entry, KnownJobs, in_words
+from finetune.slurm import attempt_record
+from finetune.slurm.attempt_record import Attempt
+from finetune.slurm.cluster_queries import Job, user_name
+from finetune.training import METRICS, STATUS, measurement
+from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import read_json
+
+DROPPED = "dropped"
+OVER = ("finished", "stopped", "cancelled", "failed", "superseded", "local", DROPPED)
+
+_WORDS = {"done": "finished", "stop": "stopped", "cancelled": "cancelled"}
+GOOD = ("finished", "completed")
+_WAITING = ("PENDING", "CONFIGURING", "REQUEUED")
+_NEVER = "DependencyNeverSatisfied"
+
+
+@dataclass(frozen=True)
+class View:
+    """One line of the list: a run's fine-tune, or another stage of it that was submitted.
+
+    state: in words; alive: whether SLURM still has its job; training_left: seconds at the present speed; job_left: of
+    the job's limit, as SLURM writes it; gpu_hours: allocated GPUs times hours, of a fine-tune over all attempts;
+    cpu_share and peak_memory (bytes of the largest task): as accounts have them; waits_for: the jobs that had to
+    succeed first; dropped_by: the one that did not; log: what follow shows.
+    """
+
+    name: str
+    split: str | None
+    stage: str
+    run_dir: str
+    job: str | None
+    user: str | None
+    state: str
+    reason: str
+    alive: bool
+    nodes: str
+    attempt: int | None = None
+    step: int | None = None
+    steps: int | None = None
+    samples_per_second: float | None = None
+    training_left: float | None = None
+    job_left: str = ""
+    loss: float | None = None
+    gpu_hours: float | None = None
+    cpu_share: float | None = None
+    peak_memory: int | None = None
+    waits_for: list[str] = field(default_factory=list)
+    dropped_by: str | None = None
+    log: str | None = None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is another user's job."""
+        return self.user not in (None, user_name(os.getuid()))
+
+
+def views(runs_dir: Path, *, usage: bool = False) -> list[View]:
+    """Every run below `runs_dir` or submitted from there, by name; one's damaged records do not hide the others.
+
+    `usage` also asks accounts for CPU and memory, which takes longer.
+    """
+    return views_of(KnownJobs.read(runs_dir, usage=usage))
+
+
+def views_of(known: KnownJobs) -> list[View]:
+    """A view of each of the jobs."""
+    return [view(entry, known) for entry in known.entries]
+
+
+def view(entry: Entry, known: KnownJobs) -> View:
+    """One line, from a job's record, SLURM's answer and the run folder, or from the first two where that is damaged."""
+    noted, job = entry.noted, known.queue.find(entry.noted) or Job("", "", "")
+    shown = View(
+        **{name: noted[name] for name in ("name", "split", "stage")},
+        run_dir=str(entry.run_dir),
+        job=noted.get("job_id"),
+        user=noted.get("user"),
+        state=job.state.lower() if job.alive else "damaged",
+        reason=noted.get("damage", ""),
+        alive=job.alive,
+        nodes=job.nodes,
+        job_left=job.time_left if job.alive else "",
+        gpu_hours=None if job.gpus is None else job.gpus * job.seconds / 3600,
+        cpu_share=job.cpu_share,
+        peak_memory=job.peak_memory,
+        waits_for=list(noted.get("after", [])),
+        log=noted.get("log"),
+    )
+    try:
+        return shown if "damage" in noted else _with_records(shown, job, known)
+    except DAMAGED as error:
+        return replace(shown, reason=in_words(error))
+
+
+def _with_records(shown: View, job: Job, known: KnownJobs) -> View:
+    """What the run folder adds."""
+    run_dir = Path(shown.run_dir)
+    attempts = attempt_record.attempts(run_dir) if shown.stage == "finetune" else []
+    own = attempts[-1] if attempts and str(attempts[-1].begun["job_id"]) == shown.job else None
+    if shown.stage == "finetune":
+        shown = _with_progress(shown, job, attempts)
+    shown = _with_state(shown, job, own, known)
+    if shown.state == "local" and (attempt_record.read_optional(run_dir / STATUS) or {}).get("status") == "finished":
+        shown = replace(shown, state="finished")
+    # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
+    logs = [log for log in (shown.log, attempts and str(attempts[-1].folder / "rank-0.log")) if log]
+    return replace(shown, log=next((log for log in logs if Path(log).is_file()), logs[0] if logs else None))
+
+
+def _with_progress(shown: View, job: Job, attempts: Sequence[Attempt]) -> View:
+    """How far a fine-tune is, and what its attempts cost."""
+    run_dir = Path(shown.run_dir)
+    settings, metrics = attempt_record.resolved_section(run_dir, "train"), last_metrics(run_dir)
+    speed, left = metrics.get("samples_per_second"), None
+    if shown.alive and speed and settings:
+        left = float((settings["max_steps"] - metrics["step"]) * settings["global_batch_size"] / speed)
+    running = job.alive and job.state not in _WAITING
+    hours = [attempt.gpu_hours(running and attempt is attempts[-1]) for attempt in attempts]
+    recorded = [spent for spent in hours if spent is not None]
+    return replace(
+        shown,
+        attempt=attempts[-1].number if attempts else None,
+        step=metrics.get("step"),
+        steps=settings.get("max_steps"),
+        samples_per_second=speed,
+        training_left=left,
+        loss=metrics.get("loss"),
+        gpu_hours=sum(recorded) if recorded else shown.gpu_hours,
+    )
+
+
+def last_metrics(run_dir: Path) -> dict[str, Any]:
+    """The last whole line of metrics.jsonl that training measured; {} before the first."""
+    path = run_dir / METRICS
+    for line in reversed(end_of(path, 1 << 16)[0] if path.is_file() else []):
+        found = measurement(line)
+        if found and "loss" in found[1]:
+            return {"step": found[0], **found[1]}
+    return {}
+
+
+def end_of(path: Path, size: int) -> tuple[list[bytes], int]:
+    """The lines in the last `size` bytes of a file, and where it ends."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read().splitlines(keepends=True), file.tell()
+
+
+# -- state -------------------------------------------------------------------------------------------------------------
+
+
+def _with_state(shown: View, job: Job, last: Attempt | None, known: KnownJobs) -> View:
+    """A word for how it stands, and why; `last` is the newest attempt, where that is this job's."""
+    started = last is not None or job.seconds > 0 or shown.log is None or Path(shown.log).exists()
+    gone = not job.alive and not job.reason and job.state in ("", "CANCELLED") and not known.queue.silence
+    if job.reason == _NEVER or (gone and not started and shown.waits_for):
+        culprit = _culprit(shown, job, known)
+        why = f"it waited for {culprit.name}, job {culprit.job}: {culprit.state}" if culprit else job.dependency
+        if culprit or job.reason == _NEVER:
+            state = job.state.lower() if job.alive else DROPPED
+            log, cause = (culprit.log, culprit.job) if culprit else (shown.log, None)
+            return replace(shown, state=state, reason=why, dropped_by=cause, log=log)
+    state, reason = _recorded_state(last) if last is not None and not job.alive else ("", "")
+    if not state:
+        state, reason = _state_of_job(shown, job, last, started, known.queue.silence)
+    return replace(shown, state=state, reason=reason)
+
+
+def _recorded_state(last: Attempt) -> tuple[str, str]:
+    """What the last attempt recorded of its end; nothing where it did not, or was to be followed by another."""
+    ended, outcome = last.ended, last.outcome
+    if ended is not None and ended["what"] in _WORDS:
+        return _WORDS[ended["what"]], str(ended["reason"]).splitlines()[0]
+    if outcome is not None and (ended is None or ended["what"] != "requeue"):
+        return str(outcome["status"]), str(outcome.get("reason") or "")
+    return "", ""
+
+
+def _state_of_job(shown: View, job: Job, last: Attempt | None, started: bool, silence: str) -> tuple[str, str]:
+    """As SLURM says, or as follows from its knowing the job no more."""
+    if job.state:
+        return job.state.lower(), "" if job.state == "CANCELLED" else job.reason
+    if shown.job is None:
+        return "local", ""
+    if silence:
+        return "unknown", silence
+    if shown.is_foreign:
+        return "unknown", f"SLURM does not show {shown.user}'s job, or knows it no more"
+    if last is not None and (last.ended or {}).get("what") == "requeue":
+        return "cancelled", "it was requeued, and left the queue before it started again"
+    if not started:
+        return "cancelled", "it left the queue before it started"
+    if shown.stage != "finetune" and _has_result(shown):
+        return "completed", ""
+    return "lost", "its job is gone without recording an outcome"
+
+
+def _culprit(shown: View, job: Job, known: KnownJobs) -> View | None:
+    """The first of the jobs before this one that did not succeed; None where no run folder here tells of one."""
+    others = replace(known, entries=[e for e in known.entries if e.noted.get("job_id") != shown.job])
+    said = re.findall(r"(\d+(?:_\d+)?)\(failed\)", job.dependency)
+    for entry in filter(None, map(others.find, [*said, *shown.waits_for])):
+        earlier = view(entry, others)
+        if earlier.state == DROPPED:
+            cause = others.find(earlier.dropped_by or "")
+            return view(cause, others) if cause else earlier
+        if not earlier.alive and earlier.state not in GOOD:
+            return earlier
+    return None
+
+
+def _has_result(shown: View) -> bool:
+    """Whether a stage that SLURM has forgotten has left what it was to make, since it was submitted."""
+    folder = attempt_record.job_folder(Path(shown.run_dir), shown.name.removeprefix(f"{Path(shown.run_dir).name}-"))
+    noted = read_json(folder / attempt_record.RECORD)
+    said = dict(word.partition("=")[::2] for word in read_json(folder / "overrides.json")["overrides"])
+    if shown.stage == "prepare":
+        results = [Path(said["data_dir"], str(shown.split), "train", "meta", "info.json")]
+    else:
+        results = [Path(said["report_dir"], name) for name in ("open_loop.json", "closed_loop.json")]
+    since = datetime.fromisoformat(noted["submitted"]).timestamp()
+    found = [path for path in (Path(noted["folder"], result) for result in results) if path.is_file()]
+    return any(path.stat().st_mtime >= since for path in found)
+
+
+# -- the one that is meant ---------------------------------------------------------------------------------------------
+
+
+def find(known: Sequence[View], name: str, runs_dir: Path) -> View:
+    """The run that a user means: by its name in the list, its run folder's path, or its split when only one has it."""
+    path = str(Path(name).absolute())
+    for matches in (
+        [v for v in known if v.name == name],
+        [v for v in known if path == v.run_dir or name == Path(v.run_dir).name],
+        [v for v in known if v.split == name and v.stage == "finetune"],
+        [v for v in known if v.split == name],
+    ):
+        if len({v.run_dir for v in matches}) > 1:
+            listed = ", ".join(sorted({v.name if v.name != name else v.run_dir for v in matches}))
+            raise ToolkitError(f'"{name}" may be any of these runs: {listed}. Name one of them.')
+        if matches:
+            return next((v for v in matches if v.stage == "finetune"), matches[0])
+    hint = did_you_mean(name, [v.name for v in known])
+    raise ToolkitError(f'There is no run "{name}" in {runs_dir}.{hint} (python -m finetune.jobs lists them)')
