@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ def write(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content))
 
 
-def past_run(runs_dir: Path, name: str, *, ended: dict | None, outcome: dict | None = None) -> Path:
+def past_run(
+    runs_dir: Path, name: str, *, ended: dict | None, outcome: dict | None = None, split: str = "color_object"
+) -> Path:
     """A run folder as an attempt that logged two steps of 10 left it."""
     run_dir = runs_dir / name
     begun = {"attempt": 1, "id": "x", "job_id": "7", "started": "2026-11-20T10:00:00+00:00", "job_name": name}
@@ -41,10 +44,14 @@ def past_run(runs_dir: Path, name: str, *, ended: dict | None, outcome: dict | N
             write(run_dir / "attempts" / "1" / file, content)
     lines = [{"step": step, "loss": 1 / step, "samples_per_second": 4.0} for step in (1, 2)]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "lo')
-    config = load("finetune", ["local=none", "train.max_steps=10", f"split={name}"], check_here=False)
     (run_dir / "job").mkdir()
-    (run_dir / "job" / "config.yaml").write_text(as_yaml(config))
+    (run_dir / "job" / "config.yaml").write_text(configuration(split))
     return run_dir
+
+
+@cache
+def configuration(split: str) -> str:
+    return as_yaml(load("finetune", ["local=none", "train.max_steps=10", f"split={split}"], check_here=False))
 
 
 @pytest.fixture

@@ -103,14 +103,14 @@ def _with_plain(recorded: Sequence[Entry], queue: Queue, runs_dir: Path) -> list
 def _of_plain_job(job: Job, runs_dir: Path) -> Iterable[Entry]:
     """The entry of a job whose script is one of finetune_jobs/ or like them; none where it is of another project.
 
-    That is told by the run folder below `runs_dir`, or by `runs_dir` below the checkout that it was submitted from.
+    Its run folder lies below `runs_dir`, or anywhere where that is runs/ of the checkout that it was submitted from.
     """
     found = _run_of(job.command, job.work_dir)
     if found is None:
         return
     run_dir, split = found
     ours, checkout = (Path(os.path.realpath(path)) for path in (runs_dir, job.work_dir))
-    if Path(os.path.realpath(run_dir)).is_relative_to(ours) or ours.is_relative_to(checkout):
+    if Path(os.path.realpath(run_dir)).is_relative_to(ours) or ours == checkout / "runs":
         noted = {"name": run_dir.name, "stage": "finetune", "split": split, "user": job.user}
         yield Entry(run_dir, {**noted, "job_id": job.job_id, "job_name": job.name})
 

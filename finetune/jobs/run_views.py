@@ -93,7 +93,7 @@ def view(entry: Entry, known: KnownJobs) -> View:
         alive=job.alive,
         nodes=job.nodes,
         job_left=job.time_left if job.alive else "",
-        gpu_hours=None if job.gpus is None else job.gpus * job.seconds / 3600,
+        gpu_hours=job.gpus * job.seconds / 3600 if job.gpus and job.seconds else None,
         cpu_share=job.cpu_share,
         peak_memory=job.peak_memory,
         waits_for=list(noted.get("after", [])),

@@ -241,7 +241,8 @@ def run_folders(runs_dir: Path) -> list[Path]:
     for folder, inside, files in os.walk(runs_dir, followlinks=True):
         path = Path(os.path.abspath(folder))
         depth = len(Path(folder).relative_to(runs_dir).parts)
-        is_run = depth > 0 and not _MARKS.isdisjoint([*inside, *files])
+        marked = not _MARKS.isdisjoint([*inside, *files]) or any(name.startswith("job-") for name in inside)
+        is_run = depth > 0 and marked
         found |= {path} if is_run else set()
         inside[:] = [] if is_run or depth > _DEEPEST else [name for name in inside if not name.startswith(".")]
     return sorted(found)
