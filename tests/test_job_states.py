@@ -8,10 +8,12 @@ import os
 import pwd
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from slurm_cluster import ROOT, Cluster
+from slurm_cluster import ROOT, Cluster, NoCluster, running_cluster
 from test_jobs import by_name, past_run, without_slurm, write
 
 from finetune.jobs.control import cancel, resubmit
@@ -222,6 +224,36 @@ def test_gpu_hours_are_those_of_all_attempts(tmp_path: Path, capsys: pytest.Capt
     close_lost(Attempt(3, log.parent))
     (found,) = views(tmp_path)
     assert found.gpu_hours == pytest.approx(9.0)
+
+
+@pytest.mark.long
+def test_accounts_say_what_a_job_used_also_after_squeue_has_forgotten_it(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = "import time; held = bytearray(200 << 20); end = time.time() + 6\nwhile time.time() < end: pass"
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(running_cluster(tmp_path_factory.mktemp("c") / "c", ACCOUNTING="yes"))
+        except NoCluster as why:
+            pytest.skip(str(why))
+        monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+        (tmp_path / "busy.py").write_text(busy)
+        asked = ("--cpus-per-task=2", "--gres=gpu:a100:2", f"--wrap={sys.executable} {tmp_path}/busy.py")
+        job = cluster.submit(*asked, f"--output={tmp_path}/log")
+        stage(tmp_path / "runs" / "x", "evaluate", job).touch()
+        cluster.wait_for_state(job)
+        configuration = cluster.folder / "etc" / "slurm.conf"
+        configuration.write_text(configuration.read_text().replace("MinJobAge=3600", "MinJobAge=2"))
+        cluster.run("scontrol", "reconfigure")
+        until = time.monotonic() + 120
+        while job in cluster.run("squeue", "--states=all", "--noheader") and time.monotonic() < until:
+            time.sleep(1)
+        (found,) = views(tmp_path / "runs", usage=True)
+        (plain,) = views(tmp_path / "runs")
+    assert (found.state, plain.state, plain.cpu_share) == ("completed", "completed", None)
+    assert found.gpu_hours == plain.gpu_hours and 2 * 6 <= (found.gpu_hours or 0) * 3600 < 2 * 60
+    assert 0.1 < (found.cpu_share or 0) <= 0.6  # one of two CPUs
+    assert 200 << 20 < (found.peak_memory or 0) < 400 << 20
 
 
 def test_what_the_list_costs_does_not_grow_but_with_a_few_files_a_run(

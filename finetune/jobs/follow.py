@@ -27,6 +27,8 @@ def follow(runs_dir: Path, name: str, lines: int, write: Callable[[str], object]
     found = find(views_of(known), name, runs_dir)
     run_dir = Path(found.run_dir)
     log, position, answers_gone = "", 0, 0
+    if found.state == "pending":
+        write(f"{found.name} waits in the queue ({found.reason or 'no reason given'})\n")
     while True:
         path = found.log or _log_of_job(found)
         if path and path != log and Path(path).is_file():

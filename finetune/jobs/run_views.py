@@ -116,7 +116,7 @@ def _with_records(shown: View, job: Job, known: KnownJobs) -> View:
     if shown.state == "local" and (attempt_record.read_optional(run_dir / STATUS) or {}).get("status") == "finished":
         shown = replace(shown, state="finished")
     # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
-    logs = [log for log in (shown.log, attempts and str(attempts[-1].folder / "rank-0.log")) if log]
+    logs = [log for log in (shown.log, own and str(own.folder / "rank-0.log")) if log]
     return replace(shown, log=next((log for log in logs if Path(log).is_file()), logs[0] if logs else None))
 
 

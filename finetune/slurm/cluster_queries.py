@@ -307,7 +307,7 @@ def _squeue(whose: str) -> dict[str, Job]:
     for words in ([word.strip() for word in line.split(_SEPARATOR)] for line in lines):
         if len(words) != len(_OF_A_JOB_LINE):  # the rest of a command with line breaks
             continue
-        said = dict(zip(_OF_A_JOB_LINE, words, strict=True))
+        said: dict[str, Any] = dict(zip(_OF_A_JOB_LINE, words, strict=True))
         said |= {name: "" for name, nothing in _NOTHING.items() if said[name] == nothing}
         number, ran, gres, count = (said.pop(name) for name in ("number", "ran", "gres", "count"))
         gpus = sum(gpus_of(gres).values()) * int(count) if "gpu" in gres and count.isdecimal() else None
