@@ -4,6 +4,7 @@ after SLURM has forgotten them."""
 from __future__ import annotations
 
 import io
+import json
 import os
 import pwd
 import subprocess
@@ -20,6 +21,8 @@ from finetune.jobs.control import cancel, resubmit
 from finetune.jobs.follow import follow
 from finetune.jobs.run_views import views
 from finetune.slurm.attempt_record import Attempt, close_lost
+from finetune.slurm.launch_request import read
+from finetune.slurm.submit import launch
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 
@@ -148,6 +151,29 @@ def test_of_a_chain_only_what_was_dropped_is_submitted_again(cluster: Cluster, t
     with pytest.raises(ToolkitError, match=r"color_object is \w+ as job"):
         resubmit(tmp_path / "runs", "color_object")
     cancel(tmp_path / "runs", "all")
+
+
+@pytest.mark.long
+def test_a_chain_of_the_launcher_is_restored_where_it_broke(cluster: Cluster, site, tmp_path: Path) -> None:
+    raw, runs = tmp_path / "raw", tmp_path / "runs"
+    for split in ("color_object", "color_size"):
+        (raw / split / "train").mkdir(parents=True)
+    setup = [f"echo started; test -e {tmp_path}/mended || exit 1", "exit 0"]
+    points = ("split=color_object,color_size", f"raw_dir={raw}", f"dataset.data_dir={tmp_path}/made")
+    asked = ("stages=prepare,finetune,evaluate", *points, f"cluster.setup={json.dumps(setup)}")
+    batches = launch(read(site(*asked)))
+    for batch in batches:
+        cluster.wait_for_state(batch.job_id)
+    found = by_name(runs)
+    stages = ("color_size-prepare", "color_size", "color_size-evaluate")
+    assert [found[name].state for name in stages] == ["failed", "dropped", "dropped"]
+    (tmp_path / "mended").touch()
+    assert len(resubmit(runs, "color_size-evaluate")) == 4  # of one point, and how to follow it
+    found = by_name(runs)
+    cluster.wait_for_state(str(found["color_size-evaluate"].job))
+    states = {name: view.state for name, view in by_name(runs).items()}
+    assert {states[name] for name in stages} == {"completed"}
+    assert states["color_object"] == states["color_object-evaluate"] == "dropped"
 
 
 # -- what SLURM has forgotten ------------------------------------------------------------------------------------------
