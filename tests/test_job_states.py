@@ -140,7 +140,7 @@ def test_a_dropped_stage_names_the_one_that_failed_and_the_chain_is_restored(clu
 def test_of_a_chain_only_what_was_dropped_is_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "color_object"
     run_dir.mkdir(parents=True)
-    script = f"#!/bin/bash\n#SBATCH --cpus-per-task=1 --output={run_dir}/x\n"
+    script = f"#!/bin/bash\n#SBATCH --cpus-per-task=1 --output={run_dir}/x\nsleep 60\n"
     stage(run_dir, "prepare", "11", script=script).touch()
     stage(run_dir, "finetune", "12", after=("11",), script=script).touch()
     stage(run_dir, "evaluate", "13", after=("12",), script=script)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -84,35 +84,44 @@ def in_words(error: Exception) -> str:
 
 
 def _with_plain(recorded: Sequence[Entry], queue: Queue, runs_dir: Path) -> list[Entry]:
-    """With this user's plain jobs that no run folder records, each in the place of an older one that is over."""
-    jobs = {job.job_id: job for job in queue.jobs.values() if job.user == user_name(os.getuid()) and job.command}
-    ids = {entry.noted.get("job_id") for entry in recorded}
-    plain = [entry for job in jobs.values() if job.job_id not in ids for entry in _of_plain_job(job, runs_dir)]
-    known = {entry.run_dir for entry in recorded}
-    elsewhere = {entry.run_dir for entry in plain if entry.run_dir not in known and entry.run_dir.is_dir()}
-    entries = [*recorded, *(entry for run_dir in elsewhere for entry in recorded_in(run_dir))]
-    ids = {entry.noted.get("job_id") for entry in entries}
-    plain = [entry for entry in plain if entry.noted["job_id"] not in ids]
-    for run_dir in {entry.run_dir for entry in plain}:
-        rivals = [e for e in [*entries, *plain] if e.run_dir == run_dir and e.noted["stage"] == "finetune"]
-        alive = [e for e in rivals if (job := queue.find(e.noted)) and job.alive]
-        entries = [e for e in entries if e not in rivals] + (alive or [max(rivals, key=lambda e: e.number)])
+    """With this user's plain jobs that no run folder records."""
+    entries, me = [*recorded], user_name(os.getuid())
+    for job in {job.job_id: job for job in queue.jobs.values() if job.user == me and job.command}.values():
+        entry = None if _is_known(job, entries) else _of_plain_job(job, runs_dir)
+        if entry is None:
+            continue
+        if entry.run_dir.is_dir() and all(other.run_dir != entry.run_dir for other in entries):
+            entries += recorded_in(entry.run_dir)
+        if not _is_known(job, entries):
+            rivals = [e for e in entries if e.run_dir == entry.run_dir and e.noted["stage"] == "finetune"]
+            entries = [e for e in entries if e not in rivals] + _standing([*rivals, entry], queue)
     return sorted(entries, key=lambda e: (e.run_dir, e.noted["stage"] != "finetune", e.noted["name"], e.number))
 
 
-def _of_plain_job(job: Job, runs_dir: Path) -> Iterable[Entry]:
-    """The entry of a job whose script is one of finetune_jobs/ or like them; none where it is of another project.
+def _is_known(job: Job, entries: Sequence[Entry]) -> bool:
+    return any(entry.noted.get("job_id") == job.job_id for entry in entries)
+
+
+def _standing(rivals: Sequence[Entry], queue: Queue) -> list[Entry]:
+    """Of several jobs of one run those that SLURM still has; where it has none, the newest."""
+    alive = [entry for entry in rivals if (job := queue.find(entry.noted)) and job.alive]
+    return alive or [max(rivals, key=lambda entry: entry.number)]
+
+
+def _of_plain_job(job: Job, runs_dir: Path) -> Entry | None:
+    """The entry of a job whose script is one of finetune_jobs/ or like them; None where it is of another project.
 
     Its run folder lies below `runs_dir`, or anywhere where that is runs/ of the checkout that it was submitted from.
     """
     found = _run_of(job.command, job.work_dir)
     if found is None:
-        return
+        return None
     run_dir, split = found
     ours, checkout = (Path(os.path.realpath(path)) for path in (runs_dir, job.work_dir))
-    if Path(os.path.realpath(run_dir)).is_relative_to(ours) or ours == checkout / "runs":
-        noted = {"name": run_dir.name, "stage": "finetune", "split": split, "user": job.user}
-        yield Entry(run_dir, {**noted, "job_id": job.job_id, "job_name": job.name})
+    if not (Path(os.path.realpath(run_dir)).is_relative_to(ours) or ours == checkout / "runs"):
+        return None
+    noted = {"name": run_dir.name, "stage": "finetune", "split": split, "user": job.user}
+    return Entry(run_dir, {**noted, "job_id": job.job_id, "job_name": job.name})
 
 
 @lru_cache(1024)
