@@ -113,4 +113,4 @@ def test_a_run_whose_node_died_is_not_finished(patient: Cluster, submit: Submit)
     patient.wait(lambda: (run / "attempts/0/ended.json").is_file(), 60, "record", job)
     assert ended(run)["what"] == "stop" and "the failure of a node" in str(ended(run)["reason"])
     (shown,) = views(run.parent)
-    assert shown.state == "stopped" and not shown.alive
+    assert shown.state == "stopped" and not shown.alive and shown.gpu_hours
