@@ -19,7 +19,7 @@ from finetune.recipe import ClusterConfig
 from finetune.slurm import cluster_queries as inventory
 from finetune.slurm import cluster_queries as queue
 from finetune.slurm.batches import Batch, batches_of, cluster_of
-from finetune.slurm.cluster_queries import Job, Node, Partition, Queue, in_time
+from finetune.slurm.cluster_queries import Node, Partition, Queue, in_time
 from finetune.slurm.launch_request import Request, read
 from finetune.slurm.refusals import check_fits, megabytes
 from finetune.slurm.submit import launch, submit
@@ -196,24 +196,31 @@ def answers(monkeypatch: pytest.MonkeyPatch, module: object, **said: str) -> lis
 
 
 SQUEUE = """\
-7|7|RUNNING|1:00|n1|None|groot
-9_0|10|RUNNING|2:00|n2|None|groot
-9_[1-3]|9|PENDING|3:00||Priority|groot
+7|7|RUNNING|1:00|n1|None|me|1:30|gres:gpu:a100:4|2|(null)|groot|/w|/w/a.sbatch x=1
+a second line of its command
+9_0|10|RUNNING|2:00|n2|None|me|0:10|N/A|1|(null)|groot|/w|(null)
+9_[1-3]|9|PENDING|3:00||Priority|me|0:00|N/A|1|afterok:7(unfulfilled)|groot|/w|(null)
 """
-SACCT = "5|CANCELLED by 1000|n3|groot\n7|FAILED|n4|groot\n"
+SACCT = "5|CANCELLED by 1000|n3|me|60|cpu=2,gres/gpu=4||||groot\n5|FAILED|n4|me|30|cpu=2,gres/gpu=4||||groot\n"
 
 
 def test_jobs_are_squeues_and_those_it_has_forgotten_sacct_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = answers(monkeypatch, queue, squeue=SQUEUE, sacct=SACCT)
-    found = Queue.read(["5", "7", "9_0"])
+    calls = answers(monkeypatch, queue, squeue=SQUEUE.replace("|", "\x1f"), sacct=SACCT)
+    found = Queue.read([{"job_id": job} for job in ("5", "7", "9_0")])
     assert calls[1][-1] == "--jobs=5"
-    assert found.jobs["7"] == Job("7", "groot", "RUNNING", "", "1:00", "n1")
-    assert found.jobs["5"].state == "CANCELLED" and not found.jobs["5"].alive
+    job = found.jobs["7"]
+    assert (job.name, job.state, job.reason, job.time_left, job.nodes) == ("groot", "RUNNING", "", "1:00", "n1")
+    assert (job.gpus, job.seconds, job.command) == (8, 90, "/w/a.sbatch x=1")
+    forgotten = found.jobs["5"]
+    assert (forgotten.state, forgotten.seconds, forgotten.gpus, forgotten.alive) == ("FAILED", 90, 4, False)
     assert found.jobs["10"] == found.jobs["9_0"] and "9" not in found.jobs
     assert found.jobs["9_[1-3]"].reason == "Priority" and found.jobs["9_[1-3]"].alive
+    assert found.jobs["9_[1-3]"].dependency == "afterok:7(unfulfilled)"
     assert found.find({"job_id": 7}) == found.find({"job_id": "7", "job_name": "groot"}) == found.jobs["7"]
     assert found.find({"job_id": "7", "job_name": "another"}) is None and found.find({"job_id": "8"}) is None
-    assert len(calls) == 2 and Queue.read(["7"]).jobs.keys() == {"7", "9_0", "10", "9_[1-3]"} and len(calls) == 3
+    others = [{"job_id": "7", "user": "other"}, {"job_id": "6", "user": "other"}]
+    assert len(calls) == 2 and Queue.read(others).jobs.keys() == {"5", "7", "9_0", "10", "9_[1-3]"}
+    assert calls[3][1] == "--jobs=6"
 
 
 def test_partitions_are_read_with_their_own_nodes_and_limits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from finetune.jobs.run_views import DROPPED, GOOD, View, find, views
+from finetune.jobs.known_jobs import KnownJobs
+from finetune.jobs.run_views import DROPPED, GOOD, View, find, views_of
 from finetune.recipe import ClusterConfig
 from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, now, read_optional, resolved
-from finetune.slurm.cluster_queries import Queue, slurm
+from finetune.slurm.batches import job_name_of, output_in
+from finetune.slurm.cluster_queries import slurm
 from finetune.slurm.render import render
-from finetune.slurm.submit import job_name_of, one_at_a_time, output_in, sbatch
+from finetune.slurm.submit import one_at_a_time, sbatch
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
@@ -25,14 +27,13 @@ def cancel(runs_dir: Path, name: str) -> list[str]:
     A run's name means all of its stages, a stage's name that one. A conversion that other runs wait for continues,
     unless all are cancelled. Another user's job is left alone, which is refused where it was meant.
     """
-    Queue.answered()
-    wanted = known = views(runs_dir)
+    wanted = known = _answered(runs_dir)
     if name != "all":
         found = find(known, name, runs_dir)
         alone = found.stage != "finetune" and found.name == name
         wanted = [found] if alone else [v for v in known if v.run_dir == found.run_dir]
     kept = {job for v in known if v not in wanted and v.alive for job in v.waits_for}
-    ended = [v for v in wanted if v.alive and v.job is not None and v.job.partition("_")[0] not in kept]
+    ended = [v for v in wanted if v.alive and v.job is not None and v.job not in kept]
     ours, foreign = ([v for v in ended if v.is_foreign is other] for other in (False, True))
     if foreign and name != "all":
         listed = ", ".join(f"job {v.job} of {v.name} is {v.user}'s" for v in foreign)
@@ -44,6 +45,13 @@ def cancel(runs_dir: Path, name: str) -> list[str]:
     return lines or ["no job of it is queued or running"]
 
 
+def _answered(runs_dir: Path) -> list[View]:
+    """The jobs as SLURM has them; ToolkitError where it gives no answer."""
+    known = KnownJobs.read(runs_dir)
+    known.queue.require()
+    return views_of(known)
+
+
 # -- again -------------------------------------------------------------------------------------------------------------
 
 
@@ -51,8 +59,7 @@ def resubmit(runs_dir: Path, name: str) -> list[str]:
     """Submit a run's saved job script again, with the code and overrides of then, and after it the stages that waited
     for it and were dropped. A run that was itself dropped begins with the stage that failed. Returns a line on each."""
     with one_at_a_time(runs_dir.absolute()):
-        Queue.answered()
-        known = views(runs_dir)
+        known = _answered(runs_dir)
         found = find(known, name, runs_dir)
         if found.alive:
             raise ToolkitError(

@@ -259,13 +259,6 @@ class Queue:
             jobs[job_id] = replace(jobs[job_id], cpu_share=found.cpu_share, peak_memory=found.peak_memory)
         return cls({**accounted, **jobs})
 
-    @classmethod
-    def answered(cls) -> Queue:
-        """As `read`, for what must not continue without an answer."""
-        queue = cls.read()
-        queue.require()
-        return queue
-
     def require(self) -> None:
         """Raise ToolkitError where there was no answer."""
         if self.silence:
