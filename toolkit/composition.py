@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -30,10 +29,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.commands import COMMANDS
-from toolkit.declaration import Key, keys_of, nearest
-from toolkit.shared_keys import check_split, choose_own_split
+from toolkit.declaration import Key, flat, keys_of, nearest
+from toolkit.shared_keys import check_split, choose_own_split, expanded
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_OF_THE_SHELL = re.compile(r"(?<!\\)\$\{(?=[A-Z_])")  # our own keys are in small letters
 _PLAIN_LIST = re.compile(r"\[((?!.*'')[^\[\]{}\\]*)\]")
 QUOTES = ('"', "'")
 COMMAND_LINE = "the command line"
@@ -238,9 +238,13 @@ def compose(config_name: str, local: Overrides, command: Overrides, config_dir: 
     return Composition(config, whole, chosen, assigned, config_dir)
 
 
-def to_object(config: DictConfig) -> Any:
-    """The dataclass instance, every interpolation and ~ resolved; a missing value raises ToolkitError."""
+def to_object(config: DictConfig, here: bool = True) -> Any:
+    """The dataclass instance, every interpolation, variable and ~ resolved; a missing value raises ToolkitError.
+
+    `here=False` leaves variables that are not set in folders that only a job's node must know.
+    """
     try:
+        _leave_to_the_shell(config)
         instance = OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
         raise ToolkitError(f"{error.full_key} has no value. Write {error.full_key}=VALUE.") from None
@@ -252,8 +256,19 @@ def to_object(config: DictConfig) -> Any:
             section, _, name = key.name.rpartition(".")
             holder = attrgetter(section)(instance) if section else instance
             value = getattr(holder, name)
-            setattr(holder, name, value and os.path.expanduser(value))
+            with suppress(ToolkitError) if key.bounds.get("on_node") and not here else nullcontext():
+                setattr(holder, name, value and expanded(key.name, value))
     return instance
+
+
+def _leave_to_the_shell(config: DictConfig) -> None:
+    """${NAME} in capitals is a variable of the environment, not one of our keys."""
+    raw: Any = OmegaConf.to_container(config)
+    for name, value in flat(raw).items():
+        texts = value if isinstance(value, list) else [value]
+        spared = [_OF_THE_SHELL.sub(r"\${", text) if isinstance(text, str) else text for text in texts]
+        if spared != texts:
+            OmegaConf.update(config, name, spared if isinstance(value, list) else spared[0])
 
 
 def read_local(config_name: str, name: str | None, config_dir: Path) -> Overrides:

@@ -107,7 +107,7 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
         print(help_text(config_name, config_dir))
         raise SystemExit(0)
     composition = _compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir)
-    config = to_object(composition.config)
+    config = to_object(composition.config, check_here)
     check_values(config)
     _call(config, "check_given", composition.assigned[-1].values)
     read_robot(config)
