@@ -47,6 +47,7 @@ def main(config: SiteConfig) -> None:
     text = proposal(Findings(job, config.cluster, answer, settings, shown), head)
     print(text, end="")
     if config.write:
+        target.parent.mkdir(exist_ok=True)
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
         print(f"Written to {target}. python -m finetune.slurm.render writes it into the job scripts.")
