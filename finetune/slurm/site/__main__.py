@@ -6,6 +6,7 @@ python -m finetune.slurm.site --help"""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -29,6 +30,7 @@ from toolkit.command_line import run_main
 from toolkit.installation import CHECKOUT, CONFIG_DIR
 
 ASK_SECONDS = 2.0
+SHOWN_SECONDS = 10.0  # network disks show late what another node has written; SLURM may not answer for a moment
 _MARK = "SITE_CHECK_EXPORTED"  # whether it arrives in the job shows what of a shell does
 
 
@@ -88,15 +90,15 @@ python3 "${{probe[@]}}" --problem="$(tail -n 1 {shlex.quote(f"{folder}/problem")
 
 def _wait(job_id: str, folder: Path, config: SiteConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """The answer once it is there; ToolkitError where the job ends without, or does not start in time."""
-    until, said = time.monotonic() + config.wait_minutes * 60, ""
+    until, said, ended = time.monotonic() + config.wait_minutes * 60, "", math.inf
     while True:
         shown = _show("job", job_id)
         state = f"{shown.get('JobState', 'unknown').lower()} ({shown.get('Reason', '?')})"
-        over = shown.get("JobState") not in (*ALIVE, None)
-        if over and (folder / "answer.json").is_file():
-            return read_json(folder / "answer.json"), {**_show("partition", shown.get("Partition", "")), **shown}
-        if over:
-            time.sleep(ASK_SECONDS)  # network disks show late what another node has written
+        if shown.get("JobState") not in ALIVE:
+            if (folder / "answer.json").is_file():
+                return read_json(folder / "answer.json"), {**_show("partition", shown.get("Partition", "")), **shown}
+            ended = min(ended, time.monotonic())
+        if time.monotonic() > ended + SHOWN_SECONDS:
             raise ToolkitError(f"job {job_id} ended without an answer, {state}: {_log(folder)}")
         if time.monotonic() > until:
             raise ToolkitError(

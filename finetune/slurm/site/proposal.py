@@ -45,7 +45,7 @@ def _keys(found: Findings) -> Iterator[tuple[str, Any, str]]:
     proposed = {name: (value, reason) for name, value, reason in [*_resources(found), *_surroundings(found)]}
     for field in dataclasses.fields(ClusterConfig):
         name, value = field.name, getattr(found.given, field.name)
-        if value != getattr(ClusterConfig(), name) and name not in ("nodes", "gpu_type", "gpus_per_node"):
+        if value != getattr(ClusterConfig(), name) and name not in ("gpu_type", "gpus_per_node"):
             yield name, dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value, "as given"
         elif name in proposed:
             yield name, *proposed[name]
@@ -62,11 +62,7 @@ def _resources(found: Findings) -> Iterator[tuple[str, Any, str]]:
     if best:
         gpus = min(best, 4)
         yield "gpus_per_node", gpus, f"of {best} in a node of {found.job.where}"
-        yield (
-            "gpu_type",
-            cluster.gpu_type,
-            "as SLURM names them" if cluster.gpu_type else "SLURM names no such type: any",
-        )
+        yield "gpu_type", cluster.gpu_type, "as SLURM names them" if cluster.gpu_type else "SLURM names no type"
         if largest:
             yield "cpus_per_task", max(largest.cpus * gpus // best, 1), f"of {largest.cpus}, the share of {gpus} GPUs"
     elif largest:
@@ -146,8 +142,8 @@ def _policy(found: Findings) -> Iterator[str]:
     says, partition = found.settings, found.job.partition
     wait = says.get("KillWait", "?").removesuffix(" sec")
     yield f"a cancelled job is killed after {wait} s (KillWait); it saves if that is enough"
-    if partition and partition.is_default and not found.job.cluster.gpus_per_node:
-        yield f"the default partition, {partition.name}, has no GPUs"
+    if partition and not partition.is_default and not found.job.cluster.partition:
+        yield f"jobs with GPUs are sent to partition {partition.name} by the site itself"
     mode, grace = found.shown.get("PreemptMode", "OFF"), found.shown.get("GraceTime", "0")
     if mode not in ("OFF", "GANG"):
         yield f"partition {found.job.where} is preempted ({mode}), with {grace} s of grace"

@@ -84,15 +84,17 @@ def _candidates(config: SiteConfig, partitions: Mapping[str, Partition]) -> Iter
     with_gpus = [name for name, found in partitions.items() if found.is_up and most(found.nodes, None)]
     for name in [config.cluster.partition] if config.cluster.partition else [None, *with_gpus]:
         nodes = [node for found in partitions.values() if name in (None, found.name) for node in found.nodes]
-        kinds = [kind for kind in (config.cluster.gpu_type, None) if most(nodes, kind)]
-        count = most(nodes, kinds[0]) if kinds else 0
-        gpus = min(count, 2) if config.gpus is None else config.gpus
+        known = sorted({kind for node in nodes for kind in node.gpus}, key=lambda kind: -most(nodes, kind))
+        wanted = config.cluster.gpu_type
+        kind = wanted if wanted in known else next(filter(None, known), None)
+        gpus = min(most(nodes, kind), 2) if config.gpus is None else config.gpus
         yield dataclasses.replace(
             config.cluster,
             partition=name,
             nodes=1,
             gpus_per_node=gpus,
-            gpu_type=kinds[0] if kinds and gpus else None,
+            gpu_type=kind if gpus else None,
             cpus_per_task=min(2 * max(gpus, 2), max((node.cpus for node in nodes), default=1)),
             time=JOB_TIME,
+            grace_seconds=1,  # a signal in the middle of it would end it
         )
