@@ -175,6 +175,8 @@ finetune() {
 
 node() { # torchrun. The signals are for its workers: it would end on them, and the workers with it.
     trap '' USR1 USR2 TERM
+    [ ${#container[@]} -gt 0 ] || command -v "$GROOT_STEP_PYTHON" > /dev/null ||
+        fail "$SLURMD_NODENAME has no $GROOT_STEP_PYTHON: make that environment on a disk that all nodes share"
     local meet=(--standalone)
     [ "$SLURM_JOB_NUM_NODES" -eq 1 ] || meet=(--nnodes="$SLURM_JOB_NUM_NODES" --node-rank="$SLURM_NODEID"
         --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")
