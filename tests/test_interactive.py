@@ -42,8 +42,8 @@ def test_in_the_shell_of_salloc_on_all_its_nodes(
     asked = ("--nodes=2", "--gres=gpu:a100:1", "--ntasks-per-node=2", "--mem=2000")
     script = tmp_path / "shell.sh"  # what the user types: the run, and the same once more when it has stopped
     script.write_text(
-        'finetune_jobs/run.sh finetune split=color_object "$@" & echo $! > "$OUT/pid"; wait $!; echo "status $?"\n'
-        'squeue --noheader --jobs=$SLURM_JOB_ID --format=%T\nbash finetune_jobs/color_object.sbatch "$@"\n'
+        'bash -c \'echo $$ > "$OUT/pid"; exec finetune_jobs/run.sh finetune split=color_object "$@"\' _ "$@"\n'
+        'echo "status $?"; squeue --noheader --jobs=$SLURM_JOB_ID --format=%T\nbash finetune_jobs/color_object.sbatch "$@"\n'
     )
     cluster.env["OUT"] = str(tmp_path)
     shell = started(cluster, tmp_path, "salloc", *asked, "bash", str(script), *given)
@@ -63,11 +63,11 @@ def test_in_a_step_that_holds_the_whole_job_and_ends_before_its_limit(
     cluster: Cluster, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     """As in `srun --pty bash`, or a terminal of a Jupyter server that srun has started."""
-    given = arguments(tmp_path, small_data, tiny_base, "train.max_steps=100000", "cluster.grace_seconds=30")
-    asked = ("--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--gres=gpu:a100:2", "--time=1", "--mem=2000")
+    given = arguments(tmp_path, small_data, tiny_base, "train.max_steps=100000", "cluster.grace_seconds=90")
+    asked = ("--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--gres=gpu:a100:2", "--time=3", "--mem=2000")
     line = 'bash "$0" "$@"; echo "status $?"; squeue --noheader --jobs=$SLURM_JOB_ID --format=%T'
     terminal = started(cluster, tmp_path, "srun", *asked, "bash", "-c", line, JOB, *given)
-    assert terminal.wait(timeout=180) == 0, (tmp_path / "log").read_text()[-5000:]
+    assert terminal.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-5000:]
     assert "status 3\nRUNNING\n" in (tmp_path / "log").read_text()
     outcome = json.loads((tmp_path / "run" / "attempts" / "0" / "outcome.json").read_text())
     assert outcome["reason"] == "time limit" and (tmp_path / "run" / outcome["checkpoint"]).is_dir()
