@@ -132,7 +132,9 @@ def test_a_job_that_cannot_work_says_why_and_is_not_requeued(
         submit("typo", "train.lr=1"): 'Did you mean "train.learning_rate"?',
         submit("time", "cluster.grace_seconds=90000"): "gives this attempt",
         submit("late", "cluster.nodes=2"): "cluster.nodes=2 comes too late",
-        submit("scratch", "cluster.scratch=$NOWHERE/x"): "cluster.scratch=$NOWHERE/x: the variable NOWHERE is not set here",
+        submit(
+            "scratch", "cluster.scratch=$NOWHERE/x"
+        ): "cluster.scratch=$NOWHERE/x: the variable NOWHERE is not set here",
         submit("elsewhere", cwd=tmp_path, script=str(ROOT / JOB)): "submit it in the folder of the checkout",
     }
     for job, message in refused.items():

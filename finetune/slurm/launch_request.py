@@ -335,7 +335,7 @@ class _Composer:
         if "$" in values.get("cache_dir", "") or (scratch and "cache_dir" not in arguments):
             values.pop("cache_dir", None)
         values = {n: v for n, v in values.items() if not (folders[n].bounds.get("file") and v and is_ready_robot(v))}
-        absolute = {name: os.path.abspath(v) for name, v in values.items() if not is_hub_id(v)}
+        absolute = {name: os.path.abspath(v) for name, v in values.items() if name != "model.base" or not is_hub_id(v)}
         return {**arguments, **absolute}
 
 

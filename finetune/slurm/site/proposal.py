@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.recipe import ClusterConfig
+from finetune.recipe import ClusterConfig, StagesConfig
 from finetune.slurm.cluster_queries import in_time, most, seconds_of
 from finetune.slurm.site.request import SiteJob
 
@@ -46,7 +46,7 @@ def _keys(found: Findings) -> Iterator[tuple[str, Any, str]]:
     for field in dataclasses.fields(ClusterConfig):
         name, value = field.name, getattr(found.given, field.name)
         if value != getattr(ClusterConfig(), name) and name not in ("gpu_type", "gpus_per_node"):
-            yield name, dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value, "as given"
+            yield name, dataclasses.asdict(value) if isinstance(value, StagesConfig) else value, "as given"
         elif name in proposed:
             yield name, *proposed[name]
 
