@@ -43,7 +43,8 @@ def test_in_the_shell_of_salloc_on_all_its_nodes(
     script = tmp_path / "shell.sh"  # what the user types: the run, and the same once more when it has stopped
     script.write_text(
         'bash -c \'echo $$ > "$OUT/pid"; exec finetune_jobs/run.sh finetune split=color_object "$@"\' _ "$@"\n'
-        'echo "status $?"; squeue --noheader --jobs=$SLURM_JOB_ID --format=%T\nbash finetune_jobs/color_object.sbatch "$@"\n'
+        'echo "status $?"; squeue --noheader --jobs=$SLURM_JOB_ID --format=%T\n'
+        'bash finetune_jobs/color_object.sbatch "$@"\n'
     )
     cluster.env["OUT"] = str(tmp_path)
     shell = started(cluster, tmp_path, "salloc", *asked, "bash", str(script), *given)
