@@ -38,6 +38,8 @@ def sections() -> dict[str, list[str]]:
 def test_the_definitions_parse_and_what_they_copy_is_there() -> None:
     assert {name for name, _ in instructions()} <= INSTRUCTIONS and instructions()[0][0] == "FROM"
     copied = next(words.split()[:-1] for name, words in instructions() if name == "COPY")
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
+    assert sent[1] == "*" and [line.removeprefix("!") for line in sent[2:]] == copied
     assert set(sections()) == {"", *SECTIONS}
     header = dict(line.split(": ") for line in sections()[""])
     assert header == {"Bootstrap": "docker", "From": instructions()[0][1]}

@@ -90,7 +90,7 @@ def test_a_job_finds_out_what_its_site_needs(cluster: Cluster, tmp_path: Path) -
     )
     for fact in (
         *(f"Python: {sys.version.split()[0]}, ", "GPU: none is seen", "all-reduce of 0.0625 GiB, 2 processes (gloo): "),
-        *("variables of your shell reach a job", "after 5 s (KillWait)", "accounting: none", "largest array: 1001"),
+        *("variables of your shell reach a job", "after 5 s (KillWait)", "accounting: none", "lets jobs be requeued"),
     ):
         assert fact in said
     assert "\n  gpus_per_node: 4" in said and "\n  cpus_per_task: 32" in said and "  partition:" not in said

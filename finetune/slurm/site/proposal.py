@@ -147,6 +147,8 @@ def _policy(found: Findings) -> Iterator[str]:
     mode, grace = found.shown.get("PreemptMode", "OFF"), found.shown.get("GraceTime", "0")
     if mode not in ("OFF", "GANG"):
         yield f"partition {found.job.where} is preempted ({mode}), with {grace} s of grace"
+    if found.shown.get("Requeue") == "1":
+        yield "SLURM lets jobs be requeued, so that a run continues by itself"
     kept = "slurmdbd" in says.get("AccountingStorageType", "")
     yield "accounting: " + (
         "kept, sacct remembers jobs" if kept else "none, so finished jobs are known for minutes only"
