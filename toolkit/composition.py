@@ -11,9 +11,8 @@ import copy
 import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.commands import COMMANDS
-from toolkit.declaration import Key, flat, keys_of, nearest
-from toolkit.shared_keys import check_split, choose_own_split, expanded
+from toolkit.declaration import Key, keys_of, nearest
+from toolkit.shared_keys import check_split, choose_own_split
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_OF_THE_SHELL = re.compile(r"(?<!\\)\$\{(?=[A-Z_])")  # our own keys are in small letters
 _PLAIN_LIST = re.compile(r"\[((?!.*'')[^\[\]{}\\]*)\]")
 QUOTES = ('"', "'")
 COMMAND_LINE = "the command line"
@@ -236,39 +234,6 @@ def compose(config_name: str, local: Overrides, command: Overrides, config_dir: 
         given = {name for name in config.split if not OmegaConf.is_missing(config.split, name)}
         check_split(own_split, given, known_splits)
     return Composition(config, whole, chosen, assigned, config_dir)
-
-
-def to_object(config: DictConfig, here: bool = True) -> Any:
-    """The dataclass instance, every interpolation, variable and ~ resolved; a missing value raises ToolkitError.
-
-    `here=False` leaves variables that are not set in folders that only a job's node must know.
-    """
-    try:
-        _leave_to_the_shell(config)
-        instance = OmegaConf.to_object(config)
-    except MissingMandatoryValue as error:
-        raise ToolkitError(f"{error.full_key} has no value. Write {error.full_key}=VALUE.") from None
-    except OmegaConfBaseException as error:
-        reason = str(error.msg).split("\n", 1)[0]
-        raise ToolkitError(f"{error.full_key} cannot be resolved: {reason}.") from None
-    for key in keys_of(type(instance)).values():
-        if key.bounds.get("folder"):
-            section, _, name = key.name.rpartition(".")
-            holder = attrgetter(section)(instance) if section else instance
-            value = getattr(holder, name)
-            with suppress(ToolkitError) if key.bounds.get("on_node") and not here else nullcontext():
-                setattr(holder, name, value and expanded(key.name, value))
-    return instance
-
-
-def _leave_to_the_shell(config: DictConfig) -> None:
-    """${NAME} in capitals is a variable of the environment, not one of our keys."""
-    raw: Any = OmegaConf.to_container(config)
-    for name, value in flat(raw).items():
-        texts = value if isinstance(value, list) else [value]
-        spared = [_OF_THE_SHELL.sub(r"\${", text) if isinstance(text, str) else text for text in texts]
-        if spared != texts:
-            OmegaConf.update(config, name, spared if isinstance(value, list) else spared[0])
 
 
 def read_local(config_name: str, name: str | None, config_dir: Path) -> Overrides:
