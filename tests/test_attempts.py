@@ -239,6 +239,16 @@ def test_an_attempt_that_slurm_ended_is_requeued_and_no_crash(tmp_path: Path, mo
     )
 
 
+def test_an_allocation_of_ones_own_is_not_requeued(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GROOT_INTERACTIVE", "yes")
+    for last in (STOPPED, CRASH):
+        history = attempts(tmp_path / str(last), last)
+        answer = end(tmp_path / str(last), history[-1], monkeypatch, SHOWN.format("RUNNING", "None", 0, ""))
+        assert answer["GROOT_DECISION"] == "stop" and answer["GROOT_EXIT"] != "0"
+        reason = history[-1].ended["reason"]
+        assert "an allocation of your own is not requeued: type the same again to continue" in reason
+
+
 def test_what_slurm_has_requeued_by_itself_is_not_requeued_once_more(tmp_path: Path, monkeypatch) -> None:
     (attempt,) = attempts(tmp_path, STOPPED)
     answer = end(tmp_path, attempt, monkeypatch, SHOWN.format("COMPLETING", "None", 1, ""))

@@ -79,18 +79,21 @@ def test_a_job_of_two_nodes_is_one_run_with_what_its_site_needs(
     container.write_text(f'echo "$SLURMD_NODENAME $NOTE $*" >> "{tmp_path}/calls"\nexec "$@"\n')
     site = [
         *("local=none", "cluster.nodes=2", "cluster.cpus_per_task=4", "cluster.processes_per_node=1"),
-        *("cluster.setup=[echo modules are loaded]", "cluster.environment=['NOTE=of the site']"),
-        *(f"cluster.container=[bash,'{container}']", "cluster.offline=true"),
+        *("cluster.setup=[echo modules are loaded]", "cluster.environment=['NOTE=of the $PLACE']"),
+        *(f"cluster.container=[bash,'{container}']", "cluster.offline=true", "cluster.srun=[--label]"),
     ]
     render.main(site, tmp_path)
     overrides = arguments(tmp_path, small_data, tiny_base, "train.max_steps=2")
-    shell = {"SLURM_MEM_PER_NODE": "100", "SLURM_MEM_PER_CPU": "100"}  # as salloc and a Jupyter server leave them
+    # the first two as salloc and a Jupyter server leave them
+    shell = {"SLURM_MEM_PER_NODE": "100", "SLURM_MEM_PER_CPU": "100", "PLACE": "site"}
     job = cluster.submit(f"--output={tmp_path}/log", str(tmp_path / "color_object.sbatch"), *overrides, **shell)
     assert cluster.wait_for_state(job, timeout=180) == "COMPLETED", cluster.log(job)
     logs = {path.name for path in (tmp_path / "run" / "attempts" / "0").glob("*.log")}
     assert logs == {"node-node1.log", "node-node2.log", "rank-0.log", "rank-1.log"}
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
-    assert cluster.log(job).startswith("modules are loaded\n")
+    log = (tmp_path / "log").read_text()
+    assert re.match(rf"modules are loaded\n.* Python 3.*; container bash {container}; srun --label\n", log)
+    assert re.search("^0: .*step 2/2", log, re.MULTILINE)
     calls = (tmp_path / "calls").read_text()
     for node in ("node1", "node2"):
         assert re.search(rf"^{node} of the site python3 -m torch.distributed.run ", calls, re.MULTILINE)
@@ -129,7 +132,9 @@ def test_a_job_that_cannot_work_says_why_and_is_not_requeued(
         submit("typo", "train.lr=1"): 'Did you mean "train.learning_rate"?',
         submit("time", "cluster.grace_seconds=90000"): "gives this attempt",
         submit("late", "cluster.nodes=2"): "cluster.nodes=2 comes too late",
-        submit("scratch", "cluster.scratch=$NOWHERE/x"): "that variable is not set in this job",
+        submit(
+            "scratch", "cluster.scratch=$NOWHERE/x"
+        ): "cluster.scratch=$NOWHERE/x: the variable NOWHERE is not set here",
         submit("elsewhere", cwd=tmp_path, script=str(ROOT / JOB)): "submit it in the folder of the checkout",
     }
     for job, message in refused.items():

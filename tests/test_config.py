@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from config_calls import compose
+from config_calls import compose, refusal
 
 from data_prep import PrepareConfig
 from finetune.create_base import CreateBaseConfig
-from finetune.recipe import FinetuneConfig
+from finetune.recipe import FinetuneConfig, datasets
 from finetune.recipe.model_config import BackboneConfig
 from finetune.recipe.train_config import AugmentConfig, TrainConfig
 from finetune.slurm.launch_request import read as read_request
+from gr00t.errors import ToolkitError
 from simulation.closed_loop import EvaluateConfig
 from toolkit.commands import COMMANDS
 from toolkit.composition import default_choices, register
@@ -209,6 +210,30 @@ def test_one_pair_of_quotes_is_taken_off() -> None:
 def test_interpolation_and_home_folder_are_resolved() -> None:
     config = compose("finetune", "run_dir=~/runs/${model.name}/${split.name}")
     assert config.run_dir == str(Path.home() / "runs/released/color_object")
+
+
+def test_variables_in_folders_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/disk/me")
+    monkeypatch.delenv("SLURM_TMPDIR", raising=False)
+    config = compose(
+        *("finetune", "run_dir=$SCRATCH/runs/${split.name}", "output_dir=${SCRATCH}/done", "model.base=$SCRATCH/base"),
+        *("dataset.mixture=[$SCRATCH/a/train:2,${SCRATCH}/b/train]", "cluster.setup=['export X=${SCRATCH%/}/x']"),
+        "cache_dir=$SLURM_TMPDIR/cache",
+    )
+    assert (config.run_dir, config.output_dir) == ("/disk/me/runs/color_object", "/disk/me/done")
+    assert config.model.base == "/disk/me/base" and config.cluster.setup == ["export X=${SCRATCH%/}/x"]
+    assert [str(part.folder) for part in datasets(config)] == ["/disk/me/a/train", "/disk/me/b/train"]
+    assert config.cache_dir == "$SLURM_TMPDIR/cache"  # which only a node may know
+
+
+def test_a_variable_that_is_not_set_is_named_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "")
+    for typed in ("run_dir=$SCRATCH/runs", "output_dir=${SCRATCH}/done", "dataset.mixture=[$SCRATCH/a/train]"):
+        message = refusal("finetune", typed)
+        assert message.startswith(typed.partition("=")[0]) and "the variable SCRATCH is not set here" in message
+    monkeypatch.setenv("SCRATCH", "/disk")
+    with pytest.raises(ToolkitError, match=r"cache_dir=\$NODE_DISK/x: the variable NODE_DISK is not set"):
+        load("finetune", ["local=none", "cache_dir=$NODE_DISK/x"])
 
 
 def test_a_split_of_ones_own_needs_no_file() -> None:

@@ -40,7 +40,7 @@ def command_lines() -> Iterator[tuple[str, list[str]]]:
 def arguments_of(words: list[str]) -> tuple[str, list[str]] | None:
     """The command that a line starts, as configs/commands.yaml names it, and its keys; None for any other program."""
     script = next((at for at, word in enumerate(words) if word.endswith((".py", ".sbatch"))), None)
-    if words[0] == "sbatch" and script is not None:
+    if words[0] in ("sbatch", "bash") and script is not None:
         return "finetune", words[script + 1 :]
     if words[:2] == ["python", "-m"]:
         started, rest = f"python -m {words[2]}", words[3:]
@@ -56,7 +56,7 @@ def arguments_of(words: list[str]) -> tuple[str, list[str]] | None:
 def test_every_key_of_every_command_in_the_documentation_exists(place: str, words: list[str]) -> None:
     found = arguments_of(words)
     if found is None:
-        assert "=" not in words[-1] or words[0] in ("export", "sbatch") or "gr00t.serve" in words, place
+        assert "=" not in words[-1] or words[0] in ("export", "sbatch", "salloc") or "gr00t.serve" in words, place
         return
     name, arguments = found
     if name == "launch":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,99 @@ def test_lines_of_the_site_run_before_the_payload(tmp_path: Path, monkeypatch: p
     assert "\nloaded=cuda\n" in text
 
 
+def run_script(text: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A job script as a batch job runs it, as far as its payload goes without SLURM."""
+    job = {"PATH": "/usr/bin:/bin", "HOME": "/home/me", "SLURM_JOB_ID": "7", **variables}
+    text = f"export SLURM_TASK_PID=$$\n{text}"
+    return subprocess.run(["bash", "-c", text], env=job, capture_output=True, text=True)
+
+
+def test_variables_in_site_keys_are_those_of_the_node(tmp_path: Path) -> None:
+    payload = tmp_path / "finetune_jobs" / "run.sh"
+    payload.parent.mkdir()
+    payload.write_text(
+        '#!/bin/bash\nprintf "%s|" "$HF_HOME" "$NOTE" "$GROOT_PYTHON" "${GROOT_CONTAINER//[[:cntrl:]]/ }" "$GROOT_SRUN"'
+    )
+    payload.chmod(0o755)
+    config = compose(
+        "finetune",
+        *("cluster.environment=[HF_HOME=$SCRATCH/hf,'NOTE=`a\" $5']", "cluster.python=~/envs/groot/bin/python"),
+        *('cluster.container=[run,"--bind=${SCRATCH}",$HOME/my.sif]', "cluster.srun=[--comment=$SCRATCH]"),
+    )
+    text = script(config.cluster, job_name="x", stage="finetune", overrides=[], code=tmp_path)
+    done = run_script(text, SCRATCH="/my $disk")
+    assert done.stdout.split("|")[:2] == ["/my $disk/hf", '`a" $5']
+    assert done.stdout.split("|")[2:4] == ["/home/me/envs/groot/bin/python", "run --bind=/my $disk /home/me/my.sif"]
+    assert done.stdout.split("|")[4] == "--comment=/my $disk"
+    done = run_script(text)
+    assert done.returncode != 0 and not done.stdout
+    assert "SCRATCH: is not set in this job, and cluster.environment needs it" in done.stderr
+
+
+def test_options_of_sbatch_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROJECT", "p7")
+    assert {"--account=p7", "--comment=of_p7"} <= set(
+        header("cluster.account=$PROJECT", "cluster.sbatch=['--comment=of_$PROJECT']")
+    )
+    with pytest.raises(ToolkitError, match=r"cluster.sbatch=--comment=\$NOWHERE: the variable NOWHERE is not set here"):
+        header("cluster.sbatch=['--comment=$NOWHERE']")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """As much of a checkout as run.sh needs to choose a Python, without a .venv."""
+    folder = tmp_path / "checkout"
+    (folder / "finetune_jobs").mkdir(parents=True)
+    for name in ("finetune", "toolkit", "gr00t", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "finetune_jobs" / "run.sh", folder / "finetune_jobs")
+    return folder
+
+
+def venv_in(folder: Path) -> Path:
+    """The Python of a new environment."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    return folder / "bin" / "python"
+
+
+def chosen(checkout: Path, *overrides: str, **variables: str) -> str:
+    """What a job of that checkout says before it begins, and the Python that it then runs."""
+    cluster = compose("finetune", *overrides).cluster
+    shown = ["-c", "import sys; print(sys.executable)"]
+    text = script(cluster, job_name="x", stage="site", overrides=shown, code=checkout)
+    done = run_script(text.replace(f"export GROOT_CALLER_PYTHON={sys.executable}", "true"), **variables)
+    return done.stdout + done.stderr
+
+
+def test_what_setup_activates_is_the_jobs_python(checkout: Path, tmp_path: Path) -> None:
+    own, mine = venv_in(checkout / ".venv"), venv_in(tmp_path / "mine")
+    assert chosen(checkout).endswith(f"\n{own}\n")
+    said = chosen(checkout, f"cluster.setup=[. {mine.parent}/activate]")
+    assert said.endswith(f"\n{mine}\n") and f", {mine}, virtual environment {tmp_path}/mine; modules none" in said
+    active = {"PATH": f"{mine.parent}:/usr/bin:/bin", "VIRTUAL_ENV": f"{tmp_path}/mine"}
+    assert chosen(checkout, f"cluster.setup=[. {mine.parent}/activate]", **active).endswith(f"\n{mine}\n")
+    assert chosen(checkout, "cluster.setup=['LOADEDMODULES=cuda/12']", **active).endswith(f"\n{own}\n")
+    module = f"cluster.setup=['PATH={mine.parent}:$PATH','export LOADEDMODULES=python/3']"
+    said = chosen(checkout, module)
+    assert said.endswith(f"\n{mine}\n") and "; modules python/3; container none; srun as it is" in said
+    assert chosen(checkout, module, f"cluster.python={own}").endswith(f"\n{own}\n")
+
+
+def test_a_python_that_cannot_be_had_is_one_line(checkout: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "python"
+    closed.write_text("of another user")
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "python").symlink_to(closed)
+    said = chosen(checkout)
+    assert f".venv/bin/python leads to {closed}, which " in said and "may not run" in said and said.count("\n") == 1
+    said = chosen(checkout, f"cluster.python={tmp_path}/nowhere")
+    assert f"error: {tmp_path}/nowhere cannot run this here: " in said and said.count("\n") == 1
+    bare = venv_in(tmp_path / "bare")
+    cluster = compose("finetune", f"cluster.python={bare}").cluster
+    text = script(cluster, job_name="x", stage="finetune", overrides=[], code=checkout)
+    assert f"error: {bare} cannot run this here: it has no hydra, no torch. Name another" in run_script(text).stderr
+
+
 @pytest.mark.parametrize(
     "override, message",
     [
@@ -95,6 +191,8 @@ def test_lines_of_the_site_run_before_the_payload(tmp_path: Path, monkeypatch: p
         ("cluster.sbatch=['--export=ALL,WANDB_API_KEY=1']", "cluster.sbatch: WANDB_API_KEY looks like a secret"),
         ("cluster.time=86400", "in a file in quotes"),
         ("cluster.sbatch=[--array=0-3]", "--array is for the toolkit to set"),
+        ("cluster.srun=[--nodes=2]", "cluster.srun: --nodes is for the toolkit to set"),
+        ("cluster.srun=[mpi]", 'cluster.srun: "mpi" is no option'),
         ("cluster.environment=[NCCL]", '"NCCL" is no variable'),
     ],
 )
@@ -102,7 +200,7 @@ def test_variables_of_a_job_are_no_secrets(override: str, message: str) -> None:
     assert message in refusal("finetune", override)
 
 
-@pytest.mark.parametrize("override", ["cluster.partition=a b", "cluster.account=a#b", "cluster.sbatch=[exclusive]"])
+@pytest.mark.parametrize("override", ["cluster.partition=a b", "cluster.account=a#b"])
 def test_what_sbatch_would_misread_is_refused(override: str) -> None:
     with pytest.raises(ToolkitError):
         header(override)

@@ -61,6 +61,17 @@ def test_what_sbatch_would_obey_before_the_script_is_followed_and_said(monkeypat
     assert asked("split=color_object").tasks[0].run.cluster.time == "01:30:00"
 
 
+def test_folders_are_those_that_the_launcher_sees_but_for_the_nodes_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", "/disk/me")
+    typed = ("run_dir=$SCRATCH/runs/${split.name}", "cache_dir=$SLURM_TMPDIR/cache", "stages=finetune,evaluate")
+    request = asked(*typed)
+    assert overrides(request, "run_dir") == ["/disk/me/runs/color_object"]
+    assert overrides(request, "cache_dir") == ["$SLURM_TMPDIR/cache"]
+    monkeypatch.chdir("/tmp")
+    assert overrides(asked("cluster.scratch=$SLURM_TMPDIR"), "cache_dir") == []
+    assert overrides(asked("cluster.nodes=1"), "cache_dir") == ["/tmp/cache/color_object"]
+
+
 def test_slurm_is_asked_without_what_an_enclosing_job_or_a_habit_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
     habits = {"SQUEUE_FORMAT": "%i", "SLURM_TIME_FORMAT": "relative", "SBATCH_WAIT": "1", "SBATCH_PARTITION": "gpu"}
     job = {"SLURM_MEM_PER_CPU": "9", "SLURM_NTASKS": "4", "GROOT_PYTHON": "x", "WORLD_SIZE": "4"}

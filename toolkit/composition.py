@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.commands import COMMANDS
@@ -236,24 +234,6 @@ def compose(config_name: str, local: Overrides, command: Overrides, config_dir: 
         given = {name for name in config.split if not OmegaConf.is_missing(config.split, name)}
         check_split(own_split, given, known_splits)
     return Composition(config, whole, chosen, assigned, config_dir)
-
-
-def to_object(config: DictConfig) -> Any:
-    """The dataclass instance, every interpolation and ~ resolved; a missing value raises ToolkitError."""
-    try:
-        instance = OmegaConf.to_object(config)
-    except MissingMandatoryValue as error:
-        raise ToolkitError(f"{error.full_key} has no value. Write {error.full_key}=VALUE.") from None
-    except OmegaConfBaseException as error:
-        reason = str(error.msg).split("\n", 1)[0]
-        raise ToolkitError(f"{error.full_key} cannot be resolved: {reason}.") from None
-    for key in keys_of(type(instance)).values():
-        if key.bounds.get("folder"):
-            section, _, name = key.name.rpartition(".")
-            holder = attrgetter(section)(instance) if section else instance
-            value = getattr(holder, name)
-            setattr(holder, name, value and os.path.expanduser(value))
-    return instance
 
 
 def read_local(config_name: str, name: str | None, config_dir: Path) -> Overrides:

@@ -7,26 +7,25 @@ transformers or datasets, so help and refusals are quick.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from gr00t.errors import ToolkitError
 from toolkit.commands import COMMANDS
-from toolkit.composition import (
-    Composition,
-    compose,
-    default_choices,
-    parse,
-    read_local,
-    to_object,
-)
+from toolkit.composition import Composition, compose, default_choices, parse, read_local
 from toolkit.credentials import refuse_secret, refuse_secret_arguments
-from toolkit.declaration import BOUNDS, Key, bounds_in_words, keys_of
+from toolkit.declaration import BOUNDS, Key, bounds_in_words, flat, keys_of
 from toolkit.installation import CONFIG_DIR
-from toolkit.shared_keys import read_robot
+from toolkit.shared_keys import expanded, read_robot
+
+_OF_THE_SHELL = re.compile(r"(?<!\\)\$\{(?=[A-Z_])")  # our own keys are in small letters
 
 
 def check_values(config: Any) -> None:
@@ -107,7 +106,7 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
         print(help_text(config_name, config_dir))
         raise SystemExit(0)
     composition = _compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir)
-    config = to_object(composition.config)
+    config = _to_object(composition.config, check_here)
     check_values(config)
     _call(config, "check_given", composition.assigned[-1].values)
     read_robot(config)
@@ -117,6 +116,39 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     if check_here:
         _call(config, "check_here")
     return config
+
+
+def _to_object(config: DictConfig, here: bool = True) -> Any:
+    """The dataclass instance, every interpolation, variable and ~ resolved; a missing value raises ToolkitError.
+
+    `here=False` leaves variables that are not set in folders that only a job's node must know.
+    """
+    try:
+        _leave_to_the_shell(config)
+        instance = OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        raise ToolkitError(f"{error.full_key} has no value. Write {error.full_key}=VALUE.") from None
+    except OmegaConfBaseException as error:
+        reason = str(error.msg).split("\n", 1)[0]
+        raise ToolkitError(f"{error.full_key} cannot be resolved: {reason}.") from None
+    for key in keys_of(type(instance)).values():
+        if key.bounds.get("folder"):
+            section, _, name = key.name.rpartition(".")
+            holder = attrgetter(section)(instance) if section else instance
+            value = getattr(holder, name)
+            with suppress(ToolkitError) if key.bounds.get("on_node") and not here else nullcontext():
+                setattr(holder, name, value and expanded(key.name, value))
+    return instance
+
+
+def _leave_to_the_shell(config: DictConfig) -> None:
+    """${NAME} in capitals is a variable of the environment, not one of our keys."""
+    raw: Any = OmegaConf.to_container(config)
+    for name, value in flat(raw).items():
+        texts = value if isinstance(value, list) else [value]
+        spared = [_OF_THE_SHELL.sub(r"\${", text) if isinstance(text, str) else text for text in texts]
+        if spared != texts:
+            OmegaConf.update(config, name, spared if isinstance(value, list) else spared[0])
 
 
 def load_with_words(config_name: str, argv: Sequence[str]) -> tuple[list[str], Any]:

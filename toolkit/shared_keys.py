@@ -23,6 +23,7 @@ PARTS = ("train", "conflict")
 LARGEST_SEED = 2**64 - 1  # what PyTorch's generators take
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_]\w*)\}|(?P<bare>[A-Za-z_]\w*))")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _CUES = re.compile(r"(color|object|size|position)_(color|object|size|position)")
 _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
@@ -30,6 +31,19 @@ _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
 _ROBOT_FILE = CHECKOUT / "conflict_panda_config.py"
 _ROBOT_NAME = "MODALITY_CONFIG"
 _READY_ROBOTS = {path.stem: path for path in sorted((CONFIG_DIR / "robots").glob("*.py"))}
+
+
+def expanded(name: str, text: str) -> str:
+    """The value of the key `name` with $NAME, ${NAME} and a leading ~ replaced; ToolkitError for a variable that is
+    not set or empty here."""
+
+    def value(found: re.Match[str]) -> str:
+        variable = found["braced"] or found["bare"]
+        if not os.environ.get(variable):
+            raise ToolkitError(f"{name}={text}: the variable {variable} is not set here. Set it, or write the value.")
+        return os.environ[variable]
+
+    return os.path.expanduser(VARIABLE.sub(value, text))
 
 
 def modality_config_key() -> Any:

@@ -23,7 +23,10 @@ from toolkit.shared_keys import (
 )
 from toolkit.trackers import check_tracking
 
-_OPTIONS_OF_OURS = ("array", "cpus-per-task", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal")
+_OPTIONS_OF_OURS = {
+    "sbatch": ("array", "cpus-per-task", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "signal"),
+    "srun": ("cpus-per-task", "export", "kill-on-bad-exit", "nodes", "ntasks", "ntasks-per-node", "overlap", "wait"),
+}
 
 
 @dataclass(kw_only=True)
@@ -77,14 +80,19 @@ class ClusterConfig:
     max_crashes: int = key("attempts in a row that crash without a new checkpoint, at most", 3, at_least=1)
     files: list[str] = key("files and folders of the checkout that git does not track, copied for the job as well", [])
     sbatch: list[str] = key("further options of sbatch, each as --name=value", [])
+    srun: list[str] = key("options of srun, each as --name=value: --mpi, --cpu-bind, --container-image (Pyxis)", [])
     setup: list[str] = key("shell lines run first on the job's first node: module loads, conda activate", [])
     environment: list[str] = key("variables of the job, each as NAME=value: proxies, NCCL settings", [])
     container: list[str] = key("command put before python: apptainer, exec, --nv, image.sif", [])
-    python: str | None = key("python of the job; null for .venv/bin/python of the checkout, or else the caller's", None)
+    python: str | None = key(
+        "python of the job; null for the one that setup activates, or else .venv/bin/python of the checkout, or else "
+        "the caller's",
+        None,
+    )
     stages: StagesConfig = key("what the jobs before and after a fine-tune ask for", StagesConfig)
     offline: bool = key("nodes have no internet: Hugging Face and wandb stay offline", False)
     scratch: str | None = key(
-        "folder on the node for what is computed once (cache_dir), may hold $SLURM_TMPDIR; null for cache_dir itself",
+        "folder on the node for what is computed once (cache_dir), as $SLURM_TMPDIR/groot; null for cache_dir itself",
         None,
     )
     stage_data: bool = key(
@@ -107,14 +115,18 @@ class ClusterConfig:
                 f"cluster.time={self.time}: a bare number would be minutes, and is what YAML makes of 24:00:00 without "
                 'quotes. Write hours:minutes:seconds, in a file in quotes: time: "24:00:00".'
             )
-        for option in self.sbatch:
-            name = option.removeprefix("--").partition("=")[0]
-            if name in _OPTIONS_OF_OURS:
-                raise ToolkitError(
-                    f"cluster.sbatch: --{name} is for the toolkit to set. Say it with a key of cluster.* (--help lists "
-                    "them); several runs are one call of the launcher (split=A,B), and output lies in the run folder."
-                )
-        for words in ("sbatch", "setup", "container"):
+        for command, ours in _OPTIONS_OF_OURS.items():
+            for option in getattr(self, command):
+                name = option.removeprefix("--").partition("=")[0]
+                if not option.startswith("--"):
+                    raise ToolkitError(f'cluster.{command}: "{option}" is no option; write --name or --name=value.')
+                if name in ours:
+                    raise ToolkitError(
+                        f"cluster.{command}: --{name} is for the toolkit to set. Say it with a key of cluster.* "
+                        "(--help lists them); several runs are one call of the launcher (split=A,B), and output lies "
+                        "in the run folder."
+                    )
+        for words in ("sbatch", "srun", "setup", "container"):
             # but not what a command or a file gives when the job starts
             for name in re.findall(r"\b([A-Za-z_]\w*)=(?![\"']?\$)", "\n".join(getattr(self, words))):
                 if SECRET_NAME.search(name):
@@ -139,6 +151,7 @@ class FinetuneConfig:
         "folder of what dataset.frames=store and train.features=cached compute once; may be deleted",
         "cache/${split.name}",
         folder=True,
+        on_node=True,
     )
     device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
     check_fit: bool = key(

@@ -14,7 +14,7 @@ from gr00t.data.meta_files import episode_range
 from gr00t.data.schema import EmbodimentTag, look_up
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.declaration import key
-from toolkit.shared_keys import LARGEST_SEED, PRECISIONS, modalities_field, modality_config_key
+from toolkit.shared_keys import LARGEST_SEED, PRECISIONS, expanded, modalities_field, modality_config_key
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ def parts(entries: Sequence[str], exclude: Sequence[str] = ()) -> list[Part]:
                 f"{chosen[0].folder}/{entry}."
             )
         problem = f'dataset.exclude: "{folder}" is not trained on.'
-        look_up(own, os.path.realpath(os.path.expanduser(folder)) if slash else next(iter(own)), problem).append(
-            episodes
-        )
+        look_up(
+            own, os.path.realpath(expanded("dataset.exclude", folder)) if slash else next(iter(own)), problem
+        ).append(episodes)
     return [replace(part, exclude=tuple(own[os.path.realpath(part.folder)])) for part in chosen]
 
 
@@ -66,7 +66,7 @@ def _part(entry: str) -> Part:
             f'dataset.mixture: "{entry}" is no FOLDER or FOLDER:WEIGHT with a weight above 0, as in '
             "[data/color_object/train:2,data/color_size/train:1]."
         )
-    return Part(Path(os.path.expanduser(folder)), value)
+    return Part(Path(expanded("dataset.mixture", folder)), value)
 
 
 @dataclass(kw_only=True)

@@ -28,7 +28,7 @@ from gr00t.file_replacement import lock_in_turn, write_json
 from toolkit.code_files import check_code, snapshot_code
 from toolkit.configuration import load
 from toolkit.installation import CHECKOUT
-from toolkit.shared_keys import modality_configs
+from toolkit.shared_keys import expanded, modality_configs
 
 DONE, REQUEUE, STOP, CANCELLED = "done", "requeue", "stop", "cancelled"
 CRASHED, REFUSED, UNFINISHED = 1, 2, 3  # exit statuses of a job that is not done
@@ -64,8 +64,9 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
     config.check_here()
     run_dir, deadline = Path(config.run_dir).absolute(), _deadline(cluster.grace_seconds)
     cache_dir = _scratch_folder(config, overrides, nodes)
-    _close_earlier(run_dir, job_id, cluster.max_requeues)
-    log = re.search(r"\bStdOut=(/.*?)(?: \w+=|$)", shown)
+    by_hand = started_by_hand()
+    _close_earlier(run_dir, job_id, None if by_hand else cluster.max_requeues)
+    log = None if by_hand else re.search(r"\bStdOut=(/.*?)(?: \w+=|$)", shown)
     more = {
         "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "nodes": os.environ.get("SLURM_JOB_NODELIST"),
@@ -74,6 +75,7 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
         "deadline": deadline,
         "job_name": os.environ.get("SLURM_JOB_NAME"),
         "log": log[1] if log else None,
+        "by_hand": by_hand,
     }
     script = os.environ.get("GROOT_SCRIPT")  # "" or not set where scontrol is missing, as in a container
     with disk_errors(run_dir, "Then submit the same again."):
@@ -111,9 +113,7 @@ def _scratch_folder(config: FinetuneConfig, overrides: Sequence[str], nodes: int
     scratch = config.cluster.scratch
     if scratch is None or config.cluster.stage_data or any(text.startswith("cache_dir=") for text in overrides):
         return None
-    folder = os.path.expandvars(scratch)
-    if "$" in folder:
-        raise ToolkitError(f"cluster.scratch={scratch}: that variable is not set in this job. Mend configs/local/.")
+    folder = expanded("cluster.scratch", scratch)
     if nodes > 1 and (config.dataset.frames == "store" or config.train.features == "cached"):
         raise ToolkitError(
             f"cluster.scratch={scratch} is a disk of one node, but all {nodes} nodes must see the cache. "
@@ -122,12 +122,17 @@ def _scratch_folder(config: FinetuneConfig, overrides: Sequence[str], nodes: int
     return str(Path(folder) / config.split.name)
 
 
-def _close_earlier(run_dir: Path, job_id: str, max_requeues: int) -> None:
+def started_by_hand() -> bool:
+    """Whether this was typed inside an allocation, whose job is not ours to requeue."""
+    return bool(os.environ.get("GROOT_INTERACTIVE"))
+
+
+def _close_earlier(run_dir: Path, job_id: str, max_requeues: int | None) -> None:
     """Record how lost attempts of this job ended; refuse one more than cluster.max_requeues allows."""
     earlier = attempt_record.attempts(run_dir, job_id)
     for attempt in earlier:
         attempt_record.close_lost(attempt)
-    if len(earlier) > max_requeues:
+    if max_requeues is not None and len(earlier) > max_requeues:
         raise ToolkitError(
             f"job {job_id} has had {len(earlier)} attempts, and cluster.max_requeues={max_requeues}. "
             "Submit it again to continue."
@@ -181,7 +186,7 @@ def end(status: str) -> dict[str, str]:
     if (attempt_record.token(run_dir) or {}).get("id") != os.environ["GROOT_ATTEMPT_ID"]:
         decision = SUPERSEDED  # however it ended: a requeue would end the newer attempt
     else:
-        requeueable = "Requeue=0" not in job.split()
+        requeueable = "Requeue=0" not in job.split() and not started_by_hand()
         decision = decide(history, cluster, attempt_record.newest_step(run_dir), requeueable, ending)
     print(f"attempt {folder.name}: {decision.what}: {decision.reason}", file=sys.stderr)
     with disk_errors(folder, "Then submit the same again."):
@@ -276,8 +281,12 @@ def decide(
             return Decision(STOP, f"{counted} crashed without a new checkpoint; the last lines:\n{tail}", CRASHED)
     failed = CRASHED if crashed else UNFINISHED  # so that jobs that wait for success do not start
     if not (cluster.requeue and requeueable):
-        how = "cluster.requeue=false" if not cluster.requeue else "the job was submitted with --no-requeue"
-        return Decision(STOP, f"{reason}; {how}: submit the same again to continue", failed)
+        how, again = "the job was submitted with --no-requeue", "submit"
+        if started_by_hand():
+            how, again = "an allocation of your own is not requeued", "type"
+        elif not cluster.requeue:
+            how = "cluster.requeue=false"
+        return Decision(STOP, f"{reason}; {how}: {again} the same again to continue", failed)
     if sum(attempt.begun["job_id"] == last.begun["job_id"] for attempt in history) > cluster.max_requeues:
         limit = f"cluster.max_requeues={cluster.max_requeues} is reached"
         return Decision(STOP, f"{reason}; {limit}: submit the same again to continue", failed)

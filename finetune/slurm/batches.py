@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from finetune.slurm.cluster_queries import JOB_NAME
 from finetune.slurm.launch_request import STAGES, Request, Task
 from finetune.slurm.render import RUN, render
 from gr00t.errors import ToolkitError
-from toolkit.installation import CHECKOUT
 
 ARRAY_NAME = "groot"
 CODE = "code"  # the folder of a launch's copies of the checkout, beside those of the launches
@@ -182,8 +180,6 @@ def code_folder(folder: Path) -> Path:
 def cluster_of(task: Task) -> ClusterConfig:
     """What a task asks for: a fine-tune all of cluster.*; the other stages theirs of cluster.stages.*, on one node."""
     cluster = task.run.cluster
-    here = cluster.python or cluster.container or (CHECKOUT / ".venv" / "bin" / "python").exists()
-    cluster = dataclasses.replace(cluster, python=cluster.python if here else sys.executable)
     if task.stage == "finetune":
         return cluster
     own = getattr(cluster.stages, "closed_loop" if getattr(task.config, "mode", "") == "closed_loop" else task.stage)

@@ -326,11 +326,16 @@ class _Composer:
         return own
 
     def _anchored(self, stage: str, arguments: Mapping[str, str], config: Any) -> dict[str, str]:
-        """The arguments, relative folders made absolute where they do not lie in the checkout, in which a job works."""
+        """The arguments, with folders as they are known here: absolute where variables and ~ have made them so, or
+        where a job, which works in the checkout, would look elsewhere. Those on the job's node are left to it."""
         folders = {name: key for name, key in self.keys[stage].items() if key.bounds.get("folder")}
-        values = {name: attrgetter(name)(config) for name in folders if Path.cwd() != CHECKOUT}
+        values = {name: attrgetter(name)(config) for name in folders}
+        values = {n: v for n, v in values.items() if v and (os.path.isabs(v) or Path.cwd() != CHECKOUT)}
+        scratch = stage == "finetune" and config.cluster.scratch is not None
+        if "$" in values.get("cache_dir", "") or (scratch and "cache_dir" not in arguments):
+            values.pop("cache_dir", None)
         values = {n: v for n, v in values.items() if not (folders[n].bounds.get("file") and v and is_ready_robot(v))}
-        absolute = {name: os.path.abspath(v) for name, v in values.items() if v is not None and not is_hub_id(v)}
+        absolute = {name: os.path.abspath(v) for name, v in values.items() if name != "model.base" or not is_hub_id(v)}
         return {**arguments, **absolute}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from toolkit.command_line import run_main
 from toolkit.composition import options
 from toolkit.configuration import load
 from toolkit.installation import CHECKOUT, CONFIG_DIR, resources
+from toolkit.shared_keys import VARIABLE, expanded
 
 JOBS = resources("finetune_jobs")
 RUN = "finetune_jobs/run.sh"
@@ -41,8 +43,9 @@ def render(
 
     `stage` is prepare, finetune or evaluate, `overrides` its key=value arguments; `output` is the job's log, in a
     folder that exists. With `code`, a snapshot of this checkout, the job runs that; without, it takes one when it
-    starts in the folder it was submitted from, and passes on the arguments that follow the script's name. An array has
-    its elements' whole commands in the folder `elements`, in a file for each index, every word ended by NUL.
+    starts, of the checkout that the script lies in or that it was submitted from, and passes on the arguments that
+    follow the script's name. An array has its elements' whole commands in the folder `elements`, in a file for each
+    index, every word ended by NUL.
     """
     lines = ["#!/bin/bash", *[f"# {line}" for line in about]]
     lines += [f"#SBATCH {option}" for option in _options(cluster, job_name, stage, output)]
@@ -51,6 +54,7 @@ def render(
     arguments = shlex.join([stage, *overrides])
     if elements or code:
         lines.append(f"export GROOT_CHECKOUT={shlex.quote(str(CHECKOUT))}")
+        lines.append(f"export GROOT_CALLER_PYTHON={shlex.quote(sys.executable)} # where nothing else is chosen")
     if elements:
         lines += [
             f'mapfile -d "" -t command < {shlex.quote(str(elements))}/"$SLURM_ARRAY_TASK_ID" || exit 2',
@@ -60,11 +64,13 @@ def render(
         lines.append(f"exec {shlex.quote(str(code / RUN))} {arguments}")
     else:
         lines += [
-            f'if [ ! -x "$SLURM_SUBMIT_DIR/{RUN}" ]; then',
+            'run=$(dirname "$0")/run.sh # started by hand inside an allocation; a job is a copy in another folder',
+            f'[ -x "$run" ] || run=$SLURM_SUBMIT_DIR/{RUN}',
+            'if [ ! -x "$run" ]; then',
             f'    echo "error: submit it in the folder of the checkout, where {RUN} is, not in $SLURM_SUBMIT_DIR" >&2',
             "    exit 2",
             "fi",
-            f'exec "$SLURM_SUBMIT_DIR/{RUN}" {arguments} -- "$@"',
+            f'exec "$run" {arguments} -- "$@"',
         ]
     return "\n".join(lines) + "\n"
 
@@ -109,28 +115,49 @@ def _options(cluster: ClusterConfig, job_name: str, stage: str, output: str) -> 
         "open-mode": "append",
         "output": output,
     }
+    chosen = {n: expanded(f"--{n}", v) if isinstance(v, str) and n != "output" else v for n, v in chosen.items()}
     for name, value in chosen.items():
         if isinstance(value, str) and re.search(r"[\s\"'#]", value):
             raise ToolkitError(f'--{name}={value}: an option of sbatch holds no space, quote or "#". Mend cluster.*.')
-    for option in cluster.sbatch:
-        if not option.startswith("--"):
-            raise ToolkitError(f'cluster.sbatch: "{option}" is no option; write --name or --name=value.')
     requeue = "--requeue" if cluster.requeue else "--no-requeue"
-    return [*(f"--{name}={value}" for name, value in chosen.items() if value is not None), requeue, *cluster.sbatch]
+    further = [expanded("cluster.sbatch", option) for option in cluster.sbatch]
+    return [*(f"--{name}={value}" for name, value in chosen.items() if value is not None), requeue, *further]
 
 
 def _shell_lines(cluster: ClusterConfig) -> list[str]:
-    """Lines before the payload: the site's own, variables, container and Python."""
-    variables = [assignment.split("=", 1) for assignment in cluster.environment]
-    lines = [*cluster.setup, *(f"export {name}={shlex.quote(value)}" for name, value in variables)]
+    """Lines before the payload: the site's own, variables, container, options of srun, and Python."""
+    lines = list(cluster.setup)
+    if cluster.setup:
+        # what it activates is meant, also where that is active already in the shell that submits
+        activates = any("activate" in line for line in cluster.setup)
+        before = "" if activates else "$(command -v python || command -v python3)"
+        lines.insert(0, f"export GROOT_PYTHON_BEFORE={before} # another one after these lines is the job's")
+    for assignment in cluster.environment:
+        name, _, value = assignment.partition("=")
+        lines.append(f"export {name}={_word(value, 'cluster.environment')}")
     if cluster.offline:
         lines.append("export HF_HUB_OFFLINE=1 WANDB_MODE=offline")
-    if cluster.container:
-        words = "\\n".join(word.replace("\\", "\\\\").replace("'", "\\'") for word in cluster.container)
-        lines.append(f"export GROOT_CONTAINER=$'{words}' # put before python, a word a line")
+    for name, words in (("container", cluster.container), ("srun", cluster.srun)):
+        if words:  # a word a line
+            joined = "$'\\n'".join(_word(word, f"cluster.{name}") for word in words)
+            lines.append(f"export GROOT_{name.upper()}={joined}")
     if cluster.python:
-        lines.append(f"export GROOT_PYTHON={shlex.quote(cluster.python)}")
+        lines.append(f"export GROOT_PYTHON={_word(cluster.python, 'cluster.python')}")
     return lines
+
+
+def _word(text: str, key: str) -> str:
+    """The text as a word of bash in which variables, and ~ at its start, are those of the node. One that is not set
+    there ends the job with a message that names it and `key`."""
+    text = re.sub(r"^~(?=/|$)", "$HOME", text)
+    if not VARIABLE.search(text):
+        return shlex.quote(text)
+
+    def part(found: re.Match[str]) -> str:
+        name = found["braced"] or found["bare"]
+        return f"${{{name}:?is not set in this job, and {key} needs it}}" if name else "\\" + found[0]
+
+    return '"' + re.sub(VARIABLE.pattern + r'|[$`"\\]', part, text) + '"'
 
 
 def splits() -> list[str]:

@@ -138,7 +138,7 @@ class NodeCopies:
 
 def own_disk(scratch: str | None) -> Path:
     """The folder on the node's own disk: cluster.scratch, else $SLURM_TMPDIR."""
-    folder = os.path.expandvars(scratch or "$SLURM_TMPDIR")
+    folder = os.path.expanduser(os.path.expandvars(scratch or "$SLURM_TMPDIR"))
     if "$" in folder:
         asked = f"cluster.scratch={scratch}" if scratch else "cluster.stage_data=true needs the node's own disk"
         raise ToolkitError(f"{asked}, but a variable in {folder} is not set in this job. {WITHOUT}")
