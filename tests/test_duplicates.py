@@ -207,3 +207,14 @@ def test_a_scripted_motion_in_different_scenes_is_no_copy(
     assert report.level == "ok"
     if values is not tremble:  # courses are near only among others that are not
         assert remarks == ["28 pairs do the same and show different scenes, the first are episodes 0 and 1: no copies"]
+
+
+def test_the_same_course_of_images_in_other_colors_is_no_copy(patient: Path) -> None:
+    put(
+        patient / "train",
+        TRAIN,
+        patient / "train",
+        VAL,
+        Copy(values=moved, images=lambda f: np.clip(f + [60.0, 0, 0], 0, 255).astype(np.uint8)),
+    )
+    assert said(patient / "train") == []

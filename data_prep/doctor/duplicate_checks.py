@@ -36,6 +36,7 @@ REST = 0.45  # of the sketches' motion, what differs from moment to moment
 STIRRED = 0.5  # motion below which a sketch says nothing
 MOMENTS = 6  # at which thumbnails are compared
 ALIKE = 25.0  # of any field of a thumbnail, most of the time
+LIGHT = 25.0  # of a channel's mean; what differs in more is another scene, where only images are alike
 
 MEND_TWIN = "Remove one of the two recordings and prepare the dataset again: what is there twice counts twice."
 MEND_LEAK = (
@@ -236,8 +237,10 @@ def _show_the_same(first: Subject, second: Subject, match: Match) -> bool | None
     try:
         for camera in cameras if moments else ():
             ours = _thumbnails(first, i, camera, [t + lag for t in moments])
-            off = np.abs(ours - _in_light_of(ours, _thumbnails(second, j, camera, moments)))
-            if np.median(off, axis=0).max() > ALIKE:  # codecs blur what moves, and never for long
+            theirs = _thumbnails(second, j, camera, moments)
+            off = np.median(np.abs(ours - _in_light_of(ours, theirs)), axis=0)  # codecs blur what moves, never for long
+            is_lit_alike = np.abs((ours - theirs).mean(axis=(0, 1, 2))).max() <= LIGHT
+            if off.max() > ALIKE or (match.kind == "frames" and not is_lit_alike):
                 return False
     except (ToolkitError, IndexError):
         return None  # check_decoding says why
