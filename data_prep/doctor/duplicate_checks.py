@@ -137,7 +137,7 @@ def _recordings(subject: Subject) -> list[dict[str, Any]]:
 
 def _matches(first: Subject, second: Subject) -> list[Match]:
     """What episodes of two datasets, or of one, have in common."""
-    tables, actions = [first.motion_tables, second.motion_tables], [first.action_tables, second.action_tables]
+    tables, actions = (first.motion_tables, second.motion_tables), (first.action_tables, second.action_tables)
     found: dict[Pair, Match] = {}
     for kind, (one, two), pairs in (
         ("rows", tables, _shared_rows(*tables)),
