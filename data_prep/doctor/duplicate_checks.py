@@ -208,6 +208,7 @@ def _nearly_equal(first: Series, second: Series) -> Iterator[Pair]:
 
 def apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N, M): root mean square distance of each of (N, D) from each of (M, D)."""
+    some, others = some.astype(np.float32), others.astype(np.float32)
     squares = np.square(some).sum(axis=1)[:, None] + np.square(others).sum(axis=1) - 2 * some @ others.T
     return np.sqrt(np.maximum(squares, 0) / some.shape[1])
 
