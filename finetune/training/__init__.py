@@ -42,7 +42,7 @@ def read_best(run_dir: Path) -> dict[str, Any] | None:
 
 def logged(path: Path) -> Iterator[bytes]:
     """The lines of METRICS; what is longer than any comes in pieces, which are none, however large the file is."""
-    with path.open("rb") as file:
+    with path.open("rb", buffering=_LONGEST) as file:
         yield from iter(lambda: file.readline(_LONGEST), b"")
 
 
