@@ -319,7 +319,7 @@ class _Trajectory:
                 f'{self.where}: has no "{name}". Record with obs_mode="rgb" on panda_wristcam, or replay: '
                 f"{replay_command(shlex.quote(str(self.group.file.filename)))}"
             )
-        found = array.shape
+        found = array.shape or ()  # None where it holds nothing at all
         if len(found) != len(shape) or any(w is not None and f != w for f, w in zip(found, shape, strict=True)):
             wanted = ", ".join("any" if n is None else str(n) for n in shape)
             raise ToolkitError(

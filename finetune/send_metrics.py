@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.slurm.attempt_record import read_optional
-from finetune.training import METRICS, SENT, STATUS, WANDB_RUN, measurement
+from finetune.training import METRICS, SENT, STATUS, WANDB_RUN, logged, measurement
 from gr00t.errors import ToolkitError, near_folder
 from gr00t.file_replacement import file_lock, write_json
 from toolkit.command_line import run_main
@@ -54,10 +54,9 @@ def read_steps(run_dir: Path) -> Steps:
             f"{run_dir} is no run folder, or its run has logged nothing yet (it has no {METRICS}). Give the run_dir of "
             f"a fine-tune.{near_folder(run_dir)}"
         )
-    lines = path.read_bytes().split(b"\n")  # the last is empty, or being written
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(logged(path), 1):
         found = measurement(line)
-        if found is None and line.strip() and number < len(lines):
+        if found is None and line.strip() and line.endswith(b"\n"):  # else it is being written
             raise ToolkitError(f"{path}, line {number} is damaged. Remove that line, and send again.")
         step, values = found or (0, {})
         if values:

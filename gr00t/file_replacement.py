@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_reading import read_text, refuse_special
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,14 @@ def open_to_others(path: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's content, read in pieces."""
+    """Hex SHA-256 of a file's content, read in pieces; a named pipe or a folder raises ToolkitError."""
+    return _digest(path).hexdigest()
+
+
+def _digest(path: Path, begun: Any = "sha256") -> Any:
+    refuse_special(path)
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.file_digest(stream, begun)
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
@@ -300,8 +306,8 @@ def write_checksum(path: Path, owner: str) -> None:
 def is_sound(path: Path, owner: str) -> bool:
     """Whether a file is there and as it was when its checksum was written."""
     try:
-        return checksum_path(path).read_bytes() == f"{checksum(path, owner)}\n".encode()
-    except OSError:
+        return read_text(checksum_path(path)) == f"{checksum(path, owner)}\n"
+    except (OSError, ToolkitError):
         return False
 
 
@@ -321,8 +327,7 @@ def checksum_path(path: Path) -> Path:
 def checksum(path: Path, owner: str) -> str:
     """Hex SHA-256 of owner, name and content."""
     owned = hashlib.sha256(f"{owner}/{path.name}\0".encode())
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, owned.copy).hexdigest()
+    return _digest(path, owned.copy).hexdigest()
 
 
 def files_digest(paths: Iterable[Path]) -> str:
@@ -330,8 +335,7 @@ def files_digest(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         try:
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(_digest(path).digest())
         except OSError as error:
             raise ToolkitError(
                 f"{path} cannot be read ({error.strerror}). Copy or prepare the dataset again."

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the entry scripts do
 if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes has a core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from recordings import INSTRUCTION, write_split
+from recordings import INSTRUCTION, SAMPLES, write_split
 from scheduling import policy
 from simulator import record_split, renderer
 from slurm_cluster import Cluster, NoCluster, running_cluster
@@ -61,6 +61,23 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = write_split(folder / "raw", train=[20, 24, 18, 22, 20], conflict=[20])
     convert_split(raw, folder / "data", "color_object", INSTRUCTION, MODALITY_CONFIG, progress=False)
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample recordings as a split: eight train episodes, two conflict episodes."""
+    from conflict_panda_config import MODALITY_CONFIG
+    from data_prep.convert import convert_split
+
+    folder = tmp_path_factory.mktemp("sound")
+    convert_split(SAMPLES, folder, "color_object", INSTRUCTION, MODALITY_CONFIG, progress=False)
+    return folder / "color_object"
+
+
+@pytest.fixture
+def patient(sound: Path, tmp_path: Path) -> Path:
+    """A copy of the split that may be damaged."""
+    return shutil.copytree(sound, tmp_path / "data" / "color_object")
 
 
 @pytest.fixture(scope="session")

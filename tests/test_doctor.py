@@ -23,21 +23,17 @@ from damages import (
     edit_meta,
     edit_tables,
     flip_a_bit,
-    read_table,
     record_targets,
     table_path,
     truncated,
     video_path,
-    write_table,
 )
 from golden_files import golden_path
-from recordings import INSTRUCTION, SAMPLES
 from scheduling import usual_scheduling
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.adopt import adopt
 from data_prep.check import main, read
-from data_prep.convert import convert_split
 from data_prep.doctor import Report
 from data_prep.doctor import examine as registry
 from data_prep.doctor.examine import examine, examine_one
@@ -49,20 +45,6 @@ from gr00t.errors import ToolkitError
 from toolkit.configuration import load
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample recordings as a split: eight train episodes, two conflict episodes."""
-    folder = tmp_path_factory.mktemp("doctor")
-    convert_split(SAMPLES, folder, "color_object", INSTRUCTION, MODALITY_CONFIG, progress=False)
-    return folder / "color_object"
-
-
-@pytest.fixture
-def patient(sound: Path, tmp_path: Path) -> Path:
-    """A copy of the split that may be damaged."""
-    return shutil.copytree(sound, tmp_path / "data" / "color_object")
 
 
 def noticed(report: Report) -> list[tuple[str, str]]:
@@ -221,40 +203,6 @@ def test_a_miss_comes_with_the_nearest_name(patient: Path) -> None:
     report, _ = examine(patient / "train", MODALITY_CONFIG, fast=True)
     texts = [f.found for _, r, f in report.findings("error") if r.check == "modality names"]
     assert len(texts) == 1 and 'Did you mean "grippper"?' in texts[0]
-
-
-@pytest.mark.parametrize(
-    ("noise", "level", "found"),
-    [
-        (0, "error", "Conflict episode 0 is train episode 3."),
-        (
-            1e-4,
-            "warning",
-            "Conflict episode 0 does nearly the same as train episode 3: a copy with noise, or a replay?",
-        ),
-    ],
-)
-def test_an_episode_in_both_parts_is_a_leak(patient: Path, noise: float, level: str, found: str) -> None:
-    columns = read_table(patient / "train", 3)
-    for name in ("observation.state", "action"):
-        columns[name] = columns[name] + np.random.default_rng(0).normal(0, noise, columns[name].shape)
-    write_table(patient / "conflict", 0, columns)
-    lines = (patient / "conflict/meta/episodes.jsonl").read_text().splitlines()
-    first = {**json.loads(lines[0]), "length": len(columns["action"])}
-    (patient / "conflict/meta/episodes.jsonl").write_text("\n".join([json.dumps(first), lines[1]]) + "\n")
-    report, _ = examine(patient, MODALITY_CONFIG, fast=True)
-    leaks = [f for _, r, f in report.findings("warning", "error") if r.check == "train and conflict apart"]
-    assert [(leak.level, leak.where, leak.found) for leak in leaks] == [(level, "conflict, episode 0", found)]
-
-
-def test_a_recording_that_both_parts_were_made_from_is_a_leak(patient: Path) -> None:
-    one = {"file": "trajectory.h5", "sha256": "0" * 64}
-    for part in ("train", "conflict"):
-        edit_meta(patient / part, "split.json", lambda split: split.update(sources=[*split["sources"], one]))
-    report, _ = examine(patient, MODALITY_CONFIG, fast=True)
-    leaks = [f for _, r, f in report.findings("error") if r.check == "train and conflict apart"]
-    assert [leak.found for leak in leaks] == ["Both parts were made from the same recording (trajectory.h5)."]
-    assert leaks[0].where == "meta/split.json" and "Remove it from one of the two" in leaks[0].remedy
 
 
 def test_a_check_that_cannot_be_made_is_an_error_and_does_not_stop_the_others(

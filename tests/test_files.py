@@ -21,6 +21,7 @@ from gr00t.file_replacement import (
     checksum_path,
     copy_file,
     file_lock,
+    file_sha256,
     files_digest,
     is_sound,
     lock_in_turn,
@@ -326,6 +327,17 @@ def test_a_digest_of_files_depends_on_each_ones_content_and_their_order(tmp_path
     assert len(found) == 4  # "1" + "23" is not "123"
     with pytest.raises(ToolkitError, match="cannot be read"):
         files_digest([tmp_path / "none"])
+
+
+def test_what_is_hashed_is_a_file_and_not_waited_for(tmp_path: Path) -> None:
+    pipe, beside = tmp_path / "a.npy", tmp_path / "b.npy"
+    beside.write_text("content")
+    os.mkfifo(pipe)
+    os.mkfifo(checksum_path(beside))
+    assert unsound([pipe, beside], "features") == {pipe, beside}
+    for hashed in (file_sha256, lambda path: files_digest([path])):
+        with pytest.raises(ToolkitError, match=r"a\.npy is a named pipe, where a file is expected"):
+            hashed(pipe)
 
 
 def test_what_is_whole_is_not_made_twice(tmp_path: Path) -> None:

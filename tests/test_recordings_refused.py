@@ -223,6 +223,7 @@ SPOILT = {
         r'"obs/agent/qpos" has the shape \(4, 9\), \(5, 9\) is needed: T actions, T\+1 observations',
     ),
     "another robot": (lambda t: replace(t, "obs/agent/qpos", np.zeros((5, 12), np.float32)), r"\(5, 9\) is needed"),
+    "no values at all": (lambda t: replace(t, "obs/agent/qpos", h5py.Empty("f4")), r"has the shape \(\), \(5, 9\) is"),
     "too few frames": (lambda t: replace(t, f"{HAND}/rgb", np.zeros((4, 32, 32, 3), np.uint8)), r"\(5, any, any, 3\)"),
     "float frames": (lambda t: replace(t, f"{HAND}/rgb", np.zeros((5, 32, 32, 3), np.float32)), "uint8 is needed"),
     "odd frames": (lambda t: replace(t, f"{HAND}/rgb", np.zeros((5, 31, 32, 3), np.uint8)), "31x32; height and width"),

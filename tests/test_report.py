@@ -18,6 +18,7 @@ from finetune.report import PAGE_POINTS, History, read_histories
 from finetune.report.__main__ import main, read
 from finetune.report.measurements import _lines, _table, read_series, thinned
 from finetune.report.run_page import DASHES, _panels_of_many, _panels_of_one, differences
+from finetune.training import logged, measurement
 from gr00t.errors import ToolkitError
 from toolkit.html_page import COLORS, GREY
 
@@ -248,3 +249,10 @@ def test_many_runs_differ_by_color_and_then_by_dashes(tmp_path: Path) -> None:
     assert (lines[11].color, lines[11].dash) == (COLORS[0], DASHES[1])
     told = dict(differences(runs[:2]))
     assert told["train.learning_rate"] == ["0.0001", "0.0002"] and "train.max_steps" not in told
+
+
+def test_lines_without_end_are_no_measurements_and_are_read_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + bytes(10**6) + b'\n{"step": 2, "loss": 1.0}')
+    assert max(map(len, logged(path))) < 2 * 10**5
+    assert list(filter(None, map(measurement, logged(path)))) == [(1, {"loss": 2.0}), (2, {"loss": 1.0})]

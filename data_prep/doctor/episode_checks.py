@@ -1,36 +1,23 @@
-"""Are episodes long enough, without spikes and jumps, at one frame rate, each there once, and apart from what the
-policy is tested on? Do the parts of a split go together?"""
+"""Are episodes long enough, without spikes and jumps, at one frame rate? Do the parts of a split go together?"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, episodes, error, remark, warning
-from data_prep.doctor.examined_dataset import Group, Series, Subject, evenly, listed_objects
+from data_prep.doctor.duplicate_checks import MEND_TWIN, SPLIT
+from data_prep.doctor.examined_dataset import Group, Series, Subject, listed_objects
 from data_prep.maniskill import CONTROL_FREQ
 from toolkit.shared_keys import PARTS
 
-SPLIT = "meta/split.json"
-SHARED = 0.5  # part of an episode's rows that two recordings of one task do not share
-RESAMPLED = 24  # steps at which episodes of any length are compared
-AT_ONCE = 256  # episodes compared with all others in one product
-NEARLY = 0.03  # of the usual distance between two episodes
 SPIKE = 20.0  # times what 95 % of the frames stay below
 FEW_VALUES = 5  # a dimension of no more different values is a switch, whose jumps are meant
-SHOWN = 5  # pairs of equal episodes that are named
 PLAUSIBLE_FPS = (1.0, 240.0)
 RATE_TOLERANCE = 0.1  # of a frame's time: LeRobot refuses at 1e-4 s, timestamps in float32 stay below that
 
 MEND_SPIKE = "Replace the value by its neighbours' mean or leave the episode out, then write the statistics again."
-MEND_TWIN = "Remove one of the two recordings and prepare the dataset again: what is there twice counts twice."
-MEND_LEAK = (
-    "Remove it from one of the two, then write the statistics again: a policy that is tested on what it was trained on "
-    "looks better than it is."
-)
 MEND_RATE = (
     "Find out at which rate it was recorded, and put that into fps of meta/info.json and into the timestamps "
     "(frame_index / fps): the policy is run at this rate."
@@ -146,105 +133,6 @@ def _jumps(subject: Subject, group: Group, name: str, series: Series, steps: Ser
     if len(found) <= max(1, len(series) / 3):  # what most episodes do is no accident
         remedy = "Two episodes in one, or lost frames: cut the episode there, or leave it out."
         yield from subject.about(warning, group.where, found, remedy)
-
-
-def check_duplicates(subject: Subject) -> Iterator[Finding]:
-    """Is every episode there once?"""
-    shared, alike = _twins(subject, subject)
-    for i, j in [*sorted(shared)[:SHOWN], *alike[:SHOWN]]:
-        leak = (i in subject.held_out) != (j in subject.held_out)
-        remedy = MEND_LEAK if leak else MEND_TWIN
-        if (i, j) in shared:
-            how = shared[i, j] or "is the same as"
-            found = f"Episode {j} {how} episode {i}{': one is trained on, the other held out' if leak else ''}."
-            yield error(episodes([i, j]), found, remedy, episodes=(j,))
-        else:
-            found = f"Episodes {i} and {j} do nearly the same: one is a copy with noise, or a replay of the other."
-            yield warning(episodes([i, j]), found, remedy, episodes=(j,))
-    if len(shared) > SHOWN:
-        later = tuple(sorted({j for _, j in shared}))
-        yield error("episodes", f"{len(shared)} pairs of episodes are the same.", MEND_TWIN, episodes=later)
-
-
-def check_apart(train: Subject, conflict: Subject) -> Iterator[Finding]:
-    """Is no episode in both?"""
-    shared, alike = _twins(train, conflict)
-    for i, j in sorted(shared)[:SHOWN]:
-        found = f"Conflict episode {j} {shared[i, j] or 'is'} train episode {i}."
-        yield error(f"conflict, episode {j}", found, MEND_LEAK, episodes=(i,))
-    if len(shared) > SHOWN:
-        first = tuple(sorted({i for i, _ in shared}))
-        yield error("conflict", f"{len(shared)} conflict episodes are in train too.", MEND_LEAK, episodes=first)
-    for i, j in alike[:SHOWN]:
-        found = f"Conflict episode {j} does nearly the same as train episode {i}: a copy with noise, or a replay?"
-        yield warning(f"conflict, episode {j}", found, MEND_LEAK, episodes=(i,))
-    ours, theirs = ({s["sha256"]: s["file"] for s in _recordings(part)} for part in (train, conflict))
-    for digest in sorted(set(ours) & set(theirs)):
-        yield error(SPLIT, f"Both parts were made from the same recording ({ours[digest]}).", MEND_LEAK)
-
-
-def _recordings(subject: Subject) -> list[dict[str, Any]]:
-    sources = listed_objects(subject, "sources")
-    return [source for source in sources if source.get("sha256") and str(source.get("file")).endswith(".h5")]
-
-
-def _twins(first: Subject, second: Subject) -> tuple[dict[tuple[int, int], str], list[tuple[int, int]]]:
-    """Pairs of episodes of both that hold the same rows, with how much of them in words, empty for all of them; and
-    pairs that do nearly the same."""
-    tables, apart = (first.motion_tables, second.motion_tables), first is not second
-    shares = {(i, j): share for i, j, share in _shared_rows(*tables) if apart or i < j}
-    shared = {pair: "" if s == 1 else f"shares {s:.0%} of its frames with" for pair, s in shares.items()}
-    return shared, sorted((i, j) for i, j in _nearly_equal(*tables) if (apart or i < j) and (i, j) not in shared)
-
-
-def _shared_rows(first: Series, second: Series) -> Iterator[tuple[int, int, float]]:
-    """(episode of first, episode of second, share of the shorter one's rows found in the other), where it is large."""
-    rows = {i: {row.tobytes() for row in table} for i, table in first.items()}
-    others = rows if first is second else {j: {row.tobytes() for row in table} for j, table in second.items()}
-    holders: dict[bytes, list[int]] = defaultdict(list)
-    for i, of_episode in rows.items():
-        for row in of_episode:
-            holders[row].append(i)
-    for j, of_episode in others.items():
-        common = Counter(i for row in of_episode for i in holders.get(row, ()))
-        for i, count in common.items():
-            share = count / min(len(of_episode), len(rows[i]))
-            if share >= SHARED:
-                yield i, j, share
-
-
-def _nearly_equal(first: Series, second: Series) -> Iterator[tuple[int, int]]:
-    """Pairs whose courses lie much closer than any two episodes usually do."""
-    courses = {i: course(t) for i, t in first.items() if len(t) > 2}
-    others = courses if second is first else {i: course(t) for i, t in second.items() if len(t) > 2}
-    # Where the parts have different groups, other checks say so.
-    if len(first) < 3 or not second or len({course.shape for course in [*courses.values(), *others.values()]}) != 1:
-        return
-    one, two = np.stack(list(courses.values())), np.stack(list(others.values()))
-    # (D,): how far a dimension usually is off the middle course, blind to single strange episodes
-    spread = np.median(np.abs(one - np.median(one, axis=0)).mean(axis=1), axis=0)
-    low, high = np.percentile(one, [10, 90], axis=(0, 1))
-    spread = np.maximum(spread, 0.1 * (high - low) + 1e-6)  # where all do the same, as grippers do
-    middle = one.mean(axis=0)  # near it, what cancels in the product below is small
-    one, two = (((part - middle) / spread).reshape(len(part), -1) for part in (one, two))
-    rows, columns = list(courses), list(others)
-    usual = float(np.median(apart(one[evenly(range(len(one)), 100)], two)))
-    for start in range(0, len(one), AT_ONCE):
-        near = apart(one[start : start + AT_ONCE], two) < NEARLY * usual
-        yield from ((rows[start + r], columns[c]) for r, c in np.argwhere(near))
-
-
-def apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N, M): root mean square distance of each of (N, D) from each of (M, D)."""
-    squares = np.square(some).sum(axis=1)[:, None] + np.square(others).sum(axis=1) - 2 * some @ others.T
-    return np.sqrt(np.maximum(squares, 0) / some.shape[1])
-
-
-def course(table: np.ndarray) -> np.ndarray:
-    """(T, D) at RESAMPLED even moments."""
-    at = np.linspace(0, len(table) - 1, RESAMPLED)
-    before = np.minimum(at.astype(int), len(table) - 2)
-    return table[before] + (at - before)[:, None] * (table[before + 1] - table[before])
 
 
 def check_split(subject: Subject) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from data_prep.doctor import (
     Report,
     action_checks,
     alignment_checks,
+    duplicate_checks,
     episode_checks,
     error,
     file_checks,
@@ -79,7 +80,7 @@ CHECKS = (
     Check("lengths", episode_checks.check_lengths),
     Check("endings", episode_checks.check_endings),
     Check("idle", episode_checks.check_idle),
-    Check("duplicates", episode_checks.check_duplicates),
+    Check("duplicates", duplicate_checks.check_duplicates),
     Check("held out", episode_checks.check_split),
     Check("video copies", video_checks.check_copies),
     Check("video decoding", video_checks.check_decoding),
@@ -96,13 +97,14 @@ CHECKS = (
 )
 
 PAIR_CHECKS = (
-    Check("train and conflict apart", episode_checks.check_apart),
+    Check("train and conflict apart", duplicate_checks.check_apart),
     Check("same form", episode_checks.check_same_form),
     Check("same instruction", episode_checks.check_same_words),
 )
 
-BETWEEN = "train and conflict"
 CONFLICT = PARTS[1]
+TESTED = (CONFLICT, "val", "validation", "test")  # folders beside train, which nothing of it may be in
+BETWEEN = {part: f"train and {part}" for part in TESTED}
 READABLE = ("layout", "can the dataset be read at all?")
 
 
@@ -116,6 +118,8 @@ def examine(
 ) -> tuple[Report, list[Subject]]:
     """Every check of the dataset at `path`, or of train/ and conflict/ below it; with what was examined.
 
+    A dataset called train is compared with a val/, validation/ or test/ beside it.
+
     fast: only what needs no decoding of whole videos. `progress` is called with (what, done, of how many). `exclude`:
     episodes that are left out (see DatasetLayout), of a split those of its train part; they are not examined.
     Raises ToolkitError where there is no dataset.
@@ -126,10 +130,23 @@ def examine(
         for root in _dataset_folders(path)
     ]
     reports = [examine_one(subject) for subject in subjects]
-    if len(subjects) == 2 and not any(subject.refusal for subject in subjects):
-        results = tuple(_result(check, *subjects) for check in PAIR_CHECKS)
-        reports.append(DatasetReport(BETWEEN, path, results, {}))
+    beside = {subject.name: subject for subject in subjects[1:]}
+    if subjects[0].name == PARTS[0]:
+        folders = [subjects[0].root.parent / part for part in TESTED if part != CONFLICT]
+        beside |= {f.name: Subject(f, configs, fast=fast, progress=progress) for f in folders if (f / "meta").is_dir()}
+    reports += [_compared(path, subjects[0], tested) for tested in beside.values()]
     return Report(path, tuple(reports), fast, time.monotonic() - started), subjects
+
+
+def _compared(path: Path, train: Subject, tested: Subject) -> DatasetReport:
+    """The checks between train and what is tested on; of foreign folders only that they are apart."""
+    name = BETWEEN[tested.name]
+    checks = PAIR_CHECKS if tested.name == CONFLICT else (replace(PAIR_CHECKS[0], name=f"{name} apart"),)
+    if train.refusal or tested.refusal:
+        refused = train.name if train.refusal else tested.name
+        skipped = (CheckResult(c.name, c.question, skipped=f"{refused} cannot be read") for c in checks)
+        return DatasetReport(name, path, tuple(skipped), {})
+    return DatasetReport(name, path, tuple(_result(check, train, tested) for check in checks), {})
 
 
 def _dataset_folders(path: Path) -> list[Path]:

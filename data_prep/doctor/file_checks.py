@@ -151,7 +151,7 @@ def _files_of(subject: Subject, indices: Iterable[int]) -> dict[Path, list[int]]
             subject.layout.parquet_path(index),
             *(subject.video_path(index, c) for c in subject.layout.cameras),
         }:
-            found[Path(path)].append(index)
+            found[path if isinstance(path, Path) else Path(path)].append(index)  # parsing is slow
     return found
 
 

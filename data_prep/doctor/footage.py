@@ -15,6 +15,7 @@ from gr00t.data.video import EpisodeVideo
 from gr00t.errors import ToolkitError
 
 SIDE = 16  # of a video's thumbnails
+SKETCH = (SKETCH_SIDE, SKETCH_SIDE, 3)
 FIELDS = 32  # a side, of the grey ones in which frames far from each other are compared
 AT_ONCE = 64  # frames decoded in one piece
 AT_RANDOM = 4  # frames of a video that are read besides, each by itself
@@ -25,22 +26,22 @@ class Footage:
     """Facts of one video, of those of its frames that were decoded: T in the full examination, one or none in the fast
     part. Where `problem` is set nothing else is.
 
-    size: (height, width). mean: thumbnail (SIDE, SIDE, 3) of all; sketch: the smaller one that the converter records of
-    the first frame. motion: mean absolute change between neighbouring frames (T-1,), of 255. leaps: change between the
-    frames on both sides of each inner frame (T-2,). contrast: standard deviation over each frame (T,). unrest: median
-    over the thumbnail's pixels of their deviation in time. moved: change of the image over each journey of the state
-    (see Subject), of 255. times: seconds at which frames are shown, of a video that holds one episode. cost: frames
-    decoded for a single one at random, at most.
+    size: (height, width). mean: thumbnail (SIDE, SIDE, 3) of all; sketches: smaller ones of each (T, *SKETCH), as the
+    converter records of the first. motion: mean absolute change between neighbouring frames (T-1,), of 255. leaps:
+    change between the frames on both sides of each inner frame (T-2,). contrast: standard deviation over each frame
+    (T,). unrest: median over the thumbnail's pixels of their deviation in time. moved: change of the image over each
+    journey of the state (see Subject), of 255. times: seconds at which frames are shown, of a video that holds one
+    episode. cost: frames decoded for a single one at random, at most.
     """
 
     problem: str = ""
     length: int = 0
     fps: float = 0.0
     size: tuple[int, int] | None = None
-    sketch: np.ndarray | None = None
     mean: np.ndarray | None = None
     unrest: float | None = None
     cost: int = 1
+    sketches: np.ndarray = field(default_factory=lambda: np.empty((0, *SKETCH), np.float16))
     motion: np.ndarray = field(default_factory=lambda: np.empty(0))
     leaps: np.ndarray = field(default_factory=lambda: np.empty(0))
     contrast: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -50,7 +51,7 @@ class Footage:
 
 def watch(video: EpisodeVideo | EpisodeImages, count: int | None, journeys: Sequence[tuple[int, int]] = ()) -> Footage:
     """Decode the first `count` frames, None for all. Length and frame rate alone cost no decoding."""
-    size = sketch = mean = unrest = None
+    size = mean = unrest = None
     small: list[np.ndarray] = []
     fields: list[np.ndarray] = []
     motion: list[float] = []
@@ -61,8 +62,7 @@ def watch(video: EpisodeVideo | EpisodeImages, count: int | None, journeys: Sequ
         count = len(video) if count is None else count
         for start in range(0, count, AT_ONCE):
             for frame in video.frames(range(start, min(start + AT_ONCE, count))):
-                if sketch is None:
-                    size, sketch = frame.shape[:2], thumbnail(frame, SKETCH_SIDE)
+                size = frame.shape[:2]
                 small.append(thumbnail(frame, SIDE))
                 contrast.append(float(frame.std()))
                 blocks = _blocks(frame)
@@ -81,7 +81,8 @@ def watch(video: EpisodeVideo | EpisodeImages, count: int | None, journeys: Sequ
         moved = [float(np.abs(fields[b] - fields[a]).mean()) for a, b in journeys if max(a, b) < len(fields)]
         times = video.reader.times() if isinstance(video, EpisodeVideo) and video.is_alone else ()
         measured = map(np.array, (motion, leaps, contrast, moved, times))
-        return Footage("", len(video), video.reader.fps, size, sketch, mean, unrest, cost, *measured)
+        sketches = np.array([thumbnail(image, SKETCH_SIDE) for image in small], np.float16).reshape(-1, *SKETCH)
+        return Footage("", len(video), video.reader.fps, size, mean, unrest, cost, sketches, *measured)
     except ToolkitError as error:
         return Footage(str(error))
 

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from data_prep.doctor import Finding, episodes, error, remark, warning
-from data_prep.doctor.episode_checks import AT_ONCE, apart, course
+from data_prep.doctor.duplicate_checks import AT_ONCE, SPLIT, apart, course
 from data_prep.doctor.examined_dataset import Series, Subject, evenly, listed_objects
 from data_prep.doctor.file_checks import annotation_column, instructions_by_episode
 from data_prep.lerobot import thumbnail
 from gr00t.errors import ToolkitError
 
-SPLIT = "meta/split.json"
 SAME_STATE = 0.02  # of a dimension's range, on average
 SAME_IMAGE = 12.0  # of 255, in any field of a first frame
 FIELDS = 32  # a side

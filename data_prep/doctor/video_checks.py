@@ -221,8 +221,8 @@ def check_first_frames(subject: Subject) -> Iterator[Finding]:
     """Are they what was recorded?"""
     recorded = _recorded(subject)
     for camera in subject.cameras:
-        sketches = {i: f.sketch for i, f in subject.footage_of(camera).items() if (i, camera) in recorded}
-        verdicts = {i: _verdict(seen, (i, camera), recorded) for i, seen in sketches.items() if seen is not None}
+        sketches = {i: f.sketches for i, f in subject.footage_of(camera).items() if (i, camera) in recorded}
+        verdicts = {i: _verdict(seen[0], (i, camera), recorded) for i, seen in sketches.items() if len(seen)}
         yield from _by_verdict(subject, camera, verdicts, "The first frame {}; it is not what was recorded.")
 
 

@@ -25,7 +25,7 @@ from finetune.plan.memory import (
 from finetune.plan.model_shapes import parameters, shape_of_architecture, shape_of_checkpoint
 from finetune.recipe import FinetuneConfig, check_batch, check_cache, check_divided, check_evaluation
 from gr00t.errors import ToolkitError, free_space, in_bytes
-from gr00t.file_reading import read_json
+from gr00t.file_reading import parsing, read_json
 from gr00t.model.checkpoint_folder import resolve_folder
 from toolkit.declaration import key
 from toolkit.shared_keys import is_hub_id, modality_configs
@@ -120,7 +120,8 @@ def _text_tokens(folder: Path | None, instructions: set[str], images: int) -> in
 
     from gr00t.data.processor_files import formalize  # with numpy, which --help should not wait for
 
-    tokenizer = Tokenizer.from_file(str(path))
+    with parsing(path):
+        tokenizer = Tokenizer.from_file(str(path))
     chats = [CHAT.format(images=IMAGE * images, text=formalize(text)) for text in instructions]
     return max(len(tokenizer.encode(chat).ids) for chat in chats) - images
 

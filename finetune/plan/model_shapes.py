@@ -111,10 +111,10 @@ def shape_of_checkpoint(folder: Path) -> Shape:
     tied = tensors.pop(LM_HEAD, None)
     if tied is not None:
         tensors.setdefault(EMBEDDINGS, tied)
-    dit = {**DEFAULT_DIFFUSION_MODEL, **(config.get("diffusion_model_cfg") or {})}
-    vl = config.get("vl_self_attention_cfg") or {}
-    alternate = config.get("use_alternate_vl_dit", True)
     try:
+        dit = {**DEFAULT_DIFFUSION_MODEL, **(config.get("diffusion_model_cfg") or {})}
+        vl = config.get("vl_self_attention_cfg") or {}
+        alternate = config.get("use_alternate_vl_dit", True)
         return Shape(
             tensors,
             horizon=int(config.get("action_horizon", 40)),
@@ -125,6 +125,8 @@ def shape_of_checkpoint(folder: Path) -> Shape:
             text_every=int(config.get("attend_text_every_n_blocks", 2)) if alternate else None,
             source=f"{folder} (headers of its weight files)",
         )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ToolkitError(f"{folder}/config.json makes no sense ({error}). Copy it again.") from error
     except KeyError as error:
         raise ToolkitError(
             f"{folder} lacks the tensor {error}: it is no whole N1.7 checkpoint. Copy it again."

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import json as arrow_json
 
-from finetune.training import measurement
+from finetune.training import logged, measurement
 
 _BLOCK = 1 << 21  # bytes that Arrow parses at once
 
@@ -72,7 +72,7 @@ def _table(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
 def _lines(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The same line by line, whatever some of them hold."""
     found: dict[str, tuple[list[int], list[float]]] = {}
-    for step, values in filter(None, map(measurement, path.read_bytes().splitlines())):
+    for step, values in filter(None, map(measurement, logged(path))):
         for name, value in values.items():
             steps, numbers = found.setdefault(name, ([], []))
             steps.append(step)

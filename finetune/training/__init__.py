@@ -5,6 +5,7 @@ Here are the names of what a run folder holds for people and other programs, bes
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ REPORT = "report.html"
 RUN_FILES = (WANDB_RUN, SENT, METRICS, STATUS, BEST, FIRST_BATCH, INPUTS, CONDITIONS)
 RUN_FOLDERS = (ARTIFACTS, EVALUATIONS, TENSORBOARD)
 _STEPS = 2**31  # no run has as many
+_LONGEST = 1 << 17  # bytes of a line
 
 
 def read_best(run_dir: Path) -> dict[str, Any] | None:
@@ -38,8 +40,16 @@ def read_best(run_dir: Path) -> dict[str, Any] | None:
         return {"step": int(found["step"]), "metric": float(found["metric"]), "name": str(found["name"])}
 
 
+def logged(path: Path) -> Iterator[bytes]:
+    """The lines of METRICS; what is longer than any comes in pieces, which are none, however large the file is."""
+    with path.open("rb", buffering=_LONGEST) as file:
+        yield from iter(lambda: file.readline(_LONGEST), b"")
+
+
 def measurement(line: str | bytes) -> tuple[int, dict[str, float]] | None:
     """The step and the finite numbers in a line of METRICS; None for one that is damaged, or not written to its end."""
+    if line[:1] not in ("{", b"{"):  # parsing gigabytes of zeros takes long
+        return None
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

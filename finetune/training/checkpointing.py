@@ -242,10 +242,11 @@ def _damage(folder: Path) -> str | None:
         for name in FILES:
             if file_sha256(folder / name) != manifest.get(name):
                 return f"{name} has changed since it was written"
-        with safe_open(folder / FILES[0], framework="pt") as file:
-            broken = not_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
-        if broken:
-            return f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}"
+        for tensors in FILES[:2]:
+            with safe_open(folder / tensors, framework="pt") as file:
+                broken = not_finite((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
+            if broken:
+                return f"{len(broken)} tensors of {tensors} hold NaN or infinite values, first {broken[0]}"
     except (ToolkitError, OSError, SafetensorError, AttributeError) as error:
         return str(error)
     return None

@@ -57,7 +57,7 @@ def check_dataset(config: FinetuneConfig) -> None:
         path = part.folder if config.dataset.mixture else split
         wrong, report = [], examine(path, modality_configs(config.dataset), fast=True, exclude=part.exclude)[0]
         for dataset, result, finding in report.findings(WARNING, ERROR):
-            trained_on = path != split or dataset.name in ("train", BETWEEN)
+            trained_on = path != split or dataset.name in ("train", *BETWEEN.values())
             if finding.level == ERROR and trained_on:
                 wrong.append(f"  {result.check}, {finding.where}: {finding.found} Remedy: {finding.remedy}")
             else:

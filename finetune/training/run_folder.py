@@ -34,7 +34,7 @@ from gr00t.data.layout import DatasetLayout
 from gr00t.data.meta_files import in_ranges
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_reading import parsing, read_json
+from gr00t.file_reading import parsing, read_json, refuse_special
 from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
@@ -151,10 +151,15 @@ class RunFolder:
                 self._clear(start)
                 disk.write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
                 disk.write_json(self.run_dir / INPUTS, dict(self.files))
-                with (self.run_dir / CONDITIONS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"from_step": start.step if start else 0, **conditions}) + "\n")
+                self._note({"from_step": start.step if start else 0, **conditions})
             self.attempt.barrier()
             yield
+
+    def _note(self, conditions: Mapping[str, Any]) -> None:
+        path = self.run_dir / CONDITIONS
+        refuse_special(path)
+        with disk_errors(path, "Remove it, then start the same command again."), path.open("a") as file:
+            file.write(json.dumps(conditions) + "\n")
 
     def _lock(self, held: ExitStack) -> None:
         """Take the lock of run_dir; one that an attempt of a SLURM job holds on to is no obstacle to the attempt after

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from finetune.recipe import FinetuneConfig, datasets
-from finetune.training import ARTIFACTS, METRICS, STATUS, WANDB_RUN, measurement
+from finetune.training import ARTIFACTS, METRICS, STATUS, WANDB_RUN, logged, measurement
 from finetune.training.checkpointing import Best
 from finetune.training.stopping import Stopped, ThisAttempt
 from gr00t.errors import ToolkitError, disk_errors
@@ -194,10 +194,10 @@ class Tracker:
     def _open_metrics(self) -> Any:
         """metrics.jsonl, cut back to the step from which the run resumes."""
         path = self._run_dir / METRICS
-        lines = path.read_bytes().splitlines() if path.is_file() and self._step else []
-        steps = [(measurement(line) or (math.inf,))[0] for line in lines]  # none of the line a killed run was writing
-        kept = [line.decode() + "\n" for line, step in zip(lines, steps, strict=True) if step <= self._step]
-        write_text(path, "".join(kept))
+        lines = logged(path) if path.is_file() and self._step else ()
+        # infinite: of the line a killed run was writing
+        kept = [line for line in lines if (measurement(line) or (math.inf,))[0] <= self._step]
+        write_text(path, "".join(line.decode().rstrip() + "\n" for line in kept))
         return path.open("a")
 
 

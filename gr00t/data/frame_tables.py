@@ -19,7 +19,7 @@ import pyarrow as pa
 from PIL import Image
 
 from gr00t.data.layout import IMAGES, V3, DatasetLayout
-from gr00t.data.parquet_files import check_size, open_table
+from gr00t.data.parquet_files import check_size, open_table, refuse_foreign
 from gr00t.data.schema import look_up
 from gr00t.data.video import MOST_PIXELS, EpisodeVideo, VideoReader
 from gr00t.errors import ToolkitError, disk_errors
@@ -44,9 +44,9 @@ class FrameTables:
     def __init__(self, layout: DatasetLayout, columns: list[str], *, images: bool = False, digest: str = "") -> None:
         root, paths = layout.root, layout.data_files()
         for path in paths:
-            refuse_special(path)
-            if not path.is_file():
+            if not path.exists():
                 raise ToolkitError(f"{path} is missing. Prepare the dataset again.")
+            refuse_foreign(path)
         self.digest = digest or files_digest(paths)
         names = sorted({*columns, EPISODE})
         read = hashlib.sha256("\0".join([self.digest, *names]).encode()).hexdigest()

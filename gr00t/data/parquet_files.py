@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gr00t.errors import ToolkitError, in_bytes
+from gr00t.errors import ToolkitError, disk_errors, in_bytes
 from gr00t.file_reading import refuse_special
 
 COPY_AGAIN = "Copy that file again, or prepare the dataset again."
 _ALWAYS_READ = 2**28  # bytes in memory, however small the file is
 _USUAL_RATIO = 100  # of memory to disk, above that
+_MAGIC = b"PAR1"
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 
 
@@ -32,6 +33,17 @@ def open_table(path: Path, remedy: str = COPY_AGAIN) -> Iterator[pq.ParquetFile]
     except Exception as error:
         problem = " ".join(str(error).partition(". ")[0].split())[:160]  # what follows is pyarrow's guess at a remedy
         raise ToolkitError(f"{path} cannot be read ({problem}). {remedy}") from error
+
+
+def refuse_foreign(path: Path, remedy: str = COPY_AGAIN) -> None:
+    """Raise ToolkitError for what does not begin and end as a table does, before its gigabytes are hashed."""
+    refuse_special(path)
+    with disk_errors(path, remedy), path.open("rb") as file:
+        begins = file.read(len(_MAGIC))
+        file.seek(max(0, path.stat().st_size - len(_MAGIC)))
+        ends = file.read()
+    if not begins == ends == _MAGIC:
+        raise ToolkitError(f"{path} cannot be read (Parquet magic bytes are missing). {remedy}")
 
 
 def read_columns(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> pa.Table:

@@ -131,7 +131,7 @@ def started(what: str, *arguments: str) -> None:
 
 
 def doctor(sound: Path, root: Path) -> None:
-    started("data_prep.check", f"{root}/color_object", "local=none", f"html={root}/doctor.html")
+    started("data_prep.check", f"{root}/color_object", "local=none", f"html={root}/doctor.html", "shown=1")
 
 
 def train(sound: Path, root: Path) -> None:

@@ -191,6 +191,8 @@ class Search:
             except (OSError, ValueError, TypeError, KeyError, IndexError, pa.ArrowException):
                 return  # this mutation cannot be made here
             self.made += 1
+            if self.made % 50 == 0:
+                print(f"{self.made} mutations, {self.faults} faults", flush=True)
             if fault is not None:
                 self.faults += 1
                 record = {"program": program, "mutation": mutation, "fault": fault}
