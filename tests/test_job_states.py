@@ -221,7 +221,22 @@ def test_another_users_job_in_a_shared_folder_is_shown_and_left_alone(cluster: C
     assert found["forgotten"].state == "unknown" and FOREIGN in found["forgotten"].reason
     with pytest.raises(ToolkitError, match=rf"job {job} of theirs is {FOREIGN}'s: only its owner"):
         cancel(runs, "theirs")
-    assert cancel(runs, "all") == [f"left job {job} (theirs), which is {FOREIGN}'s"]
+    (line,) = cancel(runs, "all")
+    assert line.startswith(f"left job {job} (theirs), which is {FOREIGN}'s")
+    assert cluster.state(job) == "PENDING"
+    cluster.run("scancel", job)
+
+
+def test_an_allocation_in_which_a_run_was_started_by_hand_is_not_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+    run_dir = past_run(tmp_path, "typed", ended=None)
+    job = cluster.submit("--hold", "--wrap=true", "--job-name=typed", "--output=/dev/null")
+    write(run_dir / "attempt.json", {**read_json(run_dir / "attempt.json"), "job_id": job, "by_hand": True})
+    begun = run_dir / "attempts" / "1" / "attempt.json"
+    write(begun, {**read_json(begun), "job_id": job, "by_hand": True})
+    with pytest.raises(ToolkitError, match=rf"job {job} of typed is the allocation .* Ctrl-C"):
+        cancel(tmp_path, "typed")
+    (line,) = cancel(tmp_path, "all")
+    assert line.startswith(f"left job {job} (typed), which is the allocation")
     assert cluster.state(job) == "PENDING"
     cluster.run("scancel", job)
 

@@ -25,7 +25,8 @@ def cancel(runs_dir: Path, name: str) -> list[str]:
     """End the jobs of a run, or of all: those that the list shows and SLURM still has. Returns a line on each.
 
     A run's name means all of its stages, a stage's name that one. A conversion that other runs wait for continues,
-    unless all are cancelled. Another user's job is left alone, which is refused where it was meant.
+    unless all are cancelled. Another user's job is left alone, and so is an allocation in which a run was started by
+    hand: these are refused where they were meant.
     """
     wanted = known = _answered(runs_dir)
     if name != "all":
@@ -34,15 +35,25 @@ def cancel(runs_dir: Path, name: str) -> list[str]:
         wanted = [found] if alone else [v for v in known if v.run_dir == found.run_dir]
     kept = {job for v in known if v not in wanted and v.alive for job in v.waits_for}
     ended = [v for v in wanted if v.alive and v.job is not None and v.job not in kept]
-    ours, foreign = ([v for v in ended if v.is_foreign is other] for other in (False, True))
-    if foreign and name != "all":
-        listed = ", ".join(f"job {v.job} of {v.name} is {v.user}'s" for v in foreign)
-        raise ToolkitError(f"{listed}: only its owner or an operator can end it (scancel). Nothing was cancelled.")
+    left = [(v, reason) for v in ended if (reason := _not_ours(v))]
+    if left and name != "all":
+        listed = " ".join(f"job {v.job} of {v.name} {reason}." for v, reason in left)
+        raise ToolkitError(f"{listed} Nothing was cancelled.")
+    ours = [v for v in ended if not _not_ours(v)]
     if ours:
         slurm("scancel", *(str(v.job) for v in ours))
     lines = [f"cancelled job {v.job} ({v.name})" for v in ours]
-    lines += [f"left job {v.job} ({v.name}), which is {v.user}'s" for v in foreign]
+    lines += [f"left job {v.job} ({v.name}), which {reason}" for v, reason in left]
     return lines or ["no job of it is queued or running"]
+
+
+def _not_ours(found: View) -> str:
+    """Why a job is not to be ended from here, "" for one that may be."""
+    if found.is_foreign:
+        return f"is {found.user}'s: only its owner or an operator can end it (scancel)"
+    if found.by_hand:
+        return "is the allocation in which it was started by hand: end the run there, with Ctrl-C"
+    return ""
 
 
 def _answered(runs_dir: Path) -> list[View]:

@@ -34,7 +34,8 @@ class View:
     state: in words; alive: whether SLURM still has its job; training_left: seconds at the present speed; job_left: of
     the job's limit, as SLURM writes it; gpu_hours: allocated GPUs times hours, of a fine-tune over all attempts;
     cpu_share and peak_memory (bytes of the largest task): as accounts have them; waits_for: the jobs that had to
-    succeed first; dropped_by: the one that did not; log: what follow shows.
+    succeed first; dropped_by: the one that did not; by_hand: typed inside an allocation, which is the job; log: what
+    follow shows.
     """
 
     name: str
@@ -59,6 +60,7 @@ class View:
     peak_memory: int | None = None
     waits_for: list[str] = field(default_factory=list)
     dropped_by: str | None = None
+    by_hand: bool = False
     log: str | None = None
 
     @property
@@ -112,7 +114,7 @@ def _with_records(shown: View, job: Job, known: KnownJobs) -> View:
     own = attempts[-1] if attempts and str(attempts[-1].begun["job_id"]) == shown.job else None
     if shown.stage == "finetune":
         shown = _with_progress(shown, job, attempts)
-    shown = _with_state(shown, job, own, known)
+    shown = replace(_with_state(shown, job, own, known), by_hand=bool(own and own.begun.get("by_hand")))
     if shown.state == "local" and (attempt_record.read_optional(run_dir / STATUS) or {}).get("status") == "finished":
         shown = replace(shown, state="finished")
     # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known

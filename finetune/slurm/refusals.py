@@ -12,6 +12,7 @@ from finetune import plan
 from finetune.plan.disk_and_time import gpu_of_cluster
 from finetune.recipe import ClusterConfig, FinetuneConfig, check_finetune
 from finetune.slurm import cluster_queries
+from finetune.slurm.attempt_record import jobs_of
 from finetune.slurm.cluster_queries import Partition, Queue, in_time, most
 from finetune.slurm.done_and_busy import leave_out
 from finetune.slurm.launch_request import Request, Task
@@ -29,7 +30,8 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
 
     Returns whether SLURM was asked: where it does not answer, a dry run is checked as far as it goes without.
     """
-    queue = Queue.read()
+    folders = {task.run_dir for task in request.tasks if task.run_dir.is_dir()}
+    queue = Queue.read([noted for folder in sorted(folders) for noted in jobs_of(folder)])
     leave_out(request, queue, say)
     for task in request.tasks:
         data_comes = _comes("prepare", task)
