@@ -160,8 +160,9 @@ def test_a_killed_recording_continues_as_the_undisturbed_one(recordings: Path, t
 @pytest.mark.multiprocess
 def test_shares_recorded_side_by_side_join_to_the_recording_of_one_process(recordings: Path, tmp_path: Path) -> None:
     shares = [command(tmp_path, *TRAIN, "workers=1", f"share={share}") for share in ("1/2", "2/2")]
-    for process in [subprocess.Popen(share, cwd=CHECKOUT) for share in shares]:
-        assert process.wait() == 0
+    started = [subprocess.Popen(share, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) for share in shares]
+    said = [process.communicate()[0] for process in started]
+    assert " 2 recorded now" in said[0] and " 1 recorded now" in said[1]
     work = tmp_path / "size_color/.train.recording"
     assert {path.stem for path in work.glob("*.h5")} == {"0", "1", "2"}
     (work / "1.h5").unlink()  # as if the second had been killed
