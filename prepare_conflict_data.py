@@ -31,6 +31,7 @@ def main(config: PrepareConfig) -> None:
         seed=config.seed,
         overwrite=config.overwrite,
         workers=config.workers,
+        share=config.share,
     )
     print("\n".join(report.lines()))
 

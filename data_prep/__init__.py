@@ -20,6 +20,7 @@ from toolkit.shared_keys import (
     modality_config_key,
     near_split,
     refuse_inside,
+    share_key,
 )
 
 
@@ -44,6 +45,7 @@ class PrepareConfig:
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     workers: int | None = key("processes; null for one per core where there is enough to do", None, at_least=1)
+    share: str | None = share_key("convert")
 
     def check_here(self) -> None:
         """Refuse what cannot run on this machine."""

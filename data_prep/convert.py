@@ -38,7 +38,7 @@ from gr00t.file_reading import read_json
 from gr00t.file_replacement import file_lock, publish, real_path, recover
 from gr00t.processes import first_done, worker_pool
 from toolkit.progress import progress_bar
-from toolkit.shared_keys import PARTS
+from toolkit.shared_keys import PARTS, share_of
 
 EPISODES_WORTH_A_PROCESS = 16  # starting one takes as long as about so many small episodes
 NAMED_FILES = 3  # in a message
@@ -65,7 +65,8 @@ class PartReport:
 
 @dataclass
 class ConversionReport:
-    """Outcome of convert_split: the folder, what each part holds, what else there is to say, seconds taken.
+    """Outcome of convert_split: the folder, what each part holds (nothing after a share), what else there is to say,
+    seconds taken.
 
     `converted` and `taken_up` are the frames and episodes written now and by an interrupted start before.
     """
@@ -104,6 +105,7 @@ def convert_split(
     seed: int = 42,
     overwrite: bool = False,
     workers: int | None = None,
+    share: str | None = None,
     progress: bool = True,
 ) -> ConversionReport:
     """Convert raw_dir/<split_name>/{train,conflict} to data_dir/<split_name>/{train,conflict}.
@@ -111,8 +113,9 @@ def convert_split(
     Everything but pixels is checked before anything is written; the result appears whole or not at all. Started again
     after an interruption, it resumes with the episodes that are written and whose recordings are unchanged. The
     conflict part may be missing (a warning says so). Per-step statistics are made for the action horizon of
-    `modality_configs`. `workers` is the number of processes, None for one per core where there is enough to do. Raises
-    ToolkitError for anything the user can mend.
+    `modality_configs`. `workers` is the number of processes, None for one per core where there is enough to do. With
+    `share` ("2/8") only that share of the episodes is written, side by side with other shares, for a later call without
+    it to take up. Raises ToolkitError for anything the user can mend.
     """
     started = time.monotonic()
     target = Path(data_dir) / split_name
@@ -121,22 +124,29 @@ def convert_split(
     report = ConversionReport(target)
     parts = _read(Path(raw_dir) / split_name, progress, report)
     plans = [_plan(part, found, instruction, val_fraction, seed, modality_configs) for part, found in parts.items()]
-    jobs = [job for plan in plans for job in episode_jobs(plan)]
+    jobs = [job for plan in plans for job in episode_jobs(plan)][share_of(share)]
     remedy = "Make room and start again: it continues with what is converted. Or choose another data_dir=...."
     with disk_errors(target, remedy):
         place = real_path(target)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(target):
-            recover(place)
+        with file_lock(target, shared=share is not None):
+            if share is None:
+                recover(place)
             # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
             _check_target(target, overwrite)
             report.notes += _lists_dropped(place)
-            unfinished = Unfinished(place)
+            unfinished = Unfinished(place, alone=share is None)
             unfinished.take_up(jobs, start_over=overwrite)
             with unfinished.kept(len(jobs)):
                 _convert(unfinished, plans, jobs, workers, progress, report)
-                publish(unfinished.dataset, place)
-            unfinished.remove()
+                if share is None:
+                    publish(unfinished.dataset, place)
+            if share is None:
+                unfinished.remove()
+            else:
+                report.notes.append(
+                    f"{unfinished.folder}: share {share} is there; the same without share=... finishes."
+                )
     report.seconds = time.monotonic() - started
     return report
 
@@ -285,7 +295,7 @@ def _convert(
     progress: bool,
     report: ConversionReport,
 ) -> None:
-    """Write the episodes that are not there yet, then the datasets' meta/ folders."""
+    """Write the episodes that are not there yet, then, unless it is a share, the datasets' meta/ folders."""
     missing = [job for job in jobs if (job.part, job.index) not in unfinished.records]
     report.taken_up = len(unfinished.records)
     report.converted = sum(job.episode.length for job in missing)
@@ -299,7 +309,10 @@ def _convert(
         folder.mkdir(parents=True, exist_ok=True)
     with progress_bar(_FrameRate(), unit="frames", show=progress) as bar:
         there = {plan.part: sum(record.frames for record in unfinished.of(plan.part)) for plan in plans}
-        tasks = {plan.part: bar.add_task(plan.part, total=plan.frames, completed=there[plan.part]) for plan in plans}
+        total: Counter[str] = Counter()
+        for job in jobs:
+            total[job.part] += job.episode.length
+        tasks = {part: bar.add_task(part, total=total[part], completed=done) for part, done in there.items()}
         # Closed, so that the processes are gone when an error ends the loop.
         with closing(_written(unfinished.dataset, missing, workers)) as records:
             for record in records:
@@ -314,7 +327,7 @@ def _convert(
                     f"{file}: was changed while it was converted. Wait until the recording is complete, then start "
                     "again."
                 )
-        for plan in plans:
+        for plan in plans if unfinished.alone else ():
             bar.update(tasks[plan.part], description=f"{plan.part}: statistics")
             report.parts.append(_finish(unfinished, plan))
 

@@ -1,11 +1,13 @@
 """The episodes of a conversion that is not finished: kept in a hidden folder, and taken up again.
 
 .<split>.converting/dataset/    the two datasets as far as they are written
-.<split>.converting/episodes.jsonl    a line for every episode whose files are whole, with what they were made of"""
+.<split>.converting/episodes.jsonl    a line for every episode whose files are whole, with what they were made of
+.<split>.converting/episodes-<random>.jsonl    the same, of a process that converts a share"""
 
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,36 +23,42 @@ Place = tuple[str, int]  # part, episode index
 
 
 class Unfinished:
-    """The episodes that are written on the way to `target`. For one process at a time: hold target's lock.
+    """The episodes that are written on the way to `target`; hold target's lock, shared where not `alone`.
 
-    Attributes: dataset (the folder that is to become `target`); records (of the episodes that are there); dropped (how
-    many an earlier start had written that no longer fit the recordings).
+    Where others may be writing theirs too, nothing is cleared away. Attributes: dataset (the folder that is to become
+    `target`); records (of the episodes that are there); dropped (how many an earlier start had written that no longer
+    fit the recordings).
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, *, alone: bool = True) -> None:
+        self.alone = alone
         self.folder = target.with_name(f".{target.name}.converting")
         self.dataset = self.folder / "dataset"
         self.records: dict[Place, EpisodeRecord] = {}
         self.dropped = 0
-        self._journal = self.folder / "episodes.jsonl"
+        self._journal = self.folder / ("episodes.jsonl" if alone else f"episodes-{secrets.token_hex(4)}.jsonl")
 
     def take_up(self, jobs: Sequence[EpisodeJob], start_over: bool) -> None:
         """Keep what an earlier start has written of these episodes, and clear away everything else.
 
         Where nothing fits, it was another conversion: raises ToolkitError unless `start_over`.
         """
-        found: dict[Place, EpisodeRecord] = {}
+        found: dict[Place, list[EpisodeRecord]] = {}
         # Without the folder it was published: killed then, the journal is all that is left of it.
-        if self.dataset.is_dir() and self._journal.is_file():
-            for line in self._journal.read_text(encoding="utf-8", errors="replace").split("\n"):
+        journals = sorted(self.folder.glob("episodes*.jsonl")) if self.dataset.is_dir() else []
+        own = {(job.part, job.index): job for job in jobs}
+        for journal in journals:
+            for line in journal.read_text(encoding="utf-8", errors="replace").split("\n"):
                 with suppress(ValueError, TypeError):  # of a line that a full disk or a power failure cut off
-                    record = EpisodeRecord(**parse_json(line, self._journal))
-                    found[record.part, record.index] = record
+                    record = EpisodeRecord(**parse_json(line, journal))
+                    place = (record.part, record.index)
+                    if self.alone or place in own:
+                        found.setdefault(place, []).append(record)
         self.dataset.mkdir(parents=True, exist_ok=True)
-        for job in jobs:
-            place = (job.part, job.index)
-            if place in found and self._fits(found[place], job):
-                self.records[place] = found[place]
+        for place, job in own.items():
+            for record in found.get(place, [])[::-1]:
+                if place not in self.records and self._fits(record, job):
+                    self.records[place] = record
         self.dropped = len(found) - len(self.records)
         if found and not self.records and not start_over:
             raise ToolkitError(
@@ -58,6 +66,11 @@ class Unfinished:
                 "fits: these are other recordings, or were changed since, or the converter was of another version. "
                 "Give the same recordings; or drop what is there and begin again: overwrite=true."
             )
+        if self.alone:
+            self._clear(journals)
+
+    def _clear(self, journals: Sequence[Path]) -> None:
+        """Clear away what belongs to no record, and make the journals one."""
         claimed = {self.dataset / name for record in self.records.values() for name in record.files}
         for path in sorted(self.dataset.rglob("*"), reverse=True):  # what a folder holds before the folder
             if path.is_dir():
@@ -68,6 +81,9 @@ class Unfinished:
         # Written again, so that no line of another conversion, or cut off in the middle, stays in it.
         with whole_file(self._journal) as temporary:
             temporary.write_text("".join(_line(record) for record in self.records.values()), encoding="utf-8")
+        for journal in journals:
+            if journal != self._journal:
+                journal.unlink()
 
     def add(self, record: EpisodeRecord) -> None:
         """Note an episode whose files are all in place."""
@@ -86,7 +102,8 @@ class Unfinished:
             yield
         except BaseException as error:
             if not self.records:
-                self.remove()
+                if self.alone:
+                    self.remove()
                 raise
             done = f"{len(self.records)} of {total} episodes are converted"
             there = f"{done} and wait in {self.folder}: the same command resumes with them."

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -202,15 +202,16 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Iterator[None]:
+def file_lock(target: Path, *, required: bool = True, shared: bool = False, holder: str = "") -> Iterator[None]:
     """Hold the lock file beside `target`; the kernel frees it when the process dies, however it dies.
 
-    A second holder is refused with LockHeld, which carries what the first one wrote there as `holder`. On a file system
-    without locks it is refused when `required`, and continues unlocked otherwise.
+    A second holder is refused with LockHeld, which carries what the first one wrote there as `holder`; those that hold
+    it `shared` are refused only where one does not, and the other way round. On a file system without locks it is
+    refused when `required`, and continues unlocked otherwise.
     """
     real = real_path(target)
     path = real.parent / f".{real.name}.lock"
-    while (descriptor := _opened(path, target, required)) is None:
+    while (descriptor := _opened(path, target, required, shared)) is None:
         pass
     holding = os.getpid()
     try:
@@ -220,18 +221,21 @@ def file_lock(target: Path, *, required: bool = True, holder: str = "") -> Itera
         yield
     finally:
         if os.getpid() == holding:  # a process forked meanwhile has closed its copy
-            path.unlink(missing_ok=True)
+            with suppress(LockHeld):  # others share it still
+                if shared:
+                    _take(descriptor, target, required=False)
+                path.unlink(missing_ok=True)
             with _locks_change:
                 _locks.remove(descriptor)
                 os.close(descriptor)
 
 
-def _opened(path: Path, target: Path, required: bool) -> int | None:
+def _opened(path: Path, target: Path, required: bool, shared: bool) -> int | None:
     """The locked file's descriptor; None where the holder before us removed the file between our open and our lock."""
     with _locks_change, ExitStack() as failed:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         failed.callback(os.close, descriptor)
-        _take(descriptor, target, required)
+        _take(descriptor, target, required, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         if not os.fstat(descriptor).st_nlink:
             return None
         failed.pop_all()
@@ -253,9 +257,9 @@ os.register_at_fork(
 )
 
 
-def _take(descriptor: int, target: Path, required: bool) -> None:
+def _take(descriptor: int, target: Path, required: bool, kind: int = fcntl.LOCK_EX) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise LockHeld(
             f"{target}: another process is writing it at this moment. Wait for it to end, or stop it first.",

@@ -19,7 +19,8 @@ from gr00t.data.layout import DatasetLayout
 from gr00t.data.statistics import feature_statistics, relative_statistics, to_processor_statistics
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
-from gr00t.file_replacement import whole_folder
+from gr00t.file_replacement import file_lock, whole_folder
+from toolkit.shared_keys import share_of
 
 ELEVEN = [12, 5, 7, 9, 6, 8, 20, 11, 10, 13, 14]  # lengths; one must reach the 16 steps of the horizon
 
@@ -175,6 +176,39 @@ def test_the_same_recordings_give_the_same_dataset_with_any_number_of_workers(el
         eleven[0].parent, tmp_path, "color_object", INSTRUCTION, MODALITY_CONFIG, workers=2, progress=False
     )
     assert [p.fingerprint for p in again.parts] == [p.fingerprint for p in eleven[2].parts]
+
+
+def test_shares_converted_apart_are_finished_to_the_same_dataset_byte_for_byte(eleven, tmp_path):
+    def convert(data, **how):
+        return convert_split(
+            eleven[0].parent, data, "color_object", INSTRUCTION, MODALITY_CONFIG, workers=1, progress=False, **how
+        )
+
+    work = tmp_path / "shares/.color_object.converting/dataset"
+    assert convert(tmp_path / "shares", share="1/3").parts == []
+    unclaimed = work / "train/data/chunk-000/.partial"  # of another share that is writing it
+    unclaimed.touch()
+    with file_lock(tmp_path / "shares/color_object", shared=True):
+        convert(tmp_path / "shares", share="2/3")
+        with pytest.raises(ToolkitError, match="another process is writing it"):
+            convert(tmp_path / "shares")
+    assert unclaimed.exists()
+    assert convert(tmp_path / "shares", share="2/3").converted == 0
+    whole, joined = convert(tmp_path / "whole"), convert(tmp_path / "shares")
+    assert 0 < joined.converted < whole.converted
+    files = {p.relative_to(tmp_path / "whole"): p for p in (tmp_path / "whole").rglob("*") if p.is_file()}
+    others = {p.relative_to(tmp_path / "shares"): p for p in (tmp_path / "shares").rglob("*") if p.is_file()}
+    assert {name: p.read_bytes() for name, p in files.items()} == {name: p.read_bytes() for name, p in others.items()}
+
+
+@pytest.mark.parametrize("share", ["0/2", "3/2", "2", "1/0", "-1/2"])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ToolkitError, match="as in 2/8"):
+        share_of(share)
+
+
+def test_shares_together_take_everything_once():
+    assert sorted(n for i in range(1, 5) for n in range(11)[share_of(f"{i}/4")]) == list(range(11))
 
 
 def test_the_fingerprint_follows_content_and_held_out_episodes(eleven, tmp_path):

@@ -141,6 +141,20 @@ def test_a_second_holder_hears_who_the_first_is_and_gets_the_lock_after_it(tmp_p
     assert not (tmp_path / ".run.lock").exists()
 
 
+def test_those_who_share_a_lock_keep_out_one_who_does_not_until_the_last_has_left(tmp_path: Path) -> None:
+    def lock(shared: bool):
+        return file_lock(tmp_path / "run", shared=shared)
+
+    with lock(True):
+        with lock(True):
+            pass
+        with pytest.raises(LockHeld), lock(False):
+            raise AssertionError("held alone beside another")
+    assert not (tmp_path / ".run.lock").exists()
+    with lock(False), pytest.raises(LockHeld), lock(True):
+        raise AssertionError("shared what another holds alone")
+
+
 def test_one_who_waits_in_turn_hears_once_for_whom_and_gives_up_in_time(tmp_path: Path) -> None:
     heard: list[str] = []
     with file_lock(tmp_path / "cache", holder="a run"), pytest.raises(LockHeld):

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from config_calls import compose
-from simulator import needs_simulator, record_killed
+from simulator import TRAIN, command, needs_simulator, record_killed, recorded
 
 from conflict_panda_config import MODALITY_CONFIG
 from gr00t.errors import ToolkitError
 from simulation.scenes.factors import SPLITS, sample_episode
 from simulation.scenes.instruction_suite import sample_episode as sample_instructed
+from toolkit.installation import CHECKOUT
 
 pytestmark = needs_simulator
 
@@ -152,6 +154,27 @@ def test_a_killed_recording_continues_as_the_undisturbed_one(recordings: Path, t
     assert sorted(p.name for p in resumed.parent.iterdir() if not p.name.endswith(".lock")) == ["train"]
     assert contents(resumed / "trajectory.h5") == contents(recordings / "train/trajectory.h5")
     assert meta_of(resumed) == meta_of(recordings / "train")
+
+
+@pytest.mark.long
+@pytest.mark.multiprocess
+def test_shares_recorded_side_by_side_join_to_the_recording_of_one_process(recordings: Path, tmp_path: Path) -> None:
+    shares = [command(tmp_path, *TRAIN, "workers=1", f"share={share}") for share in ("1/2", "2/2")]
+    started = [subprocess.Popen(share, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) for share in shares]
+    said = [process.communicate()[0] for process in started]
+    assert " 2 recorded now" in said[0] and " 1 recorded now" in said[1]
+    work = tmp_path / "size_color/.train.recording"
+    assert {path.stem for path in work.glob("*.h5")} == {"0", "1", "2"}
+    (work / "1.h5").unlink()  # as if the second had been killed
+    (work / "5.partial-0.h5").touch()
+    assert " 1 recorded now" in recorded(tmp_path, *TRAIN, "workers=1", "share=2/2")
+    assert (work / "5.partial-0.h5").exists()
+    assert " 0 recorded now" in recorded(tmp_path, *TRAIN)
+    assert "already holds these 3 episodes" in recorded(tmp_path, *TRAIN, "share=2/2")
+    assert [p.name for p in work.parent.iterdir() if not p.name.endswith(".lock")] == ["train"]
+    joined, whole = work.with_name("train"), recordings / "train"
+    assert contents(joined / "trajectory.h5") == contents(whole / "trajectory.h5")
+    assert (joined / "trajectory.json").read_bytes() == (whole / "trajectory.json").read_bytes()
 
 
 @pytest.mark.multiprocess

@@ -24,6 +24,7 @@ LARGEST_SEED = 2**64 - 1  # what PyTorch's generators take
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_]\w*)\}|(?P<bare>[A-Za-z_]\w*))")
+_SHARE = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _CUES = re.compile(r"(color|object|size|position)_(color|object|size|position)")
 _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
@@ -44,6 +45,22 @@ def expanded(name: str, text: str) -> str:
         return os.environ[variable]
 
     return os.path.expanduser(VARIABLE.sub(value, text))
+
+
+def share_key(work: str) -> Any:
+    """The key of the share that a process does of some work, for `share_of`."""
+    meaning = f"{work} this share only, as in 2/8: eight such processes work side by side, on several nodes"
+    return key(f"{meaning}; null does what is missing, and finishes", None, check=share_of)
+
+
+def share_of(text: str | None) -> slice:
+    """What a share takes of a sequence: "2/8" every eighth item from the second on, None all of it."""
+    if text is None:
+        return slice(None)
+    number, count = (int(n) for n in found.groups()) if (found := _SHARE.fullmatch(text)) else (0, 0)
+    if not 1 <= number <= count:
+        raise ToolkitError("a share is its number and how many there are, as in 2/8.")
+    return slice(number - 1, None, count)
 
 
 def modality_config_key() -> Any:

@@ -4,7 +4,8 @@ being killed, and appears whole or not at all.
 Single episodes, <seed>.h5 and <seed>.json (<seed>.failed for a seed that was given up), collect in
 <out>/<split>/.<part>.recording/; when all are there they become one trajectory.h5 and trajectory.json in
 <out>/<split>/<part>/. Each episode depends on its seed only, so neither the number of workers nor an
-interruption changes what is recorded, and a finished recording becomes a longer one by recording what it lacks."""
+interruption changes what is recorded, and a finished recording becomes a longer one by recording what it lacks.
+Several processes, each with a share=i/n, may add to one folder of single episodes."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ import h5py
 
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
-from gr00t.file_replacement import file_lock, whole_folder, write_json
+from gr00t.file_replacement import file_lock, lock_in_turn, whole_folder, write_json
 from gr00t.processes import first_done, one_thread_each, worker_pool
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.factors import FIRST_EVALUATION_SEED, split_factors
 from toolkit.declaration import key
 from toolkit.progress import NOTE, progress_bar
-from toolkit.shared_keys import LARGEST_SEED, PARTS, SplitConfig, check_writable
+from toolkit.shared_keys import LARGEST_SEED, PARTS, SplitConfig, check_writable, share_key, share_of
 
 ATTEMPTS = 5  # at one episode, each in another style
 H5, JSON, SETTINGS = "trajectory.h5", "trajectory.json", "settings.json"
@@ -52,6 +53,7 @@ class RecordConfig:
     recoveries: float = key("part of the episodes in which the arm is pushed aside once", 0.0, at_least=0, at_most=1)
     paraphrases: bool = key("tell each episode's instruction in one of the split's ways", False)
     workers: int = key("processes, with a simulation each", 2, at_least=1)
+    share: str | None = share_key("record")
     render: str = key("where images are rendered", "cpu", choices=("cpu", "gpu"))
     overwrite: bool = key("replace a recording that is already there", False)
 
@@ -74,7 +76,7 @@ def record(config: RecordConfig) -> list[str]:
     work = target.with_name(f".{config.part}.recording")
     settings, recorded = settings_of(config), _json(target / JSON).get("recording", {}).get("settings")
     if not config.overwrite and recorded == settings:
-        if _json(work / SETTINGS) == settings:
+        if _json(work / SETTINGS) == settings and config.share is None:
             with file_lock(work):  # a recording that was killed when it was finished, before it could remove them
                 shutil.rmtree(work)
         return [f"{target}: already holds these {config.episodes} episodes."]
@@ -82,14 +84,18 @@ def record(config: RecordConfig) -> list[str]:
     require_rendering(config.render)
     with disk_errors(target, "Make room, or choose another out=FOLDER."):
         work.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(work):
-            extends = _extends(target, config, recorded)
-            _open_work(work, config)
-            if extends:
-                take_apart(target, work, config.seed)
+        with file_lock(work, shared=config.share is not None):
+            with lock_in_turn(work.with_name(f"{work.name}.opening")):  # shares begin together
+                extends = _extends(target, config, _json(target / JSON).get("recording", {}).get("settings"))
+                _open_work(work, config)
+                if extends:
+                    take_apart(target, work, config.seed)
             started, missing = time.monotonic(), _record_missing(work, config)
-            lines = _join(work, target, config, replace=config.overwrite or extends)
-            shutil.rmtree(work)
+            if config.share is None:
+                lines = _join(work, target, config, replace=config.overwrite or extends)
+                shutil.rmtree(work)
+            else:
+                lines = [f"{work}: share {config.share} is there; the same without share=... joins all of them."]
     seconds = time.monotonic() - started
     return [*lines, f"  {missing} recorded now in {seconds:.0f} s, {60 * missing / seconds:.0f} a minute"]
 
@@ -145,9 +151,14 @@ def _open_work(work: Path, config: RecordConfig) -> None:
     begun = _json(work / SETTINGS) or settings
     _refuse_others(work, config, begun)
     if not _begins(begun, settings):
+        if config.share is not None:
+            raise ToolkitError(
+                f"{work}: holds an interrupted recording of other settings, which a share does not remove, for others "
+                "may be at it. Remove it, or choose another out=FOLDER."
+            )
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
-    for leftover in work.glob("*.partial-*"):
+    for leftover in work.glob("*.partial-*") if config.share is None else ():  # another share may be writing it
         leftover.unlink()
     # While the single episodes become one file they are there twice.
     episodes = 2 * config.episodes - len(list(work.glob("*.h5")))
@@ -161,12 +172,19 @@ def _open_work(work: Path, config: RecordConfig) -> None:
 
 
 def _record_missing(work: Path, config: RecordConfig) -> int:
-    """Record every episode that is not there yet, a spare one for each that is given up; returns their number."""
+    """Record every episode that is not there yet, a spare one for each that is given up; returns their number.
+
+    A share takes its part of the seeds that come first, and leaves spare ones to the process that joins.
+    """
     seeds = _seeds_from(config.seed, work)
-    missing = [seed for seed in itertools.islice(seeds, config.episodes) if not (work / f"{seed}.h5").is_file()]
+    wanted = list(itertools.islice(seeds, config.episodes))
+    if config.share is not None:
+        own = range(config.seed, config.seed + config.episodes)[share_of(config.share)]
+        wanted = [seed for seed in wanted if seed in own]
+    missing = [seed for seed in wanted if not (work / f"{seed}.h5").is_file()]
     bar, failed = progress_bar(NOTE, unit="episodes", show=bool(missing)), 0
-    done = config.episodes - len(missing)
-    task = bar.add_task(f"{config.split.name} {config.part}", total=config.episodes, completed=done, note="")
+    done = len(wanted) - len(missing)
+    task = bar.add_task(f"{config.split.name} {config.part}", total=len(wanted), completed=done, note="")
     try:
         with bar, one_thread_each(), worker_pool(min(config.workers, len(missing) or 1)) as pool:
             waiting = {pool.submit(_demonstrate, config, work, seed): seed for seed in missing}
@@ -177,8 +195,8 @@ def _record_missing(work: Path, config: RecordConfig) -> int:
                     bar.update(task, advance=failures is not None, note=f"{failed} failed attempts" if failed else "")
                     if failures is None:
                         _give_up(seed, work, config)
-                        spare = next(seeds)
-                        waiting[pool.submit(_demonstrate, config, work, spare)] = spare
+                        for spare in [next(seeds)] if config.share is None else []:
+                            waiting[pool.submit(_demonstrate, config, work, spare)] = spare
     except BrokenProcessPool as error:
         raise ToolkitError(
             "A worker process died, perhaps for lack of memory. What is recorded is kept: start again, with "

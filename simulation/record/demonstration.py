@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Demonstrator:
     def __init__(self, config: RecordConfig, folder: Path) -> None:
         settle_in()
         self.config, self.folder = config, folder
+        self.partial = f"partial-{secrets.token_hex(4)}"  # a share that was started twice records an episode twice
         self.env = make_env(config.split.name, config.part, image_size=config.image_size, render=config.render)
         self.task: ConflictPickEnv = self.env.unwrapped  # type: ignore[assignment]
         self.env.reset(seed=0)
@@ -32,7 +34,7 @@ class Demonstrator:
         for attempt in range(ATTEMPTS):
             rng = random.Random(f"{self.config.split.name}/{self.config.part}/{seed}/{attempt}")
             disturbed = rng.random() < self.config.recoveries
-            h5 = self.folder / f"{seed}.partial-{attempt}.h5"
+            h5 = self.folder / f"{seed}.{self.partial}-{attempt}.h5"
             if self._record(h5, seed, rng, disturbed):
                 entry = {"conflict": self.task.episode.describe(), "failed_attempts": attempt, "disturbed": disturbed}
                 if self.config.paraphrases:
