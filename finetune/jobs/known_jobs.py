@@ -22,7 +22,7 @@ from toolkit.configuration import load
 DAMAGED = (ToolkitError, OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
 
 _SCRIPT_BYTES = 1 << 16
-_PAYLOAD = re.compile(r'^exec "\$SLURM_SUBMIT_DIR/finetune_jobs/run\.sh" (finetune .*)$', re.MULTILINE)
+_PAYLOAD = re.compile(r'^exec "\$(?:run|SLURM_SUBMIT_DIR/finetune_jobs/run\.sh)" (finetune .*)$', re.MULTILINE)
 
 
 class Entry(NamedTuple):

@@ -111,10 +111,11 @@ def _with_records(shown: View, job: Job, known: KnownJobs) -> View:
     """What the run folder adds."""
     run_dir = Path(shown.run_dir)
     attempts = attempt_record.attempts(run_dir) if shown.stage == "finetune" else []
-    own = attempts[-1] if attempts and str(attempts[-1].begun["job_id"]) == shown.job else None
+    begun = attempts[-1].begun if attempts else {}
+    own = attempts[-1] if attempts and str(begun["job_id"]) == shown.job else None
     if shown.stage == "finetune":
         shown = _with_progress(shown, job, attempts)
-    shown = replace(_with_state(shown, job, own, known), by_hand=bool(own and own.begun.get("by_hand")))
+    shown = replace(_with_state(shown, job, own, known), by_hand=bool(own and begun.get("by_hand")))
     if shown.state == "local" and (attempt_record.read_optional(run_dir / STATUS) or {}).get("status") == "finished":
         shown = replace(shown, state="finished")
     # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
