@@ -21,7 +21,6 @@ from gr00t.model.architecture import QWEN3_VL_2B
 from gr00t.model.checkpoint import (
     EMBEDDINGS,
     LM_HEAD,
-    fingerprint,
     parse_dtype,
     plan_shards,
     read_tensors,
@@ -29,6 +28,7 @@ from gr00t.model.checkpoint import (
 )
 from gr00t.model.checkpoint_folder import (
     INDEX_NAME,
+    fingerprint,
     hub_parts,
     merged_config,
     processor_kwargs,
