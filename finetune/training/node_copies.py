@@ -25,6 +25,7 @@ from gr00t.data.frame_tables import CACHE_FOLDER
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_replacement import copy_file, file_lock
+from toolkit.shared_keys import expanded
 
 PREFIX = "groot-data-"
 COPIERS = 8  # files that are copied side by side
@@ -138,11 +139,10 @@ class NodeCopies:
 
 def own_disk(scratch: str | None) -> Path:
     """The folder on the node's own disk: cluster.scratch, else $SLURM_TMPDIR."""
-    folder = os.path.expanduser(os.path.expandvars(scratch or "$SLURM_TMPDIR"))
-    if "$" in folder:
-        asked = f"cluster.scratch={scratch}" if scratch else "cluster.stage_data=true needs the node's own disk"
-        raise ToolkitError(f"{asked}, but a variable in {folder} is not set in this job. {WITHOUT}")
-    return Path(folder).absolute()
+    try:
+        return Path(expanded("cluster.scratch", scratch or "$SLURM_TMPDIR")).absolute()
+    except ToolkitError as error:
+        raise ToolkitError(f"cluster.stage_data=true needs the node's own disk. {error} {WITHOUT}") from None
 
 
 def _files(layout: DatasetLayout, root: Path) -> dict[Path, Path]:

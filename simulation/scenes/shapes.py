@@ -1,7 +1,7 @@
 """The instruction suite's six shapes, put together from convex pieces. Nothing is downloaded.
 
 Lengths follow from `half`, half of a cube's edge (m); every shape stands on its own, fits between the Panda's fingers
-along its x or y axis, and is told from the others by both cameras at 128 pixels."""
+along its x or y axis, and looks unlike the others to both cameras at 128 pixels."""
 
 from __future__ import annotations
 
