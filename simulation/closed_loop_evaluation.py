@@ -18,18 +18,18 @@ from gr00t.model.finished_checkpoint import read_processor, read_trained_on, ver
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 from simulation.closed_loop import ClosedLoopConfig, Evaluation, Settings
+from simulation.closed_loop.inference import check_configs
 from simulation.closed_loop.policies import (
     LurePolicy,
     RandomPolicy,
     ReplayPolicy,
     ScriptedPolicy,
     TargetPolicy,
-    check_configs,
 )
 from simulation.closed_loop.rollout import run_episodes
 from simulation.report.closed_loop_report import JSON_FILE, log_report, print_report, write_report
 from simulation.scenes import require_rendering, require_simulator
-from simulation.scenes.factors import split_factors
+from simulation.scenes.plate_suite import split_factors
 from toolkit.code_files import versions
 from toolkit.composition import read_yaml
 from toolkit.installation import CONFIG_DIR

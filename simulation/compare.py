@@ -21,7 +21,7 @@ from simulation.closed_loop import CONDITIONS, Evaluation
 from simulation.report import AS_IT_IS, Difference, Summary, difference, many, paired_difference, plain, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
 from simulation.report.conclusions import A, B, verdict
-from simulation.scenes.factors import FACTORS
+from simulation.scenes.plate_suite import FACTORS
 from toolkit.command_line import run_main
 from toolkit.declaration import key
 from toolkit.html_page import render_page

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from simulation.closed_loop import LURE, NOTHING, TARGET, EpisodeOutcome, Evaluation
-from simulation.scenes.factors import FIRST_EVALUATION_SEED, sample_episode
+from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, sample_episode
 
 HELD, LOST = (TARGET, True), (TARGET, False)
 WRONG, NONE = (LURE, False), (NOTHING, False)

@@ -26,20 +26,11 @@ from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, Settings
-from simulation.closed_loop.policies import (
-    Inference,
-    LurePolicy,
-    Observation,
-    RandomPolicy,
-    ReplayPolicy,
-    ScriptedPolicy,
-    TargetPolicy,
-    as_batch,
-    check_configs,
-)
+from simulation.closed_loop.inference import Inference, Observation, as_batch, check_configs
+from simulation.closed_loop.policies import LurePolicy, RandomPolicy, ReplayPolicy, ScriptedPolicy, TargetPolicy
 from simulation.closed_loop.rollout import _to_film, run_episodes
 from simulation.closed_loop_evaluation import evaluate_closed_loop
-from simulation.scenes.factors import FIRST_EVALUATION_SEED, sample_episode
+from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, sample_episode
 from toolkit.shared_keys import PARTS
 
 FIRST = FIRST_EVALUATION_SEED
@@ -326,16 +317,16 @@ def test_the_first_successes_and_failures_of_each_part_are_filmed_as_they_are() 
 
 
 def test_a_batch_holds_the_groups_of_the_state_in_the_order_of_the_requests() -> None:
-    def seen(value: int) -> Observation:
+    def seen(value: int, instruction: str) -> Observation:
         images = {"image": np.full((4, 4, 3), value, np.uint8), "wrist_image": np.full((4, 4, 3), value + 1, np.uint8)}
-        return Observation(images, np.arange(8, dtype=np.float32) + 10 * value, FIRST, 0)
+        return Observation(images, np.arange(8, dtype=np.float32) + 10 * value, FIRST, 0, instruction)
 
-    batch = as_batch([seen(1), seen(5)], "do it", MODALITY_CONFIG)
+    batch = as_batch([seen(1, "do it"), seen(5, "do that")], MODALITY_CONFIG)
     assert batch["state.arm"].shape == (2, 1, 7) and batch["state.gripper"][:, 0, 0].tolist() == [17, 57]
     assert batch["state.arm"][1, 0].tolist() == [50, 51, 52, 53, 54, 55, 56]
     assert batch["video.image"][:, 0, 0, 0, 0].tolist() == [1, 5]
     assert batch["video.wrist_image"][:, 0, 0, 0, 0].tolist() == [2, 6]
-    assert batch["annotation.human.task_description"] == ["do it", "do it"]
+    assert batch["annotation.human.task_description"] == ["do it", "do that"]
 
 
 class Seeded:
@@ -355,8 +346,8 @@ def test_noise_is_of_seed_episode_and_chunk_whatever_the_batch() -> None:
 
     def given(seed: int, *chunks: tuple[int, int], drop_state: bool = False) -> list[tuple[int, bool]]:
         policy = Seeded()
-        requests = [Observation(*shown, episode, chunk) for episode, chunk in chunks]
-        Inference(policy, seed, 16, ("none", "zero_state")).chunks(requests, "x", drop_state=drop_state)
+        requests = [Observation(*shown, episode, chunk, "x") for episode, chunk in chunks]
+        Inference(policy, seed, 16, ("none", "zero_state")).chunks(requests, drop_state=drop_state)
         return policy.given
 
     both = given(42, (FIRST, 0), (FIRST + 1, 3))
@@ -402,8 +393,8 @@ class Answering:
 
 def asked(policy: object) -> list[np.ndarray]:
     image = np.zeros((32, 32, 3), np.uint8)
-    request = Observation({"image": image, "wrist_image": image}, np.zeros(8, np.float32), FIRST, 0)
-    return Inference(policy, 42, 8, ("none",)).chunks([request, request], "x", drop_state=False)
+    request = Observation({"image": image, "wrist_image": image}, np.zeros(8, np.float32), FIRST, 0, "x")
+    return Inference(policy, 42, 8, ("none",)).chunks([request, request], drop_state=False)
 
 
 def test_an_answer_of_the_right_shape_is_cut_to_the_executed_steps() -> None:

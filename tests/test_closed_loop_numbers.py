@@ -12,7 +12,7 @@ from outcomes import HELD, LOST, NONE, WRONG, by_scene, evaluation, outcome, pla
 from simulation.closed_loop import EpisodeOutcome
 from simulation.report import Difference, Share, count, difference, paired_difference, summarize
 from simulation.report.conclusions import LEAST_PICKS, _small, cue_preference, in_short, least_shown, readings, verdict
-from simulation.scenes.factors import FACTORS
+from simulation.scenes.plate_suite import FACTORS
 from toolkit.installation import CHECKOUT
 
 # -- shares ------------------------------------------------------------------------------------------------------------

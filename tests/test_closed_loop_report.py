@@ -40,7 +40,7 @@ from simulation.report.closed_loop_report import (
     write_report,
 )
 from simulation.report.conclusions import Reading
-from simulation.scenes.factors import OBJECT_X, OBJECT_Y
+from simulation.scenes.plate_suite import OBJECT_X, OBJECT_Y
 from toolkit.shared_keys import TrackingConfig
 
 EVIL = '<script src="https://example.com/x.js">alert(1)</script>|`\n\n<b>[bold]'

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from gr00t.errors import ToolkitError
-from simulation.scenes.factors import (
+from simulation.scenes.plate_suite import (
     FACTORS,
     OBJECT_X,
     OBJECT_Y,
@@ -127,7 +127,7 @@ def test_no_two_seeds_or_parts_give_the_same_episode(sampled) -> None:
 
 
 def test_an_episode_depends_on_nothing_but_split_part_and_seed() -> None:
-    code = "from simulation.scenes.factors import *; print(sample_episode('size_color', 'conflict', 77))"
+    code = "from simulation.scenes.plate_suite import *; print(sample_episode('size_color', 'conflict', 77))"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     assert printed.strip() == str(sample_episode("size_color", "conflict", 77))

@@ -63,8 +63,8 @@ def test_a_sentence_means_one_object_or_in_conflict_one_by_each_factor(split: st
         }
         assert tuple(episode.named) == pair
         assert found[pair[0]] == [episode.target]
-        assert found[pair[1]] == [episode.target if part != "conflict" else episode.lure]
-        assert (episode.lure is None) == (part != "conflict") and episode.lure != episode.target
+        assert found[pair[1]] == [episode.target if "conflict" not in part else episode.lure]
+        assert (episode.lure is None) == ("conflict" not in part) and episode.lure != episode.target
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -141,7 +141,7 @@ def test_episodes_follow_from_their_seed() -> None:
 def test_unknown_experiments_and_parts_are_refused() -> None:
     with pytest.raises(ToolkitError, match=r'Did you mean "instruction/color_object"'):
         factors_of("instruction/colour_object")
-    with pytest.raises(ToolkitError, match=r"part=test: expected train, unseen, conflict"):
+    with pytest.raises(ToolkitError, match=r"part=test: expected train, seen, unseen, conflict, train_conflict"):
         sample_episode("instruction/color_object", "test", 0)
     with pytest.raises(ToolkitError, match="none is left for part=unseen"):
         sample_episode("instruction/color_object", "unseen", 0, "complete")

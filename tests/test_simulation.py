@@ -16,8 +16,8 @@ from simulator import TRAIN, command, needs_simulator, record_killed, recorded
 
 from conflict_panda_config import MODALITY_CONFIG
 from gr00t.errors import ToolkitError
-from simulation.scenes.factors import SPLITS, sample_episode
 from simulation.scenes.instruction_suite import sample_episode as sample_instructed
+from simulation.scenes.plate_suite import SPLITS, sample_episode
 from toolkit.installation import CHECKOUT
 
 pytestmark = needs_simulator

@@ -180,7 +180,7 @@ class Settings:
 class EpisodeOutcome:
     """One closed-loop episode.
 
-    condition: of CONDITIONS; part: train or conflict; seed: of the episode (simulation.scenes.factors.sample_episode).
+    condition: of CONDITIONS; part: train or conflict; seed: of the episode (simulation.scenes.suites).
     picked: what was first held above the table (PICKS), picked_step: after how many steps, None for nothing.
     success: the target was held by a still arm before the steps ran out; it may follow a wrong first pick.
     steps: control steps executed; chunks: action chunks asked for. instruction: what the policy was asked to do.

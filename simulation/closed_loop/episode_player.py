@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, state_of
 from gr00t.data.video import write_video
 from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, EpisodeOutcome, Settings
-from simulation.closed_loop.policies import Images, Observation, ScriptedPolicy
+from simulation.closed_loop.inference import Images, Observation
+from simulation.closed_loop.policies import ScriptedPolicy
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.scenes.expert import Expert
 
@@ -53,7 +54,7 @@ class EpisodePlayer:
         while not success and steps < settings.max_steps:
             if plan is None:
                 images = self._images() if instead is None else instead
-                chunk = self.ask(Observation(images, state_of(task.qpos()), seed, chunks))
+                chunk = self.ask(Observation(images, state_of(task.qpos()), seed, chunks, self.instruction))
             else:
                 chunk = plan[steps : steps + settings.n_action_steps]
             if len(chunk) == 0:

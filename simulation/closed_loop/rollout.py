@@ -24,8 +24,9 @@ import numpy as np
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.processes import WORKER_SECONDS, one_thread_each, settle_in, silent
 from simulation.closed_loop import CONDITIONS, NOTHING, OTHER, EpisodeOutcome, Settings
-from simulation.closed_loop.policies import Inference, Observation, ScriptedPolicy
-from simulation.scenes.factors import split_factors
+from simulation.closed_loop.inference import Inference, Observation
+from simulation.closed_loop.policies import ScriptedPolicy
+from simulation.scenes.plate_suite import split_factors
 from toolkit.progress import NOTE, progress_bar
 from toolkit.shared_keys import PARTS
 
@@ -187,7 +188,7 @@ class _Crew:
         while busy:
             if len(waiting) == len(busy):
                 requests, waiting = [waiting[worker] for worker in busy], {}
-                chunks = self.inference.chunks(requests, instruction, drop_state=condition == "zero_state")
+                chunks = self.inference.chunks(requests, drop_state=condition == "zero_state")
                 for worker, chunk in zip(busy, chunks, strict=True):
                     worker.send(chunk)
             worker, message = self._next([worker for worker in busy if worker not in waiting])

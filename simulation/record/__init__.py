@@ -25,7 +25,7 @@ from gr00t.file_reading import read_json
 from gr00t.file_replacement import file_lock, lock_in_turn, whole_folder, write_json
 from gr00t.processes import first_done, one_thread_each, worker_pool
 from simulation.scenes import require_rendering, require_simulator
-from simulation.scenes.factors import FIRST_EVALUATION_SEED, split_factors
+from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, split_factors
 from toolkit.declaration import key
 from toolkit.progress import NOTE, progress_bar
 from toolkit.shared_keys import LARGEST_SEED, PARTS, SplitConfig, check_writable, share_key, share_of
@@ -221,7 +221,7 @@ def _give_up(seed: int, work: Path, config: RecordConfig) -> None:
     if count > max(5, GIVEN_UP_AT_MOST * config.episodes):
         raise ToolkitError(
             f"The expert gave up {count} episodes of {config.split.name}: the task must have been changed so that it "
-            "cannot be solved (simulation/scenes/factors.py, simulation/scenes/environment.py)."
+            "cannot be solved (simulation/scenes/plate_suite.py, simulation/scenes/environment.py)."
         )
 
 

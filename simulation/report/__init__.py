@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from simulation.closed_loop import CONDITIONS, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
-from simulation.scenes.factors import FACTORS, split_factors
+from simulation.scenes.plate_suite import FACTORS, split_factors
 from toolkit.html_page import percent
 from toolkit.shared_keys import PARTS
 

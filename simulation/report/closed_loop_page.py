@@ -14,7 +14,7 @@ import numpy as np
 from simulation.closed_loop import CONDITIONS, PICKS, ClosedLoopConfig, EpisodeOutcome, Evaluation
 from simulation.report import AS_IT_IS, Summary
 from simulation.report.conclusions import cue_preference, readings
-from simulation.scenes.factors import OBJECT_X, OBJECT_Y, PLATE_X, PLATE_Y
+from simulation.scenes.plate_suite import OBJECT_X, OBJECT_Y, PLATE_X, PLATE_Y
 from toolkit.html_page import data_uri, render_page
 from toolkit.shared_keys import PARTS, SplitConfig
 

@@ -23,7 +23,7 @@ from simulation.closed_loop import CONDITIONS, FORMAT, LURE, PICKS, TARGET, Epis
 from simulation.report import AS_IT_IS, Counted, Difference, Share, Summary, plain, summarize
 from simulation.report.closed_loop_page import command, page, video_caption, video_file
 from simulation.report.conclusions import cue_preference, in_short, readings
-from simulation.scenes.factors import FACTORS, split_factors
+from simulation.scenes.plate_suite import FACTORS, split_factors
 from toolkit.shared_keys import PARTS
 from toolkit.trackers import open_run
 

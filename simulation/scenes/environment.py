@@ -1,7 +1,7 @@
 """ConflictPick-v1: the ManiSkill environment of the conflict splits of both suites.
 
 Importing this module registers it with ManiSkill. One environment per process, physics on the CPU. A reset with a seed
-builds `sample_episode(split, part, seed)` of the suite: these say everything about an episode, and its first state is
+builds the suite's `sample(split, part, seed, strategy)`: these say everything about an episode, and its first state is
 the same bit for bit. PhysX remembers contacts of earlier episodes, which changes motions a little; with
 options=REBUILD (1 s) the whole scene is new and motions too are the same bit for bit."""
 
@@ -27,8 +27,9 @@ from mani_skill.utils.scene_builder.table import TableSceneBuilder
 from mani_skill.utils.structs.actor import Actor
 
 from simulation.scenes import ENV_ID, instruction_suite, shapes
-from simulation.scenes.factors import HALF_SIZE, Episode, Thing, sample_episode
 from simulation.scenes.instruction_suite import Body, InstructedEpisode
+from simulation.scenes.plate_suite import HALF_SIZE, Episode, Thing
+from simulation.scenes.suites import suite_of
 
 MAX_EPISODE_STEPS = 100
 REBUILD = {"reconfigure": True}  # options of reset
@@ -74,11 +75,12 @@ class ConflictPickEnv(BaseEnv):
         *args: Any,
         split: str = "color_object",
         part: str = "train",
+        strategy: str | None = None,
         image_size: int = 224,
         robot_uids: str = "panda_wristcam",
         **kwargs: Any,
     ) -> None:
-        self.split, self.part, self.image_size = split, part, image_size
+        self.split, self.part, self.strategy, self.image_size = split, part, strategy, image_size
         kwargs.setdefault("sensor_configs", {"width": image_size, "height": image_size})
         super().__init__(*args, robot_uids=robot_uids, **kwargs)
 
@@ -115,9 +117,8 @@ class ConflictPickEnv(BaseEnv):
 
     def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
         self.table_scene.initialize(env_idx)
-        instructed = self.split.startswith(instruction_suite.PREFIX)
-        sample = instruction_suite.sample_episode if instructed else sample_episode
-        self.episode = sample(self.split, self.part, int(self._episode_seed[0]))
+        seed = int(self._episode_seed[0])
+        self.episode = suite_of(self.split).sample(self.split, self.part, seed, self.strategy)
         for body in reversed([*self.objects, *filter(None, [self.plate])]):
             self.scene.remove_from_state_dict_registry(body)
             self.scene.actors.pop(body.name)
@@ -191,12 +192,20 @@ class ConflictPickEnv(BaseEnv):
     compute_normalized_dense_reward = compute_dense_reward
 
 
-def make_env(split: str, part: str, *, image_size: int = 224, render: str = "cpu") -> gymnasium.Env[Any, Any]:
-    """The environment as recordings and evaluation use it; `render` is cpu, gpu, or none for physics only."""
+def make_env(
+    split: str, part: str, *, strategy: str | None = None, image_size: int = 224, render: str = "cpu"
+) -> gymnasium.Env[Any, Any]:
+    """The environment as recordings and evaluation use it.
+
+    strategy: which combinations of the instruction suite are recorded, None for the usual ones. render: cpu, gpu, or
+    none for physics only.
+    """
+    chosen: dict[str, Any] = {} if strategy is None else {"strategy": strategy}  # recordings name it where there is one
     return gymnasium.make(
         ENV_ID,
         split=split,
         part=part,
+        **chosen,
         image_size=image_size,
         obs_mode="none" if render == "none" else "rgb",
         control_mode="pd_joint_pos",

@@ -31,7 +31,8 @@ FACTORS: dict[str, tuple[str, ...]] = {
 FIXED = {"color": "red", "object": "cube", "size": "large"}
 EXPERIMENTS = ("color_object", "color_size", "color_spatial", "size_object", "spatial_object", "spatial_size")
 SPLITS = tuple(PREFIX + name for name in EXPERIMENTS)
-PARTS = ("train", "unseen", "conflict")
+PARTS = ("train", "seen", "unseen", "conflict", "train_conflict")
+_AS = {"seen": "train", "train_conflict": "conflict"}  # drawn alike, from other seeds
 DEFAULT_STRATEGY = "random_f12"
 
 # Meters, in the robot's frame turned to the table: x away from the robot, y to the base camera's right.
@@ -73,6 +74,7 @@ class InstructedEpisode:
     split: str
     part: str
     seed: int
+    strategy: str
     instruction: str
     named: dict[str, str]
     objects: tuple[Body, ...]
@@ -105,7 +107,7 @@ def combinations(split: str, strategy: str = DEFAULT_STRATEGY) -> tuple[list[Com
 
 
 def sample_episode(split: str, part: str, seed: int, strategy: str = DEFAULT_STRATEGY) -> InstructedEpisode:
-    """The episode of that seed.
+    """The episode of that seed; `seen` is drawn as `train` is, `train_conflict` as `conflict`, from numbers of its own.
 
     Outside conflict target and distractor come in pairs of combinations, each as often in the one role as in the other:
     the image alone does not tell which of them the sentence names.
@@ -117,11 +119,11 @@ def sample_episode(split: str, part: str, seed: int, strategy: str = DEFAULT_STR
     if part == "unseen" and not others:
         raise ToolkitError(f"strategy={strategy} records all combinations of {split}: none is left for part=unseen.")
     rng = random.Random(f"{split}/{part}/{seed}")
-    pool = others if part == "unseen" else recorded
-    first, second = (_conflict if part == "conflict" else _pair)(rng, (a, b), pool)
+    pool, conflict = others if part == "unseen" else recorded, _AS.get(part, part) == "conflict"
+    first, second = (_conflict if conflict else _pair)(rng, (a, b), pool)
     named = dict(zip((a, b), first[:2], strict=True))
     wanted = [dict(zip((a, b), each, strict=True)) for each in (first, second)]
-    if part == "conflict":  # each has one of the two
+    if conflict:  # each has one of the two
         wanted = [{a: named[a], b: second[1]}, {a: second[0], b: named[b]}]
     if _SUPERLATIVES & {*first, *second}:
         wanted.append(_medium(rng, (a, b), wanted))
@@ -130,11 +132,12 @@ def sample_episode(split: str, part: str, seed: int, strategy: str = DEFAULT_STR
         split=split,
         part=part,
         seed=seed,
+        strategy=strategy,
         instruction=sentence(named),
         named=named,
         objects=_place(rng, [wanted[i] for i in order]),
         target=order.index(0),
-        lure=order.index(1) if part == "conflict" else None,
+        lure=order.index(1) if conflict else None,
     )
 
 

@@ -1,0 +1,81 @@
+"""Both suites by one interface: what a split's episodes are, without asking which suite it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gr00t.errors import ToolkitError, did_you_mean
+from simulation.scenes import instruction_suite, plate_suite
+from simulation.scenes.instruction_suite import InstructedEpisode
+from simulation.scenes.plate_suite import Episode
+
+Sample = Callable[[str, str, int, str | None], Episode | InstructedEpisode]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite of conflict splits.
+
+    recorded, evaluated: the parts that are recorded, and those that are played in closed loop. factors: their values.
+    strategies: whether recordings hold chosen combinations of the values only. cues: (a, b) of a split. sample: the
+    episode of (split, part, seed, strategy); strategy None is the usual one.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    recorded: tuple[str, ...]
+    evaluated: tuple[str, ...]
+    factors: Mapping[str, tuple[str, ...]]
+    strategies: bool
+    cues: Callable[[str], tuple[str, str]]
+    sample: Sample
+
+
+def _on_plate(split: str, part: str, seed: int, strategy: str | None) -> Episode:
+    if strategy is not None:
+        raise ToolkitError(
+            f"strategy={strategy}: {split} always shows all combinations. Leave it out, or take a split of the "
+            f"instruction suite, such as {instruction_suite.SPLITS[0]}."
+        )
+    return plate_suite.sample_episode(split, part, seed)
+
+
+def _instructed(split: str, part: str, seed: int, strategy: str | None) -> InstructedEpisode:
+    return instruction_suite.sample_episode(split, part, seed, strategy or instruction_suite.DEFAULT_STRATEGY)
+
+
+PLATE = Suite(
+    "plate",
+    plate_suite.SPLITS,
+    recorded=plate_suite.PARTS,
+    evaluated=plate_suite.PARTS,
+    factors=plate_suite.FACTORS,
+    strategies=False,
+    cues=plate_suite.split_factors,
+    sample=_on_plate,
+)
+INSTRUCTION = Suite(
+    "instruction",
+    instruction_suite.SPLITS,
+    recorded=("train", "unseen", "conflict", "train_conflict"),
+    evaluated=("seen", "unseen", "conflict"),
+    factors=instruction_suite.FACTORS,
+    strategies=True,
+    cues=instruction_suite.factors_of,
+    sample=_instructed,
+)
+SUITES = (PLATE, INSTRUCTION)
+
+
+def suite_of(split: str) -> Suite:
+    """The suite that has this split; ToolkitError for a name that neither has."""
+    for suite in SUITES:
+        if split in suite.splits:
+            return suite
+    known = [name for suite in SUITES for name in suite.splits]
+    raise ToolkitError(
+        f"split={split}: there is no simulated task of that name.{did_you_mean(split, known)} It takes two different "
+        f"ones of {', '.join(PLATE.factors)}, as in color_object, or an experiment of the instruction suite, as in "
+        f"{INSTRUCTION.splits[0]}."
+    )
