@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from gr00t.errors import ToolkitError, did_you_mean
 from simulation.scenes import instruction_suite, plate_suite
 from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.plate_suite import Episode
 
-Sample = Callable[[str, str, int, str | None], Episode | InstructedEpisode]
+
+class Sample(Protocol):
+    """The episode of (split, part, seed, strategy); strategy None is the usual one. no_distractor_prob: how often the
+    target of instruction/all lies alone, None: as usual."""
+
+    def __call__(
+        self, split: str, part: str, seed: int, strategy: str | None, no_distractor_prob: float | None = None
+    ) -> Episode | InstructedEpisode: ...
 
 
 @dataclass(frozen=True)
@@ -18,8 +26,8 @@ class Suite:
     """A suite of conflict splits.
 
     recorded, evaluated: the parts that are recorded, and those that are played in closed loop. factors: their values.
-    strategies: whether recordings hold chosen combinations of the values only. cues: (a, b) of a split. sample: the
-    episode of (split, part, seed, strategy); strategy None is the usual one.
+    strategies: whether recordings hold chosen combinations of the values only. cues: (a, b) of a split, all five of
+    instruction/all, which has no conflict.
     """
 
     name: str
@@ -28,21 +36,32 @@ class Suite:
     evaluated: tuple[str, ...]
     factors: Mapping[str, tuple[str, ...]]
     strategies: bool
-    cues: Callable[[str], tuple[str, str]]
+    cues: Callable[[str], tuple[str, ...]]
     sample: Sample
 
+    def recorded_of(self, split: str) -> tuple[str, ...]:
+        """The parts that are recorded of this split."""
+        return _without_conflict(self.recorded) if split == instruction_suite.ALL else self.recorded
 
-def _on_plate(split: str, part: str, seed: int, strategy: str | None) -> Episode:
-    if strategy is not None:
-        raise ToolkitError(
-            f"strategy={strategy}: {split} always shows all combinations. Leave it out, or take a split of the "
-            f"instruction suite, such as {instruction_suite.SPLITS[0]}."
-        )
+    def evaluated_of(self, split: str) -> tuple[str, ...]:
+        """The parts of this split that are played in closed loop."""
+        return _without_conflict(self.evaluated) if split == instruction_suite.ALL else self.evaluated
+
+
+def _without_conflict(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part for part in parts if "conflict" not in part)
+
+
+def _on_plate(
+    split: str, part: str, seed: int, strategy: str | None, no_distractor_prob: float | None = None
+) -> Episode:
+    for name, value in (("strategy", strategy), ("no_distractor_prob", no_distractor_prob)):
+        if value is not None:
+            raise ToolkitError(
+                f"{name}={value}: {split} always shows all combinations. Leave it out, or take a split of the "
+                f"instruction suite, such as {instruction_suite.SPLITS[0]}."
+            )
     return plate_suite.sample_episode(split, part, seed)
-
-
-def _instructed(split: str, part: str, seed: int, strategy: str | None) -> InstructedEpisode:
-    return instruction_suite.sample_episode(split, part, seed, strategy or instruction_suite.DEFAULT_STRATEGY)
 
 
 PLATE = Suite(
@@ -63,7 +82,7 @@ INSTRUCTION = Suite(
     factors=instruction_suite.FACTORS,
     strategies=True,
     cues=instruction_suite.factors_of,
-    sample=_instructed,
+    sample=instruction_suite.sample_episode,
 )
 SUITES = (PLATE, INSTRUCTION)
 
