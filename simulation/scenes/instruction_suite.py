@@ -232,21 +232,16 @@ def _weighed(split: str, strategy: str, unseen: bool) -> tuple[list[tuple[Combin
         sums = {one: scale[one] * sum(scale[other] for other in partners[one]) for one in pool}
         scale = {one: scale[one] / math.sqrt(sums[one]) if sums[one] else 0.0 for one in pool}
     found = {(one, other): scale[one] * scale[other] for one in pool for other in partners[one]}
-    for lonely in (one for one in pool if not partners[one]):
-        strangers = _strangers(split, lonely, (*recorded, *others), paired)
-        found |= {(lonely, other): 1.0 / len(strangers) for other in strangers}
-    return list(found), list(itertools.accumulate(found.values()))
-
-
-def _strangers(
-    split: str, lonely: Combination, every: Sequence[Combination], paired: frozenset[Combination]
-) -> list[Combination]:
-    """What may lie beside a combination that has no partner in its pool, by as many of the rules as anything meets."""
+    lonely = [one for one in pool if not partners[one]]
     for rules in (paired, frozenset[Combination]()):
-        found = [other for other in every if _beside(split, lonely, other, rules)]
-        if found:
-            break
-    return found
+        if unseen and found:
+            break  # with one that its verb was recorded with, what is left would be a conflict
+        strangers = {
+            one: [other for other in (*recorded, *others) if _beside(split, one, other, rules)] for one in lonely
+        }
+        found |= {(one, other): 1.0 / len(them) for one, them in strangers.items() for other in them}
+        lonely = [one for one in lonely if not strangers[one]]
+    return list(found), list(itertools.accumulate(found.values()))
 
 
 @cache
