@@ -23,8 +23,10 @@ ANGULAR_SPEED = 1.5  # rad/s
 # The arm is a step or two behind its targets: fingers that close at once would close above a small object.
 SETTLING_STEPS, CLOSING_STEPS, HOLDING_STEPS, RESTING_STEPS = 2, 5, 3, 6
 DRAGGING = 0.6  # of the speed, along the table
-FINGER, GAP = 0.011, 0.015  # m: half a finger, and how far from an object it comes down behind it
+# m: half a finger, how far from an object it comes down behind it, and how much nearer its middle the finger meets it.
+FINGER, GAP, SLOPE = 0.011, 0.015, 0.008
 IN_THE_WAY = 0.08  # m, in x
+LEAN = 0.3  # rad, of the hand that pushes
 
 _LOWEST_GRASP = 0.015  # m, of the point between the fingertips
 # Where the fingers may close on a shape: an angle from its x axis, and the turn after which they may again (rad);
@@ -133,9 +135,10 @@ class Expert:
         behind = math.pi - _angle_of_axis(pose, 0)
         reach = shapes.extent(thing.object, HALF_SIZE[thing.size], behind) + FINGER
         across = _nearest(_angle_of_axis(self.hand_pose(self.joints()), 1), math.pi / 2, math.pi)
-        start = _shifted(self._hand_over(goal, across, style.depth), x=-reach - GAP)
+        # Upright, the arm is too short where objects lie in front.
+        start = _turned(_shifted(self._hand_over(goal, across, style.depth), x=-reach - GAP), -LEAN, (0, 1, 0))
         closed = self._approach(start, style)
-        distance = GAP + self._far(style) * self.env.thresholds.moved
+        distance = GAP + SLOPE + self._far(style) * self.env.thresholds.moved
         closed += self._line(closed[-1], _shifted(start, x=distance), style.speed * DRAGGING)
         closed += [closed[-1]] * RESTING_STEPS
         return _actions((CLOSED, closed))
@@ -213,9 +216,9 @@ def _shifted(pose: sapien.Pose, x: float = 0.0, y: float = 0.0, z: float = 0.0) 
     return sapien.Pose(pose.p + np.array([x, y, z]), pose.q)
 
 
-def _turned(pose: sapien.Pose, angle: float) -> sapien.Pose:
-    """The same place, turned about the vertical by an angle (rad)."""
-    about = sapien.Pose(q=[math.cos(angle / 2), 0, 0, math.sin(angle / 2)])
+def _turned(pose: sapien.Pose, angle: float, axis: tuple[int, int, int] = (0, 0, 1)) -> sapien.Pose:
+    """The same place, turned by an angle (rad) about an axis of the world, the vertical."""
+    about = sapien.Pose(q=[math.cos(angle / 2), *(math.sin(angle / 2) * np.array(axis))])
     return sapien.Pose(pose.p, (about * sapien.Pose(q=pose.q)).q)
 
 
