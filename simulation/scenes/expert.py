@@ -81,10 +81,10 @@ class Expert:
         self.hand = links.index(agent.ee_link_name)
         self.base = agent.robot.pose.sp
 
-    def plan(self, goal: int, style: Style | None = None) -> np.ndarray:
-        """Actions (T, 8) float32 that do the episode's verb, lift where none is named, to object `goal` from where the
-        arm is now; raises Unreachable."""
-        style, verb = style or Style(), getattr(self.env.episode, "verb", "lift")
+    def plan(self, goal: int, style: Style | None = None, verb: str | None = None) -> np.ndarray:
+        """Actions (T, 8) float32 that do a verb, the episode's or lift, to object `goal` from where the arm is now;
+        raises Unreachable."""
+        style, verb = style or Style(), verb or getattr(self.env.episode, "verb", "lift")
         if verb == "push":
             return self._push(goal, style)
         grasp = self._grasp_pose(goal, self.joints(), style.depth)

@@ -134,7 +134,7 @@ def _pyramid(half: float) -> Iterator[Piece]:
 
 
 def _star(half: float) -> Iterator[Piece]:
-    """Flat, five points, the first along x: a pentagon and a prism for each point, blunt: sharp ones turn in a grasp."""
+    """Flat, five points, the first along x: a pentagon and prisms, blunt: sharp ones turn in a grasp."""
     radii = [1.6 * half, 0.72 * half]
     rim = [np.array([math.cos(math.pi * k / 5), math.sin(math.pi * k / 5)]) * radii[k % 2] for k in range(10)]
     yield _prism(rim[1::2], 0.8 * half)
