@@ -83,13 +83,17 @@ class LeftOut:
 
 @dataclass
 class Recordings:
-    """All trajectory files below one folder: usable episodes in recorded order, the others, and remarks."""
+    """All trajectory files below one folder: usable episodes in recorded order, the others, and remarks.
+
+    recorded: of the instruction suite, the strategy, its factors and which combinations of their values it records.
+    """
 
     folder: Path
     episodes: list[Episode] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recorded: dict[str, Any] | None = None
 
 
 def state_of(qpos: np.ndarray) -> np.ndarray:
@@ -126,7 +130,14 @@ def read_recordings(folder: Path, shown: Callable[[list[Path]], Iterable[Path]] 
                 raise
             result.notes.append(note)
             continue
+        recorded = _recorded(meta)
+        if result.files and recorded != result.recorded:
+            raise ToolkitError(
+                f"{h5_path}: was recorded with {_named(recorded)}, {result.files[0].name} with "
+                f"{_named(result.recorded)}. Keep the recordings of one strategy."
+            )
         result.files.append(h5_path)
+        result.recorded = recorded
         _read_episodes(h5_path, meta, result)
     if not result.episodes:
         raise ToolkitError(
@@ -154,6 +165,18 @@ def _read_meta(h5_path: Path) -> dict[str, Any]:
     if missing:
         raise ToolkitError(f"{path}: {missing[0]} is missing; this is not the .json of a ManiSkill recording.")
     return meta
+
+
+def _recorded(meta: dict[str, Any]) -> dict[str, Any] | None:
+    """What simulation.record says of the combinations of the factors' values; None where it does not."""
+    said = meta.get("recording")
+    if not isinstance(said, dict) or not isinstance(said.get("strategy"), str):
+        return None
+    return {name: said.get(name) for name in ("strategy", "factors", "combinations")}
+
+
+def _named(recorded: dict[str, Any] | None) -> str:
+    return f"strategy={recorded['strategy']}" if recorded else "no strategy"
 
 
 def _passed_over(h5_path: Path, meta: dict[str, Any]) -> str:

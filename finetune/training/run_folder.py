@@ -327,12 +327,19 @@ def describe_datasets(mixture: Mixture) -> dict[str, Any]:
     found = [describe_dataset(reader.layout) for reader in mixture.readers]
     if len(found) == 1:
         return found[0]
+    told = {of["strategy"] for of in found if "strategy" in of}
     shared = [{"share": share, **of} for share, of in zip(mixture.shares, found, strict=True)]
-    return {"fingerprint": mixture.fingerprint, "fps": found[0]["fps"], "mixture": shared}
+    return {"fingerprint": mixture.fingerprint, "fps": found[0]["fps"], **_one_strategy(told), "mixture": shared}
+
+
+def _one_strategy(told: set[str]) -> dict[str, str]:
+    return {"strategy": min(told)} if len(told) == 1 else {}
 
 
 def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
-    """What was trained on, without a path of this machine."""
+    """What was trained on, without a path of this machine; of the instruction suite also with which strategy it was
+    recorded, which says what of it is unseen."""
+    recorded = layout.split.get("recorded")
     return {
         "fingerprint": layout.fingerprint,
         "episodes": len(layout.episodes),
@@ -344,4 +351,7 @@ def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
         "fps": layout.fps,
         "frame_sizes": {camera: layout.frame_size(camera) for camera in layout.cameras},
         "instructions": sorted(layout.tasks.values()),
+        **_one_strategy(
+            {str(recorded["strategy"])} if isinstance(recorded, dict) and "strategy" in recorded else set()
+        ),
     }

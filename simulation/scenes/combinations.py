@@ -39,6 +39,11 @@ class Strategy:
             raise ToolkitError(f"strategy={text}: at least one combination and one episode are needed.")
         return cls(found["name"], **numbers)
 
+    @property
+    def text(self) -> str:
+        """Its name as `read` takes it, without the number of episodes: what decides the combinations."""
+        return self.name if self.combinations is None else f"{self.name}_f{self.combinations}"
+
     def choose(self, values: Values, possible: Collection[Combination], seed: str) -> list[Combination]:
         """The combinations that are recorded, in the strategy's order, out of those that are `possible`.
 
