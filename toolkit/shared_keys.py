@@ -229,7 +229,7 @@ def check_dataset_folder(data_dir: str, key: str, split: SplitConfig, part: str)
         return
     problem = f"{folder} has no meta/info.json" if folder.is_dir() else f"{folder} does not exist"
     if (Path(data_dir) / part / "meta").is_dir():
-        above = folder_above(Path(data_dir), split.name)
+        above = split_folder(Path(data_dir))[0]
         raise ToolkitError(f"{problem}: {key} must hold {split.name}/{part}. Give the folder above, {key}={above}.")
     raise ToolkitError(
         f"{problem}. Convert the recordings first: python prepare_conflict_data.py {split_arguments(split)} "
@@ -246,9 +246,11 @@ def near_split(parent: Path, split: str) -> str:
     return hint.replace("Known:", f"{parent} holds:")
 
 
-def folder_above(folder: Path, split: str) -> Path:
-    """The one in which `folder` would be that of the split."""
-    return Path(os.path.abspath(folder)).parents[split.count("/")]
+def split_folder(folder: Path) -> tuple[Path, str]:
+    """Where a folder of a split lies, and the name of the split that it is."""
+    whole = Path(os.path.abspath(folder))
+    above = whole.parents[1] if whole.parent.name == SUITE else whole.parent
+    return above, whole.relative_to(above).as_posix()
 
 
 def split_arguments(split: SplitConfig) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_prep.doctor import ERROR, WARNING
-from data_prep.doctor.examine import BETWEEN, examine
+from data_prep.doctor.examine import BETWEEN, TRAIN, examine
 from finetune.open_loop.figures import PREDICTED, RECORDED, save, tidy, unit_of
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training.engine import Engine
@@ -57,7 +57,7 @@ def check_dataset(config: FinetuneConfig) -> None:
         path = split if not config.dataset.mixture and part.folder == split / "train" else part.folder
         wrong, report = [], examine(path, modality_configs(config.dataset), fast=True, exclude=part.exclude)[0]
         for dataset, result, finding in report.findings(WARNING, ERROR):
-            trained_on = path != split or dataset.name in ("train", *BETWEEN.values())
+            trained_on = path != split or dataset.name in (TRAIN, *BETWEEN.values())
             if finding.level == ERROR and trained_on:
                 wrong.append(f"  {result.check}, {finding.where}: {finding.found} Remedy: {finding.remedy}")
             else:

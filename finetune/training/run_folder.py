@@ -39,6 +39,7 @@ from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
 from toolkit.declaration import keys_of
+from toolkit.shared_keys import split_folder
 
 LET_GO_SECONDS = 20.0  # a superseded attempt stops after its step
 _FILES_LISTED = 4
@@ -310,7 +311,7 @@ def publishable(resolved: Mapping[str, Any]) -> dict[str, Any]:
 def _dataset_name(path: Path) -> str:
     folder, above = _without_place(str(path)), path.parent.name
     # `train` alone, which many end in, would not distinguish one from another
-    return f"{above}/{folder}" if folder == "train" and above else folder
+    return f"{split_folder(path.parent)[1]}/{folder}" if folder == "train" and above else folder
 
 
 def _without_place(folder: str) -> str:
