@@ -14,6 +14,7 @@ from toolkit.shared_keys import (
     SplitConfig,
     check_dataset_folder,
     check_publication,
+    check_split_name,
     check_writable,
     modalities_field,
     modality_config_key,
@@ -58,7 +59,7 @@ class AdoptConfig:
     modality configuration, hold episodes out.
 
     Prints what it proposes and what it assumed; writes into the dataset with write=true, and never over a file that is
-    there.
+    there. With split=NAME it becomes that split's train part and stays as it is itself.
     """
 
     dataset: str = key("folder of the dataset, which holds meta/, data/ and videos/", "data/my_dataset", folder=True)
@@ -69,6 +70,13 @@ class AdoptConfig:
         less_than=1,
     )
     seed: int = key("seed of the choice of held-out episodes", 42, at_least=0, at_most=LARGEST_SEED)
+    split: str | None = key(
+        "split that is then trained on it by its name: data_dir/<split>/train becomes a folder of links to it, with a "
+        "meta/ of its own; null writes into the dataset itself",
+        None,
+        check=check_split_name,
+    )
+    data_dir: str = key("folder that receives <split>/train", "data", folder=True)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     robot_file: str | None = key(
