@@ -205,7 +205,7 @@ def _read(raw: Path, names: Sequence[str], progress: bool, report: ConversionRep
     recordings = {part: read_recordings(raw / part, partial(bar, description=f"{part}: checking")) for part in parts}
     for found in recordings.values():
         check_no_duplicates(found)
-    if "conflict" not in recordings:
+    if "conflict" in names and "conflict" not in recordings:
         problem = f"{raw}/conflict is missing: the policy can be trained"
         report.notes.append(f"WARNING: {problem}, but which cue it follows cannot be measured on recordings.")
     check_apart(recordings)

@@ -99,7 +99,9 @@ def of_suite(split: str) -> bool:
 
 
 def parts_of(split: str) -> tuple[str, ...]:
-    """The parts that a split may be recorded in, `train` first."""
+    """The parts that a split may be recorded in, `train` first. The split of all factors has no conflict."""
+    if split == f"{SUITE}/all":
+        return tuple(part for part in SUITE_PARTS if "conflict" not in part)
     return SUITE_PARTS if of_suite(split) else PARTS
 
 
