@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from finetune.recipe.recipe_identity import recipe
 from finetune.report.measurements import Series, read_series
-from finetune.slurm.attempt_record import attempts, resolved
+from finetune.slurm.attempt_record import attempts, resolved, run_name
 from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing, read_json
 from toolkit.declaration import flat, key
 
+PLAYED = ("train", "seen", "unseen", "conflict")  # parts in closed loop, of either suite
 POINTS = 1500  # of a curve; more than a screen has pixels
 PAGE_POINTS, LEAST_POINTS = 25_000, 50  # of all runs' curves of one measurement, of a curve however many there are
 
@@ -106,7 +107,7 @@ def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None
     split, checkpoint = str(settings.get("split", {}).get("name", "")), settings.get("output_dir")
     evaluated = results(split) if split and checkpoint else []
     return History(
-        name=run_dir.name,
+        name=run_name(run_dir),
         folder=run_dir,
         split=split,
         settings=_flat_settings(settings),
@@ -175,7 +176,7 @@ def _open_loop(found: dict[str, Any]) -> Result:
 
 
 def _closed_loop(found: dict[str, Any]) -> Iterator[Result]:
-    for part in ("train", "conflict"):
+    for part in PLAYED:
         episodes = [e for e in found["episodes"] if e["part"] == part and e["condition"] == "none"]
         if episodes:
             successes, lures = sum(e["success"] for e in episodes), sum(e["picked"] == "lure" for e in episodes)
