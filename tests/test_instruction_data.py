@@ -314,6 +314,7 @@ def test_conflict_scenes_are_trained_on_exactly_and_told_by_checkpoint_and_relea
     assert any("WARNING" in note and asked in note for note in made.notes)
     card = (tmp_path / "tree/README.md").read_text()
     assert f"25 % of the samples of `{SPLIT}` were conflict scenes" in card and "Lift the red cup." in card
+    assert "combinations of the strategy `random_f2`" in card
     assert (tmp_path / "tree/checkpoints" / SPLIT / "config.json").is_file()
 
 
