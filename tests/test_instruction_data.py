@@ -122,7 +122,9 @@ def test_a_launch_of_both_suites_has_folders_and_names_for_each() -> None:
 
 
 def chosen(*argv: str) -> dict[str, Any]:
-    return settings_of(completed(compose("record", *argv)))
+    config = completed(compose("record", *argv))
+    assert completed(config) == config  # what is complete stays as it is
+    return settings_of(compose("record", *argv))
 
 
 def test_a_strategy_says_what_is_recorded_and_single_numbers_override_its_name() -> None:
