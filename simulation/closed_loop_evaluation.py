@@ -81,11 +81,9 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
 def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
     """The policy, and what the report states about it."""
     if config.server is not None:
-        from gr00t.server.client import PolicyClient
-
-        host, _, port = config.server.rpartition(":")
-        client = PolicyClient(host.strip("[]"), int(port), api_token=os.environ.get(TOKEN))
-        return client, {"policy": f"server {config.server}"}
+        return _served_policy(config.server), {"policy": f"server {config.server}"}
+    if config.policy == "lerobot":
+        return _lerobot_policy(config)
     if config.policy == "checkpoint":
         return _checkpoint_policy(config)
     scripted: dict[str, Callable[[], ScriptedPolicy]] = {
@@ -95,6 +93,24 @@ def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
         "replay": lambda: ReplayPolicy(Path(config.raw_dir), config.split.name, config.parts),
     }
     return scripted[config.policy](), {"policy": config.policy}
+
+
+def _served_policy(address: str) -> Any:
+    from gr00t import server
+
+    token = os.environ.get(TOKEN)
+    if "://" in address:
+        return server.OpenpiClient(address, token)
+    host, _, port = address.rpartition(":")
+    return server.PolicyClient(host.strip("[]"), int(port), api_token=token)
+
+
+def _lerobot_policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
+    from gr00t.server.lerobot import LeRobotPolicy
+
+    policy = LeRobotPolicy(config.checkpoint, config.device)
+    facts = {"policy": f"{policy.kind} {config.checkpoint}", "checkpoint": config.checkpoint, "device": policy.device}
+    return policy, {**facts, "image_size": config.image_size or policy.image_size}
 
 
 def _checkpoint_policy(config: ClosedLoopConfig) -> tuple[GR00TPolicy, dict[str, Any]]:

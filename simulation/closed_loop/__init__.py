@@ -27,7 +27,11 @@ CONDITIONS = {
     "other_instruction": "another instruction",
     "zero_state": "zeroed state",
 }
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
+_HOST = r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
+_ADDRESS = re.compile(
+    rf"{_HOST}:\d{{1,5}}|wss?://{_HOST}(:\d{{1,5}})?(/[\w./-]*)?"
+)  # of NVIDIA's protocol, of openpi's
+LOOKING = ("checkpoint", "lerobot")  # policies that are shown images, beside those of a server
 
 
 @dataclass(kw_only=True)
@@ -35,14 +39,14 @@ class ClosedLoopConfig(EvaluationConfig):
     """Let a policy act in simulated episodes of a split, and count what it picks up."""
 
     policy: str = key(
-        "closed loop: who acts; to check the loop itself expert, lure (picks up the lure), random (any object) or "
-        "replay (the recordings of raw_dir)",
+        "closed loop: who acts; lerobot is a policy of LeRobot's in the folder checkpoint=...; to check the loop itself "
+        "expert, lure (picks up the lure), random (any object) or replay (the recordings of raw_dir)",
         "checkpoint",
-        choices=("checkpoint", "expert", "lure", "random", "replay"),
+        choices=(*LOOKING, "expert", "lure", "random", "replay"),
     )
     server: str | None = key(
-        "closed loop: HOST:PORT of a policy server that acts in place of the checkpoint (environment variable "
-        "GROOT_API_TOKEN: its token)",
+        "closed loop: address of a policy server that acts in place of the checkpoint, HOST:PORT of NVIDIA's protocol, "
+        "ws://HOST:PORT of openpi's (environment variable GROOT_API_TOKEN: its token)",
         None,
     )
     parts: list[str] = key("closed loop: what is evaluated", [*PARTS], choices=PARTS)
@@ -86,8 +90,8 @@ class ClosedLoopConfig(EvaluationConfig):
             values = getattr(self, name)
             if len(set(values)) < len(values) or (name == "parts" and not values):
                 raise ToolkitError(f"{name}={values}: name each once{', and one at least' if name == 'parts' else ''}.")
-        scripted = self.policy != "checkpoint"
-        if scripted and self.server is not None:
+        scripted = self.policy not in LOOKING
+        if self.policy != "checkpoint" and self.server is not None:
             raise ToolkitError(
                 f"server={self.server} and policy={self.policy} name two policies. Leave one of them out."
             )
@@ -101,7 +105,10 @@ class ClosedLoopConfig(EvaluationConfig):
                 "render=none is for policy=expert, lure, random and replay; others need images: render=cpu."
             )
         if self.server is not None and not _ADDRESS.fullmatch(self.server):
-            raise ToolkitError(f"server={self.server}: write HOST:PORT, as in server=127.0.0.1:5555.")
+            raise ToolkitError(
+                f"server={self.server}: write HOST:PORT, as in server=127.0.0.1:5555, or ws://HOST:PORT of an openpi "
+                "server."
+            )
 
     def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
         """Refuse what cannot run on this machine; a checkpoint that `comes` is one that another job makes first."""
