@@ -9,7 +9,7 @@ SIZE = 64  # pixels
 
 
 def make_policy(folder: Path, kind: str = "act", **changes: Any) -> Path:
-    """folder, as LeRobot's training leaves it: weights, configuration and both pipelines, of a Panda with two cameras."""
+    """folder, as LeRobot's training leaves it: weights, configuration, both pipelines; of a Panda with two cameras."""
     import torch
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors

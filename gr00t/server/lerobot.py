@@ -48,8 +48,8 @@ class LeRobotPolicy:
         kind = lerobot_kind(self.folder)
         if kind is None:
             raise ToolkitError(
-                f"{self.folder} is no policy of LeRobot's: its config.json names no type but its GR00T's. Give the folder "
-                f"pretrained_model of one (of a GR00T: policy=checkpoint).{near_folder(self.folder)}"
+                f"{self.folder} is no policy of LeRobot's: it has no config.json with a type (its GR00T is read by "
+                f"policy=checkpoint). Give the folder pretrained_model of one.{near_folder(self.folder)}"
             )
         if importlib.util.find_spec("lerobot") is None:
             raise ToolkitError(
@@ -149,9 +149,7 @@ class LeRobotPolicy:
         """The batch as LeRobot's pipelines take it: images (B, 3, H, W) float in [0, 1], a state (B, D), B tasks."""
         import torch
 
-        expected = (
-            {f"video.{view}" for view in self._views} | ({"state.state"} if self._state_dim else set()) | {"task"}
-        )
+        expected = {"task", *(f"video.{view}" for view in self._views), *(["state.state"] if self._state_dim else [])}
         for name in observation:
             look_up(dict.fromkeys(expected), name, f'The observation has "{name}", which this policy does not read.')
         for name in sorted(expected):

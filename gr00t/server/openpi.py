@@ -37,11 +37,6 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
     """
 
     max_batch = 1
-    modality_configs: ModalityConfigs = {
-        "video": ModalityConfig([0], ["image", "wrist_image"]),
-        "state": ModalityConfig([0], ["state"]),
-        "language": ModalityConfig([0], ["prompt"]),
-    }
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
         """Connect to ws://HOST:PORT or wss://HOST. timeout: seconds to wait for an answer; the first ones compile.
@@ -49,6 +44,8 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
         Raises NoAnswer where no such server answers, ServerRefusal where it does not let this client in.
         """
         self.url, self.timeout = url, timeout
+        keys = {"video": ["image", "wrist_image"], "state": ["state"], "language": ["prompt"]}
+        self.modality_configs: ModalityConfigs = {name: ModalityConfig([0], of) for name, of in keys.items()}
         self._socket = self._connect(api_key)
         metadata = self._receive("the metadata that openpi's servers begin with")
         if not isinstance(metadata, dict):

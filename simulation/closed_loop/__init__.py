@@ -28,9 +28,7 @@ CONDITIONS = {
     "zero_state": "zeroed state",
 }
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
-_ADDRESS = re.compile(
-    rf"{_HOST}:\d{{1,5}}|wss?://{_HOST}(:\d{{1,5}})?(/[\w./-]*)?"
-)  # of NVIDIA's protocol, of openpi's
+_ADDRESS = re.compile(rf"{_HOST}:\d{{1,5}}|wss?://{_HOST}(:\d{{1,5}})?(/[\w./-]*)?")
 LOOKING = ("checkpoint", "lerobot")  # policies that are shown images, beside those of a server
 
 
@@ -39,8 +37,8 @@ class ClosedLoopConfig(EvaluationConfig):
     """Let a policy act in simulated episodes of a split, and count what it picks up."""
 
     policy: str = key(
-        "closed loop: who acts; lerobot is a policy of LeRobot's in the folder checkpoint=...; to check the loop itself "
-        "expert, lure (picks up the lure), random (any object) or replay (the recordings of raw_dir)",
+        "closed loop: who acts; lerobot is LeRobot's policy in the folder checkpoint; to check the loop itself expert, "
+        "lure (picks up the lure), random (any object) or replay (the recordings of raw_dir)",
         "checkpoint",
         choices=(*LOOKING, "expert", "lure", "random", "replay"),
     )

@@ -62,8 +62,9 @@ class Inference:
         if "zero_state" not in getattr(policy, "heeds", ["zero_state"]):
             self.options.discard("drop_state")
         if "zero_state" in conditions and "drop_state" not in self.options:
+            who = getattr(policy, "url", "this policy's get_action")
             raise ToolkitError(
-                f"ablations=[zero_state] hides the state from the model, which {getattr(policy, 'url', 'this policy')} cannot "
+                f"ablations=[zero_state] hides the state from the model, which {who} cannot "
                 "(drop_state). Evaluate the checkpoint itself, serve it with python -m gr00t.serve, or leave that "
                 "ablation out."
             )
