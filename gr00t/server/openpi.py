@@ -5,6 +5,7 @@ openpi-client itself asks for numpy 1; this needs websockets, msgpack and numpy 
 from __future__ import annotations
 
 import re
+import select
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from gr00t.server.server import TOKEN
 ADDRESS = re.compile(r"wss?://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?")
 WIDTH = 8  # of state and actions: seven joints and the gripper
 _CONNECT_SECONDS = 10.0
+_SPEAKS_FIRST_SECONDS = 0.2  # in which a server of NVIDIA's protocol shows itself; websockets wait for the client
 _OF_TOKENS = (401, 403)  # what proxies answer to a request without the right one
 
 
@@ -47,7 +49,7 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
         keys = {"video": ["image", "wrist_image"], "state": ["state"], "language": ["prompt"]}
         self.modality_configs: ModalityConfigs = {name: ModalityConfig([0], of) for name, of in keys.items()}
         self._socket = self._connect(api_key)
-        metadata = self._receive("the metadata that openpi's servers begin with")
+        metadata = self._receive("metadata")
         if not isinstance(metadata, dict):
             self.close()
             raise self._strange(f"It began with {_kind(metadata)}, not with a map of metadata")
@@ -63,7 +65,7 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
             if len(value) != 1:
                 raise ToolkitError(f"{name}: openpi's protocol takes one robot at a time, not {len(value)}.")
             sent[f"observation/{key}" if modality in OBSERVED else name] = value[0][0] if key else value[0]
-        with self._named("asked for actions"):
+        with self._named("actions"):
             self._socket.send(pack(sent, as_openpi))
         reply = self._receive("actions")
         actions = reply.get("actions") if isinstance(reply, dict) else None
@@ -86,9 +88,12 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
 
     def _connect(self, api_key: str | None) -> ClientConnection:
         parts = urlsplit(self.url)
-        if not ADDRESS.fullmatch(self.url):
+        try:
+            port = parts.port or (443 if parts.scheme == "wss" else 80)
+        except ValueError:  # beyond 65535, or no number
+            port = 0
+        if not ADDRESS.fullmatch(self.url) or not port:
             raise ToolkitError(f"{self.url}: write ws://HOST:PORT, as in ws://127.0.0.1:8000.")
-        port = parts.port or (443 if parts.scheme == "wss" else 80)
         try:
             plain = socket.create_connection((parts.hostname, port), _CONNECT_SECONDS)
         except OSError as error:
@@ -96,7 +101,12 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
                 f"{self.url}: nothing listens there ({error.strerror or error}). Start the server, and look at the "
                 "host, the port and, from another machine, the tunnel or firewall."
             ) from None
-        # A server that stops reading must not block a large request for ever.
+        if select.select([plain], [], [], _SPEAKS_FIRST_SECONDS)[0]:
+            plain.close()
+            raise self._strange("It speaks first, as ZeroMQ does")
+        # A server that stops reading must not block a large request for ever; Python's own time-out would be one of
+        # idle waiting too.
+        plain.settimeout(None)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", max(1, int(self.timeout)), 0))
         try:
             return connect(
@@ -105,7 +115,7 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
                 compression=None,
                 max_size=MAX_MESSAGE,
                 additional_headers={"Authorization": f"Api-Key {api_key}"} if api_key else None,
-                open_timeout=_CONNECT_SECONDS,
+                open_timeout=self.timeout,
                 ping_interval=None,  # a server that compiles answers no pings
                 close_timeout=1,
             )
@@ -120,7 +130,7 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
 
     def _receive(self, what: str) -> Any:
         """The next message, arrays decoded; a text is an error of the server's, a traceback as a rule."""
-        with self._named(f"{what} came"):
+        with self._named(what):
             message = self._socket.recv(self.timeout)
         if isinstance(message, str):
             self.close()
@@ -133,20 +143,20 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
             raise self._strange(f"Its answer cannot be read: {error}") from None
 
     @contextmanager
-    def _named(self, when: str) -> Iterator[None]:
+    def _named(self, what: str) -> Iterator[None]:
         """Say what ended a connection. It is not used again: a late answer would pass for that to a later request."""
         try:
             yield
         except TimeoutError:
             self.close()
             raise NoAnswer(
-                f"{self.url}: after {self.timeout:g} s, none of {when}. The server is stuck or too slow: see its log."
+                f"{self.url}: no {what} within {self.timeout:g} s. The server is stuck or too slow: see its log."
             ) from None
         except (OSError, ConnectionClosed) as error:
             self.close()
             raise NoAnswer(
-                f"{self.url}: the connection ended before {when} ({printable(str(error), 200)}). See the server's log, "
-                "start it again, and then this."
+                f"{self.url}: the connection ended before the {what} came ({printable(str(error), 200)}). See the "
+                "server's log, start it again, and then this command."
             ) from None
 
     def _strange(self, found: str) -> NoAnswer:
