@@ -81,7 +81,7 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
 def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
     """The policy, and what the report states about it."""
     if config.server is not None:
-        return _served_policy(config.server), {"policy": f"server {config.server}"}
+        return _served_policy(config.server, config.n_action_steps), {"policy": f"server {config.server}"}
     if config.policy == "lerobot":
         return _lerobot_policy(config)
     if config.policy == "checkpoint":
@@ -95,14 +95,17 @@ def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
     return scripted[config.policy](), {"policy": config.policy}
 
 
-def _served_policy(address: str) -> Any:
+def _served_policy(address: str, n_action_steps: int) -> Any:
+    """A client of the server, which has answered."""
     from gr00t import server
 
     token = os.environ.get(TOKEN)
     if "://" in address:
         return server.OpenpiClient(address, token)
     host, _, port = address.rpartition(":")
-    return server.PolicyClient(host.strip("[]"), int(port), api_token=token)
+    client = server.PolicyClient(host.strip("[]"), int(port), api_token=token)
+    check_configs(client.get_modality_config(), n_action_steps)
+    return client
 
 
 def _lerobot_policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import zmq
+from config_calls import compose
 from openpi_server import openpi_server
 from serving import ask, served
 from simulator import needs_simulator
-from test_openpi import shown
+from test_openpi import free_port, shown
 from test_policy import TINY
 from test_server import as_nvidias, observation, request
 
@@ -29,6 +32,8 @@ from gr00t.server.messages import decode, pack, unpack
 from simulation.closed_loop import Settings
 from simulation.closed_loop.inference import Inference
 from simulation.closed_loop.policies import TargetPolicy
+from simulation.closed_loop.rollout import run_episodes
+from simulation.closed_loop_evaluation import evaluate_closed_loop
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from toolkit.shared_keys import from_json, read_file
 
@@ -235,3 +240,29 @@ def test_noise_follows_seed_episode_and_chunk_over_the_wire(policy) -> None:
     with served(Listening()) as server, PolicyClient("127.0.0.1", server.port) as client:
         Inference(client, 42, 8, ("none",)).chunks(REQUESTS, drop_state=False)
     assert seen == [[torch_seed(42, Stream.ROLLOUT, request.seed, request.chunk) for request in REQUESTS]]
+
+
+@needs_simulator
+@pytest.mark.multiprocess
+@pytest.mark.long
+def test_an_evaluation_of_the_served_checkpoint_is_that_of_the_checkpoint(policy, batches, renderer: None) -> None:
+    shared = {"image_size": 32, "episodes": 2, "max_steps": 20, "conditions": CONDITIONS}
+    settings = Settings("color_object", "lift it", **shared)
+    direct = run_episodes(policy, settings, progress=False)
+    with served(policy) as server, PolicyClient("127.0.0.1", server.port) as client:
+        assert run_episodes(client, settings, progress=False) == direct
+    assert set(batches) == {2}
+
+
+@needs_simulator
+@pytest.mark.parametrize(("server", "said"), [("ws://127.0.0.1:{}", "nothing listens"), ("127.0.0.1:{}", "Nothing")])
+def test_a_server_that_is_not_there_is_said_before_the_first_episode(
+    server: str, said: str, tmp_path: Path, renderer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = server.format(free_port())
+    quick = functools.partialmethod(PolicyClient.__init__, timeout_ms=100)
+    monkeypatch.setattr(PolicyClient, "__init__", quick)
+    config = compose("evaluate", "mode=closed_loop", f"server={address}", f"report_dir={tmp_path}/report")
+    with pytest.raises(ToolkitError, match=f"{address}: .*{said}"):
+        evaluate_closed_loop(config)
+    assert not (tmp_path / "report").exists()
