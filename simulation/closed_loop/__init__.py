@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.open_loop import EvaluationConfig, OpenLoopConfig
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, require_extra
 from toolkit.declaration import key
 from toolkit.shared_keys import PARTS, TrackingConfig
 from toolkit.trackers import check_tracking
@@ -112,6 +112,9 @@ class ClosedLoopConfig(EvaluationConfig):
         """Refuse what cannot run on this machine; a checkpoint that `comes` is one that another job makes first."""
         del dataset_comes  # nothing is read from it
         check_tracking(self.tracking)
+        if self.server is not None:
+            openpi = {"websockets": "websockets"} if "://" in self.server else {}
+            require_extra("serve", f"server={self.server} needs", zmq="pyzmq", msgpack="msgpack", **openpi)
         acts = self.policy == "checkpoint" and self.server is None
         self.check_folders(self.report_folder, checkpoint_comes or not acts)
 
