@@ -156,12 +156,19 @@ def test_nothing_there_and_other_protocols_are_told_apart() -> None:
     with served(TaskPolicy()) as server:
         with pytest.raises(NoAnswer, match=r"no policy server of openpi's.*HOST:PORT, without ws://"):
             OpenpiClient(f"ws://127.0.0.1:{server.port}")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread.start()
+        with pytest.raises(NoAnswer, match="ends the connection at once"):
+            OpenpiClient(f"ws://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(10)
     with openpi_server() as address:
         with pytest.raises(NoAnswer, match=f"openpi's are {address}"):
             PolicyClient("127.0.0.1", int(address.rpartition(":")[2]), timeout_ms=300).reset()
-    for address in ("ws://", "ws://a b:1", "ws://user:secret@host:1", "http://host:1", "ws://host:70000"):
-        with pytest.raises(ToolkitError, match="write ws://HOST:PORT"):
+    for address in ("ws://", "ws://user:secret@host:1", "http://host:1", "ws://host:70000"):
+        with pytest.raises(ToolkitError, match="write ws://HOST:PORT") as error:
             OpenpiClient(address)
+        assert "secret" not in str(error.value)
 
 
 def test_a_late_answer_is_given_up_and_never_taken_for_another() -> None:

@@ -4,8 +4,6 @@ openpi-client itself asks for numpy 1; this needs websockets, msgpack and numpy 
 
 from __future__ import annotations
 
-import re
-import select
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -23,7 +21,6 @@ from gr00t.server.client import NoAnswer, ServerRefusal
 from gr00t.server.messages import MAX_MESSAGE, as_openpi, decode, pack, printable, unpack
 from gr00t.server.server import TOKEN
 
-ADDRESS = re.compile(r"wss?://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?(/[\w./-]*)?")
 WIDTH = 8  # of state and actions: seven joints and the gripper
 _CONNECT_SECONDS = 10.0
 _SPEAKS_FIRST_SECONDS = 0.2  # in which a server of NVIDIA's protocol shows itself; websockets wait for the client
@@ -92,8 +89,9 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
             port = parts.port or (443 if parts.scheme == "wss" else 80)
         except ValueError:  # beyond 65535, or no number
             port = 0
-        if not ADDRESS.fullmatch(self.url) or not port:
-            raise ToolkitError(f"{self.url}: write ws://HOST:PORT, as in ws://127.0.0.1:8000.")
+        if parts.scheme not in ("ws", "wss") or not parts.hostname or "@" in parts.netloc or not port:
+            shown = self.url.rpartition("@")[2]  # what precedes it may be a secret
+            raise ToolkitError(f"{shown}: write ws://HOST:PORT, as in ws://127.0.0.1:8000.")
         try:
             plain = socket.create_connection((parts.hostname, port), _CONNECT_SECONDS)
         except OSError as error:
@@ -101,9 +99,10 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
                 f"{self.url}: nothing listens there ({error.strerror or error}). Start the server, and look at the "
                 "host, the port and, from another machine, the tunnel or firewall."
             ) from None
-        if select.select([plain], [], [], _SPEAKS_FIRST_SECONDS)[0]:
+        if (first := _speaks_first(plain)) is not None:
             plain.close()
-            raise self._strange("It speaks first, as ZeroMQ does")
+            ends = "ends the connection at once, as a tunnel to nothing does"
+            raise self._strange("It speaks first, as ZeroMQ does" if first else f"It {ends}")
         # A server that stops reading must not block a large request for ever; Python's own time-out would be one of
         # idle waiting too.
         plain.settimeout(None)
@@ -126,7 +125,7 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
                 raise ServerRefusal(f"{self.url}: the server asks for {wrong} (HTTP {status}).") from None
             raise self._strange(f"It answers HTTP {status}") from None
         except (OSError, EOFError, WebSocketException) as error:
-            raise self._strange(f"It does not open a websocket ({printable(str(error), 200)})") from None
+            raise self._strange(f"It does not open a websocket ({error})") from None
 
     def _receive(self, what: str) -> Any:
         """The next message, arrays decoded; a text is an error of the server's, a traceback as a rule."""
@@ -161,9 +160,20 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
 
     def _strange(self, found: str) -> NoAnswer:
         return NoAnswer(
-            f"{self.url}: what listens there is no policy server of openpi's. {found}. Of a server of NVIDIA's "
-            "protocol give HOST:PORT, without ws://."
+            f"{self.url}: what listens there is no policy server of openpi's. {printable(found, 300)}. Of a server of "
+            "NVIDIA's protocol give HOST:PORT, without ws://."
         )
+
+
+def _speaks_first(plain: socket.socket) -> bytes | None:
+    """The first byte of a server that does not wait for its client; empty where it has gone; else None."""
+    plain.settimeout(_SPEAKS_FIRST_SECONDS)
+    try:
+        return plain.recv(1, socket.MSG_PEEK)
+    except TimeoutError:
+        return None
+    except OSError:
+        return b""
 
 
 def _kind(value: Any) -> str:
