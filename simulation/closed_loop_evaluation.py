@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
 import sys
@@ -37,6 +38,7 @@ from toolkit.installation import CONFIG_DIR
 TOKEN = "GROOT_API_TOKEN"
 USUAL_SIZE = 224  # of python -m simulation.record
 VIDEOS = "videos"
+ANSWER_MS = 120_000  # for a batch, which on a CPU may take longer than one robot's 15 s
 
 
 def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
@@ -101,10 +103,13 @@ def _served_policy(address: str, n_action_steps: int) -> Any:
 
     token = os.environ.get(TOKEN)
     if "://" in address:
-        return server.OpenpiClient(address, token)
+        openpi = server.OpenpiClient(address, token)
+        atexit.register(openpi.close)
+        return openpi
     host, _, port = address.rpartition(":")
     client = server.PolicyClient(host.strip("[]"), int(port), api_token=token)
     check_configs(client.get_modality_config(), n_action_steps)
+    client.timeout_ms = ANSWER_MS
     return client
 
 

@@ -23,7 +23,7 @@ from test_policy import TINY
 from test_server import as_nvidias, observation, request
 
 from gr00t.data.sampler import Stream, torch_seed
-from gr00t.data.schema import ModalityConfigs
+from gr00t.data.schema import ModalityConfig, ModalityConfigs
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.server import OpenpiClient
@@ -225,6 +225,27 @@ def test_the_same_policy_behind_each_protocol_has_the_same_outcomes(renderer: No
         assert played(through(client)) == outcomes
     with openpi_server(expert.infer) as address, OpenpiClient(address) as client:
         assert played(through(client)) == outcomes
+
+
+def test_a_policy_may_read_the_state_undivided_or_not_at_all() -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Whole:
+        modality_configs = from_json(read_file(None)) | {"action": ModalityConfig([*range(9)], ["action"])}
+
+        def get_action(self, observation: dict) -> dict:
+            seen.append(observation)
+            return {"action.action": np.ones((1, 9, 8))}
+
+    for groups, expected in ({"state": ["state"]}, {"state.state"}), ({}, set()):
+        configs = {name: ModalityConfig([0], keys) for name, keys in groups.items()}
+        policy, others = Whole(), {name: of for name, of in Whole.modality_configs.items() if name != "state"}
+        policy.modality_configs = others | configs
+        chunks = Inference(policy, 42, 8, ("none",)).chunks(REQUESTS[:1], drop_state=False)
+        assert chunks[0].shape == (8, 8) and {name for name in seen[-1] if name.startswith("state")} == expected
+        with pytest.raises(ToolkitError, match="n_action_steps=10 is more than the 9"):
+            Inference(policy, 42, 10, ("none",))
+    assert np.array_equal(seen[0]["state.state"][0, 0], REQUESTS[0].state)
 
 
 def test_noise_follows_seed_episode_and_chunk_over_the_wire(policy) -> None:

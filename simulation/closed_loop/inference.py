@@ -117,7 +117,7 @@ def as_batch(observations: Sequence[Observation], configs: ModalityConfigs) -> d
     batch: dict[str, Any] = {}
     for key in configs["video"].modality_keys:
         batch[f"video.{key}"] = np.stack([o.images[key] for o in observations])[:, None]
-    for key in configs["state"].modality_keys:
+    for key in configs["state"].modality_keys if "state" in configs else ():
         group = slice(STATE[key]["start"], STATE[key]["end"])
         batch[f"state.{key}"] = np.stack([o.state[group] for o in observations])[:, None]
     batch[configs["language"].modality_keys[0]] = [o.instruction for o in observations]
@@ -130,7 +130,7 @@ def check_configs(configs: ModalityConfigs, n_action_steps: int) -> None:
     actions = UNDIVIDED if groups == UNDIVIDED else list(GROUPS)
     for modality, names in {"video": list(CAMERAS), "state": list(STATE), "action": actions}.items():
         if modality not in configs:
-            return  # of the action: its first answer shows how many steps it has
+            continue
         unknown = [key for key in configs[modality].modality_keys if key not in names]
         if unknown:
             raise ToolkitError(
@@ -142,6 +142,8 @@ def check_configs(configs: ModalityConfigs, n_action_steps: int) -> None:
                 f"The policy reads {modality} at the frames {configs[modality].delta_indices}; in closed loop it is "
                 "shown the present frame only, [0]."
             )
+    if "action" not in configs:
+        return  # the first answer shows how many steps there are
     missing = [key for key in actions if key not in groups]
     if missing:
         raise ToolkitError(f'The policy has no action "{missing[0]}", so it cannot move the simulated Panda.')
