@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from toolkit.shared_keys import PARTS, TrackingConfig
 from toolkit.trackers import check_tracking
 
 FORMAT = 1
+EVALUATED = ("train", "seen", "unseen", "conflict", "single_a", "single_b")  # parts of all suites, in reports' order
 TARGET, LURE, OTHER, NOTHING = PICKS = ("target", "lure", "other", "nothing")
 # What is done to the policy's observation. The ablations show whether it looks and listens.
 CONDITIONS = {
@@ -155,15 +156,20 @@ class EvaluateConfig(ClosedLoopConfig, OpenLoopConfig):
 class Settings:
     """How episodes are played.
 
-    instruction: what the policy is asked to do; other_instruction: under the condition of that name. n_action_steps:
-    steps executed of each chunk; max_steps: control steps (1/20 s) of an episode. image_size: of both cameras, pixels.
-    render: cpu, gpu, or none for policies without images. seed: of the noise. videos: of the first successes, and of
-    the first failures, of each part.
+    instruction: what the policy is asked to do, None for each episode's own sentence (instruction suite);
+    other_instruction: under the condition of that name, None for the sentence that names the scene's other object.
+    strategy: which combinations the instruction suite counts as recorded, None for the usual ones.
+    no_distractor_prob: of instruction/all. n_action_steps: steps executed of each chunk; max_steps: control steps
+    (1/20 s) of an episode. image_size: of both cameras, pixels. render: cpu, gpu, or none for policies without images.
+    seed: of the noise. runs: repetitions with seed, seed + 1, ... and other episodes. segment: after so many episodes
+    all scenes are built again, None for never within a part (simulation.closed_loop.rollout). videos: of the first
+    successes, and of the first failures, of each part.
     """
 
     split: str
-    instruction: str
+    instruction: str | None = None
     other_instruction: str | None = None
+    strategy: str | None = None
     parts: tuple[str, ...] = PARTS
     conditions: tuple[str, ...] = ("none",)
     episodes: int = 100
@@ -171,7 +177,10 @@ class Settings:
     max_steps: int = 100
     image_size: int = 224
     render: str = "cpu"
+    no_distractor_prob: float = 0.0
     seed: int = 42
+    runs: int = 1
+    segment: int | None = None
     workers: int = 2
     videos: int = 0
 
@@ -180,11 +189,12 @@ class Settings:
 class EpisodeOutcome:
     """One closed-loop episode.
 
-    condition: of CONDITIONS; part: train or conflict; seed: of the episode (simulation.scenes.suites).
-    picked: what was first held above the table (PICKS), picked_step: after how many steps, None for nothing.
-    success: the target was held by a still arm before the steps ran out; it may follow a wrong first pick.
-    steps: control steps executed; chunks: action chunks asked for. instruction: what the policy was asked to do.
-    episode: the plate's and the objects' factors and places, as Episode.describe gives them.
+    condition: of CONDITIONS; part: of EVALUATED; seed: of the episode (simulation.scenes.suites).
+    picked: what was acted on first (PICKS; plate suite: held above the table), picked_step: after how many steps, None
+    for nothing. did: the verb that was done to it (simulation.scenes.verbs), None for nothing and in the plate suite.
+    success: what was asked for was done to the target before the steps ran out (plate suite: a still arm held it); there
+    it may follow a wrong first pick. steps: control steps executed; chunks: action chunks asked for. instruction: what
+    the policy was asked to do. episode: the objects' factors and places, as the suites' `describe` gives them.
     video: path below the report's folder, None where none was kept.
     """
 
@@ -199,18 +209,29 @@ class EpisodeOutcome:
     instruction: str
     episode: dict[str, Any]
     video: str | None = None
+    did: str | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EpisodeOutcome:
+        """The outcome that was written as plain JSON; KeyError for one that lacks something."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: values[name] for name in names if name != "did" or name in values})
 
     def thing(self, whose: str) -> dict[str, Any] | None:
-        """The factors and place of the target, lure or plate; None for the lure of a train episode."""
-        if whose == "plate":
-            return self.episode["plate"]
+        """The factors and place of the target, lure or plate, or the values that the sentence names (`sentence`); None
+        for the lure of an episode without conflict, and for what the suite does not have."""
+        if whose in ("plate", "sentence"):
+            return self.episode.get("named" if whose == "sentence" else whose)
         index = self.episode[whose]
         return None if index is None else self.episode["objects"][index]
 
     def in_words(self, whose: str) -> str:
         """The same as in: small red cube, left; empty for None."""
         found = self.thing(whose)
-        return "" if found is None else f"{found['size']} {found['color']} {found['object']}, {found['position']}"
+        if found is None:
+            return ""
+        place = found["position"] if "position" in found else found["spatial"]
+        return f"{found['size']} {found['color']} {found['object']}, {place}"
 
 
 @dataclass(frozen=True)
