@@ -7,7 +7,7 @@ options=REBUILD (1 s) the whole scene is new and motions too are the same bit fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +30,7 @@ from simulation.scenes import ENV_ID, instruction_suite, shapes
 from simulation.scenes.instruction_suite import Body, InstructedEpisode
 from simulation.scenes.plate_suite import HALF_SIZE, Episode, Thing
 from simulation.scenes.suites import suite_of
+from simulation.scenes.verbs import VERBS, Detector, Thresholds
 
 MAX_EPISODE_STEPS = 100
 REBUILD = {"reconfigure": True}  # options of reset
@@ -76,11 +77,13 @@ class ConflictPickEnv(BaseEnv):
         split: str = "color_object",
         part: str = "train",
         strategy: str | None = None,
+        thresholds: Mapping[str, float] | None = None,
         image_size: int = 224,
         robot_uids: str = "panda_wristcam",
         **kwargs: Any,
     ) -> None:
         self.split, self.part, self.strategy, self.image_size = split, part, strategy, image_size
+        self.thresholds = Thresholds(**(thresholds or {}))  # type: ignore[arg-type]
         kwargs.setdefault("sensor_configs", {"width": image_size, "height": image_size})
         super().__init__(*args, robot_uids=robot_uids, **kwargs)
 
@@ -127,6 +130,8 @@ class ConflictPickEnv(BaseEnv):
         self.plate = None
         if isinstance(self.episode, InstructedEpisode):
             self.agent.reset(self.qpos() + RAISED)
+            shapes_there = [body.object for body in self.episode.objects]
+            self.detector, self._judged = Detector(self._object_poses(), shapes_there, self.thresholds), 0
         else:
             self.plate = self._build_plate(self.episode.plate)
 
@@ -175,7 +180,14 @@ class ConflictPickEnv(BaseEnv):
         return {"tcp_pose": self.agent.tcp_pose.raw_pose}
 
     def evaluate(self) -> dict[str, torch.Tensor]:
-        """success (1,) bool: a still arm holds the target above the table; picked (1,) int64: what is held, or -1."""
+        """success (1,) bool, picked (1,) int64: an object's index, or -1.
+
+        Plate suite: a still arm holds the target above the table; picked: what is held there. Instruction suite: the
+        sentence's verb holds for the target while the arm is still, and no other object was acted on before; picked:
+        what was acted on first; did (1,) int64: the index in verbs.VERBS of what was done to it by now, or -1.
+        """
+        if isinstance(self.episode, InstructedEpisode):
+            return self._evaluate_verb(self.episode)
         picked = torch.tensor([-1])
         for i, (body, thing) in enumerate(zip(self.objects, self.things, strict=True)):
             lifted = float(body.pose.p[0, 2]) - _height(thing)
@@ -184,6 +196,20 @@ class ConflictPickEnv(BaseEnv):
                 break
         target = picked == self.episode.target
         return {"success": target & self.agent.is_static(STILL), "picked": picked}
+
+    def _evaluate_verb(self, episode: InstructedEpisode) -> dict[str, torch.Tensor]:
+        step = int(self.elapsed_steps[0])
+        if step != self._judged:  # ManiSkill may ask more than once a step
+            self._judged = step
+            self.detector.update(self._object_poses(), [bool(self.agent.is_grasping(o)[0]) for o in self.objects])
+        picked, did, now = self.detector.picked, self.detector.did, self.detector.now
+        done = picked == episode.target and now == VERBS.index(episode.verb)
+        success = torch.tensor([done]) & self.agent.is_static(STILL)
+        return {"success": success, "picked": torch.tensor([picked]), "did": torch.tensor([did])}
+
+    def _object_poses(self) -> np.ndarray:
+        """(objects, 7): position (m) and quaternion, w first."""
+        return torch.cat([body.pose.raw_pose for body in self.objects]).numpy()
 
     def compute_dense_reward(self, obs: Any, action: torch.Tensor, info: dict[str, Any]) -> torch.Tensor:
         """(1,) float32: 1 for success."""

@@ -28,7 +28,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "spatial": ("left", "right", "middle", "front", "behind"),  # as the base camera sees the table
     "size": ("small", "large", "smaller", "larger", "smallest", "largest"),
 }
-FIXED = {"color": "red", "object": "cube", "size": "large"}
+FIXED = {"verb": "lift", "color": "red", "object": "cube", "size": "large"}
 EXPERIMENTS = ("color_object", "color_size", "color_spatial", "size_object", "spatial_object", "spatial_size")
 SPLITS = tuple(PREFIX + name for name in EXPERIMENTS)
 PARTS = ("train", "seen", "unseen", "conflict", "train_conflict")
@@ -80,6 +80,11 @@ class InstructedEpisode:
     objects: tuple[Body, ...]
     target: int
     lure: int | None
+
+    @property
+    def verb(self) -> str:
+        """What is to be done."""
+        return self.named.get("verb", FIXED["verb"])
 
     def describe(self) -> dict[str, Any]:
         """Everything above as plain JSON."""
@@ -217,6 +222,7 @@ def _place(rng: random.Random, wanted: Sequence[dict[str, str]]) -> tuple[Body, 
     bodies = []
     for factors in wanted:
         found = {**FIXED, **factors}
+        del found["verb"]
         found.setdefault("spatial", free[-1])
         free = [cell for cell in free if cell != found["spatial"]]
         if found["size"] != "medium":
