@@ -18,9 +18,10 @@ from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import CONDITIONS, Evaluation
-from simulation.report import AS_IT_IS, Difference, Summary, difference, many, paired_difference, plain, summarize
+from simulation.report import AS_IT_IS, Summary, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
 from simulation.report.conclusions import A, B, verdict
+from simulation.report.shares import Difference, difference, many, paired_difference, plain
 from simulation.scenes.plate_suite import FACTORS
 from toolkit.command_line import run_main
 from toolkit.declaration import key

@@ -59,7 +59,7 @@ def looking(renderer: None):
 def play(player, part: str, seeds, policy: ScriptedPolicy | None = None, condition: str = "none"):
     """The outcomes of a phase."""
     player.policy = policy
-    player.begin(condition, part, INSTRUCTION)
+    player.begin(condition, part)
     return [player.play(seed) for seed in seeds]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from finetune.open_loop import EvaluationConfig, OpenLoopConfig
 from gr00t.errors import ToolkitError
 from toolkit.declaration import key
-from toolkit.shared_keys import PARTS, TrackingConfig
+from toolkit.shared_keys import PARTS, TrackingConfig, share_key
 from toolkit.trackers import check_tracking
 
 FORMAT = 1
@@ -28,6 +28,10 @@ CONDITIONS = {
     "other_instruction": "another instruction",
     "zero_state": "zeroed state",
 }
+# protocol=published. Published: 200 episodes, seed 42, two run types (ours: seen and conflict), and of all factors
+# together 200 sampled combinations, one episode each, with seeds 40, 41 and 42.
+PAIRWISE = {"episodes": 200, "seed": 42, "runs": 1, "parts": ["seen", "conflict"]}
+FULL_FACTOR = {"episodes": 200, "seed": 40, "runs": 3, "n_action_steps": 5, "max_steps": 500, "no_distractor_prob": 0.7}
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
 
 
@@ -46,18 +50,42 @@ class ClosedLoopConfig(EvaluationConfig):
         "GROOT_API_TOKEN: its token)",
         None,
     )
-    parts: list[str] = key("closed loop: what is evaluated", [*PARTS], choices=PARTS)
+    parts: list[str] = key(
+        "closed loop: what is evaluated; [] for all that the split's suite has: train and conflict; or seen, unseen, "
+        "conflict, and single_a and single_b, in which the first or the second factor alone tells the objects apart",
+        [],
+        choices=EVALUATED,
+    )
+    protocol: str = key(
+        "closed loop: published sets number, seed, parts and steps as the published experiments have them, "
+        "split=instruction/...",
+        "own",
+        choices=("own", "published"),
+    )
+    strategy: str | None = key(
+        "closed loop: which combinations of an instruction split are its seen ones; null for those that the checkpoint "
+        "was trained on, or else the usual ones",
+        None,
+    )
     episodes: int = key("closed loop: episodes of each part, under each condition", 100, at_least=1)
+    runs: int = key("closed loop: repetitions of all with seed, seed + 1, ... and other episodes", 1, at_least=1)
+    no_distractor_prob: float = key(
+        "closed loop: part of the episodes of instruction/all in which the target lies alone",
+        0.0,
+        at_least=0,
+        at_most=1,
+    )
     n_action_steps: int = key("closed loop: steps executed of each action chunk", 8, at_least=1)
     max_steps: int = key("closed loop: steps of 1/20 s until an episode counts as failed", 100, at_least=1)
     ablations: list[str] = key(
         "closed loop: evaluated as well, each as many episodes again: images of another episode, black ones, the "
-        "instruction for the split's other cue, no state",
+        "instruction for the split's other cue (instruction suite: for the other object), no state",
         [],
         choices=tuple(name for name in CONDITIONS if name != "none"),
     )
     videos: int = key("closed loop: videos of successes, and as many of failures, of each part", 2, at_least=0)
     workers: int = key("closed loop: processes, with a simulation each", 2, at_least=1)
+    share: str | None = share_key("closed loop: play")
     image_size: int | None = key(
         "closed loop: width and height of both cameras, pixels; null for what the checkpoint was trained on",
         None,
@@ -81,12 +109,24 @@ class ClosedLoopConfig(EvaluationConfig):
         """report_dir, or what stands for null."""
         return Path(self.report_dir or f"reports/{self.split.name}/closed_loop")
 
+    @property
+    def protocol_values(self) -> dict[str, Any]:
+        """The keys that protocol= sets, with their values."""
+        if self.protocol != "published":
+            return {}
+        return FULL_FACTOR if self.split.name == "instruction/all" else PAIRWISE
+
     def check_values(self) -> None:
         """Refuse values that do not fit each other."""
         for name in ("parts", "ablations"):
             values = getattr(self, name)
-            if len(set(values)) < len(values) or (name == "parts" and not values):
-                raise ToolkitError(f"{name}={values}: name each once{', and one at least' if name == 'parts' else ''}.")
+            if len(set(values)) < len(values):
+                raise ToolkitError(f"{name}={values}: name each once.")
+        if self.protocol == "published" and not self.split.name.startswith("instruction/"):
+            raise ToolkitError(
+                f"protocol=published is that of the published experiments, split=instruction/...; {self.split.name} is "
+                "none of them. Leave it out."
+            )
         scripted = self.policy != "checkpoint"
         if scripted and self.server is not None:
             raise ToolkitError(
@@ -141,6 +181,10 @@ class EvaluateConfig(ClosedLoopConfig, OpenLoopConfig):
             if name.partition(".")[0] not in known:
                 other = "open_loop" if self.mode == "closed_loop" else "closed_loop"
                 raise ToolkitError(f"{name} acts on nothing with mode={self.mode}. Add mode={other}, or leave it out.")
+            if name in (sets := self.protocol_values):
+                raise ToolkitError(
+                    f"protocol={self.protocol} sets {name}={sets[name]}. Leave out one of the two, {name} or protocol."
+                )
 
     def check_values(self) -> None:
         """Refuse values that do not fit each other."""
@@ -192,8 +236,8 @@ class EpisodeOutcome:
     condition: of CONDITIONS; part: of EVALUATED; seed: of the episode (simulation.scenes.suites).
     picked: what was acted on first (PICKS; plate suite: held above the table), picked_step: after how many steps, None
     for nothing. did: the verb that was done to it (simulation.scenes.verbs), None for nothing and in the plate suite.
-    success: what was asked for was done to the target before the steps ran out (plate suite: a still arm held it); there
-    it may follow a wrong first pick. steps: control steps executed; chunks: action chunks asked for. instruction: what
+    success: what was asked for was done to the target before the steps ran out (plate suite: a still arm held it, which
+    may follow a wrong first pick). steps: control steps executed; chunks: action chunks asked for. instruction: what
     the policy was asked to do. episode: the objects' factors and places, as the suites' `describe` gives them.
     video: path below the report's folder, None where none was kept.
     """

@@ -33,8 +33,8 @@ class EpisodePlayer:
         self, settings: Settings, policy: ScriptedPolicy | None, ask: Callable[[Observation], np.ndarray]
     ) -> None:
         self.settings, self.policy, self.ask = settings, policy, ask
-        look = {"image_size": settings.image_size, "render": settings.render}
-        env = make_env(settings.split, settings.parts[0], strategy=settings.strategy, **look)
+        split, part, size = settings.split, settings.parts[0], settings.image_size
+        env = make_env(split, part, strategy=settings.strategy, image_size=size, render=settings.render)
         self.task: ConflictPickEnv = env.unwrapped  # type: ignore[assignment]
         self.task.render_when_asked()
         self.task.reset(seed=0)

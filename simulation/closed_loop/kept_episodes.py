@@ -120,12 +120,12 @@ def kept_in(folder: Path, settings: Mapping[str, Any], *, shared: bool) -> Itera
     Several processes may have it `shared`; these empty nothing. One that does not share it is alone, and removes it
     when the block ends without an exception.
     """
-    settings = json.loads(json.dumps(settings))
+    wanted: dict[str, Any] = json.loads(json.dumps(settings))
     with disk_errors(folder, "Make room, or choose another report_dir=FOLDER."):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(folder, required=False, shared=shared):
             with lock_in_turn(folder.with_name(f"{folder.name}.opening")):  # shares begin together
-                _open(folder, settings, shared)
+                _open(folder, wanted, shared)
             yield KeptEpisodes(folder)
             if not shared:
                 shutil.rmtree(folder)

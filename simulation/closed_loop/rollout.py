@@ -104,7 +104,9 @@ def check_settings(policy: Any, settings: Settings) -> None:
     if not isinstance(policy, ScriptedPolicy) and settings.render == "none":
         raise ToolkitError("render=none is for policies that know the simulation's state; this one needs images.")
     if suite is PLATE and settings.instruction is None:
-        raise ToolkitError(f"split={settings.split}: its episodes have no sentence of their own; an instruction is needed.")
+        raise ToolkitError(
+            f"split={settings.split}: its episodes have no sentence of their own; an instruction is needed."
+        )
     if suite is PLATE and "other_instruction" in settings.conditions and not settings.other_instruction:
         raise ToolkitError("The condition other_instruction needs another instruction.")
 
@@ -209,7 +211,9 @@ class _Crew:
                     if folder is not None and condition == "none":
                         names |= self._film(segment, found, folder)
                 outcomes += sorted(found, key=lambda outcome: outcome.seed)
-        return [o if o.condition != "none" else dataclasses.replace(o, video=names.get((o.part, o.seed))) for o in outcomes]
+        return [
+            o if o.condition != "none" else dataclasses.replace(o, video=names.get((o.part, o.seed))) for o in outcomes
+        ]
 
     def _episodes(self, segment: Segment) -> Iterator[EpisodeOutcome]:
         """The outcomes of a segment as they come; all at once where it was played before."""
@@ -242,9 +246,7 @@ class _Crew:
             else:
                 yield message
 
-    def _answer(
-        self, segment: Segment, requests: Sequence[Observation], record: SegmentRecord
-    ) -> Sequence[np.ndarray]:
+    def _answer(self, segment: Segment, requests: Sequence[Observation], record: SegmentRecord) -> Sequence[np.ndarray]:
         chunks = record.answer(requests)
         if chunks is None:
             inference = self.inference[segment.seed]

@@ -20,9 +20,10 @@ from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import CONDITIONS, FORMAT, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
-from simulation.report import AS_IT_IS, Counted, Difference, Share, Summary, plain, summarize
+from simulation.report import AS_IT_IS, Counted, Summary, summarize
 from simulation.report.closed_loop_page import command, page, video_caption, video_file
 from simulation.report.conclusions import cue_preference, in_short, readings
+from simulation.report.shares import Difference, Share, plain
 from simulation.scenes.plate_suite import FACTORS, split_factors
 from toolkit.shared_keys import PARTS
 from toolkit.trackers import open_run

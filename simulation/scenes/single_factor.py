@@ -1,4 +1,4 @@
-"""Scenes of the instruction suite in which one factor alone tells the objects apart, and sentences for the other object.
+"""Scenes of the instruction suite in which one factor alone tells objects apart, and sentences for the other object.
 
 A conflict says which of two factors wins, not whether either is followed at all, nor how well. In `single_a` and
 `single_b` the target fits the sentence in the factor of that name and the other object does not, while the second
@@ -76,8 +76,8 @@ def _apart(factor: str) -> Callable[[dict[str, str], str], bool]:
 
 
 def other_sentence(episode: InstructedEpisode) -> str:
-    """The sentence of the same form that says of the same scene what is said of the other object: in a conflict, the one
-    in which both objects change places. The verb stays, for it is what is done."""
+    """The sentence of the same form that names the scene's other object: in a conflict, the one in which both objects
+    change places. The verb stays, for it is what is done."""
     second = list(episode.named)[-1]
     others = [i for i, body in enumerate(episode.objects) if i != episode.target and body.size != "medium"]
     if not others:

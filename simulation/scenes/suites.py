@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gr00t.errors import ToolkitError, did_you_mean
-from simulation.scenes import instruction_suite, plate_suite
+from simulation.scenes import instruction_suite, plate_suite, single_factor
 from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.plate_suite import Episode
 
@@ -31,6 +31,20 @@ class Suite:
     cues: Callable[[str], tuple[str, str]]
     sample: Sample
 
+    def playable(self, split: str, strategy: str | None) -> list[str]:
+        """The parts of a split that are evaluated, without those that the strategy leaves no combinations for."""
+        found, refused = [], None
+        for part in self.evaluated:
+            try:
+                self.sample(split, part, 0, strategy)
+            except ToolkitError as error:
+                refused = error
+            else:
+                found.append(part)
+        if refused is not None and not found:
+            raise refused
+        return found
+
 
 def _on_plate(split: str, part: str, seed: int, strategy: str | None) -> Episode:
     if strategy is not None:
@@ -42,7 +56,10 @@ def _on_plate(split: str, part: str, seed: int, strategy: str | None) -> Episode
 
 
 def _instructed(split: str, part: str, seed: int, strategy: str | None) -> InstructedEpisode:
-    return instruction_suite.sample_episode(split, part, seed, strategy or instruction_suite.DEFAULT_STRATEGY)
+    strategy = strategy or instruction_suite.DEFAULT_STRATEGY
+    if part in single_factor.PARTS:
+        return single_factor.sample_single(split, part, seed, strategy)
+    return instruction_suite.sample_episode(split, part, seed, strategy)
 
 
 PLATE = Suite(
@@ -59,7 +76,7 @@ INSTRUCTION = Suite(
     "instruction",
     instruction_suite.SPLITS,
     recorded=("train", "unseen", "conflict", "train_conflict"),
-    evaluated=("seen", "unseen", "conflict"),
+    evaluated=("seen", "unseen", "conflict", *single_factor.PARTS),
     factors=instruction_suite.FACTORS,
     strategies=True,
     cues=instruction_suite.factors_of,
