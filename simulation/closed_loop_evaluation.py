@@ -32,7 +32,7 @@ from simulation.closed_loop.policies import (
 from simulation.closed_loop.rollout import check_settings, run_episodes
 from simulation.report.closed_loop_report import JSON_FILE, log_report, print_report, write_report
 from simulation.scenes import require_rendering, require_simulator
-from simulation.scenes.instruction_suite import DEFAULT_STRATEGY as INSTRUCTION_STRATEGY
+from simulation.scenes.instruction_suite import default_strategy
 from simulation.scenes.suites import PLATE, suite_of
 from toolkit.code_files import versions
 from toolkit.composition import read_yaml
@@ -105,7 +105,7 @@ def _strategy(config: ClosedLoopConfig) -> str | None:
     if config.policy == "checkpoint" and config.server is None:
         told = read_trained_on(Path(config.checkpoint))
     found = [str(of["strategy"]) for of in [told, *told.get("mixture", [])] if of.get("strategy")]
-    return found[0] if found else INSTRUCTION_STRATEGY
+    return found[0] if found else default_strategy(config.split.name)
 
 
 def _segment(config: ClosedLoopConfig) -> int | None:
@@ -123,7 +123,7 @@ def _info(config: ClosedLoopConfig, settings: Settings, facts: dict[str, Any]) -
     info |= {name: getattr(settings, name) for name in SHARED}
     info |= {"image_size": settings.image_size, "render": settings.render}
     own = {"protocol": config.protocol, **dataclasses.asdict(settings)}
-    usual = {"protocol": "own", "strategy": None, "runs": 1, "no_distractor_prob": 0.0, "segment": None}
+    usual = {"protocol": "own", "strategy": None, "runs": 1, "no_distractor_prob": None, "segment": None}
     info |= {name: own[name] for name, value in usual.items() if own[name] != value}
     return info | {"config": dataclasses.asdict(config), "versions": versions(), **facts}
 

@@ -59,7 +59,7 @@ class Entry:
     @property
     def verdict(self) -> tuple[str, str]:
         """Which cue it follows: (answer, the same in few words)."""
-        return verdict(self.summary.preference, self.summary.cues)
+        return verdict(self.summary.preference, self.summary.cues or ("", ""))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ import pytest
 from gr00t.errors import ToolkitError
 from simulation.scenes.combinations import STRATEGIES, Strategy
 from simulation.scenes.instruction_suite import (
+    ALL,
     CELLS,
     EXPERIMENTS,
     FACTORS,
     HALF_SIZE,
     JITTER,
+    OF_VERBS,
     PARTS,
+    PREFIX,
     SPLITS,
     Body,
     InstructedEpisode,
@@ -24,10 +27,14 @@ from simulation.scenes.instruction_suite import (
     factors_of,
     sample_episode,
 )
+from simulation.scenes.suites import suite_of
+from simulation.scenes.verbs import VERBS, suits
 
 EPISODES = 500
 SIZES = {word: "small" if word.startswith("small") else "large" for word in FACTORS["size"]}
-EACH = list(itertools.product(SPLITS, PARTS))
+PAIRS = [PREFIX + name for name in EXPERIMENTS]
+EACH = list(itertools.product(PAIRS, PARTS))
+WITH_VERBS = [PREFIX + name for name in OF_VERBS]
 VALUES = [list("abcdef"), list("123456")]
 EVERY = list(itertools.product(*VALUES))
 
@@ -37,8 +44,16 @@ def physical(value: str) -> str:
     return SIZES.get(value, value)
 
 
+def recorded_with(split: str, verb: str) -> set[str]:
+    """What the objects are that a verb is recorded with, in verb_<b>."""
+    return {physical(value) for other, value in combinations(split)[0] if other == verb}
+
+
 def fits(episode: InstructedEpisode, body: Body, factor: str) -> bool:
-    """Whether the sentence's value of a factor says this object, by what lies on the table alone."""
+    """Whether the sentence's value of a factor says this object, by what lies on the table alone; a verb, whether it
+    was recorded with the object's value of the other factor."""
+    if factor == "verb":
+        return getattr(body, [*episode.named][1]) in recorded_with(episode.split, episode.verb)
     value, sizes = episode.named[factor], [HALF_SIZE[other.size] for other in episode.objects]
     mine = HALF_SIZE[body.size]
     if factor != "size":
@@ -62,9 +77,29 @@ def test_a_sentence_means_one_object_or_in_conflict_one_by_each_factor(split: st
             factor: [i for i, body in enumerate(episode.objects) if fits(episode, body, factor)] for factor in pair
         }
         assert tuple(episode.named) == pair
-        assert found[pair[0]] == [episode.target]
+        if pair[0] == "verb" and part == "unseen":
+            assert found["verb"] in ([], [episode.target])
+        else:
+            assert found[pair[0]] == [episode.target]
         assert found[pair[1]] == [episode.target if "conflict" not in part else episode.lure]
         assert (episode.lure is None) == ("conflict" not in part) and episode.lure != episode.target
+
+
+@pytest.mark.parametrize("part", ["train", "seen", "unseen"])
+def test_all_five_words_mean_one_object_and_some_fit_another(part: str) -> None:
+    alone, shared = 0, collections.Counter[str]()
+    compared = {"smaller", "larger", "smallest", "largest"}
+    for seed in range(EPISODES):
+        episode = sample_episode(ALL, part, seed)
+        attributes = [factor for factor in factors_of(ALL) if factor != "verb"]
+        found = [{f for f in attributes if fits(episode, body, f)} for body in episode.objects]
+        assert [i for i, fit in enumerate(found) if len(fit) == 4] == [episode.target] and episode.lure is None
+        assert len(episode.objects) > 1 or episode.named["size"] not in compared
+        alone += len(episode.objects) == 1
+        shared.update(factor for i, fit in enumerate(found) for factor in fit if i != episode.target)
+    absolute = sum(sample_episode(ALL, part, seed).named["size"] not in compared for seed in range(EPISODES))
+    assert abs(alone - 0.7 * absolute) < 4 * math.sqrt(0.7 * 0.3 * absolute)
+    assert {*shared} == {"size", "color", "object"}
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -72,11 +107,15 @@ def test_the_sentence_says_what_is_named_and_only_that(split: str) -> None:
     names = {**{value: value for values in FACTORS.values() for value in values}, "behind": "back"}
     for seed in range(100):
         episode = sample_episode(split, "train", seed)
-        words = episode.instruction.removesuffix(".").split()
+        words = episode.instruction.lower().removesuffix(".").split()
+        assert words[0] == episode.verb == episode.named.get("verb", "lift")
         assert all(names[value] in words for value in episode.named.values())
-        others = {names[v] for factor in FACTORS for v in FACTORS[factor] if factor not in (*episode.named, "object")}
+        others = {
+            names[v] for factor in FACTORS for v in FACTORS[factor] if factor not in (*episode.named, "object", "verb")
+        }
         assert not others.intersection(words)
     assert sample_episode("instruction/color_object", "train", 0).instruction == "Lift the red cup."
+    assert sample_episode(ALL, "train", 0).instruction == "Lift the large blue pyramid on the left."
 
 
 @pytest.mark.parametrize(("split", "part"), EACH)
@@ -94,20 +133,87 @@ def test_only_the_pair_varies_and_objects_lie_apart(split: str, part: str) -> No
             assert max(abs(body.x - x), abs(body.y - y)) <= JITTER
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("split", "part"), [*itertools.product(WITH_VERBS, PARTS), (ALL, "train"), (ALL, "unseen")])
+def test_the_verb_can_be_done_to_each_object_and_touches_no_other(split: str, part: str) -> None:
+    """By its shape, and by where the others lie: 6 cm on its way and an open hand's width beside it."""
+    for seed in range(EPISODES):
+        episode = sample_episode(split, part, seed)
+        for one, other in itertools.permutations(episode.objects, 2):
+            away, aside = abs(other.x - one.x), abs(other.y - one.y)
+            if episode.verb in ("push", "pull"):
+                assert aside > 0.12 or away > 0.2
+        for one in episode.objects:
+            assert suits(episode.verb, one.object)
+            beside = {
+                math.copysign(1, o.y - one.y) for o in episode.objects if o is not one and abs(o.x - one.x) < 0.08
+            }
+            assert episode.verb != "slide" or len(beside) < 2
+
+
+@pytest.mark.parametrize("split", WITH_VERBS)
+def test_conflicts_of_verbs_join_what_was_never_recorded_together(split: str) -> None:
+    factor, counts = factors_of(split)[1], [collections.Counter[str]() for _ in range(4)]
+    for seed in range(EPISODES):
+        episode = sample_episode(split, "conflict", seed)
+        target, lure = episode.objects[episode.target], episode.objects[episode.lure or 0]
+        assert getattr(lure, factor) == physical(episode.named[factor])
+        assert getattr(lure, factor) not in recorded_with(split, episode.verb)
+        assert getattr(target, factor) in recorded_with(split, episode.verb)
+        for count, value in zip(
+            counts, (episode.verb, getattr(lure, factor), target.spatial, lure.spatial), strict=True
+        ):
+            count[value] += 1
+    verbs, values, of_targets, of_lures = counts
+    assert {*verbs} == {*VERBS} and max(verbs.values()) - min(verbs.values()) < 4 * math.sqrt(2 * EPISODES / 6)
+    assert {*values} == {physical(value) for value in FACTORS[factor]}
+    assert all(abs(of_targets[cell] - of_lures[cell]) < 4 * math.sqrt(200) for cell in CELLS) or factor == "spatial"
+
+
+def test_a_verb_that_is_recorded_with_everything_leaves_no_conflict() -> None:
+    for split in WITH_VERBS:
+        with pytest.raises(ToolkitError, match=r"strategy=complete leaves .* no conflict"):
+            sample_episode(split, "conflict", 0, "complete")
+        assert sample_episode(split, "train", 0, "complete").lure is None
+
+
+def test_all_has_its_own_strategy_no_conflict_and_a_share_without_distractors() -> None:
+    recorded, others = combinations(ALL)
+    assert len(recorded) == 50 and len(recorded) + len(others) == 5 * (6 * 6 - 1) * 6 * 6
+    for place, factor in enumerate(factors_of(ALL)):
+        assert {each[place] for each in recorded} == {*FACTORS[factor]}
+    for part in ("conflict", "train_conflict"):
+        with pytest.raises(ToolkitError, match=f"part={part}: instruction/all .* has no conflict"):
+            sample_episode(ALL, part, 0)
+    suite = suite_of(ALL)
+    assert suite.recorded_of(ALL) == ("train", "unseen") and suite.evaluated_of(ALL) == ("seen", "unseen")
+    assert suite.recorded_of(PAIRS[0]) == suite.recorded
+    assert {len(sample_episode(ALL, "train", seed, None, 0.0).objects) for seed in range(50)} == {2, 3}
+    with pytest.raises(ToolkitError, match=r"no_distractor_prob=0\.5"):
+        sample_episode(PAIRS[0], "train", 0, None, 0.5)
+
+
+@pytest.mark.parametrize("split", PAIRS)
 def test_parts_have_the_combinations_of_their_name(split: str) -> None:
     recorded, others = combinations(split)
     assert len(recorded) == 12 and not {*recorded} & {*others}
-    for part, allowed in (("train", recorded), ("unseen", others), ("conflict", recorded)):
+    pairs = {"train": recorded, "unseen": others, "conflict": recorded}
+    if split in WITH_VERBS:
+        pairs["conflict"] = [
+            (verb, value) for verb, value in others if physical(value) not in recorded_with(split, verb)
+        ]
+    if split == "instruction/verb_size":  # the other size beside it was recorded with the verb: that is a conflict
+        pairs["unseen"] = [each for each in others if each not in pairs["conflict"]]
+    for part, allowed in pairs.items():
         named = {tuple(sample_episode(split, part, seed).named.values()) for seed in range(EPISODES)}
         assert named <= {*allowed} and len(named) >= 0.9 * len(allowed)
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", PAIRS)
 def test_an_image_does_not_tell_which_object_is_named(split: str) -> None:
     """Each two objects are as often target and distractor as the other way round; places are drawn apart."""
-    recorded = {tuple(physical(value) for value in each) for each in combinations(split)[0]}
-    pair, roles, places = factors_of(split), collections.Counter(), collections.Counter()
+    pair = [factor for factor in factors_of(split) if factor != "verb"]
+    recorded = {tuple(physical(value) for value in each[-len(pair) :]) for each in combinations(split)[0]}
+    roles, places, other_places = collections.Counter(), collections.Counter[str](), collections.Counter[str]()
     for seed in range(4000):
         episode = sample_episode(split, "train", seed)
         target = episode.objects[episode.target]
@@ -115,16 +221,20 @@ def test_an_image_does_not_tell_which_object_is_named(split: str) -> None:
         one, two = (tuple(getattr(body, factor) for factor in pair) for body in (target, other))
         roles[one, two] += 1
         places[target.spatial] += 1
+        other_places[other.spatial] += 1
     without_partner = sum(count for (_, two), count in roles.items() if two not in recorded)
     assert without_partner < 0.1 * 4000
     for one, two in (pair for pair in roles if {*pair} <= recorded):
         count = roles[one, two]
         assert abs(count - roles[two, one]) <= 4 * math.sqrt(count + roles[two, one])
     if "spatial" not in pair:
-        assert max(places.values()) - min(places.values()) < 4 * math.sqrt(2 * 800)
+        assert all(abs(places[cell] - other_places[cell]) < 4 * math.sqrt(2 * 800) for cell in CELLS)
+        if split not in WITH_VERBS:  # in the middle some verbs have less room
+            assert max(places.values()) - min(places.values()) < 4 * math.sqrt(2 * 800)
+        assert min(places.values()) > 0.75 * 800
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", PAIRS)
 def test_recorded_combinations_are_named_about_equally_often(split: str) -> None:
     named = collections.Counter(tuple(sample_episode(split, "train", s).named.values()) for s in range(2400))
     assert max(named.values()) < 4 * min(named.values())
@@ -194,6 +304,6 @@ def test_published_names_of_strategies_are_understood() -> None:
 
 def test_every_experiment_has_both_kinds_of_scenes() -> None:
     for name, strategy in itertools.product(EXPERIMENTS, ("none", "single", "diagonal", "L", "stair", "complete")):
-        for part in ("train", "conflict"):
+        for part in ("train", "conflict") if strategy != "complete" or name not in OF_VERBS else ("train",):
             episode = sample_episode(f"instruction/{name}", part, 3, strategy)
             assert len(episode.objects) in (2, 3)

@@ -34,7 +34,14 @@ class EpisodePlayer:
     ) -> None:
         self.settings, self.policy, self.ask = settings, policy, ask
         split, part, size = settings.split, settings.parts[0], settings.image_size
-        env = make_env(split, part, strategy=settings.strategy, image_size=size, render=settings.render)
+        env = make_env(
+            split,
+            part,
+            strategy=settings.strategy,
+            no_distractor_prob=settings.no_distractor_prob,
+            image_size=size,
+            render=settings.render,
+        )
         self.task: ConflictPickEnv = env.unwrapped  # type: ignore[assignment]
         self.task.render_when_asked()
         self.task.reset(seed=0)

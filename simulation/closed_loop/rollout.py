@@ -96,7 +96,7 @@ def check_settings(policy: Any, settings: Settings) -> None:
             if name not in known:
                 raise ToolkitError(f'{settings.split} has no {what} "{name}".{did_you_mean(name, known)}')
     for part in settings.parts:
-        suite.sample(settings.split, part, FIRST_EVALUATION_SEED, settings.strategy)
+        suite.sample(settings.split, part, FIRST_EVALUATION_SEED, settings.strategy, settings.no_distractor_prob)
     if isinstance(policy, ScriptedPolicy) and settings.conditions != ("none",):
         raise ToolkitError(
             "Ablations change what a policy observes; one that knows the simulation's state does not look."

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from gr00t.errors import ToolkitError, did_you_mean
 
+_REDRAWS = 50
+
 Combination = tuple[str, ...]
 Values = Sequence[Sequence[str]]  # of every factor
 Draw = Sequence[Combination]  # all that are possible, in random order
@@ -39,14 +41,21 @@ class Strategy:
             raise ToolkitError(f"strategy={text}: at least one combination and one episode are needed.")
         return cls(found["name"], **numbers)
 
-    def choose(self, values: Values, possible: Collection[Combination], seed: str) -> list[Combination]:
-        """The combinations that are recorded, in the strategy's order, out of those that are `possible`.
+    def choose(
+        self, values: Values, possible: Collection[Combination], seed: str, late: Collection[Combination] = ()
+    ) -> list[Combination]:
+        """The combinations that are recorded, in the strategy's order, out of those that are `possible`. Of what is
+        drawn at random, `late` ones come last.
 
-        Values are taken in an order drawn from `seed`: no strategy prefers those that a table has first.
+        Values are taken in an order drawn from `seed`: no strategy prefers those that a table has first. The order is
+        drawn again while the strategy's pattern meets what is impossible: a diagonal with a gap would lack two values.
         """
-        rng = random.Random(f"{seed}/{self.name}")
-        orders = [rng.sample(list(each), len(each)) for each in values]
-        draw = rng.sample(sorted(possible), len(possible))
+        rng, possible = random.Random(f"{seed}/{self.name}"), frozenset(possible)
+        for _ in range(_REDRAWS):
+            orders = [rng.sample(list(each), len(each)) for each in values]
+            if possible.issuperset(STRATEGIES[self.name](orders, ())):
+                break
+        draw = sorted(rng.sample(sorted(possible), len(possible)), key=lambda each: each in late)
         chosen = dict.fromkeys(each for each in STRATEGIES[self.name](orders, draw) if each in possible)
         return list(itertools.islice(chosen, self.combinations))
 

@@ -77,12 +77,14 @@ class ConflictPickEnv(BaseEnv):
         split: str = "color_object",
         part: str = "train",
         strategy: str | None = None,
+        no_distractor_prob: float | None = None,
         thresholds: Mapping[str, float] | None = None,
         image_size: int = 224,
         robot_uids: str = "panda_wristcam",
         **kwargs: Any,
     ) -> None:
         self.split, self.part, self.strategy, self.image_size = split, part, strategy, image_size
+        self.no_distractor_prob = no_distractor_prob
         self.thresholds = Thresholds(**(thresholds or {}))  # type: ignore[arg-type]
         kwargs.setdefault("sensor_configs", {"width": image_size, "height": image_size})
         super().__init__(*args, robot_uids=robot_uids, **kwargs)
@@ -121,7 +123,8 @@ class ConflictPickEnv(BaseEnv):
     def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
         self.table_scene.initialize(env_idx)
         seed = int(self._episode_seed[0])
-        self.episode = suite_of(self.split).sample(self.split, self.part, seed, self.strategy)
+        sample = suite_of(self.split).sample
+        self.episode = sample(self.split, self.part, seed, self.strategy, self.no_distractor_prob)
         for body in reversed([*self.objects, *filter(None, [self.plate])]):
             self.scene.remove_from_state_dict_registry(body)
             self.scene.actors.pop(body.name)
@@ -219,14 +222,22 @@ class ConflictPickEnv(BaseEnv):
 
 
 def make_env(
-    split: str, part: str, *, strategy: str | None = None, image_size: int = 224, render: str = "cpu"
+    split: str,
+    part: str,
+    *,
+    strategy: str | None = None,
+    no_distractor_prob: float | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    image_size: int = 224,
+    render: str = "cpu",
 ) -> gymnasium.Env[Any, Any]:
     """The environment as recordings and evaluation use it.
 
-    strategy: which combinations of the instruction suite are recorded, None for the usual ones. render: cpu, gpu, or
-    none for physics only.
+    Of the instruction suite: strategy, which combinations are recorded; no_distractor_prob, of instruction/all;
+    thresholds, fields of verbs.Thresholds that are not as usual. render: cpu, gpu, or none for physics only.
     """
-    chosen: dict[str, Any] = {} if strategy is None else {"strategy": strategy}  # recordings name it where there is one
+    given = {"strategy": strategy, "no_distractor_prob": no_distractor_prob, "thresholds": thresholds}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}  # recordings name them
     return gymnasium.make(
         ENV_ID,
         split=split,

@@ -14,12 +14,17 @@ import numpy as np
 import sapien
 from sapien.wrapper.pinocchio_model import PinocchioModel
 
+from simulation.scenes import shapes
 from simulation.scenes.environment import ConflictPickEnv
+from simulation.scenes.instruction_suite import HALF_SIZE
 
 OPEN, CLOSED = 1.0, -1.0
 ANGULAR_SPEED = 1.5  # rad/s
 # The arm is a step or two behind its targets: fingers that close at once would close above a small object.
-SETTLING_STEPS, CLOSING_STEPS, HOLDING_STEPS = 2, 5, 3
+SETTLING_STEPS, CLOSING_STEPS, HOLDING_STEPS, RESTING_STEPS = 2, 5, 3, 6
+DRAGGING = 0.6  # of the speed, along the table
+FINGER, GAP = 0.011, 0.015  # m: half a finger, and how far from an object it comes down behind it
+IN_THE_WAY = 0.08  # m, in x
 
 _LOWEST_GRASP = 0.015  # m, of the point between the fingertips
 # Where the fingers may close on a shape: an angle from its x axis, and the turn after which they may again (rad);
@@ -75,20 +80,65 @@ class Expert:
         self.base = agent.robot.pose.sp
 
     def plan(self, goal: int, style: Style | None = None) -> np.ndarray:
-        """Actions (T, 8) float32 that pick up object `goal` from where the arm is now; raises Unreachable."""
-        style, up = style or Style(), np.array([0, 0, 1.0])
-        start = self.joints()
-        grasp = self._grasp_pose(goal, start, style.depth)
-        above, lifted = (sapien.Pose(grasp.p + height * up, grasp.q) for height in (style.clearance, style.lift))
-        opened = self._line(start, above, style.speed, np.array(style.bow))
-        opened += self._line(opened[-1], grasp, style.speed)
-        opened += [opened[-1]] * SETTLING_STEPS
+        """Actions (T, 8) float32 that do the episode's verb, lift where none is named, to object `goal` from where the
+        arm is now; raises Unreachable."""
+        style, verb = style or Style(), getattr(self.env.episode, "verb", "lift")
+        if verb == "push":
+            return self._push(goal, style)
+        grasp = self._grasp_pose(goal, self.joints(), style.depth)
+        opened = self._approach(grasp, style)
         closed = [opened[-1]] * CLOSING_STEPS
-        closed += self._line(closed[-1], lifted, style.speed)
-        closed += [closed[-1]] * HOLDING_STEPS
-        actions = [np.append(joints[:7], OPEN) for joints in opened]
-        actions += [np.append(joints[:7], CLOSED) for joints in closed]
-        return np.stack(actions).astype(np.float32)
+        if verb == "grasp":
+            closed += [closed[-1]] * self.env.thresholds.held
+        else:
+            speed = style.speed if verb == "lift" else style.speed * DRAGGING
+            closed += self._line(closed[-1], self._moved(verb, goal, grasp, style), speed)
+        closed += [closed[-1]] * (HOLDING_STEPS if verb == "lift" else RESTING_STEPS)
+        return _actions((OPEN, opened), (CLOSED, closed))
+
+    def _approach(self, pose: sapien.Pose, style: Style) -> list[np.ndarray]:
+        """Joint positions on the way to a pose, which is reached from above."""
+        way = self._line(self.joints(), _shifted(pose, z=style.clearance), style.speed, np.array(style.bow))
+        way += self._line(way[-1], pose, style.speed)
+        return way + [way[-1]] * SETTLING_STEPS
+
+    def _moved(self, verb: str, goal: int, grasp: sapien.Pose, style: Style) -> sapien.Pose:
+        """Where the hand, which holds the object, takes it."""
+        if verb == "lift":
+            return _shifted(grasp, z=style.lift)
+        if verb == "rotate":
+            return _turned(grasp, math.copysign(self._far(style) * self.env.thresholds.turned, style.bow[0]))
+        distance = self._far(style) * self.env.thresholds.moved
+        if verb == "pull":
+            return _shifted(grasp, x=-distance)
+        return _shifted(grasp, y=distance * self._free_side(goal, style))
+
+    def _far(self, style: Style) -> float:
+        """How far beyond its threshold a verb is carried, as a factor: varied as the height of a lift is."""
+        return 1.4 * style.lift / Style.lift
+
+    def _free_side(self, goal: int, style: Style) -> float:
+        """1 or -1: the side (y) to which nothing lies in the object's way."""
+        own, others = self._at(goal), [self._at(i) for i in range(len(self.env.objects)) if i != goal]
+        beside = [other[1] - own[1] for other in others if abs(other[0] - own[0]) < IN_THE_WAY]
+        nearest = min(beside, key=abs, default=style.bow[1])
+        return -math.copysign(1.0, nearest)
+
+    def _at(self, index: int) -> np.ndarray:
+        return np.asarray(self.env.objects[index].pose.sp.p)
+
+    def _push(self, goal: int, style: Style) -> np.ndarray:
+        """With closed fingers from behind, away from the robot."""
+        pose, thing = self.env.objects[goal].pose.sp, self.env.episode.objects[goal]
+        behind = math.pi - _angle_of_axis(pose, 0)
+        reach = shapes.extent(thing.object, HALF_SIZE[thing.size], behind) + FINGER
+        across = _nearest(_angle_of_axis(self.hand_pose(self.joints()), 1), math.pi / 2, math.pi)
+        start = _shifted(self._hand_over(goal, across, style.depth), x=-reach - GAP)
+        closed = self._approach(start, style)
+        distance = GAP + self._far(style) * self.env.thresholds.moved
+        closed += self._line(closed[-1], _shifted(start, x=distance), style.speed * DRAGGING)
+        closed += [closed[-1]] * RESTING_STEPS
+        return _actions((CLOSED, closed))
 
     def joints(self) -> np.ndarray:
         """The robot's joint positions now, (9,) float64."""
@@ -118,18 +168,21 @@ class Expert:
 
     def _grasp_pose(self, goal: int, joints: np.ndarray, depth: float) -> sapien.Pose:
         """From above; the fingers close along a cube's edge, turning the hand as little as possible."""
-        object_pose = self.env.objects[goal].pose.sp
         closing = _angle_of_axis(self.hand_pose(joints), 1)
         shape = self.env.episode.objects[goal].object
         if shape in _CLOSINGS:
             angle, turn = _CLOSINGS[shape]
-            edge = _angle_of_axis(object_pose, 0) + angle
-            closing = edge + round((closing - edge) / turn) * turn
+            closing = _nearest(closing, _angle_of_axis(self.env.objects[goal].pose.sp, 0) + angle, turn)
+        return self._hand_over(goal, closing, depth)
+
+    def _hand_over(self, goal: int, closing: float, depth: float) -> sapien.Pose:
+        """The hand points down at an object, at the height of a grasp; the fingers close in that direction (rad)."""
         axis = np.array([math.cos(closing), math.sin(closing), 0.0])
-        frame = np.eye(4)
+        frame, at = np.eye(4), self._at(goal)
         frame[:3, :3] = np.stack([np.cross(axis, _DOWN), axis, _DOWN], axis=1)
-        frame[:3, 3] = object_pose.p
-        frame[2, 3] = max(object_pose.p[2] * _LOW.get(shape, 1.0) + depth, _LOWEST_GRASP)
+        frame[:3, 3] = at
+        low = _LOW.get(self.env.episode.objects[goal].object, 1.0)
+        frame[2, 3] = max(at[2] * low + depth, _LOWEST_GRASP)
         return sapien.Pose(frame)
 
     def _line(
@@ -148,6 +201,27 @@ class Expert:
             p = (1 - s) * start.p + s * goal.p + (0 if bow is None else math.sin(math.pi * s) * bow)
             found.append(self.solve(sapien.Pose(p, q / np.linalg.norm(q)), found[-1]))
         return found[1:]
+
+
+def _actions(*phases: tuple[float, list[np.ndarray]]) -> np.ndarray:
+    """Actions (T, 8) float32 of joint positions, each phase with its gripper command."""
+    found = [np.append(joints[:7], gripper) for gripper, way in phases for joints in way]
+    return np.stack(found).astype(np.float32)
+
+
+def _shifted(pose: sapien.Pose, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> sapien.Pose:
+    return sapien.Pose(pose.p + np.array([x, y, z]), pose.q)
+
+
+def _turned(pose: sapien.Pose, angle: float) -> sapien.Pose:
+    """The same place, turned about the vertical by an angle (rad)."""
+    about = sapien.Pose(q=[math.cos(angle / 2), 0, 0, math.sin(angle / 2)])
+    return sapien.Pose(pose.p, (about * sapien.Pose(q=pose.q)).q)
+
+
+def _nearest(angle: float, other: float, turn: float) -> float:
+    """Of `other` and what whole turns make of it, what is nearest to `angle`; rad."""
+    return other + round((angle - other) / turn) * turn
 
 
 def _angle_of_axis(pose: sapien.Pose, axis: int) -> float:

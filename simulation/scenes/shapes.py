@@ -85,6 +85,25 @@ def pieces(shape: str, half: float) -> list[Piece]:
     return list({"cup": _cup, "car": _car, "pyramid": _pyramid, "star": _star}[shape](half))
 
 
+def extent(shape: str, half: float, angle: float) -> float:
+    """How far an object reaches from its origin in a direction on the table (rad from its own x axis), m."""
+    direction = np.array([math.cos(angle), math.sin(angle)])
+    return max(float(np.max(_outline(piece) @ direction)) for piece in pieces(shape, half))
+
+
+def _outline(piece: Piece) -> np.ndarray:
+    """(n, 2): the corners of a piece seen from above; a sphere's are many."""
+    if piece.kind == "hull":
+        return np.array(piece.size)[:, :2]
+    if piece.kind == "sphere":
+        angles = np.arange(0, 2 * math.pi, 0.1)
+        return piece.size[0] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    x, y = piece.size[:2]
+    cos, sin = math.cos(piece.turned), math.sin(piece.turned)
+    corners = np.array([(x, y), (x, -y), (-x, y), (-x, -y)]) @ np.array([[cos, sin], [-sin, cos]])
+    return corners + np.array(piece.at[:2])
+
+
 def _cup(half: float) -> Iterator[Piece]:
     """Open at the top, with a handle to the side of -y."""
     wall, tall = 0.14 * half, 1.1 * half

@@ -9,8 +9,9 @@ were paired with it; where it alone is to tell, the sentence names nothing else 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from functools import cache
 
+from gr00t.errors import ToolkitError
 from simulation.scenes import instruction_suite as suite
 from simulation.scenes.instruction_suite import FACTORS, InstructedEpisode
 from simulation.scenes.verbs import suits
@@ -22,57 +23,54 @@ _OTHER_SIZE |= {large: small for small, large in _OTHER_SIZE.items()}
 
 def sample_single(split: str, part: str, seed: int, strategy: str) -> InstructedEpisode:
     """The episode of that seed; it has no lure, so that an object other than the target is picked as `other`."""
+    if split == suite.ALL:
+        raise ToolkitError(
+            f"part={part}: {split} names all factors at once. Take a split of two, such as color_object."
+        )
     a, b = suite.factors_of(split)
     telling, silent = (a, b) if part == "single_a" else (b, a)
     rng = random.Random(f"{split}/{part}/{seed}")
-    recorded, _ = suite.combinations(split, strategy)
-    pool = [dict(zip((a, b), each, strict=True)) for each in recorded]
-    named, other = (_by_verb if "verb" in (a, b) else _by_value)(rng, telling, silent, pool)
-    wanted = [{**named}, {**named, **other}]
-    if named.get("size") in suite._SUPERLATIVES and telling == "size":
-        wanted.append({**named, "size": "medium"})
-    if silent == "spatial":
-        del named["spatial"]
-        for factors, place in zip(wanted, rng.sample(sorted(suite.CELLS), len(wanted)), strict=True):
-            factors["spatial"] = place
+    named, other = rng.choice(_choices(split, strategy, telling, silent))
+    named = dict(named)
+    wanted, verb = [dict(named), {**named, telling: other}], named.get("verb", suite.FIXED["verb"])
     if telling == "verb":
+        wanted[1] = {**named, silent: other}
         del named[silent]
+    elif named.get("size") in suite._SUPERLATIVES and telling == "size":
+        wanted.append({**named, "size": "medium"})
+    if silent == "spatial" and telling != "verb":
+        del named["spatial"]
+        for factors in wanted:
+            del factors["spatial"]
     order = rng.sample(range(len(wanted)), len(wanted))
-    objects = suite._place(rng, [wanted[i] for i in order])
-    sentence = suite.sentence(named)
+    objects = suite._place(rng, verb, [wanted[i] for i in order])
+    sentence = suite.sentence(named if silent != "object" or telling != "verb" else {**named, "object": "object"})
     return InstructedEpisode(split, part, seed, strategy, sentence, named, objects, order.index(0), None)
 
 
-def _by_value(
-    rng: random.Random, telling: str, silent: str, pool: Sequence[dict[str, str]]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """What is named, and what the other object has in its place. A size that says nothing is an absolute one, if any
-    was recorded."""
-    absolute = [each for each in pool if silent != "size" or each["size"] in suite.HALF_SIZE]
-    named = rng.choice(absolute or list(pool))
-    return dict(named), {telling: rng.choice([value for value in FACTORS[telling] if _apart(telling)(named, value)])}
-
-
-def _by_verb(
-    rng: random.Random, telling: str, silent: str, pool: Sequence[dict[str, str]]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The same for an experiment of a verb and another factor."""
-    factor = silent if telling == "verb" else telling
-    apart, found = _apart(factor), []
-    for named in pool:
-        paired = {each[factor] for each in pool if each["verb"] == named["verb"]}
-        possible = [v for v in FACTORS[factor] if apart(named, v) and (factor != "object" or suits(named["verb"], v))]
-        chosen = [v for v in possible if (v in paired) == (telling != "verb")]
-        found += [(dict(named), {factor: value}, bool(chosen)) for value in chosen or possible]
-    told = [(named, other) for named, other, fits in found if fits]  # none where a strategy pairs all or one with each
-    return rng.choice(told or [(named, other) for named, other, _ in found])
-
-
-def _apart(factor: str) -> Callable[[dict[str, str], str], bool]:
-    """Whether an object with that value does not fit what is named."""
-    if factor == "size":
-        return lambda named, value: value == _OTHER_SIZE[named["size"]]
-    return lambda named, value: value != named[factor]
+@cache
+def _choices(split: str, strategy: str, telling: str, silent: str) -> list[tuple[dict[str, str], str]]:
+    """What may be named, recorded combinations, and the value that the other object then has in the place of the
+    target's. A size that says nothing is an absolute one, if any was recorded."""
+    factors, factor = suite.factors_of(split), silent if telling == "verb" else telling
+    recorded = [dict(zip(factors, each, strict=True)) for each in suite.combinations(split, strategy)[0]]
+    absolute = [each for each in recorded if silent != "size" or telling == "verb" or each["size"] in suite.HALF_SIZE]
+    paired, found = suite._paired(split, strategy), []
+    for named in absolute or recorded:
+        for value in FACTORS[factor] if factor != "size" else [_OTHER_SIZE[named["size"]]]:
+            if value == named[factor]:
+                continue
+            verb = named.get("verb", suite.FIXED["verb"])
+            possible = suits(verb, value) and (factor != "spatial" or suite._has_room(verb, [named["spatial"], value]))
+            by_verb = (verb, suite._kind(value)) in paired
+            if possible and ("verb" not in named or by_verb == (telling != "verb")):
+                found.append((named, value))
+    if not found:
+        raise ToolkitError(
+            f"strategy={strategy} leaves {split} no scene in which {telling} alone tells the objects apart: leave that "
+            "part out."
+        )
+    return found
 
 
 def other_sentence(episode: InstructedEpisode) -> str:

@@ -22,7 +22,7 @@ DIRECTIONS = {"push": (1.0, 0.0), "pull": (-1.0, 0.0), "slide": (0.0, 1.0)}  # x
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where a verb begins (m, rad, control steps of 1/20 s).
+    """Where a verb begins (m, rad, control steps of 1/20 s), settable as `thresholds` of the environment.
 
     lift: held, `lifted` above where it stood. All others: not `level` above it. push, pull, slide: `moved` along the
     table, within 45 degrees of away from the robot, toward it, or sideways. rotate: `turned`, not `still` moved. grasp:
