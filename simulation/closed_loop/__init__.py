@@ -206,11 +206,10 @@ class Settings:
     other_instruction: under the condition of that name, None for the sentence that names the scene's other object.
     strategy: which combinations the instruction suite counts as recorded, None for the usual ones.
     no_distractor_prob: of instruction/all, None for the usual one. n_action_steps: steps executed of each chunk;
-    max_steps: control steps
-    (1/20 s) of an episode. image_size: of both cameras, pixels. render: cpu, gpu, or none for policies without images.
-    seed: of the noise. runs: repetitions with seed, seed + 1, ... and other episodes. segment: after so many episodes
-    all scenes are built again, None for never within a part (simulation.closed_loop.rollout). videos: of the first
-    successes, and of the first failures, of each part.
+    max_steps: control steps (1/20 s) of an episode. image_size: of both cameras, pixels. render: cpu, gpu, or none for
+    policies without images. seed: of the noise. runs: repetitions with seed, seed + 1, ... and other episodes. segment:
+    after so many episodes all scenes are built again, None for never within a part (simulation.closed_loop.rollout).
+    videos: of the first successes, and of the first failures, of each part.
     """
 
     split: str

@@ -46,6 +46,8 @@ def in_short(summary: Summary) -> list[str]:
         success = summary.of(part).success
         beside = "above" if success.low > chance else "below" if success.high < chance else "not distinct from"
         done = "what was asked for is done" if part in summary.doing else "the target is held"
+        if summary.dominance and part == "conflict":  # where no object is the right one
+            done = f"it is done to {summary.dominance.a}'s object"
         lines.append(
             f"{part}: {done} in {success} of the episodes; {beside} the {percent(chance)} of picking any object."
         )
