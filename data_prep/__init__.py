@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,18 @@ from gr00t.errors import ToolkitError
 from toolkit.declaration import key
 from toolkit.shared_keys import (
     LARGEST_SEED,
-    PARTS,
+    SUITE_PARTS,
     SplitConfig,
     check_dataset_folder,
     check_publication,
+    check_split_name,
     check_writable,
     modalities_field,
     modality_config_key,
     near_split,
     refuse_inside,
     share_key,
+    split_folder,
 )
 
 
@@ -32,13 +33,13 @@ def check_python_file(name: str) -> None:
 
 @dataclass(kw_only=True)
 class PrepareConfig:
-    """Turn a split's ManiSkill recordings into a checked dataset."""
+    """Turn a split's ManiSkill recordings into checked datasets, one for each part."""
 
     split: SplitConfig = key("the conflict split")
     raw_dir: str = key(
-        "folder that holds <split>/train and <split>/conflict recordings", "conflict_maniskill", folder=True
+        "folder that holds the recordings, <split>/train, <split>/conflict and so on", "conflict_maniskill", folder=True
     )
-    data_dir: str = key("folder that receives <split>/train and <split>/conflict datasets", "data", folder=True)
+    data_dir: str = key("folder that receives the datasets, <split>/train and so on", "data", folder=True)
     val_fraction: float = key("part of the train episodes kept for validation", 0.1, more_than=0, less_than=1)
     seed: int = key("seed of the choice of validation episodes", 42, at_least=0, at_most=LARGEST_SEED)
     overwrite: bool = key("replace a dataset that is already there", False)
@@ -58,7 +59,7 @@ class AdoptConfig:
     modality configuration, hold episodes out.
 
     Prints what it proposes and what it assumed; writes into the dataset with write=true, and never over a file that is
-    there.
+    there. With split=NAME it becomes that split's train part and stays as it is itself.
     """
 
     dataset: str = key("folder of the dataset, which holds meta/, data/ and videos/", "data/my_dataset", folder=True)
@@ -69,6 +70,13 @@ class AdoptConfig:
         less_than=1,
     )
     seed: int = key("seed of the choice of held-out episodes", 42, at_least=0, at_most=LARGEST_SEED)
+    split: str | None = key(
+        "split that is then trained on it by its name: data_dir/<split>/train becomes a folder of links to it, with a "
+        "meta/ of its own; null writes into the dataset itself",
+        None,
+        check=check_split_name,
+    )
+    data_dir: str = key("folder that receives <split>/train", "data", folder=True)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     robot_file: str | None = key(
@@ -83,7 +91,7 @@ class AdoptConfig:
 
 @dataclass(kw_only=True)
 class CheckConfig:
-    """Examine a dataset, or a split's folder with train/ and conflict/: is it sound, and if not, what mends it?
+    """Examine a dataset, or a split's folder with train/, conflict/ and so on: is it sound, and if not, what mends it?
 
     PATH is the folder. Ends with status 0 where nothing is wrong (warnings may be printed), with 1 where something is,
     with 2 where there is no dataset.
@@ -108,12 +116,12 @@ class CheckConfig:
 class PublishConfig:
     """Make a folder of a dataset with a card, as Hugging Face, LeRobot and GR00T read it; upload it when asked.
 
-    <data_dir>/<split> holds train/ and conflict/, or is one dataset itself.
+    <data_dir>/<split> holds train/, conflict/ and so on, or is one dataset itself.
     """
 
     split: SplitConfig = key("the conflict split")
     data_dir: str = key("folder that holds <split>", "data", folder=True)
-    part: str | None = key("publish train or conflict only, at the top of the folder", None, choices=PARTS)
+    part: str | None = key("publish this part only, at the top of the folder", None, choices=SUITE_PARTS)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     out: str = key("folder that receives what is published", "published/${split.name}", folder=True)
@@ -150,9 +158,9 @@ def check_prepare(config: PrepareConfig) -> None:
         return
     problem = f"{raw_dir / split / 'train'} does not exist: raw_dir must hold {split}/train (and {split}/conflict)."
     if (raw_dir / "train").is_dir():
-        parent, name = Path(os.path.abspath(raw_dir)).parent, Path(os.path.abspath(raw_dir)).name
+        above, name = split_folder(raw_dir)
         as_split = "" if name == split else f" split={name}"
-        raise ToolkitError(f"{problem} {raw_dir / 'train'} is there: give its parent, raw_dir={parent}{as_split}.")
+        raise ToolkitError(f"{problem} {raw_dir / 'train'} is there: give what is above, raw_dir={above}{as_split}.")
     if not raw_dir.is_dir():
         raise ToolkitError(f"{problem} There is no folder {raw_dir}; give the one with the recordings, raw_dir=FOLDER.")
     raise ToolkitError(f"{problem}{near_split(raw_dir, split)}")

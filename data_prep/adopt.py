@@ -3,6 +3,7 @@
 python -m data_prep.adopt dataset=FOLDER
 python -m data_prep.adopt dataset=FOLDER robot_file=FILE.py
 python -m data_prep.adopt dataset=FOLDER write=true
+python -m data_prep.adopt dataset=FOLDER write=true split=instruction/color_object
 python -m data_prep.adopt --help
 
 GR00T needs meta/modality.json, which names slices of the state and action columns (groups), cameras and annotations;
@@ -13,6 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +27,7 @@ from data_prep.modality_proposal import Groups, Proposal, propose, proposed_conf
 from gr00t.data.schema import ModalityConfigs, python_source
 from gr00t.data.statistics import COLUMNS
 from gr00t.errors import ToolkitError, did_you_mean, disk_errors, near_folder
-from gr00t.file_replacement import write_json, write_text
+from gr00t.file_replacement import whole_folder, write_json, write_text
 from toolkit.command_line import run_main
 from toolkit.shared_keys import modality_configs
 
@@ -176,29 +180,42 @@ def _write(root: Path, files: dict[str, Any], config: AdoptConfig) -> list[str]:
     """Write what is missing in the dataset, with write=true; what was done, or is to do, in words."""
     from gr00t.data.layout import DatasetLayout, fingerprint_entries
 
-    if not files:
+    if not files and config.split is None:
         return ["nothing to write"]
     if not config.write:
-        names = " and ".join(f"meta/{name}" for name in files)
+        names = " and ".join(f"meta/{name}" for name in files) or "the links"
         untouched = "nothing was written" if config.robot_file is None else "the dataset is as it was"
-        return [f"{untouched}. Write {names}: python -m data_prep.adopt dataset={root} write=true"]
-    remedy = (
-        "To leave that folder as it is, adopt one of your own that links to it: mkdir OWN; ln -s "
-        f"{root.absolute()}/data {root.absolute()}/videos OWN/; cp -r {root}/meta OWN/"
-    )
-    for name, value in files.items():
-        if name == SPLIT:  # last: the fingerprint is also of what was just written
-            value |= fingerprint_entries(root, value)
-        with disk_errors(root / "meta" / name, remedy):
-            write_json(root / "meta" / name, value)
-    layout, robot = DatasetLayout(root), config.robot_file or config.modality_config
+        split = f" split={config.split}" if config.split else ""
+        return [f"{untouched}. Write {names}: python -m data_prep.adopt dataset={root} write=true{split}"]
+    remedy = f"To leave that folder as it is: python -m data_prep.adopt dataset={root} write=true split=NAME"
+    place = root if config.split is None else Path(config.data_dir) / config.split / "train"
+    with nullcontext(root) if config.split is None else _links(root, place) as folder:
+        for name, value in files.items():
+            if name == SPLIT:  # last: the fingerprint is also of what was just written
+                value |= fingerprint_entries(folder, value)
+            with disk_errors(place / "meta" / name, remedy):
+                write_json(folder / "meta" / name, value)
+    layout, robot = DatasetLayout(place), config.robot_file or config.modality_config
     frames = sum(e.length for e in layout.episodes)
+    chosen = f"split={config.split}" if config.split else f"dataset.mixture=[{root}]"
     return [
-        *(f"wrote {root}/meta/{name}" for name in files),
+        *(f"wrote {place}/meta/{name}" for name in files),
         f"{len(layout.episodes)} episodes, {frames} frames, {layout.fps:g} fps. Train on it: "
-        f"python launch_finetune_local.py dataset.mixture=[{root}] "
-        f"{f'dataset.modality_config={robot} ' if robot else ''}...",
+        f"python launch_finetune_local.py {chosen} {f'dataset.modality_config={robot} ' if robot else ''}...",
     ]
+
+
+@contextmanager
+def _links(root: Path, place: Path) -> Iterator[Path]:
+    """A folder that appears at `place` when the block ends: links to what the dataset holds, a copy of its meta/."""
+    if os.path.lexists(place):
+        raise ToolkitError(f"{place}: exists already and is left as it is. Remove it, or name another split=....")
+    with disk_errors(place, "Choose another data_dir=FOLDER."), whole_folder(place, replace=False) as aside:
+        shutil.copytree(root / "meta", aside / "meta")
+        for path in root.iterdir():
+            if path.name != "meta" and not path.name.startswith("."):
+                (aside / path.name).symlink_to(path.resolve())
+        yield aside
 
 
 if __name__ == "__main__":

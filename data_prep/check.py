@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from data_prep.doctor import Report
 
 UNSOUND = 1  # exit status
-WIDTH = 118
+WIDTH, WIDER = 118, 16  # of the table of train, conflict and both; for each further dataset
 STYLES = {"ok": "green", "warning": "yellow", "error": "bold red", "": "dim"}
 
 
@@ -93,7 +93,7 @@ def _show(report: Report) -> None:
     """A table of every check's outcome, then what was found with its remedy, the most serious last."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = WIDTH
+        console.width = WIDTH + WIDER * max(0, len(report.datasets) - 3)
     table = Table("check", "question", *(dataset.name for dataset in report.datasets), box=None)
     levels: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for dataset in report.datasets:

@@ -1,4 +1,4 @@
-"""A conflict split's recordings, checked as a whole, to two datasets that appear together or not at all.
+"""A conflict split's recordings, checked as a whole, to a dataset for each part, which appear together or not at all.
 
 Each episode is written on its own, from its own recording, so neither the number of workers nor an interruption changes
 the datasets."""
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
@@ -30,7 +30,8 @@ from data_prep.lerobot import (
     stamp,
     write_episode,
 )
-from data_prep.maniskill import Episode, LeftOut, Recordings, natural_key, read_recordings
+from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
+from data_prep.recorded_parts import check_apart, check_no_duplicates, check_told
 from data_prep.resumable_conversion import Unfinished
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
@@ -38,10 +39,9 @@ from gr00t.file_reading import read_json
 from gr00t.file_replacement import file_lock, publish, real_path, recover
 from gr00t.processes import first_done, worker_pool
 from toolkit.progress import progress_bar
-from toolkit.shared_keys import PARTS, share_of
+from toolkit.shared_keys import check_split_name, parts_of, share_of
 
 EPISODES_WORTH_A_PROCESS = 16  # starting one takes as long as about so many small episodes
-NAMED_FILES = 3  # in a message
 
 # The disk space that an episode is expected to take.
 BYTES_PER_PIXEL = 0.3  # twice what the noisiest camera measured takes in H.264, so that the check errs on the safe side
@@ -98,7 +98,7 @@ def convert_split(
     raw_dir: str | Path,
     data_dir: str | Path,
     split_name: str,
-    instruction: str,
+    instruction: str | None,
     modality_configs: ModalityConfigs,
     *,
     val_fraction: float = 0.1,
@@ -108,21 +108,24 @@ def convert_split(
     share: str | None = None,
     progress: bool = True,
 ) -> ConversionReport:
-    """Convert raw_dir/<split_name>/{train,conflict} to data_dir/<split_name>/{train,conflict}.
+    """Convert raw_dir/<split_name>/{train,conflict} to data_dir/<split_name>/{train,conflict}; of the instruction suite
+    also unseen and train_conflict.
 
-    Everything but pixels is checked before anything is written; the result appears whole or not at all. Started again
-    after an interruption, it resumes with the episodes that are written and whose recordings are unchanged. The
-    conflict part may be missing (a warning says so). Per-step statistics are made for the action horizon of
-    `modality_configs`. `workers` is the number of processes, None for one per core where there is enough to do. With
-    `share` ("2/8") only that share of the episodes is written, side by side with other shares, for a later call without
-    it to take up. Raises ToolkitError for anything the user can mend.
+    `instruction` is that of the episodes whose recordings hold none; None where all hold one. Everything but pixels is
+    checked before anything is written; the result appears whole or not at all. Started again after an interruption, it
+    resumes with the episodes that are written and whose recordings are unchanged. The parts beside train may be missing
+    (of conflict a warning says so). Per-step statistics are made for the action horizon of `modality_configs`.
+    `workers` is the number of processes, None for one per core where there is enough to do. With `share` ("2/8") only
+    that share of the episodes is written, side by side with other shares, for a later call without it to take up.
+    Raises ToolkitError for anything the user can mend.
     """
     started = time.monotonic()
     target = Path(data_dir) / split_name
     _check_arguments(split_name, instruction, workers)
-    _check_target(target, overwrite)
+    _check_target(target, overwrite, parts_of(split_name))
     report = ConversionReport(target)
-    parts = _read(Path(raw_dir) / split_name, progress, report)
+    parts = _read(Path(raw_dir) / split_name, parts_of(split_name), progress, report)
+    check_told(parts, split_name, instruction)
     plans = [_plan(part, found, instruction, val_fraction, seed, modality_configs) for part, found in parts.items()]
     jobs = [job for plan in plans for job in episode_jobs(plan)][share_of(share)]
     remedy = "Make room and start again: it continues with what is converted. Or choose another data_dir=...."
@@ -133,8 +136,8 @@ def convert_split(
             if share is None:
                 recover(place)
             # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
-            _check_target(target, overwrite)
-            report.notes += _lists_dropped(place)
+            _check_target(target, overwrite, parts_of(split_name))
+            report.notes += _lists_dropped(place, parts_of(split_name))
             unfinished = Unfinished(place, alone=share is None)
             unfinished.take_up(jobs, start_over=overwrite)
             with unfinished.kept(len(jobs)):
@@ -154,10 +157,12 @@ def convert_split(
 # -- before anything is written ----------------------------------------------------------------------------------------
 
 
-def _check_arguments(split_name: str, instruction: str, workers: int | None) -> None:
-    if not split_name or split_name.startswith(".") or Path(split_name).name != split_name:
-        raise ToolkitError(f'split name "{split_name}": give a plain folder name such as color_object.')
-    if not instruction.strip() or "\n" in instruction:
+def _check_arguments(split_name: str, instruction: str | None, workers: int | None) -> None:
+    try:
+        check_split_name(split_name)
+    except ToolkitError as error:
+        raise ToolkitError(f'split name "{split_name}": {error}') from None
+    if instruction is not None and (not instruction.strip() or "\n" in instruction):
         raise ToolkitError(
             f'The split "{split_name}" has no one-line instruction; recordings hold no language, so say it: '
             'split.instruction="pick up the color-matching object".'
@@ -166,7 +171,7 @@ def _check_arguments(split_name: str, instruction: str, workers: int | None) -> 
         raise ToolkitError(f"workers is {workers}; give the number of processes, 1 or more.")
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def _check_target(target: Path, overwrite: bool, parts: Sequence[str]) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:
@@ -174,42 +179,36 @@ def _check_target(target: Path, overwrite: bool) -> None:
     if target.is_symlink() or not target.is_dir():
         raise ToolkitError(f"{target}: is a link or a file, which is not replaced. Remove it, or set data_dir=....")
     for entry in sorted(target.iterdir()):
-        if entry.name not in PARTS or not (entry / "meta" / "info.json").is_file():
+        if entry.name not in parts or not (entry / "meta" / "info.json").is_file():
             raise ToolkitError(
                 f"{target}: holds {entry.name}, which this converter did not write, so the folder is not replaced. "
                 "Move it away, or set data_dir=...."
             )
 
 
-def _lists_dropped(target: Path) -> list[str]:
+def _lists_dropped(target: Path, parts: Sequence[str]) -> list[str]:
     """A note for each part to be replaced whose list of episodes to leave out goes with it."""
     why = "is not kept, for the numbers may now be other episodes. Write it again where they are the same."
     found = {}
-    for path in (target / part / "meta" / "split.json" for part in PARTS):
+    for path in (target / part / "meta" / "split.json" for part in parts):
         with suppress(ToolkitError):  # missing, or damaged
             found[path] = read_json(path).get("exclude")
     return [f'{path}: "exclude" {json.dumps(excluded)} {why}' for path, excluded in found.items() if excluded]
 
 
-def _read(raw: Path, progress: bool, report: ConversionReport) -> dict[str, Recordings]:
+def _read(raw: Path, names: Sequence[str], progress: bool, report: ConversionReport) -> dict[str, Recordings]:
     """Read and check the recordings of each part; remarks go to `report`."""
     if not raw.is_dir():
         raise ToolkitError(f"{raw}: no such folder. raw_dir must hold {raw.name}/train and {raw.name}/conflict.")
     bar = partial(track, console=Console(stderr=True), transient=True, disable=not progress)
-    parts = [part for part in PARTS if part == "train" or (raw / part).is_dir()]
+    parts = [part for part in names if part == "train" or (raw / part).is_dir()]
     recordings = {part: read_recordings(raw / part, partial(bar, description=f"{part}: checking")) for part in parts}
     for found in recordings.values():
         check_no_duplicates(found)
-    known = {e.content: e.name for e in recordings["train"].episodes}
-    if "conflict" not in recordings:
+    if "conflict" in names and "conflict" not in recordings:
         problem = f"{raw}/conflict is missing: the policy can be trained"
         report.notes.append(f"WARNING: {problem}, but which cue it follows cannot be measured on recordings.")
-    for episode in recordings["conflict"].episodes if "conflict" in recordings else ():
-        if episode.content in known:
-            raise ToolkitError(
-                f"{episode.name} is also a train episode ({known[episode.content]}). Conflict episodes must never "
-                "enter training: remove it from one of the two."
-            )
+    check_apart(recordings)
     report.notes += [note for found in recordings.values() for note in found.notes]
     first, *others = [e for found in recordings.values() for e in found.episodes]
     for episode in others:
@@ -224,7 +223,7 @@ def _read(raw: Path, progress: bool, report: ConversionReport) -> dict[str, Reco
 
 
 def _plan(
-    part: str, found: Recordings, instruction: str, val_fraction: float, seed: int, configs: ModalityConfigs
+    part: str, found: Recordings, instruction: str | None, val_fraction: float, seed: int, configs: ModalityConfigs
 ) -> DatasetPlan:
     val = choose_val_episodes(len(found.episodes), val_fraction, seed) if part == "train" else ()
     # Every step of the action horizon needs at least one example for its statistics.
@@ -237,44 +236,6 @@ def _plan(
             "configuration (conflict_panda_config.py, or modality_config=FILE)."
         )
     return DatasetPlan(part, found, instruction, val, val_fraction, seed, configs)
-
-
-def check_no_duplicates(recordings: Recordings) -> None:
-    """Raise ToolkitError when an episode of the part is there twice, naming the files that are one too many."""
-    copies: dict[str, list[Episode]] = defaultdict(list)
-    for episode in recordings.episodes:
-        copies[episode.content].append(episode)
-    twins = [same for same in copies.values() if len(same) > 1]
-    if twins:
-        first, second = twins[0][:2]
-        raise ToolkitError(
-            f"{second.name} is the same recording as {first.name} (equal actions and start; {len(twins)} such "
-            f"episodes in all). {_remedy(recordings, twins)}"
-        )
-
-
-def _remedy(recordings: Recordings, twins: list[list[Episode]]) -> str:
-    """What to take away: the largest file whose every episode is in other files too, where there is one."""
-    elsewhere: dict[Path, set[Path]] = defaultdict(set)
-    held = Counter(episode.file for episode in recordings.episodes)
-    alone = Counter(held)
-    for same in twins:
-        files = {episode.file for episode in same}
-        for episode in same if len(files) > 1 else ():
-            elsewhere[episode.file] |= files - {episode.file}
-            alone[episode.file] -= 1
-    whole = [file for file in elsewhere if not alone[file]]
-    if not whole:
-        return "Remove one of each two from its h5 and json, or one of the files."
-    largest = max(whole, key=lambda file: (held[file], natural_key(file.as_posix())))
-    folder = recordings.folder
-    names = sorted((file.relative_to(folder).as_posix() for file in elsewhere[largest]), key=natural_key)
-    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
-    kind = "a merged recording beside its parts" if len(names) > 1 else "a copy, or a recording and its replay"
-    return (
-        f"All {held[largest]} of {largest.relative_to(folder)} are in {', '.join(names[:NAMED_FILES])}{more} too: "
-        f"{kind}. Keep one of the two, and move the other out of the folder, .h5 and .json."
-    )
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from data_prep import PublishConfig
 from data_prep.doctor.examined_dataset import Subject, evenly, listed_objects
 from gr00t.data.schema import python_source
 from toolkit.publication import fill_card, rows
-from toolkit.shared_keys import cues_of, modality_configs, split_arguments
+from toolkit.shared_keys import cues_of, modality_configs, of_suite, split_arguments
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 UNKNOWN = "not recorded"
@@ -53,7 +53,7 @@ def _metadata(config: PublishConfig, subjects: Mapping[str, Subject]) -> Dataset
     return DatasetCardData(
         license=config.licence or "unknown",
         task_categories=["robotics"],
-        tags=["LeRobot", "gr00t", "robotics", config.split.name, *sorted(robots)],
+        tags=["LeRobot", "gr00t", "robotics", *config.split.name.split("/"), *sorted(robots)],
         configs=[
             {"config_name": place.strip("/") or "default", "data_files": f"{place}data/*/*.parquet"}
             for place in subjects
@@ -73,6 +73,8 @@ def _values(config: PublishConfig, subjects: Mapping[str, Subject], images: Sequ
         "lead": f"Demonstrations of a robot ({robot}) at {fps} frames a second, in LeRobot's format {version} with the "
         "meta data that GR00T needs.",
         "cues": cues_of(name) if first.is_maniskill_panda else None,
+        "names_both": of_suite(name),
+        "strategy": _strategy(first.layout.split.get("recorded")),
         "images": images,
         "parts": [of.name for of in subjects.values()],
         "rows": rows([_facts(of) for of in subjects.values()]),
@@ -84,11 +86,19 @@ def _values(config: PublishConfig, subjects: Mapping[str, Subject], images: Sequ
         "repo_id": config.repo_id,
         "place": place,
         "split_arguments": split_arguments(config.split),
-        "trains": config.part != "conflict",
+        "trains": config.part in (None, "train"),
         "robot_key": " modality_config=robot.py" if config.modality_config else "",
         "robot": python_source(modality_configs(config)).strip() if config.modality_config else "",
-        "lerobot": f"LeRobot reads `{place}`{'' if top else ' (`train` and `conflict` are a dataset each)'} as `root`.",
+        "lerobot": f"LeRobot reads `{place}`{'' if top else ' (each part is a dataset)'} as `root`.",
     }
+
+
+def _strategy(recorded: Any) -> dict[str, Any] | None:
+    """Of the instruction suite: the strategy's name, its factors, and the combinations of their values in words."""
+    if not isinstance(recorded, dict):
+        return None
+    chosen = [" ".join(map(str, values)) for values in recorded.get("combinations") or []]
+    return {"name": recorded.get("strategy"), "factors": recorded.get("factors") or [], "combinations": chosen}
 
 
 def _facts(subject: Subject) -> dict[str, str]:

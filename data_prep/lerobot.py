@@ -53,7 +53,7 @@ class DatasetPlan:
 
     part: str
     recordings: Recordings
-    instruction: str
+    instruction: str | None
     val_episodes: tuple[int, ...]
     val_fraction: float
     seed: int
@@ -66,8 +66,8 @@ class DatasetPlan:
 
     @property
     def instructions(self) -> list[str]:
-        """Of each episode: its own where the recording gives one, else the split's."""
-        return [e.instruction or self.instruction for e in self.recordings.episodes]
+        """Of each episode: its own where the recording gives one, else the split's. One of them is there."""
+        return [str(e.instruction or self.instruction) for e in self.recordings.episodes]
 
     @property
     def tasks(self) -> list[str]:
@@ -318,6 +318,7 @@ def _split(plan: DatasetPlan, records: Sequence[EpisodeRecord]) -> dict[str, Any
         "converter_version": CONVERTER_VERSION,
         "part": plan.part,
         "instruction": plan.instruction,
+        **({"recorded": plan.recordings.recorded} if plan.recordings.recorded else {}),
         "seed": plan.seed,
         "val_fraction": plan.val_fraction,
         "val_episodes": list(plan.val_episodes),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from gr00t.data.video import check_frame_size
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import files_below, read_json
 
-CAMERAS = {"image": "base_camera", "wrist_image": "hand_camera"}  # key in the dataset: ManiSkill's sensor
+# Key in the dataset: ManiSkill's sensor; one that already has the key's name is taken too.
+CAMERAS = {"image": "base_camera", "wrist_image": "hand_camera"}
 CONTROL_MODE = "pd_joint_pos"
 CONVERTIBLE_CONTROL_MODES = ("pd_joint_pos", "pd_joint_delta_pos")  # by replay; it cannot convert end-effector modes
 CONTROL_FREQ = 20  # ManiSkill's default, Hz
@@ -65,7 +66,9 @@ class Episode:
 
     def frames(self, camera: str) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB of a key of CAMERAS."""
-        return self._read(f"obs/sensor_data/{CAMERAS[camera]}/rgb", self.length)
+        with open_hdf5(self.file) as recording:
+            cameras = reach(recording, f"traj_{self.episode_id}/obs/sensor_data", self.name)
+            return reach(cameras, f"{_sensor(cameras, camera)}/rgb", self.name)[: self.length]
 
     def _read(self, dataset: str, count: int | None = None) -> np.ndarray:
         with open_hdf5(self.file) as recording:
@@ -83,13 +86,17 @@ class LeftOut:
 
 @dataclass
 class Recordings:
-    """All trajectory files below one folder: usable episodes in recorded order, the others, and remarks."""
+    """All trajectory files below one folder: usable episodes in recorded order, the others, and remarks.
+
+    recorded: of the instruction suite, the strategy, its factors and which combinations of their values it records.
+    """
 
     folder: Path
     episodes: list[Episode] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recorded: dict[str, Any] | None = None
 
 
 def state_of(qpos: np.ndarray) -> np.ndarray:
@@ -126,7 +133,14 @@ def read_recordings(folder: Path, shown: Callable[[list[Path]], Iterable[Path]] 
                 raise
             result.notes.append(note)
             continue
+        recorded = _recorded(meta)
+        if result.files and recorded != result.recorded:
+            raise ToolkitError(
+                f"{h5_path}: was recorded with {_named(recorded)}, {result.files[0].name} with "
+                f"{_named(result.recorded)}. Keep the recordings of one strategy."
+            )
         result.files.append(h5_path)
+        result.recorded = recorded
         _read_episodes(h5_path, meta, result)
     if not result.episodes:
         raise ToolkitError(
@@ -154,6 +168,18 @@ def _read_meta(h5_path: Path) -> dict[str, Any]:
     if missing:
         raise ToolkitError(f"{path}: {missing[0]} is missing; this is not the .json of a ManiSkill recording.")
     return meta
+
+
+def _recorded(meta: dict[str, Any]) -> dict[str, Any] | None:
+    """What simulation.record says of the combinations of the factors' values; None where it does not."""
+    said = meta.get("recording")
+    if not isinstance(said, dict) or not isinstance(said.get("strategy"), str):
+        return None
+    return {name: said.get(name) for name in ("strategy", "factors", "combinations")}
+
+
+def _named(recorded: dict[str, Any] | None) -> str:
+    return f"strategy={recorded['strategy']}" if recorded else "no strategy"
 
 
 def _passed_over(h5_path: Path, meta: dict[str, Any]) -> str:
@@ -268,6 +294,11 @@ def _target(entry: dict[str, Any]) -> dict[str, Any] | None:
     return thing if isinstance(thing, dict) else None
 
 
+def _sensor(cameras: Collection[str], camera: str) -> str:
+    """The recorded camera that a key of CAMERAS means."""
+    return camera if CAMERAS[camera] not in cameras and camera in cameras else CAMERAS[camera]
+
+
 class _Trajectory:
     """Checks one trajectory group of an open file; `where` names it in messages."""
 
@@ -302,7 +333,7 @@ class _Trajectory:
         """The episode, with shapes and numbers checked."""
         actions = self._finite("actions", (None, ACTION_DIM))
         qpos = self._finite("obs/agent/qpos", (len(actions) + 1, QPOS_DIM))
-        sizes = {key: self._frame_size(sensor, len(actions) + 1) for key, sensor in CAMERAS.items()}
+        sizes = {key: self._frame_size(key, len(actions) + 1) for key in CAMERAS}
         content = hashlib.sha256(actions.tobytes() + qpos[:1].tobytes()).hexdigest()
         text = entry.get("instruction")
         if text is not None and not (isinstance(text, str) and text.strip() and text.isprintable()):
@@ -339,8 +370,9 @@ class _Trajectory:
             )
         return values
 
-    def _frame_size(self, sensor: str, count: int) -> tuple[int, int]:
+    def _frame_size(self, camera: str, count: int) -> tuple[int, int]:
         cameras = reach(self.group, "obs/sensor_data", self.where)
+        sensor = _sensor(cameras if isinstance(cameras, h5py.Group) else (), camera)
         if not isinstance(cameras, h5py.Group) or sensor not in list(cameras):
             raise ToolkitError(
                 f'{self.where}: the camera "{sensor}" is missing.{did_you_mean(sensor, cameras or ())} '

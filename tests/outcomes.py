@@ -83,7 +83,7 @@ def acted(
 
 
 def follows(factor: int) -> Chooses:
-    """A policy that follows the first factor (0) or the second one (1) only, and takes any object where that is silent."""
+    """A policy that follows only the first factor (0) or the second (1), and takes any object where that is silent."""
 
     def chooses(episode: InstructedEpisode, rng: random.Random) -> int | None:
         if episode.part == ("single_b", "single_a")[factor]:

@@ -13,16 +13,18 @@ from slurm_cluster import OVER, ROOT, Cluster, arguments, metrics
 
 from finetune.slurm import attempt as nodes
 from finetune.slurm import render
+from simulation.scenes.suites import SUITES
 from toolkit.code_files import code_files, snapshot_code
 
 JOB = "finetune_jobs/color_object.sbatch"
 
 
-def test_there_is_a_script_for_each_of_the_twelve_splits_and_slurm_accepts_it(cluster: Cluster) -> None:
-    scripts = sorted((ROOT / "finetune_jobs").glob("*.sbatch"))
-    assert [path.stem for path in scripts] == render.splits() and len(scripts) == 12
-    for path in scripts:
-        cluster.run("sbatch", "--test-only", f"finetune_jobs/{path.name}")
+def test_there_is_a_script_for_each_split_of_both_suites_and_slurm_accepts_it(cluster: Cluster) -> None:
+    jobs = ROOT / "finetune_jobs"
+    scripts = {path.relative_to(jobs).with_suffix("").as_posix() for path in jobs.rglob("*.sbatch")}
+    assert scripts == {name for suite in SUITES for name in suite.splits} == {*render.splits()}
+    for name in scripts:
+        cluster.run("sbatch", "--test-only", f"finetune_jobs/{name}.sbatch")
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from finetune.recipe.train_config import AugmentConfig, TrainConfig
 from finetune.slurm.launch_request import read as read_request
 from gr00t.errors import ToolkitError
 from simulation.closed_loop import EvaluateConfig
+from simulation.scenes.suites import INSTRUCTION
 from toolkit.commands import COMMANDS
 from toolkit.composition import default_choices, register
 from toolkit.composition import options as options_of
@@ -83,7 +84,14 @@ def test_every_ordered_pair_of_cues_is_a_split(split: str) -> None:
 
 
 def test_no_other_split_ships() -> None:
-    assert options("split") == sorted([*SPLITS, "custom"])
+    assert options("split") == [*sorted([*SPLITS, "custom"]), *sorted(INSTRUCTION.splits)]
+
+
+@pytest.mark.parametrize("split", INSTRUCTION.splits)
+def test_a_split_of_the_instruction_suite_is_complete_by_its_name(split: str) -> None:
+    config = compose("prepare", f"split={split}")
+    assert isinstance(config, PrepareConfig)
+    assert (config.split.name, config.split.instruction, config.split.suite) == (split, None, "instruction")
 
 
 @pytest.mark.parametrize("model", options("model"))

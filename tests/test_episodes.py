@@ -23,6 +23,7 @@ from simulation.scenes.plate_suite import (
     sample_episode,
     split_factors,
 )
+from simulation.scenes.suites import INSTRUCTION
 from toolkit.installation import CHECKOUT, CONFIG_DIR
 from toolkit.shared_keys import PARTS
 
@@ -63,7 +64,9 @@ def episode_problem(episode: Episode) -> str | None:
 
 
 def test_the_simulated_splits_are_those_of_the_configuration() -> None:
-    assert {path.stem for path in (CONFIG_DIR / "split").glob("*.yaml")} == {*SPLITS, "custom"}
+    folder = CONFIG_DIR / "split"
+    known = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
+    assert known == {*SPLITS, *INSTRUCTION.splits, "custom"}
 
 
 @pytest.mark.parametrize("split, part", EACH)

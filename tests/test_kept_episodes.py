@@ -72,12 +72,8 @@ def test_stopped_and_shared_evaluations_end_as_one_in_one_piece(renderer: None, 
     named = {o.video for o in resumed if o.video}
     assert named == {path.name for path in videos.iterdir()} and f"conflict_{FIRST}.mp4" in named
 
-    parts = [
-        run_episodes(
-            Waves(), settings, kept=KeptEpisodes(made(tmp_path / "shares")), share=slice(n, None, 2), progress=False
-        )
-        for n in range(2)
-    ]
+    shares = KeptEpisodes(made(tmp_path / "shares"))
+    parts = [run_episodes(Waves(), settings, kept=shares, share=slice(n, None, 2), progress=False) for n in range(2)]
     assert all(len(part) == 4 for part in parts)
     idle = Waves()
     joined = run_episodes(idle, settings, kept=shares, progress=False)
@@ -97,11 +93,8 @@ def test_segments_hold_every_episode_once_in_order_and_runs_have_episodes_of_the
     for condition, part in itertools.product(settings.conditions, settings.parts):
         chosen = [segment for segment in found if (segment.condition, segment.part) == (condition, part)]
         assert [seed for segment in chosen for seed in segment.seeds] == list(range(FIRST, FIRST + 15))
-        assert {segment.seed: min(segment.seeds) for segment in reversed(chosen)} == {
-            40: FIRST,
-            41: FIRST + 5,
-            42: FIRST + 10,
-        }
+        firsts = {segment.seed: min(segment.seeds) - FIRST for segment in reversed(chosen)}
+        assert firsts == {40: 0, 41: 5, 42: 10}
     plate = segments(Settings("color_object", "x", episodes=100), None)
     assert [(segment.part, len(segment.seeds)) for segment in plate] == [("train", 100), ("conflict", 100)]
 

@@ -20,9 +20,10 @@ from recordings import INSTRUCTION, edit_json, replace, write_recording, write_s
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep import lerobot
-from data_prep.convert import check_no_duplicates, convert_split
+from data_prep.convert import convert_split
 from data_prep.lerobot import choose_val_episodes
 from data_prep.maniskill import read_recordings
+from data_prep.recorded_parts import check_no_duplicates
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
 

@@ -164,9 +164,11 @@ def default_choices(config_name: str, config_dir: Path) -> dict[str, str | None]
 
 
 def options(group: str, config_dir: Path) -> list[str]:
-    """The options of a group: the names of its files, and `default` where a dataclass is that option."""
+    """The options of a group, those in folders last: its files, and `default` where a dataclass is that option."""
     registered = group in (repo := ConfigStore.instance().repo) and f"{_DEFAULT}.yaml" in repo[group]
-    return sorted({path.stem for path in (config_dir / group).glob("*.yaml")} | ({_DEFAULT} if registered else set()))
+    folder = config_dir / group
+    found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")}
+    return sorted(found | ({_DEFAULT} if registered else set()), key=lambda name: (name.count("/"), name))
 
 
 def register(config_name: str, config_dir: Path) -> None:
@@ -284,7 +286,7 @@ def _content(loader: Any, path: str) -> dict[str, Any]:
     found = loader.repository.load_config(path)
     whole: Any = OmegaConf.to_container(found.config)
     content = {name: value for name, value in whole.items() if name != "defaults"}
-    package = found.header["package"] or path.rpartition("/")[0]
+    package = found.header["package"] or path.partition("/")[0] * ("/" in path)
     return {package: content} if package and package != "_global_" else content
 
 

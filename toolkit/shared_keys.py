@@ -20,13 +20,17 @@ from toolkit.installation import CHECKOUT, CONFIG_DIR
 PRECISIONS = ("auto", "bf16", "fp32")
 DEVICES = ("auto", "cpu", "cuda")
 PARTS = ("train", "conflict")
+SUITE = "instruction"  # the suite whose splits are written with its name, as its folders are: instruction/color_object
+TRAIN_CONFLICT = "train_conflict"  # conflict scenes that dataset.conflict_share may train on
+SUITE_PARTS = ("train", "unseen", "conflict", TRAIN_CONFLICT)
 LARGEST_SEED = 2**64 - 1  # what PyTorch's generators take
-SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+SPLIT_NAME = re.compile(rf"(?:{SUITE}/)?[A-Za-z0-9][A-Za-z0-9_-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 VARIABLE = re.compile(r"\$(?:\{(?P<braced>[A-Za-z_]\w*)\}|(?P<bare>[A-Za-z_]\w*))")
 _SHARE = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _CUES = re.compile(r"(color|object|size|position)_(color|object|size|position)")
+_NAMED = re.compile(rf"{SUITE}/(color|object|size|spatial|verb)_(color|object|size|spatial|verb)")
 _HUB_SUITE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*gr00t[\w.-]*(/[\w.-]+)+", re.IGNORECASE)
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "demo", "reports")
 _ROBOT_FILE = CHECKOUT / "conflict_panda_config.py"
@@ -80,9 +84,30 @@ def modalities_field() -> Any:
 
 
 def check_split_name(name: str) -> None:
-    """Refuse what cannot be the name of a folder."""
+    """Refuse what cannot be the name of a folder, or of one in the folder of the instruction suite."""
     if not SPLIT_NAME.fullmatch(name):
-        raise ToolkitError('it becomes a folder name: use letters, digits, "_" and "-" only.')
+        raise ToolkitError(
+            f'it becomes a folder name: use letters, digits, "_" and "-" only, behind {SUITE}/ for one of that suite.'
+        )
+    if name == SUITE:
+        raise ToolkitError(f"that is the folder of a suite. Name one of its splits, such as {SUITE}/color_object.")
+
+
+def of_suite(split: str) -> bool:
+    """Whether a split is of the instruction suite, by its name."""
+    return split.startswith(f"{SUITE}/")
+
+
+def parts_of(split: str) -> tuple[str, ...]:
+    """The parts that a split may be recorded in, `train` first. The split of all factors has no conflict."""
+    if split == f"{SUITE}/all":
+        return tuple(part for part in SUITE_PARTS if "conflict" not in part)
+    return SUITE_PARTS if of_suite(split) else PARTS
+
+
+def in_one_word(split: str) -> str:
+    """A split's name where a slash cannot stand: instruction-color_object."""
+    return split.replace("/", "-")
 
 
 @dataclass(kw_only=True)
@@ -90,8 +115,9 @@ class SplitConfig:
     """The conflict split: a folder of recordings and the instruction that names the cue to follow."""
 
     name: str = key("name of the split, which is also the name of its folders", check=check_split_name)
-    instruction: str = key("the instruction of every episode")
+    instruction: str | None = key("the instruction of every episode; null where each recorded episode has its own")
     paraphrases: list[str] = key("other ways to say it, for recordings with paraphrases=true", [])
+    suite: str = key("the suite it belongs to", "conflict")
 
 
 def choose_own_split(choices: dict[str, str], values: dict[str, Any], known: Collection[str]) -> str | None:
@@ -106,6 +132,8 @@ def choose_own_split(choices: dict[str, str], values: dict[str, Any], known: Col
     if values.setdefault("split.name", name) != name:
         raise ToolkitError(f"split={name} and split.name={values['split.name']} name two splits. Keep one of them.")
     choices["split"] = "custom"
+    if of_suite(name):
+        values.setdefault("split.suite", SUITE)
     return name
 
 
@@ -131,7 +159,7 @@ class TrackingConfig:
     )
     project: str = key("wandb project", "groot-conflict")
     mode: str = key("auto is offline when there is no wandb key", "auto", choices=("auto", "online", "offline"))
-    group: str | None = key("wandb group: the suite of runs that are looked at together", "conflict")
+    group: str | None = key("wandb group: the suite of runs that are looked at together", "${split.suite}")
     run_name: str | None = key("wandb name of the run", "${split.name}")
     tags: list[str] = key("wandb tags, beside split, cluster and engine", [])
     artifacts: str = key(
@@ -163,8 +191,9 @@ def check_finished_folder(checkpoint: Path, split: SplitConfig) -> None:
 
 
 def cues_of(split: str) -> tuple[str, str] | None:
-    """The cues of a conflict split by its name: the one to follow, and the lure; None for any other name."""
-    cues = _CUES.fullmatch(split)
+    """The cues of a conflict split by its name, the one to follow and the lure, or of the instruction suite the two
+    factors that its sentences name; None for any other name."""
+    cues = _CUES.fullmatch(split) or _NAMED.fullmatch(split)
     return (cues[1], cues[2]) if cues and cues[1] != cues[2] else None
 
 
@@ -202,8 +231,8 @@ def check_dataset_folder(data_dir: str, key: str, split: SplitConfig, part: str)
         return
     problem = f"{folder} has no meta/info.json" if folder.is_dir() else f"{folder} does not exist"
     if (Path(data_dir) / part / "meta").is_dir():
-        parent = Path(os.path.abspath(data_dir)).parent
-        raise ToolkitError(f"{problem}: {key} must hold {split.name}/{part}. Give the parent, {key}={parent}.")
+        above = split_folder(Path(data_dir))[0]
+        raise ToolkitError(f"{problem}: {key} must hold {split.name}/{part}. Give the folder above, {key}={above}.")
     raise ToolkitError(
         f"{problem}. Convert the recordings first: python prepare_conflict_data.py {split_arguments(split)} "
         f"raw_dir=FOLDER data_dir={data_dir}{near_split(Path(data_dir), split.name)}"
@@ -214,15 +243,24 @@ def near_split(parent: Path, split: str) -> str:
     """A hint at a split of a similar name in that folder, or the ones that are there."""
     if not parent.is_dir():
         return ""
-    hint = did_you_mean(split, [path.name for path in parent.iterdir() if (path / "train").is_dir()])
+    found = [path.parent for path in (*parent.glob("*/train"), *parent.glob(f"{SUITE}/*/train")) if path.is_dir()]
+    hint = did_you_mean(split, [path.relative_to(parent).as_posix() for path in found])
     return hint.replace("Known:", f"{parent} holds:")
+
+
+def split_folder(folder: Path) -> tuple[Path, str]:
+    """Where a folder of a split lies, and the name of the split that it is."""
+    whole = Path(os.path.abspath(folder))
+    above = whole.parents[1] if whole.parent.name == SUITE else whole.parent
+    return above, whole.relative_to(above).as_posix()
 
 
 def split_arguments(split: SplitConfig) -> str:
     """What names this split on a command line."""
     if (CONFIG_DIR / "split" / f"{split.name}.yaml").is_file():
         return f"split={split.name}"
-    return shlex.join([f"split={split.name}", f"split.instruction={split.instruction}"])
+    said = "null" if split.instruction is None else split.instruction
+    return shlex.join([f"split={split.name}", f"split.instruction={said}"])
 
 
 def check_writable(name: str, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ from data_prep.doctor import PREPARE_AGAIN, Finding, episodes, error, remark, wa
 from data_prep.doctor.duplicate_checks import MEND_TWIN, SPLIT
 from data_prep.doctor.examined_dataset import Group, Series, Subject, listed_objects
 from data_prep.maniskill import CONTROL_FREQ
-from toolkit.shared_keys import PARTS
+from toolkit.shared_keys import SUITE_PARTS
 
 SPIKE = 20.0  # times what 95 % of the frames stay below
 FEW_VALUES = 5  # a dimension of no more different values is a switch, whose jumps are meant
@@ -155,7 +156,7 @@ def check_split(subject: Subject) -> Iterator[Finding]:
     elif len(subject.held_out) > 0.5 * len(known) and len(known) > 5:
         yield warning(SPLIT, f"{len(set(listed))} of {len(known)} episodes are held out.", "Hold out a tenth or so.")
     part = split.get("part")
-    if part and subject.name in PARTS and part != subject.name:
+    if part and subject.name in SUITE_PARTS and part != subject.name:
         found = f'This folder is "{subject.name}", but was written as "{part}": the parts of the split are swapped.'
         yield error(SPLIT, found, "Put the folders back: conflict episodes must never be trained on.")
     if part == "train" and not listed:
@@ -268,6 +269,12 @@ def check_same_words(train: Subject, conflict: Subject) -> Iterator[Finding]:
     if None not in words and words[0] != words[1]:
         found = f'The instruction is "{words[0]}" in train, "{words[1]}" in conflict.'
         yield error(SPLIT, found)
+    elif "recorded" in train.layout.split:
+        texts = (" ".join(part.layout.tasks.values()).lower() for part in (train, conflict))
+        heard, said = (set(re.findall(r"\w+", text)) for text in texts)
+        if new := sorted(said - heard):
+            found = f"Instructions of conflict hold words that none of train does: {', '.join(new)}"
+            yield warning("meta/tasks.jsonl", found, "Record more train episodes, or both parts with one strategy.")
     elif None in words and not set(train.layout.tasks.values()) & set(conflict.layout.tasks.values()):
         found = "No instruction of conflict occurs in train: the policy would be tested on words it never heard."
         yield warning("meta/tasks.jsonl", found, "Tell both parts the same: prepare them again with one instruction.")

@@ -31,7 +31,7 @@ from data_prep.doctor.examined_dataset import Progress, Subject
 from gr00t.data.meta_files import in_ranges
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, did_you_mean, near_folder
-from toolkit.shared_keys import PARTS
+from toolkit.shared_keys import PARTS, SUITE, SUITE_PARTS, TRAIN_CONFLICT
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,10 @@ PAIR_CHECKS = (
     Check("same instruction", episode_checks.check_same_words),
 )
 
-CONFLICT = PARTS[1]
-TESTED = (CONFLICT, "val", "validation", "test")  # folders beside train, which nothing of it may be in
+TRAIN, CONFLICT = PARTS
+TESTED = (CONFLICT, "unseen", "val", "validation", "test")  # folders beside train, which nothing of it may be in
 BETWEEN = {part: f"train and {part}" for part in TESTED}
+TAUGHT = f"{TRAIN_CONFLICT} and {CONFLICT}"
 READABLE = ("layout", "can the dataset be read at all?")
 
 
@@ -116,7 +117,8 @@ def examine(
     progress: Progress = lambda what, done, total: None,
     exclude: Iterable[int | str] = (),
 ) -> tuple[Report, list[Subject]]:
-    """Every check of the dataset at `path`, or of train/ and conflict/ below it; with what was examined.
+    """Every check of the dataset at `path`, or of train/, conflict/ and a suite's other parts below it; with what was
+    examined.
 
     A dataset called train is compared with a val/, validation/ or test/ beside it.
 
@@ -126,22 +128,25 @@ def examine(
     """
     started, path = time.monotonic(), Path(path)
     subjects = [
-        Subject(root, configs, fast=fast, progress=progress, exclude=() if root == path / CONFLICT else exclude)
+        Subject(root, configs, fast=fast, progress=progress, exclude=exclude if root in (path, path / TRAIN) else ())
         for root in _dataset_folders(path)
     ]
     reports = [examine_one(subject) for subject in subjects]
     beside = {subject.name: subject for subject in subjects[1:]}
-    if subjects[0].name == PARTS[0]:
-        folders = [subjects[0].root.parent / part for part in TESTED if part != CONFLICT]
+    taught = beside.pop(TRAIN_CONFLICT, None)
+    if subjects[0].name == TRAIN:
+        folders = [subjects[0].root.parent / part for part in TESTED if part not in (CONFLICT, *beside)]
         beside |= {f.name: Subject(f, configs, fast=fast, progress=progress) for f in folders if (f / "meta").is_dir()}
-    reports += [_compared(path, subjects[0], tested) for tested in beside.values()]
+    reports += [_compared(path, BETWEEN[name], subjects[0], tested) for name, tested in beside.items()]
+    if taught and CONFLICT in beside:
+        reports.append(_compared(path, TAUGHT, taught, beside[CONFLICT]))
     return Report(path, tuple(reports), fast, time.monotonic() - started), subjects
 
 
-def _compared(path: Path, train: Subject, tested: Subject) -> DatasetReport:
-    """The checks between train and what is tested on; of foreign folders only that they are apart."""
-    name = BETWEEN[tested.name]
-    checks = PAIR_CHECKS if tested.name == CONFLICT else (replace(PAIR_CHECKS[0], name=f"{name} apart"),)
+def _compared(path: Path, name: str, train: Subject, tested: Subject) -> DatasetReport:
+    """The checks between what is trained and what is tested on; only of train and conflict more than that they are
+    apart."""
+    checks = PAIR_CHECKS if name == BETWEEN[CONFLICT] else (replace(PAIR_CHECKS[0], name=f"{name} apart"),)
     if train.refusal or tested.refusal:
         refused = train.name if train.refusal else tested.name
         skipped = (CheckResult(c.name, c.question, skipped=f"{refused} cannot be read") for c in checks)
@@ -157,10 +162,11 @@ def _dataset_folders(path: Path) -> list[Path]:
         raise ToolkitError(f"{path}: no such folder.{hint} Give a dataset, or a split's folder with train/ in it.")
     if any((path / part).is_dir() for part in ("meta", "data", "videos")):
         return [path]
-    parts = [path / part for part in PARTS if (path / part).is_dir()]
+    parts = [path / part for part in SUITE_PARTS if (path / part).is_dir()]
     if parts:
         return parts
-    below = sorted(p.name for p in path.iterdir() if (p / "train").is_dir() or (p / "meta").is_dir())
+    nested = [*path.iterdir(), *path.glob(f"{SUITE}/*")]
+    below = sorted(p.relative_to(path).as_posix() for p in nested if (p / "train").is_dir() or (p / "meta").is_dir())
     hint = f" Below it are: {', '.join(below[:8])}; give one, {path / below[0]}." if below else " Give one of them."
     raise ToolkitError(f"{path}: is neither a dataset (with meta/, data/, videos/) nor a split (with train/).{hint}")
 
@@ -208,6 +214,6 @@ def _result(check: Check, *subjects: Subject) -> CheckResult:
         found = f"This check could not be made ({in_short(problem)})."
         findings.append(error(check.name, found, f"Mend the other findings first, and examine again. {PREPARE_AGAIN}"))
     # the key of training says nothing of conflict episodes
-    by = '"exclude": {} in meta/split.json' if subjects[0].name == CONFLICT else "dataset.exclude={}"
+    by = '"exclude": {} in meta/split.json' if subjects[0].name in SUITE_PARTS[1:] else "dataset.exclude={}"
     findings = [finding.advised(len(subjects[0].lengths), by) for finding in findings]
     return CheckResult(check.name, check.question, tuple(findings), seconds=round(time.monotonic() - started, 3))

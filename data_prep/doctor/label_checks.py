@@ -15,6 +15,7 @@ from data_prep.doctor.examined_dataset import Series, Subject, evenly, listed_ob
 from data_prep.doctor.file_checks import annotation_column, instructions_by_episode
 from data_prep.lerobot import thumbnail
 from gr00t.errors import ToolkitError
+from toolkit.shared_keys import TRAIN_CONFLICT
 
 SAME_STATE = 0.02  # of a dimension's range, on average
 SAME_IMAGE = 12.0  # of 255, in any field of a first frame
@@ -113,7 +114,8 @@ def check_targets(subject: Subject) -> Iterator[Finding]:
         named = {f: words & known for f, known in values.items() if words & known}
         missed = [f for f, names in named.items() if str(target.get(f)).lower() not in names]
         # In a conflict no object is all that the instruction names, but the target is one of it.
-        if missed and (subject.layout.split.get("part") != "conflict" or len(missed) == len(named)):
+        disagree = subject.layout.split.get("part") in ("conflict", TRAIN_CONFLICT)
+        if missed and (not disagree or len(missed) == len(named)):
             said = ", ".join(f"{f} {' '.join(sorted(named[f]))}, the target is {target.get(f)}" for f in missed)
             wrong[i] = f"The instruction names {said}."
     yield from subject.about(error, SPLIT, wrong, MEND_TARGET)

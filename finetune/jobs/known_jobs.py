@@ -71,7 +71,12 @@ def recorded_in(run_dir: Path) -> list[Entry]:
     try:
         return [Entry(run_dir, noted) for noted in attempt_record.jobs_of(run_dir)]
     except DAMAGED as error:
-        damage = {"name": run_dir.name, "stage": "finetune", "split": None, "damage": in_words(error)}
+        damage = {
+            "name": attempt_record.run_name(run_dir),
+            "stage": "finetune",
+            "split": None,
+            "damage": in_words(error),
+        }
         return [Entry(run_dir, damage)]
 
 
@@ -120,7 +125,7 @@ def _of_plain_job(job: Job, runs_dir: Path) -> Entry | None:
     ours, checkout = (Path(os.path.realpath(path)) for path in (runs_dir, job.work_dir))
     if not (Path(os.path.realpath(run_dir)).is_relative_to(ours) or ours == checkout / "runs"):
         return None
-    noted = {"name": run_dir.name, "stage": "finetune", "split": split, "user": job.user}
+    noted = {"name": attempt_record.run_name(run_dir), "stage": "finetune", "split": split, "user": job.user}
     return Entry(run_dir, {**noted, "job_id": job.job_id, "job_name": job.name})
 
 

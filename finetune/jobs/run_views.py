@@ -227,7 +227,9 @@ def _culprit(shown: View, job: Job, known: KnownJobs) -> View | None:
 
 def _has_result(shown: View) -> bool:
     """Whether a stage that SLURM has forgotten has left what it was to make, since it was submitted."""
-    folder = attempt_record.job_folder(Path(shown.run_dir), shown.name.removeprefix(f"{Path(shown.run_dir).name}-"))
+    folder = attempt_record.job_folder(
+        Path(shown.run_dir), shown.name.removeprefix(f"{attempt_record.run_name(Path(shown.run_dir))}-")
+    )
     noted = read_json(folder / attempt_record.RECORD)
     said = dict(word.partition("=")[::2] for word in read_json(folder / "overrides.json")["overrides"])
     if shown.stage == "prepare":

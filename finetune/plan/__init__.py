@@ -31,6 +31,7 @@ from toolkit.declaration import key
 from toolkit.shared_keys import is_hub_id, modality_configs
 
 TEXT_TOKENS = 22  # of a conflict split, where no base says otherwise
+LONG = "rotate the smallest orange pyramid on the right"  # where each episode has its own instruction
 CHAT = "<|im_start|>user\n{images}{text}<|im_end|>\n"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FEWEST_VIEWS = 4
@@ -80,7 +81,7 @@ def make_plan(
     video = modality_configs(config.dataset)["video"]
     images = len(video.modality_keys) * len(video.delta_indices)
     side = _image_side(folder, config.model.architecture.image_size)
-    instructions = {text for layout in layouts for text in layout.tasks.values()} or {config.split.instruction}
+    instructions = {text for layout in layouts for text in layout.tasks.values()} or {config.split.instruction or LONG}
     text = _text_tokens(folder, instructions, images)
     batch = Batch(_samples(config, gpus), images, side, text, train.backbone_batch_size, train.noise_draws)
     kernels = Kernels(bf16=train.precision == "bf16" or (train.precision == "auto" and cuda), cuda=cuda)

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.recipe.model_config import ModelConfig
-from finetune.recipe.train_config import AugmentConfig, DatasetConfig, EngineConfig, Part, TrainConfig, parts
+from finetune.recipe.train_config import (
+    AugmentConfig,
+    DatasetConfig,
+    EngineConfig,
+    Part,
+    TrainConfig,
+    check_conflict_part,
+    trained_parts,
+)
 from gr00t.errors import ToolkitError, near_folder, require_extra
 from toolkit.credentials import SECRET_NAME, secret_message
 from toolkit.declaration import key
@@ -179,9 +187,8 @@ class FinetuneConfig:
 
 
 def datasets(config: FinetuneConfig) -> list[Part]:
-    """What is trained on: the datasets of dataset.mixture, else the split's own. `conflict` beside it never is."""
-    own = f"{Path(config.dataset.data_dir) / config.split.name / 'train'}:1"
-    return parts(config.dataset.mixture or [own], config.dataset.exclude)
+    """What is trained on, as `trained_parts` has it."""
+    return trained_parts(config.split.name, vars(config.dataset))
 
 
 def check_finetune(config: FinetuneConfig, processes: int | None = None, *, dataset_comes: bool = False) -> None:
@@ -210,6 +217,8 @@ def check_finetune(config: FinetuneConfig, processes: int | None = None, *, data
     refuse_inside("output_dir", written["output_dir"], "run_dir", written["run_dir"])
     check_cache(config)
     _check_base(config.model.base, config.model.name)
+    if not dataset_comes:
+        check_conflict_part(config.split.name, config.dataset)
     if config.dataset.mixture:
         _check_parts(config, dataset_comes)
     elif not dataset_comes:

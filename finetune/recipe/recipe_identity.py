@@ -26,6 +26,7 @@ ENTRIES: dict[str, Any] = {
     "statistics": UNKNOWN,
     "dataset.shares": UNKNOWN,
     "dataset_files": UNKNOWN,
+    "dataset.conflict_share": 0.0,  # no entry where no conflict scenes are trained on
     "dataset.exclude": [],  # what the key and the datasets' own lists leave out together; no entry where that is none
     "base_files": UNKNOWN,
     "train.export": "last",  # of a finished checkpoint
@@ -52,11 +53,13 @@ def recipe(resolved: Mapping[str, Any]) -> dict[str, Any]:
     for name, section in _SECTIONS.items():
         left_out = {field.name for field in dataclasses.fields(section) if not field.metadata.get("identity", True)}
         kept[name] = {key: value for key, value in resolved[name].items() if key not in left_out}
+    share = resolved["dataset"].get("conflict_share")
     return {
         **{f"train.{key}": value for key, value in kept["train"].items()},
         "augment": kept["augment"],
         "dataset.tail": resolved["dataset"]["tail"],
         "dataset.embodiment_tag": resolved["dataset"]["embodiment_tag"],
+        **({"dataset.conflict_share": share} if share else {}),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ from gr00t.data.meta_files import episode_range
 from gr00t.data.schema import EmbodimentTag, look_up
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.declaration import key
-from toolkit.shared_keys import LARGEST_SEED, PRECISIONS, expanded, modalities_field, modality_config_key
+from toolkit.shared_keys import (
+    LARGEST_SEED,
+    PRECISIONS,
+    SUITE,
+    TRAIN_CONFLICT,
+    expanded,
+    modalities_field,
+    modality_config_key,
+    parts_of,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,34 @@ def parts(entries: Sequence[str], exclude: Sequence[str] = ()) -> list[Part]:
             own, os.path.realpath(expanded("dataset.exclude", folder)) if slash else next(iter(own)), problem
         ).append(episodes)
     return [replace(part, exclude=tuple(own[os.path.realpath(part.folder)])) for part in chosen]
+
+
+def trained_parts(split: str, dataset: Mapping[str, Any]) -> list[Part]:
+    """What is trained on by the keys of a dataset section: the datasets of the mixture, else the split's train part,
+    and `conflict_share` of all samples from its train_conflict. `conflict` beside them never is."""
+    folder, share = Path(dataset["data_dir"]) / split, dataset.get("conflict_share") or 0.0
+    entries = dataset["mixture"] or [f"{folder / 'train'}:1"]
+    if share:
+        if TRAIN_CONFLICT not in parts_of(split):
+            raise ToolkitError(
+                f"dataset.conflict_share={share}: {split} has no part {TRAIN_CONFLICT}. That is for the splits of the "
+                f"{SUITE} suite; leave it out."
+            )
+        own = parts(entries)
+        total = sum(part.weight for part in own)
+        entries = [f"{part.folder}:{part.weight / total * (1 - share)!r}" for part in own]
+        entries.append(f"{folder / TRAIN_CONFLICT}:{share!r}")
+    return parts(entries, dataset.get("exclude") or ())
+
+
+def check_conflict_part(split: str, dataset: DatasetConfig) -> None:
+    """Refuse a share of conflict scenes that were not converted."""
+    folder = Path(dataset.data_dir) / split / TRAIN_CONFLICT
+    if dataset.conflict_share and not (folder / "meta" / "info.json").is_file():
+        raise ToolkitError(
+            f"dataset.conflict_share={dataset.conflict_share} needs {folder}, which is not there. Record it (python -m "
+            f"simulation.record split={split} part={TRAIN_CONFLICT}) and prepare the split again, or leave it out."
+        )
 
 
 def check_mixture(entries: list[str]) -> None:
@@ -78,6 +115,13 @@ class DatasetConfig:
         "datasets of one robot, trained on in place of the split's own: [FOLDER:WEIGHT,...], a weight (1 where none is "
         "given) saying how often a dataset is drawn",
         [],
+    )
+    conflict_share: float = key(
+        "part of the samples drawn from <split>/train_conflict of the instruction suite: conflict scenes in which the "
+        "demonstration acts on what fits the first factor. What such a policy prefers in conflict was taught",
+        0.0,
+        at_least=0,
+        less_than=1,
     )
     exclude: list[str] = key(
         'episodes left out of training, statistics and evaluation, beside those that "exclude" of meta/split.json '

@@ -9,12 +9,12 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from finetune.open_loop.predictions import LABELS
-from finetune.recipe.train_config import parts
+from finetune.recipe.train_config import trained_parts
 from finetune.release.run_facts import Licence, RunFacts
 from gr00t.data.schema import EmbodimentTag
 from gr00t.errors import ToolkitError
 from toolkit.publication import fill_card, rows
-from toolkit.shared_keys import cues_of
+from toolkit.shared_keys import cues_of, of_suite
 
 UNKNOWN = "not recorded"
 
@@ -55,7 +55,7 @@ def write_card(
 
 def _metadata(runs: Sequence[RunFacts], licence: Licence, datasets: Sequence[str]) -> ModelCardData:
     bases = sorted({run.base_model for run in runs if run.base_model})
-    splits = [run.split for run in runs]
+    words = list(dict.fromkeys(word for run in runs for word in run.split.split("/")))
     return ModelCardData(
         language="en",
         license=licence.id,
@@ -66,14 +66,14 @@ def _metadata(runs: Sequence[RunFacts], licence: Licence, datasets: Sequence[str
         base_model=bases[0] if len(bases) == 1 else bases or None,
         base_model_relation="finetune" if bases else None,
         datasets=list(datasets) or None,
-        tags=["robotics", "vision-language-action", "gr00t", "gr00t-n1.7", "imitation-learning", *splits],
+        tags=["robotics", "vision-language-action", "gr00t", "gr00t-n1.7", "imitation-learning", *words],
     )
 
 
 def _values(runs: Sequence[RunFacts], licence: Licence, repo_id: str | None, folder: str) -> dict[str, Any]:
     """What card.md is filled with."""
     views, whole = [_view(run) for run in runs], runs[0].whole
-    instructions = " and ".join(f'`{view["split"]}` ("{view["instruction"]}")' for view in views)
+    instructions = " and ".join(f"`{run.split}` ({_told(run)})" for run in runs)
     bases = list(dict.fromkeys(_base(run) for run in runs))
     lead = (
         f"{'A robot policy' if len(runs) == 1 else 'Robot policies'} of the GR00T N1.7 architecture "
@@ -108,9 +108,11 @@ def _view(run: RunFacts) -> dict[str, Any]:
         "interface": _interface(run),
         "denoising_steps": run.model["num_inference_timesteps"],
         "dtype": run.model.get("dtype", "bfloat16"),
-        "instruction": run.config["split"]["instruction"],
+        "instruction": run.config["split"]["instruction"] or _all_told(run)[0],
         "best": words,
         "mixed": _mixed(run),
+        "taught": run.config["dataset"].get("conflict_share"),
+        "names_both": of_suite(run.split),
         "trial": None if name == "released" else name,
     }
 
@@ -225,6 +227,16 @@ def _datasets(run: RunFacts) -> list[dict[str, Any]]:
     return list(run.dataset.get("mixture") or [run.dataset])
 
 
+def _all_told(run: RunFacts) -> list[str]:
+    return sorted({text for of in _datasets(run) for text in of["instructions"]})
+
+
+def _told(run: RunFacts) -> str:
+    """The split's instruction, or that each episode has its own."""
+    instruction = run.config["split"]["instruction"]
+    return f'"{instruction}"' if instruction else f'{len(_all_told(run))} instructions, as "{_all_told(run)[0]}"'
+
+
 def _data(datasets: Sequence[dict[str, Any]]) -> dict[str, str]:
     instructions = sorted({text for of in datasets for text in of["instructions"]})
     frames = [of["train_frames"] for of in datasets if of.get("train_frames") is not None]
@@ -242,6 +254,7 @@ def _mixed(run: RunFacts) -> list[dict[str, str]]:
     """A row for each dataset of a mixture: its folder as the configuration has it, and what is recorded of it."""
     if "mixture" not in run.dataset:
         return []
+    named = {**run.config["dataset"], "exclude": ()}  # which names folders where they lay
     return [
         {
             **_data([of]),
@@ -249,7 +262,7 @@ def _mixed(run: RunFacts) -> list[dict[str, str]]:
             "weight": f"{part.weight:g} ({100 * of['share']:.1f} % of the samples)",
             "fingerprint": of["fingerprint"][:16],
         }
-        for part, of in zip(parts(run.config["dataset"]["mixture"]), _datasets(run), strict=True)
+        for part, of in zip(trained_parts(run.split, named), _datasets(run), strict=True)
     ]
 
 

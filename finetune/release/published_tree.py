@@ -121,6 +121,11 @@ def _notes(runs: Sequence[RunFacts], licence: Licence, named: Sequence[str]) -> 
         others = left_out(run.checkpoint)
         if others:
             notes.append(f"not in the release: {', '.join(others[:8])} of {run.checkpoint}")
+        if share := run.config["dataset"].get("conflict_share"):
+            notes.append(
+                f"WARNING: {run.checkpoint} was trained on conflict scenes too (dataset.conflict_share={share}): what "
+                "it prefers in conflict was taught, and the card says so"
+            )
         if run.hardware is None:
             notes.append(f"{run.checkpoint} does not say what it was trained on; the card says so")
         if not (run.results.open_loop or run.results.closed_loop):

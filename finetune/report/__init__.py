@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from finetune.recipe.recipe_identity import recipe
 from finetune.report.measurements import Series, read_series
-from finetune.slurm.attempt_record import attempts, resolved
+from finetune.slurm.attempt_record import attempts, resolved, run_name
 from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing, read_json
@@ -106,7 +106,7 @@ def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None
     split, checkpoint = str(settings.get("split", {}).get("name", "")), settings.get("output_dir")
     evaluated = results(split) if split and checkpoint else []
     return History(
-        name=run_dir.name,
+        name=run_name(run_dir),
         folder=run_dir,
         split=split,
         settings=_flat_settings(settings),

@@ -27,6 +27,7 @@ from gr00t.errors import ToolkitError
 from gr00t.file_reading import AGAIN, parsing, read_json, read_text
 from gr00t.file_replacement import file_lock, write_json
 from toolkit.configuration import as_yaml
+from toolkit.shared_keys import SUITE
 
 RECORD = "submitted.json"  # in job/ of a run folder, or job-<stage>/
 OWN_FOLDER = ".launcher"  # in runs_dir: the launcher's submissions, and where runs are that lie elsewhere
@@ -180,6 +181,11 @@ def _environment() -> dict[str, Any]:
     return {**machine, "host": platform.node(), "packages": dict(sorted(packages.items()))}
 
 
+def run_name(run_dir: Path) -> str:
+    """What users call a run: its folder's name, behind its suite's where it lies in the folder of that."""
+    return f"{SUITE}/{run_dir.name}" if run_dir.parent.name == SUITE else run_dir.name
+
+
 def jobs_of(run_dir: Path) -> list[dict[str, Any]]:
     """The newest job of each stage of a run: as the launcher noted it, or as its attempts did after plain sbatch.
 
@@ -187,15 +193,16 @@ def jobs_of(run_dir: Path) -> list[dict[str, Any]]:
     """
     records = [{**read_json(path), "user": owner(path)} for path in sorted(run_dir.glob(f"job*/{RECORD}"))]
     noted = {str(record["name"]): record for record in records}
-    held, own = token(run_dir), noted.get(run_dir.name)
+    name, held = run_name(run_dir), token(run_dir)
+    own = noted.get(name)
     if held and own and (held["started"] <= own["submitted"] or held["job_id"] == own["job_id"]):
         held = None
     if held or not noted:
-        entry = {"name": run_dir.name, "stage": "finetune", "split": resolved_section(run_dir, "split").get("name")}
+        entry = {"name": name, "stage": "finetune", "split": resolved_section(run_dir, "split").get("name")}
         if held:
             entry |= {"job_id": str(held["job_id"]), "job_name": held.get("job_name"), "log": held.get("log")}
             entry["user"] = owner(run_dir / "attempt.json")
-        noted[run_dir.name] = entry
+        noted[name] = entry
     return sorted(noted.values(), key=lambda found: (found["stage"] != "finetune", found["name"]))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune.recipe import FinetuneConfig
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, recipe, robot_of
-from finetune.slurm.attempt_record import job_folder, jobs_of, resolved, run_folders
+from finetune.slurm.attempt_record import job_folder, jobs_of, resolved, run_folders, run_name
 from finetune.slurm.cluster_queries import Job, Queue
 from finetune.slurm.launch_request import STAGES, Request, Task
 from gr00t.data.schema import comparable, python_source
@@ -42,7 +42,7 @@ class BusyJob:
     def folder(self) -> Path:
         """What it was submitted with."""
         name, stage = str(self.noted["name"]), str(self.noted["stage"])
-        return job_folder(self.run_dir, stage if stage == "finetune" else name[len(self.run_dir.name) + 1 :])
+        return job_folder(self.run_dir, stage if stage == "finetune" else name[len(run_name(self.run_dir)) + 1 :])
 
     def does(self, task: Task) -> bool:
         """Whether it is the same work with the same settings."""
@@ -71,8 +71,8 @@ class BusyJob:
         """It is in the way: of what, and what to do."""
         return ToolkitError(
             f"{what} belongs to job {self.job.job_id} ({self.noted['name']}), which is {self.job.state.lower()}. Wait "
-            f"for it, cancel it (python -m finetune.jobs cancel {self.run_dir.name}), or give this run folders of its "
-            "own: run_dir=... output_dir=...."
+            f"for it, cancel it (python -m finetune.jobs cancel {run_name(self.run_dir)}), or give this run folders of "
+            "its own: run_dir=... output_dir=...."
         )
 
 

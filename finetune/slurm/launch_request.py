@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe import FinetuneConfig
-from finetune.slurm.attempt_record import job_folder
+from finetune.slurm.attempt_record import job_folder, run_name
 from finetune.slurm.cluster_queries import JOB_NAME, SBATCH_KEYS, SBATCH_LEFT_OUT, in_time
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.code_files import ROBOT_FILE
@@ -86,8 +86,13 @@ class Task:
 
     @property
     def name(self) -> str:
-        """What users call it: its run folder's name, with the stage where it is no fine-tune."""
-        return self.run_dir.name if self.stage == "finetune" else f"{self.run_dir.name}-{self.label}"
+        """What users call it: its run's name, with the stage where it is no fine-tune."""
+        return self.run_name if self.stage == "finetune" else f"{self.run_name}-{self.label}"
+
+    @property
+    def run_name(self) -> str:
+        """What users call its fine-tune."""
+        return run_name(self.run_dir)
 
 
 @dataclass
@@ -317,12 +322,12 @@ class _Composer:
             own.setdefault("checkpoint", run.output_dir)
             own.setdefault("embodiment_tag", run.dataset.embodiment_tag)
             if "report_dir" not in own:
-                # the script's own default, under the run folder's name and with what is swept of the evaluation itself
+                # the script's own default, under the run's name and with what is swept of the evaluation itself
                 config = _load(stage, own)
-                run_name = Path(os.path.abspath(run.run_dir)).name
-                parts = (run_name if part == config.split.name else part for part in config.report_folder.parts)
+                named = f"/{run_name(Path(os.path.abspath(run.run_dir)))}/"
+                folder = f"/{config.report_folder}/".replace(f"/{config.split.name}/", named)[1:-1]
                 swept = [n for n in self.swept if n in own and n != "part" and not self._knows("finetune", n)]
-                own["report_dir"] = "-".join([str(Path(*parts)), *(point_names([point], swept) if swept else [])])
+                own["report_dir"] = "-".join([folder, *(point_names([point], swept) if swept else [])])
         return own
 
     def _anchored(self, stage: str, arguments: Mapping[str, str], config: Any) -> dict[str, str]:

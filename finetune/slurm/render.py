@@ -1,6 +1,6 @@
 """The job script: what sbatch reads, the site's lines, and the one payload, finetune_jobs/run.sh.
 
-As a command it writes finetune_jobs/<split>.sbatch for the twelve splits from the cluster's configuration:
+As a command it writes finetune_jobs/<split>.sbatch for the splits of both suites from the cluster's configuration:
 python -m finetune.slurm.render                                  what configs/local/default.yaml says, where it is there
 python -m finetune.slurm.render local=none                       as shipped
 python -m finetune.slurm.render cluster.nodes=2 train.max_steps=20000"""
@@ -19,7 +19,7 @@ from toolkit.command_line import run_main
 from toolkit.composition import options
 from toolkit.configuration import load
 from toolkit.installation import CHECKOUT, CONFIG_DIR, resources
-from toolkit.shared_keys import VARIABLE, expanded
+from toolkit.shared_keys import VARIABLE, expanded, in_one_word
 
 JOBS = resources("finetune_jobs")
 RUN = "finetune_jobs/run.sh"
@@ -38,14 +38,15 @@ def render(
     output: str = "slurm-%x-%j.out",
     code: Path | None = None,
     elements: Path | None = None,
+    below: str = "",
 ) -> str:
     """A whole job script for sbatch.
 
     `stage` is prepare, finetune or evaluate, `overrides` its key=value arguments; `output` is the job's log, in a
     folder that exists. With `code`, a snapshot of this checkout, the job runs that; without, it takes one when it
-    starts, of the checkout that the script lies in or that it was submitted from, and passes on the arguments that
-    follow the script's name. An array has its elements' whole commands in the folder `elements`, in a file for each
-    index, every word ended by NUL.
+    starts, of the checkout that the script lies in (in the folder `below` of finetune_jobs/, as "instruction/") or that
+    it was submitted from, and passes on the arguments that follow the script's name. An array has its elements' whole
+    commands in the folder `elements`, in a file for each index, every word ended by NUL.
     """
     lines = ["#!/bin/bash", *[f"# {line}" for line in about]]
     lines += [f"#SBATCH {option}" for option in _options(cluster, job_name, stage, output)]
@@ -64,7 +65,8 @@ def render(
         lines.append(f"exec {shlex.quote(str(code / RUN))} {arguments}")
     else:
         lines += [
-            'run=$(dirname "$0")/run.sh # started by hand inside an allocation; a job is a copy in another folder',
+            f'run=$(dirname "$0")/{"../" * below.count("/")}run.sh '
+            "# started by hand inside an allocation; a job is a copy in another folder",
             f'[ -x "$run" ] || run=$SLURM_SUBMIT_DIR/{RUN}',
             'if [ ! -x "$run" ]; then',
             f'    echo "error: submit it in the folder of the checkout, where {RUN} is, not in $SLURM_SUBMIT_DIR" >&2',
@@ -161,7 +163,7 @@ def _word(text: str, key: str) -> str:
 
 
 def splits() -> list[str]:
-    """The twelve conflict splits that ship."""
+    """The conflict splits that ship, those of the instruction suite last."""
     return [name for name in options("split", CONFIG_DIR) if name != "custom"]
 
 
@@ -170,17 +172,20 @@ def script(split: str, arguments: Sequence[str]) -> str:
     overrides = [f"split={split}", *[text for text in arguments if text != "local=none"]]
     config: FinetuneConfig = load("finetune", [f"split={split}", *arguments], check_here=False)
     about = [
-        f"Fine-tune GR00T N1.7 on the split {config.split.name}: {config.split.instruction}.",
+        f"Fine-tune GR00T N1.7 on the split {config.split.name}: {config.split.instruction or 'instructions differ'}.",
         f"sbatch [options of sbatch] finetune_jobs/{split}.sbatch [key=value ...], in the folder of the checkout",
         "Written by python -m finetune.slurm.render from configs/cluster and configs/local; may be edited by hand.",
     ]
-    return render(config.cluster, job_name=split, stage="finetune", overrides=overrides, about=about)
+    below = split[: split.rfind("/") + 1]
+    name = in_one_word(split)
+    return render(config.cluster, job_name=name, stage="finetune", overrides=overrides, about=about, below=below)
 
 
 def main(arguments: Sequence[str], folder: Path = JOBS) -> None:
-    """Write the twelve scripts to `folder`, all or none."""
+    """Write the scripts to `folder`, all or none."""
     texts = {name: script(name, arguments) for name in splits()}
     for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.sbatch").write_text(text, encoding="utf-8")
     print(f"{len(texts)} scripts written to {folder}")
 

@@ -102,10 +102,10 @@ def _report(batches: Sequence[Batch], runs_dir: Path) -> None:
     table = Table("job", "run", "stage", "waits for", "run folder", box=None, pad_edge=False)
     for task in (task for batch in batches for task in batch.tasks):
         waits = ", ".join(other.job_id for other in task.after)
-        table.add_row(task.job_id, task.run_dir.name, task.stage, waits, str(task.run_dir))
+        table.add_row(task.job_id, task.run_name, task.stage, waits, str(task.run_dir))
     Console(highlight=False, soft_wrap=True, markup=False).print(table)
     here = "" if runs_dir == Path("runs").absolute() else f" runs_dir={runs_dir}"
-    name = batches[-1].tasks[-1].run_dir.name
+    name = batches[-1].tasks[-1].run_name
     print(f"all runs:  python -m finetune.jobs{here}\none's log: python -m finetune.jobs follow {name}{here}")
     print(f"end it:    python -m finetune.jobs cancel {name}{here}")
 

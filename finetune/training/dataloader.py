@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data_prep.doctor import ERROR, WARNING
-from data_prep.doctor.examine import BETWEEN, examine
+from data_prep.doctor.examine import BETWEEN, TRAIN, examine
 from finetune.open_loop.figures import PREDICTED, RECORDED, save, tidy, unit_of
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training.engine import Engine
@@ -54,10 +54,10 @@ def check_dataset(config: FinetuneConfig) -> None:
     """
     split = Path(config.dataset.data_dir) / config.split.name
     for part in datasets(config):
-        path = part.folder if config.dataset.mixture else split
+        path = split if not config.dataset.mixture and part.folder == split / "train" else part.folder
         wrong, report = [], examine(path, modality_configs(config.dataset), fast=True, exclude=part.exclude)[0]
         for dataset, result, finding in report.findings(WARNING, ERROR):
-            trained_on = path != split or dataset.name in ("train", *BETWEEN.values())
+            trained_on = path != split or dataset.name in (TRAIN, *BETWEEN.values())
             if finding.level == ERROR and trained_on:
                 wrong.append(f"  {result.check}, {finding.where}: {finding.found} Remedy: {finding.remedy}")
             else:
@@ -77,7 +77,7 @@ def open_datasets(config: FinetuneConfig, copies: Sequence[Path] | None = None) 
     parts, configs = datasets(config), modality_configs(config.dataset)
     folders = copies or [part.folder for part in parts]
     readers = [StepReader(folder, configs, part.exclude) for folder, part in zip(folders, parts, strict=True)]
-    mixture = Mixture(readers, [part.weight for part in parts])
+    mixture = Mixture(readers, [part.weight for part in parts], teaches_conflict=config.dataset.conflict_share > 0)
     mixture.statistics(cast(Tail, config.dataset.tail))
     return mixture
 

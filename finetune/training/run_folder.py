@@ -39,6 +39,7 @@ from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
 from toolkit.declaration import keys_of
+from toolkit.shared_keys import split_folder
 
 LET_GO_SECONDS = 20.0  # a superseded attempt stops after its step
 _FILES_LISTED = 4
@@ -310,7 +311,7 @@ def publishable(resolved: Mapping[str, Any]) -> dict[str, Any]:
 def _dataset_name(path: Path) -> str:
     folder, above = _without_place(str(path)), path.parent.name
     # `train` alone, which many end in, would not distinguish one from another
-    return f"{above}/{folder}" if folder == "train" and above else folder
+    return f"{split_folder(path.parent)[1]}/{folder}" if folder == "train" and above else folder
 
 
 def _without_place(folder: str) -> str:
@@ -327,12 +328,19 @@ def describe_datasets(mixture: Mixture) -> dict[str, Any]:
     found = [describe_dataset(reader.layout) for reader in mixture.readers]
     if len(found) == 1:
         return found[0]
+    told = {of["strategy"] for of in found if "strategy" in of}
     shared = [{"share": share, **of} for share, of in zip(mixture.shares, found, strict=True)]
-    return {"fingerprint": mixture.fingerprint, "fps": found[0]["fps"], "mixture": shared}
+    return {"fingerprint": mixture.fingerprint, "fps": found[0]["fps"], **_one_strategy(told), "mixture": shared}
+
+
+def _one_strategy(told: set[str]) -> dict[str, str]:
+    return {"strategy": min(told)} if len(told) == 1 else {}
 
 
 def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
-    """What was trained on, without a path of this machine."""
+    """What was trained on, without a path of this machine; of the instruction suite also with which strategy it was
+    recorded, which says what of it is unseen."""
+    recorded = layout.split.get("recorded")
     return {
         "fingerprint": layout.fingerprint,
         "episodes": len(layout.episodes),
@@ -344,4 +352,7 @@ def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
         "fps": layout.fps,
         "frame_sizes": {camera: layout.frame_size(camera) for camera in layout.cameras},
         "instructions": sorted(layout.tasks.values()),
+        **_one_strategy(
+            {str(recorded["strategy"])} if isinstance(recorded, dict) and "strategy" in recorded else set()
+        ),
     }

@@ -91,17 +91,20 @@ class Mixture:
     """Datasets behind their readers, and `shares`: the part of the samples that comes from each, of sum 1.
 
     One dataset is a mixture too, and is trained on exactly as if it stood alone. Raises ToolkitError for datasets that
-    are not of one robot: other sizes of a group, another frame rate; and for conflict episodes, which are never
-    trained on.
+    are not of one robot: other sizes of a group, another frame rate; and for what is there for evaluation, which is
+    never trained on. teaches_conflict: whether the last one holds conflict scenes made for training.
     """
 
-    def __init__(self, readers: Sequence[StepReader], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, readers: Sequence[StepReader], weights: Sequence[float] | None = None, *, teaches_conflict: bool = False
+    ) -> None:
         self.readers = list(readers)
         chosen = [1.0] * len(self.readers) if weights is None else list(weights)
         if not self.readers or len(chosen) != len(self.readers) or not all(0 < w < float("inf") for w in chosen):
             raise ToolkitError(f"A mixture needs a weight above 0 for each of {len(self.readers)} datasets: {chosen}.")
         self.shares = [weight / sum(chosen) for weight in chosen]
-        for reader in self.readers:
+        for number, reader in enumerate(self.readers, start=1):
+            _check_part(reader, "train_conflict" if teaches_conflict and number == len(self.readers) else "train")
             _check_like(reader, self.readers[0])
 
     @property
@@ -133,12 +136,23 @@ def _joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def _check_part(reader: StepReader, wanted: str) -> None:
+    part = reader.layout.split.get("part") or wanted
+    if part == wanted:
+        return
+    if part == "train_conflict":
+        raise ToolkitError(
+            f"{reader.layout.root} holds conflict scenes, which enter training by dataset.conflict_share=0.1 alone. "
+            "Take its train part."
+        )
+    raise ToolkitError(
+        f"{reader.layout.root} holds {part} episodes, which are for evaluation and never trained on. Take its {wanted} "
+        "part."
+    )
+
+
 def _check_like(reader: StepReader, first: StepReader) -> None:
     here, there = reader.layout, first.layout
-    if here.split.get("part") == "conflict":
-        raise ToolkitError(
-            f"{here.root} holds conflict episodes, which are for evaluation and never trained on. Take its train part."
-        )
     if here.fps != there.fps:
         raise ToolkitError(
             f"{here.root} has {here.fps:g} frames a second, {there.root} {there.fps:g}: an action chunk would mean "

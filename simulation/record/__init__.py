@@ -3,9 +3,10 @@ being killed, and appears whole or not at all.
 
 Single episodes, <seed>.h5 and <seed>.json (<seed>.failed for a seed that was given up), collect in
 <out>/<split>/.<part>.recording/; when all are there they become one trajectory.h5 and trajectory.json in
-<out>/<split>/<part>/. Each episode depends on its seed only, so neither the number of workers nor an
-interruption changes what is recorded, and a finished recording becomes a longer one by recording what it lacks.
-Several processes, each with a share=i/n, may add to one folder of single episodes."""
+<out>/<split>/<part>/, which also say what the strategy of the instruction suite records. Each episode depends on its
+seed only, so neither the number of workers nor an interruption changes what is recorded, and a finished recording
+becomes a longer one by recording what it lacks. Several processes, each with a share=i/n, may add to one folder of
+single episodes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import file_lock, lock_in_turn, whole_folder, write_json
 from gr00t.processes import first_done, one_thread_each, worker_pool
-from simulation.scenes import require_rendering, require_simulator
-from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, split_factors
+from simulation.scenes import instruction_suite, require_rendering, require_simulator
+from simulation.scenes.combinations import Strategy
+from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
+from simulation.scenes.suites import suite_of
 from toolkit.declaration import key
 from toolkit.progress import NOTE, progress_bar
-from toolkit.shared_keys import LARGEST_SEED, PARTS, SplitConfig, check_writable, share_key, share_of
+from toolkit.shared_keys import LARGEST_SEED, SUITE_PARTS, SplitConfig, check_writable, parts_of, share_key, share_of
 
 ATTEMPTS = 5  # at one episode, each in another style
+EPISODES = 500
 H5, JSON, SETTINGS = "trajectory.h5", "trajectory.json", "settings.json"
 FAILED = ".failed"
 BYTES_PER_PIXEL = 0.5  # compressed; twice what is measured, to err on the safe side
@@ -45,8 +49,27 @@ class RecordConfig:
     """Record demonstrations of a conflict split in simulation, as ManiSkill would."""
 
     split: SplitConfig = key("the conflict split")
-    part: str = key("train, in which the cues agree, or conflict", "train", choices=PARTS)
-    episodes: int = key("successful episodes recorded; a finished recording can be made longer", 500, at_least=1)
+    part: str = key(
+        "train, in which the cues agree, or conflict; of the instruction suite also unseen, the combinations that the "
+        "strategy leaves out, and train_conflict, conflict scenes that dataset.conflict_share may train on",
+        "train",
+        choices=SUITE_PARTS,
+    )
+    strategy: str | None = key(
+        "instruction suite: which combinations of the factors' values are recorded, none, single, random, diagonal, L, "
+        "Lrandom, stair or complete, with numbers as in random_f12_n100 (12 combinations, 100 episodes); null for the "
+        "suite's own",
+        None,
+    )
+    combinations: int | None = key(
+        "at most so many of the strategy's combinations; null for the number in its name", None, at_least=1
+    )
+    episodes: int | None = key(
+        "successful episodes recorded; null for the number in the strategy's name, else 500; a finished recording can "
+        "be made longer",
+        None,
+        at_least=1,
+    )
     out: str = key("folder that receives <split>/<part>", "conflict_maniskill", folder=True)
     image_size: int = key("width and height of both cameras, pixels", 224, at_least=32, at_most=1024)
     seed: int = key("seed of the first episode; the others follow", 0, at_least=0, at_most=LARGEST_SEED)
@@ -61,16 +84,21 @@ class RecordConfig:
         """Refuse what cannot run on this machine."""
         check_writable("out", Path(self.out))
 
+    @property
+    def count(self) -> int:
+        """The episodes of a `completed` configuration."""
+        return self.episodes or EPISODES
+
 
 def record(config: RecordConfig) -> list[str]:
     """Record one part of one split, or resume; returns what there is to say."""
-    split_factors(config.split.name)
-    if config.seed + 2 * config.episodes > FIRST_EVALUATION_SEED:
+    config = completed(config)
+    if config.seed + 2 * config.count > FIRST_EVALUATION_SEED:
         raise ToolkitError(
             f"seed={config.seed} with episodes={config.episodes} reaches the seeds that are kept for evaluation "
             f"({FIRST_EVALUATION_SEED} and up). Take a smaller seed."
         )
-    if config.paraphrases and not config.split.paraphrases:
+    if config.paraphrases and config.strategy is None and not config.split.paraphrases:
         raise ToolkitError(f"split={config.split.name} has no paraphrases. Leave paraphrases=true out.")
     target = Path(config.out) / config.split.name / config.part
     work = target.with_name(f".{config.part}.recording")
@@ -79,7 +107,7 @@ def record(config: RecordConfig) -> list[str]:
         if _json(work / SETTINGS) == settings and config.share is None:
             with file_lock(work):  # a recording that was killed when it was finished, before it could remove them
                 shutil.rmtree(work)
-        return [f"{target}: already holds these {config.episodes} episodes."]
+        return [f"{target}: already holds these {config.count} episodes."]
     require_simulator()
     require_rendering(config.render)
     with disk_errors(target, "Make room, or choose another out=FOLDER."):
@@ -100,10 +128,31 @@ def record(config: RecordConfig) -> list[str]:
     return [*lines, f"  {missing} recorded now in {seconds:.0f} s, {60 * missing / seconds:.0f} a minute"]
 
 
+def completed(config: RecordConfig) -> RecordConfig:
+    """With the strategy by its canonical name (None for a suite that has none) and the number of episodes.
+
+    Raises ToolkitError for a part or a strategy that the split does not have.
+    """
+    suite, name = suite_of(config.split.name), config.split.name
+    if config.part not in parts_of(name):
+        raise ToolkitError(f"part={config.part}: {name} is recorded in the parts {', '.join(parts_of(name))}.")
+    if not suite.strategies and config.combinations is not None:
+        raise ToolkitError(f"combinations={config.combinations}: {name} always shows all of them. Leave it out.")
+    episode = suite.sample(name, "train", config.seed, config.strategy)
+    if not isinstance(episode, instruction_suite.InstructedEpisode):
+        return replace(config, episodes=config.count)
+    named = Strategy.read(config.strategy or episode.strategy)
+    chosen = replace(named, combinations=config.combinations or named.combinations)
+    suite.sample(name, config.part, config.seed, chosen.text)  # refuses `unseen` where nothing is left for it
+    episodes = config.episodes or chosen.episodes or EPISODES
+    return replace(config, strategy=chosen.text, combinations=None, episodes=episodes)
+
+
 def settings_of(config: RecordConfig) -> dict[str, Any]:
-    """What decides which episodes a recording holds and what they look like."""
+    """What decides which episodes a recording holds and what they look like; of a `completed` configuration."""
     names = ("part", "episodes", "seed", "image_size", "recoveries", "paraphrases")
-    settings = {"split": config.split.name, **{name: getattr(config, name) for name in names}}
+    settings = {"split": config.split.name, **{name: getattr(config, name) for name in names}, "episodes": config.count}
+    settings |= {"strategy": config.strategy} if config.strategy else {}
     # Earlier versions recorded the push too; their episodes and these do not belong in one recording.
     return settings | ({"begins_after_push": True} if config.recoveries else {})
 
@@ -161,7 +210,7 @@ def _open_work(work: Path, config: RecordConfig) -> None:
     for leftover in work.glob("*.partial-*") if config.share is None else ():  # another share may be writing it
         leftover.unlink()
     # While the single episodes become one file they are there twice.
-    episodes = 2 * config.episodes - len(list(work.glob("*.h5")))
+    episodes = 2 * config.count - len(list(work.glob("*.h5")))
     needed = episodes * 2 * 3 * config.image_size**2 * FRAMES_PER_EPISODE * BYTES_PER_PIXEL
     if free_space(work) < needed:
         raise ToolkitError(
@@ -177,9 +226,9 @@ def _record_missing(work: Path, config: RecordConfig) -> int:
     A share takes its part of the seeds that come first, and leaves spare ones to the process that joins.
     """
     seeds = _seeds_from(config.seed, work)
-    wanted = list(itertools.islice(seeds, config.episodes))
+    wanted = list(itertools.islice(seeds, config.count))
     if config.share is not None:
-        own = range(config.seed, config.seed + config.episodes)[share_of(config.share)]
+        own = range(config.seed, config.seed + config.count)[share_of(config.share)]
         wanted = [seed for seed in wanted if seed in own]
     missing = [seed for seed in wanted if not (work / f"{seed}.h5").is_file()]
     bar, failed = progress_bar(NOTE, unit="episodes", show=bool(missing)), 0
@@ -218,10 +267,10 @@ def _demonstrate(config: RecordConfig, work: Path, seed: int) -> int | None:
 def _give_up(seed: int, work: Path, config: RecordConfig) -> None:
     (work / f"{seed}{FAILED}").touch()
     count = len(list(work.glob(f"*{FAILED}")))
-    if count > max(5, GIVEN_UP_AT_MOST * config.episodes):
+    if count > max(5, GIVEN_UP_AT_MOST * config.count):
         raise ToolkitError(
             f"The expert gave up {count} episodes of {config.split.name}: the task must have been changed so that it "
-            "cannot be solved (simulation/scenes/plate_suite.py, simulation/scenes/environment.py)."
+            "cannot be solved (simulation/scenes/suites.py, simulation/scenes/environment.py)."
         )
 
 
@@ -232,12 +281,15 @@ def _seeds_from(first: int, work: Path) -> Iterator[int]:
 
 def _join(work: Path, target: Path, config: RecordConfig, *, replace: bool) -> list[str]:
     """The single episodes, in order of their seeds, as one recording; says what it holds."""
-    seeds = list(itertools.islice(_seeds_from(config.seed, work), config.episodes))
+    name, seeds = config.split.name, list(itertools.islice(_seeds_from(config.seed, work), config.count))
     singles = [read_json(work / f"{seed}.json") for seed in seeds]
     episodes = [{**single["episodes"][0], "episode_id": number} for number, single in enumerate(singles)]
     given_up = len(list(work.glob(f"*{FAILED}")))
     failed = sum(episode["failed_attempts"] for episode in episodes) + ATTEMPTS * given_up
     recording = {"settings": settings_of(config), "failed_attempts": failed, "given_up": given_up}
+    if config.strategy is not None:
+        factors, (chosen, _) = suite_of(name).cues(name), instruction_suite.combinations(name, config.strategy)
+        recording |= {"strategy": config.strategy, "factors": factors, "combinations": chosen}
     with whole_folder(target, replace=replace) as aside:
         with h5py.File(aside / H5, "w") as whole:
             for number, seed in enumerate(seeds):

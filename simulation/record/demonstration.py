@@ -15,6 +15,8 @@ from gr00t.processes import settle_in
 from simulation.record import ATTEMPTS, RecordConfig
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.scenes.expert import Expert, Unreachable, drawn_style
+from simulation.scenes.instruction_suite import InstructedEpisode
+from simulation.scenes.sentences import ways_to_say
 
 
 class Demonstrator:
@@ -24,7 +26,8 @@ class Demonstrator:
         settle_in()
         self.config, self.folder = config, folder
         self.partial = f"partial-{secrets.token_hex(4)}"  # a share that was started twice records an episode twice
-        self.env = make_env(config.split.name, config.part, image_size=config.image_size, render=config.render)
+        split, part, size = config.split.name, config.part, config.image_size
+        self.env = make_env(split, part, strategy=config.strategy, image_size=size, render=config.render)
         self.task: ConflictPickEnv = self.env.unwrapped  # type: ignore[assignment]
         self.env.reset(seed=0)
         self.expert = Expert(self.task)
@@ -37,8 +40,8 @@ class Demonstrator:
             h5 = self.folder / f"{seed}.{self.partial}-{attempt}.h5"
             if self._record(h5, seed, rng, disturbed):
                 entry = {"conflict": self.task.episode.describe(), "failed_attempts": attempt, "disturbed": disturbed}
-                if self.config.paraphrases:
-                    entry["instruction"] = rng.choice((self.config.split.instruction, *self.config.split.paraphrases))
+                if ways := self._ways_to_say_it():
+                    entry["instruction"] = rng.choice(ways)
                 source = h5.with_suffix(".json")
                 meta = read_json(source)
                 meta["episodes"][0].update(entry)
@@ -49,6 +52,14 @@ class Demonstrator:
                 return attempt
             h5.unlink()
         return None
+
+    def _ways_to_say_it(self) -> list[str]:
+        """The instructions that the episode may be recorded with; none where the split's own is meant."""
+        split, paraphrases = self.config.split, self.config.paraphrases
+        if isinstance(self.task.episode, InstructedEpisode):
+            published = self.task.episode.instruction
+            return ways_to_say(published) if paraphrases else [published]
+        return [str(split.instruction), *split.paraphrases] if paraphrases else []
 
     def _record(self, h5: Path, seed: int, rng: random.Random, disturbed: bool) -> bool:
         """One attempt; whether it succeeded, and is in `h5` and the .json beside it."""

@@ -41,6 +41,11 @@ class Strategy:
             raise ToolkitError(f"strategy={text}: at least one combination and one episode are needed.")
         return cls(found["name"], **numbers)
 
+    @property
+    def text(self) -> str:
+        """Its name as `read` takes it, without the number of episodes: what decides the combinations."""
+        return self.name if self.combinations is None else f"{self.name}_f{self.combinations}"
+
     def choose(
         self, values: Values, possible: Collection[Combination], seed: str, late: Collection[Combination] = ()
     ) -> list[Combination]:
