@@ -50,7 +50,7 @@ SHARED = ("episodes", "n_action_steps", "max_steps", "seed", "workers")  # setti
 def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
     """Play the episodes, write the report and print it; where something fails, the report folder stays as it was but
     for what was played, and the same again goes on. With a share, that is played only."""
-    config = dataclasses.replace(config, **config.protocol_values)
+    asked, config = config, dataclasses.replace(config, **config.protocol_values)
     suite_of(config.split.name)
     require_simulator()
     if config.render != "none":
@@ -67,7 +67,7 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
             print(f"{folder}: share {config.share} is there; the same without share=... joins all of them.")
             return Evaluation(kept_as, tuple(outcomes))
         outcomes = _publish_videos(outcomes, place, folder)
-        evaluation = Evaluation({**_info(config, settings, facts), "seconds": _since(started)}, tuple(outcomes))
+        evaluation = Evaluation({**_info(asked, settings, facts), "seconds": _since(started)}, tuple(outcomes))
         write_report(evaluation, folder)
     print_report(evaluation, folder)
     log_report(evaluation, folder, config.tracking)

@@ -1,7 +1,7 @@
 """One page over all closed-loop evaluations: the splits of both suites, every checkpoint, what differs between them.
 
 python -m simulation.compare reports_dir=reports out=reports/compare.html
-python -m simulation.compare pages=true
+python -m simulation.compare pages=true paper=true
 python -m simulation.compare --help"""
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from simulation.report import AS_IT_IS, Summary, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
 from simulation.report.conclusions import A, B, verdict
 from simulation.report.dominance_graph import HEIGHT, WIDTH, Graph, graph
+from simulation.report.paper import Result, write_paper
 from simulation.report.shares import Difference, Share, difference, many, paired_difference, plain
 from simulation.scenes.suites import SUITES, Suite, suite_of
 from toolkit.command_line import run_main
@@ -46,6 +47,7 @@ class CompareConfig:
     reports_dir: str = key("folder below which each closed_loop.json is taken", "reports", folder=True)
     out: str = key("the page, an .html file; a .json of that name beside it holds the numbers", "reports/compare.html")
     pages: bool = key("make each evaluation's own page and tables again, from its closed_loop.json", False)
+    paper: bool = key("write tables, figures and methods for a paper to the folder <out without .html>_paper", False)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,11 @@ def main(config: CompareConfig) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(numbers, _as_json(comparison))
         write_text(out, _page(comparison, out.parent))
+    if config.paper:
+        place = out.with_name(f"{out.stem}_paper")
+        with disk_errors(place, "Choose another out=FILE.html."):
+            write_paper(place, [Result(e.name, e.evaluation, e.summary) for e in comparison.entries])
+        print(place)
     for entry in comparison.entries:
         success = ", ".join(f"{part} {entry.summary.of(part).success}" for part in entry.summary.chance)
         preference = f"; {entry.verdict[1]}" if "conflict" in entry.summary.chance else ""
