@@ -175,7 +175,7 @@ def _open_loop(found: dict[str, Any]) -> Result:
 
 
 def _closed_loop(found: dict[str, Any]) -> Iterator[Result]:
-    for part in ("train", "conflict"):
+    for part in dict.fromkeys(e["part"] for e in found["episodes"]):
         episodes = [e for e in found["episodes"] if e["part"] == part and e["condition"] == "none"]
         if episodes:
             successes, lures = sum(e["success"] for e in episodes), sum(e["picked"] == "lure" for e in episodes)

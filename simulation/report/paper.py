@@ -71,6 +71,8 @@ def write_paper(folder: Path, results: Sequence[Result]) -> None:
     """Write everything into `folder`, which is replaced."""
     from simulation.report.paper_figures import draw
 
+    if folder.is_dir():
+        _only_ours(folder)
     with whole_folder(folder, lock=False, replaceable=_only_ours) as aside:
         for table in filter(lambda table: table.rows, tables(results)):
             for kind, text in (("csv", as_csv(table)), ("md", as_markdown(table)), ("tex", as_latex(table))):

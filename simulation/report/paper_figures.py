@@ -26,13 +26,14 @@ _NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 def draw(folder: Path, results: Sequence[Result]) -> None:
     """Every figure; the same results give the same files."""
     with matplotlib.rc_context(_SETTINGS):
-        success = [(r, part) for r in results for part in EVALUATED if part in r.summary.chance]
+        parts = [part for part in EVALUATED if not part.startswith("single")]
+        success = [(r, part) for r in results for part in parts if part in r.summary.chance]
         rows = [(f"{_label(r)}, {part}", r.summary.of(part).success, FIRST) for r, part in success]
         _save(_dots(rows, "success", None), folder / "success")
         conflicts = [r for r in results if r.summary.cues and r.summary.preference.n]
         if conflicts:
             colored = [(_label(r), r.summary.preference, _color(r)) for r in conflicts]
-            _save(_dots(colored, "share of a's object among the picks of a's and b's (FDR)", 0.5), folder / "dominance")
+            _save(_dots(colored, "preference for a over b (FDR)", 0.5), folder / "dominance")
             for suite in SUITES:
                 own = [r for r in conflicts if suite_of(r.info["split"]) is suite]
                 if own:
@@ -40,7 +41,7 @@ def draw(folder: Path, results: Sequence[Result]) -> None:
 
 
 def _label(result: Result) -> str:
-    return f"{result.info['split']} ({result.info['policy']})"
+    return result.name if result.info["split"] in result.name else f"{result.info['split']}: {result.name}"
 
 
 def _color(result: Result) -> str:
