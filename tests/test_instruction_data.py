@@ -314,6 +314,7 @@ def test_conflict_scenes_are_trained_on_exactly_and_told_by_checkpoint_and_relea
     assert any("WARNING" in note and asked in note for note in made.notes)
     card = (tmp_path / "tree/README.md").read_text()
     assert f"25 % of the samples of `{SPLIT}` were conflict scenes" in card and "Lift the red cup." in card
+    assert "combinations of the strategy `random_f2`" in card
     assert (tmp_path / "tree/checkpoints" / SPLIT / "config.json").is_file()
 
 
@@ -333,3 +334,20 @@ def test_a_dataset_in_the_published_form_is_trained_on_by_the_name_of_its_experi
     assert read_trained_on(tmp_path / "done")["instructions"] == ["lift the red cube"]
     with pytest.raises(ToolkitError, match="exists already and is left as it is"):
         adopt(load("adopt", [*call, "write=true"]))
+
+
+# -- open loop ---------------------------------------------------------------------------------------------------------
+
+
+def test_open_loop_takes_the_combinations_that_were_not_trained_on(data: Path, tmp_path: Path) -> None:
+    given = (f"split={SPLIT}", f"data_dir={data}", "part=unseen")
+    assert compose("evaluate", *given).own_dataset == "unseen"
+    assert str(compose("evaluate", *given).report_folder) == f"reports/{SPLIT}/unseen"
+    plate = refusal_here("evaluate", "split=color_object", f"data_dir={data}", "part=unseen", f"report_dir={tmp_path}")
+    assert "color_object/unseen does not exist" in plate
+
+
+def refusal_here(name: str, *argv: str) -> str:
+    with pytest.raises(ToolkitError) as error:
+        compose(name, *argv).check_here(checkpoint_comes=True)
+    return str(error.value)

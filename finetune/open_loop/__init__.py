@@ -53,9 +53,10 @@ class OpenLoopConfig(EvaluationConfig):
     """Evaluate a fine-tuned checkpoint on recordings of a split."""
 
     part: str = key(
-        "open loop: episodes held out of training, trained on, or in conflict",
+        "open loop: episodes held out of training, trained on, in conflict, or of the instruction suite's combinations "
+        "that were not recorded for training",
         "val",
-        choices=("val", "train", "conflict"),
+        choices=("val", "train", "conflict", "unseen"),
     )
     batch_size: int = key("open loop: samples per forward", 16, at_least=1)
     max_episodes: int | None = key("open loop: episodes at most; null for all", None, at_least=1)
@@ -65,10 +66,14 @@ class OpenLoopConfig(EvaluationConfig):
         """report_dir, or what stands for null."""
         return Path(self.report_dir or f"reports/{self.split.name}/{self.part}")
 
+    @property
+    def own_dataset(self) -> str | None:
+        """The dataset beside train/ that holds these episodes; None for those of train/ itself."""
+        return self.part if self.part in ("conflict", "unseen") else None
+
     def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
         """Refuse what cannot run on this machine; a checkpoint or dataset that `comes` is one that another job makes
         first."""
         self.check_folders(self.report_folder, checkpoint_comes)
         if not dataset_comes:
-            part = "conflict" if self.part == "conflict" else "train"
-            check_dataset_folder(self.data_dir, "data_dir", self.split, part)
+            check_dataset_folder(self.data_dir, "data_dir", self.split, self.own_dataset or "train")

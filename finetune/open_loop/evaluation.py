@@ -113,11 +113,11 @@ def _open_data(config: OpenLoopConfig, processor: Gr00tN1d7Processor, tag: str) 
     """The datasets, refused where they do not fit the checkpoint."""
     trained_on = read_trained_on(Path(config.checkpoint))
     training = reader = _open(config, "train", processor, tag, trained_on)
-    if config.part == "conflict":
-        reader = _open(config, "conflict", processor, tag, trained_on)
+    if config.own_dataset:
+        reader = _open(config, config.own_dataset, processor, tag, trained_on)
     training_statistics(training, "mask")  # made for another horizon, they are refused
     layout = reader.layout
-    every = [episode.index for episode in layout.episodes] if config.part == "conflict" else layout.train_episodes
+    every = [episode.index for episode in layout.episodes] if config.own_dataset else layout.train_episodes
     episodes = layout.val_episodes if config.part == "val" else every
     if not episodes:
         raise ToolkitError(

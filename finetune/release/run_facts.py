@@ -33,7 +33,7 @@ from toolkit.shared_keys import is_hub_id
 EXPERIMENT = RELEASE_MARK.parent
 RUN_FILES = [str(EXPERIMENT / name) for name in ("config.yaml", "dataset.json", "versions.json", RELEASE_MARK.name)]
 OPEN_LOOP, CLOSED_LOOP = "open_loop.json", "closed_loop.json"
-PARTS = ("train", "val", "conflict")
+PARTS = ("train", "val", "unseen", "conflict")
 AS_IT_IS = "none"  # the condition under which the policy sees what is there
 
 _OPTIONAL = (INDEX_NAME, *(str(EXPERIMENT / name) for name in ("hardware.json", "conditions.json")))

@@ -18,6 +18,7 @@ from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing, read_json
 from toolkit.declaration import flat, key
 
+PLAYED = ("train", "seen", "unseen", "conflict")  # parts in closed loop, of either suite
 POINTS = 1500  # of a curve; more than a screen has pixels
 PAGE_POINTS, LEAST_POINTS = 25_000, 50  # of all runs' curves of one measurement, of a curve however many there are
 
@@ -175,7 +176,7 @@ def _open_loop(found: dict[str, Any]) -> Result:
 
 
 def _closed_loop(found: dict[str, Any]) -> Iterator[Result]:
-    for part in dict.fromkeys(e["part"] for e in found["episodes"]):
+    for part in PLAYED:
         episodes = [e for e in found["episodes"] if e["part"] == part and e["condition"] == "none"]
         if episodes:
             successes, lures = sum(e["success"] for e in episodes), sum(e["picked"] == "lure" for e in episodes)

@@ -28,6 +28,11 @@ class Strategy:
     combinations: int | None = None
     episodes: int | None = None
 
+    @property
+    def text(self) -> str:
+        """Its name as `read` takes it, without the number of episodes: what decides the combinations."""
+        return self.name if self.combinations is None else f"{self.name}_f{self.combinations}"
+
     @classmethod
     def read(cls, text: str) -> Strategy:
         """A strategy by its name, or as published names have it: random_f12 is random with 12 combinations,
@@ -40,11 +45,6 @@ class Strategy:
         if 0 in numbers.values():
             raise ToolkitError(f"strategy={text}: at least one combination and one episode are needed.")
         return cls(found["name"], **numbers)
-
-    @property
-    def text(self) -> str:
-        """Its name as `read` takes it, without the number of episodes: what decides the combinations."""
-        return self.name if self.combinations is None else f"{self.name}_f{self.combinations}"
 
     def choose(
         self, values: Values, possible: Collection[Combination], seed: str, late: Collection[Combination] = ()
