@@ -18,6 +18,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from gr00t.errors import ToolkitError
 from simulation.scenes.instruction_suite import sample_episode as sample_instructed
 from simulation.scenes.plate_suite import SPLITS, sample_episode
+from simulation.scenes.verbs import VERBS
 from toolkit.installation import CHECKOUT
 
 pytestmark = needs_simulator
@@ -72,6 +73,28 @@ def test_the_expert_lifts_every_shape_in_every_size() -> None:
     task.close()
     assert len({shape for shape, _ in solved}) == 6 and {size for _, size in solved} == {"small", "large"}
     assert sum(map(sum, solved.values())) >= sum(map(len, solved.values())) - 1
+
+
+@pytest.fixture(scope="module")
+def verb_color():
+    return physics("instruction/verb_color", "conflict")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_is_done_and_told_from_the_others(verb_color, verb: str) -> None:
+    """By the expert: to the target, which is success, and to the other object or otherwise, which is none."""
+    from simulation.scenes.expert import Style
+
+    task, expert = verb_color
+    seed = next(seed for seed in range(100) if sample_instructed(task.split, task.part, seed).verb == verb)
+    otherwise = "rotate" if verb == "lift" else "lift"
+    for goal, done in (("target", verb), ("lure", verb), ("target", otherwise)):
+        task.reset(seed=seed)
+        index, before = getattr(task.episode, goal), task.object_poses()
+        info = played(task, expert.plan(index, Style(), done))
+        assert (int(info["picked"]), VERBS[int(info["did"])]) == (index, done)
+        assert bool(info["success"]) == (goal == "target" and done == verb)
+        assert np.abs(np.delete(task.object_poses() - before, index, axis=0)).max() < 1e-3
 
 
 def test_picking_the_lure_is_no_success(color_size) -> None:

@@ -134,7 +134,7 @@ class ConflictPickEnv(BaseEnv):
         if isinstance(self.episode, InstructedEpisode):
             self.agent.reset(self.qpos() + RAISED)
             shapes_there = [body.object for body in self.episode.objects]
-            self.detector, self._judged = Detector(self._object_poses(), shapes_there, self.thresholds), 0
+            self.detector, self._judged = Detector(self.object_poses(), shapes_there, self.thresholds), 0
         else:
             self.plate = self._build_plate(self.episode.plate)
 
@@ -204,13 +204,13 @@ class ConflictPickEnv(BaseEnv):
         step = int(self.elapsed_steps[0])
         if step != self._judged:  # ManiSkill may ask more than once a step
             self._judged = step
-            self.detector.update(self._object_poses(), [bool(self.agent.is_grasping(o)[0]) for o in self.objects])
+            self.detector.update(self.object_poses(), [bool(self.agent.is_grasping(o)[0]) for o in self.objects])
         picked, did, now = self.detector.picked, self.detector.did, self.detector.now
         done = picked == episode.target and now == VERBS.index(episode.verb)
         success = torch.tensor([done]) & self.agent.is_static(STILL)
         return {"success": success, "picked": torch.tensor([picked]), "did": torch.tensor([did])}
 
-    def _object_poses(self) -> np.ndarray:
+    def object_poses(self) -> np.ndarray:
         """(objects, 7): position (m) and quaternion, w first."""
         return torch.cat([body.pose.raw_pose for body in self.objects]).numpy()
 

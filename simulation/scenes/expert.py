@@ -16,26 +16,31 @@ from sapien.wrapper.pinocchio_model import PinocchioModel
 
 from simulation.scenes import shapes
 from simulation.scenes.environment import ConflictPickEnv
-from simulation.scenes.instruction_suite import HALF_SIZE
+from simulation.scenes.instruction_suite import HALF_SIZE, Body
 
 OPEN, CLOSED = 1.0, -1.0
 ANGULAR_SPEED = 1.5  # rad/s
 # The arm is a step or two behind its targets: fingers that close at once would close above a small object.
 SETTLING_STEPS, CLOSING_STEPS, HOLDING_STEPS, RESTING_STEPS = 2, 5, 3, 6
 DRAGGING = 0.6  # of the speed, along the table
-FINGER, GAP = 0.011, 0.015  # m: half a finger, and how far from an object it comes down behind it
+# m: half a finger, how far from an object it comes down behind it, and how much nearer its middle the finger meets it.
+FINGER, GAP, SLOPE = 0.011, 0.015, 0.008
 IN_THE_WAY = 0.08  # m, in x
+LEAN = 0.3  # rad, of the hand that pushes
 
 _LOWEST_GRASP = 0.015  # m, of the point between the fingertips
-# Where the fingers may close on a shape: an angle from its x axis, and the turn after which they may again (rad);
+# Where the fingers may close on a shape: angles from its x axis, and the turn after which they may again (rad);
 # anywhere on those that are not here.
 _CLOSINGS = {
-    "cube": (0.0, math.pi / 2),
-    "pyramid": (0.0, math.pi / 2),
-    "star": (0.0, math.pi / 5),  # a point and the notch opposite
-    "cup": (0.0, math.pi),  # beside the handle
-    "car": (math.pi / 2, math.pi),
+    "cube": ((0.0,), math.pi / 2),
+    "pyramid": ((0.0,), math.pi / 2),
+    "star": ((0.0,), math.pi / 5),  # a point and the notch opposite
+    "cup": ((-math.pi / 6, 0.0, math.pi / 6), math.pi),  # beside the handle
+    "car": ((math.pi / 2,), math.pi),
 }
+_ANYWHERE = ((0.0,), math.pi / 6)
+# m, of the open hand: how far it reaches from its middle, in the fingers' direction and across it.
+_FINGERS, _PALM, _PALM_HEIGHT = (0.055, 0.012), (0.105, 0.032), 0.035
 _LOW = {"pyramid": 0.35}  # of its height above the table at which it is grasped; others in the middle
 _DOWN = np.array([0.0, 0.0, -1.0])
 
@@ -79,20 +84,21 @@ class Expert:
         self.hand = links.index(agent.ee_link_name)
         self.base = agent.robot.pose.sp
 
-    def plan(self, goal: int, style: Style | None = None) -> np.ndarray:
-        """Actions (T, 8) float32 that do the episode's verb, lift where none is named, to object `goal` from where the
-        arm is now; raises Unreachable."""
-        style, verb = style or Style(), getattr(self.env.episode, "verb", "lift")
+    def plan(self, goal: int, style: Style | None = None, verb: str | None = None) -> np.ndarray:
+        """Actions (T, 8) float32 that do a verb, the episode's or lift, to object `goal` from where the arm is now;
+        raises Unreachable."""
+        style, verb = style or Style(), verb or str(getattr(self.env.episode, "verb", "lift"))
         if verb == "push":
             return self._push(goal, style)
-        grasp = self._grasp_pose(goal, self.joints(), style.depth)
+        shift, turn = self._motion(verb, goal, style)
+        grasp = self._grasp_pose(goal, style.depth, shift, turn)
         opened = self._approach(grasp, style)
         closed = [opened[-1]] * CLOSING_STEPS
         if verb == "grasp":
             closed += [closed[-1]] * self.env.thresholds.held
         else:
             speed = style.speed if verb == "lift" else style.speed * DRAGGING
-            closed += self._line(closed[-1], self._moved(verb, goal, grasp, style), speed)
+            closed += self._line(closed[-1], _turned(sapien.Pose(grasp.p + shift, grasp.q), turn), speed)
         closed += [closed[-1]] * (HOLDING_STEPS if verb == "lift" else RESTING_STEPS)
         return _actions((OPEN, opened), (CLOSED, closed))
 
@@ -102,16 +108,17 @@ class Expert:
         way += self._line(way[-1], pose, style.speed)
         return way + [way[-1]] * SETTLING_STEPS
 
-    def _moved(self, verb: str, goal: int, grasp: sapien.Pose, style: Style) -> sapien.Pose:
-        """Where the hand, which holds the object, takes it."""
+    def _motion(self, verb: str, goal: int, style: Style) -> tuple[np.ndarray, float]:
+        """How the hand, which holds the object, moves, (3,) m, and turns, rad."""
+        shift, distance = np.zeros(3), self._far(style) * self.env.thresholds.moved
         if verb == "lift":
-            return _shifted(grasp, z=style.lift)
-        if verb == "rotate":
-            return _turned(grasp, math.copysign(self._far(style) * self.env.thresholds.turned, style.bow[0]))
-        distance = self._far(style) * self.env.thresholds.moved
-        if verb == "pull":
-            return _shifted(grasp, x=-distance)
-        return _shifted(grasp, y=distance * self._free_side(goal, style))
+            shift[2] = style.lift
+        elif verb == "pull":
+            shift[0] = -distance
+        elif verb == "slide":
+            shift[1] = distance * self._free_side(goal, style)
+        turned = self._far(style) * self.env.thresholds.turned
+        return shift, math.copysign(turned, style.bow[0]) if verb == "rotate" else 0.0
 
     def _far(self, style: Style) -> float:
         """How far beyond its threshold a verb is carried, as a factor: varied as the height of a lift is."""
@@ -133,9 +140,10 @@ class Expert:
         behind = math.pi - _angle_of_axis(pose, 0)
         reach = shapes.extent(thing.object, HALF_SIZE[thing.size], behind) + FINGER
         across = _nearest(_angle_of_axis(self.hand_pose(self.joints()), 1), math.pi / 2, math.pi)
-        start = _shifted(self._hand_over(goal, across, style.depth), x=-reach - GAP)
+        # Upright, the arm is too short where objects lie in front.
+        start = _turned(_shifted(self._hand_over(goal, across, style.depth), x=-reach - GAP), -LEAN, (0, 1, 0))
         closed = self._approach(start, style)
-        distance = GAP + self._far(style) * self.env.thresholds.moved
+        distance = GAP + SLOPE + self._far(style) * self.env.thresholds.moved
         closed += self._line(closed[-1], _shifted(start, x=distance), style.speed * DRAGGING)
         closed += [closed[-1]] * RESTING_STEPS
         return _actions((CLOSED, closed))
@@ -166,14 +174,34 @@ class Expert:
         aside = np.array([distance * math.cos(angle), distance * math.sin(angle), rng.uniform(0.0, 0.02)])
         self.env.agent.robot.set_qpos(self.solve(sapien.Pose(pose.p + aside, pose.q), self.joints()))
 
-    def _grasp_pose(self, goal: int, joints: np.ndarray, depth: float) -> sapien.Pose:
-        """From above; the fingers close along a cube's edge, turning the hand as little as possible."""
-        closing = _angle_of_axis(self.hand_pose(joints), 1)
-        shape = self.env.episode.objects[goal].object
-        if shape in _CLOSINGS:
-            angle, turn = _CLOSINGS[shape]
-            closing = _nearest(closing, _angle_of_axis(self.env.objects[goal].pose.sp, 0) + angle, turn)
-        return self._hand_over(goal, closing, depth)
+    def _grasp_pose(self, goal: int, depth: float, shift: np.ndarray, turn: float) -> sapien.Pose:
+        """From above; the fingers close along a cube's edge, turning the hand as little as possible, but so that it
+        touches no other object, there and after its motion, where there is a way."""
+        now, shape = _angle_of_axis(self.hand_pose(self.joints()), 1), self.env.episode.objects[goal].object
+        angles, period = _CLOSINGS.get(shape, _ANYWHERE)
+        axis = _angle_of_axis(self.env.objects[goal].pose.sp, 0) if shape in _CLOSINGS else now
+        nearest = [_nearest(now, axis + angle, period) for angle in angles]
+        found = sorted((each + k * period for each in nearest for k in range(-3, 4)), key=lambda each: abs(each - now))
+        for closing in (each for each in found if abs(each - now) <= math.pi / 2):
+            pose = self._hand_over(goal, closing, depth)
+            if self._clear(goal, pose.p, closing) and self._clear(goal, pose.p + shift, closing + turn):
+                return pose
+        return self._hand_over(goal, found[0], depth)
+
+    def _clear(self, goal: int, at: np.ndarray, closing: float) -> bool:
+        """Whether the open hand at that point, which closes in that direction (rad), is beside all other objects."""
+        for index, other in enumerate(self.env.episode.objects):
+            if index == goal or not isinstance(other, Body):
+                continue
+            x, y = (self._at(index) - at)[:2]
+            reach = shapes.extent(other.object, HALF_SIZE[other.size], math.atan2(-y, -x) - other.yaw)
+            along = abs(x * math.cos(closing) + y * math.sin(closing)) - reach
+            across = abs(y * math.cos(closing) - x * math.sin(closing)) - reach
+            below_palm = 2.1 * self._at(index)[2] < at[2] + _PALM_HEIGHT
+            half_long, half_wide = _FINGERS if below_palm else _PALM
+            if along < half_long and across < half_wide:
+                return False
+        return True
 
     def _hand_over(self, goal: int, closing: float, depth: float) -> sapien.Pose:
         """The hand points down at an object, at the height of a grasp; the fingers close in that direction (rad)."""
@@ -213,9 +241,9 @@ def _shifted(pose: sapien.Pose, x: float = 0.0, y: float = 0.0, z: float = 0.0) 
     return sapien.Pose(pose.p + np.array([x, y, z]), pose.q)
 
 
-def _turned(pose: sapien.Pose, angle: float) -> sapien.Pose:
-    """The same place, turned about the vertical by an angle (rad)."""
-    about = sapien.Pose(q=[math.cos(angle / 2), 0, 0, math.sin(angle / 2)])
+def _turned(pose: sapien.Pose, angle: float, axis: tuple[int, int, int] = (0, 0, 1)) -> sapien.Pose:
+    """The same place, turned by an angle (rad) about an axis of the world, the vertical."""
+    about = sapien.Pose(q=[math.cos(angle / 2), *(math.sin(angle / 2) * np.array(axis))])
     return sapien.Pose(pose.p, (about * sapien.Pose(q=pose.q)).q)
 
 

@@ -134,16 +134,17 @@ def _pyramid(half: float) -> Iterator[Piece]:
 
 
 def _star(half: float) -> Iterator[Piece]:
-    """Flat, with five points, the first along x: a pentagon and a prism for each point."""
+    """Flat, five points, the first along x: a pentagon and prisms, blunt: sharp ones turn in a grasp."""
     radii = [1.6 * half, 0.72 * half]
-    rim = [(radii[k % 2] * math.cos(math.pi * k / 5), radii[k % 2] * math.sin(math.pi * k / 5)) for k in range(10)]
+    rim = [np.array([math.cos(math.pi * k / 5), math.sin(math.pi * k / 5)]) * radii[k % 2] for k in range(10)]
     yield _prism(rim[1::2], 0.8 * half)
     for tip in range(0, 10, 2):
-        yield _prism([rim[tip - 1], rim[tip], rim[tip + 1]], 0.8 * half)
+        sides = [rim[tip - 1], rim[tip + 1]]
+        yield _prism([*sides, *(rim[tip] + 0.2 * (side - rim[tip]) for side in sides)], 0.8 * half)
 
 
-def _prism(outline: Sequence[tuple[float, float]], tall: float) -> Piece:
-    return Piece("hull", tuple((x, y, z) for x, y in outline for z in (-tall, tall)))
+def _prism(outline: Sequence[np.ndarray], tall: float) -> Piece:
+    return Piece("hull", tuple((float(x), float(y), z) for x, y in outline for z in (-tall, tall)))
 
 
 @cache
