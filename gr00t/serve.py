@@ -17,11 +17,13 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gr00t.data.schema import OBSERVED, look_up
 from gr00t.errors import ToolkitError, did_you_mean, near_folder
+from gr00t.server.lerobot import LeRobotPolicy, lerobot_kind
 from gr00t.server.server import TOKEN
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ Examples:
   python -m gr00t.serve checkpoint=checkpoints/color_object device=cuda compile=true port=5556
   python -m gr00t.serve checkpoint=checkpoints/color_object host=0.0.0.0   # with a token, see above"""
 REFUSED, INTERRUPTED = 2, 130  # exit codes
+_OURS = ("embodiment_tag", "denoising_steps", "precision", "verify", "compile")  # keys that LeRobot's policies have not
 _COLUMN = 34  # of --help, where the meanings begin
 _BOOLEANS = {"true": True, "false": False}
 
@@ -60,7 +63,7 @@ class ServeConfig:
     this machine too, where others may be logged in. Ctrl-C or SIGTERM ends it after the request it is at.
     """
 
-    checkpoint: str = _option("the folder of a finished checkpoint")
+    checkpoint: str = _option("the folder of a finished checkpoint, or of a policy of LeRobot's")
     host: str = _option("the address to listen on; 0.0.0.0 is every network", "127.0.0.1")
     port: int = _option("the port to listen on; 0 takes any free one", 5555, at_least=0)
     embodiment_tag: str = _option("whose statistics and projectors to act with", "new_embodiment")
@@ -170,9 +173,10 @@ def serve(config: ServeConfig) -> None:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
         logging.getLogger("gr00t.server").setLevel(logging.WARNING if config.quiet else logging.INFO)
         policy = server.endpoints.policy = _load(config)
+        example = getattr(policy, "example_observation", partial(example_observation, policy))
         for text in ("pick up the object", "pick up the color-matching object", "pick up the object"):  # two lengths
             begin = time.perf_counter()
-            policy.get_action(example_observation(policy, text), seed=0)  # no client waits for CUDA or a compiler
+            policy.get_action(example(text), seed=0)  # no client waits for CUDA or a compiler
         seconds = time.perf_counter() - begin
 
         def stop(number: int, frame: Any) -> None:
@@ -187,7 +191,13 @@ def serve(config: ServeConfig) -> None:
         print(f"stopped after {server.run()} requests", flush=True)
 
 
-def _load(config: ServeConfig) -> GR00TPolicy:
+def _load(config: ServeConfig) -> Any:
+    folder = Path(config.checkpoint).expanduser()
+    if kind := lerobot_kind(folder):
+        for field in dataclasses.fields(config):
+            if field.name in _OURS and getattr(config, field.name) != field.default:
+                raise ToolkitError(f"{field.name} acts on nothing with {folder}, LeRobot's {kind}. Leave it out.")
+        return LeRobotPolicy(folder, config.device)
     from gr00t.model.gr00t_n1 import GR00TPolicy
     from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 
@@ -213,16 +223,20 @@ def example_observation(policy: GR00TPolicy, text: str) -> dict[str, Any]:
     }
 
 
-def _introduction(config: ServeConfig, policy: GR00TPolicy, server: PolicyServer, seconds: float) -> str:
+def _introduction(config: ServeConfig, policy: Any, server: PolicyServer, seconds: float) -> str:
     """What is served, to whom, and what to send."""
     configs, action = policy.modality_configs, policy.modality_configs["action"]
-    read = [f"{name}.{key}" for name in ("video", "state") for key in configs[name].modality_keys]
+    read = [f"{name}.{key}" for name in ("video", "state") if name in configs for key in configs[name].modality_keys]
     reached = f"with the token of {TOKEN}" if os.environ.get(TOKEN) else "without a token, from this machine only"
-    precision = str(policy.model.dtype).removeprefix("torch.")
-    speed = f"{policy.denoising_steps} denoising steps, {1e3 * seconds:.0f} ms an action chunk"
+    speed = f"{1e3 * seconds:.0f} ms an action chunk"
+    if isinstance(policy, LeRobotPolicy):
+        what, how = f"LeRobot's {policy.kind}", ""
+    else:
+        what, how = policy.tag, f" in {str(policy.model.dtype).removeprefix('torch.')}"
+        speed = f"{policy.denoising_steps} denoising steps, {speed}"
     return f"""\
-serving     {config.checkpoint} as {policy.tag}
-on          {policy.device} in {precision}, {speed}
+serving     {config.checkpoint} as {what}
+on          {policy.device}{how}, {speed}
 reads       {", ".join([*read, *configs["language"].modality_keys])}
 answers     {", ".join(action.modality_keys)}: {len(action.delta_indices)} steps each
 listens at  {server.url}, {reached}"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
 import shutil
@@ -45,6 +46,7 @@ VIDEOS = "videos"
 PLAYING = ".playing"  # in the report's folder, while the evaluation is not finished
 SEGMENT = 40  # episodes; building all scenes again takes a second
 SHARED = ("episodes", "n_action_steps", "max_steps", "seed", "workers")  # settings that the report always states
+ANSWER_MS = 120_000  # for a batch, which on a CPU may take longer than one robot's 15 s
 
 
 def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
@@ -147,11 +149,9 @@ def _since(started: float) -> float:
 def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
     """The policy, and what the report states about it."""
     if config.server is not None:
-        from gr00t.server.client import PolicyClient
-
-        host, _, port = config.server.rpartition(":")
-        client = PolicyClient(host.strip("[]"), int(port), api_token=os.environ.get(TOKEN))
-        return client, {"policy": f"server {config.server}"}
+        return _served_policy(config.server, config.n_action_steps), {"policy": f"server {config.server}"}
+    if config.policy == "lerobot":
+        return _lerobot_policy(config)
     if config.policy == "checkpoint":
         return _checkpoint_policy(config)
     scripted: dict[str, Callable[[], ScriptedPolicy]] = {
@@ -161,6 +161,30 @@ def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
         "replay": lambda: ReplayPolicy(Path(config.raw_dir), config.split.name, config.parts),
     }
     return scripted[config.policy](), {"policy": config.policy}
+
+
+def _served_policy(address: str, n_action_steps: int) -> Any:
+    """A client of the server, which has answered."""
+    from gr00t import server
+
+    token = os.environ.get(TOKEN)
+    if "://" in address:
+        openpi = server.OpenpiClient(address, token)
+        atexit.register(openpi.close)
+        return openpi
+    host, _, port = address.rpartition(":")
+    client = server.PolicyClient(host.strip("[]"), int(port), api_token=token)
+    check_configs(client.get_modality_config(), n_action_steps)
+    client.timeout_ms = ANSWER_MS
+    return client
+
+
+def _lerobot_policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
+    from gr00t.server.lerobot import LeRobotPolicy
+
+    policy = LeRobotPolicy(config.checkpoint, config.device)
+    facts = {"policy": f"{policy.kind} {config.checkpoint}", "checkpoint": config.checkpoint, "device": policy.device}
+    return policy, {**facts, "image_size": config.image_size or policy.image_size}
 
 
 def _checkpoint_policy(config: ClosedLoopConfig) -> tuple[GR00TPolicy, dict[str, Any]]:

@@ -476,7 +476,10 @@ def test_a_policy_that_does_not_look_has_no_ablations() -> None:
         (("render=none",), "need images"),
         (("parts=[]",), "one at least"),
         (("parts=[train,train]",), "each once"),
+        (("policy=lerobot", "server=localhost:5555"), "name two policies"),
         (("server=localhost",), "HOST:PORT"),
+        (("server=ws://user:secret@localhost:8000",), "ws://HOST:PORT"),
+        (("server=http://localhost:8000",), "ws://HOST:PORT"),
         (("policy=oracle",), "checkpoint, expert, lure"),
     ],
 )

@@ -17,6 +17,7 @@ EXTRAS: dict[str, list[str]] = tomllib.loads((CHECKOUT / "pyproject.toml").read_
 ]
 TRAIN = ("launch_finetune_local", "local=none", "model=tiny", "split=color_object")
 RECORD = ("simulation.record", "local=none", "split=color_object", "episodes=1")
+ASK = ("evaluate_conflict", "local=none", "split=color_object", "mode=closed_loop")
 # the extra, the module that is hidden, its package, and a command that needs it
 MISSING = [
     ("deepspeed", "deepspeed", "DeepSpeed", (*TRAIN, "engine=zero2_bf16")),
@@ -25,6 +26,7 @@ MISSING = [
     ("lora", "peft", "peft", (*TRAIN, "train.lora.rank=4")),
     ("serve", "zmq", "pyzmq", ("gr00t.serve", "checkpoint=checkpoints/none")),
     ("serve", "msgpack", "msgpack", ("gr00t.serve", "checkpoint=checkpoints/none")),
+    ("serve", "websockets", "websockets", (*ASK, "server=ws://127.0.0.1:8000")),
     ("dashboard", "wandb_workspaces", "wandb-workspaces", ("finetune.dashboard", "local=none", "out=workspace.json")),
     ("tensorboard", "tensorboard", "TensorBoard", (*TRAIN, "tracking=tensorboard")),
     ("sim", "mani_skill", "mani_skill", RECORD),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,8 +13,9 @@ import zmq
 
 from gr00t.data.schema import ModalityConfig, ModalityConfigs, as_numpy, flattened
 from gr00t.errors import ToolkitError
-from gr00t.server.messages import MAX_MESSAGE, decode, pack, tcp_url, unpack
+from gr00t.server.messages import MAX_MESSAGE, ZERO_STATE, decode, pack, tcp_url, unpack
 
+MOST_ROBOTS = 64  # in a request to a server that names no limit: what fits into a message
 _PROBE_SECONDS = 1.0
 _HOST = re.compile(r"[\w.-]+|[0-9a-fA-F.:]*::?[0-9a-fA-F.:]*(%\w+)?")  # a name or IPv4 address, or an IPv6 one
 
@@ -45,7 +46,7 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
             )
         self.host, self.port, self.timeout_ms = host, port, timeout_ms
         self.url = tcp_url(host, port)
-        self._token = api_token
+        self._token, self._said = api_token, dict[str, Any]()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.REQ)
         # A request without an answer does not block the next one, which takes no answer but its own.
@@ -64,12 +65,30 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
             return False
         return True
 
-    def get_action(self, observation: Mapping[str, Any], seed: int | None = None) -> dict[str, np.ndarray]:
+    @property
+    def max_batch(self) -> int:
+        """Robots in one request at most. Servers that do not say it, NVIDIA's, take any number."""
+        most = self._told().get("max_batch", MOST_ROBOTS)
+        return most if isinstance(most, int) and most > 0 else 1
+
+    @property
+    def heeds(self) -> Sequence[str]:
+        """The options of a request that the server heeds: of "seed" and "zero_state"; of NVIDIA's none."""
+        options = self._told().get("options")
+        return options if isinstance(options, list) else []
+
+    def get_action(
+        self, observation: Mapping[str, Any], seed: int | Sequence[int] | None = None, drop_state: bool = False
+    ) -> dict[str, np.ndarray]:
         """{"action.<group>": (B, horizon, D) float32} in robot units, from a flat or nested observation.
 
-        Raises ServerRefusal with what is wrong with the observation, NoAnswer where none comes in time.
+        seed: of the noise, one for all robots or one each. drop_state hides the state from the model. Raises
+        ServerRefusal with what is wrong with the observation, NoAnswer where none comes in time.
         """
-        options = None if seed is None else {"seed": int(seed) if isinstance(seed, np.integer) else seed}
+        given = {"seed": int(seed) if isinstance(seed, np.integer) else seed, ZERO_STATE: drop_state or None}
+        options = {name: value for name, value in given.items() if value is not None} or None
+        if drop_state and ZERO_STATE not in self.heeds:
+            raise ToolkitError(f"{self.url}: this server cannot hide the state from its model ({ZERO_STATE}).")
         reply = self._call("get_action", {"observation": nested(observation), "options": options})
         actions = reply[0] if isinstance(reply, list) and reply else None
         if not isinstance(actions, dict) or not all(isinstance(values, np.ndarray) for values in actions.values()):
@@ -100,6 +119,13 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _told(self) -> dict[str, Any]:
+        """What the server says of itself, asked once."""
+        if not self._said:
+            reply = self._call("ping")
+            self._said = reply if isinstance(reply, dict) and reply else {"status": "ok"}
+        return self._said
+
     def _call(self, endpoint: str, data: dict[str, Any] | None = None) -> Any:
         request = {"endpoint": endpoint, "data": data, "api_token": self._token}
         message = pack({name: value for name, value in request.items() if value is not None})
@@ -123,8 +149,8 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
         try:
             socket.create_connection((self.host, self.port), _PROBE_SECONDS).close()
             advice = (
-                "Something listens there: it may be busy with others, or no policy server; else give a longer "
-                "timeout_ms."
+                "Something listens there: it may be busy with others, or no policy server of this protocol (openpi's "
+                f"are ws://{self.host}:{self.port}); else give a longer timeout_ms."
             )
         except OSError:
             advice = (

@@ -7,6 +7,7 @@ gives plain values within the limits below, `decode` makes arrays of what descri
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 from gr00t.data.schema import ModalityConfig
 from gr00t.errors import ToolkitError
 
+ZERO_STATE = "zero_state"  # option of a request: the state is zero after its normalisation (get_action's drop_state)
 MAX_MESSAGE = 64 * 2**20  # bytes; 64 robots with two views of 224 x 224 take 19
 MAX_ITEMS = 20_000  # entries of all maps and lists of a message
 MAX_LIST, MAX_MAP, MAX_TEXT = 4096, 64, 16_384  # entries, entries, bytes
 MAX_DEPTH = 16
 MAX_DIMENSIONS = 8
+MAX_SHOWN = 2000  # characters of an error
 _NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
@@ -28,15 +31,22 @@ def tcp_url(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-def pack(value: Any) -> bytes:
+def printable(text: str, most: int = MAX_SHOWN) -> str:
+    """A text of somebody else's, which can neither flood a log nor steer the terminal that shows it."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:most])
+    return shown + ("..." if len(text) > most else "")
+
+
+def pack(value: Any, encode: Callable[[Any], Any] | None = None) -> bytes:
     """The message of `value`: maps, lists, texts, numbers, arrays of numbers, modality configurations.
 
+    encode: of what msgpack does not know; None for the encoding of NVIDIA's protocol, as_openpi for that of openpi's.
     Raises ToolkitError for anything else, object arrays above all.
     """
     import msgpack  # here and below, so that the server's module can be imported without it
 
     try:
-        return msgpack.packb(value, default=_encode)
+        return msgpack.packb(value, default=encode or _encode)
     except ToolkitError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
@@ -91,6 +101,10 @@ def decode(value: Any, depth: int = 0) -> Any:
         fields = {_text(key): item for key, item in value.items()}
         if "nd" in fields:
             return _array(fields)
+        if "__ndarray__" in fields:  # of openpi's
+            return _array({**fields, "nd": True, "type": fields.get("dtype")})
+        if "__npgeneric__" in fields:
+            return decode(fields.get("data"), depth + 1)
         if "__ndarray_class__" in fields:
             raise ToolkitError("The arrays are encoded as by clients of GR00T N1.6. Use a client of N1.7.")
         return {key: decode(item, depth + 1) for key, item in fields.items()}
@@ -103,6 +117,20 @@ def _encode(value: Any) -> dict[Any, Any]:
     """What msgpack does not know itself. The keys are bytes, since msgpack-numpy finds no others."""
     if isinstance(value, ModalityConfig):
         return {"__ModalityConfig__": True, "as_json": value.to_json()}
+    _check_numbers(value)
+    is_array = isinstance(value, np.ndarray)
+    shape: dict[Any, Any] = {b"kind": b"", b"shape": value.shape} if is_array else {}
+    return {b"nd": is_array, b"type": value.dtype.str, **shape, b"data": value.tobytes()}
+
+
+def as_openpi(value: Any) -> dict[Any, Any]:
+    """The same as _encode in the encoding of openpi-client, which has a form of its own."""
+    _check_numbers(value)
+    array = np.asarray(value)
+    return {b"__ndarray__": True, b"data": array.tobytes(), b"dtype": array.dtype.str, b"shape": array.shape}
+
+
+def _check_numbers(value: Any) -> None:
     if not isinstance(value, np.ndarray | np.generic):
         raise ToolkitError(f"A {type(value).__name__} cannot be sent. Send numpy arrays, texts, lists and dicts.")
     if not _NUMBERS.fullmatch(value.dtype.str):
@@ -110,9 +138,6 @@ def _encode(value: Any) -> dict[Any, Any]:
             f"An array of {value.dtype} cannot be sent: only arrays of numbers are (others would take a pickle). "
             "Send texts as lists of str."
         )
-    is_array = isinstance(value, np.ndarray)
-    shape: dict[Any, Any] = {b"kind": b"", b"shape": value.shape} if is_array else {}
-    return {b"nd": is_array, b"type": value.dtype.str, **shape, b"data": value.tobytes()}
 
 
 def _array(fields: dict[str, Any]) -> np.ndarray | np.generic:

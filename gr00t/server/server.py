@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hmac
+import inspect
 import ipaddress
 import logging
 import socket
@@ -22,7 +23,7 @@ import numpy as np
 
 from gr00t.data.schema import OBSERVED, look_up
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.server.messages import MAX_MESSAGE, decode, pack, tcp_url, unpack
+from gr00t.server.messages import MAX_MESSAGE, ZERO_STATE, decode, pack, printable, tcp_url, unpack
 
 TOKEN = "GROOT_API_TOKEN"  # the environment variable; arguments of a command can be read by everybody on the machine
 SHORTEST_TOKEN = 16
@@ -42,7 +43,6 @@ TASK, SIMULATORS_TASK = "task", "annotation.human.coarse_action"  # some simulat
 MAX_SIDE = 4096  # pixels
 MAX_RATIO = 8  # of the sides: images are padded to a square, so a narrow one grows
 MAX_INSTRUCTION = 1000  # characters
-_SHOWN = 2000  # characters of an error
 _SECONDS_BETWEEN_ERRORS = 1.0  # in the log
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,15 @@ class Endpoints:
             return {}
         if endpoint == "get_modality_config":
             return self.policy.modality_configs
-        return {"status": "ok", "message": "Server is stopping" if endpoint == "kill" else "Server is running"}
+        status = {"status": "ok", "message": "Server is stopping" if endpoint == "kill" else "Server is running"}
+        return {**status, "max_batch": self._max_batch, "options": self._heeded()} if endpoint == "ping" else status
+
+    def _heeded(self) -> list[str]:
+        """The options of a request that change what this policy does; NVIDIA's server names none."""
+        if hasattr(self.policy, "heeds"):
+            return list(self.policy.heeds)
+        hides = "drop_state" in inspect.signature(self.policy.get_action).parameters
+        return ["seed", ZERO_STATE] if hides else ["seed"]
 
     def _get_action(self, data: dict[str, Any]) -> list[dict[str, Any]]:
         """Actions in the form of the observation, and an empty info map.
@@ -141,7 +149,13 @@ class Endpoints:
         """
         if "observation" not in data:
             raise ToolkitError('get_action needs data with "observation".')
-        seed = data["options"].get("seed")  # clients of simulators send further options, which change nothing here
+        # Clients of simulators send further options, which change nothing here.
+        options, hidden = {"seed": data["options"].get("seed")}, data["options"].get(ZERO_STATE, False)
+        if not isinstance(hidden, bool):
+            raise ToolkitError(f"The option {ZERO_STATE} is true or false, not {hidden!r:.80}.")
+        if hidden and ZERO_STATE not in self._heeded():
+            raise ToolkitError(f"The option {ZERO_STATE} hides the state from the model, which this policy cannot.")
+        options |= {"drop_state": True} if hidden else {}
         observation = data["observation"]
         check_size(observation, self._max_batch)
         language = self.policy.modality_configs.get("language")
@@ -149,14 +163,14 @@ class Endpoints:
         flat = is_flat(observation, language_key)
         if flat and language_key == TASK and TASK not in observation:
             observation = {(TASK if name == SIMULATORS_TASK else name): value for name, value in observation.items()}
-        actions = self.policy.get_action(observation, seed=seed)
+        actions = self.policy.get_action(observation, **options)
         return [actions if flat else {name.removeprefix("action."): of for name, of in actions.items()}, {}]
 
 
 def error_reply(text: str, endpoint: str = UNKNOWN) -> Reply:
     """A refusal. What a request wrote into it can neither flood the log nor steer the terminal that shows it."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_SHOWN])
-    return Reply(endpoint, pack({"error": shown + ("..." if len(text) > _SHOWN else "")}), shown)
+    shown = printable(text)
+    return Reply(endpoint, pack({"error": shown}), shown)
 
 
 def is_flat(observation: Any, language_key: str | None) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.open_loop import EvaluationConfig, OpenLoopConfig
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, require_extra
 from toolkit.declaration import key
 from toolkit.shared_keys import PARTS, TrackingConfig, share_key
 from toolkit.trackers import check_tracking
@@ -34,7 +34,9 @@ CONDITIONS = {
 PAIRWISE: dict[str, Any] = {"episodes": 200, "seed": 42, "runs": 1, "parts": ["seen", "conflict"]}
 FULL_FACTOR: dict[str, Any] = {"episodes": 200, "seed": 40, "runs": 3, "parts": ["unseen"]}
 FULL_FACTOR |= {"n_action_steps": 5, "max_steps": 500, "no_distractor_prob": 0.7}
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
+_HOST = r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
+_ADDRESS = re.compile(rf"{_HOST}:\d{{1,5}}|wss?://{_HOST}(:\d{{1,5}})?(/[\w./-]*)?")
+LOOKING = ("checkpoint", "lerobot")  # policies that are shown images, beside those of a server
 
 
 @dataclass(kw_only=True)
@@ -42,14 +44,14 @@ class ClosedLoopConfig(EvaluationConfig):
     """Let a policy act in simulated episodes of a split, and count what it picks up."""
 
     policy: str = key(
-        "closed loop: who acts; to check the loop itself expert, lure (picks up the lure), random (any object) or "
-        "replay (the recordings of raw_dir)",
+        "closed loop: who acts; lerobot is LeRobot's policy in the folder checkpoint; to check the loop itself expert, "
+        "lure (picks up the lure), random (any object) or replay (the recordings of raw_dir)",
         "checkpoint",
-        choices=("checkpoint", "expert", "lure", "random", "replay"),
+        choices=(*LOOKING, "expert", "lure", "random", "replay"),
     )
     server: str | None = key(
-        "closed loop: HOST:PORT of a policy server that acts in place of the checkpoint (environment variable "
-        "GROOT_API_TOKEN: its token)",
+        "closed loop: address of a policy server that acts in place of the checkpoint, HOST:PORT of NVIDIA's protocol, "
+        "ws://HOST:PORT of openpi's (environment variable GROOT_API_TOKEN: its token)",
         None,
     )
     parts: list[str] = key(
@@ -129,8 +131,8 @@ class ClosedLoopConfig(EvaluationConfig):
                 f"protocol=published is that of the published experiments, split=instruction/...; {self.split.name} is "
                 "none of them. Leave it out."
             )
-        scripted = self.policy != "checkpoint"
-        if scripted and self.server is not None:
+        scripted = self.policy not in LOOKING
+        if self.policy != "checkpoint" and self.server is not None:
             raise ToolkitError(
                 f"server={self.server} and policy={self.policy} name two policies. Leave one of them out."
             )
@@ -144,12 +146,16 @@ class ClosedLoopConfig(EvaluationConfig):
                 "render=none is for policy=expert, lure, random and replay; others need images: render=cpu."
             )
         if self.server is not None and not _ADDRESS.fullmatch(self.server):
-            raise ToolkitError(f"server={self.server}: write HOST:PORT, as in server=127.0.0.1:5555.")
+            shown = self.server.rpartition("@")[2]  # what precedes it may be a secret
+            raise ToolkitError(f"server={shown}: write HOST:PORT, or ws://HOST:PORT of an openpi server.")
 
     def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
         """Refuse what cannot run on this machine; a checkpoint that `comes` is one that another job makes first."""
         del dataset_comes  # nothing is read from it
         check_tracking(self.tracking)
+        if self.server is not None:
+            openpi = {"websockets": "websockets"} if "://" in self.server else {}
+            require_extra("serve", f"server={self.server} needs", zmq="pyzmq", msgpack="msgpack", **openpi)
         acts = self.policy == "checkpoint" and self.server is None
         self.check_folders(self.report_folder, checkpoint_comes or not acts)
 

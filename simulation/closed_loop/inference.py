@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from gr00t.model.gr00t_n1 import GR00TPolicy
 from toolkit.shared_keys import from_json, read_file
 
 Images = dict[str, np.ndarray]  # key of CAMERAS: (H, W, 3) uint8 RGB
+_ALL = {"start": 0, "end": 8}
+STATE, ACTION = {**GROUPS, "state": _ALL}, {**GROUPS, "action": _ALL}  # in groups or, as other families have it, whole
+UNDIVIDED = ["action"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class Inference:
     """Asks one policy for action chunks: a GR00TPolicy, a client of a server, or an object of your own.
 
     The noise of a chunk comes from (seed, episode, chunk): a policy whose `get_action` takes `seed` is given one for
-    each. A GR00TPolicy is given all observations as one batch, any other object one at a time. What it reads is its
-    `modality_configs`, or what its `get_modality_config()` says, or else that of conflict_panda_config.py.
+    each. A GR00TPolicy is given all observations as one batch, another object as many at once as its `max_batch` says
+    (and as many seeds), or one at a time. What it reads is its `modality_configs`, or what its `get_modality_config()`
+    says, or else that of conflict_panda_config.py.
     """
 
     def __init__(self, policy: Any, seed: int, n_action_steps: int, conditions: Sequence[str]) -> None:
@@ -51,40 +55,60 @@ class Inference:
         read = getattr(policy, "get_modality_config", lambda: from_json(read_file(None)))
         self.configs: ModalityConfigs = policy.modality_configs if hasattr(policy, "modality_configs") else read()
         check_configs(self.configs, n_action_steps)
+        self.name = getattr(policy, "url", "The policy's get_action")
+        self.groups = self.configs["action"].modality_keys if "action" in self.configs else UNDIVIDED
+        self.max_batch: int | None = None if isinstance(policy, GR00TPolicy) else getattr(policy, "max_batch", 1)
         self.options = set(inspect.signature(policy.get_action).parameters)
+        if "zero_state" not in getattr(policy, "heeds", ["zero_state"]):
+            self.options.discard("drop_state")
         if "zero_state" in conditions and "drop_state" not in self.options:
+            who = getattr(policy, "url", "this policy's get_action")
             raise ToolkitError(
-                "ablations=[zero_state] hides the state from the model, which this policy's get_action cannot "
-                "(drop_state). Evaluate the checkpoint itself, or leave that ablation out."
+                f"ablations=[zero_state] hides the state from the model, which {who} cannot "
+                "(drop_state). Evaluate the checkpoint itself, serve it with python -m gr00t.serve, or leave that "
+                "ablation out."
             )
 
     def chunks(self, requests: Sequence[Observation], *, drop_state: bool) -> list[np.ndarray]:
         """One chunk (n_action_steps, 8) float32 for each request."""
-        batched, found = isinstance(self.policy, GR00TPolicy), []
-        for batch in [requests] if batched else [[request] for request in requests]:
+        found: list[np.ndarray] = []
+        for batch in self._batches(requests):
             seeds = [torch_seed(self.seed, Stream.ROLLOUT, request.seed, request.chunk) for request in batch]
             options: dict[str, Any] = {"drop_state": True} if drop_state else {}
-            if batched or "seed" in self.options:
-                options["seed"] = seeds if batched else seeds[0]
+            if "seed" in self.options:
+                options["seed"] = seeds[0] if self.max_batch == 1 else seeds
             actions = self.policy.get_action(as_batch(batch, self.configs), **options)
-            groups = [self._group(actions, name, len(batch)) for name in GROUPS]
+            groups = [self._group(actions, name, len(batch)) for name in ACTION if name in self.groups]
             found += list(np.concatenate(groups, axis=-1).astype(np.float32))
         return found
 
+    def _batches(self, requests: Sequence[Observation]) -> Iterator[Sequence[Observation]]:
+        size = self.max_batch or max(1, len(requests))
+        for first in range(0, len(requests), size):
+            yield requests[first : first + size]
+
     def _group(self, actions: dict[str, np.ndarray], name: str, count: int) -> np.ndarray:
         """(B, n_action_steps, D) of one action group."""
-        key, dim = f"action.{name}", GROUPS[name]["end"] - GROUPS[name]["start"]
+        key, dim = f"action.{name}", ACTION[name]["end"] - ACTION[name]["start"]
         if not isinstance(actions, dict) or key not in actions:
             found = ", ".join(actions) if isinstance(actions, dict) else type(actions).__name__
-            raise ToolkitError(f'The policy\'s get_action gave no "{key}" (found: {found}).')
+            raise ToolkitError(f'{self.name} gave no "{key}" (found: {found}).')
         values = np.asarray(actions[key])
         if values.ndim != 3 or values.shape[::2] != (count, dim) or values.shape[1] < self.n_action_steps:
+            remedy = ""
+            if values.ndim == 3 and 0 < values.shape[1] < self.n_action_steps:
+                remedy = f" Its chunks are short: n_action_steps={values.shape[1]} or fewer."
+            elif count > 1 and values.shape[:1] == (1,):
+                remedy = " It answers one observation at a time: workers=1."
             raise ToolkitError(
-                f"The policy's get_action gave {key} of the shape {values.shape}; expected ({count}, "
-                f"{self.n_action_steps} or more, {dim})."
+                f"{self.name} gave {key} of the shape {values.shape}; expected ({count}, "
+                f"{self.n_action_steps} or more, {dim}).{remedy}"
             )
-        if not np.isfinite(values).all():
-            raise ToolkitError(f"The policy's get_action gave {key} that is not finite.")
+        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+            raise ToolkitError(
+                f"{self.name} gave {key} that is not finite. Nothing of it was executed: see whether its training "
+                "diverged, or serve it in another precision."
+            )
         return values[:, : self.n_action_steps]
 
 
@@ -93,8 +117,8 @@ def as_batch(observations: Sequence[Observation], configs: ModalityConfigs) -> d
     batch: dict[str, Any] = {}
     for key in configs["video"].modality_keys:
         batch[f"video.{key}"] = np.stack([o.images[key] for o in observations])[:, None]
-    for key in configs["state"].modality_keys:
-        group = slice(GROUPS[key]["start"], GROUPS[key]["end"])
+    for key in configs["state"].modality_keys if "state" in configs else ():
+        group = slice(STATE[key]["start"], STATE[key]["end"])
         batch[f"state.{key}"] = np.stack([o.state[group] for o in observations])[:, None]
     batch[configs["language"].modality_keys[0]] = [o.instruction for o in observations]
     return batch
@@ -102,8 +126,11 @@ def as_batch(observations: Sequence[Observation], configs: ModalityConfigs) -> d
 
 def check_configs(configs: ModalityConfigs, n_action_steps: int) -> None:
     """Refuse a policy that wants more than the simulation shows, or whose chunks are too short or not a Panda's."""
-    given = {"video": list(CAMERAS), "state": list(GROUPS), "action": list(GROUPS)}
-    for modality, names in given.items():
+    groups = configs["action"].modality_keys if "action" in configs else UNDIVIDED
+    actions = UNDIVIDED if groups == UNDIVIDED else list(GROUPS)
+    for modality, names in {"video": list(CAMERAS), "state": list(STATE), "action": actions}.items():
+        if modality not in configs:
+            continue
         unknown = [key for key in configs[modality].modality_keys if key not in names]
         if unknown:
             raise ToolkitError(
@@ -115,7 +142,9 @@ def check_configs(configs: ModalityConfigs, n_action_steps: int) -> None:
                 f"The policy reads {modality} at the frames {configs[modality].delta_indices}; in closed loop it is "
                 "shown the present frame only, [0]."
             )
-    missing = [key for key in GROUPS if key not in configs["action"].modality_keys]
+    if "action" not in configs:
+        return  # the first answer shows how many steps there are
+    missing = [key for key in actions if key not in groups]
     if missing:
         raise ToolkitError(f'The policy has no action "{missing[0]}", so it cannot move the simulated Panda.')
     horizon = len(configs["action"].delta_indices)

@@ -1,0 +1,181 @@
+"""A policy that LeRobot trained (ACT, diffusion, SmolVLA, pi0, ...), asked as ours are: observations in, chunks out.
+
+LeRobot pins other versions than this toolkit, so it has an environment of its own as a rule, in which `python -m
+gr00t.serve` needs beside it pyzmq and msgpack only."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gr00t.data.schema import ModalityConfig, flattened, look_up
+from gr00t.errors import ToolkitError, near_folder
+
+OWN = "groot"  # LeRobot's GR00T N1.7, which GR00TPolicy reads itself
+# These read the state as a vector; others write it into the prompt, where nothing can be zeroed after normalisation.
+STATE_AS_VECTOR = ("act", "diffusion", "vqbet", "smolvla", "pi0")
+_STATE, _PROCESSORS = "observation.state", ("policy_preprocessor.json", "policy_postprocessor.json")
+
+
+def lerobot_kind(folder: Path) -> str | None:
+    """What LeRobot calls the kind of policy in a folder of its own; None for another folder, and for its GR00T."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    kind = config.get("type") if isinstance(config, dict) else None
+    return kind if isinstance(kind, str) and kind != OWN else None
+
+
+class LeRobotPolicy:
+    """One policy of LeRobot's, ready to act on batches.
+
+    Attributes: kind; device; modality_configs: its views, its undivided "state" and "action", and "task"; image_size,
+    pixels a side, None where images are not square; max_batch; heeds.
+    """
+
+    max_batch = 64
+
+    def __init__(self, folder: str | PathLike[str], device: str = "auto") -> None:
+        """device: auto, cpu or cuda. Raises ToolkitError without LeRobot, and for what is not such a policy."""
+        self.folder = Path(folder).expanduser()
+        kind = lerobot_kind(self.folder)
+        if kind is None:
+            raise ToolkitError(
+                f"{self.folder} is no policy of LeRobot's: it has no config.json with a type (its GR00T is read by "
+                f"policy=checkpoint). Give the folder pretrained_model of one.{near_folder(self.folder)}"
+            )
+        if importlib.util.find_spec("lerobot") is None:
+            raise ToolkitError(
+                f"{self.folder} needs the package lerobot, which pins other versions than this toolkit: pip install "
+                "lerobot pyzmq msgpack in an environment of its own, there python -m gr00t.serve "
+                "checkpoint=FOLDER, and here server=127.0.0.1:5555."
+            )
+        missing = [name for name in _PROCESSORS if not (self.folder / name).is_file()]
+        if missing:
+            raise ToolkitError(
+                f"{self.folder} lacks {missing[0]}, so LeRobot before 0.4 wrote it. Convert it with LeRobot's "
+                "lerobot.processor.migrate_policy_normalization."
+            )
+        self.kind, self.device = kind, _pick(device)
+        try:
+            self._load()
+        except ToolkitError:
+            raise
+        except Exception as error:  # whatever LeRobot raises
+            reason = f"{type(error).__name__}: {str(error).strip() or 'no reason'}".splitlines()[0][:300]
+            raise ToolkitError(f"{self.folder}: LeRobot cannot read this policy ({reason}).") from error
+
+    @property
+    def heeds(self) -> Sequence[str]:
+        """The options that change what it does."""
+        return ["seed", "zero_state"] if self.kind in STATE_AS_VECTOR else ["seed"]
+
+    def get_action(
+        self, observation: Mapping[str, Any], *, seed: int | Sequence[int] | None = None, drop_state: bool = False
+    ) -> dict[str, np.ndarray]:
+        """{"action.action": (B, n_action_steps, D) float32} from video.<view> (B, 1, H, W, 3) uint8, state.state (B, 1,
+        D) and task, B texts; flat or nested. Of several seeds the first is that of the whole batch's noise. drop_state
+        zeroes the normalised state."""
+        import torch
+
+        with torch.random.fork_rng(enabled=seed is not None), torch.inference_mode():
+            if seed is not None:
+                torch.manual_seed(int(seed[0] if isinstance(seed, Sequence) else seed))
+            batch = self._before(self._read(flattened(observation)))
+            if drop_state:
+                batch[_STATE] = torch.zeros_like(batch[_STATE])
+            self._policy.reset()
+            # The first call computes a chunk, and the others take its next step, whatever they are shown.
+            steps = [self._after(self._policy.select_action(dict(batch))) for _ in range(self._steps)]
+        return {"action.action": torch.stack(steps, dim=1).float().cpu().numpy()}
+
+    def example_observation(self, text: str) -> dict[str, Any]:
+        """An observation of one robot: black images, a state of zeros."""
+        images = {f"video.{v}": np.zeros((1, 1, *s[1:], 3), np.uint8) for v, (_, s) in self._views.items()}
+        state = {"state.state": np.zeros((1, 1, self._state_dim), np.float32)} if self._state_dim else {}
+        return {**images, **state, "task": [text]}
+
+    def _load(self) -> None:
+        from lerobot.configs.policies import PreTrainedConfig
+        from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+        config = PreTrainedConfig.from_pretrained(self.folder)
+        config.device, path = self.device, str(self.folder)
+        if hasattr(config, "pretrained_backbone_weights"):
+            config.pretrained_backbone_weights = None  # the folder has the weights; nothing is downloaded
+        self._check(config)
+        self._policy = get_policy_class(self.kind).from_pretrained(path, config=config, strict=True)
+        self._policy.to(self.device).eval()
+        on_device = {"device_processor": {"device": self.device}}
+        self._before, self._after = make_pre_post_processors(config, path, preprocessor_overrides=on_device)
+
+    def _check(self, config: Any) -> None:
+        """Refuse a policy that wants more than the present frame; note what it reads."""
+        if config.n_obs_steps != 1:
+            raise ToolkitError(
+                f"{self.folder} reads the last {config.n_obs_steps} frames (n_obs_steps); it is shown the present one "
+                "only. Train it with n_obs_steps=1."
+            )
+        if getattr(config, "temporal_ensemble_coeff", None) is not None or getattr(config, "use_peft", False):
+            raise ToolkitError(
+                f"{self.folder} blends chunks of several steps (temporal_ensemble_coeff), or keeps an adapter apart "
+                "(use_peft). Set the former to null in its config.json; merge the latter into the weights."
+            )
+        views = {key.rpartition(".")[2]: (key, of.shape) for key, of in config.image_features.items()}
+        others = set(config.input_features) - set(config.image_features) - {_STATE}
+        if others or not views or config.action_feature is None:
+            raise ToolkitError(
+                f"{self.folder} reads {', '.join(sorted(config.input_features))}; expected images and {_STATE}."
+            )
+        self._views, state = views, config.robot_state_feature
+        self._state_dim, self._steps = (state.shape[0] if state else 0), config.n_action_steps
+        sides = {side for _, shape in views.values() for side in shape[1:]}
+        self.image_size = sides.pop() if len(sides) == 1 else None
+        self.modality_configs = {
+            "video": ModalityConfig([0], list(views)),
+            **({"state": ModalityConfig([0], ["state"])} if state else {}),
+            "action": ModalityConfig(list(range(self._steps)), ["action"]),
+            "language": ModalityConfig([0], ["task"]),
+        }
+
+    def _read(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch as LeRobot's pipelines take it: images (B, 3, H, W) float in [0, 1], a state (B, D), B tasks."""
+        import torch
+
+        expected = {"task", *(f"video.{view}" for view in self._views), *(["state.state"] if self._state_dim else [])}
+        for name in observation:
+            look_up(dict.fromkeys(expected), name, f'The observation has "{name}", which this policy does not read.')
+        for name in sorted(expected):
+            look_up(observation, name, f'The observation lacks "{name}".')
+        tasks = [task if isinstance(task, str) else task[0] for task in observation["task"]]
+        batch: dict[str, Any] = {"task": tasks}
+        for view, (key, _) in self._views.items():
+            images = np.asarray(observation[f"video.{view}"])
+            if images.dtype != np.uint8 or images.ndim != 5 or images.shape[:2] != (len(tasks), 1):
+                raise ToolkitError(
+                    f"video.{view}: expected ({len(tasks)}, 1, H, W, 3) uint8, found {images.shape} {images.dtype}."
+                )
+            batch[key] = torch.from_numpy(images[:, 0]).permute(0, 3, 1, 2).contiguous().to(self.device).float() / 255
+        if self._state_dim:
+            state, shape = np.asarray(observation["state.state"], np.float32), (len(tasks), 1, self._state_dim)
+            if state.shape != shape:
+                raise ToolkitError(f"state.state: expected the shape {shape}, found {state.shape}.")
+            batch[_STATE] = torch.from_numpy(state[:, 0])
+        return batch
+
+
+def _pick(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ToolkitError("device=cuda: PyTorch sees no GPU here. Take device=cpu.")
+    return device
