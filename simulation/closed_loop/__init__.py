@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune.open_loop import EvaluationConfig, OpenLoopConfig
 from gr00t.errors import ToolkitError, require_extra
+from simulation.scenes.suites import SUITES
 from toolkit.declaration import key
 from toolkit.shared_keys import PARTS, TrackingConfig, share_key
 from toolkit.trackers import check_tracking
@@ -126,6 +127,13 @@ class ClosedLoopConfig(EvaluationConfig):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ToolkitError(f"{name}={values}: name each once.")
+        for suite in SUITES:
+            strange = [part for part in self.parts if part not in suite.evaluated_of(self.split.name)]
+            if self.split.name in suite.splits and strange:
+                raise ToolkitError(
+                    f"parts={self.parts}: {self.split.name} has {', '.join(suite.evaluated_of(self.split.name))}, no "
+                    f"{strange[0]}."
+                )
         if self.protocol == "published" and not self.split.name.startswith("instruction/"):
             raise ToolkitError(
                 f"protocol=published is that of the published experiments, split=instruction/...; {self.split.name} is "
