@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,13 +14,15 @@ from typing import Any
 
 from data_prep.maniskill import CONTROL_FREQ
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import read_json
 from gr00t.file_replacement import whole_folder
 from gr00t.model.checkpoint_folder import fingerprint
 from gr00t.model.finished_checkpoint import read_processor, read_trained_on, verify_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
-from simulation.closed_loop import ClosedLoopConfig, Evaluation, Settings
+from simulation.closed_loop import ClosedLoopConfig, EpisodeOutcome, Evaluation, Settings
 from simulation.closed_loop.inference import check_configs
+from simulation.closed_loop.kept_episodes import SETTINGS, kept_in
 from simulation.closed_loop.policies import (
     LurePolicy,
     RandomPolicy,
@@ -27,57 +30,120 @@ from simulation.closed_loop.policies import (
     ScriptedPolicy,
     TargetPolicy,
 )
-from simulation.closed_loop.rollout import run_episodes
+from simulation.closed_loop.rollout import check_settings, run_episodes
 from simulation.report.closed_loop_report import JSON_FILE, log_report, print_report, write_report
 from simulation.scenes import require_rendering, require_simulator
-from simulation.scenes.plate_suite import split_factors
+from simulation.scenes.instruction_suite import default_strategy
+from simulation.scenes.suites import PLATE, suite_of
 from toolkit.code_files import versions
 from toolkit.composition import read_yaml
 from toolkit.installation import CONFIG_DIR
+from toolkit.shared_keys import share_of
 
 TOKEN = "GROOT_API_TOKEN"
 USUAL_SIZE = 224  # of python -m simulation.record
 VIDEOS = "videos"
+PLAYING = ".playing"  # in the report's folder, while the evaluation is not finished
+SEGMENT = 40  # episodes; building all scenes again takes a second
+SHARED = ("episodes", "n_action_steps", "max_steps", "seed", "workers")  # settings that the report always states
 ANSWER_MS = 120_000  # for a batch, which on a CPU may take longer than one robot's 15 s
 
 
 def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
-    """Play the episodes, write the report and print it; where something fails, the report folder stays as it was."""
-    a, b = split_factors(config.split.name)
+    """Play the episodes, write the report and print it; where something fails, the report folder stays as it was but
+    for what was played, and the same again goes on. With a share, that is played only."""
+    asked, config = config, dataclasses.replace(config, **config.protocol_values)
+    suite_of(config.split.name)
     require_simulator()
     if config.render != "none":
         require_rendering(config.render)
     policy, facts = _policy(config)
-    names = ("episodes", "n_action_steps", "max_steps", "seed", "workers")
-    shared = {name: getattr(config, name) for name in names}
-    settings = Settings(
-        config.split.name,
-        config.split.instruction,
-        # That of the split with the cues swapped: a sentence of the same kind, for the lure.
-        other_instruction=str(read_yaml(CONFIG_DIR / "split" / f"{b}_{a}.yaml")["instruction"]),
-        parts=tuple(config.parts),
-        conditions=("none", *config.ablations),
-        image_size=facts.get("image_size") or config.image_size or USUAL_SIZE,
-        render=config.render,
-        videos=0 if config.render == "none" else config.videos,
-        **shared,
-    )
-    started = time.monotonic()
-    folder = config.report_folder
-    with whole_folder(folder / VIDEOS, lock=False) as aside:
-        outcomes = run_episodes(policy, settings, folder=aside)
-        (folder / JSON_FILE).unlink(missing_ok=True)  # it names older videos
-    if not settings.videos:
-        (folder / VIDEOS).rmdir()
-    outcomes = [dataclasses.replace(o, video=o.video and f"{VIDEOS}/{o.video}") for o in outcomes]
-    info = {"split": settings.split, "instruction": settings.instruction, **shared}
-    info |= {"image_size": settings.image_size, "render": settings.render}
-    info |= {"config": dataclasses.asdict(config), "versions": versions(), **facts}
-    evaluation = Evaluation({**info, "seconds": round(time.monotonic() - started, 1)}, tuple(outcomes))
-    write_report(evaluation, folder)
+    folder, started = config.report_folder, time.monotonic()
+    settings = _settings(config, facts)
+    check_settings(policy, settings)
+    kept_as = {**dataclasses.asdict(settings), **facts}
+    with kept_in(folder / PLAYING, kept_as, shared=config.share is not None) as kept:
+        place, chosen = folder / PLAYING / VIDEOS, share_of(config.share)
+        outcomes = run_episodes(policy, settings, folder=place, kept=kept, share=chosen)
+        if config.share is not None:
+            print(f"{folder}: share {config.share} is there; the same without share=... joins all of them.")
+            return Evaluation(kept_as, tuple(outcomes))
+        outcomes = _publish_videos(outcomes, place, folder)
+        evaluation = Evaluation({**_info(asked, settings, facts), "seconds": _since(started)}, tuple(outcomes))
+        write_report(evaluation, folder)
     print_report(evaluation, folder)
     log_report(evaluation, folder, config.tracking)
     return evaluation
+
+
+def _settings(config: ClosedLoopConfig, facts: dict[str, Any]) -> Settings:
+    """How the episodes are played; parts that the strategy leaves nothing for are left out where none was named."""
+    suite, split, strategy, other = suite_of(config.split.name), config.split.name, _strategy(config), None
+    if suite is PLATE:
+        a, b = suite.cues(split)
+        # That of the split with the cues swapped: a sentence of the same kind, for the lure.
+        other = str(read_yaml(CONFIG_DIR / "split" / f"{b}_{a}.yaml")["instruction"])
+    names = (*SHARED, "runs", "no_distractor_prob")
+    return Settings(
+        split,
+        config.split.instruction,
+        other_instruction=other,
+        strategy=strategy,
+        parts=tuple(config.parts or suite.playable(split, strategy)),
+        conditions=("none", *config.ablations),
+        image_size=facts.get("image_size") or config.image_size or USUAL_SIZE,
+        render=config.render,
+        segment=_segment(config),
+        videos=0 if config.render == "none" else config.videos,
+        **{name: getattr(config, name) for name in names},
+    )
+
+
+def _strategy(config: ClosedLoopConfig) -> str | None:
+    """The one of the key, or that of the recordings that the checkpoint was trained on, if any."""
+    if config.strategy is not None or suite_of(config.split.name) is PLATE:
+        return config.strategy
+    told: dict[str, Any] = {}
+    if config.policy == "checkpoint" and config.server is None:
+        told = read_trained_on(Path(config.checkpoint))
+    found = [str(of["strategy"]) for of in [told, *told.get("mixture", [])] if of.get("strategy")]
+    return found[0] if found else default_strategy(config.split.name)
+
+
+def _segment(config: ClosedLoopConfig) -> int | None:
+    """The plate suite's parts were always played in one piece, and are unless they are shared; then all do as the
+    shares."""
+    begun = config.report_folder / PLAYING / SETTINGS
+    if config.share is None and suite_of(config.split.name) is PLATE:
+        return read_json(begun).get("segment") if begun.is_file() else None
+    return SEGMENT
+
+
+def _info(config: ClosedLoopConfig, settings: Settings, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the report states."""
+    info: dict[str, Any] = {"split": settings.split, "instruction": settings.instruction}
+    info |= {name: getattr(settings, name) for name in SHARED}
+    info |= {"image_size": settings.image_size, "render": settings.render}
+    own = {"protocol": config.protocol, **dataclasses.asdict(settings)}
+    usual = {"protocol": "own", "strategy": None, "runs": 1, "no_distractor_prob": None, "segment": None}
+    info |= {name: own[name] for name, value in usual.items() if own[name] != value}
+    return info | {"config": dataclasses.asdict(config), "versions": versions(), **facts}
+
+
+def _publish_videos(outcomes: list[EpisodeOutcome], made: Path, folder: Path) -> list[EpisodeOutcome]:
+    """Copy the outcomes' videos to the report's folder; the outcomes, which name them by their places below it."""
+    with whole_folder(folder / VIDEOS, lock=False) as aside:
+        for outcome in outcomes:
+            if outcome.video:
+                shutil.copy2(made / outcome.video, aside / outcome.video)
+        (folder / JSON_FILE).unlink(missing_ok=True)  # it names older videos
+    if not any(outcome.video for outcome in outcomes):
+        (folder / VIDEOS).rmdir()
+    return [dataclasses.replace(o, video=o.video and f"{VIDEOS}/{o.video}") for o in outcomes]
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 1)
 
 
 def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:

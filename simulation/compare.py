@@ -1,14 +1,14 @@
-"""One page over all closed-loop evaluations: the twelve splits, every checkpoint, and what differs between them.
+"""One page over all closed-loop evaluations: the splits of both suites, every checkpoint, what differs between them.
 
 python -m simulation.compare reports_dir=reports out=reports/compare.html
-python -m simulation.compare pages=true
+python -m simulation.compare pages=true paper=true
 python -m simulation.compare --help"""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,27 @@ from urllib.parse import quote
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json, write_text
-from simulation.closed_loop import CONDITIONS, Evaluation
-from simulation.report import AS_IT_IS, Difference, Summary, difference, many, paired_difference, plain, summarize
+from simulation.closed_loop import CONDITIONS, EVALUATED, Evaluation
+from simulation.report import AS_IT_IS, Summary, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
 from simulation.report.conclusions import A, B, verdict
-from simulation.scenes.plate_suite import FACTORS
+from simulation.report.dominance_graph import HEIGHT, WIDTH, Graph, graph
+from simulation.report.paper import Result, write_paper
+from simulation.report.shares import Difference, Share, difference, many, paired_difference, plain
+from simulation.scenes.suites import SUITES, Suite, suite_of
 from toolkit.command_line import run_main
 from toolkit.declaration import key
 from toolkit.html_page import render_page
-from toolkit.shared_keys import PARTS
 
 FORMAT = 1
 KIND = "closed-loop comparison"
-SETTINGS = ("n_action_steps", "max_steps", "instruction")  # what makes two evaluations tasks of different difficulty
+SETTINGS = (
+    "n_action_steps",
+    "max_steps",
+    "instruction",
+    "strategy",
+    "no_distractor_prob",
+)  # what makes two evaluations tasks of different difficulty
 
 
 @dataclass(kw_only=True)
@@ -39,6 +47,7 @@ class CompareConfig:
     reports_dir: str = key("folder below which each closed_loop.json is taken", "reports", folder=True)
     out: str = key("the page, an .html file; a .json of that name beside it holds the numbers", "reports/compare.html")
     pages: bool = key("make each evaluation's own page and tables again, from its closed_loop.json", False)
+    paper: bool = key("write tables, figures and methods for a paper to the folder <out without .html>_paper", False)
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,25 @@ class Entry:
         return str(self.evaluation.info["split"])
 
     @property
+    def suite(self) -> Suite:
+        """Of the split."""
+        return suite_of(self.split)
+
+    @property
+    def strategy(self) -> str:
+        """Which combinations were recorded; empty in the plate suite."""
+        return str(self.evaluation.info.get("strategy") or "")
+
+    @property
+    def variant(self) -> str:
+        """What tells apart the evaluations of one split: the name without the split, and the strategy."""
+        name = "/".join(part for part in Path(self.name).parts if part not in Path(self.split).parts)
+        return ", ".join(filter(None, (name or self.name, self.strategy)))
+
+    @property
     def verdict(self) -> tuple[str, str]:
         """Which cue it follows: (answer, the same in few words)."""
-        return verdict(self.summary.preference, self.summary.cues)
+        return verdict(self.summary.preference, self.summary.cues or ("", ""))
 
 
 @dataclass(frozen=True)
@@ -95,6 +120,11 @@ def main(config: CompareConfig) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(numbers, _as_json(comparison))
         write_text(out, _page(comparison, out.parent))
+    if config.paper:
+        place = out.with_name(f"{out.stem}_paper")
+        with disk_errors(place, "Choose another out=FILE.html."):
+            write_paper(place, [Result(e.name, e.evaluation, e.summary) for e in comparison.entries])
+        print(place)
     for entry in comparison.entries:
         success = ", ".join(f"{part} {entry.summary.of(part).success}" for part in entry.summary.chance)
         preference = f"; {entry.verdict[1]}" if "conflict" in entry.summary.chance else ""
@@ -132,8 +162,8 @@ def _contrasts(first: Entry, second: Entry) -> Iterator[Contrast]:
     """Success in both parts, over the episodes that both played where there are any, and cue preference."""
     names = first.split, first.name, second.name
     a, b = first.evaluation.info, second.evaluation.info
-    note = "; ".join(f"{name}: {a[name]} / {b[name]}" for name in SETTINGS if a[name] != b[name])
-    for part in PARTS:
+    note = "; ".join(f"{name}: {a.get(name)} / {b.get(name)}" for name in SETTINGS if a.get(name) != b.get(name))
+    for part in EVALUATED:
         plain = [
             {e.seed: e for e in entry.evaluation.episodes if (e.condition, e.part) == (AS_IT_IS, part)}
             for entry in (first, second)
@@ -179,6 +209,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
                 "success": {part: counted.success for part, counted in played.items()},
                 "picks": {part: counted.picks for part, counted in played.items()},
                 "cue_preference": {**plain(summary.preference), "verdict": answer, "in_words": headline},
+                **{name: found for name in ("dominance", "doing", "runs") if (found := getattr(summary, name))},
                 "success_under": {
                     condition: {part: counted.success for part, counted in parts.items()}
                     for condition, parts in summary.counted.items()
@@ -190,16 +221,41 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
     return {"format": FORMAT, "kind": KIND, **plain(found)}
 
 
+def matrix(suite: Suite, entries: Sequence[Entry]) -> dict[str, dict[str, list[Entry] | None]]:
+    """The evaluations by the factors a and b of their split; None where the suite has no split of both."""
+    prefix = suite.splits[0][: suite.splits[0].rfind("/") + 1]
+    named = {a: {b: f"{prefix}{a}_{b}" for b in suite.factors} for a in suite.factors}
+    return {
+        a: {b: [e for e in entries if e.split == name] if name in suite.splits else None for b, name in row.items()}
+        for a, row in named.items()
+    }
+
+
+def graphs(suite: Suite, entries: Sequence[Entry]) -> list[Graph]:
+    """One of each variant; evaluations of one split in a variant are taken together."""
+    found: dict[str, dict[tuple[str, str], Share]] = {}
+    for entry in entries:
+        if entry.suite is suite and entry.summary.cues and entry.summary.preference.n:
+            shares, new = found.setdefault(entry.variant, {}), entry.summary.preference
+            before = shares.get(entry.summary.cues, Share(0, 0))
+            shares[entry.summary.cues] = Share(before.count + new.count, before.n + new.n)
+    return [graph(variant, list(suite.factors), shares) for variant, shares in found.items()]
+
+
 def _page(comparison: Comparison, folder: Path) -> str:
     """The HTML, with links to each evaluation's own page as seen from `folder`."""
     entries = comparison.entries
     pages = {entry.name: entry.path.with_name(PAGE_FILE) for entry in entries}
     played = {condition for entry in entries for condition in entry.summary.counted}
     splits = len({entry.split for entry in entries})
+    suites = [suite for suite in SUITES if any(entry.suite is suite for entry in entries)]
     values = {
         "title": f"Closed loop: {many(len(entries), 'evaluation')} of {many(splits, 'split')}",
         "comparison": comparison,
-        "factors": list(FACTORS),
+        "matrices": [(suite, matrix(suite, entries)) for suite in suites],
+        "graphs": [(suite, graph) for suite in suites for graph in graphs(suite, entries)],
+        "size": (WIDTH, HEIGHT),
+        "parts": [part for part in EVALUATED if any(part in entry.summary.chance for entry in entries)],
         "links": {n: quote(os.path.relpath(path, folder)) for n, path in pages.items() if path.is_file()},
         "tint": tint,
         "ablations": [c for c in CONDITIONS if c in played and c != AS_IT_IS],

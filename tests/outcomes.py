@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from simulation.closed_loop import LURE, NOTHING, TARGET, EpisodeOutcome, Evaluation
+from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, EpisodeOutcome, Evaluation
+from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, sample_episode
+from simulation.scenes.single_factor import other_sentence
+from simulation.scenes.suites import suite_of
 
 HELD, LOST = (TARGET, True), (TARGET, False)
 WRONG, NONE = (LURE, False), (NOTHING, False)
@@ -52,3 +56,42 @@ def by_scene(part: str, count: int, ending: Callable[[dict[str, Any]], tuple[str
     drawn = [outcome(part, number, HELD) for number in range(count)]
     ends = [ending(e.episode["objects"][e.episode["target"]]) for e in drawn]
     return [outcome(part, number, end) for number, end in enumerate(ends)]
+
+
+Chooses = Callable[[InstructedEpisode, random.Random], int | None]
+
+
+def acted(
+    split: str, parts: Iterable[str], count: int, chooses: Chooses, condition: str = "none", does: str | None = None
+) -> list[EpisodeOutcome]:
+    """Episodes of the instruction suite in which a policy `chooses` an object, by its index, or none, and `does` to it
+    what was asked for, or that verb."""
+    found = []
+    for part in parts:
+        for seed in range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + count):
+            episode = suite_of(split).sample(split, part, seed, None)
+            assert isinstance(episode, InstructedEpisode)
+            chosen, did = chooses(episode, random.Random(seed)), does or episode.verb
+            picked = {None: NOTHING, episode.target: TARGET, episode.lure: LURE}.get(chosen, OTHER)
+            picked = NOTHING if chosen is None else picked
+            success = picked == TARGET and did == episode.verb
+            ending = success, picked, None if chosen is None else 20, 30 if success else 100, 4
+            said = other_sentence(episode) if condition == "other_instruction" else episode.instruction
+            verb = None if chosen is None else did
+            found.append(EpisodeOutcome(condition, part, seed, *ending, said, episode.describe(), did=verb))
+    return found
+
+
+def follows(factor: int) -> Chooses:
+    """A policy that follows only the first factor (0) or the second (1), and takes any object where that is silent."""
+
+    def chooses(episode: InstructedEpisode, rng: random.Random) -> int | None:
+        if episode.part == ("single_b", "single_a")[factor]:
+            return rng.randrange(len(episode.objects))
+        return episode.target if factor == 0 or episode.lure is None else episode.lure
+
+    return chooses
+
+
+def any_object(episode: InstructedEpisode, rng: random.Random) -> int | None:
+    return rng.randrange(len(episode.objects))

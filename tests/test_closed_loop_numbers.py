@@ -10,8 +10,9 @@ import pytest
 from outcomes import HELD, LOST, NONE, WRONG, by_scene, evaluation, outcome, played
 
 from simulation.closed_loop import EpisodeOutcome
-from simulation.report import Difference, Share, count, difference, paired_difference, summarize
+from simulation.report import count, summarize
 from simulation.report.conclusions import LEAST_PICKS, _small, cue_preference, in_short, least_shown, readings, verdict
+from simulation.report.shares import Difference, Share, difference, paired_difference
 from simulation.scenes.plate_suite import FACTORS
 from toolkit.installation import CHECKOUT
 

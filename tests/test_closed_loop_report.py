@@ -41,6 +41,7 @@ from simulation.report.closed_loop_report import (
 )
 from simulation.report.conclusions import Reading
 from simulation.scenes.plate_suite import OBJECT_X, OBJECT_Y
+from simulation.scenes.suites import PLATE
 from toolkit.shared_keys import TrackingConfig
 
 EVIL = '<script src="https://example.com/x.js">alert(1)</script>|`\n\n<b>[bold]'
@@ -191,7 +192,7 @@ def test_a_map_shows_y_to_the_right_and_x_downwards() -> None:
     shown = outcome("conflict", 3, HELD)
     target = shown.episode["objects"][shown.episode["target"]]
     assert (_place(shown)["x"], _place(shown)["y"]) == (round(1000 * target["y"], 1), round(1000 * target["x"], 1))
-    left, right = _zones()
+    left, right = _zones(PLATE)
     assert left["x"] == -1000 * OBJECT_Y[1] and left["x"] + left["width"] == pytest.approx(-1000 * OBJECT_Y[0])
     assert right["x"] == 1000 * OBJECT_Y[0] and left["y"] == right["y"] == 1000 * OBJECT_X[0]
 

@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.open_loop import EvaluationConfig, OpenLoopConfig
 from gr00t.errors import ToolkitError, require_extra
+from simulation.scenes.suites import SUITES
 from toolkit.declaration import key
-from toolkit.shared_keys import PARTS, TrackingConfig
+from toolkit.shared_keys import PARTS, TrackingConfig, share_key
 from toolkit.trackers import check_tracking
 
 FORMAT = 1
+EVALUATED = ("train", "seen", "unseen", "conflict", "single_a", "single_b")  # parts of all suites, in reports' order
 TARGET, LURE, OTHER, NOTHING = PICKS = ("target", "lure", "other", "nothing")
 # What is done to the policy's observation. The ablations show whether it looks and listens.
 CONDITIONS = {
@@ -27,6 +29,12 @@ CONDITIONS = {
     "other_instruction": "another instruction",
     "zero_state": "zeroed state",
 }
+# protocol=published. Published: 200 episodes, seed 42, two run types (ours: seen and conflict), and of all factors
+# together 200 sampled combinations, one episode each, with seeds 40, 41 and 42 (ours: of those that were not recorded,
+# which are 99 % of all).
+PAIRWISE: dict[str, Any] = {"episodes": 200, "seed": 42, "runs": 1, "parts": ["seen", "conflict"]}
+FULL_FACTOR: dict[str, Any] = {"episodes": 200, "seed": 40, "runs": 3, "parts": ["unseen"]}
+FULL_FACTOR |= {"n_action_steps": 5, "max_steps": 500, "no_distractor_prob": 0.7}
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
 _ADDRESS = re.compile(rf"{_HOST}:\d{{1,5}}|wss?://{_HOST}(:\d{{1,5}})?(/[\w./-]*)?")
 LOOKING = ("checkpoint", "lerobot")  # policies that are shown images, beside those of a server
@@ -47,18 +55,42 @@ class ClosedLoopConfig(EvaluationConfig):
         "ws://HOST:PORT of openpi's (environment variable GROOT_API_TOKEN: its token)",
         None,
     )
-    parts: list[str] = key("closed loop: what is evaluated", [*PARTS], choices=PARTS)
+    parts: list[str] = key(
+        "closed loop: what is evaluated; [] for all that the split's suite has: train and conflict; or seen, unseen, "
+        "conflict, and single_a and single_b, in which the first or the second factor alone tells the objects apart",
+        [],
+        choices=EVALUATED,
+    )
+    protocol: str = key(
+        "closed loop: published sets number, seed, parts and steps as the published experiments have them, "
+        "split=instruction/...",
+        "own",
+        choices=("own", "published"),
+    )
+    strategy: str | None = key(
+        "closed loop: which combinations of an instruction split are its seen ones; null for those that the checkpoint "
+        "was trained on, or else the usual ones",
+        None,
+    )
     episodes: int = key("closed loop: episodes of each part, under each condition", 100, at_least=1)
+    runs: int = key("closed loop: repetitions of all with seed, seed + 1, ... and other episodes", 1, at_least=1)
+    no_distractor_prob: float | None = key(
+        "closed loop: part of the episodes of instruction/all in which the target lies alone; null for the usual 0.7",
+        None,
+        at_least=0,
+        at_most=1,
+    )
     n_action_steps: int = key("closed loop: steps executed of each action chunk", 8, at_least=1)
     max_steps: int = key("closed loop: steps of 1/20 s until an episode counts as failed", 100, at_least=1)
     ablations: list[str] = key(
         "closed loop: evaluated as well, each as many episodes again: images of another episode, black ones, the "
-        "instruction for the split's other cue, no state",
+        "instruction for the split's other cue (instruction suite: for the other object), no state",
         [],
         choices=tuple(name for name in CONDITIONS if name != "none"),
     )
     videos: int = key("closed loop: videos of successes, and as many of failures, of each part", 2, at_least=0)
     workers: int = key("closed loop: processes, with a simulation each", 2, at_least=1)
+    share: str | None = share_key("closed loop: play")
     image_size: int | None = key(
         "closed loop: width and height of both cameras, pixels; null for what the checkpoint was trained on",
         None,
@@ -82,12 +114,31 @@ class ClosedLoopConfig(EvaluationConfig):
         """report_dir, or what stands for null."""
         return Path(self.report_dir or f"reports/{self.split.name}/closed_loop")
 
+    @property
+    def protocol_values(self) -> dict[str, Any]:
+        """The keys that protocol= sets, with their values."""
+        if self.protocol != "published":
+            return {}
+        return FULL_FACTOR if self.split.name == "instruction/all" else PAIRWISE
+
     def check_values(self) -> None:
         """Refuse values that do not fit each other."""
         for name in ("parts", "ablations"):
             values = getattr(self, name)
-            if len(set(values)) < len(values) or (name == "parts" and not values):
-                raise ToolkitError(f"{name}={values}: name each once{', and one at least' if name == 'parts' else ''}.")
+            if len(set(values)) < len(values):
+                raise ToolkitError(f"{name}={values}: name each once.")
+        for suite in SUITES:
+            strange = [part for part in self.parts if part not in suite.evaluated_of(self.split.name)]
+            if self.split.name in suite.splits and strange:
+                raise ToolkitError(
+                    f"parts={self.parts}: {self.split.name} has {', '.join(suite.evaluated_of(self.split.name))}, no "
+                    f"{strange[0]}."
+                )
+        if self.protocol == "published" and not self.split.name.startswith("instruction/"):
+            raise ToolkitError(
+                f"protocol=published is that of the published experiments, split=instruction/...; {self.split.name} is "
+                "none of them. Leave it out."
+            )
         scripted = self.policy not in LOOKING
         if self.policy != "checkpoint" and self.server is not None:
             raise ToolkitError(
@@ -146,6 +197,10 @@ class EvaluateConfig(ClosedLoopConfig, OpenLoopConfig):
             if name.partition(".")[0] not in known:
                 other = "open_loop" if self.mode == "closed_loop" else "closed_loop"
                 raise ToolkitError(f"{name} acts on nothing with mode={self.mode}. Add mode={other}, or leave it out.")
+            if name in (sets := self.protocol_values):
+                raise ToolkitError(
+                    f"protocol={self.protocol} sets {name}={sets[name]}. Leave out one of the two, {name} or protocol."
+                )
 
     def check_values(self) -> None:
         """Refuse values that do not fit each other."""
@@ -161,15 +216,20 @@ class EvaluateConfig(ClosedLoopConfig, OpenLoopConfig):
 class Settings:
     """How episodes are played.
 
-    instruction: what the policy is asked to do; other_instruction: under the condition of that name. n_action_steps:
-    steps executed of each chunk; max_steps: control steps (1/20 s) of an episode. image_size: of both cameras, pixels.
-    render: cpu, gpu, or none for policies without images. seed: of the noise. videos: of the first successes, and of
-    the first failures, of each part.
+    instruction: what the policy is asked to do, None for each episode's own sentence (instruction suite);
+    other_instruction: under the condition of that name, None for the sentence that names the scene's other object.
+    strategy: which combinations the instruction suite counts as recorded, None for the usual ones.
+    no_distractor_prob: of instruction/all, None for the usual one. n_action_steps: steps executed of each chunk;
+    max_steps: control steps (1/20 s) of an episode. image_size: of both cameras, pixels. render: cpu, gpu, or none for
+    policies without images. seed: of the noise. runs: repetitions with seed, seed + 1, ... and other episodes. segment:
+    after so many episodes all scenes are built again, None for never within a part (simulation.closed_loop.rollout).
+    videos: of the first successes, and of the first failures, of each part.
     """
 
     split: str
-    instruction: str
+    instruction: str | None = None
     other_instruction: str | None = None
+    strategy: str | None = None
     parts: tuple[str, ...] = PARTS
     conditions: tuple[str, ...] = ("none",)
     episodes: int = 100
@@ -177,7 +237,10 @@ class Settings:
     max_steps: int = 100
     image_size: int = 224
     render: str = "cpu"
+    no_distractor_prob: float | None = None
     seed: int = 42
+    runs: int = 1
+    segment: int | None = None
     workers: int = 2
     videos: int = 0
 
@@ -186,11 +249,12 @@ class Settings:
 class EpisodeOutcome:
     """One closed-loop episode.
 
-    condition: of CONDITIONS; part: train or conflict; seed: of the episode (simulation.scenes.suites).
-    picked: what was first held above the table (PICKS), picked_step: after how many steps, None for nothing.
-    success: the target was held by a still arm before the steps ran out; it may follow a wrong first pick.
-    steps: control steps executed; chunks: action chunks asked for. instruction: what the policy was asked to do.
-    episode: the plate's and the objects' factors and places, as Episode.describe gives them.
+    condition: of CONDITIONS; part: of EVALUATED; seed: of the episode (simulation.scenes.suites).
+    picked: what was acted on first (PICKS; plate suite: held above the table), picked_step: after how many steps, None
+    for nothing. did: the verb that was done to it (simulation.scenes.verbs), None for nothing and in the plate suite.
+    success: what was asked for was done to the target before the steps ran out (plate suite: a still arm held it, which
+    may follow a wrong first pick). steps: control steps executed; chunks: action chunks asked for. instruction: what
+    the policy was asked to do. episode: the objects' factors and places, as the suites' `describe` gives them.
     video: path below the report's folder, None where none was kept.
     """
 
@@ -205,18 +269,29 @@ class EpisodeOutcome:
     instruction: str
     episode: dict[str, Any]
     video: str | None = None
+    did: str | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EpisodeOutcome:
+        """The outcome that was written as plain JSON; KeyError for one that lacks something."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: values[name] for name in names if name != "did" or name in values})
 
     def thing(self, whose: str) -> dict[str, Any] | None:
-        """The factors and place of the target, lure or plate; None for the lure of a train episode."""
-        if whose == "plate":
-            return self.episode["plate"]
+        """The factors and place of the target, lure or plate, or the values that the sentence names (`sentence`); None
+        for the lure of an episode without conflict, and for what the suite does not have."""
+        if whose in ("plate", "sentence"):
+            return self.episode.get("named" if whose == "sentence" else whose)
         index = self.episode[whose]
         return None if index is None else self.episode["objects"][index]
 
     def in_words(self, whose: str) -> str:
         """The same as in: small red cube, left; empty for None."""
         found = self.thing(whose)
-        return "" if found is None else f"{found['size']} {found['color']} {found['object']}, {found['position']}"
+        if found is None:
+            return ""
+        place = found["position"] if "position" in found else found["spatial"]
+        return f"{found['size']} {found['color']} {found['object']}, {place}"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from simulation.closed_loop.inference import Images, Observation
 from simulation.closed_loop.policies import ScriptedPolicy
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.scenes.expert import Expert
+from simulation.scenes.instruction_suite import InstructedEpisode
+from simulation.scenes.single_factor import other_sentence
+from simulation.scenes.verbs import VERBS
 
 VIEW = 256  # least height of a camera's image, pixels
 FONT, LINE, MARGIN = 14, 18, 6
@@ -30,7 +33,15 @@ class EpisodePlayer:
         self, settings: Settings, policy: ScriptedPolicy | None, ask: Callable[[Observation], np.ndarray]
     ) -> None:
         self.settings, self.policy, self.ask = settings, policy, ask
-        env = make_env(settings.split, "train", image_size=settings.image_size, render=settings.render)
+        split, part, size = settings.split, settings.parts[0], settings.image_size
+        env = make_env(
+            split,
+            part,
+            strategy=settings.strategy,
+            no_distractor_prob=settings.no_distractor_prob,
+            image_size=size,
+            render=settings.render,
+        )
         self.task: ConflictPickEnv = env.unwrapped  # type: ignore[assignment]
         self.task.render_when_asked()
         self.task.reset(seed=0)
@@ -38,9 +49,12 @@ class EpisodePlayer:
         self.states: dict[tuple[str, int], list[Any]] = {}  # of the first successes and failures, to be filmed
         self.kept = Counter[tuple[str, bool]]()
 
-    def begin(self, condition: str, part: str, instruction: str) -> None:
-        """Set what the next episodes share; the scene is built again, so nothing of earlier ones reaches them."""
-        self.condition, self.task.part, self.instruction, self.rebuild = condition, part, instruction, True
+    def begin(self, condition: str, part: str, answered: int = 0) -> None:
+        """Set what the next episodes share; the scene is built again, so nothing of earlier ones reaches them.
+
+        answered: so many requests are answered without being looked at, so they hold no images.
+        """
+        self.condition, self.task.part, self.answered, self.rebuild = condition, part, answered, True
 
     def play(self, seed: int) -> EpisodeOutcome:
         """One episode from its seed to its end."""
@@ -48,13 +62,14 @@ class EpisodePlayer:
         instead = self._instead_of_images(seed)
         self._reset(seed)
         plan = None if self.policy is None else self.policy.plan(task, self.expert)
-        names = {task.episode.target: TARGET, task.episode.lure: LURE}
-        success, picked, picked_step, steps, chunks = False, NOTHING, None, 0, 0
+        names, instruction = {task.episode.target: TARGET, task.episode.lure: LURE}, self._instruction()
+        success, picked, picked_step, did, steps, chunks = False, NOTHING, None, None, 0, 0
         states = [task.get_state()]
         while not success and steps < settings.max_steps:
             if plan is None:
-                images = self._images() if instead is None else instead
-                chunk = self.ask(Observation(images, state_of(task.qpos()), seed, chunks, self.instruction))
+                images: Images = {} if self.answered > 0 else instead or self._images()
+                self.answered -= 1
+                chunk = self.ask(Observation(images, state_of(task.qpos()), seed, chunks, instruction))
             else:
                 chunk = plan[steps : steps + settings.n_action_steps]
             if len(chunk) == 0:
@@ -67,20 +82,22 @@ class EpisodePlayer:
                 success, index = bool(info["success"][0]), int(info["picked"][0])
                 if picked == NOTHING and index >= 0:
                     picked, picked_step = names.get(index, OTHER), steps
+                if int(info.get("did", [-1])[0]) >= 0:
+                    did = VERBS[int(info["did"][0])]
                 if success:
                     break
         if self.condition == "none" and self.kept[task.part, success] < settings.videos:
             self.kept[task.part, success] += 1
             self.states[task.part, seed] = states
         ending = success, picked, picked_step, steps, chunks
-        return EpisodeOutcome(self.condition, task.part, seed, *ending, self.instruction, task.episode.describe())
+        return EpisodeOutcome(self.condition, task.part, seed, *ending, instruction, task.episode.describe(), did=did)
 
     def film(self, part: str, seed: int, text: str, path: Path) -> None:
         """Render an episode that was played, from its states, and write the cameras side by side above `text`."""
         self.task.part = part
         self.task.reset(seed=seed)
         views = []
-        for state in self.states[part, seed]:
+        for state in self.states.pop((part, seed)):
             self.task.set_state(state)
             views.append(np.concatenate(list(self._images().values()), axis=1))
         scale = -(-VIEW // len(views[0]))
@@ -94,6 +111,13 @@ class EpisodePlayer:
         rebuild = self.rebuild or (self.policy is not None and self.policy.rebuilds)
         self.task.reset(seed=seed, options=dict(REBUILD) if rebuild else None)
         self.rebuild = False
+
+    def _instruction(self) -> str:
+        """What the policy is asked to do in the episode that was just reset to."""
+        settings, episode, other = self.settings, self.task.episode, self.condition == "other_instruction"
+        if isinstance(episode, InstructedEpisode) and settings.instruction is None:
+            return other_sentence(episode) if other else episode.instruction
+        return str(settings.other_instruction if other else settings.instruction)
 
     def _images(self) -> Images:
         """The images of the present state, rendered now."""

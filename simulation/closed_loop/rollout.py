@@ -1,9 +1,10 @@
 """Plays episodes in closed loop: several worker processes with an environment each, one process that infers for all.
 
-The same evaluation on the same number of workers gives the same outcomes: episode i of a part is worker i's modulo
-their number, a scene is built again before its first one, and the policy is asked when all workers wait for their next
-chunk, for all of them in their order. On another number of workers an episode follows upon others, whose contacts PhysX
-remembers, and batches have other sizes, which changes the last bits of what a model computes."""
+The same evaluation on the same number of workers gives the same outcomes: episodes are played in segments; episode i of
+a segment is worker i's modulo their number, a scene is built again before its first one, and the policy is asked when
+all workers wait for their next chunk, for all of them in their order. On another number of workers an episode follows
+upon others, whose contacts PhysX remembers, and batches have other sizes, which changes the last bits of what a model
+computes. Segments know nothing of each other: played in any order, by any number of processes, they give the same."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import multiprocessing
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -25,50 +27,87 @@ from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.processes import WORKER_SECONDS, one_thread_each, settle_in, silent
 from simulation.closed_loop import CONDITIONS, NOTHING, OTHER, EpisodeOutcome, Settings
 from simulation.closed_loop.inference import Inference, Observation
+from simulation.closed_loop.kept_episodes import KeptEpisodes, SegmentRecord
 from simulation.closed_loop.policies import ScriptedPolicy
-from simulation.scenes.plate_suite import split_factors
+from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
+from simulation.scenes.suites import PLATE, suite_of
 from toolkit.progress import NOTE, progress_bar
-from toolkit.shared_keys import PARTS
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Episodes, by their seeds, that are played one after another; `seed`: of the noise."""
+
+    condition: str
+    part: str
+    seed: int
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.condition}-{self.part}-{self.seed}-{self.seeds[0]}"
 
 
 def run_episodes(
-    policy: Any, settings: Settings, *, folder: Path | None = None, progress: bool = True
+    policy: Any,
+    settings: Settings,
+    *,
+    folder: Path | None = None,
+    progress: bool = True,
+    kept: KeptEpisodes | None = None,
+    share: slice = slice(None),
 ) -> list[EpisodeOutcome]:
     """Play settings.episodes episodes of each part under each condition; outcomes in that order, by seed.
 
     policy: any object with get_action(observation) -> {"action.arm": (B, H, 7), "action.gripper": (B, H, 1)} (Inference
     says how it is asked), in this process, or a ScriptedPolicy, which acts in the workers. folder: receives the videos,
-    <part>_<seed>.mp4. The calling script needs an `if __name__ == "__main__":`, since the workers import it. Raises
-    ToolkitError for what cannot be played and for a worker that died; workers are gone when this returns, however it
-    does.
+    <part>_<seed>.mp4. kept: what was played before is taken from there, and what is played is written there. share: the
+    segments that are played. The calling script needs an `if __name__ == "__main__":`, since the workers import it.
+    Raises ToolkitError for what cannot be played and for a worker that died; workers are gone when this returns,
+    however it does.
     """
     check_settings(policy, settings)
-    crew = _Crew(policy, settings)
-    try:
-        with one_thread_each():
-            for _ in range(min(settings.workers, settings.episodes)):
-                crew.workers.append(_Worker(settings, crew.scripted))
-        outcomes = crew.play_all(progress)
-        return crew.film(outcomes, folder) if folder is not None and settings.videos else outcomes
-    finally:
-        for worker in crew.workers:
-            worker.end()
+    scripted = policy if isinstance(policy, ScriptedPolicy) else None
+    with ExitStack() as left:
+        crew = _Crew(policy, scripted, settings, kept or KeptEpisodes(), left)
+        return crew.play(segments(settings, scripted)[share], folder, progress)
+
+
+def segments(settings: Settings, scripted: ScriptedPolicy | None) -> list[Segment]:
+    """The whole evaluation in the order of its outcomes."""
+    found, plays = [], scripted or ScriptedPolicy()
+    for condition, part in itertools.product(settings.conditions, settings.parts):
+        every = plays.seeds(part, settings.runs * settings.episodes)
+        for run in range(settings.runs):
+            seeds = every[run * settings.episodes :][: settings.episodes]
+            for first in range(0, len(seeds), settings.segment or max(len(seeds), 1)):
+                chosen = tuple(seeds[first:][: settings.segment])
+                found.append(Segment(condition, part, settings.seed + run, chosen))
+    return found
 
 
 def check_settings(policy: Any, settings: Settings) -> None:
-    """Refuse names that are not there, and conditions or a renderer that do not fit the policy."""
-    split_factors(settings.split)
-    for given, known, what in ((settings.parts, PARTS, "part"), (settings.conditions, CONDITIONS, "condition")):
+    """Refuse names that are not there, scenes that are not, and conditions or a renderer that do not fit the policy."""
+    suite = suite_of(settings.split)
+    parts = {*suite.recorded, *suite.evaluated}
+    for given, known, what in ((settings.parts, parts, "part"), (settings.conditions, CONDITIONS, "condition")):
         for name in given:
             if name not in known:
-                raise ToolkitError(f'There is no {what} "{name}".{did_you_mean(name, known)}')
+                raise ToolkitError(f'{settings.split} has no {what} "{name}".{did_you_mean(name, known)}')
+    for part in settings.parts:
+        suite.sample(settings.split, part, FIRST_EVALUATION_SEED, settings.strategy, settings.no_distractor_prob)
     if isinstance(policy, ScriptedPolicy) and settings.conditions != ("none",):
         raise ToolkitError(
             "Ablations change what a policy observes; one that knows the simulation's state does not look."
         )
     if not isinstance(policy, ScriptedPolicy) and settings.render == "none":
         raise ToolkitError("render=none is for policies that know the simulation's state; this one needs images.")
-    if "other_instruction" in settings.conditions and not settings.other_instruction:
+    if suite is PLATE and settings.instruction is None:
+        raise ToolkitError(
+            f"split={settings.split}: its episodes have no sentence of their own; an instruction is needed."
+        )
+    if suite is PLATE and "other_instruction" in settings.conditions and not settings.other_instruction:
         raise ToolkitError("The condition other_instruction needs another instruction.")
 
 
@@ -103,7 +142,7 @@ class _Worker:
             self.process.join(timeout=10)
             raise ToolkitError(
                 f"A worker process died (exit code {self.process.exitcode}): what it said stands above; where it said "
-                "nothing, memory may have run out (fewer workers need less). Nothing is written; start again."
+                "nothing, memory may have run out (fewer workers need less). Start the same command again."
             ) from error
 
 
@@ -139,57 +178,65 @@ def _serve(pipe: Connection, settings: Settings, policy: ScriptedPolicy | None) 
 
 
 class _Crew:
-    """The workers, in which a scripted policy acts, or for which `inference` does."""
+    """The workers, in which a scripted policy acts, or for which `inference` does; they end with `left`."""
 
-    def __init__(self, policy: Any, settings: Settings) -> None:
-        self.settings, self.workers = settings, list[_Worker]()
-        self.scripted = policy if isinstance(policy, ScriptedPolicy) else None
-        plays = self.scripted or ScriptedPolicy()
-        self.seeds = {part: plays.seeds(part, settings.episodes) for part in settings.parts}
-        if self.scripted is None:
-            self.inference = Inference(policy, settings.seed, settings.n_action_steps, settings.conditions)
+    def __init__(
+        self,
+        policy: Any,
+        scripted: ScriptedPolicy | None,
+        settings: Settings,
+        kept: KeptEpisodes,
+        left: ExitStack,
+    ) -> None:
+        self.settings, self.kept, self.left, self.scripted = settings, kept, left, scripted
+        self.workers: list[_Worker] = []
+        self.fresh: list[Segment] = []  # played here, so that a worker can film them
+        seeds = range(settings.seed, settings.seed + settings.runs)
+        if scripted is None:
+            steps, conditions = settings.n_action_steps, settings.conditions
+            self.inference = {seed: Inference(policy, seed, steps, conditions) for seed in seeds}
 
-    def play_all(self, progress: bool) -> list[EpisodeOutcome]:
-        """Every condition and part, one after the other."""
-        outcomes: list[EpisodeOutcome] = []
+    def play(self, chosen: Sequence[Segment], folder: Path | None, progress: bool) -> list[EpisodeOutcome]:
+        """The segments, one after the other, and the videos of each; the outcomes name these."""
+        outcomes, names = list[EpisodeOutcome](), dict[tuple[str, int], str]()
         with progress_bar(NOTE, unit="episodes", show=progress) as bar:
-            for condition, part in itertools.product(self.settings.conditions, self.settings.parts):
-                found, seeds = list[EpisodeOutcome](), self.seeds[part]
+            for (condition, part), group in itertools.groupby(chosen, lambda s: (s.condition, s.part)):
+                found, of_part = list[EpisodeOutcome](), list(group)
                 name = part if condition == "none" else f"{part}, {CONDITIONS[condition]}"
-                task = bar.add_task(name, total=len(seeds), note="")
-                for outcome in self._play(condition, part, seeds):
-                    found.append(outcome)
-                    bar.update(task, advance=1, note=f"{sum(o.success for o in found)} successes")
+                task = bar.add_task(name, total=sum(len(segment.seeds) for segment in of_part), note="")
+                for segment in of_part:
+                    for outcome in self._episodes(segment):
+                        found.append(outcome)
+                        bar.update(task, advance=1, note=f"{sum(o.success for o in found)} successes")
+                    if folder is not None and condition == "none":
+                        names |= self._film(segment, found, folder)
                 outcomes += sorted(found, key=lambda outcome: outcome.seed)
-        return outcomes
+        return [
+            o if o.condition != "none" else dataclasses.replace(o, video=names.get((o.part, o.seed))) for o in outcomes
+        ]
 
-    def film(self, outcomes: Sequence[EpisodeOutcome], folder: Path) -> list[EpisodeOutcome]:
-        """Write the videos; the outcomes, which now name those that could be written."""
-        folder.mkdir(parents=True, exist_ok=True)
-        asked, names = [], {}
-        for outcome in _to_film(outcomes, self.settings.videos):
-            names[id(outcome)] = name = f"{outcome.part}_{outcome.seed}.mp4"
-            worker = self.workers[self.seeds[outcome.part].index(outcome.seed) % len(self.workers)]
-            worker.send(("film", outcome.part, outcome.seed, _caption(outcome), folder / name))
-            asked.append((worker, outcome))
-        for worker, outcome in asked:
-            _, trouble = self._next([worker])
-            if trouble is not None:
-                print(f"note: the video {names.pop(id(outcome))} could not be written: {trouble}", file=sys.stderr)
-        return [dataclasses.replace(o, video=names.get(id(o))) for o in outcomes]
+    def _episodes(self, segment: Segment) -> Iterator[EpisodeOutcome]:
+        """The outcomes of a segment as they come; all at once where it was played before."""
+        with self.kept.record(segment.name) as record:
+            if set(segment.seeds) <= set(record.outcomes):
+                yield from record.outcomes.values()
+                return
+            for outcome in self._played(segment, record):
+                record.add_outcome(outcome)
+                yield outcome
 
-    def _play(self, condition: str, part: str, seeds: list[int]) -> Iterator[EpisodeOutcome]:
-        instruction = self.settings.instruction
-        if condition == "other_instruction":
-            instruction = self.settings.other_instruction or instruction
+    def _played(self, segment: Segment, record: SegmentRecord) -> Iterator[EpisodeOutcome]:
+        self._start()
+        self.fresh.append(segment)
+        count = len(self.workers)
         for number, worker in enumerate(self.workers):
-            worker.send(("play", condition, part, instruction, seeds[number :: len(self.workers)]))
+            seeds = segment.seeds[number::count]
+            worker.send(("play", segment.condition, segment.part, record.asked(seeds), seeds))
         busy, waiting = list(self.workers), dict[_Worker, Observation]()
         while busy:
             if len(waiting) == len(busy):
                 requests, waiting = [waiting[worker] for worker in busy], {}
-                chunks = self.inference.chunks(requests, drop_state=condition == "zero_state")
-                for worker, chunk in zip(busy, chunks, strict=True):
+                for worker, chunk in zip(busy, self._answer(segment, requests, record), strict=True):
                     worker.send(chunk)
             worker, message = self._next([worker for worker in busy if worker not in waiting])
             if message is None:
@@ -198,6 +245,41 @@ class _Crew:
                 waiting[worker] = message
             else:
                 yield message
+
+    def _answer(self, segment: Segment, requests: Sequence[Observation], record: SegmentRecord) -> Sequence[np.ndarray]:
+        chunks = record.answer(requests)
+        if chunks is None:
+            inference = self.inference[segment.seed]
+            chunks = inference.chunks(requests, drop_state=segment.condition == "zero_state")
+            record.add_answer(requests, chunks)
+        return chunks
+
+    def _film(self, segment: Segment, found: Sequence[EpisodeOutcome], folder: Path) -> dict[tuple[str, int], str]:
+        """Write the videos of a segment that was just played; the names, by part and seed, of those that are there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        asked, names = [], {}
+        for outcome in _to_film(sorted(found, key=lambda outcome: outcome.seed), self.settings.videos):
+            if outcome.seed in segment.seeds:
+                names[outcome.part, outcome.seed] = name = f"{outcome.part}_{outcome.seed}.mp4"
+                if segment in self.fresh:
+                    worker = self.workers[segment.seeds.index(outcome.seed) % len(self.workers)]
+                    worker.send(("film", outcome.part, outcome.seed, _caption(outcome), folder / name))
+                    asked.append((worker, outcome))
+        for worker, outcome in asked:
+            _, trouble = self._next([worker])
+            if trouble is not None:
+                name = names.pop((outcome.part, outcome.seed))
+                print(f"note: the video {name} could not be written: {trouble}", file=sys.stderr)
+        return {place: name for place, name in names.items() if (folder / name).is_file()}
+
+    def _start(self) -> None:
+        """Start the workers, where that was not done yet: an evaluation that is all there needs none."""
+        if not self.workers:
+            with one_thread_each():
+                for _ in range(min(self.settings.workers, self.settings.episodes)):
+                    worker = _Worker(self.settings, self.scripted)
+                    self.workers.append(worker)
+                    self.left.callback(worker.end)
 
     def _next(self, workers: Sequence[_Worker]) -> tuple[_Worker, Any]:
         """The next message of any of these workers."""

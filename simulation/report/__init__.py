@@ -1,129 +1,25 @@
 """What closed-loop episodes add up to: success, first picks and cue preference, per condition, part and factor.
 
-Everything is computed from the episodes, without torch or a simulator, so that a report can be made again. Shares and
-their differences have intervals that hold for few episodes, and for none or all of them: Wilson 1927 for a share;
-Newcombe 1998 (Statistics in Medicine 17, methods 10) for the difference of two shares, of separate episodes (p. 873)
-or of the same episodes seen twice (p. 2635)."""
+Everything is computed from the episodes, without torch or a simulator, so that a report can be made again."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
-from statistics import NormalDist
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from simulation.closed_loop import CONDITIONS, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
-from simulation.scenes.plate_suite import FACTORS, split_factors
-from toolkit.html_page import percent
-from toolkit.shared_keys import PARTS
+from simulation.closed_loop import CONDITIONS, EVALUATED, LURE, NOTHING, PICKS, TARGET, EpisodeOutcome, Evaluation
+from simulation.report.dominance import Doing, Dominance, doing, dominance
+from simulation.report.shares import CONFIDENCE, Difference, Share, difference, paired_difference
+from simulation.scenes.instruction_suite import FACTORS, HALF_SIZE
+from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
+from simulation.scenes.suites import INSTRUCTION, Suite, suite_of
 
-CONFIDENCE = 0.95
 AS_IT_IS = "none"
 BOTH_PARTS = "both"
-
-
-@dataclass(frozen=True)
-class Share:
-    """`count` of `n`, with Wilson's score interval; with n = 0 nothing is known, so the interval is 0 to 1."""
-
-    count: int
-    n: int
-    confidence: float = CONFIDENCE
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.count <= self.n:
-            raise ValueError(f"{self.count} of {self.n} is no share")
-
-    @property
-    def value(self) -> float | None:
-        """count / n; None of no episodes."""
-        return self.count / self.n if self.n else None
-
-    @property
-    def low(self) -> float:
-        """The lower end of the interval."""
-        return self._bound(self.count)
-
-    @property
-    def high(self) -> float:
-        """The upper end of the interval."""
-        return 1.0 - self._bound(self.n - self.count)
-
-    def _bound(self, count: int) -> float:
-        """The lower bound for `count`. Exactly 0 for none, which rounding would miss."""
-        if count == 0:
-            return 0.0
-        z, p = NormalDist().inv_cdf(0.5 + self.confidence / 2), count / self.n
-        spread = z * math.sqrt(p * (1 - p) / self.n + (z / (2 * self.n)) ** 2)
-        return (p + z * z / (2 * self.n) - spread) / (1 + z * z / self.n)
-
-    def __str__(self) -> str:
-        """63 % (19/30, 45 to 78 %)."""
-        if self.value is None:
-            return "none (0/0)"
-        return f"{percent(self.value)} ({self.count}/{self.n}, {self.interval})"
-
-    @property
-    def counts(self) -> str:
-        """63 % (19/30)."""
-        return "0/0" if self.value is None else f"{percent(self.value)} ({self.count}/{self.n})"
-
-    @property
-    def interval(self) -> str:
-        """45 to 78 %."""
-        return f"{100 * self.low:.0f} to {percent(self.high)}"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A share minus another one, with its interval; `value` is None where one has no episodes, `n` the smaller n."""
-
-    value: float | None
-    low: float
-    high: float
-    n: int
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        """-45 points (-60 to -22)."""
-        if self.value is None:
-            return "unknown"
-        return f"{100 * self.value:+.0f} points ({100 * self.low:+.0f} to {100 * self.high:+.0f})"
-
-
-def difference(first: Share, second: Share, correlation: float = 0.0) -> Difference:
-    """`first` minus `second`. `correlation` is 0 for separate episodes."""
-    n = min(first.n, second.n)
-    if first.value is None or second.value is None:
-        return Difference(None, -1.0, 1.0, n)
-    p, q = first.value, second.value
-
-    def joined(a: float, b: float) -> float:
-        return math.sqrt(max(a * a + b * b - 2 * correlation * a * b, 0.0))
-
-    below, above = joined(p - first.low, second.high - q), joined(first.high - p, q - second.low)
-    return Difference(p - q, p - q - below, p - q + above, n)
-
-
-def paired_difference(pairs: Sequence[tuple[bool, bool]]) -> Difference:
-    """The share of `True` among the first of each pair minus that among the second, of the same episodes."""
-    n = Counter(pairs)
-    both, only_first, only_second, neither = n[True, True], n[True, False], n[False, True], n[False, False]
-    first, second = Share(both + only_first, len(pairs)), Share(both + only_second, len(pairs))
-    scale = math.sqrt(first.count * (first.n - first.count) * second.count * (second.n - second.count))
-    excess: float = both * neither - only_first * only_second
-    if excess > 0:  # Newcombe's continuity correction
-        excess = max(excess - len(pairs) / 2, 0)
-    return difference(first, second, excess / scale if scale else 0.0)
 
 
 @dataclass(frozen=True)
@@ -154,7 +50,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class FactorTable:
-    """One part's episodes, as they are, by one factor of the target, the lure or the plate."""
+    """One part's episodes, as they are, by one factor of the target, the lure or the plate, or by what is named."""
 
     part: str
     whose: str
@@ -184,9 +80,10 @@ class WeakSpot:
 class Change:
     """What a condition changes, on the episodes that were played both ways (the same part and seed).
 
-    part: of PARTS, or both. before, after: without and with the condition. success, target_picks: after minus before,
-    paired. preference: the same of the cue preference, whose two shares rest on different episodes. other_pick:
-    episodes in which something else was picked first.
+    part: of EVALUATED, or both. before, after: without and with the condition. success, target_picks: after minus
+    before, paired. preference: the same of the cue preference, whose two shares rest on different episodes. other_pick:
+    episodes in which something else was picked first. switched: of those in which an object was picked both ways, the
+    share in which it was another one.
     """
 
     condition: str
@@ -197,6 +94,7 @@ class Change:
     target_picks: Difference
     preference: Difference
     other_pick: Share
+    switched: Share
 
     def __str__(self) -> str:
         return (
@@ -207,14 +105,21 @@ class Change:
 
 @dataclass(frozen=True)
 class Summary:
-    """The numbers of one evaluation. counted: {condition: {part: Counted}}, only what was played."""
+    """The numbers of one evaluation. counted: {condition: {part: Counted}}, only what was played.
 
-    cues: tuple[str, str]
+    cues: the split's two factors; None where it names all. dominance, doing (by part): of the instruction suite only.
+    runs: by part, the success of each repetition.
+    """
+
+    cues: tuple[str, str] | None
     counted: dict[str, dict[str, Counted]]
     chance: dict[str, float]
     factors: tuple[FactorTable, ...]
     weak_spots: tuple[WeakSpot, ...]
     changes: tuple[Change, ...]
+    dominance: Dominance | None = None
+    doing: Mapping[str, Doing] = field(default_factory=dict)
+    runs: Mapping[str, tuple[Share, ...]] = field(default_factory=dict)
 
     def of(self, part: str, condition: str = AS_IT_IS) -> Counted:
         """One part under one condition; all zeros where it was not played."""
@@ -236,42 +141,46 @@ class Summary:
         return self.of("conflict").preference
 
 
-def many(count: int, name: str) -> str:
-    """1 pick, 2 picks."""
-    return f"{count} {name}{'s' * (count != 1)}"
-
-
-def plain(value: Any) -> Any:
-    """Anything that holds shares and differences as plain JSON, as the reports hold it."""
-    if isinstance(value, Share):
-        return {"count": value.count, "n": value.n, "share": value.value, "low": value.low, "high": value.high}
-    if isinstance(value, Difference):
-        return {"difference": value.value, "low": value.low, "high": value.high, "n": value.n, "shown": value.shown}
-    if is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, tuple | list) else value
-
-
 def summarize(evaluation: Evaluation) -> Summary:
     """The summary of an evaluation; an unknown split raises ToolkitError."""
     groups: dict[str, dict[str, list[EpisodeOutcome]]] = {}
-    for condition, part in itertools.product(CONDITIONS, PARTS):
+    info, suite = evaluation.info, suite_of(evaluation.info["split"])
+    for condition, part in itertools.product(CONDITIONS, EVALUATED):
         found = [e for e in evaluation.episodes if (e.condition, e.part) == (condition, part)]
         if found:
             groups.setdefault(condition, {})[part] = found
     played = groups.get(AS_IT_IS, {})
-    cues, tables = split_factors(evaluation.info["split"]), tuple(_factor_tables(played))
+    cues, tables = pair_of(info["split"]), tuple(_factor_tables(played, suite))
+    own: dict[str, Any] = {}
+    if suite is INSTRUCTION:
+        own = {"dominance": dominance(cues, played) if cues else None}
+        own["doing"] = {part: doing(found) for part, found in played.items()}
+    if info.get("runs", 1) > 1:
+        own["runs"] = {part: _runs(found, info["runs"], info["episodes"]) for part, found in played.items()}
     return Summary(
         cues=cues,
         counted={c: {part: count(found) for part, found in parts.items()} for c, parts in groups.items()},
         # How often a policy would pick the target that picks an object, no matter which.
         chance={p: sum(1 / len(e.episode["objects"]) for e in found) / len(found) for p, found in played.items()},
         factors=tables,
-        weak_spots=tuple(_weak_spots(tables, cues)),
+        weak_spots=tuple(_weak_spots(tables, cues or ())),
         changes=tuple(_changes(groups)),
+        **own,
     )
+
+
+def pair_of(split: str) -> tuple[str, str] | None:
+    """The two factors that a split sets against each other; None for a split whose sentences name all."""
+    cues = tuple(suite_of(split).cues(split))
+    return (cues[0], cues[1]) if len(cues) == 2 else None
+
+
+def _runs(episodes: Sequence[EpisodeOutcome], runs: int, each: int) -> tuple[Share, ...]:
+    """The success of each repetition: every one has the next `each` seeds."""
+    found: list[list[bool]] = [[] for _ in range(runs)]
+    for outcome in episodes:
+        found[min((outcome.seed - FIRST_EVALUATION_SEED) // each, runs - 1)].append(outcome.success)
+    return tuple(Share(sum(ends), len(ends)) for ends in found)
 
 
 def count(episodes: Sequence[EpisodeOutcome]) -> Counted:
@@ -289,22 +198,35 @@ def count(episodes: Sequence[EpisodeOutcome]) -> Counted:
     )
 
 
-def _factor_tables(played: dict[str, list[EpisodeOutcome]]) -> Iterator[FactorTable]:
-    """Every factor of target, lure and plate; each table holds every episode of its part once."""
+def _factor_tables(played: dict[str, list[EpisodeOutcome]], suite: Suite) -> Iterator[FactorTable]:
+    """Every factor of target, lure and plate, or of what is named, target and lure; each table holds every episode of
+    its part once. In the instruction suite factors that do not vary are left out."""
     for part, episodes in played.items():
-        for whose in ("target", "lure", "plate") if part == "conflict" else ("target", "plate"):
-            for factor, values in FACTORS.items():
+        for whose in (w for w in ("sentence", "target", "lure", "plate") if episodes[0].thing(w) is not None):
+            for factor, values in seen_factors(suite, whose).items():
                 rows = {v: count([e for e in episodes if (e.thing(whose) or {}).get(factor) == v]) for v in values}
-                yield FactorTable(part, whose, factor, rows)
+                if suite is not INSTRUCTION or sum(counted.success.n > 0 for counted in rows.values()) > 1:
+                    yield FactorTable(part, whose, factor, rows)
 
 
-def _weak_spots(tables: Sequence[FactorTable], cues: tuple[str, str]) -> Iterator[WeakSpot]:
+def seen_factors(suite: Suite, whose: str) -> dict[str, Sequence[str]]:
+    """The factors of a thing, or of the `sentence`, with the values that they may have; sizes of things are not those
+    that are said."""
+    factors: dict[str, Sequence[str]] = dict(suite.factors)
+    if suite is INSTRUCTION and whose != "sentence":
+        factors |= {"size": tuple(HALF_SIZE)}
+        factors.pop("verb", None)
+    return factors
+
+
+def _weak_spots(tables: Sequence[FactorTable], cues: Sequence[str]) -> Iterator[WeakSpot]:
     """Values with which success is lower than with the rest of their table, at a joint confidence of 95 %.
 
     Bonferroni over all values compared: among sixty comparisons at 95 % each, three would stand out by chance. In the
-    cues the plate has the target's or the lure's values, so these are not compared again.
+    cues the plate has the target's or the lure's values, and the sentence too, so these are not compared again.
     """
-    apart = [table for table in tables if table.whose != "plate" or table.factor not in cues]
+    twice = [("plate", cue) for cue in cues] + [("sentence", factor) for factor in FACTORS if factor != "verb"]
+    apart = [table for table in tables if (table.whose, table.factor) not in twice]
     rows = [(table, value) for table in apart for value in table.rows]
     confidence = 1 - (1 - CONFIDENCE) / max(len(rows), 1)
     for table, value in rows:
@@ -334,4 +256,10 @@ def _changes(groups: dict[str, dict[str, list[EpisodeOutcome]]]) -> Iterator[Cha
                 target_picks=paired_difference([(a.picked == TARGET, b.picked == TARGET) for a, b in pairs]),
                 preference=difference(after.preference, before.preference),
                 other_pick=Share(sum(a.picked != b.picked for a, b in pairs), len(pairs)),
+                switched=_switched(pairs),
             )
+
+
+def _switched(pairs: Sequence[tuple[EpisodeOutcome, EpisodeOutcome]]) -> Share:
+    both = [(a.picked, b.picked) for a, b in pairs if NOTHING not in (a.picked, b.picked)]
+    return Share(sum(a != b for a, b in both), len(both))

@@ -11,12 +11,15 @@ from urllib.parse import quote
 
 import numpy as np
 
-from simulation.closed_loop import CONDITIONS, PICKS, ClosedLoopConfig, EpisodeOutcome, Evaluation
+from simulation.closed_loop import CONDITIONS, EVALUATED, NOTHING, PICKS, ClosedLoopConfig, EpisodeOutcome, Evaluation
 from simulation.report import AS_IT_IS, Summary
 from simulation.report.conclusions import cue_preference, readings
+from simulation.scenes.instruction_suite import CELLS, JITTER
 from simulation.scenes.plate_suite import OBJECT_X, OBJECT_Y, PLATE_X, PLATE_Y
+from simulation.scenes.suites import PLATE, Suite, suite_of
+from simulation.scenes.verbs import VERBS
 from toolkit.html_page import data_uri, render_page
-from toolkit.shared_keys import PARTS, SplitConfig
+from toolkit.shared_keys import SplitConfig
 
 EMBEDDED_BYTES = 12_000_000  # of videos; a page that is larger opens slowly and cannot be mailed
 HISTOGRAM_BARS = 20
@@ -24,6 +27,7 @@ HISTOGRAM_BARS = 20
 
 def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
     """The HTML; `folder` is where the page will lie and its videos are."""
+    suite = suite_of(evaluation.info["split"])
     info, episodes, parts = evaluation.info, evaluation.episodes, list(summary.chance)
     plain = {part: [e for e in episodes if (e.condition, e.part) == (AS_IT_IS, part)] for part in parts}
     kept, notes = videos(episodes, folder)
@@ -37,9 +41,12 @@ def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
         "readings": readings(summary),
         "weak": {(s.part, s.whose, s.factor, s.value) for s in summary.weak_spots},
         "maps": {part: [_place(e) for e in plain[part]] for part in parts},
-        "zones": _zones(),
-        "plates": {"x": (-1000 * PLATE_Y, 1000 * PLATE_Y), "y": 1000 * PLATE_X},
-        "parts": [p for p in PARTS if any(p in counted for counted in summary.counted.values())],
+        "zones": _zones(suite),
+        "plates": {"x": (-1000 * PLATE_Y, 1000 * PLATE_Y) if suite is PLATE else (), "y": 1000 * PLATE_X},
+        "instruction": instruction_in_words(info),
+        "whose_factors": ("sentence", "target", "lure", "plate"),
+        "verbs": (*VERBS, NOTHING),
+        "parts": [p for p in EVALUATED if any(p in counted for counted in summary.counted.values())],
         "histograms": {part: _histogram(plain[part], part, info["max_steps"]) for part in parts},
         "other_instructions": sorted({e.instruction for e in episodes if e.condition == "other_instruction"}),
         "videos": kept,
@@ -53,13 +60,22 @@ def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
     return render_page("closed_loop.html", values)
 
 
+def instruction_in_words(info: dict[str, Any]) -> str:
+    """What the policy was asked to do, as a sentence."""
+    said = info["instruction"]
+    return "Each episode has its own instruction." if said is None else f'Instruction "{said}".'
+
+
 def command(info: dict[str, Any]) -> str:
     """The command that evaluates the same again: what its configuration says besides the defaults.
 
     report_dir and tracking are left out: who repeats it wants to keep what is there, and logs where they log.
     """
     given, instruction = {"split": info["split"], "mode": "closed_loop"}, info["instruction"]
-    if instruction != f"pick up the {info['split'].split('_')[0]}-matching object":  # not the one that ships
+    if instruction not in (
+        None,
+        f"pick up the {info['split'].split('_')[0]}-matching object",
+    ):  # not the one that ships
         given["split.instruction"] = instruction
     for name, default in vars(ClosedLoopConfig(split=SplitConfig(name="", instruction=""))).items():
         value = info.get("config", {}).get(name, default)
@@ -83,8 +99,13 @@ def _place(outcome: EpisodeOutcome) -> dict[str, Any]:
     return {"x": x, "y": y, "success": outcome.success, "picked": outcome.picked, "title": title}
 
 
-def _zones() -> list[dict[str, float]]:
-    """Where objects may lie, in mm, left and right."""
+def _zones(suite: Suite) -> list[dict[str, float]]:
+    """Where objects may lie, in mm: left and right, or in the instruction suite's five places."""
+    if suite is not PLATE:
+        corner, size = -1000 * JITTER, 2000 * JITTER
+        return [
+            {"x": 1000 * y + corner, "y": 1000 * x + corner, "width": size, "height": size} for x, y in CELLS.values()
+        ]
     width, height = 1000 * (OBJECT_Y[1] - OBJECT_Y[0]), 1000 * (OBJECT_X[1] - OBJECT_X[0])
     return [
         {"x": x, "y": 1000 * OBJECT_X[0], "width": width, "height": height}

@@ -8,7 +8,6 @@ import math
 import textwrap
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,14 @@ from rich.text import Text
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json, write_text
-from simulation.closed_loop import CONDITIONS, FORMAT, LURE, PICKS, TARGET, EpisodeOutcome, Evaluation
-from simulation.report import AS_IT_IS, Counted, Difference, Share, Summary, plain, summarize
-from simulation.report.closed_loop_page import command, page, video_caption, video_file
+from simulation.closed_loop import CONDITIONS, FORMAT, LURE, NOTHING, PICKS, TARGET, EpisodeOutcome, Evaluation
+from simulation.report import AS_IT_IS, Counted, Summary, seen_factors, summarize
+from simulation.report.closed_loop_page import command, instruction_in_words, page, video_caption, video_file
 from simulation.report.conclusions import cue_preference, in_short, readings
-from simulation.scenes.plate_suite import FACTORS, split_factors
-from toolkit.shared_keys import PARTS
+from simulation.report.dominance import Doing, Dominance
+from simulation.report.shares import Difference, Share, plain
+from simulation.scenes.suites import PLATE, Suite, suite_of
+from simulation.scenes.verbs import VERBS
 from toolkit.trackers import open_run
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ PREFIX = "closed_loop"
 
 _ALWAYS = ("split", "policy", "n_action_steps", "max_steps", "seed", "instruction", "versions")  # in info
 _PICKED = ["success", *(f"{pick} first" for pick in PICKS)]
-_CHANGED = ["policy sees", "part", "success changes by", "target picks change by", "other pick"]
+_CHANGED = ["policy sees", "part", "success changes by", "target picks change by", "other pick", "switched"]
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> None:
@@ -66,7 +67,13 @@ def as_json(evaluation: Evaluation, summary: Summary) -> dict[str, Any]:
         "weak_spots": summary.weak_spots,
         "changes": summary.changes,
     }
-    return {"format": FORMAT, **plain(evaluation), "summary": plain(numbers)}
+    for name in ("dominance", "doing", "runs"):  # only where there are any
+        numbers |= {name: found} if (found := getattr(summary, name)) else {}
+    data = {"format": FORMAT, **plain(evaluation), "summary": plain(numbers)}
+    for episode in data["episodes"]:
+        if episode["did"] is None and "named" not in episode["episode"]:
+            del episode["did"]  # the plate suite has no verbs
+    return data
 
 
 def find_evaluations(folder: Path) -> list[Path]:
@@ -77,14 +84,14 @@ def find_evaluations(folder: Path) -> list[Path]:
 
 def read_evaluation(path: Path) -> Evaluation:
     """The evaluation in a closed_loop.json; a damaged one raises ToolkitError that names the file and the place."""
-    data, names = read_json(path), {field.name for field in fields(EpisodeOutcome)}
+    data = read_json(path)
     if data.get("format") != FORMAT:
         raise ToolkitError(
             f"{path}: is no closed-loop result of format {FORMAT} (found {data.get('format')!r}). Evaluate again: "
             "python evaluate_conflict.py mode=closed_loop ..."
         )
     try:
-        episodes = tuple(EpisodeOutcome(**{name: e[name] for name in names}) for e in data["episodes"])
+        episodes = tuple(EpisodeOutcome.from_json(e) for e in data["episodes"])
         evaluation = Evaluation(dict(data["info"]), episodes)
     except (KeyError, TypeError, ValueError) as error:
         raise ToolkitError(f"{path}: is damaged ({type(error).__name__}: {error}). Evaluate again.") from None
@@ -100,14 +107,15 @@ def _problems(evaluation: Evaluation) -> Iterator[str]:
     if missing:
         yield f"info lacks {', '.join(missing)}"
     try:
-        split_factors(str(evaluation.info["split"]))
+        suite = suite_of(str(evaluation.info["split"]))
     except ToolkitError as error:
         yield str(error).rstrip(".?")
+        return
     if not evaluation.episodes:
         yield "it holds no episodes"
     seen = set()
     for number, outcome in enumerate(evaluation.episodes):
-        for problem in _episode_problems(outcome):
+        for problem in _episode_problems(outcome, suite):
             yield f"episodes[{number}]: {problem}"
         key = outcome.condition, outcome.part, outcome.seed
         if key in seen:
@@ -115,27 +123,31 @@ def _problems(evaluation: Evaluation) -> Iterator[str]:
         seen.add(key)
 
 
-def _episode_problems(outcome: EpisodeOutcome) -> Iterator[str]:
-    for name, known in (("condition", CONDITIONS), ("part", PARTS), ("picked", PICKS)):
+def _episode_problems(outcome: EpisodeOutcome, suite: Suite) -> Iterator[str]:
+    parts = (*suite.recorded, *suite.evaluated)
+    for name, known in (("condition", CONDITIONS), ("part", parts), ("picked", PICKS), ("did", (None, *VERBS))):
         if getattr(outcome, name) not in tuple(known):
-            yield f"{name} is {getattr(outcome, name)!r}, none of {', '.join(known)}"
+            yield f"{name} is {getattr(outcome, name)!r}, none of {', '.join(map(str, known))}"
     for name in ("seed", "steps", "chunks"):
         if type(getattr(outcome, name)) is not int or getattr(outcome, name) < 0:
             yield f"{name} is {getattr(outcome, name)!r}, no count"
-    if outcome.part == "train" and outcome.picked == LURE:
-        yield "a lure was picked in train, where there is none"
+    if "conflict" not in str(outcome.part) and outcome.picked == LURE:
+        yield f"a lure was picked in {outcome.part}, where there is none"
     if type(outcome.success) is not bool:
         yield f"success is {outcome.success!r}, neither true nor false"
     if not isinstance(outcome.instruction, str) or not isinstance(outcome.video, str | None):
         yield "instruction or video is no text"
     try:
         objects, target, lure = (outcome.episode[name] for name in ("objects", "target", "lure"))
-        for thing in [*objects, outcome.episode["plate"]]:
-            if any(thing[factor] not in values for factor, values in FACTORS.items()):
+        for thing in [*objects, *([outcome.episode["plate"]] if suite is PLATE else [])]:
+            if any(thing[factor] not in values for factor, values in seen_factors(suite, "target").items()):
                 yield f"the scene has {dict(thing)}, whose factors are unknown"
             if not all(math.isfinite(thing[axis]) for axis in ("x", "y")):
                 yield f"the scene has an object at {thing['x']}, {thing['y']}"
-        indices = [target] if outcome.part == "train" else [target, lure]
+        named = outcome.episode["named"] if suite is not PLATE else {}
+        if any(value not in suite.factors.get(factor, ()) for factor, value in named.items()):
+            yield f"the sentence names {dict(named)}, whose factors are unknown"
+        indices = [target, lure] if "conflict" in outcome.part else [target]
         if not all(type(i) is int and 0 <= i < len(objects) for i in indices):
             yield f"target {target} and lure {lure} are not among its {len(objects)} objects"
     except (KeyError, TypeError, ValueError) as error:
@@ -168,12 +180,15 @@ def markdown(evaluation: Evaluation, summary: Summary) -> str:
         f"# {_escaped(_title(evaluation))}",
         "",
         _escaped(
-            f'Instruction "{info["instruction"]}". {info["n_action_steps"]} of each chunk\'s steps are executed, '
+            f"{instruction_in_words(info)} {info['n_action_steps']} of each chunk's steps are executed, "
             f"{info['max_steps']} steps at most, seed {info['seed']}. Intervals are 95 % (Wilson, Newcombe)."
         ),
         "",
         *(f"- {line}" for line in in_short(summary)),
     ]
+    lines += [*_dominance_lines(summary.dominance)] if summary.dominance else []
+    for part, found in summary.doing.items():
+        lines += ["", f"## What was done, {part}", "", *_rows(*done_table(found))]
     picks = [[part, CONDITIONS[condition], *_picked(counted, part)] for condition, part, counted in summary.each()]
     lines += ["", "## First picks and success", "", *_rows(["part", "policy sees", *_PICKED], picks)]
     if summary.changes:
@@ -196,19 +211,51 @@ def markdown(evaluation: Evaluation, summary: Summary) -> str:
     return "\n".join([*lines, "", "## To repeat it", "", code]) + "\n"
 
 
+def _dominance_lines(found: Dominance) -> Iterator[str]:
+    yield from ("", f"## {found.a} against {found.b}", "")
+    yield from _rows(["", "share"], dominance_rows(found))
+    for factor, values in found.values.items():
+        rows = [[value, str(share)] for value, share in values.items()]
+        yield from ("", *_rows([f"{factor} that is named", "picked, of the picks of either"], rows))
+
+
+def dominance_rows(found: Dominance) -> list[list[str]]:
+    """(what, share) of everything but the values."""
+    rows = [
+        [f"FDR of {found.a}, among picks of either", str(found.fdr)],
+        [f"{found.a}'s object, of all", str(found.a_of_all)],
+        [f"{found.b}'s object, of all", str(found.b_of_all)],
+        ["neither, of all", str(found.neither)],
+    ]
+    for factor, each in found.alone.items():
+        rows.append([f"{factor} alone, among all picks", str(each.among)])
+        rows.append([f"{factor} alone, of all", str(each.over_all)])
+    return rows
+
+
+def done_table(found: Doing) -> tuple[list[str], list[list[str]]]:
+    """(head, rows): by the verb that was asked for, how often each was done to the target, and to another object."""
+    did = [verb for verb in (*VERBS, NOTHING) if any(verb in row for row in found.table.values())]
+    rows = [
+        [asked, *(f"{row[verb][0]} + {row[verb][1]}" if verb in row else "-" for verb in did)]
+        for asked, row in ((verb, found.table[verb]) for verb in VERBS if verb in found.table)
+    ]
+    return ["asked \\ done: to the target + to others", *did], rows
+
+
 def _title(evaluation: Evaluation) -> str:
     return f"Closed loop: {evaluation.info['split']}, {evaluation.info['policy']}"
 
 
 def _picked(counted: Counted, part: str) -> list[str]:
-    """Success and first picks; in train there is no lure."""
-    picks = ["-" if (part, pick) == ("train", LURE) else str(share) for pick, share in counted.picks.items()]
+    """Success and first picks; outside conflict there is no lure."""
+    picks = ["-" if "conflict" not in part and pick == LURE else str(share) for pick, share in counted.picks.items()]
     return [str(counted.success), *picks]
 
 
 def _changes(summary: Summary) -> list[list[str]]:
     return [
-        [CONDITIONS[c.condition], c.part, str(c.success), str(c.target_picks), c.other_pick.counts]
+        [CONDITIONS[c.condition], c.part, str(c.success), str(c.target_picks), c.other_pick.counts, c.switched.counts]
         for c in summary.changes
     ]
 
@@ -245,13 +292,22 @@ def numbers(summary: Summary) -> dict[str, float | str]:
         shares |= {f"{place}/{part}/picked_{pick}": share for pick, share in counted.picks.items()}
         if part == "conflict":
             shares[f"{place}/cue_preference"] = counted.preference
-    found: dict[str, float | str] = {}
+    if summary.dominance:
+        found = summary.dominance
+        shares |= {f"{PREFIX}/fdr": found.fdr, f"{PREFIX}/neither": found.neither}
+        shares |= {f"{PREFIX}/alone/{factor}": each.among for factor, each in found.alone.items()}
+    for part, done in summary.doing.items():
+        names = {"right": done.right, "right_verb_other_object": done.other_object, "other_verb": done.other_verb}
+        shares |= {f"{PREFIX}/{part}/did_{name}": share for name, share in names.items()}
+    for change in summary.changes:
+        shares[f"{PREFIX}/{change.condition}/{change.part}/switched"] = change.switched
+    logged: dict[str, float | str] = {}
     for name, share in shares.items():
         if share.value is not None:
-            found |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high, f"{name}_of": share.n}
+            logged |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high, f"{name}_of": share.n}
     if "conflict" in summary.chance:
-        found[f"{PREFIX}/verdict"] = cue_preference(summary).headline
-    return found
+        logged[f"{PREFIX}/verdict"] = cue_preference(summary).headline
+    return logged
 
 
 def tables(evaluation: Evaluation, summary: Summary) -> dict[str, tuple[list[Any], list[list[Any]]]]:
@@ -276,9 +332,22 @@ def tables(evaluation: Evaluation, summary: Summary) -> dict[str, tuple[list[Any
         [*(getattr(e, name) for name in names), e.in_words("target"), e.in_words("lure")] for e in evaluation.episodes
     ]
     success = ["episodes", "success", "low", "high"]
+    values = [
+        [factor, value, share.count, share.n, *ends(share)]
+        for factor, rows in (summary.dominance.values if summary.dominance else {}).items()
+        for value, share in rows.items()
+    ]
+    done = [
+        [part, asked, did, *cell]
+        for part, found in summary.doing.items()
+        for asked, row in found.table.items()
+        for did, cell in row.items()
+    ]
     return {
         "picks": (["part", "condition", "share", "count", "of", "value", "low", "high"], shares),
         "by_factor": (["part", "whose", "factor", "value", *success, "target picked"], factors),
         "episodes": ([*names, "target", "lure"], episodes),
         "changes": (["condition", "part", *success, "other pick"], changes),
+        "values": (["factor", "value", "count", "of", "value", "low", "high"], values),
+        "done": (["part", "asked", "done", "to the target", "to others"], done),
     }

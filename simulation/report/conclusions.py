@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from simulation.report import Change, Difference, Share, Summary, many, paired_difference
+from simulation.closed_loop import NOTHING
+from simulation.report import Change, Summary
+from simulation.report.dominance import Dominance
+from simulation.report.shares import Difference, Share, many, paired_difference
 from toolkit.html_page import percent
 
 A, B, NEITHER = "a", "b", "neither"
@@ -42,10 +45,13 @@ def in_short(summary: Summary) -> list[str]:
     for part, chance in summary.chance.items():
         success = summary.of(part).success
         beside = "above" if success.low > chance else "below" if success.high < chance else "not distinct from"
+        done = "what was asked for is done" if part in summary.doing else "the target is held"
+        if summary.dominance and part == "conflict":  # where no object is the right one
+            done = f"it is done to {summary.dominance.a}'s object"
         lines.append(
-            f"{part}: the target is held in {success} of the episodes; {beside} the {percent(chance)} of picking any "
-            "object."
+            f"{part}: {done} in {success} of the episodes; {beside} the {percent(chance)} of picking any object."
         )
+    lines += [f"{part}, each repetition: {'; '.join(map(str, runs))}." for part, runs in summary.runs.items()]
     lines += [f"{reading.question} {reading.sentence} {reading.text}" for reading in readings(summary)]
     return lines + [str(spot) for spot in summary.weak_spots]
 
@@ -56,29 +62,52 @@ def readings(summary: Summary) -> list[Reading]:
     # Another episode's images are real ones, so a fall with them is no mere shock: they count before blank ones.
     looks = {"other_image": ("it looks at the images", blind), "blank_image": ("it needs images", blind)}
     state = {"zero_state": ("it needs the state", "it does without the state")}
-    found = [cue_preference(summary)] if "conflict" in summary.chance else []
+    found = [cue_preference(summary)] if "conflict" in summary.chance and summary.cues else []
+    if summary.dominance and summary.dominance.alone:
+        found.append(_alone(summary.dominance, summary.chance))
     found += _needs(summary, "Does it look?", looks)
     if summary.change("other_instruction") is not None:
-        found.append(Reading("Does it listen?", *_listens(summary.change("other_instruction", "conflict"))))
+        part = "seen" if summary.doing else "conflict"
+        found.append(Reading("Does it listen?", *_listens(summary.change("other_instruction", part), part)))
     return [*found, *_needs(summary, "Does it need the state?", state)]
 
 
 def cue_preference(summary: Summary) -> Reading:
     """Which cue wins where they disagree: a where the interval lies above one half, b where it lies below."""
-    share, (a, b) = summary.preference, summary.cues
-    answer, headline = verdict(share, summary.cues)
+    share, (a, b) = summary.preference, summary.cues or ("", "")
+    answer, headline = verdict(share, (a, b))
     text = (
         f"Target or lure was picked first in {share.n} of {summary.of('conflict').success.n} conflict episodes"
         f"{f'; the target, which matches in {a}, in {share} of these' if share.n else ''}."
     )
-    if answer == B:
+    if summary.dominance:
+        found = summary.dominance
+        text += f" Of all: {a}'s object {found.a_of_all}, {b}'s {found.b_of_all}, neither {found.neither}."
+    elif answer == B:
         text += f" The instruction names {a}; the lure matches in {b}."
-    elif answer == NEITHER:
+    if answer == NEITHER:
         text += (
             f" The interval includes one half; {least_shown(share.n)} of {share.n} picks for either cue would have "
             "shown a preference."
         )
     return Reading("Which cue does it follow?", answer, headline, text)
+
+
+def _alone(found: Dominance, chance: Mapping[str, float]) -> Reading:
+    """Which factors are followed where they alone tell the objects apart, as a preference between two may hide."""
+    question, parts = "Is each factor followed alone?", {found.a: "single_a", found.b: "single_b"}
+    told = [
+        f"{f}: the target in {each.among} of the picks, in {each.over_all} of all" for f, each in found.alone.items()
+    ]
+    text = f"{'; '.join(told)}."
+    if max(each.among.n for each in found.alone.values()) < LEAST_PICKS:
+        return Reading(question, UNKNOWN, "cannot be said with so few picks", text)
+    followed = [factor for factor, each in found.alone.items() if each.among.low > chance[parts[factor]]]
+    others = [factor for factor in found.alone if factor not in followed]
+    if not others:
+        return Reading(question, YES, f"yes: {' and '.join(followed)}", text)
+    headline = f"{followed[0]}, not shown of {others[0]}" if followed else f"not shown of {' or '.join(others)}"
+    return Reading(question, NEITHER if followed else NO, headline, text)
 
 
 def verdict(share: Share, cues: tuple[str, str]) -> tuple[str, str]:
@@ -106,16 +135,18 @@ def _needs(summary: Summary, question: str, headlines: dict[str, tuple[str, str]
         yield Reading(question, *answer, " ".join(map(str, changes)))
 
 
-def _listens(changed: Change | None) -> tuple[str, str, str]:
-    """(answer, headline, text) by the picks of conflict episodes: in train, both instructions mean the same object."""
+def _listens(changed: Change | None, part: str) -> tuple[str, str, str]:
+    """(answer, headline, text) by the picks of the part in which the other instruction means another object."""
     if changed is None:
-        return UNKNOWN, "cannot be said", "That takes conflict episodes under another instruction."
+        return UNKNOWN, "cannot be said", f"That takes {part} episodes under another instruction."
     moved, n, picks = changed.target_picks, changed.before.success.n, changed.before.preference.n
+    if part == "seen":
+        picks = n - changed.before.picks[NOTHING].count
     if n == 0:
         return UNKNOWN, "cannot be said: no episode was played both ways", ""
     text = (
         f"With another instruction the target's share of the first picks changes by {moved}; something else is "
-        f"picked first in {changed.other_pick.count} of the {n} conflict episodes that were played both ways."
+        f"picked first in {changed.other_pick.count} of the {n} {part} episodes that were played both ways."
     )
     if moved.shown:
         return YES, "its picks change with the instruction", text

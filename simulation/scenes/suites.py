@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gr00t.errors import ToolkitError, did_you_mean
-from simulation.scenes import instruction_suite, plate_suite
+from simulation.scenes import instruction_suite, plate_suite, single_factor
 from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.plate_suite import Episode
 
@@ -47,9 +47,23 @@ class Suite:
         """The parts of this split that are played in closed loop."""
         return _without_conflict(self.evaluated) if split == instruction_suite.ALL else self.evaluated
 
+    def playable(self, split: str, strategy: str | None) -> list[str]:
+        """The parts that are played in closed loop, without those that the strategy leaves no scenes for."""
+        found, refused = [], None
+        for part in self.evaluated_of(split):
+            try:
+                self.sample(split, part, 0, strategy)
+            except ToolkitError as error:
+                refused = error
+            else:
+                found.append(part)
+        if refused is not None and not found:
+            raise refused
+        return found
+
 
 def _without_conflict(parts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part for part in parts if "conflict" not in part)
+    return tuple(part for part in parts if "conflict" not in part and part not in single_factor.PARTS)
 
 
 def _on_plate(
@@ -62,6 +76,14 @@ def _on_plate(
                 f"instruction suite, such as {instruction_suite.SPLITS[0]}."
             )
     return plate_suite.sample_episode(split, part, seed)
+
+
+def _instructed(
+    split: str, part: str, seed: int, strategy: str | None, no_distractor_prob: float | None = None
+) -> InstructedEpisode:
+    if part in single_factor.PARTS:
+        return single_factor.sample_single(split, part, seed, strategy or instruction_suite.default_strategy(split))
+    return instruction_suite.sample_episode(split, part, seed, strategy, no_distractor_prob)
 
 
 PLATE = Suite(
@@ -78,11 +100,11 @@ INSTRUCTION = Suite(
     "instruction",
     instruction_suite.SPLITS,
     recorded=("train", "unseen", "conflict", "train_conflict"),
-    evaluated=("seen", "unseen", "conflict"),
+    evaluated=("seen", "unseen", "conflict", *single_factor.PARTS),
     factors=instruction_suite.FACTORS,
     strategies=True,
     cues=instruction_suite.factors_of,
-    sample=instruction_suite.sample_episode,
+    sample=_instructed,
 )
 SUITES = (PLATE, INSTRUCTION)
 

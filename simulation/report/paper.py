@@ -1,0 +1,249 @@
+"""What a paper takes from evaluations: tables as CSV, Markdown and LaTeX, figures, and a paragraph on the methods."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.maniskill import CONTROL_FREQ
+from gr00t.file_replacement import whole_folder, write_text
+from simulation.closed_loop import CONDITIONS, EVALUATED, Evaluation
+from simulation.report import Summary
+from simulation.report.closed_loop_page import command
+from simulation.report.shares import Difference, Share
+from simulation.scenes.suites import INSTRUCTION, PLATE, suite_of
+from simulation.scenes.verbs import Thresholds
+
+Cell = str | Share | Difference
+_PARTS = {
+    "train": "both cues agree",
+    "conflict": "no object fits in both factors",
+    "seen": "combinations of values that were recorded for training",
+    "unseen": "combinations that were not",
+    "single_a": "only the first factor tells the objects apart",
+    "single_b": "only the second factor does",
+}
+_FACTS = {
+    "image_size": "pixels of both square cameras:",
+    "render": "rendered on:",
+    "workers": "simulations that share a batch:",
+    "segment": "scenes built again after episodes:",
+    "strategy": "combinations recorded by the strategy",
+    "no_distractor_prob": "no_distractor_prob",
+    "checkpoint_fingerprint": "checkpoint",
+    "precision": "precision",
+    "device": "on",
+    "denoising_steps": "denoising steps:",
+}
+_TEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
+_TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation. name: of its report's folder."""
+
+    name: str
+    evaluation: Evaluation
+    summary: Summary
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What was evaluated."""
+        return self.evaluation.info
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """name: of its files. Shares and differences are written in per cent with their intervals."""
+
+    name: str
+    caption: str
+    head: tuple[str, ...]
+    rows: list[tuple[Cell, ...]]
+
+
+def write_paper(folder: Path, results: Sequence[Result]) -> None:
+    """Write everything into `folder`, which is replaced."""
+    from simulation.report.paper_figures import draw
+
+    if folder.is_dir():
+        _only_ours(folder)
+    with whole_folder(folder, lock=False, replaceable=_only_ours) as aside:
+        for table in filter(lambda table: table.rows, tables(results)):
+            for kind, text in (("csv", as_csv(table)), ("md", as_markdown(table)), ("tex", as_latex(table))):
+                write_text(aside / f"{table.name}.{kind}", text)
+        paragraphs = list(methods(results))
+        write_text(aside / "methods.md", "\n\n".join(paragraphs) + "\n")
+        write_text(aside / "methods.tex", "\n\n".join(map(escaped, paragraphs)) + "\n")
+        draw(aside, results)
+
+
+def tables(results: Sequence[Result]) -> Iterator[PaperTable]:
+    """Of all evaluations; those without rows too."""
+    own, interval = ("split", "policy", "strategy"), "95 % intervals (Wilson 1927)"
+
+    def table(name: str, caption: str, head: tuple[str, ...], rows: Iterable[tuple[Cell, ...]]) -> PaperTable:
+        return PaperTable(name, caption, (*own, *head), list(rows))
+
+    parts = [(r, part) for r in results for part in EVALUATED if part in r.summary.chance]
+    rows: Iterable[tuple[Cell, ...]] = ((*_named(r), part, r.summary.of(part).success) for r, part in parts)
+    yield table("success", f"Success by part; {interval}.", ("part", "success"), rows)
+    rows = ((*_named(r), *r.summary.cues, *_preference(r)) for r in results if r.summary.cues)
+    told = "FDR: a's share of the conflict episodes in which a's or b's object was acted on first; neither: of all"
+    head: tuple[str, ...] = ("a", "b", "FDR of a", "neither", "a alone", "b alone")
+    yield table("dominance", f"{told}; alone: where only that factor tells; {interval}.", head, rows)
+    doing = [(r, part, done) for r in results for part, done in r.summary.doing.items()]
+    rows = ((*_named(r), part, done.right, done.other_object, done.other_verb) for r, part, done in doing)
+    head = ("part", "right verb, target", "right verb, other object", "other verb, target")
+    yield table("verbs", f"What was done to what, of all episodes; {interval}.", head, rows)
+    changes = [(r, change) for r in results for change in r.summary.changes]
+    rows = ((*_named(r), CONDITIONS[c.condition], c.part, c.success, c.target_picks, c.switched) for r, c in changes)
+    head = ("policy sees", "part", "success", "target picks", "switched picks")
+    yield table("ablations", "Changes on the same episodes; 95 % intervals (Newcombe 1998, paired).", head, rows)
+    seeds = [(r, part, n, s) for r in results for part, runs in r.summary.runs.items() for n, s in enumerate(runs)]
+    rows = ((*_named(r), part, str(r.info["seed"] + n), share) for r, part, n, share in seeds)
+    yield table("repetitions", f"Success of each repetition; {interval}.", ("part", "seed", "success"), rows)
+
+
+def _named(result: Result) -> tuple[str, str, str]:
+    return result.info["split"], str(result.info["policy"]), str(result.info.get("strategy") or "")
+
+
+def _preference(result: Result) -> Iterator[Cell]:
+    found, none = result.summary.dominance, Share(0, 0)
+    conflict = result.summary.of("conflict")
+    yield result.summary.preference
+    yield Share(conflict.success.n - result.summary.preference.n, conflict.success.n)
+    for factor in result.summary.cues or ():
+        yield found.alone[factor].among if found and factor in found.alone else none
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def as_csv(table: PaperTable) -> str:
+    """One row each; a share takes the columns value, low, high, count and n, a difference all but count."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head: list[str] = []
+    for name, cell in zip(table.head, table.rows[0], strict=True):
+        more = ("low", "high", "count", "n") if isinstance(cell, Share) else ("low", "high", "n")
+        head += [name, *(() if isinstance(cell, str) else (f"{name} {end}" for end in more))]
+    writer.writerow(head)
+    for row in table.rows:
+        values: list[Any] = []
+        for cell in row:
+            counts = [cell.count, cell.n] if isinstance(cell, Share) else [] if isinstance(cell, str) else [cell.n]
+            values += [cell] if isinstance(cell, str) else [cell.value, cell.low, cell.high, *counts]
+        writer.writerow(values)
+    return text.getvalue()
+
+
+def as_markdown(table: PaperTable) -> str:
+    """A table of pipes below its caption."""
+    lines = [table.head, ("---",) * len(table.head), *(map(_short, row) for row in table.rows)]
+    body = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return f"{table.caption}\n\n{body}\n"
+
+
+def as_latex(table: PaperTable) -> str:
+    """A table of the package booktabs."""
+    columns = "".join("l" if isinstance(cell, str) else "r" for cell in table.rows[0])
+    lines = [" & ".join(map(escaped, map(_short, row))) + r" \\" for row in table.rows]
+    head = " & ".join(map(escaped, table.head)) + r" \\"
+    parts = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *lines,
+    ]
+    end = [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escaped(table.caption)}}}", r"\end{table}"]
+    return "\n".join([*parts, *end]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """As LaTeX shows it as it is."""
+    return "".join(_TEX.get(sign, sign) for sign in text)
+
+
+def _short(cell: Cell) -> str:
+    """63.3 [45.5, 78.1], in per cent; - where nothing is known."""
+    if isinstance(cell, str):
+        return cell
+    if cell.value is None:
+        return "-"
+    sign = "+" if isinstance(cell, Difference) else ""
+    return f"{100 * cell.value:{sign}.1f} [{100 * cell.low:{sign}.1f}, {100 * cell.high:{sign}.1f}]"
+
+
+def _only_ours(folder: Path) -> None:
+    """A folder in the way is replaced only where this module wrote it."""
+    if any(folder.iterdir()) and not (folder / "methods.md").is_file():
+        raise FileExistsError(17, "holds something else", str(folder))
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def methods(results: Sequence[Result]) -> Iterator[str]:
+    """A paragraph for each suite, then one for each evaluation: all that it takes to repeat them."""
+    revisions = sorted({str(result.info["versions"].get("git_revision")) for result in results})
+    for suite in (PLATE, INSTRUCTION):
+        own = [result for result in results if suite_of(result.info["split"]) is suite]
+        if own:
+            yield _suite_paragraph(suite is INSTRUCTION, own)
+            yield from (_evaluation_paragraph(result) for result in own)
+    yield (
+        "Shares have 95 % intervals by Wilson's score method (1927), differences by Newcombe's (1998, methods 10), "
+        f"paired where the same episodes were played both ways. Code of the evaluations: {', '.join(revisions)}."
+    )
+
+
+def _suite_paragraph(instructed: bool, results: Sequence[Result]) -> str:
+    versions = results[0].info["versions"]
+    names = ("mani_skill", "sapien", "torch", "numpy")
+    told = ", ".join(["physics on the CPU", *(f"{name} {versions[name]}" for name in names if name in versions)])
+    parts = [part for part in EVALUATED if any(part in result.summary.chance for result in results)]
+    suite, scene, counted = (
+        "Plate",
+        "A plate on the table shows both cues; one object matches it in the first, another in the second.",
+        "An outcome is the first object held above the table; an episode succeeds once a still arm holds the target.",
+    )
+    if instructed:
+        limits = ", ".join(f"{name} {value}" for name, value in asdict(Thresholds()).items())
+        suite, scene, counted = (
+            "Instruction",
+            "The sentence names two factors of an object on the table (instruction/all: five).",
+            "An outcome is the first object for which a verb held (lift, grasp, push, pull, slide or rotate, told "
+            f"apart by height, displacement, rotation and grasp; limits in m, rad and steps: {limits}) and the verb "
+            "done to it; an episode succeeds where both are those that were asked for.",
+        )
+    return (
+        f"{suite} suite. A simulated Franka Panda ({told}; {CONTROL_FREQ} control steps a second, absolute joint "
+        f"targets) is seen by a camera in front of the table and one at its wrist. {scene} Parts: "
+        f"{'; '.join(f'{part}, {_PARTS[part]}' for part in parts)}. {counted} Scenes follow from the split, the part "
+        "and an episode's seed alone; no seed of an evaluation was ever recorded."
+    )
+
+
+def _evaluation_paragraph(result: Result) -> str:
+    info, summary = result.info, result.summary
+    seeds, seed, runs = [e.seed for e in result.evaluation.episodes], info["seed"], info.get("runs", 1)
+    conditions = [CONDITIONS[name] for name in summary.counted if name != "none"]
+    numbers = ", ".join(f"{summary.of(part).success.n} {part}" for part in summary.chance)
+    facts = [
+        f"{result.name}: {info['policy']} on {info['split']}, {numbers} episodes (seeds {min(seeds)} to {max(seeds)})",
+        f"at most {info['max_steps']} steps, {info['n_action_steps']} of each action chunk executed",
+        f"noise from seed {seed}{f' to {seed + runs - 1}' if runs > 1 else ''}",
+    ]
+    facts += [f"{words} {info[name]}" for name, words in _FACTS.items() if info.get(name) is not None]
+    facts += [f"repeated with {', '.join(conditions)}"] if conditions else []
+    return f"{'; '.join(facts)}. To repeat it: {command(info)}"
