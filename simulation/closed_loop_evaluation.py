@@ -20,7 +20,7 @@ from gr00t.model.checkpoint_folder import fingerprint
 from gr00t.model.finished_checkpoint import read_processor, read_trained_on, verify_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
-from simulation.closed_loop import ClosedLoopConfig, EpisodeOutcome, Evaluation, Settings
+from simulation.closed_loop import EVALUATED, ClosedLoopConfig, EpisodeOutcome, Evaluation, Settings
 from simulation.closed_loop.inference import check_configs
 from simulation.closed_loop.kept_episodes import SETTINGS, kept_in
 from simulation.closed_loop.policies import (
@@ -52,14 +52,16 @@ ANSWER_MS = 120_000  # for a batch, which on a CPU may take longer than one robo
 def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
     """Play the episodes, write the report and print it; where something fails, the report folder stays as it was but
     for what was played, and the same again goes on. With a share, that is played only."""
-    asked, config = config, dataclasses.replace(config, **config.protocol_values)
-    suite_of(config.split.name)
+    asked, suite = config, suite_of(config.split.name)
+    config = dataclasses.replace(config, **config.protocol_values)
+    if config.policy == "replay" and not config.parts:
+        config.parts = [part for part in EVALUATED if part in suite.recorded_of(config.split.name)]
     require_simulator()
     if config.render != "none":
         require_rendering(config.render)
     policy, facts = _policy(config)
     folder, started = config.report_folder, time.monotonic()
-    settings = _settings(config, facts)
+    settings = _settings(config, facts, _strategy(config, policy))
     check_settings(policy, settings)
     kept_as = {**dataclasses.asdict(settings), **facts}
     with kept_in(folder / PLAYING, kept_as, shared=config.share is not None) as kept:
@@ -76,9 +78,9 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
     return evaluation
 
 
-def _settings(config: ClosedLoopConfig, facts: dict[str, Any]) -> Settings:
+def _settings(config: ClosedLoopConfig, facts: dict[str, Any], strategy: str | None) -> Settings:
     """How the episodes are played; parts that the strategy leaves nothing for are left out where none was named."""
-    suite, split, strategy, other = suite_of(config.split.name), config.split.name, _strategy(config), None
+    suite, split, other = suite_of(config.split.name), config.split.name, None
     if suite is PLATE:
         a, b = suite.cues(split)
         # That of the split with the cues swapped: a sentence of the same kind, for the lure.
@@ -99,8 +101,10 @@ def _settings(config: ClosedLoopConfig, facts: dict[str, Any]) -> Settings:
     )
 
 
-def _strategy(config: ClosedLoopConfig) -> str | None:
-    """The one of the key, or that of the recordings that the checkpoint was trained on, if any."""
+def _strategy(config: ClosedLoopConfig, policy: Any) -> str | None:
+    """The one of the key, or that of the recordings that are replayed or that the checkpoint was trained on, if any."""
+    if isinstance(policy, ReplayPolicy):
+        return policy.strategy
     if config.strategy is not None or suite_of(config.split.name) is PLATE:
         return config.strategy
     told: dict[str, Any] = {}

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import random
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from simulation.closed_loop.kept_episodes import KeptEpisodes, SegmentRecord, ke
 from simulation.closed_loop.policies import TargetPolicy
 from simulation.closed_loop.rollout import run_episodes, segments
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED as FIRST
+from toolkit.installation import CHECKOUT
 
 SPLIT = "instruction/color_object"
 
@@ -194,3 +199,44 @@ def test_a_replayed_request_holds_no_images(renderer: None) -> None:
         "lift",
         {"color", "object"},
     )
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    given = ["local=none", "mode=closed_loop", "policy=random", "render=none", "episodes=50", "seed=3", *arguments]
+    return [sys.executable, "evaluate_conflict.py", *given, f"report_dir={folder}"]
+
+
+def evaluated(folder: Path, *arguments: str) -> dict:
+    """What the report holds, without how long it took; nothing of a share."""
+    done = subprocess.run(command(folder, *arguments), cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    path = folder / "closed_loop.json"
+    told = json.loads(path.read_text()) if path.exists() else {}
+    return {name: told[name] for name in ("episodes", "summary")} if told else {}
+
+
+@needs_simulator
+@pytest.mark.multiprocess
+@pytest.mark.long
+@pytest.mark.parametrize("split", ["instruction/size_object", "color_object"])
+def test_killed_at_random_moments_and_shared_the_command_reports_the_same(split: str, tmp_path: Path) -> None:
+    arguments, rng = (f"split={split}", "parts=[conflict]"), random.Random(split)
+    whole = evaluated(tmp_path / "whole", *arguments)
+    for _ in range(3):
+        running = subprocess.Popen(command(tmp_path / "killed", *arguments), cwd=CHECKOUT, stderr=subprocess.DEVNULL)
+        with suppress(subprocess.TimeoutExpired):
+            running.wait(rng.uniform(15, 45))
+        running.kill()
+        running.wait()
+    assert evaluated(tmp_path / "killed", *arguments) == whole
+    assert [path.name for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")] == []
+
+    shares = [subprocess.Popen(command(tmp_path / "shared", *arguments, f"share={n}/2"), cwd=CHECKOUT) for n in (1, 2)]
+    assert [share.wait() for share in shares] == [0, 0]
+    joined = evaluated(tmp_path / "shared", *arguments)
+    if split == "color_object":  # in one piece where it is not shared
+        joined, whole = ([e["seed"] for e in found["episodes"]] for found in (joined, whole))
+    assert joined == whole

@@ -18,6 +18,7 @@ from outcomes import HELD, NONE, WRONG
 from PIL import Image
 from test_closed_loop_report import filmed
 from test_compare import write as write_evaluation
+from test_dominance import mixed
 from test_report import report, write_attempt, write_run
 
 from data_prep.check import main as check
@@ -27,7 +28,7 @@ from simulation.closed_loop import Evaluation
 from simulation.compare import main as compare
 from simulation.report.closed_loop_report import write_report
 
-NAMES = ["report", "runs", "closed_loop", "dataset", "compare"]
+NAMES = ["report", "runs", "closed_loop", "dominance", "dataset", "compare"]
 SCREENS = {"desktop": (1250, 900, False), "phone": (390, 844, True)}
 REACHABLE = "a[href], button, input, summary, video[controls], [tabindex='0']"
 # Everything that folds is unfolded; the plots are drawn, in the colors of a screen that has just changed.
@@ -58,6 +59,7 @@ def pages(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {
         **_reports(root / "runs"),
         "closed_loop": _closed_loop(root / "closed"),
+        "dominance": _dominance(root / "reports/instruction/verb_color/closed_loop"),
         "dataset": _dataset(small_data / "color_object", root),
         "compare": _comparison(root / "reports"),
     }
@@ -80,6 +82,11 @@ def _reports(runs: Path) -> dict[str, Path]:
 def _closed_loop(folder: Path) -> Path:
     made = filmed(folder)
     write_report(Evaluation(made.info, (*made.episodes[:29:7], *made.episodes[27:100:9])), folder)
+    return folder / "closed_loop.html"
+
+
+def _dominance(folder: Path) -> Path:
+    write_report(mixed("instruction/verb_color", 6), folder)
     return folder / "closed_loop.html"
 
 

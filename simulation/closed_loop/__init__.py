@@ -128,12 +128,11 @@ class ClosedLoopConfig(EvaluationConfig):
             if len(set(values)) < len(values):
                 raise ToolkitError(f"{name}={values}: name each once.")
         for suite in SUITES:
-            strange = [part for part in self.parts if part not in suite.evaluated_of(self.split.name)]
-            if self.split.name in suite.splits and strange:
-                raise ToolkitError(
-                    f"parts={self.parts}: {self.split.name} has {', '.join(suite.evaluated_of(self.split.name))}, no "
-                    f"{strange[0]}."
-                )
+            name = self.split.name
+            known = suite.recorded_of(name) if self.policy == "replay" else suite.evaluated_of(name)
+            strange = [part for part in self.parts if part not in known]
+            if name in suite.splits and strange:
+                raise ToolkitError(f"parts={self.parts}: {name} has {', '.join(known)}, no {strange[0]}.")
         if self.protocol == "published" and not self.split.name.startswith("instruction/"):
             raise ToolkitError(
                 f"protocol=published is that of the published experiments, split=instruction/...; {self.split.name} is "

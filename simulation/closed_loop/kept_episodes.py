@@ -143,6 +143,8 @@ def _open(folder: Path, settings: dict[str, Any], shared: bool) -> None:
             )
         print(f"note: {folder} held an evaluation with {said}: it is played from the beginning.", file=sys.stderr)
         shutil.rmtree(folder)
+    elif any(folder.glob("*.jsonl")) and not shared:
+        print(f"note: goes on with the episodes in {folder}; without that folder it begins anew.", file=sys.stderr)
     folder.mkdir(exist_ok=True)
     write_json(folder / SETTINGS, settings)
 

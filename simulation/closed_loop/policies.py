@@ -78,20 +78,29 @@ class RandomPolicy(ScriptedPolicy):
 
 
 class ReplayPolicy(ScriptedPolicy):
-    """Actions recorded in raw_dir/<split>/<part>, in the same episodes, but those in which the arm was pushed aside."""
+    """Actions recorded in raw_dir/<split>/<part>, in the same episodes, but those in which the arm was pushed aside.
+    `strategy`: the one that the scenes were drawn by, None in the plate suite."""
 
     rebuilds = True  # as recordings are made, so that motions too are the same
 
     def __init__(self, raw_dir: Path, split: str, parts: Sequence[str]) -> None:
         self.recorded: dict[str, dict[Any, Recorded]] = {}  # by part and seed
+        strategies: dict[str | None, str] = {}
         for part in parts:
             folder = raw_dir / split / part
-            episodes = read_recordings(folder).episodes
-            self.recorded[part] = {e.seed: e for e in episodes if not _entry(e, split, part).get("disturbed")}
+            episodes = [(e, _entry(e, split, part)) for e in read_recordings(folder).episodes]
+            strategies |= {entry.get("conflict", {}).get("strategy"): part for _, entry in episodes}
+            self.recorded[part] = {e.seed: e for e, entry in episodes if not entry.get("disturbed")}
             if not self.recorded[part]:
                 raise ToolkitError(
                     f"{folder}: the arm was pushed aside in every episode, which actions alone do not repeat."
                 )
+        if len(strategies) > 1:
+            told = ", ".join(f"{part} by {strategy}" for strategy, part in strategies.items())
+            raise ToolkitError(
+                f"{raw_dir / split}: parts were recorded by other strategies ({told}). Replay one: parts=[...]."
+            )
+        self.strategy = next(iter(strategies), None)
 
     def seeds(self, part: str, episodes: int) -> list[int]:
         return list(self.recorded[part])[:episodes]
