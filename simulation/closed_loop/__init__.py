@@ -103,8 +103,7 @@ class ClosedLoopConfig(EvaluationConfig):
                 "render=none is for policy=expert, lure, random and replay; others need images: render=cpu."
             )
         if self.server is not None and not _ADDRESS.fullmatch(self.server):
-            shown = self.server.rpartition("@")[2]  # what precedes it may be a secret
-            raise ToolkitError(f"server={shown}: write HOST:PORT, or ws://HOST:PORT of an openpi server.")
+            raise ToolkitError(f"server={self.server}: write HOST:PORT, or ws://HOST:PORT of an openpi server.")
 
     def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
         """Refuse what cannot run on this machine; a checkpoint that `comes` is one that another job makes first."""
