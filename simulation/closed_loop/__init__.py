@@ -40,7 +40,7 @@ class ClosedLoopConfig(EvaluationConfig):
         "closed loop: who acts; lerobot is LeRobot's policy in the folder checkpoint; to check the loop itself expert, "
         "lure (picks up the lure), random (any object) or replay (the recordings of raw_dir)",
         "checkpoint",
-        choices=(*LOOKING, "expert", "lure", "random", "replay"),
+        choices=("checkpoint", "expert", "lure", "random", "replay", "lerobot"),
     )
     server: str | None = key(
         "closed loop: address of a policy server that acts in place of the checkpoint, HOST:PORT of NVIDIA's protocol, "
