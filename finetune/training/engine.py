@@ -30,6 +30,8 @@ from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 PATIENCE = timedelta(minutes=30)
 BUCKET = 50_000_000  # elements that ZeRO-2 exchanges at once: 200 MB of fp32 beside the gradients
 
+_left: list[Any] = []  # process groups, kept until the process ends
+
 
 def build_engine(config: FinetuneConfig) -> Engine:
     """The engine that `engine.name` chooses."""
@@ -157,6 +159,9 @@ class Engine:
             return
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
+            # The last to go must not be the reducer of the model: it would wait, holding the GIL, for threads of gloo that
+            # need the GIL to free the tensors of a sum that has just ended.
+            _left.append(torch.distributed.group.WORLD)
             torch.distributed.destroy_process_group()
 
 

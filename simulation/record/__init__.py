@@ -26,6 +26,7 @@ from gr00t.file_replacement import file_lock, lock_in_turn, whole_folder, write_
 from gr00t.processes import first_done, one_thread_each, worker_pool
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, split_factors
+from simulation.scenes.suites import suite_of
 from toolkit.declaration import key
 from toolkit.progress import NOTE, progress_bar
 from toolkit.shared_keys import LARGEST_SEED, PARTS, SplitConfig, check_writable, share_key, share_of
@@ -58,12 +59,36 @@ class RecordConfig:
     overwrite: bool = key("replace a recording that is already there", False)
 
     def check_here(self) -> None:
-        """Refuse what cannot run on this machine."""
+        """Refuse what cannot be recorded, also on another machine that sees the same folders."""
         check_writable("out", Path(self.out))
+        _check_settings(self)
+        if not self.is_recorded:
+            _extends(self.target, self)
+            _check_work(self)
+
+    @property
+    def target(self) -> Path:
+        """The folder of the recording."""
+        return Path(self.out) / self.split.name / self.part
+
+    @property
+    def work(self) -> Path:
+        """The folder of single episodes."""
+        return self.target.with_name(f".{self.part}.recording")
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether these episodes are there and stay."""
+        return not self.overwrite and _recorded_with(self.target) == settings_of(self)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of its split that are recorded."""
+        return suite_of(self.split.name).recorded
 
 
-def record(config: RecordConfig) -> list[str]:
-    """Record one part of one split, or resume; returns what there is to say."""
+def _check_settings(config: RecordConfig) -> None:
+    """Refuse settings that do not fit each other or the split."""
     split_factors(config.split.name)
     if config.seed + 2 * config.episodes > FIRST_EVALUATION_SEED:
         raise ToolkitError(
@@ -72,11 +97,14 @@ def record(config: RecordConfig) -> list[str]:
         )
     if config.paraphrases and not config.split.paraphrases:
         raise ToolkitError(f"split={config.split.name} has no paraphrases. Leave paraphrases=true out.")
-    target = Path(config.out) / config.split.name / config.part
-    work = target.with_name(f".{config.part}.recording")
-    settings, recorded = settings_of(config), _json(target / JSON).get("recording", {}).get("settings")
-    if not config.overwrite and recorded == settings:
-        if _json(work / SETTINGS) == settings and config.share is None:
+
+
+def record(config: RecordConfig) -> list[str]:
+    """Record one part of one split, or resume; returns what there is to say."""
+    _check_settings(config)
+    target, work = config.target, config.work
+    if config.is_recorded:
+        if _json(work / SETTINGS) == settings_of(config) and config.share is None:
             with file_lock(work):  # a recording that was killed when it was finished, before it could remove them
                 shutil.rmtree(work)
         return [f"{target}: already holds these {config.episodes} episodes."]
@@ -86,7 +114,7 @@ def record(config: RecordConfig) -> list[str]:
         work.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(work, shared=config.share is not None):
             with lock_in_turn(work.with_name(f"{work.name}.opening")):  # shares begin together
-                extends = _extends(target, config, _json(target / JSON).get("recording", {}).get("settings"))
+                extends = _extends(target, config)
                 _open_work(work, config)
                 if extends:
                     take_apart(target, work, config.seed)
@@ -113,15 +141,22 @@ def _json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def _recorded_with(target: Path) -> dict[str, Any] | None:
+    """The settings of a recording that was made here."""
+    settings: dict[str, Any] | None = _json(target / JSON).get("recording", {}).get("settings")
+    return settings
+
+
 def _begins(begun: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether what was begun needs nothing but perhaps more episodes; with fewer, recorded ones would be lost."""
     return begun | {"episodes": wanted["episodes"]} == wanted and begun.get("episodes", 0) <= wanted["episodes"]
 
 
-def _extends(target: Path, config: RecordConfig, recorded: dict[str, Any] | None) -> bool:
+def _extends(target: Path, config: RecordConfig) -> bool:
     """Whether the recording there, of these settings, is to be made longer; what may not be replaced is refused."""
     if not target.exists() and not target.is_symlink():
         return False
+    recorded = _recorded_with(target)
     others = {path.name for path in target.iterdir()} - {H5, JSON} if target.is_dir() else {target.name}
     if recorded is None or others or target.is_symlink():
         raise ToolkitError(
@@ -145,17 +180,23 @@ def _refuse_others(place: Path, config: RecordConfig, begun: dict[str, Any]) -> 
         )
 
 
+def _check_work(config: RecordConfig) -> bool:
+    """Whether single episodes are of another recording and go; refuses that where they may not."""
+    begun = _json(config.work / SETTINGS) or settings_of(config)
+    _refuse_others(config.work, config, begun)
+    if _begins(begun, settings_of(config)):
+        return False
+    if config.share is not None:
+        raise ToolkitError(
+            f"{config.work}: holds an interrupted recording of other settings, which a share does not remove, for "
+            "others may be at it. Remove it, or choose another out=FOLDER."
+        )
+    return True
+
+
 def _open_work(work: Path, config: RecordConfig) -> None:
     """The folder of single episodes: new, or as an interrupted recording of as many episodes or fewer left it."""
-    settings = settings_of(config)
-    begun = _json(work / SETTINGS) or settings
-    _refuse_others(work, config, begun)
-    if not _begins(begun, settings):
-        if config.share is not None:
-            raise ToolkitError(
-                f"{work}: holds an interrupted recording of other settings, which a share does not remove, for others "
-                "may be at it. Remove it, or choose another out=FOLDER."
-            )
+    if _check_work(config):
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
     for leftover in work.glob("*.partial-*") if config.share is None else ():  # another share may be writing it
@@ -168,7 +209,7 @@ def _open_work(work: Path, config: RecordConfig) -> None:
             f"{work.parent}: about {in_bytes(needed)} are needed and {in_bytes(free_space(work))} are free. Make "
             "room, choose another out=FOLDER, or a smaller image_size."
         )
-    write_json(work / SETTINGS, settings)
+    write_json(work / SETTINGS, settings_of(config))
 
 
 def _record_missing(work: Path, config: RecordConfig) -> int:
