@@ -35,7 +35,8 @@ class LaunchConfig:
 
     Takes every key of launch_finetune_local.py (cluster.* is what a job asks for) and, with their stages, those of
     simulation.record, prepare_conflict_data.py and evaluate_conflict.py; see their --help. A key goes to all stages
-    that have it, STAGE.KEY to one: record.episodes=500 evaluate.episodes=100. A comma list is a sweep: split=A,B
+    that have it, STAGE.KEY to one; of those that both record and evaluate have, as in episodes=500
+    evaluate.episodes=100, the evaluation is given evaluate.KEY only, but part. A comma list is a sweep: split=A,B
     train.seed=1,2 is four runs, each with folders of its own.
     """
 
@@ -280,6 +281,8 @@ class _Composer:
         each of its jobs, shares not counted."""
         own = {name: raw for name, raw in point.items() if name.partition(".")[0] not in STAGES}
         own = {name: raw for name, raw in own.items() if self._knows(stage, name)}
+        if stage == "evaluate" and "record" in self.stages:
+            own = {name: raw for name, raw in own.items() if not self._is_for_recording(name)}
         own |= {n.removeprefix(f"{stage}."): raw for n, raw in point.items() if n.startswith(f"{stage}.")}
         if stage == "record":
             return self._record_arguments(own, point, run)
@@ -300,6 +303,10 @@ class _Composer:
                 swept = [n for n in swept if n.rpartition(".")[2] != "part"]
                 own["report_dir"] = "-".join([str(Path(*parts)), *(point_names([point], swept) if swept else [])])
         return [own]
+
+    def _is_for_recording(self, name: str) -> bool:
+        """Whether a key that the evaluation has too is the recording's, where both are asked for."""
+        return name in self.keys["record"] and name != "part" and not name.startswith("split.")
 
     def _record_arguments(self, own: dict[str, str], point: Point, run: FinetuneConfig) -> list[dict[str, str]]:
         """Those of each part's recording, which goes where the conversion looks for it."""

@@ -159,8 +159,8 @@ class Engine:
             return
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
-            # The last to go must not be the reducer of the model: it would wait, holding the GIL, for threads of gloo that
-            # need the GIL to free the tensors of a sum that has just ended.
+            # It must outlive the model's reducer, which would wait, holding the GIL, for threads of gloo that may need
+            # the GIL to free the tensors of a sum that has just ended.
             _left.append(torch.distributed.group.WORLD)
             torch.distributed.destroy_process_group()
 
