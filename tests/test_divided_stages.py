@@ -4,19 +4,24 @@ when it is asked for again, and what becomes of jobs whose shares fail."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from launching import asked, refusal, submitted_as
+from simulator import recorded as recorded_by_one
+from slurm_cluster import Cluster
 from test_done_and_busy import left, queued
 
+from conflict_panda_config import MODALITY_CONFIG
+from data_prep.convert import convert_split
 from finetune.jobs.control import _chain, _waited_for
 from finetune.jobs.known_jobs import KnownJobs, recorded_in
-from finetune.jobs.run_views import View, views_of
+from finetune.jobs.run_views import View, views, views_of
 from finetune.slurm.batches import batches_of, cluster_of
 from finetune.slurm.cluster_queries import Job, Queue
-from finetune.slurm.launch_request import Request
-from finetune.slurm.submit import _former_shares
+from finetune.slurm.launch_request import Request, read
+from finetune.slurm.submit import _former_shares, launch
 from gr00t.errors import ToolkitError
 from simulation.record import JSON, SETTINGS, settings_of
 
@@ -225,3 +230,38 @@ def test_a_share_that_slurm_has_forgotten_is_known_by_its_log(tmp_path: Path) ->
     assert states == {"s42-record-train-1of2": "completed", "s42-record-train-2of2": "lost", "s42-record-train": "lost"}
     recorded(request, "train")
     assert {view.state for view in views_of(known)} == {"completed"}
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_two_nodes_record_and_convert_in_shares_what_one_process_makes(
+    cluster: Cluster, renderer: None, site: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    where = (f"raw_dir={tmp_path}/raw", f"dataset.data_dir={tmp_path}/made", "split=size_color", "local=none")
+    sizes = ("episodes=4", "image_size=64", "record.workers=1", "record.paraphrases=true", *SHARES)
+    nodes = ("cluster.stages.record.cpus=20", "cluster.stages.prepare.cpus=20", "cluster.time=0:20:00")
+    typed = site(
+        "stages=record,prepare,finetune", *where, *sizes, *nodes, "train.max_steps=1", "cluster.cpus_per_task=20"
+    )
+    batches = launch(read(typed))
+    assert launch(read(typed)) == []  # all are busy
+    for part in ("train", "conflict"):
+        recorded_by_one(tmp_path / "one", "episodes=4", "paraphrases=true", f"part={part}")
+    for batch in batches:
+        for task in batch.tasks:
+            assert cluster.wait_for_state(task.job_id, timeout=400) == "COMPLETED", cluster.log(task.job_id)
+    for array in (batches[0], batches[2]):
+        assert {cluster.show(task.job_id)["NodeList"] for task in array.tasks} == {"node1", "node2"}
+    assert contents(tmp_path / "raw") == contents(tmp_path / "one") and len(contents(tmp_path / "one")) == 4
+    split = batches[0].tasks[0].config.split
+    convert_split(tmp_path / "one", tmp_path / "alone", split.name, split.instruction, MODALITY_CONFIG, progress=False)
+    assert contents(tmp_path / "made") == contents(tmp_path / "alone")
+    assert (tmp_path / "done/size_color/config.json").is_file()
+    assert {view.state for view in views(tmp_path / "runs")} == {"completed", "finished"}
+    assert launch(read(typed)) == []  # all are done
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but locks."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
