@@ -254,7 +254,7 @@ def test_two_nodes_record_and_convert_in_shares_what_one_process_makes(
         assert {cluster.show(task.job_id)["NodeList"] for task in array.tasks} == {"node1", "node2"}
     assert contents(tmp_path / "raw") == contents(tmp_path / "one") and len(contents(tmp_path / "one")) == 4
     split = batches[0].tasks[0].config.split
-    convert_split(tmp_path / "one", tmp_path / "alone", split.name, split.instruction, MODALITY_CONFIG, progress=False)
+    convert_split(tmp_path / "raw", tmp_path / "alone", split.name, split.instruction, MODALITY_CONFIG, progress=False)
     assert contents(tmp_path / "made") == contents(tmp_path / "alone")
     assert (tmp_path / "done/size_color/config.json").is_file()
     assert {view.state for view in views(tmp_path / "runs")} == {"completed", "finished"}
