@@ -1,5 +1,5 @@
-"""Launches that are disturbed at moments drawn by lot, with all that may disturb them on a cluster: launched again, each
-ends with the dataset and the losses of an undisturbed one."""
+"""Launches that are disturbed at moments drawn by lot, with all that may disturb them on a cluster: asked for again,
+each ends with the dataset and the losses of an undisturbed one."""
 
 from __future__ import annotations
 
