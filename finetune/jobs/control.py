@@ -102,8 +102,10 @@ def _chain(first: View, known: Sequence[View]) -> list[View]:
     more = [first]
     while more:
         chain += more
-        jobs, needed = {v.job for v in chain}, {job for v in chain for job in v.waits_for}
-        behind = [v for v in broken if jobs & {*v.waits_for} and v.state in (DROPPED, "cancelled")]
+        jobs = {v.job for v in chain}
+        never = [v for v in broken if v.state in (DROPPED, "cancelled") and v is not first]
+        behind = [v for v in never if jobs & {*v.waits_for}]
+        needed = {job for v in never if v in chain or v in behind for job in v.waits_for}
         more = [v for v in broken if (v in behind or v.job in needed) and v not in chain]
     return sorted(chain, key=lambda v: _number(v.job))
 
