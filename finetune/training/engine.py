@@ -157,11 +157,12 @@ class Engine:
         shuts down in all processes together, so that its error would appear only after their time-out."""
         if failed and self.world_size > 1:
             return
-        self._accelerator.end_training()
         if torch.distributed.is_initialized():
             # It must outlive the model's reducer, which would wait, holding the GIL, for threads of gloo that may need
             # the GIL to free the tensors of a sum that has just ended.
             _left.append(torch.distributed.group.WORLD)
+        self._accelerator.end_training()
+        if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
