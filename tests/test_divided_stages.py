@@ -262,6 +262,7 @@ def test_two_nodes_record_and_convert_in_shares_what_one_process_makes(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder but locks."""
+    """Every file below a folder but locks, and what training keeps beside a dataset."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
+    paths = [path for path in paths if ".cache" not in path.parts]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}

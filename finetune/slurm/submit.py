@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime
@@ -104,7 +105,8 @@ def _report(batches: Sequence[Batch], runs_dir: Path) -> None:
     for task in (task for batch in batches for task in batch.tasks):
         waits = ", ".join(other.job_id for other in task.after)
         table.add_row(task.job_id, task.run_dir.name, task.label, waits, str(task.run_dir))
-    Console(highlight=False, soft_wrap=True, markup=False).print(table)
+    width = None if sys.stdout.isatty() else 400
+    Console(highlight=False, soft_wrap=True, markup=False, width=width).print(table)
     here = "" if runs_dir == Path("runs").absolute() else f" runs_dir={runs_dir}"
     name = batches[-1].tasks[-1].run_dir.name
     print(f"all runs:  python -m finetune.jobs{here}\none's log: python -m finetune.jobs follow {name}{here}")
