@@ -217,7 +217,7 @@ main() { # a function, so that all of this file has been read before anything ru
     cd "$GROOT_CHECKOUT" || exit # relative paths in arguments mean the checkout's folders
     [ -n "${GROOT_DESCRIBED:-}" ] || describe "$stage"
     export GROOT_DESCRIBED=yes
-    [ -n "$copied" ] || [ "$stage" = site ] || enter_copy "$@"
+    [ -n "$copied" ] || [ "$stage" != finetune ] || enter_copy "$@" # the others have no run folder
     unset GROOT_DESCRIBED
     shift
     case $stage in
