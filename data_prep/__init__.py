@@ -148,13 +148,13 @@ class PublishConfig:
         return Path(self.data_dir, self.split.name, self.part or "")
 
 
-def check_prepare(config: PrepareConfig) -> None:
-    """The recordings, and a dataset folder apart from them."""
+def check_prepare(config: PrepareConfig, *, recordings_come: bool = False) -> None:
+    """The recordings, unless another job makes them first, and a dataset folder apart from them."""
     raw_dir, data_dir, split = Path(config.raw_dir), Path(config.data_dir), config.split.name
     check_writable("data_dir", data_dir)
     refuse_inside("data_dir/<split>", data_dir / split, "raw_dir/<split>", raw_dir / split)
     refuse_inside("raw_dir/<split>", raw_dir / split, "data_dir/<split>", data_dir / split)
-    if (raw_dir / split / "train").is_dir():
+    if recordings_come or (raw_dir / split / "train").is_dir():
         return
     problem = f"{raw_dir / split / 'train'} does not exist: raw_dir must hold {split}/train (and {split}/conflict)."
     if (raw_dir / "train").is_dir():

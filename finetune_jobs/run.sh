@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What every SLURM job of this toolkit runs; the job scripts end in it.
-#   run.sh STAGE [key=value ...]   the job, on its first node; STAGE is prepare, finetune or evaluate. Typed inside an
+#   run.sh STAGE [key=value ...]   the job, on its first node; STAGE is record, prepare, finetune or evaluate. Typed inside an
 #                                  allocation (salloc, srun --pty, Jupyter) it runs on those nodes and requeues nothing
 #   run.sh site PROBE ...          the same for python -m finetune.slurm.site
 #   run.sh node|rank ...           its own further calls: once for every node, once for every process
@@ -47,6 +47,7 @@ describe() { # what the processes run in, at the top of the log; refuse a Python
     local said needs=(hydra)
     case $1 in
         finetune | evaluate) [ "$GROOT_STEP_PYTHON" != "$GROOT_PYTHON" ] || needs+=(torch) ;;
+        record) [ "$GROOT_STEP_PYTHON" != "$GROOT_PYTHON" ] || needs+=(mani_skill) ;;
         site) needs=() ;;
     esac
     said=$("${container[@]}" "$GROOT_PYTHON" -m finetune.slurm.interpreter "${needs[@]}" 2>&1) ||
@@ -195,8 +196,8 @@ main() { # a function, so that all of this file has been read before anything ru
     local stage=${1:-}
     case $stage in
         node | rank) "$@" ;;
-        prepare | finetune | evaluate | site) ;;
-        *) fail "run.sh: no stage \"$stage\"; prepare, finetune or evaluate" ;;
+        record | prepare | finetune | evaluate | site) ;;
+        *) fail "run.sh: no stage \"$stage\"; record, prepare, finetune or evaluate" ;;
     esac
     [ -n "${SLURM_JOB_ID:-}" ] ||
         fail "no SLURM job here: submit a script, sbatch finetune_jobs/color_object.sbatch, or get nodes with salloc first"
@@ -216,10 +217,11 @@ main() { # a function, so that all of this file has been read before anything ru
     cd "$GROOT_CHECKOUT" || exit # relative paths in arguments mean the checkout's folders
     [ -n "${GROOT_DESCRIBED:-}" ] || describe "$stage"
     export GROOT_DESCRIBED=yes
-    [ -n "$copied" ] || [ "$stage" = site ] || enter_copy "$@"
+    [ -n "$copied" ] || [ "$stage" != finetune ] || enter_copy "$@" # the others have no run folder
     unset GROOT_DESCRIBED
     shift
     case $stage in
+        record) alone -m simulation.record "$@" ;;
         prepare) alone "$root/prepare_conflict_data.py" "$@" ;;
         evaluate) alone "$root/evaluate_conflict.py" "$@" ;;
         site) alone "$@" ;;

@@ -31,12 +31,13 @@ def test_there_is_a_script_for_each_split_of_both_suites_and_slurm_accepts_it(cl
 def finished(
     cluster: Cluster, small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """A run on one node with one process for each of the four GPUs; its folder and the job's log."""
+    """A run on one node with one process for each of two GPUs; its folder and the job's log."""
     out = tmp_path_factory.mktemp("job")
     overrides = arguments(out, small_data, tiny_base, "tracking.run_name=a name, with spaces")
     # some sites' profiles set these: no variables of the user's shell, and times in words
     site = {"SBATCH_EXPORT": "NONE", "SLURM_TIME_FORMAT": "relative"}
-    job = cluster.submit("--cpus-per-task=4", f"--output={out}/log", JOB, *overrides, **site)
+    options = ("--gres=gpu:a100:2", "--cpus-per-task=2", f"--output={out}/log")
+    job = cluster.submit(*options, JOB, *overrides, **site)
     assert cluster.wait_for_state(job, timeout=180) == "COMPLETED", cluster.log(job)
     return out, cluster.log(job)
 
@@ -70,7 +71,7 @@ def test_the_run_folder_says_what_ran(finished: tuple[Path, str]) -> None:
 
 def test_every_rank_of_an_attempt_has_a_log(finished: tuple[Path, str]) -> None:
     attempt = finished[0] / "run" / "attempts" / "0"
-    assert {path.name for path in attempt.glob("rank-*.log")} == {f"rank-{rank}.log" for rank in range(4)}
+    assert {path.name for path in attempt.glob("rank-*.log")} == {f"rank-{rank}.log" for rank in range(2)}
     assert "step 6/6" in (attempt / "rank-0.log").read_text()
 
 

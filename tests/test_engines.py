@@ -118,6 +118,7 @@ import torch
 from finetune.recipe.train_config import TrainConfig
 from toolkit.configuration import load
 from finetune.training.optimizer import build_optimizer
+from finetune.training import engine as engine_module
 from finetune.training.engine import Zero2Engine
 engine = Zero2Engine(load("finetune", ["local=none", "device=cpu", "engine=zero2_bf16"], check_here=False))
 module = torch.nn.Linear(4, 4)
@@ -127,12 +128,15 @@ with engine.autocast():
     output = engine.module(torch.ones(1, 4))
 engine.backward(output.sum())
 print(output.dtype, module.weight.dtype, float(engine.step()) > 0)
+group = torch.distributed.group.WORLD
 engine.close()
+print("the group outlives the model:", group in engine_module._left and not torch.distributed.is_initialized())
 """
 
 
 @deepspeed
-def test_deepspeed_leaves_the_autocast_of_a_gpu_on() -> None:
+def test_deepspeed_leaves_the_autocast_of_a_gpu_on_and_the_group_in_memory() -> None:
     command = [sys.executable, "-c", UNDER_A_GPUS_AUTOCAST]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[-1:] == ["torch.bfloat16 torch.float32 True"], done.stderr[-3000:]
+    said = ["torch.bfloat16 torch.float32 True", "the group outlives the model: True"]
+    assert done.stdout.splitlines()[-2:] == said, done.stderr[-3000:]

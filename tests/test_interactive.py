@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from recordings import write_split
 from slurm_cluster import ROOT, Cluster, arguments, last_step, metrics
 
 JOB = str(ROOT / "finetune_jobs" / "color_object.sbatch")
@@ -73,3 +74,11 @@ def test_in_a_step_that_holds_the_whole_job_and_ends_before_its_limit(
     outcome = json.loads((tmp_path / "run" / "attempts" / "0" / "outcome.json").read_text())
     assert outcome["reason"] == "time limit" and (tmp_path / "run" / outcome["checkpoint"]).is_dir()
     assert json.loads((tmp_path / "run" / "attempts" / "0" / "attempt.json").read_text())["processes"] == 2
+
+
+def test_another_stage_in_the_shell_of_salloc(cluster: Cluster, tmp_path: Path) -> None:
+    raw = write_split(tmp_path / "raw", train=[20, 24, 18], conflict=[20])
+    typed = ("finetune_jobs/run.sh", "prepare", "local=none", "split=color_object", f"raw_dir={raw}")
+    shell = started(cluster, tmp_path, "salloc", "--nodes=1", "--mem=2000", *typed, f"data_dir={tmp_path}/data")
+    assert shell.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-5000:]
+    assert (tmp_path / "data/color_object/train/meta/info.json").is_file()

@@ -24,16 +24,18 @@ from gr00t.file_replacement import write_json
 def cancel(runs_dir: Path, name: str) -> list[str]:
     """End the jobs of a run, or of all: those that the list shows and SLURM still has. Returns a line on each.
 
-    A run's name means all of its stages, a stage's name that one. A conversion that other runs wait for continues,
-    unless all are cancelled. Another user's job is left alone, and so is an allocation in which a run was started by
-    hand: these are refused where they were meant.
+    A run's name means all of its stages, a stage's name that one. A recording or conversion that other runs wait for
+    continues, unless all are cancelled. Another user's job is left alone, and so is an allocation in which a run was
+    started by hand: these are refused where they were meant.
     """
     wanted = known = _answered(runs_dir)
     if name != "all":
         found = find(known, name, runs_dir)
         alone = found.stage != "finetune" and found.name == name
-        wanted = [found] if alone else [v for v in known if v.run_dir == found.run_dir]
-    kept = {job for v in known if v not in wanted and v.alive for job in v.waits_for}
+        wanted = [v for v in known if v.run_dir == found.run_dir]
+        if alone:  # with the shares that it joins
+            wanted = [v for v in wanted if v is found or (v.stage == found.stage and v.job in found.waits_for)]
+    kept = _waited_for([v for v in known if v not in wanted and v.alive], known)
     ended = [v for v in wanted if v.alive and v.job is not None and v.job not in kept]
     left = [(v, reason) for v in ended if (reason := _not_ours(v))]
     if left and name != "all":
@@ -45,6 +47,13 @@ def cancel(runs_dir: Path, name: str) -> list[str]:
     lines = [f"cancelled job {v.job} ({v.name})" for v in ours]
     lines += [f"left job {v.job} ({v.name}), which {reason}" for v, reason in left]
     return lines or ["no job of it is queued or running"]
+
+
+def _waited_for(waiting: Sequence[View], known: Sequence[View]) -> set[str]:
+    """The jobs that these wait for, directly or behind others."""
+    jobs = {job for v in waiting for job in v.waits_for}
+    before = [v for v in known if v.job in jobs]
+    return jobs | _waited_for(before, known) if before else jobs
 
 
 def _not_ours(found: View) -> str:
@@ -86,16 +95,19 @@ def resubmit(runs_dir: Path, name: str) -> list[str]:
 
 
 def _chain(first: View, known: Sequence[View]) -> list[View]:
-    """`first`, and those that never started because they waited for it, or for one that did; each after what it waits
-    for. One that also waits for another that failed is left out."""
-    chain = [first]
-    for other in sorted(known, key=lambda v: _number(v.job)):
-        missing = {v.job for v in known if v not in chain and not v.alive and v.state not in GOOD}
-        waits = set(other.waits_for)
-        restored = waits & {v.job for v in chain} and not waits & missing
-        if restored and other not in chain and not other.alive and other.state in (DROPPED, "cancelled"):
-            chain.append(other)
-    return chain
+    """`first`, those that never started because they waited for it, or for one that did, and what else these need that
+    failed too, such as another share; each after what it waits for."""
+    broken = [v for v in sorted(known, key=lambda v: _number(v.job)) if not v.alive and v.state not in GOOD]
+    chain: list[View] = []
+    more = [first]
+    while more:
+        chain += more
+        jobs = {v.job for v in chain}
+        never = [v for v in broken if v.state in (DROPPED, "cancelled") and v is not first]
+        behind = [v for v in never if jobs & {*v.waits_for}]
+        needed = {job for v in never if v in chain or v in behind for job in v.waits_for}
+        more = [v for v in broken if (v in behind or v.job in needed) and v not in chain]
+    return sorted(chain, key=lambda v: _number(v.job))
 
 
 def _number(job: str | None) -> int:

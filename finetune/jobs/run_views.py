@@ -232,10 +232,16 @@ def _has_result(shown: View) -> bool:
     )
     noted = read_json(folder / attempt_record.RECORD)
     said = dict(word.partition("=")[::2] for word in read_json(folder / "overrides.json")["overrides"])
-    if shown.stage == "prepare":
+    if shown.stage == "record":
+        results = [Path(said["out"], str(shown.split), said["part"], "trajectory.json")]
+    elif shown.stage == "prepare":
         results = [Path(said["data_dir"], str(shown.split), "train", "meta", "info.json")]
     else:
         results = [Path(said["report_dir"], name) for name in ("open_loop.json", "closed_loop.json")]
+    if "share" in said and shown.log and Path(shown.log).is_file():  # what it made is only a part of the result
+        said_last = b"".join(end_of(Path(shown.log), 1 << 14)[0]).decode(errors="replace")
+        if f"share {said['share']} is there" in said_last:
+            return True
     since = datetime.fromisoformat(noted["submitted"]).timestamp()
     found = [path for path in (Path(noted["folder"], result) for result in results) if path.is_file()]
     return any(path.stat().st_mtime >= since for path in found)

@@ -50,6 +50,15 @@ class StageConfig:
 
 
 @dataclass(kw_only=True)
+class DividedStageConfig(StageConfig):
+    """The same for a stage whose work can be divided."""
+
+    shares: int = key(
+        "jobs that divide the work, elements of one array; one more joins what they made", 1, at_least=1, at_most=1000
+    )
+
+
+@dataclass(kw_only=True)
 class EvaluationStageConfig(StageConfig):
     """The same for an evaluation, which takes a GPU."""
 
@@ -60,7 +69,8 @@ class EvaluationStageConfig(StageConfig):
 class StagesConfig:
     """What the stages beside the fine-tune ask for."""
 
-    prepare: StageConfig = key("converting the recordings", StageConfig)
+    record: DividedStageConfig = key("recording demonstrations in simulation", DividedStageConfig)
+    prepare: DividedStageConfig = key("converting the recordings", DividedStageConfig)
     evaluate: EvaluationStageConfig = key("evaluating the checkpoint on recordings", EvaluationStageConfig)
     closed_loop: EvaluationStageConfig = key("evaluating it in simulation", EvaluationStageConfig)
 

@@ -8,6 +8,7 @@ would start too early: to wait for the end of a job that SLURM has dropped is to
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 from collections import Counter
@@ -18,8 +19,9 @@ from pathlib import Path
 
 from finetune.recipe import ClusterConfig
 from finetune.slurm.cluster_queries import JOB_NAME
-from finetune.slurm.launch_request import STAGES, Request, Task
+from finetune.slurm.launch_request import Request, Task
 from finetune.slurm.render import RUN, render
+from finetune.slurm.stages import STAGES, asks_for
 from gr00t.errors import ToolkitError
 
 ARRAY_NAME = "groot"
@@ -137,13 +139,14 @@ def batches_of(request: Request, folder: Path, largest: int | None = None) -> li
     `folder` is where this submission keeps its files; `largest` the most elements of one array, None for no limit.
     """
     batches: list[Batch] = []
-    for stage in STAGES:
+    for stage, is_share in itertools.product(STAGES, (True, False)):  # shares before what joins them
         alike: dict[str, list[Task]] = {}
         for task in request.of_stage(stage):
-            alike.setdefault(repr(cluster_of(task)), []).append(task)
+            if (task.share is not None) is is_share:
+                alike.setdefault(repr(cluster_of(task)), []).append(task)
         parts = [part for tasks in alike.values() for part in _parts(tasks, largest or len(tasks))]
         own = [Batch(part, folder, len(batches) + number) for number, part in enumerate(parts)]
-        if stage == "finetune" and request.launch.max_parallel is not None:
+        if stage == "finetune" and own and request.launch.max_parallel is not None:
             _bind(own, request.launch.max_parallel)
         batches += own
     return batches
@@ -178,25 +181,9 @@ def code_folder(folder: Path) -> Path:
 
 
 def cluster_of(task: Task) -> ClusterConfig:
-    """What a task asks for: a fine-tune all of cluster.*; the other stages theirs of cluster.stages.*, on one node."""
-    cluster = task.run.cluster
-    if task.stage == "finetune":
-        return cluster
-    own = getattr(cluster.stages, "closed_loop" if getattr(task.config, "mode", "") == "closed_loop" else task.stage)
-    gpus = min(own.gpus, cluster.gpus_per_node)
-    share = cluster.cpus_per_task * gpus // max(cluster.gpus_per_node, 1)  # as many as come with that many GPUs
-    cpus = own.cpus or (share if gpus else min(cluster.cpus_per_task, 8))
-    return dataclasses.replace(
-        cluster,
-        nodes=1,
-        gpus_per_node=gpus,
-        processes_per_node=None,
-        cpus_per_task=max(cpus, 1),
-        memory=own.memory,  # that of a fine-tune is for its whole node; a site's default goes with the CPUs
-        partition=own.partition or cluster.partition,
-        time=own.time or cluster.time,
-        sbatch=cluster.sbatch if own.sbatch is None else own.sbatch,
-    )
+    """What its job asks for."""
+    in_simulation = task.stage == "evaluate" and task.config.mode == "closed_loop"
+    return asks_for(task.run.cluster, "closed_loop" if in_simulation else task.stage)
 
 
 def job_name_of(name: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from finetune.recipe import FinetuneConfig
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, recipe, robot_of
 from finetune.slurm.attempt_record import job_folder, jobs_of, resolved, run_folders, run_name
 from finetune.slurm.cluster_queries import Job, Queue
-from finetune.slurm.launch_request import STAGES, Request, Task
+from finetune.slurm.launch_request import Request, Task
+from finetune.slurm.stages import DIVIDED, STAGES
 from gr00t.data.schema import comparable, python_source
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json, read_text
@@ -27,6 +28,8 @@ from toolkit.installation import CHECKOUT
 from toolkit.shared_keys import modality_configs
 
 _PLACES = ("output_dir", "dataset.data_dir", "model.base")  # of a fine-tune; what its recipe does not say
+_MADE_IN = {"record": ("out", "conflict_maniskill"), "prepare": ("data_dir", "data")}  # of what runs may share
+_NO_SETTING = ("modality_config", "workers", "share")  # the robot's file lies with the job
 _NO_RESULT = ("device", "batch_size", "workers", "verify", "tracking")  # of an evaluation
 
 
@@ -49,23 +52,34 @@ class BusyJob:
         robot = None if task.robot is None else python_source(modality_configs(task.robot))
         if robot != (read_text(self.folder / ROBOT_FILE) if (self.folder / ROBOT_FILE).is_file() else None):
             return False
-        theirs, ours = self._settings(), _settings_of(task.overrides)
+        theirs, ours = self._settings(), _without(task.arguments)
         if task.stage != "finetune":
             return theirs == ours
         if differences(recipe(resolved(self.run_dir)), recipe(dataclasses.asdict(task.config))):
             return False
         return [theirs.get(name) for name in _PLACES] == [ours.get(name) for name in _PLACES]
 
-    def prepares(self, task: Task) -> bool:
-        """Whether it makes the dataset that this conversion would."""
-        if self.noted["stage"] != "prepare":
+    def makes(self, task: Task) -> bool:
+        """Whether it makes the recording or dataset that this task would, or a share of it."""
+        if self.noted["stage"] != task.stage:
             return False
-        made = CHECKOUT / self._settings().get("data_dir", "data") / str(self.noted["split"])
-        return os.path.realpath(made) == os.path.realpath(Path(task.config.data_dir) / task.config.split.name)
+        name, otherwise = _MADE_IN[task.stage]
+        given, split = self._arguments(), task.config.split.name
+        made = CHECKOUT / given.get(name, otherwise) / str(self.noted["split"]) / given.get("part", "")
+        ours = Path(getattr(task.config, name)) / split / getattr(task.config, "part", "")
+        return os.path.realpath(made) == os.path.realpath(ours)
+
+    @property
+    def share(self) -> str | None:
+        """Which share of its stage's work it does; None for all of it, or for what joins the shares."""
+        return self._arguments().get("share")
+
+    def _arguments(self) -> dict[str, str]:
+        path = self.folder / "overrides.json"
+        return _by_name(read_json(path)["overrides"]) if path.is_file() else {}
 
     def _settings(self) -> dict[str, str]:
-        path = self.folder / "overrides.json"
-        return _settings_of(read_json(path)["overrides"]) if path.is_file() else {}
+        return _without(self._arguments())
 
     def refusal(self, what: str) -> ToolkitError:
         """It is in the way: of what, and what to do."""
@@ -80,21 +94,22 @@ def leave_out(request: Request, queue: Queue, say: Callable[[str], None]) -> Non
     """Remove from the request what is done or busy, saying so; ToolkitError where another job is in the way."""
     jobs = list(_busy_jobs(request, queue))
     same: list[BusyJob] = []
-    for task in [task for stage in STAGES for task in request.of_stage(stage)]:
-        busy = next((job for job in jobs if _meets(job, task)), None)
-        if busy is not None and not busy.does(task):
-            raise busy.refusal(f"run_dir={task.run_dir}" if task.stage != "prepare" else f"the dataset of {task.name}")
+    for task in [task for stage in STAGES for task in request.of_stage(stage) if task.share is None]:
+        meeting = [job for job in jobs if _meets(job, task)]
+        for other in (job for job in meeting if not job.does(task)):
+            raise other.refusal(_what_is_made(task))
+        same += meeting
+        busy = next((job for job in meeting if job.share is None), None)
         if busy is not None:
-            same.append(busy)
-            task.job_id = busy.job.job_id  # which the stages behind it wait for
-            say(f"{task.name}: job {task.job_id} ({busy.job.state.lower()}) does it already, so this is left out")
+            _leave_to(busy, task, say)
         elif (done := _done(task)) is not None:
             say(f"{task.name}: {done[0]} is there already, so this is left out ({done[1]} again)")
-            for other in request.tasks:
-                other.after = [waited for waited in other.after if waited is not task]
+            for follower in request.tasks:
+                follower.after = [waited for waited in follower.after if waited is not task]
         else:
+            _leave_shares_to(meeting, task, request, say)
             continue
-        request.tasks.remove(task)
+        request.tasks = [other for other in request.tasks if other is not task and other not in task.shares]
     for task in request.tasks:
         for job in jobs:
             later = STAGES.index(str(job.noted["stage"])) > STAGES.index(task.stage)
@@ -102,30 +117,57 @@ def leave_out(request: Request, queue: Queue, say: Callable[[str], None]) -> Non
                 raise job.refusal(f"run_dir={task.run_dir}")
 
 
+def _leave_to(busy: BusyJob, task: Task, say: Callable[[str], None]) -> None:
+    """Let what waits for the task wait for a job that does the same."""
+    task.job_id = busy.job.job_id
+    say(f"{task.name}: job {task.job_id} ({busy.job.state.lower()}) does it already, so this is left out")
+
+
+def _leave_shares_to(meeting: Sequence[BusyJob], task: Task, request: Request, say: Callable[[str], None]) -> None:
+    """Of a task whose shares are done by jobs in part, but joined by none, leave these shares to them."""
+    shares = {share.share: share for share in task.shares}
+    for busy in meeting:
+        if busy.share not in shares:
+            raise busy.refusal(f"{_what_is_made(task)}, which is made in other shares,")
+        _leave_to(busy, shares[busy.share], say)
+        request.tasks.remove(shares[busy.share])
+
+
+def _what_is_made(task: Task) -> str:
+    """What of a task another job may be at."""
+    if task.stage in DIVIDED:
+        return f"the {'dataset' if task.stage == 'prepare' else 'recording'} of {task.name}"
+    return f"run_dir={task.run_dir}"
+
+
 def _busy_jobs(request: Request, queue: Queue) -> Iterable[BusyJob]:
-    """Jobs of the request's own run folders; conversions of the others too, since runs may share a dataset."""
+    """Jobs of the request's own run folders; of the others those whose recording or dataset runs may share."""
     if not any(job.alive for job in queue.jobs.values()):
         return
     own = {task.run_dir for task in request.tasks}
-    others = run_folders(Path(request.launch.runs_dir).absolute()) if request.of_stage("prepare") else []
+    shared = any(request.of_stage(stage) for stage in DIVIDED)
+    others = run_folders(Path(request.launch.runs_dir).absolute()) if shared else []
     for run_dir in [*own, *(folder for folder in others if folder not in own)]:
         for noted in jobs_of(run_dir) if run_dir.is_dir() else []:
             job = queue.find(noted)
-            if job is not None and job.alive and (run_dir in own or noted["stage"] == "prepare"):
+            if job is not None and job.alive and (run_dir in own or noted["stage"] in DIVIDED):
                 yield BusyJob(run_dir, noted, job)
 
 
 def _meets(job: BusyJob, task: Task) -> bool:
     """Whether a job writes where this task would."""
-    if task.stage == "prepare":
-        return job.prepares(task)
+    if task.stage in DIVIDED:
+        return job.makes(task)
     return job.run_dir == task.run_dir and job.noted["name"] == task.name
 
 
-def _settings_of(overrides: Iterable[str]) -> dict[str, str]:
-    """Arguments by name, but for the robot's file, which lies with the job."""
-    given = dict(argument.partition("=")[::2] for argument in overrides)
-    return {name: value for name, value in given.items() if name != "modality_config"}
+def _by_name(overrides: Iterable[str]) -> dict[str, str]:
+    return dict(argument.partition("=")[::2] for argument in overrides)
+
+
+def _without(arguments: Mapping[str, str]) -> dict[str, str]:
+    """Those that decide what is made."""
+    return {name: value for name, value in arguments.items() if name not in _NO_SETTING}
 
 
 # -- done --------------------------------------------------------------------------------------------------------------
@@ -133,6 +175,8 @@ def _settings_of(overrides: Iterable[str]) -> dict[str, str]:
 
 def _done(task: Task) -> tuple[Path, str] | None:
     """Where a task's result lies already, and what does it again; None where it is not there."""
+    if task.stage == "record":
+        return (task.config.target, "overwrite=true records it") if task.config.is_recorded else None
     if task.stage == "prepare":
         found = Path(task.config.data_dir) / task.config.split.name
         there = (found / "train" / "meta" / "info.json").is_file() and not task.config.overwrite

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,20 @@ from typing import Any
 from finetune.recipe import FinetuneConfig
 from finetune.slurm.attempt_record import job_folder, run_name
 from finetune.slurm.cluster_queries import JOB_NAME, SBATCH_KEYS, SBATCH_LEFT_OUT, in_time
+from finetune.slurm.stages import DIVIDED, STAGES, asks_for, shares_of
+from finetune.slurm.sweep import Point, expand, point_names
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.code_files import ROBOT_FILE
 from toolkit.commands import COMMANDS
-from toolkit.composition import QUOTES, default_choices, known_key, split_argument, split_at_commas, unchanged_files
+from toolkit.composition import default_choices, unchanged_files
 from toolkit.configuration import as_yaml, load
 from toolkit.credentials import refuse_secret_arguments
 from toolkit.declaration import Key, key, keys_of
 from toolkit.installation import CHECKOUT, CONFIG_DIR
 from toolkit.shared_keys import is_hub_id, is_ready_robot
 
-STAGES = ("prepare", "finetune", "evaluate")
-
 _OWN_OF_A_POINT = ("run_dir", "output_dir", "tracking.run_name")
-_DERIVED = (*_OWN_OF_A_POINT, "checkpoint", "data_dir", "embodiment_tag", "report_dir")
+_DERIVED = (*_OWN_OF_A_POINT, "checkpoint", "data_dir", "embodiment_tag", "report_dir", "out", "workers")
 
 
 @dataclass(kw_only=True)
@@ -36,11 +34,13 @@ class LaunchConfig:
     """Submit fine-tunes to SLURM: one job, an array of the points of a sweep, or a chain of stages for each of them.
 
     Takes every key of launch_finetune_local.py (cluster.* is what a job asks for) and, with their stages, those of
-    prepare_conflict_data.py and evaluate_conflict.py; see their --help. A comma list is a sweep: split=A,B
+    simulation.record, prepare_conflict_data.py and evaluate_conflict.py; see their --help. A key goes to all stages
+    that have it, STAGE.KEY to one; of those that both record and evaluate have, as in episodes=500
+    evaluate.episodes=100, the evaluation is given evaluate.KEY only, but part. A comma list is a sweep: split=A,B
     train.seed=1,2 is four runs, each with folders of its own.
     """
 
-    stages: str = key("what is done for each point, in this order: prepare, finetune, evaluate", "finetune")
+    stages: str = key("what is done for each point, in this order: record, prepare, finetune, evaluate", "finetune")
     max_parallel: int | None = key("fine-tunes that run at once; null for no limit", None, at_least=1)
     dry_run: bool = key("print each job script and resolved configuration, submit and write nothing", False)
     runs_dir: str = key("folder of the launcher's own records, and where finetune.jobs looks", "runs", folder=True)
@@ -51,8 +51,9 @@ class Task:
     """One job, or one element of an array: a stage, its overrides, and the fine-tune that it belongs to.
 
     arguments: all that the stage's script is given; config: what they resolve to; run: the resolved fine-tune, whose
-    run_dir keeps the records and whose cluster.* the job asks for; after: the tasks that must succeed first; label: the
-    stage, numbered where a run has several of it; job_id: as SLURM's commands take it, once there is a job.
+    run_dir keeps the records and whose cluster.* the job asks for; after: the tasks that must succeed first, of one
+    whose work is divided its shares; label: the stage, with part and share, numbered where a run has several of it;
+    job_id: as SLURM's commands take it, once there is a job.
     """
 
     stage: str
@@ -67,6 +68,16 @@ class Task:
     def overrides(self) -> list[str]:
         """Its arguments as the script takes them."""
         return _typed(self.arguments)
+
+    @property
+    def share(self) -> str | None:
+        """Which share of its stage's work it does, as "2/8"; None for all of it, or for what joins the shares."""
+        return self.arguments.get("share")
+
+    @property
+    def shares(self) -> list[Task]:
+        """Those whose shares it joins."""
+        return [other for other in self.after if other.stage == self.stage]
 
     @property
     def run_dir(self) -> Path:
@@ -126,61 +137,6 @@ def read(argv: Sequence[str]) -> Request:
     return request
 
 
-# -- points of a sweep -------------------------------------------------------------------------------------------------
-
-Point = dict[str, str]  # name to raw value, in the order typed
-
-
-def expand(argv: Sequence[str], groups: Collection[str], keys: Mapping[str, Key]) -> tuple[list[Point], list[str]]:
-    """The product of all comma lists of `argv`, the last one varying fastest, and the names of those.
-
-    A value in brackets, braces or quotes is no list of values, and neither is free text (an instruction, a partition),
-    unless each of its parts is quoted.
-    """
-    values: dict[str, list[str]] = {}
-    for index, argument in enumerate(argv):
-        name, raw = split_argument(argument, argv[index + 1 :], [*groups, *keys])
-        if values.get(name, [raw]) != [raw]:
-            raise ToolkitError(f"{name} is given twice. Keep one of them; several values are written {name}=A,B.")
-        values[name] = _values(name, raw, None if name in groups else known_key(name, groups, keys))
-    points = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-    return points, [name for name, found in values.items() if len(found) > 1]
-
-
-def _values(name: str, raw: str, key: Key | None) -> list[str]:
-    """The values that `raw` lists; itself alone where it is one value of the key (None for a group's choice)."""
-    parts, is_list = split_at_commas(raw), True
-    if key is not None and key.is_list:
-        is_list = all(part.startswith("[") for part in parts)
-    elif key is not None and key.type is str and not key.bounds.get("choices") and not key.bounds.get("folder"):
-        is_list = all(part[:1] in QUOTES and part[-1:] == part[:1] for part in parts)
-    if len(parts) == 1 or not is_list:
-        return [raw]
-    if "" in parts:
-        raise ToolkitError(f'{name}={raw}: an empty value between two commas. Write {name}=A,B, or quote it: "A,B".')
-    twice = next((part for part in parts if parts.count(part) > 1), None)
-    if twice is not None:
-        raise ToolkitError(f"{name}={raw}: {twice} is there twice, and would be the same run. Leave one out.")
-    return parts
-
-
-def point_names(points: Sequence[Point], swept: Collection[str]) -> list[str]:
-    """A short folder name for the values that each point has of the `swept` names: learning_rate_1e-4-seed_1."""
-    leaves = [name.rsplit(".", 1)[-1] for name in swept]
-    titles = {name: leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(swept, leaves, strict=True)}
-    words = {name: _words(point[name] for point in points) for name in swept}
-    return ["-".join(f"{titles[name]}_{words[name][point[name]]}" for name in swept) for point in points]
-
-
-def _words(values: Iterable[str]) -> dict[str, str]:
-    """Each value as a part of a folder's name; numbers where they would be too long, or alike."""
-    known = list(dict.fromkeys(values))
-    words = {value: re.sub(r"[^\w.+-]+", "-", value.rstrip("/").rsplit("/", 1)[-1]).strip("-.") for value in known}
-    if len(set(words.values())) == len(known) and all(0 < len(word) <= 40 for word in words.values()):
-        return words
-    return {value: str(index) for index, value in enumerate(known)}
-
-
 # -- tasks -------------------------------------------------------------------------------------------------------------
 
 
@@ -234,12 +190,18 @@ class _Composer:
             if stage not in STAGES:
                 raise ToolkitError(f'stages={launch.stages}: there is no stage "{stage}".{did_you_mean(stage, STAGES)}')
         self.stages = [stage for stage in STAGES if stage in wanted]
+        if any(argument.partition("=")[0].rpartition(".")[2] == "share" for argument in arguments):
+            raise ToolkitError("share=... is what each job is given. Say how many: cluster.stages.record.shares=8.")
         self.groups = {stage: [*default_choices(stage, CONFIG_DIR), "local"] for stage in STAGES}
         self.keys: dict[str, Mapping[str, Key]] = {stage: keys_of(COMMANDS[stage].config) for stage in STAGES}
         used = [stage for stage in STAGES if stage in {*self.stages, "finetune"}]
         self._refuse_other_stages(arguments, used)
         groups = sorted({group for stage in used for group in self.groups[stage]})
         keys = {name: key for stage in used for name, key in self.keys[stage].items()}
+        for typed in (argument.partition("=")[0] for argument in arguments):
+            stage, _, name = typed.partition(".")
+            if stage in STAGES and name in self.keys[stage]:
+                keys[typed] = self.keys[stage][name]
         self.points, self.swept = expand(arguments, groups, {**keys, **keys_of(LaunchConfig)})
 
     def compose(self) -> Request:
@@ -247,28 +209,34 @@ class _Composer:
         runs = self._runs(request.notes)
         made: dict[Any, Task] = {}
         for point, (arguments, run) in zip(self.points, runs, strict=True):
-            before: Task | None = None
+            before: list[Task] = []
             for stage in self.stages:
-                own = arguments if stage == "finetune" else self._stage_arguments(stage, point, run)
-                config = run if stage == "finetune" else _load(stage, own)
-                own = self._anchored(stage, own, config)
-                task = made.setdefault((stage, *sorted(own.items())), Task(stage, own, config, run))
-                if before is not None and before not in task.after:
-                    task.after.append(before)
-                before = task
-        request.tasks = sorted(made.values(), key=lambda task: STAGES.index(task.stage))
-        _refuse_shared_folders(request)
+                here = []
+                for own in [arguments] if stage == "finetune" else self._stage_arguments(stage, point, run):
+                    config = run if stage == "finetune" else _load(stage, own)
+                    own = self._anchored(stage, own, config)
+                    task = made.setdefault((stage, *sorted(own.items())), Task(stage, own, config, run))
+                    task.after += [other for other in before if other not in task.after]
+                    here.append(task)
+                before = here
+        _refuse_shared_folders([*made.values()])
+        tasks = [each for task in made.values() for each in [*_divide(task), task]]
+        request.tasks = sorted(tasks, key=lambda task: STAGES.index(task.stage))
         count: Counter[tuple[str, Path]] = Counter()
         for task in request.tasks:
-            count[task.stage, task.run_dir] += 1
-            number = count[task.stage, task.run_dir]
-            task.label = task.stage if number == 1 else f"{task.stage}-{number}"
+            label = _label(task)
+            count[label, task.run_dir] += 1
+            number = count[label, task.run_dir]
+            task.label = label if number == 1 else f"{label}-{number}"
             if task.robot is not None:  # the job reads the file beside its records: a later edit changes no job
                 name = "dataset.modality_config" if task.stage == "finetune" else "modality_config"
                 task.arguments[name] = str(task.robot_file)
         return request
 
     def _knows(self, stage: str, name: str) -> bool:
+        owner, _, own = name.partition(".")
+        if owner in STAGES:
+            return owner == stage and own in self.keys[stage]
         return name in self.groups[stage] or name in self.keys[stage]
 
     def _refuse_other_stages(self, arguments: Sequence[str], used: Collection[str]) -> None:
@@ -276,9 +244,10 @@ class _Composer:
             name = argument.partition("=")[0]
             owners = [stage for stage in STAGES if self._knows(stage, name)]
             if owners and not set(used).intersection(owners):
-                stages = ",".join(stage for stage in STAGES if stage in {*self.stages, owners[0]})
+                owner = owners[0] if owners == ["record"] else next(stage for stage in owners if stage != "record")
+                stages = ",".join(stage for stage in STAGES if stage in {*self.stages, owner})
                 raise ToolkitError(
-                    f"{name} belongs to the stage {owners[0]}, and stages={self.launch.stages} leaves that out. Leave "
+                    f"{name} belongs to the stage {owner}, and stages={self.launch.stages} leaves that out. Leave "
                     f"{name} out too, or write stages={stages}."
                 )
 
@@ -312,9 +281,18 @@ class _Composer:
                 )
         return own
 
-    def _stage_arguments(self, stage: str, point: Point, run: FinetuneConfig) -> dict[str, str]:
-        """What was typed for that stage, and what it takes over from the fine-tune: dataset, checkpoint, robot."""
-        own = {name: raw for name, raw in point.items() if self._knows(stage, name)}
+    def _stage_arguments(self, stage: str, point: Point, run: FinetuneConfig) -> list[dict[str, str]]:
+        """What was typed for that stage, and what it takes over from the fine-tune: dataset, checkpoint, robot; for
+        each of its jobs, shares not counted."""
+        own = {name: raw for name, raw in point.items() if name.partition(".")[0] not in STAGES}
+        own = {name: raw for name, raw in own.items() if self._knows(stage, name)}
+        if stage == "evaluate" and "record" in self.stages:
+            own = {name: raw for name, raw in own.items() if not self._is_for_recording(name)}
+        own |= {n.removeprefix(f"{stage}."): raw for n, raw in point.items() if n.startswith(f"{stage}.")}
+        if stage == "record":
+            return self._record_arguments(own, point, run)
+        if "record" in self.stages and "out" in point and "raw_dir" in self.keys[stage]:
+            own.setdefault("raw_dir", point["out"])
         own["data_dir"] = run.dataset.data_dir
         if stage == "prepare" and run.dataset.modality_config is not None:
             own["modality_config"] = run.dataset.modality_config
@@ -326,9 +304,30 @@ class _Composer:
                 config = _load(stage, own)
                 named = f"/{run_name(Path(os.path.abspath(run.run_dir)))}/"
                 folder = f"/{config.report_folder}/".replace(f"/{config.split.name}/", named)[1:-1]
-                swept = [n for n in self.swept if n in own and n != "part" and not self._knows("finetune", n)]
+                swept = [n for n in self.swept if self._knows(stage, n) and not self._knows("finetune", n)]
+                swept = [n for n in swept if n.rpartition(".")[2] != "part"]
                 own["report_dir"] = "-".join([folder, *(point_names([point], swept) if swept else [])])
-        return own
+        return [own]
+
+    def _is_for_recording(self, name: str) -> bool:
+        """Whether a key that the evaluation has too is the recording's, where both are asked for."""
+        return name in self.keys["record"] and name != "part" and not name.startswith("split.")
+
+    def _record_arguments(self, own: dict[str, str], point: Point, run: FinetuneConfig) -> list[dict[str, str]]:
+        """Those of each part's recording, which goes where the conversion looks for it."""
+        place = own.setdefault("out", point["raw_dir"]) if "raw_dir" in point else own.get("out")
+        if place is None and "prepare" in self.stages:
+            own["out"] = place = str(_load("prepare", self._stage_arguments("prepare", point, run)[0]).raw_dir)
+        if place != point.get("raw_dir", place):
+            raise ToolkitError(
+                f"out={place} and raw_dir={point['raw_dir']} say two things of one folder of recordings. Keep one of "
+                "them."
+            )
+        own.setdefault("workers", str(asks_for(run.cluster, "record").cpus_per_task))
+        if "part" in point and "record.part" not in point and "evaluate" in self.stages:
+            del own["part"]  # which is meant for the evaluation
+        parts = [own["part"]] if "part" in own else _load("record", own).parts
+        return [{**own, "part": part} for part in parts]
 
     def _anchored(self, stage: str, arguments: Mapping[str, str], config: Any) -> dict[str, str]:
         """The arguments, with folders as they are known here: absolute where variables and ~ have made them so, or
@@ -344,14 +343,37 @@ class _Composer:
         return {**arguments, **absolute}
 
 
-def _refuse_shared_folders(request: Request) -> None:
+def _divide(task: Task) -> list[Task]:
+    """The shares of a task, which then only joins them; none where it does all itself."""
+    count = shares_of(task.run.cluster, task.stage)
+    numbers = [f"{number}/{count}" for number in range(1, count + 1)] if count > 1 else []
+    shares = [
+        replace(task, arguments={**task.arguments, "share": share}, config=replace(task.config, share=share))
+        for share in numbers
+    ]
+    for share in shares:
+        share.after = [*task.after]
+    task.after = shares or task.after
+    return shares
+
+
+def _label(task: Task) -> str:
+    part = f"-{task.config.part}" if task.stage == "record" else ""
+    return f"{task.stage}{part}" + (f"-{task.share.replace('/', 'of')}" if task.share else "")
+
+
+def _refuse_shared_folders(tasks: Sequence[Task]) -> None:
     """Refuse two tasks of one stage that would write to the same folder."""
-    written = (("prepare", "data_dir"), ("finetune", "run_dir"), ("finetune", "output_dir"), ("evaluate", "report_dir"))
+    written = (
+        *(("record", "out"), ("prepare", "data_dir")),
+        *(("finetune", "run_dir"), ("finetune", "output_dir"), ("evaluate", "report_dir")),
+    )
     for stage, name in written:
         seen: dict[Path, Task] = {}
-        for task in request.of_stage(stage):
+        for task in (task for task in tasks if task.stage == stage):
             value = getattr(task.config, name)
-            folder = Path(os.path.realpath(value)) / (task.config.split.name if name == "data_dir" else "")
+            of_split = (task.config.split.name, getattr(task.config, "part", "")) if stage in DIVIDED else ()
+            folder = Path(os.path.realpath(value), *of_split)
             other = seen.setdefault(folder, task)
             if other is task:
                 continue

@@ -35,8 +35,10 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
     leave_out(request, queue, say)
     for task in request.tasks:
         data_comes = _comes("prepare", task)
-        if task.stage == "prepare":
-            check_prepare(task.config)
+        if task.stage == "record":
+            task.config.check_here()
+        elif task.stage == "prepare":
+            check_prepare(task.config, recordings_come=_comes("record", task))
         elif task.stage == "finetune":
             _check_finetune(task.config, data_comes)
         else:

@@ -42,8 +42,8 @@ def render(
 ) -> str:
     """A whole job script for sbatch.
 
-    `stage` is prepare, finetune or evaluate, `overrides` its key=value arguments; `output` is the job's log, in a
-    folder that exists. With `code`, a snapshot of this checkout, the job runs that; without, it takes one when it
+    `stage` is record, prepare, finetune or evaluate, `overrides` its key=value arguments; `output` is the job's log, in
+    a folder that exists. With `code`, a snapshot of this checkout, the job runs that; without, it takes one when it
     starts, of the checkout that the script lies in (in the folder `below` of finetune_jobs/, as "instruction/") or that
     it was submitted from, and passes on the arguments that follow the script's name. An array has its elements' whole
     commands in the folder `elements`, in a file for each index, every word ended by NUL.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime
@@ -20,7 +21,7 @@ from rich.table import Table
 from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, describe_job, job_folder, note_elsewhere, now
 from finetune.slurm.batches import Batch, batches_of, cluster_of, code_folder
 from finetune.slurm.cluster_queries import environment, max_array_size, reason_of, slurm
-from finetune.slurm.launch_request import Request
+from finetune.slurm.launch_request import Request, Task
 from finetune.slurm.refusals import check_accepted, check_request, explanation
 from gr00t.data.schema import python_source
 from gr00t.errors import ToolkitError, disk_errors, require_extra
@@ -94,7 +95,8 @@ def _show(batches: Sequence[Batch]) -> None:
             print(f"# waits for {', '.join(task.name for other in batch.lane for task in other.tasks)} to end")
         print(batch.script)
         for task in batch.tasks:
-            print(f"# ----- configuration of {task.name}: {' '.join(task.overrides)}\n{as_yaml(task.config)}")
+            if task.share is None:  # that of a share differs by the share only
+                print(f"# ----- configuration of {task.name}: {' '.join(task.overrides)}\n{as_yaml(task.config)}")
     print("# dry_run=true: nothing was submitted or written")
 
 
@@ -102,8 +104,9 @@ def _report(batches: Sequence[Batch], runs_dir: Path) -> None:
     table = Table("job", "run", "stage", "waits for", "run folder", box=None, pad_edge=False)
     for task in (task for batch in batches for task in batch.tasks):
         waits = ", ".join(other.job_id for other in task.after)
-        table.add_row(task.job_id, task.run_name, task.stage, waits, str(task.run_dir))
-    Console(highlight=False, soft_wrap=True, markup=False).print(table)
+        table.add_row(task.job_id, task.run_name, task.label, waits, str(task.run_dir))
+    width = None if sys.stdout.isatty() else 400
+    Console(highlight=False, soft_wrap=True, markup=False, width=width).print(table)
     here = "" if runs_dir == Path("runs").absolute() else f" runs_dir={runs_dir}"
     name = batches[-1].tasks[-1].run_name
     print(f"all runs:  python -m finetune.jobs{here}\none's log: python -m finetune.jobs follow {name}{here}")
@@ -195,7 +198,7 @@ def _run_records(run_dir: Path, batches: Sequence[Batch], described: Path) -> It
         TemporaryDirectory(prefix=".submitting-", dir=run_dir, ignore_cleanup_errors=True) as temporary,
         ExitStack() as undo,
     ):
-        aside, replacing = Path(temporary), {}
+        aside, replacing = Path(temporary), dict[Path, Path | None]()
         for task, batch in own.items():
             job = aside / f"new-{task.label}"
             shutil.copytree(described, job)
@@ -204,6 +207,7 @@ def _run_records(run_dir: Path, batches: Sequence[Batch], described: Path) -> It
                 source = python_source(modality_configs(task.robot))
                 (job / task.robot_file.name).write_text(source, encoding="utf-8")
             replacing[job_folder(run_dir, task.label)] = job
+            replacing |= dict.fromkeys(_former_shares(task))
             if task.stage == "finetune":
                 (aside / "code").symlink_to(code_folder(batch.folder))
                 replacing[run_dir / "code"] = aside / "code"
@@ -212,10 +216,17 @@ def _run_records(run_dir: Path, batches: Sequence[Batch], described: Path) -> It
             if os.path.lexists(target):
                 target.rename(old)
                 undo.callback(old.rename, target)
-            new.rename(target)
-            undo.callback(target.rename, new)
+            if new is not None:
+                new.rename(target)
+                undo.callback(target.rename, new)
         yield
         undo.pop_all()
+
+
+def _former_shares(task: Task) -> list[Path]:
+    """What a run folder has of jobs that did the same in other shares."""
+    found = task.run_dir.glob(f"{job_folder(task.run_dir, task.label).name}-*of*") if task.share is None else ()
+    return sorted({*found} - {job_folder(share.run_dir, share.label) for share in task.shares})
 
 
 def _note(batch: Batch) -> None:

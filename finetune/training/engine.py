@@ -30,6 +30,8 @@ from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 PATIENCE = timedelta(minutes=30)
 BUCKET = 50_000_000  # elements that ZeRO-2 exchanges at once: 200 MB of fp32 beside the gradients
 
+_left: list[Any] = []  # process groups, kept until the process ends
+
 
 def build_engine(config: FinetuneConfig) -> Engine:
     """The engine that `engine.name` chooses."""
@@ -155,6 +157,10 @@ class Engine:
         shuts down in all processes together, so that its error would appear only after their time-out."""
         if failed and self.world_size > 1:
             return
+        if torch.distributed.is_initialized():
+            # It must outlive the model's reducer, which would wait, holding the GIL, for threads of gloo that may need
+            # the GIL to free the tensors of a sum that has just ended.
+            _left.append(torch.distributed.group.WORLD)
         self._accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

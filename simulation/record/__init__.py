@@ -13,30 +13,35 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
-from gr00t.file_replacement import file_lock, lock_in_turn, whole_folder, write_json
+from gr00t.file_replacement import file_lock, lock_in_turn, write_json
 from gr00t.processes import first_done, one_thread_each, worker_pool
+from simulation.record.single_episodes import ATTEMPTS, FAILED, H5, JSON, join_episodes, seeds_from, take_apart
 from simulation.scenes import instruction_suite, require_rendering, require_simulator
 from simulation.scenes.combinations import Strategy
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.scenes.suites import suite_of
 from toolkit.declaration import key
 from toolkit.progress import NOTE, progress_bar
-from toolkit.shared_keys import LARGEST_SEED, SUITE_PARTS, SplitConfig, check_writable, parts_of, share_key, share_of
+from toolkit.shared_keys import (
+    LARGEST_SEED,
+    SUITE_PARTS,
+    TRAIN_CONFLICT,
+    SplitConfig,
+    check_writable,
+    parts_of,
+    share_key,
+    share_of,
+)
 
-ATTEMPTS = 5  # at one episode, each in another style
 EPISODES = 500
-H5, JSON, SETTINGS = "trajectory.h5", "trajectory.json", "settings.json"
-FAILED = ".failed"
+SETTINGS = "settings.json"
 BYTES_PER_PIXEL = 0.5  # compressed; twice what is measured, to err on the safe side
 FRAMES_PER_EPISODE = 41
 GIVEN_UP_AT_MOST = 0.2  # of the episodes
@@ -81,8 +86,33 @@ class RecordConfig:
     overwrite: bool = key("replace a recording that is already there", False)
 
     def check_here(self) -> None:
-        """Refuse what cannot run on this machine."""
+        """Refuse what cannot be recorded, also on another machine that sees the same folders."""
         check_writable("out", Path(self.out))
+        _check_settings(self)
+        if not self.is_recorded:
+            _extends(self.target, self)
+            _check_work(self)
+
+    @property
+    def target(self) -> Path:
+        """The folder of the recording."""
+        return Path(self.out) / self.split.name / self.part
+
+    @property
+    def work(self) -> Path:
+        """The folder of single episodes."""
+        return self.target.with_name(f".{self.part}.recording")
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether these episodes are there and stay."""
+        return not self.overwrite and _recorded_with(self.target) == settings_of(self)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of its split that a launch records; those that its strategy leaves nothing for are none."""
+        wanted = (part for part in parts_of(self.split.name) if part != TRAIN_CONFLICT)
+        return tuple(part for part in wanted if part != "unseen" or _has_unseen(self))
 
     @property
     def count(self) -> int:
@@ -90,8 +120,16 @@ class RecordConfig:
         return self.episodes or EPISODES
 
 
-def record(config: RecordConfig) -> list[str]:
-    """Record one part of one split, or resume; returns what there is to say."""
+def _has_unseen(config: RecordConfig) -> bool:
+    try:
+        completed(replace(config, part="unseen"))
+    except ToolkitError:
+        return False
+    return True
+
+
+def _check_settings(config: RecordConfig) -> RecordConfig:
+    """Refuse settings that do not fit each other or the split; the completed configuration."""
     config = completed(config)
     if config.seed + 2 * config.count > FIRST_EVALUATION_SEED:
         raise ToolkitError(
@@ -100,11 +138,15 @@ def record(config: RecordConfig) -> list[str]:
         )
     if config.paraphrases and config.strategy is None and not config.split.paraphrases:
         raise ToolkitError(f"split={config.split.name} has no paraphrases. Leave paraphrases=true out.")
-    target = Path(config.out) / config.split.name / config.part
-    work = target.with_name(f".{config.part}.recording")
-    settings, recorded = settings_of(config), _json(target / JSON).get("recording", {}).get("settings")
-    if not config.overwrite and recorded == settings:
-        if _json(work / SETTINGS) == settings and config.share is None:
+    return config
+
+
+def record(config: RecordConfig) -> list[str]:
+    """Record one part of one split, or resume; returns what there is to say."""
+    config = _check_settings(config)
+    target, work = config.target, config.work
+    if config.is_recorded:
+        if _json(work / SETTINGS) == settings_of(config) and config.share is None:
             with file_lock(work):  # a recording that was killed when it was finished, before it could remove them
                 shutil.rmtree(work)
         return [f"{target}: already holds these {config.count} episodes."]
@@ -114,13 +156,14 @@ def record(config: RecordConfig) -> list[str]:
         work.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(work, shared=config.share is not None):
             with lock_in_turn(work.with_name(f"{work.name}.opening")):  # shares begin together
-                extends = _extends(target, config, _json(target / JSON).get("recording", {}).get("settings"))
+                extends = _extends(target, config)
                 _open_work(work, config)
                 if extends:
                     take_apart(target, work, config.seed)
             started, missing = time.monotonic(), _record_missing(work, config)
             if config.share is None:
-                lines = _join(work, target, config, replace=config.overwrite or extends)
+                seeds = list(itertools.islice(seeds_from(config.seed, work), config.count))
+                lines = join_episodes(work, target, seeds, _facts(config), replace=config.overwrite or extends)
                 shutil.rmtree(work)
             else:
                 lines = [f"{work}: share {config.share} is there; the same without share=... joins all of them."]
@@ -163,15 +206,22 @@ def _json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def _recorded_with(target: Path) -> dict[str, Any] | None:
+    """The settings of a recording that was made here."""
+    settings: dict[str, Any] | None = _json(target / JSON).get("recording", {}).get("settings")
+    return settings
+
+
 def _begins(begun: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether what was begun needs nothing but perhaps more episodes; with fewer, recorded ones would be lost."""
     return begun | {"episodes": wanted["episodes"]} == wanted and begun.get("episodes", 0) <= wanted["episodes"]
 
 
-def _extends(target: Path, config: RecordConfig, recorded: dict[str, Any] | None) -> bool:
+def _extends(target: Path, config: RecordConfig) -> bool:
     """Whether the recording there, of these settings, is to be made longer; what may not be replaced is refused."""
     if not target.exists() and not target.is_symlink():
         return False
+    recorded = _recorded_with(target)
     others = {path.name for path in target.iterdir()} - {H5, JSON} if target.is_dir() else {target.name}
     if recorded is None or others or target.is_symlink():
         raise ToolkitError(
@@ -195,17 +245,23 @@ def _refuse_others(place: Path, config: RecordConfig, begun: dict[str, Any]) -> 
         )
 
 
+def _check_work(config: RecordConfig) -> bool:
+    """Whether single episodes are of another recording and go; refuses that where they may not."""
+    begun = _json(config.work / SETTINGS) or settings_of(config)
+    _refuse_others(config.work, config, begun)
+    if _begins(begun, settings_of(config)):
+        return False
+    if config.share is not None:
+        raise ToolkitError(
+            f"{config.work}: holds an interrupted recording of other settings, which a share does not remove, for "
+            "others may be at it. Remove it, or choose another out=FOLDER."
+        )
+    return True
+
+
 def _open_work(work: Path, config: RecordConfig) -> None:
     """The folder of single episodes: new, or as an interrupted recording of as many episodes or fewer left it."""
-    settings = settings_of(config)
-    begun = _json(work / SETTINGS) or settings
-    _refuse_others(work, config, begun)
-    if not _begins(begun, settings):
-        if config.share is not None:
-            raise ToolkitError(
-                f"{work}: holds an interrupted recording of other settings, which a share does not remove, for others "
-                "may be at it. Remove it, or choose another out=FOLDER."
-            )
+    if _check_work(config):
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
     for leftover in work.glob("*.partial-*") if config.share is None else ():  # another share may be writing it
@@ -218,7 +274,16 @@ def _open_work(work: Path, config: RecordConfig) -> None:
             f"{work.parent}: about {in_bytes(needed)} are needed and {in_bytes(free_space(work))} are free. Make "
             "room, choose another out=FOLDER, or a smaller image_size."
         )
-    write_json(work / SETTINGS, settings)
+    write_json(work / SETTINGS, settings_of(config))
+
+
+def _facts(config: RecordConfig) -> dict[str, Any]:
+    """What a recording states of itself, beside what its attempts came to."""
+    name, settings = config.split.name, settings_of(config)
+    if config.strategy is None:
+        return {"settings": settings}
+    factors, (chosen, _) = suite_of(name).cues(name), instruction_suite.combinations(name, config.strategy)
+    return {"settings": settings, "strategy": config.strategy, "factors": factors, "combinations": chosen}
 
 
 def _record_missing(work: Path, config: RecordConfig) -> int:
@@ -226,7 +291,7 @@ def _record_missing(work: Path, config: RecordConfig) -> int:
 
     A share takes its part of the seeds that come first, and leaves spare ones to the process that joins.
     """
-    seeds = _seeds_from(config.seed, work)
+    seeds = seeds_from(config.seed, work)
     wanted = list(itertools.islice(seeds, config.count))
     if config.share is not None:
         own = range(config.seed, config.seed + config.count)[share_of(config.share)]
@@ -273,71 +338,3 @@ def _give_up(seed: int, work: Path, config: RecordConfig) -> None:
             f"The expert gave up {count} episodes of {config.split.name}: the task must have been changed so that it "
             "cannot be solved (simulation/scenes/suites.py, simulation/scenes/environment.py)."
         )
-
-
-def _seeds_from(first: int, work: Path) -> Iterator[int]:
-    """The seeds of a recording in order, without end, those given up left out."""
-    return (seed for seed in itertools.count(first) if not (work / f"{seed}{FAILED}").exists())
-
-
-def _join(work: Path, target: Path, config: RecordConfig, *, replace: bool) -> list[str]:
-    """The single episodes, in order of their seeds, as one recording; says what it holds."""
-    name, seeds = config.split.name, list(itertools.islice(_seeds_from(config.seed, work), config.count))
-    singles = [read_json(work / f"{seed}.json") for seed in seeds]
-    episodes = [{**single["episodes"][0], "episode_id": number} for number, single in enumerate(singles)]
-    given_up = len(list(work.glob(f"*{FAILED}")))
-    failed = sum(episode["failed_attempts"] for episode in episodes) + ATTEMPTS * given_up
-    recording = {"settings": settings_of(config), "failed_attempts": failed, "given_up": given_up}
-    if config.strategy is not None:
-        factors, (chosen, _) = suite_of(name).cues(name), instruction_suite.combinations(name, config.strategy)
-        recording |= {"strategy": config.strategy, "factors": factors, "combinations": chosen}
-    with whole_folder(target, replace=replace) as aside:
-        with h5py.File(aside / H5, "w") as whole:
-            for number, seed in enumerate(seeds):
-                _add(work / f"{seed}.h5", whole, f"traj_{number}")
-        write_json(aside / JSON, {**singles[0], "episodes": episodes, "recording": recording})
-        size = sum(path.stat().st_size for path in aside.iterdir())
-    frames = sum(episode["elapsed_steps"] for episode in episodes)
-    lines = [f"{target}: {len(episodes)} successful episodes, {frames} steps, {size / 1e6:.1f} MB"]
-    if failed:
-        lines.append(f"  failed attempts, left out: {failed}; seeds replaced: {given_up}")
-    return lines
-
-
-def _add(path: Path, recording: h5py.File, name: str) -> None:
-    """Copy a single episode into a recording; a damaged one is removed and raises ToolkitError."""
-    try:
-        with h5py.File(path, "r") as single:
-            single.copy("traj_0", recording, name=name)
-    except (OSError, KeyError, RuntimeError) as error:
-        path.unlink(missing_ok=True)
-        raise ToolkitError(
-            f"{path}: was damaged ({error}) and is removed. Start again: this episode is then recorded again."
-        ) from error
-
-
-def take_apart(target: Path, work: Path, first: int) -> None:
-    """Write the episodes of a recording to `work` as single ones, so that it can be made longer.
-
-    `first` is the seed it began with; a seed that it passed over is one that was given up.
-    """
-    whole: dict[str, Any] = read_json(target / JSON)
-    del whole["recording"]
-    seeds = {episode["episode_seed"]: episode for episode in whole["episodes"]}
-    for seed in set(range(first, max(seeds))) - set(seeds):
-        (work / f"{seed}{FAILED}").touch()
-    try:
-        recording = h5py.File(target / H5, "r")
-    except OSError as error:
-        raise ToolkitError(f"{target / H5}: cannot be read ({error}). Record again: overwrite=true.") from error
-    with recording:
-        for seed, episode in seeds.items():
-            name = f"traj_{episode['episode_id']}"
-            if name not in recording:
-                raise ToolkitError(f"{target / H5}: has no {name}. Record again: overwrite=true.")
-            if not (work / f"{seed}.h5").is_file():
-                write_json(work / f"{seed}.json", {**whole, "episodes": [{**episode, "episode_id": 0}]})
-                aside = work / f"{seed}.partial-whole.h5"
-                with h5py.File(aside, "w") as single:
-                    recording.copy(name, single, name="traj_0")
-                aside.replace(work / f"{seed}.h5")
