@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from simulation.report import Share
 from simulation.report.anytime import Outcomes, Question, log_winnings
+from simulation.report.shares import Share
 
 RUNS, EPISODES = 10_000, 200
 ALPHA = 0.05

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gr00t.errors import ToolkitError
-from simulation.report import Share
+from simulation.report.shares import Share
 from simulation.report.training_seeds import join
 
 EPISODES, SETTINGS = 200, 60

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import betainc, betaln
 
 from gr00t.errors import ToolkitError
-from simulation.report import Share
+from simulation.report.shares import Share
 
 _MEANS = (np.arange(100) + 0.5) / 100
 # Correlation of two episodes of one training, 0 where all trainings are alike; its prior is 1 / sqrt(correlation).
