@@ -31,6 +31,7 @@ from simulation.closed_loop.policies import (
     TargetPolicy,
 )
 from simulation.closed_loop.rollout import check_settings, run_episodes
+from simulation.report.asked_question import read_question
 from simulation.report.closed_loop_report import JSON_FILE, log_report, print_report, write_report
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.instruction_suite import default_strategy
@@ -45,6 +46,7 @@ USUAL_SIZE = 224  # of python -m simulation.record
 VIDEOS = "videos"
 PLAYING = ".playing"  # in the report's folder, while the evaluation is not finished
 SEGMENT = 40  # episodes; building all scenes again takes a second
+LOOK = 10  # episodes, after which an evaluation that may end early is looked at
 SHARED = ("episodes", "n_action_steps", "max_steps", "seed", "workers")  # settings that the report always states
 ANSWER_MS = 120_000  # for a batch, which on a CPU may take longer than one robot's 15 s
 
@@ -63,15 +65,20 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
     folder, started = config.report_folder, time.monotonic()
     settings = _settings(config, facts, _strategy(config, policy))
     check_settings(policy, settings)
+    question = None if config.question is None else read_question(config.question, settings.parts)
+    enough = question.answered if question is not None and config.stop == "decided" else None
     kept_as = {**dataclasses.asdict(settings), **facts}
     with kept_in(folder / PLAYING, kept_as, shared=config.share is not None) as kept:
         place, chosen = folder / PLAYING / VIDEOS, share_of(config.share)
-        outcomes = run_episodes(policy, settings, folder=place, kept=kept, share=chosen)
+        outcomes = run_episodes(policy, settings, folder=place, kept=kept, share=chosen, enough=enough)
         if config.share is not None:
             print(f"{folder}: share {config.share} is there; the same without share=... joins all of them.")
             return Evaluation(kept_as, tuple(outcomes))
         outcomes = _publish_videos(outcomes, place, folder)
-        evaluation = Evaluation({**_info(asked, settings, facts), "seconds": _since(started)}, tuple(outcomes))
+        info = {**_info(asked, settings, facts), "seconds": _since(started)}
+        if question is not None:
+            info["question"] = question.told(outcomes, settings.parts, LOOK)
+        evaluation = Evaluation(info, tuple(outcomes))
         write_report(evaluation, folder)
     print_report(evaluation, folder)
     log_report(evaluation, folder, config.tracking)
@@ -117,6 +124,8 @@ def _strategy(config: ClosedLoopConfig, policy: Any) -> str | None:
 def _segment(config: ClosedLoopConfig) -> int | None:
     """The plate suite's parts were always played in one piece, and are unless they are shared; then all do as the
     shares."""
+    if config.stop == "decided":
+        return LOOK
     begun = config.report_folder / PLAYING / SETTINGS
     if config.share is None and suite_of(config.split.name) is PLATE:
         return read_json(begun).get("segment") if begun.is_file() else None

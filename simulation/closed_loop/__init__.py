@@ -37,7 +37,25 @@ FULL_FACTOR: dict[str, Any] = {"episodes": 200, "seed": 40, "runs": 3, "parts": 
 FULL_FACTOR |= {"n_action_steps": 5, "max_steps": 500, "no_distractor_prob": 0.7}
 _HOST = r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)"
 _ADDRESS = re.compile(rf"{_HOST}:\d{{1,5}}|wss?://{_HOST}(:\d{{1,5}})?(/[\w./-]*)?")
+_PERCENT = r"(?P<number>\d{1,2}(?:\.\d+)?)"
+_QUESTIONS = {
+    "above": re.compile(rf"success *> *{_PERCENT}"),
+    "prefers": re.compile("prefers"),
+    "better": re.compile(r"better than (?P<folder>\S.*)"),
+    "within": re.compile(rf"within {_PERCENT} of (?P<folder>\S.*)"),
+}
 LOOKING = ("checkpoint", "lerobot")  # policies that are shown images, beside those of a server
+
+
+def parse_question(text: str) -> tuple[str, float, str]:
+    """(above, prefers, better or within; its number as a share; its folder) of a question, as question= takes it."""
+    for form, pattern in _QUESTIONS.items():
+        if found := pattern.fullmatch(text.strip()):
+            given = found.groupdict()
+            number = float(given.get("number") or 0) / 100
+            if form == "prefers" or form == "better" or 0 < number < 1:
+                return form, number, given.get("folder") or ""
+    raise ToolkitError('ask "success > 60" (percent), "prefers", "better than FOLDER" or "within 5 of FOLDER".')
 
 
 @dataclass(kw_only=True)
@@ -87,6 +105,18 @@ class ClosedLoopConfig(EvaluationConfig):
         "instruction for the split's other cue (instruction suite: for the other object), no state",
         [],
         choices=tuple(name for name in CONDITIONS if name != "none"),
+    )
+    question: str | None = key(
+        'closed loop: what each part is to answer: "success > 60" (percent); "better than FOLDER" or "within 5 of '
+        'FOLDER" (points), beside the same episodes of another report; or "prefers", which cue is followed in conflict',
+        None,
+        check=parse_question,
+    )
+    stop: str = key(
+        "closed loop: decided ends a part when its question is answered, with an error of 5 % at all looks together; "
+        "all plays every episode",
+        "all",
+        choices=("all", "decided"),
     )
     videos: int = key("closed loop: videos of successes, and as many of failures, of each part", 2, at_least=0)
     workers: int = key("closed loop: processes, with a simulation each", 2, at_least=1)
@@ -138,6 +168,8 @@ class ClosedLoopConfig(EvaluationConfig):
                 f"protocol=published is that of the published experiments, split=instruction/...; {self.split.name} is "
                 "none of them. Leave it out."
             )
+        if self.stop == "decided":
+            self._check_stop()
         scripted = self.policy not in LOOKING
         if self.policy != "checkpoint" and self.server is not None:
             raise ToolkitError(
@@ -154,6 +186,16 @@ class ClosedLoopConfig(EvaluationConfig):
             )
         if self.server is not None and not _ADDRESS.fullmatch(self.server):
             raise ToolkitError(f"server={self.server}: write HOST:PORT, or ws://HOST:PORT of an openpi server.")
+
+    def _check_stop(self) -> None:
+        """Refuse what a part that ends early does not go with."""
+        if self.question is None:
+            raise ToolkitError('stop=decided needs a question, such as question="success > 60".')
+        for name, usual in (("ablations", []), ("share", None), ("protocol", "own"), ("runs", 1)):
+            if (value := getattr(self, name)) != usual:
+                raise ToolkitError(
+                    f"stop=decided does not go with {name}={value}, which needs all episodes. Leave one of them out."
+                )
 
     def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
         """Refuse what cannot run on this machine; a checkpoint that `comes` is one that another job makes first."""

@@ -13,7 +13,7 @@ import itertools
 import multiprocessing
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -57,21 +57,22 @@ def run_episodes(
     progress: bool = True,
     kept: KeptEpisodes | None = None,
     share: slice = slice(None),
+    enough: Callable[[Sequence[EpisodeOutcome]], bool] | None = None,
 ) -> list[EpisodeOutcome]:
     """Play settings.episodes episodes of each part under each condition; outcomes in that order, by seed.
 
     policy: any object with get_action(observation) -> {"action.arm": (B, H, 7), "action.gripper": (B, H, 1)} (Inference
     says how it is asked), in this process, or a ScriptedPolicy, which acts in the workers. folder: receives the videos,
     <part>_<seed>.mp4. kept: what was played before is taken from there, and what is played is written there. share: the
-    segments that are played. The calling script needs an `if __name__ == "__main__":`, since the workers import it.
-    Raises ToolkitError for what cannot be played and for a worker that died; workers are gone when this returns,
-    however it does.
+    segments that are played. enough: whether these episodes of a part suffice, asked after every segment. The calling
+    script needs an `if __name__ == "__main__":`, since the workers import it. Raises ToolkitError for what cannot be
+    played and for a worker that died; workers are gone when this returns, however it does.
     """
     check_settings(policy, settings)
     scripted = policy if isinstance(policy, ScriptedPolicy) else None
     with ExitStack() as left:
         crew = _Crew(policy, scripted, settings, kept or KeptEpisodes(), left)
-        return crew.play(segments(settings, scripted)[share], folder, progress)
+        return crew.play(segments(settings, scripted)[share], folder, progress, enough)
 
 
 def segments(settings: Settings, scripted: ScriptedPolicy | None) -> list[Segment]:
@@ -196,7 +197,13 @@ class _Crew:
             steps, conditions = settings.n_action_steps, settings.conditions
             self.inference = {seed: Inference(policy, seed, steps, conditions) for seed in seeds}
 
-    def play(self, chosen: Sequence[Segment], folder: Path | None, progress: bool) -> list[EpisodeOutcome]:
+    def play(
+        self,
+        chosen: Sequence[Segment],
+        folder: Path | None,
+        progress: bool,
+        enough: Callable[[Sequence[EpisodeOutcome]], bool] | None,
+    ) -> list[EpisodeOutcome]:
         """The segments, one after the other, and the videos of each; the outcomes name these."""
         outcomes, names = list[EpisodeOutcome](), dict[tuple[str, int], str]()
         with progress_bar(NOTE, unit="episodes", show=progress) as bar:
@@ -210,6 +217,8 @@ class _Crew:
                         bar.update(task, advance=1, note=f"{sum(o.success for o in found)} successes")
                     if folder is not None and condition == "none":
                         names |= self._film(segment, found, folder)
+                    if enough is not None and enough(found):
+                        break
                 outcomes += sorted(found, key=lambda outcome: outcome.seed)
         return [
             o if o.condition != "none" else dataclasses.replace(o, video=names.get((o.part, o.seed))) for o in outcomes

@@ -108,7 +108,8 @@ class Summary:
     """The numbers of one evaluation. counted: {condition: {part: Counted}}, only what was played.
 
     cues: the split's two factors; None where it names all. dominance, doing (by part): of the instruction suite only.
-    runs: by part, the success of each repetition.
+    runs: by part, the success of each repetition. asked: the question that was asked and what answered it, if any, as
+    AskedQuestion.told gives it.
     """
 
     cues: tuple[str, str] | None
@@ -120,6 +121,7 @@ class Summary:
     dominance: Dominance | None = None
     doing: Mapping[str, Doing] = field(default_factory=dict)
     runs: Mapping[str, tuple[Share, ...]] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, part: str, condition: str = AS_IT_IS) -> Counted:
         """One part under one condition; all zeros where it was not played."""
@@ -155,6 +157,7 @@ def summarize(evaluation: Evaluation) -> Summary:
     if suite is INSTRUCTION:
         own = {"dominance": dominance(cues, played) if cues else None}
         own["doing"] = {part: doing(found) for part, found in played.items()}
+    own["asked"] = info.get("question") or {}
     if info.get("runs", 1) > 1:
         own["runs"] = {part: _runs(found, info["runs"], info["episodes"]) for part, found in played.items()}
     return Summary(

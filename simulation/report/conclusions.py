@@ -65,6 +65,7 @@ def readings(summary: Summary) -> list[Reading]:
     found = [cue_preference(summary)] if "conflict" in summary.chance and summary.cues else []
     if summary.dominance and summary.dominance.alone:
         found.append(_alone(summary.dominance, summary.chance))
+    found += _answers(summary)
     found += _needs(summary, "Does it look?", looks)
     if summary.change("other_instruction") is not None:
         part = "seen" if summary.doing else "conflict"
@@ -108,6 +109,22 @@ def _alone(found: Dominance, chance: Mapping[str, float]) -> Reading:
         return Reading(question, YES, f"yes: {' and '.join(followed)}", text)
     headline = f"{followed[0]}, not shown of {others[0]}" if followed else f"not shown of {' or '.join(others)}"
     return Reading(question, NEITHER if followed else NO, headline, text)
+
+
+def _answers(summary: Summary) -> Iterator[Reading]:
+    """What the evaluation was asked, for each part."""
+    for part, told in summary.asked.get("parts", {}).items():
+        n, low, high = told["looks"][-1]
+        answer = {True: YES, False: NO, None: UNKNOWN}[told["answer"]]
+        if summary.asked["text"].strip() == "prefers" and summary.cues and answer != UNKNOWN:
+            headline = f"{summary.cues[answer == NO]}, after {n} episodes"
+        else:
+            headline = f"not decided by {n} episodes" if answer == UNKNOWN else f"{answer}, after {n} episodes"
+        text = (
+            f"{100 * low:.0f} to {percent(high)}: the interval that holds at all looks together. The answer is wrong in "
+            "at most 5 % of such evaluations, also where they end as soon as it is there."
+        )
+        yield Reading(f"{summary.asked['text']} ({part})?", answer, headline, text)
 
 
 def verdict(share: Share, cues: tuple[str, str]) -> tuple[str, str]:
