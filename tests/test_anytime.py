@@ -7,32 +7,16 @@ import itertools
 import numpy as np
 import pytest
 
-from simulation.report.anytime import Outcomes, Question, log_winnings
+from benchmarks.stopping import EPISODES, RUNS, first_answers
+from simulation.report.anytime import Outcomes, Question
 from simulation.report.shares import Share
 
-RUNS, EPISODES = 10_000, 200
-ALPHA = 0.05
-Drawn = np.ndarray  # (RUNS, EPISODES), a value of an episode each
 
-
-def first_answers(drawn: Drawn, question: Question, low: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """(answer, episodes) of each run that is looked at after every episode: 1 yes, -1 no, 0 where it stays open."""
-    values = np.unique(drawn)
-    times = np.stack([np.cumsum(drawn == value, axis=1) for value in values])
-    limit = -np.log(ALPHA / 2 if question.two_sided else ALPHA)
-    yes = log_winnings(values - low, times, question.threshold - low) >= limit
-    no = log_winnings(1.0 - values, times, 1.0 - question.threshold) >= limit
-    decided = yes | no
-    when = np.where(decided.any(1), decided.argmax(1), EPISODES - 1)
-    rows = np.arange(len(drawn))
-    return np.where(yes[rows, when], 1, np.where(no[rows, when], -1, 0)), when + 1
-
-
-def drawn_shares(share: float, seed: int = 0) -> Drawn:
+def drawn_shares(share: float, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).random((RUNS, EPISODES)) < share).astype(float)
 
 
-def drawn_pairs(first: float, second: float, seed: int = 0) -> Drawn:
+def drawn_pairs(first: float, second: float, seed: int = 0) -> np.ndarray:
     return drawn_shares(first, seed) - drawn_shares(second, seed + 1)
 
 
@@ -44,7 +28,7 @@ def upper(count: int) -> float:
 def test_the_functions_used_here_are_those_of_a_single_evaluation() -> None:
     drawn = drawn_pairs(0.7, 0.4)[:20]
     for question in (Question(0.0, two_sided=True), Question(0.1)):
-        answers, whens = first_answers(drawn, question, low=-1.0)
+        answers, whens = first_answers(drawn, question, -1.0)
         for run, answer, when in zip(drawn, answers, whens, strict=True):
             looks = [
                 question.answer(Outcomes.of_pairs([(v > 0, v < 0) for v in run[:n]])) for n in range(1, EPISODES + 1)
@@ -55,13 +39,13 @@ def test_the_functions_used_here_are_those_of_a_single_evaluation() -> None:
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.6, 0.95])
 def test_a_share_at_the_threshold_is_said_to_be_above_it_in_few_evaluations(share: float) -> None:
-    answers, _ = first_answers(drawn_shares(share), Question(share))
+    answers, _ = first_answers(drawn_shares(share), Question(share), 0.0)
     assert upper(int((answers == 1).sum())) <= 0.055
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.5, 0.5), (0.05, 0.05), (0.9, 0.9)])
 def test_of_two_equal_policies_neither_is_called_better_in_most_evaluations(first: float, second: float) -> None:
-    answers, _ = first_answers(drawn_pairs(first, second), Question(0.0, two_sided=True), low=-1.0)
+    answers, _ = first_answers(drawn_pairs(first, second), Question(0.0, two_sided=True), -1.0)
     assert upper(int((answers != 0).sum())) <= 0.055
 
 
@@ -72,7 +56,7 @@ def test_it_holds_for_episodes_that_are_not_alike() -> None:
     for n in range(EPISODES):
         lucky = drawn[:, :n].sum(1) > 0.5 * n
         drawn[:, n] = random.random(RUNS) < np.where(lucky, 0.5, 0.45 * (n % 2))
-    answers, _ = first_answers(drawn, Question(0.5))
+    answers, _ = first_answers(drawn, Question(0.5), 0.0)
     assert upper(int((answers == 1).sum())) <= 0.055
 
 

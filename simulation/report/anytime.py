@@ -16,8 +16,10 @@ from typing import Literal
 import numpy as np
 
 CONFIDENCE = 0.95
-# Parts of the largest possible bet, equally weighted. These decide differences of 10 to 50 points soonest.
-_BETS = np.linspace(0.1, 0.7, 8)
+# Parts of the largest possible bet, and how much is placed so: most on what decides differences of 10 to 50 points
+# soonest, some on small bets, which only hundreds of episodes repay, and without which no interval becomes narrow.
+_BETS = np.array([0.2, 0.35, 0.5, 0.01, 0.03, 0.08, 0.7])
+_STAKES = np.array([0.28, 0.28, 0.28, 0.04, 0.04, 0.04, 0.04])
 _HALVINGS = 40
 
 Side = Literal["above", "below"]
@@ -80,15 +82,16 @@ class Outcomes:
 
 
 def log_winnings(values: np.ndarray, times: np.ndarray, mean: float) -> np.ndarray:
-    """The logarithm of what 1 has become by bets that the mean of values >= 0 is above `mean`, the average over _BETS.
+    """The logarithm of what 1 has become by bets that the mean of values >= 0 is above `mean`, by _BETS together.
 
     values: (V,). times: (V, ...) how often each occurred. Returns (...).
     """
     if mean <= 0:
         return np.where(times.sum(0) > 0, -np.inf, 0.0)
     growth = np.log1p(_BETS[:, None] * (values / mean - 1.0))
-    won: np.ndarray = np.logaddexp.reduce(np.tensordot(growth, times, 1)) - math.log(len(_BETS))
-    return won
+    won = np.tensordot(growth, times, 1)
+    total: np.ndarray = np.logaddexp.reduce(won + np.log(_STAKES).reshape(-1, *[1] * (won.ndim - 1)))
+    return total
 
 
 @dataclass(frozen=True)

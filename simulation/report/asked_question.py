@@ -47,7 +47,7 @@ class AskedQuestion:
         found: dict[str, Any] = {}
         for part in parts:
             played = [e for e in episodes if (e.condition, e.part) == (AS_IT_IS, part)]
-            looks = [*range(look, len(played), look), len(played)]
+            looks = [*range(0, len(played), look), len(played)]
             looked = [(n, *self.outcomes(played[:n]).interval(self.question.confidence)) for n in looks]
             found[part] = {"answer": self.question.answer(self.outcomes(played)), "looks": looked}
         threshold, margin = self.question.threshold, self.question.margin

@@ -121,8 +121,8 @@ def _answers(summary: Summary) -> Iterator[Reading]:
         else:
             headline = f"not decided by {n} episodes" if answer == UNKNOWN else f"{answer}, after {n} episodes"
         text = (
-            f"{100 * low:.0f} to {percent(high)}: the interval that holds at all looks together. The answer is wrong in "
-            "at most 5 % of such evaluations, also where they end as soon as it is there."
+            f"{100 * low:.0f} to {percent(high)}: the interval that holds at all looks together. The answer is wrong "
+            "in at most 5 % of such evaluations, also where they end as soon as it is there."
         )
         yield Reading(f"{summary.asked['text']} ({part})?", answer, headline, text)
 

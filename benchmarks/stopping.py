@@ -1,0 +1,78 @@
+"""Evaluations that end when their question is answered, beside those of 200 episodes: errors, episodes, power.
+
+    python -m benchmarks.stopping
+
+Simulated outcomes, 10,000 evaluations a row, looked at after every tenth episode. The test with a fixed number is the
+normal one at 5 %, two-sided. `wrong`: upper 95 % limit of the share of wrong answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measuring import Columns, heading, line, say
+from simulation.closed_loop_evaluation import LOOK
+from simulation.report.anytime import Question, log_winnings
+from simulation.report.shares import Share
+
+RUNS, EPISODES = 10_000, 200
+COLUMNS: Columns = {
+    "question": "{question}",
+    "truth, points": "{truth}",
+    "wrong": "{wrong:.1%}",
+    "episodes": "{episodes:.0f}",
+    "decided": "{decided:.1%}",
+    "decided by 200": "{fixed:.1%}",
+}
+
+
+def first_answers(drawn: np.ndarray, question: Question, low: float, look: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(answer, episodes) of each evaluation in `drawn` (evaluations, episodes), values from `low` to 1, that is looked
+    at after every `look` episodes: 1 yes, -1 no, 0 where it stays open."""
+    values, alpha = np.unique(drawn), 1.0 - question.confidence
+    times = np.stack([np.cumsum(drawn == value, axis=1)[:, look - 1 :: look] for value in values])
+    limit = -np.log(alpha / 2 if question.two_sided else alpha)
+    yes = log_winnings(values - low, times, question.threshold - low) >= limit
+    no = log_winnings(1.0 - values, times, 1.0 - question.threshold) >= limit
+    decided = yes | no
+    when = np.where(decided.any(1), decided.argmax(1), decided.shape[1] - 1)
+    rows = np.arange(len(drawn))
+    return np.where(yes[rows, when], 1, np.where(no[rows, when], -1, 0)), look * (when + 1)
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """A row for each question and truth."""
+    random = np.random.default_rng(0)
+
+    def shares(share: float) -> np.ndarray:
+        return (random.random((RUNS, EPISODES)) < share).astype(float)
+
+    for name, low, question, base in (
+        ("success above 60 %", 0.0, Question(0.6), 0.6),
+        ("a preferred to b", 0.0, Question(0.5, two_sided=True), 0.5),
+        ("better than another", -1.0, Question(0.0, two_sided=True), 0.5),
+    ):
+        for points in (0, 10, 20, 30):
+            gap = points / 100
+            paired = low < 0
+            drawn = shares(base + gap / 2) - shares(base - gap / 2) if paired else shares(base + gap)
+            answers, looks = first_answers(drawn, question, low, LOOK)
+            center = drawn.mean(1) - question.threshold
+            certain = np.abs(center) > 1.96 * drawn.std(1) / EPISODES**0.5
+            wrong = answers < 0 if points else answers != 0 if question.two_sided else answers > 0
+            yield {
+                "question": name,
+                "truth": points,
+                "wrong": Share(int(wrong.sum()), RUNS, 0.9).high,
+                "episodes": looks.mean(),
+                "decided": (answers > 0).mean() if points else (answers != 0).mean(),
+                "fixed": (certain & (center > 0)).mean() if points else certain.mean(),
+            }
+
+
+if __name__ == "__main__":
+    say(heading(COLUMNS))
+    for row in rows():
+        say(line(COLUMNS, row))
