@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.maniskill import CONTROL_FREQ
 from gr00t.file_replacement import whole_folder, write_text
 from simulation.closed_loop import CONDITIONS, EVALUATED, Evaluation
 from simulation.report import Summary
@@ -208,6 +207,8 @@ def methods(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _suite_paragraph(instructed: bool, results: Sequence[Result]) -> str:
+    from data_prep.maniskill import CONTROL_FREQ  # which reads HDF5
+
     versions = results[0].info["versions"]
     names = ("mani_skill", "sapien", "torch", "numpy")
     told = ", ".join(["physics on the CPU", *(f"{name} {versions[name]}" for name in names if name in versions)])
