@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gr00t.data.layout import MetaFolder
 
 MODALITY, SPLIT = "modality.json", "split.json"
+ELSEWHERE = "Choose another data_dir=FOLDER."
 
 
 def main(config: AdoptConfig) -> None:
@@ -188,6 +189,7 @@ def _write(root: Path, files: dict[str, Any], config: AdoptConfig) -> list[str]:
         split = f" split={config.split}" if config.split else ""
         return [f"{untouched}. Write {names}: python -m data_prep.adopt dataset={root} write=true{split}"]
     remedy = f"To leave that folder as it is: python -m data_prep.adopt dataset={root} write=true split=NAME"
+    remedy = ELSEWHERE if config.split else remedy
     place = root if config.split is None else Path(config.data_dir) / config.split / "train"
     with nullcontext(root) if config.split is None else _links(root, place) as folder:
         for name, value in files.items():
@@ -210,7 +212,7 @@ def _links(root: Path, place: Path) -> Iterator[Path]:
     """A folder that appears at `place` when the block ends: links to what the dataset holds, a copy of its meta/."""
     if os.path.lexists(place):
         raise ToolkitError(f"{place}: exists already and is left as it is. Remove it, or name another split=....")
-    with disk_errors(place, "Choose another data_dir=FOLDER."), whole_folder(place, replace=False) as aside:
+    with disk_errors(place, ELSEWHERE), whole_folder(place, replace=False) as aside:
         shutil.copytree(root / "meta", aside / "meta")
         for path in root.iterdir():
             if path.name != "meta" and not path.name.startswith("."):

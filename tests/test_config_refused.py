@@ -211,7 +211,7 @@ def test_other_scripts_have_keys_of_their_own() -> None:
     assert "list of train or conflict" in refusal("evaluate", "parts=[val]")
     assert "other_image, blank_image" in refusal("evaluate", "ablations=[image]")
     assert "val_fraction=1.0" in refusal("prepare", "val_fraction=1")
-    assert "val, train or conflict" in refusal("evaluate", "part=test")
+    assert "val, train, conflict or unseen" in refusal("evaluate", "part=test")
     assert "bf16 or fp32" in refusal("create_base", "dtype=fp16")
 
 

@@ -88,7 +88,7 @@ def test_the_parts_of_a_split_are_those_that_its_suite_records() -> None:
 
 
 def test_a_mistyped_split_is_answered_with_the_one_that_was_meant() -> None:
-    assert f'Did you mean "{SPLIT}"?' in refusal("finetune", f"split={SUITE}/color_objct")
+    assert f'Did you mean "{SPLIT}"?' in refusal("finetune", f"split={SUITE}/color_objects")
     assert "folder of a suite" in refusal("finetune", f"split={SUITE}", "split.instruction=x")
     assert "it becomes a folder name" in refusal("finetune", f"split={SUITE}/../x", "split.instruction=x")
     assert "it becomes a folder name" in refusal("finetune", "split=others/x", "split.instruction=x")
@@ -103,7 +103,7 @@ def test_a_split_of_ones_own_may_be_of_the_suite() -> None:
 def test_folders_of_both_suites_are_found_and_told_apart(tmp_path: Path) -> None:
     for name in ("color_object", SPLIT):
         (tmp_path / name / "train").mkdir(parents=True)
-    assert near_split(tmp_path, f"{SUITE}/color_objct") == f' Did you mean "{SPLIT}"?'
+    assert near_split(tmp_path, f"{SUITE}/color_objects") == f' Did you mean "{SPLIT}"?'
     assert split_folder(tmp_path / SPLIT) == (tmp_path, SPLIT)
     assert split_folder(tmp_path / "color_object") == (tmp_path, "color_object")
     assert run_name(tmp_path / "runs" / SPLIT) == SPLIT and run_name(tmp_path / "runs/mine") == "mine"
@@ -122,7 +122,9 @@ def test_a_launch_of_both_suites_has_folders_and_names_for_each() -> None:
 
 
 def chosen(*argv: str) -> dict[str, Any]:
-    return settings_of(completed(compose("record", *argv)))
+    config = completed(compose("record", *argv))
+    assert completed(config) == config  # what is complete stays as it is
+    return settings_of(compose("record", *argv))
 
 
 def test_a_strategy_says_what_is_recorded_and_single_numbers_override_its_name() -> None:

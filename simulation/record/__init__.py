@@ -149,9 +149,10 @@ def completed(config: RecordConfig) -> RecordConfig:
 
 
 def settings_of(config: RecordConfig) -> dict[str, Any]:
-    """What decides which episodes a recording holds and what they look like; of a `completed` configuration."""
+    """What decides which episodes a recording holds and what they look like."""
+    config = completed(config)
     names = ("part", "episodes", "seed", "image_size", "recoveries", "paraphrases")
-    settings = {"split": config.split.name, **{name: getattr(config, name) for name in names}, "episodes": config.count}
+    settings = {"split": config.split.name, **{name: getattr(config, name) for name in names}}
     settings |= {"strategy": config.strategy} if config.strategy else {}
     # Earlier versions recorded the push too; their episodes and these do not belong in one recording.
     return settings | ({"begins_after_push": True} if config.recoveries else {})

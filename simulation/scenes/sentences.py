@@ -9,7 +9,7 @@ VERBS = {
     "lift": ("Lift", "Pick up", "Raise"),
     "grasp": ("Grasp", "Grip", "Take hold of"),
     "push": ("Push", "Shove", "Push away"),
-    "pull": ("Pull", "Drag", "Draw near"),
+    "pull": ("Pull", "Drag", "Tug"),
     "slide": ("Slide", "Shift", "Move aside"),
     "rotate": ("Rotate", "Turn", "Spin"),
 }
