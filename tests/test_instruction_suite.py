@@ -173,6 +173,11 @@ def test_a_verb_that_is_recorded_with_everything_leaves_no_conflict() -> None:
     for split in WITH_VERBS:
         with pytest.raises(ToolkitError, match=r"strategy=complete leaves .* no conflict"):
             sample_episode(split, "conflict", 0, "complete")
+        some = combinations(split, "random_f24")[0]
+        for seed in range(100):  # the sizes that words mean count, not words
+            episode = sample_episode(split, "conflict", seed, "random_f24")
+            value = physical(episode.named[factors_of(split)[1]])
+            assert not [each for each in some if (each[0], physical(each[1])) == (episode.verb, value)]
         assert sample_episode(split, "train", 0, "complete").lure is None
 
 
@@ -289,6 +294,14 @@ def test_random_covers_every_value_as_soon_as_it_can_and_leaves_out_what_is_impo
         chosen = Strategy("random", 7).choose(VALUES, possible, str(seed))
         assert all({each[place] for each in chosen} == {*VALUES[place]} for place in (0, 1))
         assert ("a", "1") not in Strategy("random").choose(VALUES, possible, str(seed))
+
+
+def test_patterns_cover_every_value_beside_what_is_impossible() -> None:
+    possible = [each for each in EVERY if each not in {("a", "1"), ("b", "2"), ("c", "3")}]
+    for seed, name in itertools.product(range(20), ("diagonal", "L", "stair", "Lrandom")):
+        chosen = Strategy(name).choose(VALUES, possible, str(seed))
+        assert {*chosen} <= {*possible}
+        assert all({each[place] for each in chosen} == {*VALUES[place]} for place in (0, 1)), name
 
 
 def test_published_names_of_strategies_are_understood() -> None:

@@ -16,9 +16,10 @@ from simulator import TRAIN, command, needs_simulator, record_killed, recorded
 
 from conflict_panda_config import MODALITY_CONFIG
 from gr00t.errors import ToolkitError
+from simulation.scenes.instruction_suite import ALL
 from simulation.scenes.instruction_suite import sample_episode as sample_instructed
 from simulation.scenes.plate_suite import SPLITS, sample_episode
-from simulation.scenes.verbs import VERBS
+from simulation.scenes.verbs import VERBS, Thresholds
 from toolkit.installation import CHECKOUT
 
 pytestmark = needs_simulator
@@ -95,6 +96,19 @@ def test_each_verb_is_done_and_told_from_the_others(verb_color, verb: str) -> No
         assert (int(info["picked"]), VERBS[int(info["did"])]) == (index, done)
         assert bool(info["success"]) == (goal == "target" and done == verb)
         assert np.abs(np.delete(task.object_poses() - before, index, axis=0)).max() < 1e-3
+
+
+def test_settings_of_the_suite_reach_the_environment() -> None:
+    from simulation.scenes.environment import make_env
+
+    task = make_env(ALL, "train", render="none", no_distractor_prob=1.0, thresholds={"moved": 0.08}).unwrapped
+    seed = next(
+        seed for seed in range(100) if sample_instructed(ALL, "train", seed).named["size"] in ("small", "large")
+    )
+    task.reset(seed=seed)
+    assert task.detector.thresholds == Thresholds(moved=0.08)
+    assert task.episode == sample_instructed(ALL, "train", seed, None, 1.0) and len(task.objects) == 1
+    task.close()
 
 
 def test_picking_the_lure_is_no_success(color_size) -> None:

@@ -91,7 +91,7 @@ class SegmentRecord:
     def _differs(self) -> ToolkitError:
         return ToolkitError(
             f"{self.path}: does not continue as it began: the simulation moves otherwise on this machine, or its code "
-            "was changed. Finish the evaluation where it began, or remove that file: these episodes are then played again."
+            "was changed. Finish the evaluation where it began, or remove that file: then it is played again."
         )
 
 

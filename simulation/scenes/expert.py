@@ -5,6 +5,7 @@ demonstrations, and shows what evaluation scores at best."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ _CLOSINGS = {
 }
 _ANYWHERE = ((0.0,), math.pi / 6)
 # m, of the open hand: how far it reaches from its middle, in the fingers' direction and across it.
-_FINGERS, _PALM, _PALM_HEIGHT = (0.055, 0.012), (0.105, 0.032), 0.035
+_FINGERS, _PALM, _PALM_HEIGHT = (0.067, 0.012), (0.105, 0.032), 0.035
 _LOW = {"pyramid": 0.35}  # of its height above the table at which it is grasped; others in the middle
 _DOWN = np.array([0.0, 0.0, -1.0])
 
@@ -91,7 +92,7 @@ class Expert:
         if verb == "push":
             return self._push(goal, style)
         shift, turn = self._motion(verb, goal, style)
-        grasp = self._grasp_pose(goal, style.depth, shift, turn)
+        grasp, turn = self._grasp(goal, style.depth, shift, turn)
         opened = self._approach(grasp, style)
         closed = [opened[-1]] * CLOSING_STEPS
         if verb == "grasp":
@@ -174,19 +175,21 @@ class Expert:
         aside = np.array([distance * math.cos(angle), distance * math.sin(angle), rng.uniform(0.0, 0.02)])
         self.env.agent.robot.set_qpos(self.solve(sapien.Pose(pose.p + aside, pose.q), self.joints()))
 
-    def _grasp_pose(self, goal: int, depth: float, shift: np.ndarray, turn: float) -> sapien.Pose:
+    def _grasp(self, goal: int, depth: float, shift: np.ndarray, turn: float) -> tuple[sapien.Pose, float]:
         """From above; the fingers close along a cube's edge, turning the hand as little as possible, but so that it
-        touches no other object, there and after its motion, where there is a way."""
+        touches no other object, there and on its motion, where there is a way; and the turn, this one or its opposite.
+        """
         now, shape = _angle_of_axis(self.hand_pose(self.joints()), 1), self.env.episode.objects[goal].object
         angles, period = _CLOSINGS.get(shape, _ANYWHERE)
         axis = _angle_of_axis(self.env.objects[goal].pose.sp, 0) if shape in _CLOSINGS else now
         nearest = [_nearest(now, axis + angle, period) for angle in angles]
         found = sorted((each + k * period for each in nearest for k in range(-3, 4)), key=lambda each: abs(each - now))
-        for closing in (each for each in found if abs(each - now) <= math.pi / 2):
+        in_reach = [each for each in found if abs(each - now) <= math.pi / 2]
+        for closing, way in itertools.product(in_reach, (turn, -turn) if turn else (0.0,)):
             pose = self._hand_over(goal, closing, depth)
-            if self._clear(goal, pose.p, closing) and self._clear(goal, pose.p + shift, closing + turn):
-                return pose
-        return self._hand_over(goal, found[0], depth)
+            if all(self._clear(goal, pose.p + part * shift, closing + part * way) for part in (0.0, 0.5, 1.0)):
+                return pose, way
+        return self._hand_over(goal, found[0], depth), turn
 
     def _clear(self, goal: int, at: np.ndarray, closing: float) -> bool:
         """Whether the open hand at that point, which closes in that direction (rad), is beside all other objects."""

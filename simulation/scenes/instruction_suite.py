@@ -234,8 +234,8 @@ def _weighed(split: str, strategy: str, unseen: bool) -> tuple[list[tuple[Combin
     found = {(one, other): scale[one] * scale[other] for one in pool for other in partners[one]}
     lonely = [one for one in pool if not partners[one]]
     for rules in (paired, frozenset[Combination]()):
-        if unseen and found:
-            break  # with one that its verb was recorded with, what is left would be a conflict
+        if unseen and found and rules != paired:
+            break  # beside what its verb was recorded with, an unseen combination would be a conflict
         strangers = {
             one: [other for other in (*recorded, *others) if _beside(split, one, other, rules)] for one in lonely
         }
