@@ -479,7 +479,7 @@ def test_a_policy_that_does_not_look_has_no_ablations() -> None:
         (("parts=[train,train]",), "each once"),
         (("policy=lerobot", "server=localhost:5555"), "name two policies"),
         (("server=localhost",), "HOST:PORT"),
-        (("server=ws://user:secret@localhost:8000",), "ws://HOST:PORT"),
+        (("server=ws://user:secret@localhost:8000",), "a login in an address"),
         (("server=http://localhost:8000",), "ws://HOST:PORT"),
         (("policy=oracle",), "checkpoint, expert, lure"),
     ],

@@ -63,9 +63,9 @@ class LeRobotPolicy:
                 f"{self.folder} lacks {missing[0]}, so LeRobot before 0.4 wrote it. Convert it with LeRobot's "
                 "lerobot.processor.migrate_policy_normalization."
             )
-        self.kind, self.device = kind, _pick(device)
+        self.kind = kind
         try:
-            self._load()
+            self._load(device)
         except ToolkitError:
             raise
         except Exception as error:  # whatever LeRobot raises
@@ -102,10 +102,12 @@ class LeRobotPolicy:
         state = {"state.state": np.zeros((1, 1, self._state_dim), np.float32)} if self._state_dim else {}
         return {**images, **state, "task": [text]}
 
-    def _load(self) -> None:
+    def _load(self, device: str) -> None:
+        import torch
         from lerobot.configs.policies import PreTrainedConfig
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         config = PreTrainedConfig.from_pretrained(self.folder)
         config.device, path = self.device, str(self.folder)
         if hasattr(config, "pretrained_backbone_weights"):
@@ -169,13 +171,3 @@ class LeRobotPolicy:
                 raise ToolkitError(f"state.state: expected the shape {shape}, found {state.shape}.")
             batch[_STATE] = torch.from_numpy(state[:, 0])
         return batch
-
-
-def _pick(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ToolkitError("device=cuda: PyTorch sees no GPU here. Take device=cpu.")
-    return device

@@ -48,7 +48,7 @@ class ClosedLoopConfig(EvaluationConfig):
         "closed loop: who acts; lerobot is LeRobot's policy in the folder checkpoint; to check the loop itself expert, "
         "lure (picks up the lure), random (any object) or replay (the recordings of raw_dir)",
         "checkpoint",
-        choices=(*LOOKING, "expert", "lure", "random", "replay"),
+        choices=("checkpoint", "expert", "lure", "random", "replay", "lerobot"),
     )
     server: str | None = key(
         "closed loop: address of a policy server that acts in place of the checkpoint, HOST:PORT of NVIDIA's protocol, "
@@ -153,8 +153,7 @@ class ClosedLoopConfig(EvaluationConfig):
                 "render=none is for policy=expert, lure, random and replay; others need images: render=cpu."
             )
         if self.server is not None and not _ADDRESS.fullmatch(self.server):
-            shown = self.server.rpartition("@")[2]  # what precedes it may be a secret
-            raise ToolkitError(f"server={shown}: write HOST:PORT, or ws://HOST:PORT of an openpi server.")
+            raise ToolkitError(f"server={self.server}: write HOST:PORT, or ws://HOST:PORT of an openpi server.")
 
     def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
         """Refuse what cannot run on this machine; a checkpoint that `comes` is one that another job makes first."""
