@@ -53,7 +53,7 @@ ANSWER_MS = 120_000  # for a batch, which on a CPU may take longer than one robo
 
 def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
     """Play the episodes, write the report and print it; where something fails, the report folder stays as it was but
-    for what was played, and the same again goes on. With a share, that is played only."""
+    for what was played, and the same command continues it. With a share, that is played only."""
     asked, suite = config, suite_of(config.split.name)
     config = dataclasses.replace(config, **config.protocol_values)
     if config.policy == "replay" and not config.parts:

@@ -18,11 +18,11 @@ from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import CONDITIONS, EVALUATED, Evaluation
-from simulation.report import AS_IT_IS, Summary, summarize
+from simulation.report import AS_IT_IS, Result, Summary, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
 from simulation.report.conclusions import A, B, verdict
 from simulation.report.dominance_graph import HEIGHT, WIDTH, Graph, graph
-from simulation.report.paper import Result, write_paper
+from simulation.report.paper import write_paper
 from simulation.report.shares import Difference, Share, difference, many, paired_difference, plain
 from simulation.scenes.suites import SUITES, Suite, suite_of
 from toolkit.command_line import run_main

@@ -16,13 +16,13 @@ from test_closed_loop_report import Page
 
 from gr00t.errors import ToolkitError
 from simulation.compare import compare, graphs, main, matrix
-from simulation.report import summarize
+from simulation.report import Result, summarize
 from simulation.report.closed_loop_report import numbers, read_evaluation, tables, write_report
 from simulation.report.conclusions import in_short, readings
-from simulation.report.paper import Result, as_csv, as_latex, as_markdown, escaped, methods
+from simulation.report.paper import as_csv, as_latex, as_markdown, escaped, methods
 from simulation.report.paper import tables as paper_tables
 from simulation.report.shares import Share
-from simulation.scenes.instruction_suite import HALF_SIZE, InstructedEpisode, combinations
+from simulation.scenes.instruction_suite import InstructedEpisode, combinations
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED as FIRST
 from simulation.scenes.single_factor import other_sentence
 from simulation.scenes.suites import INSTRUCTION, PLATE, suite_of
@@ -30,6 +30,7 @@ from simulation.scenes.suites import INSTRUCTION, PLATE, suite_of
 SPLIT = "instruction/color_object"
 SPLITS = [split for split in INSTRUCTION.splits if not split.endswith("/all")]
 OTHER_SIZES = {"small": "large", "smaller": "larger", "smallest": "largest"}
+SIZES = {"small": (*OTHER_SIZES,), "large": (*OTHER_SIZES.values(),)}
 
 
 def of(episodes, **info):
@@ -174,10 +175,13 @@ def repeated(episodes):
 # -- scenes and sentences ----------------------------------------------------------------------------------------------
 
 
+def physical(value: str) -> str:
+    """What an object is of which the word is said."""
+    return next((kind for kind in ("small", "large") if value in SIZES[kind]), value)
+
+
 def says(value: str, factor: str, body) -> bool:
-    if factor == "size":
-        return ("small" if value.startswith("small") else "large") == body.size
-    return getattr(body, factor) == value
+    return getattr(body, factor) == physical(value)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -190,8 +194,7 @@ def test_in_single_parts_one_factor_alone_tells(split: str, part: str) -> None:
             INSTRUCTION.sample(split, part, FIRST, None)
         assert (split, part) == ("instruction/verb_size", "single_b")
         return
-    paired = {(verb, "small" if v.startswith("small") else "large" if v in HALF_SIZE or "larg" in v else v)
-              for verb, v in combinations(split)[0]} if a == "verb" else set()  # fmt: skip
+    paired = {(verb, physical(value)) for verb, value in combinations(split)[0]} if a == "verb" else set()
     for seed in range(FIRST, FIRST + 100):
         episode = INSTRUCTION.sample(split, part, seed, None)
         bodies = [body for body in episode.objects if body.size != "medium" or "size" not in (a, b)]

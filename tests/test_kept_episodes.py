@@ -1,4 +1,4 @@
-"""An evaluation that was stopped goes on, and several processes share one: the same outcomes as of one in one piece."""
+"""An evaluation that was stopped continues, and several processes share one: with the outcomes of one in one piece."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_what_was_answered_and_how_episodes_ended_is_there_bit_for_bit_after_a_k
     assert again.asked([1]) == 1 and again.asked([1, 2]) == 3 and again.outcomes == {outcome.seed: outcome}
     found = again.answer(requests((1, 0), (2, 0)))
     assert found is not None and np.array_equal(found, chunks)
-    with pytest.raises(ToolkitError, match="does not go on as it began"):
+    with pytest.raises(ToolkitError, match="does not continue as it began"):
         again.answer(requests((2, 2)))
     last = SegmentRecord(path)
     last.add_answer(requests((9, 9)), chunks[:1])
@@ -151,7 +151,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         SegmentRecord(tmp_path / "a.jsonl")
 
 
-def test_other_settings_begin_anew_but_not_below_a_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_begin_again_but_not_below_a_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "kept"
     with pytest.raises(RuntimeError), kept_in(folder, {"episodes": 4}, shared=False) as kept:
         (kept.folder / "a.jsonl").write_text("")

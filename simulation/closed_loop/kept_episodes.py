@@ -1,4 +1,4 @@
-"""What an evaluation has played so far, in files, so that one that was stopped goes on and several can share one.
+"""What an evaluation has played so far, in files, so that one that was stopped continues and several can share one.
 
 A folder holds settings.json and a file for each segment of the episodes (simulation.closed_loop.rollout), of one line
 for each answer of the policy and each outcome, in the order in which they came. A segment that was stopped is played
@@ -90,8 +90,8 @@ class SegmentRecord:
 
     def _differs(self) -> ToolkitError:
         return ToolkitError(
-            f"{self.path}: does not go on as it began: the simulation moves otherwise on this machine, or its code was "
-            "changed. Finish the evaluation where it began, or remove that file: these episodes are then played again."
+            f"{self.path}: does not continue as it began: the simulation moves otherwise on this machine, or its code "
+            "was changed. Finish the evaluation where it began, or remove that file: then it is played again."
         )
 
 
@@ -144,7 +144,7 @@ def _open(folder: Path, settings: dict[str, Any], shared: bool) -> None:
         print(f"note: {folder} held an evaluation with {said}: it is played from the beginning.", file=sys.stderr)
         shutil.rmtree(folder)
     elif any(folder.glob("*.jsonl")) and not shared:
-        print(f"note: goes on with the episodes in {folder}; without that folder it begins anew.", file=sys.stderr)
+        print(f"note: continues with the episodes in {folder}; without that folder it begins again.", file=sys.stderr)
     folder.mkdir(exist_ok=True)
     write_json(folder / SETTINGS, settings)
 

@@ -143,6 +143,20 @@ class Summary:
         return self.of("conflict").preference
 
 
+@dataclass(frozen=True)
+class Result:
+    """One evaluation. name: of its report's folder."""
+
+    name: str
+    evaluation: Evaluation
+    summary: Summary
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What was evaluated."""
+        return self.evaluation.info
+
+
 def summarize(evaluation: Evaluation) -> Summary:
     """The summary of an evaluation; an unknown split raises ToolkitError."""
     groups: dict[str, dict[str, list[EpisodeOutcome]]] = {}

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.maniskill import CONTROL_FREQ
 from gr00t.file_replacement import whole_folder, write_text
-from simulation.closed_loop import CONDITIONS, EVALUATED, Evaluation
-from simulation.report import Summary
+from simulation.closed_loop import CONDITIONS, EVALUATED
+from simulation.report import Result
 from simulation.report.closed_loop_page import command
 from simulation.report.shares import Difference, Share
 from simulation.scenes.suites import INSTRUCTION, PLATE, suite_of
@@ -41,20 +40,6 @@ _FACTS = {
 }
 _TEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One evaluation. name: of its report's folder."""
-
-    name: str
-    evaluation: Evaluation
-    summary: Summary
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What was evaluated."""
-        return self.evaluation.info
 
 
 @dataclass(frozen=True)
@@ -208,6 +193,8 @@ def methods(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _suite_paragraph(instructed: bool, results: Sequence[Result]) -> str:
+    from data_prep.maniskill import CONTROL_FREQ  # which reads HDF5
+
     versions = results[0].info["versions"]
     names = ("mani_skill", "sapien", "torch", "numpy")
     told = ", ".join(["physics on the CPU", *(f"{name} {versions[name]}" for name in names if name in versions)])

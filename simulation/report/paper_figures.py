@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from simulation.closed_loop import EVALUATED
+from simulation.report import Result
 from simulation.report.conclusions import A, B, verdict
 from simulation.report.shares import Share
 from simulation.scenes.suites import SUITES, suite_of
-
-if TYPE_CHECKING:
-    from simulation.report.paper import Result
 
 FIRST, SECOND, NONE = "#0072b2", "#e69f00", "#7d858c"
 _SETTINGS: Any = {"svg.hashsalt": "paper", "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9}
