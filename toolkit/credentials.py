@@ -201,6 +201,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _IMAGES = {".png": rb"\x89PNG\r\n", ".jpg": rb"\xff\xd8\xff", ".jpeg": rb"\xff\xd8\xff", ".mp4": rb"....ftyp"}
+_IMAGES[".webp"] = rb"RIFF....WEBP"
 _END_OF_PNG = b"IEND\xaeB`\x82"
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 # in one byte or two a character; what both begin with stands first, which takes a third of the time
@@ -239,6 +240,8 @@ def _text_of_image(path: Path, data: bytes) -> str | None:
     if suffix == ".mp4":
         return strings_of(data)
     if suffix == ".png" and not data.endswith(_END_OF_PNG):
+        return None
+    if suffix == ".webp" and int.from_bytes(data[4:8], "little") + 8 != len(data):
         return None
     from PIL import Image
 

@@ -95,7 +95,9 @@ def find_private(
     for place, text in sorted(texts.items()):
         shown = str(contents[place]) if isinstance(contents[place], Path) else place
         if text is None:
-            yield Finding(shown, 1, "neither text (UTF-8), nor a PNG, JPEG or MP4 file, nor weights in safetensors")
+            yield Finding(
+                shown, 1, "neither text (UTF-8), nor a PNG, JPEG, WebP or MP4 file, nor weights in safetensors"
+            )
             continue
         strict = not authored(place) and not isinstance(text, Noise)
         wanted = _patterns(place, machine, names, authored(place), strict)

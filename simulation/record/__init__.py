@@ -111,8 +111,8 @@ class RecordConfig:
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts of its split that a launch records; those that its strategy leaves nothing for are none."""
-        wanted = (part for part in parts_of(self.split.name) if part != TRAIN_CONFLICT)
-        return tuple(part for part in wanted if part != "unseen" or _has_unseen(self))
+        wanted = suite_of(self.split.name).recorded_of(self.split.name)
+        return tuple(p for p in wanted if p == "train" or (p != TRAIN_CONFLICT and _has_scenes(self, p)))
 
     @property
     def count(self) -> int:
@@ -120,9 +120,9 @@ class RecordConfig:
         return self.episodes or EPISODES
 
 
-def _has_unseen(config: RecordConfig) -> bool:
+def _has_scenes(config: RecordConfig, part: str) -> bool:
     try:
-        completed(replace(config, part="unseen"))
+        completed(replace(config, part=part))
     except ToolkitError:
         return False
     return True

@@ -2,7 +2,7 @@
 
 An interval for a fixed number of episodes is wrong more often than it says when one looks again and again and stops at
 a pleasing moment. Here a bet is placed on each episode against the claim that the mean is m; where the claim is true,
-no betting turns 1 into 1/alpha with a probability of more than alpha, however long it goes on (Ville 1939). The
+no betting turns 1 into 1/alpha with a probability of more than alpha, however long it continues (Ville 1939). The
 means against which the bets have not won that much form an interval that holds at all looks together (Waudby-Smith and
 Ramdas 2024, Journal of the Royal Statistical Society B 86; for policies STEP, arXiv:2503.10966)."""
 
