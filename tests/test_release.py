@@ -547,9 +547,12 @@ def test_what_images_and_weights_say_of_themselves_is_read(tmp_path: Path) -> No
     longer.write_bytes(clean.read_bytes() + TOKEN.encode())
     weights = tmp_path / "model.safetensors"
     save_file({"x": np.zeros(1)}, weights, metadata={"note": TOKEN})
-    places = {f"docs/images/{path.name}": path for path in (clean, spoilt, longer, weights)}
+    webp, more = tmp_path / "clean.webp", tmp_path / "more.webp"
+    Image.new("RGB", (64, 64), "red").save(webp)
+    more.write_bytes(webp.read_bytes() + TOKEN.encode())
+    places = {f"docs/images/{path.name}": path for path in (clean, spoilt, longer, weights, webp, more)}
     found = {Path(f.place).name: f.what for f in find_private(places, MACHINE)}
-    assert found.pop("longer.png").startswith("neither text")
+    assert all(found.pop(name).startswith("neither text") for name in ("longer.png", "more.webp"))
     assert found == dict.fromkeys(("spoilt.png", "model.safetensors"), "a Hugging Face token")
 
 

@@ -95,9 +95,7 @@ def find_private(
     for place, text in sorted(texts.items()):
         shown = str(contents[place]) if isinstance(contents[place], Path) else place
         if text is None:
-            yield Finding(
-                shown, 1, "neither text (UTF-8), nor a PNG, JPEG, WebP or MP4 file, nor weights in safetensors"
-            )
+            yield Finding(shown, 1, "neither text (UTF-8), nor PNG, JPEG, WebP, MP4, nor weights in safetensors")
             continue
         strict = not authored(place) and not isinstance(text, Noise)
         wanted = _patterns(place, machine, names, authored(place), strict)
