@@ -25,7 +25,7 @@ from finetune.slurm.submit import launch
 
 pytestmark = pytest.mark.long
 DISTURBANCES = int(os.environ.get("GROOT_DISTURBANCES", "30"))  # more of them for a longer search
-SEEDS, STEPS = (1, 2, 3), 120
+SEEDS, STEPS = (1, 2, 3), 80
 
 
 def signal(cluster: Cluster, job: str, node: str) -> None:
@@ -47,7 +47,7 @@ def preempt(cluster: Cluster, job: str, node: str) -> None:
 def lose_node(cluster: Cluster, job: str, node: str) -> None:
     cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
     time.sleep(2)
-    cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+    cluster.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # it may have come back itself
 
 
 def restart_controller(cluster: Cluster, job: str, node: str) -> None:
@@ -144,7 +144,7 @@ def disturb(
     until = time.monotonic() + 1200
     while jobs := alive(cluster):
         assert time.monotonic() < until, jobs
-        time.sleep(lot.uniform(0.5, 8))
+        time.sleep(lot.uniform(0.5, 6))
         jobs = [one for one in alive(cluster) if one[1] == "RUNNING"]
         if jobs and done.total() < DISTURBANCES:
             kind, (job, state, node) = next(kinds), lot.choice(jobs)
