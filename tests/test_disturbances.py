@@ -52,11 +52,20 @@ def lose_node(cluster: Cluster, job: str, node: str) -> None:
 
 def restart_controller(cluster: Cluster, job: str, node: str) -> None:
     pid = (cluster.folder / "run" / "slurmctld.pid").read_text().strip()
-    subprocess.run(["kill", "-9", pid], check=True)
-    time.sleep(2)
+    subprocess.run(["kill", pid], check=True)
+    while Path("/proc", pid).exists():
+        time.sleep(0.2)
     cluster.run("slurmctld")
     while "UP" not in cluster.run("scontrol", "ping", check=False):
         time.sleep(0.2)
+
+
+def tend(cluster: Cluster) -> None:
+    """What an administrator does where a controller that came back found a job's start to have failed."""
+    cluster.run("scontrol", "update", "nodename=node[1-2]", "state=resume", check=False)
+    held = cluster.run("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r")
+    for line in filter(lambda line: "requeued held" in line, held.splitlines()):
+        cluster.run("scontrol", "release", line.split()[0], check=False)
 
 
 KINDS = (signal, cancel, requeue, preempt, lose_node, restart_controller)
@@ -145,6 +154,7 @@ def disturb(
     while jobs := alive(cluster):
         assert time.monotonic() < until, jobs
         time.sleep(lot.uniform(0.5, 6))
+        tend(cluster)
         jobs = [one for one in alive(cluster) if one[1] == "RUNNING"]
         if jobs and done.total() < DISTURBANCES:
             kind, (job, state, node) = next(kinds), lot.choice(jobs)
