@@ -23,6 +23,7 @@ from finetune.slurm.batches import Batch, batches_of, cluster_of, code_folder
 from finetune.slurm.cluster_queries import environment, max_array_size, reason_of, slurm
 from finetune.slurm.launch_request import Request, Task
 from finetune.slurm.refusals import check_accepted, check_request, explanation
+from finetune.slurm.stages import DIVIDED
 from gr00t.data.schema import python_source
 from gr00t.errors import ToolkitError, disk_errors, require_extra
 from gr00t.file_replacement import lock_in_turn, write_json
@@ -225,7 +226,9 @@ def _run_records(run_dir: Path, batches: Sequence[Batch], described: Path) -> It
 
 def _former_shares(task: Task) -> list[Path]:
     """What a run folder has of jobs that did the same in other shares."""
-    found = task.run_dir.glob(f"{job_folder(task.run_dir, task.label).name}-*of*") if task.share is None else ()
+    if task.stage not in DIVIDED or task.share is not None:
+        return []
+    found = task.run_dir.glob(f"{job_folder(task.run_dir, task.label).name}-*of*")
     return sorted({*found} - {job_folder(share.run_dir, share.label) for share in task.shares})
 
 
