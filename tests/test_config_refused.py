@@ -208,7 +208,7 @@ def test_the_largest_seed_is_good_for_every_generator() -> None:
 def test_other_scripts_have_keys_of_their_own() -> None:
     assert '"data_dir"' in refusal("prepare", "dataset.data_dir=x")
     assert "open_loop or closed_loop" in refusal("evaluate", "mode=closed")
-    assert "list of train or conflict" in refusal("evaluate", "parts=[val]")
+    assert "list of train, seen, unseen" in refusal("evaluate", "parts=[val]")
     assert "other_image, blank_image" in refusal("evaluate", "ablations=[image]")
     assert "val_fraction=1.0" in refusal("prepare", "val_fraction=1")
     assert "val, train, conflict or unseen" in refusal("evaluate", "part=test")

@@ -205,7 +205,7 @@ def test_the_same_policy_behind_each_protocol_has_the_same_outcomes(renderer: No
 
     def played(answer: Callable[[Any], np.ndarray]) -> list:
         player.ask = answer
-        player.begin("none", "train", "lift it")
+        player.begin("none", "train", 0)
         return [player.play(seed) for seed in seeds]
 
     def from_plan(shown: Any) -> np.ndarray:
