@@ -9,12 +9,13 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import ProgressColumn, Task, track
@@ -27,19 +28,20 @@ from data_prep.lerobot import (
     choose_val_episodes,
     episode_jobs,
     finish_dataset,
+    settings_told,
     stamp,
     write_episode,
 )
 from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
 from data_prep.recorded_parts import check_apart, check_no_duplicates, check_told
-from data_prep.resumable_conversion import Unfinished
+from data_prep.resumable_conversion import Unfinished, holds_conversion
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import file_lock, publish, real_path, recover
 from gr00t.processes import first_done, worker_pool
 from toolkit.progress import progress_bar
-from toolkit.shared_keys import check_split_name, parts_of, share_of
+from toolkit.shared_keys import check_split_name, parts_of, share_of, split_folder
 
 EPISODES_WORTH_A_PROCESS = 16  # starting one takes as long as about so many small episodes
 
@@ -88,6 +90,8 @@ class ConversionReport:
             )
             for reason, count in Counter(e.reason for e in part.left_out).items():
                 text.append(f"  left out, {reason}: {count}")
+        if not self.parts and not self.converted:
+            return text
         rate = self.converted / max(self.seconds, 1e-3)
         before = f", after {self.taken_up} episodes of an interrupted start" if self.taken_up else ""
         text.append(f"{self.converted} frames converted in {self.seconds:.1f} s ({rate:.0f} frames/s){before}")
@@ -112,18 +116,21 @@ def convert_split(
     also unseen and train_conflict.
 
     `instruction` is that of the episodes whose recordings hold none; None where all hold one. Everything but pixels is
-    checked before anything is written; the result appears whole or not at all. Started again after an interruption, it
-    resumes with the episodes that are written and whose recordings are unchanged. The parts beside train may be missing
-    (of conflict a warning says so). Per-step statistics are made for the action horizon of `modality_configs`.
-    `workers` is the number of processes, None for one per core where there is enough to do. With `share` ("2/8") only
-    that share of the episodes is written, side by side with other shares, for a later call without it to take up.
-    Raises ToolkitError for anything the user can mend.
+    checked before anything is written; the result appears whole or not at all. This very conversion, where it is there
+    already, is noted and left. Started again after an interruption, it resumes with the episodes that are written and
+    whose recordings are unchanged. The parts beside train may be missing (of conflict a warning says so). Per-step
+    statistics are made for the action horizon of `modality_configs`. `workers` is the number of processes, None for one
+    per core where there is enough to do. With `share` ("2/8") only that share of the episodes is written, side by side
+    with other shares, for a later call without it to take up. Raises ToolkitError for anything the user can mend.
     """
     started = time.monotonic()
     target = Path(data_dir) / split_name
     _check_arguments(split_name, instruction, workers)
-    _check_target(target, overwrite, parts_of(split_name))
     report = ConversionReport(target)
+    settings = settings_told(instruction, seed, val_fraction, modality_configs)
+    is_there = partial(_is_there, Path(raw_dir) / split_name, settings, overwrite, report)
+    if is_there():
+        return report
     parts = _read(Path(raw_dir) / split_name, parts_of(split_name), progress, report)
     check_told(parts, split_name, instruction)
     plans = [_plan(part, found, instruction, val_fraction, seed, modality_configs) for part, found in parts.items()]
@@ -136,7 +143,8 @@ def convert_split(
             if share is None:
                 recover(place)
             # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
-            _check_target(target, overwrite, parts_of(split_name))
+            if is_there():
+                return report
             report.notes += _lists_dropped(place, parts_of(split_name))
             unfinished = Unfinished(place, alone=share is None)
             unfinished.take_up(jobs, start_over=overwrite)
@@ -169,6 +177,16 @@ def _check_arguments(split_name: str, instruction: str | None, workers: int | No
         )
     if workers is not None and workers < 1:
         raise ToolkitError(f"workers is {workers}; give the number of processes, 1 or more.")
+
+
+def _is_there(raw: Path, settings: Mapping[str, Any], overwrite: bool, report: ConversionReport) -> bool:
+    """Whether the report's folder holds this very conversion, which is noted; what may not be replaced is refused."""
+    parts = parts_of(split_folder(raw)[1])
+    if not overwrite and holds_conversion(report.folder, raw, parts, settings):
+        report.notes.append(f"{report.folder}: already holds these recordings, converted with these settings.")
+        return True
+    _check_target(report.folder, overwrite, parts)
+    return False
 
 
 def _check_target(target: Path, overwrite: bool, parts: Sequence[str]) -> None:

@@ -306,23 +306,35 @@ def _info(plan: DatasetPlan, columns: Columns) -> dict[str, Any]:
     }
 
 
+def settings_told(instruction: str | None, seed: int, val_fraction: float, configs: ModalityConfigs) -> dict[str, Any]:
+    """What meta/split.json says of the settings of a conversion."""
+    return {
+        "converter_version": CONVERTER_VERSION,
+        "instruction": instruction,
+        "seed": seed,
+        "val_fraction": val_fraction,
+        "relative_statistics": {"tail": "mask", "steps": len(configs["action"].delta_indices)},
+    }
+
+
 def _split(plan: DatasetPlan, records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     """The content of meta/split.json: what is held out, and where everything came from."""
     folder = plan.recordings.folder
+    told = settings_told(plan.instruction, plan.seed, plan.val_fraction, plan.modality_configs)
     sources = [path for h5 in plan.recordings.files for path in (h5, h5.with_suffix(".json"))]
 
     def name(file: Path) -> str:
         return file.relative_to(folder).as_posix()
 
     return {
-        "converter_version": CONVERTER_VERSION,
+        "converter_version": told["converter_version"],
         "part": plan.part,
-        "instruction": plan.instruction,
+        "instruction": told["instruction"],
         **({"recorded": plan.recordings.recorded} if plan.recordings.recorded else {}),
-        "seed": plan.seed,
-        "val_fraction": plan.val_fraction,
+        "seed": told["seed"],
+        "val_fraction": told["val_fraction"],
         "val_episodes": list(plan.val_episodes),
-        "relative_statistics": {"tail": "mask", "steps": len(plan.modality_configs["action"].delta_indices)},
+        "relative_statistics": told["relative_statistics"],
         "source_folder": str(folder),
         "sources": [{"file": name(p), "size": p.stat().st_size, "sha256": file_sha256(p)} for p in sources],
         "episodes": [

@@ -9,17 +9,41 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from data_prep.lerobot import EpisodeJob, EpisodeRecord
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import parse_json
+from gr00t.file_reading import files_below, parse_json, read_json
 from gr00t.file_replacement import file_sha256, whole_file
 
 Place = tuple[str, int]  # part, episode index
+
+
+def holds_conversion(target: Path, raw: Path, parts: Sequence[str], settings: Mapping[str, Any]) -> bool:
+    """Whether `target` holds the datasets of just these recordings, byte for byte, made with just these settings (of
+    meta/split.json): so does a job that is requeued after it published, or a command that is given twice."""
+    there = [part for part in parts if (raw / part).is_dir()]
+    if not there or target.is_symlink() or not target.is_dir() or {p.name for p in target.iterdir()} != set(there):
+        return False
+    return all(_is_made_of(target / part / "meta" / "split.json", raw / part, settings) for part in there)
+
+
+def _is_made_of(split_file: Path, folder: Path, settings: Mapping[str, Any]) -> bool:
+    try:
+        told = read_json(split_file)
+        sources = {folder / of["file"]: (of["size"], of["sha256"]) for of in told["sources"]}
+    except (ToolkitError, KeyError, TypeError):
+        return False
+    recorded = {p for p in files_below(folder) if p.suffix == ".h5"}
+    files = recorded | {p.with_suffix(".json") for p in recorded}
+    if any(told.get(name) != value for name, value in settings.items()) or files != set(sources):
+        return False
+    same_size = all(p.is_file() and p.stat().st_size == size for p, (size, _) in sources.items())
+    return same_size and all(file_sha256(p) == digest for p, (_, digest) in sources.items())
 
 
 class Unfinished:

@@ -259,10 +259,33 @@ def test_a_spoilt_episode_is_refused_by_name(raw, data, name):
 def test_an_existing_dataset_is_refused_and_untouched(raw, data):
     first = run(raw, data)
     before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
-    with pytest.raises(ToolkitError, match=r"color_object: exists already.*overwrite=true"):
+    for other in ({"seed": 7}, {"val_fraction": 0.25}, {"seed": 7, "share": "1/2"}):
+        with pytest.raises(ToolkitError, match=r"color_object: exists already.*overwrite=true"):
+            run(raw, data, **other)
+    assert first.parts[0].episodes == 4
+    recording = h5(raw)
+    kept, same_size = recording.read_bytes(), bytearray(recording.read_bytes())
+    same_size[-1] ^= 1
+    for content in (kept + b"x", bytes(same_size)):
+        recording.write_bytes(content)
+        with pytest.raises(ToolkitError, match="exists already"):
+            run(raw, data)
+    recording.write_bytes(kept)
+    extra = raw / "color_object/train/more.h5"
+    extra.write_bytes(kept)
+    with pytest.raises(ToolkitError, match="exists already"):
         run(raw, data)
     assert before == {p: p.stat().st_mtime_ns for p in data.rglob("*")}
-    assert first.parts[0].episodes == 4
+
+
+@pytest.mark.parametrize("share", [None, "1/2"])
+def test_the_same_conversion_again_does_nothing_and_says_so(raw, data, share):
+    """As a job does that is requeued after it published."""
+    run(raw, data)
+    before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
+    again = run(raw, data, share=share)
+    assert again.lines() == [f"{data / 'color_object'}: already holds these recordings, converted with these settings."]
+    assert before == {p: p.stat().st_mtime_ns for p in data.rglob("*")}
 
 
 def test_overwrite_replaces_the_old_dataset(raw, data):
@@ -389,8 +412,7 @@ def test_a_running_conversion_is_never_disturbed(halfway, raw, data):
 def test_an_old_dataset_moved_away_by_a_killed_overwrite_is_put_back(raw, data):
     old = run(raw, data)
     (data / "color_object").rename(data / ".color_object.replaced")
-    with pytest.raises(ToolkitError, match="exists already"):
-        run(raw, data)
+    assert "already holds these recordings" in run(raw, data).lines()[0]
     assert DatasetLayout(data / "color_object/train").fingerprint == old.parts[0].fingerprint
     assert json.loads((data / "color_object/train/meta/info.json").read_text())["total_episodes"] == 4
 
