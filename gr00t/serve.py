@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from gr00t.data.schema import OBSERVED, look_up
 from gr00t.errors import ToolkitError, did_you_mean, near_folder
-from gr00t.server.lerobot import LeRobotPolicy, lerobot_kind
+from gr00t.server.lerobot_policy import LeRobotPolicy, lerobot_kind
 from gr00t.server.server import TOKEN
 
 if TYPE_CHECKING:

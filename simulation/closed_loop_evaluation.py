@@ -193,7 +193,7 @@ def _served_policy(address: str, n_action_steps: int) -> Any:
 
 
 def _lerobot_policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
-    from gr00t.server.lerobot import LeRobotPolicy
+    from gr00t.server.lerobot_policy import LeRobotPolicy
 
     policy = LeRobotPolicy(config.checkpoint, config.device)
     facts = {"policy": f"{policy.kind} {config.checkpoint}", "checkpoint": config.checkpoint, "device": policy.device}

@@ -18,7 +18,7 @@ from serving import served
 from gr00t.errors import ToolkitError
 from gr00t.serve import ServeConfig, _load
 from gr00t.server.client import PolicyClient
-from gr00t.server.lerobot import LeRobotPolicy, lerobot_kind
+from gr00t.server.lerobot_policy import LeRobotPolicy, lerobot_kind
 
 needs_lerobot = pytest.mark.skipif(
     importlib.util.find_spec("lerobot") is None,

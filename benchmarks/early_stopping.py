@@ -1,6 +1,6 @@
 """Evaluations that end when their question is answered, beside those of 200 episodes: errors, episodes, power.
 
-    python -m benchmarks.stopping
+    python -m benchmarks.early_stopping
 
 Simulated outcomes, 10,000 evaluations a row, looked at after every tenth episode. The test with a fixed number is the
 normal one at 5 %, two-sided. `wrong`: upper 95 % limit of the share of wrong answers."""
