@@ -134,7 +134,6 @@ def convert_split(
     parts = _read(Path(raw_dir) / split_name, parts_of(split_name), progress, report)
     check_told(parts, split_name, instruction)
     plans = [_plan(part, found, instruction, val_fraction, seed, modality_configs) for part, found in parts.items()]
-    jobs = [job for plan in plans for job in episode_jobs(plan)][share_of(share)]
     remedy = "Make room and start again: it continues with what is converted. Or choose another data_dir=...."
     with disk_errors(target, remedy):
         place = real_path(target)
@@ -146,18 +145,7 @@ def convert_split(
             if is_there():
                 return report
             report.notes += _lists_dropped(place, parts_of(split_name))
-            unfinished = Unfinished(place, alone=share is None)
-            unfinished.take_up(jobs, start_over=overwrite)
-            with unfinished.kept(len(jobs)):
-                _convert(unfinished, plans, jobs, workers, progress, report)
-                if share is None:
-                    publish(unfinished.dataset, place)
-            if share is None:
-                unfinished.remove()
-            else:
-                report.notes.append(
-                    f"{unfinished.folder}: share {share} is there; the same without share=... finishes."
-                )
+            _convert_to(place, plans, share, overwrite, workers, progress, report)
     report.seconds = time.monotonic() - started
     return report
 
@@ -264,6 +252,29 @@ class _FrameRate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.0f}/s" if task.speed else "")
+
+
+def _convert_to(
+    place: Path,
+    plans: list[DatasetPlan],
+    share: str | None,
+    overwrite: bool,
+    workers: int | None,
+    progress: bool,
+    report: ConversionReport,
+) -> None:
+    """Write what is missing of the episodes, or of a share of them, and publish the datasets when all are there."""
+    jobs = [job for plan in plans for job in episode_jobs(plan)][share_of(share)]
+    unfinished = Unfinished(place, alone=share is None)
+    unfinished.take_up(jobs, start_over=overwrite)
+    with unfinished.kept(len(jobs)):
+        _convert(unfinished, plans, jobs, workers, progress, report)
+        if share is None:
+            publish(unfinished.dataset, place)
+    if share is None:
+        unfinished.remove()
+    else:
+        report.notes.append(f"{unfinished.folder}: share {share} is there; the same without share=... finishes.")
 
 
 def _convert(

@@ -66,6 +66,15 @@ def test_one_part_or_other_resources_of_the_recording_can_be_asked_for() -> None
     assert request.of_stage("prepare")[0].config.raw_dir == "elsewhere"
 
 
+def test_parts_without_scenes_and_the_conflict_scenes_for_training_are_not_recorded() -> None:
+    def parts(*arguments: str) -> list[str]:
+        return [task.config.part for task in asked("stages=record", *arguments).of_stage("record")]
+
+    assert parts("split=instruction/color_object") == ["train", "unseen", "conflict"]
+    assert parts("split=instruction/color_object", "strategy=complete") == ["train", "conflict"]
+    assert parts("split=instruction/all") == ["train", "unseen"]
+
+
 @pytest.mark.parametrize(
     "arguments, parts",
     {
