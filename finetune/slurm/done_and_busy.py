@@ -30,6 +30,7 @@ from toolkit.shared_keys import modality_configs
 _PLACES = ("output_dir", "dataset.data_dir", "model.base")  # of a fine-tune; what its recipe does not say
 _MADE_IN = {"record": ("out", "conflict_maniskill"), "prepare": ("data_dir", "data")}  # of what runs may share
 _NO_SETTING = ("modality_config", "workers", "share")  # the robot's file lies with the job
+_BEFORE = {"guidance": 1.0}  # keys of an evaluation that came later: what it acted as without them
 _NO_RESULT = ("device", "batch_size", "workers", "verify", "tracking")  # of an evaluation
 
 
@@ -218,7 +219,7 @@ def _is_evaluated(config: Any, report: Path) -> bool:
         return False
     said = read_json(report)
     info = said.get("info", said)
-    ours, theirs = _deciding(dataclasses.asdict(config)), _deciding(info.get("config", {}))
+    ours, theirs = _deciding(dataclasses.asdict(config)), _deciding({**_BEFORE, **info.get("config", {})})
     return ours == theirs and info.get("checkpoint_fingerprint") == fingerprint(checkpoint)
 
 
