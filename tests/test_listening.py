@@ -176,7 +176,7 @@ def test_guided_samples_get_what_they_get_alone(policy: GR00TPolicy) -> None:
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -0.5, "2", True, None])
 def test_what_is_no_strength_is_refused_before_weights_are_read(wrong: Any) -> None:
-    with pytest.raises(ToolkitError, match="guidance=.*a number of at least 0"):
+    with pytest.raises(ToolkitError, match=r"guidance=.*a number of at least 0"):
         GR00TPolicy.from_pretrained(TINY, guidance=wrong)
 
 

@@ -36,8 +36,8 @@ class EvaluationConfig:
     )
     denoising_steps: int | None = key("denoising steps; null for the checkpoint's own", None, at_least=1)
     guidance: float = key(
-        "how far the checkpoint follows the instruction: 1 as trained, 0 as without one, more than 1 beyond (two passes; "
-        "for checkpoints trained with augment.instruction_dropout)",
+        "how far the checkpoint follows the instruction: 1 as trained, 0 as without one, more than 1 beyond that, for "
+        "checkpoints trained with augment.instruction_dropout",
         1.0,
         at_least=0,
         at_most=100,
@@ -54,8 +54,8 @@ class EvaluationConfig:
         if self.guidance == 1 or trained.get("instruction_dropout"):
             return None
         return (
-            f"guidance={self.guidance:g} asks {self.checkpoint} without an instruction too, which it was not trained for: "
-            "train with augment.instruction_dropout=0.1"
+            f"guidance={self.guidance:g} asks {self.checkpoint} without an instruction too, which it was not trained "
+            "for: train with augment.instruction_dropout=0.1"
         )
 
     def check_folders(self, report_folder: Path, checkpoint_comes: bool) -> None:

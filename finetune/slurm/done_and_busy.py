@@ -103,7 +103,7 @@ def leave_out(request: Request, queue: Queue, say: Callable[[str], None]) -> Non
         busy = next((job for job in meeting if job.share is None), None)
         if busy is not None:
             _leave_to(busy, task, say)
-        elif (done := _done(task)) is not None:
+        elif (done := found_result(task)) is not None:
             say(f"{task.name}: {done[0]} is there already, so this is left out ({done[1]} again)")
             for follower in request.tasks:
                 follower.after = [waited for waited in follower.after if waited is not task]
@@ -174,7 +174,7 @@ def _without(arguments: Mapping[str, str]) -> dict[str, str]:
 # -- done --------------------------------------------------------------------------------------------------------------
 
 
-def _done(task: Task) -> tuple[Path, str] | None:
+def found_result(task: Task) -> tuple[Path, str] | None:
     """Where a task's result lies already, and what does it again; None where it is not there."""
     if task.stage == "record":
         return (task.config.target, "overwrite=true records it") if task.config.is_recorded else None

@@ -233,8 +233,8 @@ class ActionHead(nn.Module):
 
         state (B, history, max_state_dim); ids (B,) are the embodiments. With a `guidance` w other than 1, backbone,
         state and ids hold 2 B samples, those with their instructions first, then the same without; each step follows
-        v_without + w (v_with - v_without) (classifier-free guidance, Ho and Salimans 2022, arXiv:2207.12598, eq. 6, with
-        w for its 1 + w).
+        v_without + w (v_with - v_without) (classifier-free guidance, Ho and Salimans 2022, arXiv:2207.12598, eq. 6,
+        with w for its 1 + w).
         """
         rows = EmbodimentRows(ids)
         context = self.encode_context(backbone)

@@ -186,8 +186,8 @@ class ClosedLoopConfig(EvaluationConfig):
             )
         if self.guidance != 1 and (self.server is not None or self.policy != "checkpoint"):
             raise ToolkitError(
-                f"guidance={self.guidance:g} is for checkpoint=FOLDER, which is asked here; others decide for themselves. "
-                "Leave it out."
+                f"guidance={self.guidance:g} is for checkpoint=FOLDER, which is asked here; others decide for "
+                "themselves. Leave it out."
             )
         if self.server is not None and not _ADDRESS.fullmatch(self.server):
             raise ToolkitError(f"server={self.server}: write HOST:PORT, or ws://HOST:PORT of an openpi server.")
