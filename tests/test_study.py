@@ -155,6 +155,18 @@ def test_what_fails_is_noted_with_its_reason_and_the_rest_is_tried(
     assert "0 of 4 points are done" in capsys.readouterr().out
 
 
+def test_a_cluster_is_given_each_stage_as_an_array(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(tmp_path, tiny_base, {"dataset.conflict_share": [0, 0.1]}, **{"cluster.gpus_per_node": 1})
+    main(read([str(tmp_path / "small.yaml"), *LOCAL, f"out={tmp_path}/out", "where=slurm", "dry_run=true"]))
+    printed = capsys.readouterr().out
+    scripts = printed.split("# ===== job script of ")[1:]
+    assert [script.count("--array=0-1") for script in scripts] == [1, 0, 1, 1]  # record, prepare, finetune, evaluate
+    assert "waits for" in scripts[1] and "nothing was submitted or written" in printed
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_command_is_begun_when_the_time_is_over(tmp_path: Path, tiny_base: Path) -> None:
     found = study(tmp_path, tiny_base)
     standing = Standing(found, 1)
