@@ -216,14 +216,18 @@ def _checkpoint_policy(config: ClosedLoopConfig) -> tuple[GR00TPolicy, dict[str,
             "second, so its actions would mean other times. Fine-tune on recordings of python -m simulation.record."
         )
     size = config.image_size or _image_size(checkpoint, trained_on)
-    policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype, verify=config.verify)
-    policy = policy.to(device)
+    if note := config.note_on_guidance():
+        print(f"note: {note}.", file=sys.stderr)
+    policy = GR00TPolicy.from_pretrained(
+        checkpoint, None, tag, config.denoising_steps, dtype, verify=config.verify, guidance=config.guidance
+    ).to(device)
     return policy, {
         "policy": config.checkpoint,
         "checkpoint": config.checkpoint,
         "checkpoint_fingerprint": fingerprint(checkpoint),
         "embodiment_tag": tag,
         "denoising_steps": policy.denoising_steps,
+        **({} if config.guidance == 1 else {"guidance": config.guidance}),
         "precision": str(dtype).removeprefix("torch."),
         "device": str(policy.device),
         "image_size": size,

@@ -73,6 +73,17 @@ def test_parts_without_scenes_and_the_conflict_scenes_for_training_are_not_recor
     assert parts("split=instruction/color_object") == ["train", "unseen", "conflict"]
     assert parts("split=instruction/color_object", "strategy=complete") == ["train", "conflict"]
     assert parts("split=instruction/all") == ["train", "unseen"]
+    shared = ("split=instruction/color_object", "dataset.conflict_share=0.1")  # which a fine-tune then needs
+    recorded = asked(ALL, *shared).of_stage("record")
+    assert [task.config.part for task in recorded] == ["train", "unseen", "conflict", "train_conflict"]
+    only = asked(ALL, *shared, "record.part=train")
+    assert [task.config.part for task in only.of_stage("record")] == ["train", "train_conflict"]
+    assert only.of_stage("prepare")[0].after == only.of_stage("record")
+
+
+def test_every_stage_is_of_the_split_that_is_asked_for() -> None:
+    tasks = asked(ALL, "split=instruction/color_object", "mode=closed_loop").tasks
+    assert {task.config.split.name for task in tasks} == {"instruction/color_object"}
 
 
 @pytest.mark.parametrize(

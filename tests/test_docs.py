@@ -48,7 +48,7 @@ def arguments_of(words: list[str]) -> tuple[str, list[str]] | None:
         started, rest = f"python {words[script]}", words[script + 1 :]
     else:
         return None
-    names = [name for name, command in COMMANDS.items() if command.start.split(" [")[0].split(" PATH")[0] == started]
+    names = [name for name, of in COMMANDS.items() if re.split(r" \[| PATH| NAME", of.start)[0] == started]
     return (names[0], rest) if names else None
 
 

@@ -135,6 +135,8 @@ def test_a_strategy_says_what_is_recorded_and_single_numbers_override_its_name()
     numbers = chosen(f"split={SPLIT}", "strategy=random_f30_n100", "combinations=4", "episodes=7")
     assert (numbers["strategy"], numbers["episodes"]) == ("random_f4", 7)
     assert chosen(f"split={SPLIT}", "strategy=diagonal")["strategy"] == "diagonal"
+    few = chosen(f"split={SPLIT}", "strategy=random_f6_v3_n100", "combinations=4")
+    assert (few["strategy"], few["episodes"]) == ("random_f4_v3", 100)
 
 
 def test_settings_of_the_plate_suite_are_what_they_were() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import itertools
+import json
 import math
 
 import pytest
@@ -26,15 +28,22 @@ from simulation.scenes.instruction_suite import (
     combinations,
     factors_of,
     sample_episode,
+    values_of,
 )
+from simulation.scenes.single_factor import other_sentence
 from simulation.scenes.suites import suite_of
 from simulation.scenes.verbs import VERBS, suits
 
 EPISODES = 500
 SIZES = {word: "small" if word.startswith("small") else "large" for word in FACTORS["size"]}
 PAIRS = [PREFIX + name for name in EXPERIMENTS]
-EACH = list(itertools.product(PAIRS, PARTS))
 WITH_VERBS = [PREFIX + name for name in OF_VERBS]
+USUAL, FEW_VALUES = "random_f12", "random_f6_v3"
+EACH = [
+    (split, part, strategy)  # with more pairs of three values, a verb is recorded with what lies beside its object too
+    for split, part in itertools.product(PAIRS, PARTS)
+    for strategy in (USUAL, "diagonal_v3" if split in WITH_VERBS else FEW_VALUES)
+]
 VALUES = [list("abcdef"), list("123456")]
 EVERY = list(itertools.product(*VALUES))
 
@@ -44,16 +53,16 @@ def physical(value: str) -> str:
     return SIZES.get(value, value)
 
 
-def recorded_with(split: str, verb: str) -> set[str]:
+def recorded_with(split: str, verb: str, strategy: str = USUAL) -> set[str]:
     """What the objects are that a verb is recorded with, in verb_<b>."""
-    return {physical(value) for other, value in combinations(split)[0] if other == verb}
+    return {physical(value) for other, value in combinations(split, strategy)[0] if other == verb}
 
 
 def fits(episode: InstructedEpisode, body: Body, factor: str) -> bool:
     """Whether the sentence's value of a factor says this object, by what lies on the table alone; a verb, whether it
     was recorded with the object's value of the other factor."""
     if factor == "verb":
-        return getattr(body, [*episode.named][1]) in recorded_with(episode.split, episode.verb)
+        return getattr(body, [*episode.named][1]) in recorded_with(episode.split, episode.verb, episode.strategy)
     value, sizes = episode.named[factor], [HALF_SIZE[other.size] for other in episode.objects]
     mine = HALF_SIZE[body.size]
     if factor != "size":
@@ -68,11 +77,11 @@ def fits(episode: InstructedEpisode, body: Body, factor: str) -> bool:
     }[value]
 
 
-@pytest.mark.parametrize(("split", "part"), EACH)
-def test_a_sentence_means_one_object_or_in_conflict_one_by_each_factor(split: str, part: str) -> None:
+@pytest.mark.parametrize(("split", "part", "strategy"), EACH)
+def test_a_sentence_means_one_object_or_in_conflict_one_by_each_factor(split: str, part: str, strategy: str) -> None:
     pair = factors_of(split)
     for seed in range(EPISODES):
-        episode = sample_episode(split, part, seed)
+        episode = sample_episode(split, part, seed, strategy)
         found = {
             factor: [i for i, body in enumerate(episode.objects) if fits(episode, body, factor)] for factor in pair
         }
@@ -118,11 +127,11 @@ def test_the_sentence_says_what_is_named_and_only_that(split: str) -> None:
     assert sample_episode(ALL, "train", 0).instruction == "Lift the large blue pyramid on the left."
 
 
-@pytest.mark.parametrize(("split", "part"), EACH)
-def test_only_the_pair_varies_and_objects_lie_apart(split: str, part: str) -> None:
+@pytest.mark.parametrize(("split", "part", "strategy"), EACH)
+def test_only_the_pair_varies_and_objects_lie_apart(split: str, part: str, strategy: str) -> None:
     pair = factors_of(split)
     for seed in range(EPISODES):
-        objects = sample_episode(split, part, seed).objects
+        objects = sample_episode(split, part, seed, strategy).objects
         for factor in {"color", "object"} - {*pair}:
             assert len({getattr(body, factor) for body in objects}) == 1
         assert len({body.spatial for body in objects}) == len(objects)
@@ -245,6 +254,44 @@ def test_recorded_combinations_are_named_about_equally_often(split: str) -> None
     assert max(named.values()) < 4 * min(named.values())
 
 
+def test_a_strategy_of_three_values_shows_and_names_no_others_in_any_part() -> None:
+    for split, strategy in itertools.product(SPLITS, (FEW_VALUES, "diagonal_v3", "L_v5", "none_v2")):
+        values, suite = values_of(split, strategy), suite_of(split)
+        assert {len(each) for each in values.values()} == {int(strategy[-1])}
+        assert {each for of in combinations(split, strategy) for each in of} <= {*itertools.product(*values.values())}
+        others = {"back" if v == "behind" else v for f in values for v in FACTORS[f] if v not in values[f]}
+        for part in ("train", *suite.playable(split, strategy)):
+            for seed in range(40):
+                episode = suite.sample(split, part, seed, strategy)
+                assert isinstance(episode, InstructedEpisode)
+                said = f"{episode.instruction} {other_sentence(episode)}".lower().replace(".", " ").split()
+                assert not others.intersection(said)
+                shown = {getattr(body, factor) for body in episode.objects for factor in {*values} - {"verb", "size"}}
+                assert not others.intersection(shown)
+
+
+def test_three_colors_and_shapes_of_which_six_pairs_are_recorded_leave_three_unseen() -> None:
+    recorded, unseen = combinations("instruction/color_object", FEW_VALUES)
+    assert (len(recorded), len(unseen)) == (6, 3)
+    assert {each[0] for each in recorded} == {"red", "yellow", "blue"}
+    assert {each[1] for each in recorded} == {"cube", "sphere", "cup"}
+    named = {
+        tuple(sample_episode("instruction/color_object", "unseen", s, FEW_VALUES).named.values()) for s in range(99)
+    }
+    assert named == {*unseen}
+    with pytest.raises(ToolkitError, match=r"has 6 values at most, so up to _v6"):
+        combinations("instruction/color_object", "random_f6_v7")
+
+
+def test_scenes_of_all_values_are_those_that_were_always_drawn() -> None:
+    """Recordings made before strategies could name values hold these episodes."""
+    digest = hashlib.sha256()
+    for split, strategy, part in itertools.product(SPLITS, (None, "diagonal", "L", "random_f24"), PARTS):
+        for seed in range(5 if (split, part) not in {(ALL, "conflict"), (ALL, "train_conflict")} else 0):
+            digest.update(json.dumps(sample_episode(split, part, seed, strategy).describe()).encode())
+    assert digest.hexdigest() == "c3ada70dce87d36cfbdecaf1686e02acf7de24837c415a8b20a7c5e127ae29a4"
+
+
 def test_episodes_follow_from_their_seed() -> None:
     assert sample_episode("instruction/size_object", "conflict", 7) == sample_episode(
         "instruction/size_object", "conflict", 7
@@ -308,9 +355,11 @@ def test_published_names_of_strategies_are_understood() -> None:
     assert Strategy.read("random_f12") == Strategy("random", 12)
     assert Strategy.read("Lrandom_f50_n100") == Strategy("Lrandom", 50, 100)
     assert Strategy.read("diagonal") == Strategy("diagonal")
+    assert Strategy.read("random_f6_v3_n100") == Strategy("random", 6, 100, values=3)
+    assert Strategy.read("random_f6_v3_n100").text == FEW_VALUES and Strategy.read("diagonal_v3").text == "diagonal_v3"
     with pytest.raises(ToolkitError, match=r'Did you mean "diagonal"'):
         Strategy.read("diagnal_f6")
-    for wrong in ("random_f0", "random_x3", ""):
+    for wrong in ("random_f0", "random_x3", "", "random_v1", "random_v0", "random_v3_f6"):
         with pytest.raises(ToolkitError, match="strategy="):
             Strategy.read(wrong)
 

@@ -293,7 +293,7 @@ def _content(loader: Any, path: str) -> dict[str, Any]:
 @contextmanager
 def unchanged_files() -> Iterator[None]:
     """Within it the same choices are composed once: a sweep composes many configurations of them."""
-    _kept.append({})
+    _kept.append(_kept[-1] if _kept else {})
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gr00t.data.schema import EmbodimentTag
+from toolkit.composition import read_yaml
 from toolkit.declaration import key
 from toolkit.shared_keys import (
     DEVICES,
@@ -34,10 +35,28 @@ class EvaluationConfig:
         folder=True,
     )
     denoising_steps: int | None = key("denoising steps; null for the checkpoint's own", None, at_least=1)
+    guidance: float = key(
+        "how far the checkpoint follows the instruction: 1 as trained, 0 as without one, more than 1 beyond that, for "
+        "checkpoints trained with augment.instruction_dropout",
+        1.0,
+        at_least=0,
+        at_most=100,
+    )
     device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
     precision: str = key("auto is bf16 where the device has it", "auto", choices=PRECISIONS)
     seed: int = key("seed of the noise", 42, at_least=0, at_most=LARGEST_SEED)
     embodiment_tag: str = key("robot tag the checkpoint was trained under", "new_embodiment", check=EmbodimentTag.parse)
+
+    def note_on_guidance(self) -> str | None:
+        """What is to be said of guidance on a checkpoint that never met a moment without an instruction."""
+        settings = Path(self.checkpoint) / "experiment_cfg" / "config.yaml"
+        trained = read_yaml(settings).get("augment") or {} if settings.is_file() else {}
+        if self.guidance == 1 or trained.get("instruction_dropout"):
+            return None
+        return (
+            f"guidance={self.guidance:g} asks {self.checkpoint} without an instruction too, which it was not trained "
+            "for: train with augment.instruction_dropout=0.1"
+        )
 
     def check_folders(self, report_folder: Path, checkpoint_comes: bool) -> None:
         """Refuse a report folder that meets what is read, and a checkpoint that is not finished."""

@@ -125,7 +125,8 @@ def _open_data(config: OpenLoopConfig, processor: Gr00tN1d7Processor, tag: str) 
             "Prepare it with prepare_conflict_data.py, or choose another part=train or part=conflict."
         )
     episodes = episodes[: config.max_episodes]
-    return _Data(reader, episodes, training, _notes(config, training.layout, trained_on, episodes))
+    notes = [*filter(None, [config.note_on_guidance()]), *_notes(config, training.layout, trained_on, episodes)]
+    return _Data(reader, episodes, training, notes)
 
 
 def _left_out(layout: DatasetLayout, trained_on: dict[str, Any]) -> list[int | str]:
@@ -182,7 +183,8 @@ def _notes(
 def _predict(policy: GR00TPolicy, data: _Data, config: OpenLoopConfig) -> dict[int, Chunks]:
     """{episode: {group: (T, H, D)}}, with a progress bar on a terminal."""
     model, seed, steps = (policy.model, policy.processor, policy.tag), config.seed, policy.denoising_steps
-    predictor = Predictor(*model, data.reader, data.episodes, seed, config.batch_size, steps)
+    guided = config.guidance
+    predictor = Predictor(*model, data.reader, data.episodes, seed, config.batch_size, steps, guidance=guided)
     with progress_bar() as progress:
         task = progress.add_task(f"{config.split.name} {config.part}", total=len(predictor.starts))
 
@@ -205,6 +207,7 @@ def _info(config: OpenLoopConfig, policy: GR00TPolicy, data: _Data, dtype: torch
         "fps": layout.fps,
         "embodiment_tag": policy.tag,
         "denoising_steps": policy.denoising_steps,
+        **({} if config.guidance == 1 else {"guidance": config.guidance}),
         "seed": config.seed,
         "precision": str(dtype).removeprefix("torch."),
         "device": str(policy.device),

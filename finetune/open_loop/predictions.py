@@ -21,7 +21,7 @@ from gr00t.data.state_action import absolute_pose
 from gr00t.data.statistics import relative_action
 from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import FeatureStore
-from gr00t.model.gr00t_n1 import check_finite
+from gr00t.model.gr00t_n1 import check_finite, without_instructions
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 POLICY, HOLD_STILL, MEAN_CHUNK = "policy", "hold_still", "mean_chunk"
@@ -195,7 +195,7 @@ class Predictor:
 
     A prediction depends on the weights, the frame and `seed` only, not on its batch. features: the backbone's output
     for every frame of these episodes in order, in place of images and instruction. denoising_steps: None for the
-    checkpoint's own.
+    checkpoint's own. guidance: of GR00TPolicy; with features 1.
     """
 
     model: Gr00tN1d7
@@ -207,6 +207,7 @@ class Predictor:
     batch_size: int
     denoising_steps: int | None = None
     features: FeatureStore | None = None
+    guidance: float = 1.0
 
     @property
     def starts(self) -> list[tuple[int, int]]:
@@ -239,14 +240,18 @@ class Predictor:
         noise = [generator(self.seed, Stream.NOISE, *start).standard_normal(shape, np.float32) for start in starts]
         steps = [self.reader.step(*start, images=self.features is None) for start in starts]
         if self.features is None:
-            batch = self.processor.collate([self.processor.encode(step, self.tag) for step in steps])
+            asked = steps if self.guidance == 1 else [*steps, *without_instructions(steps)]
+            batch = self.processor.collate([self.processor.encode(step, self.tag) for step in asked])
         else:
             batch = self.processor.collate_robot([self.processor.encode_robot(step, self.tag) for step in steps])
             batch |= self.features.collate([self.features.sample(row, 0) for row in rows])
         device = next(self.model.action_head.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         predicted = self.model.get_action(
-            batch, denoising_steps=self.denoising_steps, noise=torch.from_numpy(np.stack(noise))
+            batch,
+            denoising_steps=self.denoising_steps,
+            noise=torch.from_numpy(np.stack(noise)),
+            guidance=self.guidance,
         )
         states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
         actions = self.processor.decode_action(predicted, self.tag, states)

@@ -79,10 +79,12 @@ def _pixels(layout: DatasetLayout, camera: str) -> int:
 
 
 def _features(run: Run, layouts: list[DatasetLayout]) -> tuple[int, str]:
-    starts, views = sum(start_count(run.config, layout) for layout in layouts), run.config.augment.views or 1
+    starts, augment = sum(start_count(run.config, layout) for layout in layouts), run.config.augment
+    views = (augment.views or 1) * (2 if augment.instruction_dropout else 1)
     row = run.batch.tokens * (run.shape.context * run.kernels.size + 2)
     unseen = held_out_count(run.config, layouts[0])
-    note = f"{starts} start frames x {views} views" + (f", {unseen} held-out frames" if unseen else "")
+    silent = " (with and without instruction)" if augment.instruction_dropout else ""
+    note = f"{starts} start frames x {views} views{silent}" + (f", {unseen} held-out frames" if unseen else "")
     return (starts * views + unseen) * row, note
 
 

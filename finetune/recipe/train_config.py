@@ -172,6 +172,13 @@ class AugmentConfig:
     color_jitter: ColorJitterConfig | None = key("random colour changes; null for none", ColorJitterConfig)
     views: int | None = key("different augmented views of a frame at most; null for no limit", None, at_least=1)
     state_dropout: float = key("chance that a sample's state is hidden", 0.2, at_least=0, less_than=1)
+    instruction_dropout: float = key(
+        "chance that a sample's instruction is left out, which guidance=... of an evaluation needs",
+        0.0,
+        at_least=0,
+        less_than=1,
+        before=0.0,
+    )
 
 
 @dataclass(kw_only=True)

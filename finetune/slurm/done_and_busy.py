@@ -30,6 +30,7 @@ from toolkit.shared_keys import modality_configs
 _PLACES = ("output_dir", "dataset.data_dir", "model.base")  # of a fine-tune; what its recipe does not say
 _MADE_IN = {"record": ("out", "conflict_maniskill"), "prepare": ("data_dir", "data")}  # of what runs may share
 _NO_SETTING = ("modality_config", "workers", "share")  # the robot's file lies with the job
+_BEFORE = {"guidance": 1.0}  # keys of an evaluation that came later: what it acted as without them
 _NO_RESULT = ("device", "batch_size", "workers", "verify", "tracking")  # of an evaluation
 
 
@@ -102,7 +103,7 @@ def leave_out(request: Request, queue: Queue, say: Callable[[str], None]) -> Non
         busy = next((job for job in meeting if job.share is None), None)
         if busy is not None:
             _leave_to(busy, task, say)
-        elif (done := _done(task)) is not None:
+        elif (done := found_result(task)) is not None:
             say(f"{task.name}: {done[0]} is there already, so this is left out ({done[1]} again)")
             for follower in request.tasks:
                 follower.after = [waited for waited in follower.after if waited is not task]
@@ -173,7 +174,7 @@ def _without(arguments: Mapping[str, str]) -> dict[str, str]:
 # -- done --------------------------------------------------------------------------------------------------------------
 
 
-def _done(task: Task) -> tuple[Path, str] | None:
+def found_result(task: Task) -> tuple[Path, str] | None:
     """Where a task's result lies already, and what does it again; None where it is not there."""
     if task.stage == "record":
         return (task.config.target, "overwrite=true records it") if task.config.is_recorded else None
@@ -218,7 +219,7 @@ def _is_evaluated(config: Any, report: Path) -> bool:
         return False
     said = read_json(report)
     info = said.get("info", said)
-    ours, theirs = _deciding(dataclasses.asdict(config)), _deciding(info.get("config", {}))
+    ours, theirs = _deciding(dataclasses.asdict(config)), _deciding({**_BEFORE, **info.get("config", {})})
     return ours == theirs and info.get("checkpoint_fingerprint") == fingerprint(checkpoint)
 
 

@@ -23,7 +23,7 @@ from toolkit.configuration import as_yaml, load
 from toolkit.credentials import refuse_secret_arguments
 from toolkit.declaration import Key, key, keys_of
 from toolkit.installation import CHECKOUT, CONFIG_DIR
-from toolkit.shared_keys import is_hub_id, is_ready_robot
+from toolkit.shared_keys import TRAIN_CONFLICT, is_hub_id, is_ready_robot
 
 _OWN_OF_A_POINT = ("run_dir", "output_dir", "tracking.run_name")
 _DERIVED = (*_OWN_OF_A_POINT, "checkpoint", "data_dir", "embodiment_tag", "report_dir", "out", "workers")
@@ -311,7 +311,7 @@ class _Composer:
 
     def _is_for_recording(self, name: str) -> bool:
         """Whether a key that the evaluation has too is the recording's, where both are asked for."""
-        return name in self.keys["record"] and name != "part" and not name.startswith("split.")
+        return name in self.keys["record"] and name != "part" and name.partition(".")[0] != "split"
 
     def _record_arguments(self, own: dict[str, str], point: Point, run: FinetuneConfig) -> list[dict[str, str]]:
         """Those of each part's recording, which goes where the conversion looks for it."""
@@ -326,7 +326,9 @@ class _Composer:
         own.setdefault("workers", str(asks_for(run.cluster, "record").cpus_per_task))
         if "part" in point and "record.part" not in point and "evaluate" in self.stages:
             del own["part"]  # which is meant for the evaluation
-        parts = [own["part"]] if "part" in own else _load("record", own).parts
+        parts = [own["part"]] if "part" in own else [*_load("record", own).parts]
+        if run.dataset.conflict_share and TRAIN_CONFLICT not in parts:
+            parts.append(TRAIN_CONFLICT)
         return [{**own, "part": part} for part in parts]
 
     def _anchored(self, stage: str, arguments: Mapping[str, str], config: Any) -> dict[str, str]:

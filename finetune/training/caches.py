@@ -279,7 +279,7 @@ class _FeatureCache:
         self.store = FeatureStore(
             folder=Path(attempt.config.cache_dir) / f"features-{digest[:16]}",
             starts=len(dataset),
-            views=dataset.settings.views or 1,
+            views=dataset.inputs_of_a_start,
             tokens=dataset.prompts.shape[1],
             width=model.config.backbone_embedding_dim,
             dtype=self.engine.dtype,

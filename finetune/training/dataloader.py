@@ -110,6 +110,7 @@ def build_dataset(
         seed=config.train.seed,
         views=config.augment.views,
         state_dropout=config.augment.state_dropout,
+        instruction_dropout=config.augment.instruction_dropout,
         tail=cast(Tail, config.dataset.tail),
         noise_beta=(model.noise_beta_alpha, model.noise_beta_beta),
         noise_s=model.noise_s,

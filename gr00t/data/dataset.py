@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from gr00t.data.frame_tables import cache_folder
 from gr00t.data.images import Augmentation
 from gr00t.data.layout import V3, DatasetLayout
-from gr00t.data.processor import Gr00tN1d7Processor, Step
+from gr00t.data.processor import NO_INSTRUCTION, Gr00tN1d7Processor, Step
 from gr00t.data.sampler import SampleKey, Stream, generator
 from gr00t.data.statistics import Statistics, Tail, merge_statistics, start_frames, to_processor_statistics
 from gr00t.data.step_reader import StepReader
@@ -173,6 +173,7 @@ class SampleSettings:
     """What is random in a training sample, and how much.
 
     state_dropout is applied twice, as the original does: to the normalised state and to the state's features.
+    instruction_dropout is the share of samples that have NO_INSTRUCTION.
     views limits a frame to that many augmented views; tail "drop" starts only where the whole horizon is recorded.
     noise_draws is how many times noise and time are drawn for one sample.
     """
@@ -181,6 +182,7 @@ class SampleSettings:
     augment: bool = True
     views: int | None = None
     state_dropout: float = 0.0
+    instruction_dropout: float = 0.0
     tail: Tail = "mask"
     noise_beta: tuple[float, float] = (1.5, 1.0)
     noise_s: float = 0.999
@@ -250,19 +252,21 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     def prompts(self) -> np.ndarray:
         """input_ids (P, L) of the dataset's P instructions, their images' tokens included, padded to the longest."""
         images = self.vlm_inputs(0, 0)["images"]
-        texts = self.mixture.instructions(self.episodes)
+        texts = [*self.mixture.instructions(self.episodes), *([NO_INSTRUCTION] if self._drops_instructions else [])]
         chats = [{"images": images, "text": self.processor.encode_text(text, len(images))} for text in texts]
         return self.processor.tokenize(chats)[0]
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         settings = self.settings
         drop = generator(settings.seed, Stream.STATE_DROPOUT, key.step, key.position).random(2) < settings.state_dropout
-        step = self.step(key.index, images=self.feature_store is None)
+        step, silent = self.step(key.index, images=self.feature_store is None), self._is_silent(key)
         sample = self.processor.encode_robot(step, self.tag, drop_state=bool(drop[0]))
         if self.feature_store is None:
-            sample |= self.processor.encode_vlm(step, self.tag, augmentation=self._augmentation(key)[1])
+            heard = replace(step, text=NO_INSTRUCTION) if silent else step
+            sample |= self.processor.encode_vlm(heard, self.tag, augmentation=self._augmentation(key)[1])
         else:
-            sample |= self.feature_store.sample(key.index, self._augmentation(key)[0])
+            view = self._augmentation(key)[0] + (self._views if silent else 0)
+            sample |= self.feature_store.sample(key.index, view)
         rng = generator(settings.seed, Stream.NOISE, key.step, key.position)
         draws = () if settings.noise_draws == 1 else (settings.noise_draws,)
         time = (1.0 - rng.beta(*settings.noise_beta, size=draws or None)) * settings.noise_s
@@ -279,9 +283,32 @@ class TrainingDataset(Dataset[dict[str, Any]]):
             "images"
         ]
 
-    def vlm_inputs(self, index: int, view: int) -> dict[str, Any]:
-        """What the backbone reads of one view of a start frame, as `Gr00tN1d7Processor.encode_vlm` gives it."""
-        return self.processor.encode_vlm(self.step(index), self.tag, augmentation=self._look(index, view))
+    @property
+    def inputs_of_a_start(self) -> int:
+        """How many inputs of the backbone a start frame has: each view, and where instructions are left out each once
+        more without."""
+        return self._views * (2 if self._drops_instructions else 1)
+
+    def vlm_inputs(self, index: int, number: int) -> dict[str, Any]:
+        """One of the inputs of a start frame, views first, as `Gr00tN1d7Processor.encode_vlm` gives it."""
+        silent, view = divmod(number, self._views)
+        step = replace(self.step(index), text=NO_INSTRUCTION) if silent else self.step(index)
+        return self.processor.encode_vlm(step, self.tag, augmentation=self._look(index, view))
+
+    @property
+    def _views(self) -> int:
+        return self.settings.views or 1
+
+    @property
+    def _drops_instructions(self) -> bool:
+        return self.settings.instruction_dropout > 0
+
+    def _is_silent(self, key: SampleKey) -> bool:
+        """Whether this sample's instruction is left out."""
+        if not self._drops_instructions:
+            return False
+        rng = generator(self.settings.seed, Stream.INSTRUCTION_DROPOUT, key.step, key.position)
+        return bool(rng.random() < self.settings.instruction_dropout)
 
     def _look(self, index: int, view: int) -> Augmentation | None:
         """The augmentation of one of a frame's views, the same whenever it is drawn."""

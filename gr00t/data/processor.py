@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 Tag = EmbodimentTag | str
 Samples = Sequence[Mapping[str, Any]]
+NO_INSTRUCTION = ""  # what a policy is asked to do where its instruction is left out
 
 
 @dataclass

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     ADAPTERS = 6
     MIXTURE = 7
     ROLLOUT = 8
+    INSTRUCTION_DROPOUT = 9
 
 
 def generator(seed: int, stream: Stream, major: int = 0, minor: int = 0) -> np.random.Generator:

@@ -227,10 +227,14 @@ class ActionHead(nn.Module):
         noise: Tensor,
         steps: int,
         rtc: RealTimeChunking | None = None,
+        guidance: float = 1.0,
     ) -> Tensor:
         """Integrate the velocity from `noise` (B, H, D) in `steps` Euler steps; normalised actions (B, H, D).
 
-        state (B, history, max_state_dim); ids (B,) are the embodiments.
+        state (B, history, max_state_dim); ids (B,) are the embodiments. With a `guidance` w other than 1, backbone,
+        state and ids hold 2 B samples, those with their instructions first, then the same without; each step follows
+        v_without + w (v_with - v_without) (classifier-free guidance, Ho and Salimans 2022, arXiv:2207.12598, eq. 6,
+        with w for its 1 + w).
         """
         rows = EmbodimentRows(ids)
         context = self.encode_context(backbone)
@@ -238,8 +242,12 @@ class ActionHead(nn.Module):
         actions, strength = (noise, 1) if rtc is None else (rtc.start(noise), rtc.strength(noise))
         for step in range(steps):
             bucket = int(step / steps * self.config.num_timestep_buckets)
-            buckets = torch.full((len(actions),), bucket, device=actions.device)
-            velocity = self.velocity(actions, buckets, state_token, rows, context)
+            noised = actions if guidance == 1 else torch.cat([actions, actions])
+            buckets = torch.full((len(noised),), bucket, device=actions.device)
+            velocity = self.velocity(noised, buckets, state_token, rows, context)
+            if guidance != 1:
+                said, unsaid = velocity.chunk(2)
+                velocity = unsaid + guidance * (said - unsaid)
             actions = actions + velocity * strength / steps
         return actions
 

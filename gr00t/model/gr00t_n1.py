@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from dataclasses import replace
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gr00t.data.processor import Gr00tN1d7Processor, Step, read_observation
+from gr00t.data.processor import NO_INSTRUCTION, Gr00tN1d7Processor, Step, read_observation
 from gr00t.data.schema import ActionConfig, EmbodimentTag, ModalityConfig, ModalityConfigs, check_modality_configs
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import parsing
@@ -25,7 +27,7 @@ from gr00t.model.gr00t_n1d7 import Gr00tN1d7, compile_for_acting
 class GR00TPolicy(nn.Module):
     """One embodiment of a GR00T N1.7 checkpoint, ready to act. A module, so that .eval(), .cuda() and .to() chain.
 
-    Attributes: model; processor; tag (str); modality_configs (this embodiment's four); denoising_steps.
+    Attributes: model; processor; tag (str); modality_configs (this embodiment's four); denoising_steps; guidance.
     """
 
     def __init__(
@@ -35,11 +37,14 @@ class GR00TPolicy(nn.Module):
         embodiment_tag: EmbodimentTag | str = EmbodimentTag.NEW_EMBODIMENT,
         modality_config: ModalityConfigs | None = None,
         denoising_steps: int | None = None,
+        guidance: float = 1.0,
     ) -> None:
         """Raises ToolkitError where the checkpoint has no such embodiment or another modality config of it.
 
         modality_config: what the robot's side believes, compared with the checkpoint's; None takes the checkpoint's.
-        denoising_steps: Euler steps of an action chunk; None takes the checkpoint's.
+        denoising_steps: Euler steps of an action chunk; None takes the checkpoint's. guidance: how far the actions
+        follow the instruction: 1 as trained, 0 as without an instruction, more than 1 beyond what was trained, for
+        checkpoints trained with augment.instruction_dropout (see ActionHead.sample).
         """
         super().__init__()
         self.model, self.processor = model, processor
@@ -49,6 +54,7 @@ class GR00TPolicy(nn.Module):
             check_same_modalities(modality_config, self.modality_configs, self.tag)
         own_steps = model.config.num_inference_timesteps
         self.denoising_steps = _check_steps(own_steps if denoising_steps is None else denoising_steps)
+        self.guidance = check_guidance(guidance)
         self._state_dims = {group.name: group.dim for group in processor.state_action.groups(self.tag, "state")}
         self.eval()
 
@@ -61,6 +67,7 @@ class GR00TPolicy(nn.Module):
         denoising_steps: int | None = None,
         torch_dtype: torch.dtype | str | None = None,
         verify: bool = False,
+        guidance: float = 1.0,
     ) -> GR00TPolicy:
         """Load a checkpoint folder (or hub id) onto the CPU; `.cuda()` moves it.
 
@@ -71,6 +78,7 @@ class GR00TPolicy(nn.Module):
         folder = resolve_folder(path)
         if verify:
             verify_manifest(folder)
+        check_guidance(guidance)
         read_config(folder)  # refuses another generation's checkpoint by name
         processor = Gr00tN1d7Processor.from_pretrained(folder)
         tag = find_tag(processor, embodiment_tag)
@@ -85,7 +93,7 @@ class GR00TPolicy(nn.Module):
         if len(dtypes) > 1:
             found = ", ".join(dtypes)
             raise ToolkitError(f"{folder} stores weights of several types ({found}): give torch_dtype=torch.bfloat16.")
-        return cls(model, processor, tag, modality_config, denoising_steps)
+        return cls(model, processor, tag, modality_config, denoising_steps, guidance)
 
     def compile_head(self, mode: str | None = None) -> GR00TPolicy:
         """Compile the action head (torch.compile; `mode` is its own), for shorter waits on the same actions up to
@@ -171,13 +179,15 @@ class GR00TPolicy(nn.Module):
             noise = torch.stack([torch.randn(self.noise_shape, generator=_seeded(own), dtype=dtype) for own in seed])
         elif seed is not None:
             generator = _seeded(seed)
-        samples = [self.processor.encode(step, self.tag, drop_state=drop_state) for step in steps]
+        asked = list(steps) if self.guidance == 1 else [*steps, *without_instructions(steps)]
+        samples = [self.processor.encode(step, self.tag, drop_state=drop_state) for step in asked]
         batch = self.processor.collate(samples)
         predicted = self.model.get_action(
             {name: value.to(self.device) for name, value in batch.items()},
             denoising_steps=_check_steps(self.denoising_steps if denoising_steps is None else denoising_steps),
             generator=generator,
             noise=noise,
+            guidance=self.guidance,
         )
         states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
         actions = self.processor.decode_action(predicted, self.tag, states)
@@ -207,6 +217,22 @@ def _check_steps(steps: int) -> int:
     if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise ToolkitError(f"denoising_steps must be a whole number of at least 1, not {steps!r}.")
     return int(steps)
+
+
+def without_instructions(steps: Sequence[Step]) -> list[Step]:
+    """The same moments, of which nothing was said: the second half of a batch under guidance."""
+    return [replace(step, text=NO_INSTRUCTION) for step in steps]
+
+
+def check_guidance(guidance: float) -> float:
+    """Refuse what is no number, NaN, infinite or negative."""
+    number = isinstance(guidance, Real) and not isinstance(guidance, bool)
+    if not number or not 0 <= guidance < math.inf:
+        raise ToolkitError(
+            f"guidance={guidance!r}: expected a number of at least 0: 1 acts as trained, more follows the instruction "
+            "further."
+        )
+    return float(guidance)
 
 
 def find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:

@@ -93,20 +93,22 @@ class Gr00tN1d7(PreTrainedModel):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         rtc: RealTimeChunking | None = None,
+        guidance: float = 1.0,
     ) -> Tensor:
         """Normalised actions (B, horizon of the checkpoint, max_action_dim) for a collated batch without actions.
 
         Noise is drawn on the CPU (from `generator` or PyTorch's own) in the features' dtype, so that a seed means the
-        same on every device.
+        same on every device. With a `guidance` other than 1 the inputs hold 2 B samples (see ActionHead.sample).
         """
         backbone = self.features(inputs)
         state, ids = inputs["state"].to(backbone.features.dtype), inputs["embodiment_id"]
         if noise is None:
-            shape = (len(ids), self.config.action_horizon, self.config.max_action_dim)
+            samples = len(ids) if guidance == 1 else len(ids) // 2
+            shape = (samples, self.config.action_horizon, self.config.max_action_dim)
             noise = torch.randn(shape, generator=generator, dtype=backbone.features.dtype)
         noise = noise.to(backbone.features)
         steps = denoising_steps or self.config.num_inference_timesteps
-        return self.action_head.sample(backbone, state, ids, noise, steps, rtc)
+        return self.action_head.sample(backbone, state, ids, noise, steps, rtc, guidance)
 
     # what is trained
 

@@ -184,6 +184,11 @@ class ClosedLoopConfig(EvaluationConfig):
             raise ToolkitError(
                 "render=none is for policy=expert, lure, random and replay; others need images: render=cpu."
             )
+        if self.guidance != 1 and (self.server is not None or self.policy != "checkpoint"):
+            raise ToolkitError(
+                f"guidance={self.guidance:g} is for checkpoint=FOLDER, which is asked here; others decide for "
+                "themselves. Leave it out."
+            )
         if self.server is not None and not _ADDRESS.fullmatch(self.server):
             raise ToolkitError(f"server={self.server}: write HOST:PORT, or ws://HOST:PORT of an openpi server.")
 

@@ -81,13 +81,13 @@ def command(info: dict[str, Any]) -> str:
         value = info.get("config", {}).get(name, default)
         if name not in (*given, "report_dir", "tracking") and value != default:
             given[name] = value
-    return shlex.join(["python", "evaluate_conflict.py", *(f"{k}={_written(v)}" for k, v in given.items())])
+    return shlex.join(["python", "evaluate_conflict.py", *(f"{k}={typed(v)}" for k, v in given.items())])
 
 
-def _written(value: Any) -> str:
+def typed(value: Any) -> str:
     """As it is typed on a command line."""
     if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
+        return f"[{','.join(map(typed, value))}]"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 

@@ -37,6 +37,7 @@ _FACTS = {
     "precision": "precision",
     "device": "on",
     "denoising_steps": "denoising steps:",
+    "guidance": "guidance",
 }
 _TEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}

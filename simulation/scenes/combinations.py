@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from gr00t.errors import ToolkitError, did_you_mean
 
 _REDRAWS = 50
+_NAME = re.compile(r"(?P<name>[A-Za-z]+)(?:_f(?P<combinations>\d+))?(?:_v(?P<values>\d+))?(?:_n(?P<episodes>\d+))?")
 
 Combination = tuple[str, ...]
 Values = Sequence[Sequence[str]]  # of every factor
@@ -22,28 +23,37 @@ Draw = Sequence[Combination]  # all that are possible, in random order
 
 @dataclass(frozen=True)
 class Strategy:
-    """name: of STRATEGIES; combinations and episodes: at most so many, None where the name does not say."""
+    """name: of STRATEGIES; combinations and episodes: at most so many, values: the first so many of each factor, which
+    then has no others; None where the name does not say."""
 
     name: str
     combinations: int | None = None
     episodes: int | None = None
+    values: int | None = None
 
     @property
     def text(self) -> str:
         """Its name as `read` takes it, without the number of episodes: what decides the combinations."""
-        return self.name if self.combinations is None else f"{self.name}_f{self.combinations}"
+        numbers = (("f", self.combinations), ("v", self.values))
+        return self.name + "".join(f"_{letter}{number}" for letter, number in numbers if number is not None)
 
     @classmethod
     def read(cls, text: str) -> Strategy:
         """A strategy by its name, or as published names have it: random_f12 is random with 12 combinations,
-        Lrandom_f50_n100 is L and then random up to 50, with 100 demonstrations."""
-        found = re.fullmatch(r"(?P<name>[A-Za-z]+)(?:_f(?P<combinations>\d+))?(?:_n(?P<episodes>\d+))?", text)
+        Lrandom_f50_n100 is L and then random up to 50, with 100 demonstrations; random_f6_v3 is random with 6
+        combinations of three values a factor."""
+        found = _NAME.fullmatch(text)
         if found is None or found["name"] not in STRATEGIES:
             hint = did_you_mean(found["name"] if found else text, STRATEGIES)
-            raise ToolkitError(f"strategy={text}: there is no such strategy.{hint} One of {', '.join(STRATEGIES)}.")
-        numbers = {name: int(found[name]) for name in ("combinations", "episodes") if found[name]}
+            raise ToolkitError(
+                f"strategy={text}: there is no such strategy.{hint} One of {', '.join(STRATEGIES)}, with numbers in "
+                "the order of random_f6_v3_n100 (combinations, values of a factor, episodes)."
+            )
+        numbers = {name: int(found[name]) for name in ("combinations", "values", "episodes") if found[name]}
         if 0 in numbers.values():
             raise ToolkitError(f"strategy={text}: at least one combination and one episode are needed.")
+        if numbers.get("values") == 1:
+            raise ToolkitError(f"strategy={text}: objects are told apart by two values of a factor or more (_v2).")
         return cls(found["name"], **numbers)
 
     def choose(

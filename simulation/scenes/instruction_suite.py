@@ -124,19 +124,30 @@ def default_strategy(split: str) -> str:
 
 
 @cache
+def values_of(split: str, strategy: str) -> dict[str, tuple[str, ...]]:
+    """The values that each factor of a split takes, by factor: all of FACTORS, or the first as many as the strategy
+    says (_v3). Whatever is recorded or played with the strategy, conflicts too, takes these only."""
+    factors, first = factors_of(split), Strategy.read(strategy).values
+    most = max(len(FACTORS[factor]) for factor in factors)
+    if first is not None and first > most:
+        raise ToolkitError(f"strategy={strategy}: a factor of {split} has {most} values at most, so up to _v{most}.")
+    return {factor: FACTORS[factor][:first] for factor in factors}
+
+
+@cache
 def combinations(split: str, strategy: str | None = None) -> tuple[list[Combination], list[Combination]]:
     """The combinations of the factors' values that are recorded, and the others; the same in every recording."""
-    factors = factors_of(split)
-    values = [FACTORS[factor] for factor in factors]
+    factors, strategy = factors_of(split), strategy or default_strategy(split)
+    values = list(values_of(split, strategy).values())
     every = list(itertools.product(*values))
     if {"verb", "object"} <= {*factors}:
         verb, shape = factors.index("verb"), factors.index("object")
         every = [each for each in every if suits(each[verb], each[shape])]
     late: list[Combination] = []
     if factors == ("verb", "size"):  # a verb recorded with both kinds of size has no conflict
-        small = random.Random(split).sample(VERBS, len(VERBS) // 2)
+        small = random.Random(split).sample(values[0], len(values[0]) // 2)
         late = [each for each in every if (each[0] in small) != (_kind(each[1]) == "small")]
-    chosen = Strategy.read(strategy or default_strategy(split)).choose(values, every, split, late)
+    chosen = Strategy.read(strategy).choose(values, every, split, late)
     recorded = frozenset(chosen)
     return chosen, [each for each in every if each not in recorded]
 
@@ -151,7 +162,8 @@ def sample_episode(
     often the target lies alone where its size is not said by comparison.
     """
     strategy = strategy or default_strategy(split)
-    factors, conflict = factors_of(split), _AS.get(part, part) == "conflict"
+    values, conflict = values_of(split, strategy), _AS.get(part, part) == "conflict"
+    factors = tuple(values)
     _check(split, part, strategy, no_distractor_prob)
     rng = random.Random(f"{split}/{part}/{seed}")
     first, second = (_conflict if conflict else _pair)(rng, split, strategy, part == "unseen")
@@ -162,7 +174,7 @@ def sample_episode(
         a, b = factors
         wanted = [{a: named[a], b: second[1]}, {a: second[0], b: named[b]}]
     if _SUPERLATIVES & {*first, *second}:
-        wanted.append(_medium(rng, verb, wanted))
+        wanted.append(_medium(rng, verb, wanted, values))
     if split == ALL and named["size"] in HALF_SIZE:
         alone = NO_DISTRACTOR_PROB if no_distractor_prob is None else no_distractor_prob
         wanted = wanted[:1] if rng.random() < alone else wanted
@@ -174,7 +186,7 @@ def sample_episode(
         strategy=strategy,
         instruction=sentence(named),
         named=named,
-        objects=_place(rng, verb, [wanted[i] for i in order]),
+        objects=_place(rng, verb, [wanted[i] for i in order], values),
         target=order.index(0),
         lure=order.index(1) if conflict else None,
     )
@@ -299,9 +311,9 @@ def _conflict(rng: random.Random, split: str, strategy: str, unseen: bool) -> tu
         verb = rng.choice(list(crossings))
         value = rng.choice(list(crossings[verb]))
         return (verb, value), (verb, rng.choice(crossings[verb][value]))
-    factors, pool = factors_of(split), combinations(split, strategy)[0]
+    pool = combinations(split, strategy)[0]
     named = rng.choice(pool)
-    for values in (zip(*pool, strict=True), [FACTORS[factor] for factor in factors]):
+    for values in (zip(*pool, strict=True), values_of(split, strategy).values()):
         every = itertools.product(*(dict.fromkeys(each) for each in values))
         instead = [each for each in every if _beside(split, named, each)]
         if instead:
@@ -326,21 +338,26 @@ def _crossings(split: str, strategy: str) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def _medium(rng: random.Random, verb: str, others: Sequence[dict[str, str]]) -> dict[str, str]:
+def _medium(
+    rng: random.Random, verb: str, others: Sequence[dict[str, str]], values: Mapping[str, tuple[str, ...]]
+) -> dict[str, str]:
     """A third object, neither the smallest nor the largest, and in every other factor that varies unlike both."""
     found = {"size": "medium"}
     for factor in sorted(others[0].keys() - {"size", "verb"}):
         taken = {other[factor] for other in others}
-        free = [value for value in FACTORS[factor] if value not in taken and suits(verb, value)]
+        free = [value for value in values[factor] if value not in taken and suits(verb, value)]
         found[factor] = rng.choice([v for v in free if factor != "spatial" or _has_room(verb, {*taken, v})])
     return found
 
 
-def _place(rng: random.Random, verb: str, wanted: Sequence[dict[str, str]]) -> tuple[Body, ...]:
+def _place(
+    rng: random.Random, verb: str, wanted: Sequence[dict[str, str]], values: Mapping[str, tuple[str, ...]]
+) -> tuple[Body, ...]:
     """The objects in the places that are named, or in any others, such that the verb can be done to each."""
     taken = {factors["spatial"] for factors in wanted if "spatial" in factors}
+    others = [cell for cell in CELLS if cell in values.get("spatial", CELLS) and cell not in taken]
     while True:
-        free = rng.sample([cell for cell in CELLS if cell not in taken], len(CELLS) - len(taken))
+        free = rng.sample(others, len(others))
         places = [factors.get("spatial") or free.pop() for factors in wanted]
         if _has_room(verb, places):
             break

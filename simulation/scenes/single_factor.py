@@ -13,7 +13,7 @@ from functools import cache
 
 from gr00t.errors import ToolkitError
 from simulation.scenes import instruction_suite as suite
-from simulation.scenes.instruction_suite import FACTORS, InstructedEpisode
+from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.verbs import suits
 
 PARTS = ("single_a", "single_b")
@@ -43,7 +43,7 @@ def sample_single(split: str, part: str, seed: int, strategy: str) -> Instructed
         for factors in wanted:
             del factors["spatial"]
     order = rng.sample(range(len(wanted)), len(wanted))
-    objects = suite._place(rng, verb, [wanted[i] for i in order])
+    objects = suite._place(rng, verb, [wanted[i] for i in order], suite.values_of(split, strategy))
     sentence = suite.sentence(named if silent != "object" or telling != "verb" else {**named, "object": "object"})
     return InstructedEpisode(split, part, seed, strategy, sentence, named, objects, order.index(0), None)
 
@@ -57,7 +57,7 @@ def _choices(split: str, strategy: str, telling: str, silent: str) -> list[tuple
     absolute = [each for each in recorded if silent != "size" or telling == "verb" or each["size"] in suite.HALF_SIZE]
     paired, found = suite._paired(split, strategy), []
     for named in absolute or recorded:
-        for value in FACTORS[factor] if factor != "size" else [_OTHER_SIZE[named["size"]]]:
+        for value in suite.values_of(split, strategy)[factor] if factor != "size" else [_OTHER_SIZE[named["size"]]]:
             if value == named[factor]:
                 continue
             verb = named.get("verb", suite.FIXED["verb"])
@@ -86,7 +86,13 @@ def other_sentence(episode: InstructedEpisode) -> str:
         has, lacks = (episode.target, other) if episode.lure is None or factor != second else (other, episode.target)
         if factor == "size":
             differs = episode.objects[has].size != episode.objects[lacks].size
-            named[factor] = _OTHER_SIZE[value] if differs else value
+            named[factor] = _other_size(episode, value) if differs else value
         elif factor != "verb":
             named[factor] = getattr(episode.objects[lacks], factor)
     return suite.sentence(named)
+
+
+def _other_size(episode: InstructedEpisode, word: str) -> str:
+    """The word of the same form, or the absolute one where the strategy's values lack that."""
+    said = suite.values_of(episode.split, episode.strategy)["size"]
+    return next(each for each in (_OTHER_SIZE[word], suite._KINDS[_OTHER_SIZE[word]]) if each in said)

@@ -1,0 +1,145 @@
+"""The points of a study: the product of its file's axes, and the launcher's tasks that lead to each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.slurm.launch_request import Request, Task, read
+from finetune.slurm.stages import STAGES
+from finetune.slurm.sweep import point_names
+from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import read_json
+from simulation.report.closed_loop_page import typed
+from toolkit.commands import COMMANDS
+from toolkit.composition import default_choices, read_yaml, unchanged_files
+from toolkit.declaration import flat, keys_of
+from toolkit.installation import CONFIG_DIR
+
+TRAINING_SEED = "train.seed"  # the axis over which rates are taken together
+NUMBERS, PAGE = "study.json", "study.html"
+_SECTIONS = ("meaning", "axes", "settings")
+_OF_ALL = {"stages": ",".join(STAGES), "mode": "closed_loop"}
+# Where what is made lies, and how many of the stages decide it: points that these do alike share it.
+_FOLDERS = {"raw_dir": ("recordings", 2), "data_dir": ("data", 2), "cache_dir": ("cache", 2), "run_dir": ("runs", 3)}
+_FOLDERS |= {"output_dir": ("checkpoints", 3), "report_dir": ("reports", 4)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """values: of each axis, as a command line takes them; evaluation: the task that all others of the point lead to."""
+
+    values: dict[str, str]
+    evaluation: Task
+
+    @property
+    def condition(self) -> tuple[str, ...]:
+        """Its values but the seed of training."""
+        return tuple(value for axis, value in self.values.items() if axis != TRAINING_SEED)
+
+
+@dataclass(frozen=True)
+class Study:
+    """folder: of everything; request: the tasks of all points, each once and behind those that it waits for."""
+
+    name: str
+    meaning: str
+    axes: dict[str, list[str]]
+    settings: dict[str, str]
+    folder: Path
+    points: list[Point]
+    request: Request
+
+
+def read_study(name: str, out: Path, more: Sequence[str] = ()) -> Study:
+    """The study of a file in configs/study, or of a path; `more`: arguments for every command.
+
+    Raises ToolkitError for what a file may not hold, for keys that no command has, and where `out` holds the study with
+    other settings.
+    """
+    path = Path(name) if name.endswith(".yaml") else CONFIG_DIR / "study" / f"{name}.yaml"
+    if not path.is_file():
+        known = [file.stem for file in (CONFIG_DIR / "study").glob("*.yaml")]
+        raise ToolkitError(f"There is no study {name}.{did_you_mean(name, known)} Or give the path of your FILE.yaml.")
+    content = read_yaml(path)
+    axes, settings = _checked(content, path)
+    folder = out / path.stem
+    _refuse_other_settings(folder / NUMBERS, settings)
+    chosen = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    requests = []
+    with unchanged_files():
+        for values, folders in zip(chosen, _folders(folder, chosen), strict=True):
+            given = {**_OF_ALL, **settings, **folders, **values, "runs_dir": f"{folder}/runs"}
+            try:
+                requests.append(read([*(f"{name}={value}" for name, value in given.items()), *more]))
+            except ToolkitError as error:
+                raise ToolkitError(f"{path}: {error}") from None
+    request, evaluations = _merged(requests)
+    points = [Point(values, task) for values, task in zip(chosen, evaluations, strict=True)]
+    return Study(path.stem, str(content.get("meaning", "")), axes, settings, folder, points, request)
+
+
+def _checked(content: Mapping[str, Any], path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The axes and the settings of a file."""
+    for name in content:
+        if name not in _SECTIONS:
+            raise ToolkitError(f'{path}: there is no "{name}" in a study.{did_you_mean(name, _SECTIONS)}')
+    axes, settings = content.get("axes"), content.get("settings") or {}
+    if not axes or not isinstance(axes, dict) or not isinstance(settings, dict):
+        raise ToolkitError(
+            f"{path}: axes and settings hold lines of KEY: VALUE, axes one at least: train.seed: [0, 1]."
+        )
+    for name, values in axes.items():
+        axes[name] = texts = [typed(value) for value in values] if isinstance(values, list) else []
+        if not texts or len({*texts}) < len(texts) or any("," in text for text in texts):
+            raise ToolkitError(f"{path}: axes: {name} takes a list of different values, as [0, 1].")
+    given = {name: typed(value) for name, value in flat(settings).items()}
+    for name in given:
+        if name in (*axes, *_OF_ALL, *_FOLDERS):
+            raise ToolkitError(f"{path}: settings: {name} is an axis, or set by the study. Leave it out.")
+    return axes, given
+
+
+def _refuse_other_settings(numbers: Path, settings: Mapping[str, str]) -> None:
+    before = read_json(numbers).get("settings", {}) if numbers.is_file() else settings
+    changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    if changed:
+        said = ", ".join(f"{name}={before.get(name)} (now {settings.get(name)})" for name in changed)
+        raise ToolkitError(
+            f"{numbers.parent}: holds this study with {said}, and its points would not compare. Choose another "
+            f"out=FOLDER, or remove {numbers} if they do."
+        )
+
+
+def _folders(folder: Path, chosen: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The folders of each point."""
+    found: list[dict[str, str]] = [{} for _ in chosen]
+    for key, (place, count) in _FOLDERS.items():
+        own = [a for a in chosen[0] if count == len(STAGES) or any(_knows(stage, a) for stage in STAGES[:count])]
+        for folders, mark in zip(found, point_names(chosen, own), strict=True):
+            folders[key] = str(folder / place / (mark or "all"))
+    return found
+
+
+def _knows(stage: str, name: str) -> bool:
+    owner, _, own = name.partition(".")
+    known = {*keys_of(COMMANDS[stage].config), *default_choices(stage, CONFIG_DIR)}
+    return name in known or (owner == stage and own in known)
+
+
+def _merged(requests: Sequence[Request]) -> tuple[Request, list[Task]]:
+    """One request for all points, in which each task is there once; and the evaluation of each point."""
+    made: dict[tuple[Any, ...], Task] = {}
+    evaluations = []
+    for request in requests:
+        same: dict[Task, Task] = {}
+        for task in request.tasks:
+            same[task] = known = made.setdefault((task.stage, *sorted(task.arguments.items())), task)
+            before = [] if known is task else known.after
+            known.after = list(dict.fromkeys([*before, *(same[other] for other in task.after)]))
+        evaluations.append(known)
+    tasks = sorted(made.values(), key=lambda task: (STAGES.index(task.stage), task.share is None))
+    return Request(requests[0].launch, tasks, requests[0].notes), evaluations

@@ -1,0 +1,283 @@
+"""A study: every point of a grid is recorded, trained and evaluated once, what fails is said, and a page shows all."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from outcomes import acted, evaluation
+from simulator import needs_simulator
+
+from gr00t.errors import ToolkitError
+from simulation.report.closed_loop_report import write_report
+from simulation.report.shares import Share
+from simulation.scenes.instruction_suite import InstructedEpisode
+from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
+from simulation.study import study_run
+from simulation.study.__main__ import main, read
+from simulation.study.grid import Study, read_study
+from simulation.study.study_page import draw, over_trainings
+from simulation.study.study_run import Standing, command_of
+from toolkit.command_line import stop_signals
+from toolkit.installation import CONFIG_DIR
+
+LOCAL = ["local=none"]
+SMALL: dict[str, Any] = {
+    "meaning": "A study of a test.",
+    "axes": {"dataset.conflict_share": [0, 0.1], "train.seed": [0, 1], "guidance": [1, 2]},
+    "settings": {
+        **{"split": "instruction/color_object", "strategy": "random_f6_v3", "experiment": "demo", "tracking": "none"},
+        **{"record": {"part": "train", "episodes": 3}, "evaluate": {"episodes": 5}},
+    },
+}
+
+
+def written(folder: Path, **changes: Any) -> str:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **changes}))
+    return str(path)
+
+
+def study(folder: Path, base: Path, axes: dict[str, list[Any]] | None = None, **settings: Any) -> Study:
+    given = {**SMALL["settings"], "model.base": str(base), **settings}
+    return read_study(written(folder, axes=axes or SMALL["axes"], settings=given), folder / "out", LOCAL)
+
+
+def folders(tasks: list[Any], name: str) -> set[str]:
+    return {Path(getattr(task.config, name)).name for task in tasks}
+
+
+def test_points_share_what_they_record_and_train_alike(tmp_path: Path, tiny_base: Path) -> None:
+    found = study(tmp_path, tiny_base)
+    tasks = {stage: found.request.of_stage(stage) for stage in ("record", "prepare", "finetune", "evaluate")}
+    assert {stage: len(of) for stage, of in tasks.items()} == {"record": 2, "prepare": 1, "finetune": 4, "evaluate": 8}
+    assert {task.config.part for task in tasks["record"]} == {"train", "train_conflict"}
+    (prepare,) = tasks["prepare"]
+    assert {*prepare.after} == {*tasks["record"]} and folders(tasks["record"], "out") == {"all"}
+    assert all(task.after == [prepare] for task in tasks["finetune"])
+    assert folders(tasks["finetune"], "run_dir") == {
+        f"conflict_share_{s}-seed_{n}" for s in ("0", "0.1") for n in (0, 1)
+    }
+    assert len(folders(tasks["evaluate"], "report_dir")) == 8 and folders(tasks["evaluate"], "checkpoint") == folders(
+        tasks["finetune"], "output_dir"
+    )
+    for point in found.points:
+        config, (tuned,) = point.evaluation.config, point.evaluation.after
+        assert (config.guidance, config.episodes, config.mode) == (float(point.values["guidance"]), 5, "closed_loop")
+        assert config.split.name == tuned.config.split.name == "instruction/color_object"
+        assert tuned.config.train.seed == int(point.values["train.seed"])
+
+
+def test_recordings_differ_where_an_axis_is_of_theirs(tmp_path: Path, tiny_base: Path) -> None:
+    given = {name: value for name, value in SMALL["settings"].items() if name != "strategy"}
+    axes = {"strategy": ["diagonal_v3", "L_v3"], "train.seed": [0, 1]}
+    path = written(tmp_path, axes=axes, settings={**given, "model.base": str(tiny_base)})
+    found = read_study(path, tmp_path / "out", LOCAL)
+    records = found.request.of_stage("record")
+    assert {(task.config.strategy, Path(task.config.out).name) for task in records} == {
+        *(("diagonal_v3", "strategy_diagonal_v3"), ("L_v3", "strategy_L_v3")),
+    }
+    assert len(found.request.of_stage("prepare")) == 2 and len(found.request.of_stage("finetune")) == 4
+    assert [point.condition for point in found.points] == [("diagonal_v3",), ("diagonal_v3",), ("L_v3",), ("L_v3",)]
+
+
+@pytest.mark.parametrize("name", ["strategy", "conflict_share"])
+def test_the_studies_that_ship_are_of_three_values_and_two_trainings(name: str, tmp_path: Path) -> None:
+    content = yaml.safe_load((CONFIG_DIR / "study" / f"{name}.yaml").read_text())
+    first = {axis: values[-1:] for axis, values in content["axes"].items()}
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**content, "axes": first}))
+    (point,) = read_study(str(path), tmp_path / "out", LOCAL).points
+    (tuned,) = point.evaluation.after
+    assert tuned.config.model.name == "scratch" and "_v3" in f"{content}" and content["axes"]["train.seed"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"axis": {}}, 'no "axis" in a study'),
+        ({"axes": {}}, "axes and settings hold lines"),
+        ({"axes": {"train.seeds": [0]}}, r'small.yaml: .*no key "train.seeds". Did you mean "train.seed"'),
+        ({"axes": {"train.seed": 3}}, "train.seed takes a list"),
+        ({"axes": {"train.seed": [1, 1]}}, "train.seed takes a list of different values"),
+        ({"axes": {"split.instruction": ["a,b"]}}, "takes a list of different values"),
+        ({"axes": {"train.seed": [-1]}}, "train.seed=-1"),
+        ({"settings": {"run_dir": "here"}}, "run_dir is an axis, or set by the study"),
+        ({"settings": {"guidance": 2}}, "guidance is an axis, or set by the study"),
+        ({"settings": {"evaluate": {"episode": 3}}}, 'no key "evaluate.episode"'),
+        ({"settings": ["a"]}, "axes and settings hold lines"),
+    ],
+)
+def test_a_file_that_says_what_no_command_takes_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match=said):
+        read_study(written(tmp_path, **changes), tmp_path / "out", LOCAL)
+
+
+def test_names_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match=r'There is no study strategie.*Did you mean "strategy"'):
+        read_study("strategie", tmp_path)
+    with pytest.raises(ToolkitError, match="A study has one name"):
+        read(["local=none"])
+    with pytest.raises(ToolkitError, match='no key "minute"'):
+        read(["local=none", "tiny", "minute=3"])
+    assert read(["tiny", "local=none", "minutes=3"])[1:] == (read(["tiny", "minutes=3"])[1], ["local=none"])
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_fails_is_noted_with_its_reason_and_the_rest_is_tried(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One batch does not divide, which is seen before anything runs; the other points' recordings have no place."""
+    axes = {"train.micro_batch_size": [3, 4], "train.seed": [0, 1]}
+    found = study(tmp_path, tiny_base, axes, **{"train.global_batch_size": 4})
+    standing = Standing(found, 1)
+    assert [standing.failure(point) is not None for point in found.points] == [True, True, False, False]
+    (tmp_path / "out/small").mkdir(parents=True)
+    (tmp_path / "out/small/recordings").write_text("no folder")
+    with pytest.raises(ToolkitError, match=r"4 of 4 points failed, the first for this: train.global_batch_size=4"):
+        main(read([str(tmp_path / "small.yaml"), *LOCAL, f"out={tmp_path}/out"]))
+    numbers = json.loads((tmp_path / "out/small/study.json").read_text())
+    states = [point["state"] for point in numbers["points"]]
+    assert all("micro_batch_size" in state for state in states[:2])
+    assert all(state.startswith("record: ") and "logs/" in state for state in states[2:])
+    assert "0 of 4 points are done" in capsys.readouterr().out
+
+
+def test_a_cluster_is_given_each_stage_as_an_array(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study(tmp_path, tiny_base, {"dataset.conflict_share": [0, 0.1]}, **{"cluster.gpus_per_node": 1})
+    main(read([str(tmp_path / "small.yaml"), *LOCAL, f"out={tmp_path}/out", "where=slurm", "dry_run=true"]))
+    printed = capsys.readouterr().out
+    scripts = printed.split("# ===== job script of ")[1:]
+    assert [script.count("--array=0-1") for script in scripts] == [1, 0, 1, 1]  # record, prepare, finetune, evaluate
+    assert "waits for" in scripts[1] and "nothing was submitted or written" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_command_is_begun_when_the_time_is_over(tmp_path: Path, tiny_base: Path) -> None:
+    found = study(tmp_path, tiny_base)
+    standing = Standing(found, 1)
+    study_run.run_here(standing, 0, lambda: pytest.fail("something ran"))
+    assert len(standing.all_left()) == 15 and not (tmp_path / "out/small/recordings").exists()
+
+
+def test_what_is_left_is_estimated_by_the_same_stages(tmp_path: Path, tiny_base: Path) -> None:
+    standing = Standing(study(tmp_path, tiny_base), 1)
+    assert standing.estimate().startswith("15 commands left, an unknown time to record and prepare and finetune")
+    standing.seconds = {"record": [10, 20], "prepare": [5], "finetune": [100], "evaluate": [50]}
+    assert standing.estimate() == "15 commands left, about 0:13:55"  # 2 x 15 + 5 + 4 x 100 + 8 x 50 s
+    tuned = standing.study.request.of_stage("finetune")[0]
+    assert "--nproc_per_node=2" in command_of(tuned, 2) and "--nproc_per_node=2" not in command_of(tuned, 1)
+    standing.done.add(tuned)  # what led to it is not needed again
+    assert standing.left(standing.study.points[0]) == [standing.study.points[0].evaluation]
+
+
+def test_a_signal_reaches_the_command_and_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_run, "LOOK", 0.1)
+    code = "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7)); "
+    code += "print(1, flush=True); time.sleep(60)"
+    log = tmp_path / "log"
+
+    def ask() -> None:
+        while not (log.is_file() and log.read_text()):
+            pass
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with stop_signals():
+        threading.Thread(target=ask, daemon=True).start()
+        assert study_run._status([sys.executable, "-c", code], log) == 7
+
+
+def test_other_settings_do_not_mix_with_what_is_there(tmp_path: Path, tiny_base: Path) -> None:
+    found = study(tmp_path, tiny_base)
+    draw(found, Standing(found, 1))
+    study(tmp_path, tiny_base, {"train.seed": [0, 1, 2]})  # more points may be added
+    with pytest.raises(ToolkitError, match=r"record.episodes=3 \(now 4\).*Choose another out=FOLDER"):
+        study(tmp_path, tiny_base, record={"part": "train", "episodes": 4})
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def drawn(tmp_path: Path, base: Path) -> tuple[Study, Standing]:
+    """Two strategies with two trainings each, of which three are evaluated."""
+    given = {name: value for name, value in SMALL["settings"].items() if name != "strategy"}
+    axes = {"strategy": ["diagonal_v3", "L_v3"], "train.seed": [0, 1]}
+    path = written(tmp_path, axes=axes, settings={**given, "model.base": str(base)})
+    found = read_study(path, tmp_path / "out", LOCAL)
+    standing = Standing(found, 1)
+    for point, successes in zip(found.points, (9, 5, 2), strict=False):
+
+        def chooses(episode: InstructedEpisode, _: random.Random, successes: int = successes) -> int | None:
+            """Of ten episodes the target in so many; in conflict the lure in all others but one."""
+            number = episode.seed - FIRST_EVALUATION_SEED
+            return episode.target if number < successes else episode.lure if number < 9 else None
+
+        outcomes = acted("instruction/color_object", ("seen", "conflict"), 10, chooses)
+        folder = Path(point.evaluation.config.report_folder)
+        write_report(evaluation(outcomes, split="instruction/color_object", instruction=None), folder)
+        standing.done.add(point.evaluation)
+    standing.failed[found.points[3].evaluation] = "finetune: no room (all of it: log)"
+    draw(found, standing)
+    return found, standing
+
+
+def test_the_page_shows_each_point_and_takes_trainings_together(tmp_path: Path, tiny_base: Path) -> None:
+    found, _ = drawn(tmp_path, tiny_base)
+    numbers, page = (tmp_path / "out/small/study.json"), (tmp_path / "out/small/study.html").read_text()
+    data = json.loads(numbers.read_text())
+    assert (data["kind"], data["axes"]) == ("study", found.axes)
+    assert [point["rates"]["success, seen"]["count"] for point in data["points"][:3]] == [9, 5, 2]
+    assert data["points"][3]["state"].startswith("finetune: no room") and data["points"][3]["failed"]
+    both, single = (condition["rates"]["success, seen"] for condition in data["conditions"])
+    assert (both["value"], both["n"], both["trainings"]) == (0.7, 20, 2)
+    assert both["low"] == Share(5, 10).low and both["high"] == Share(9, 10).high
+    assert (single["value"], single["trainings"]) == (0.2, 1)
+    fdr = data["conditions"][0]["rates"]["FDR of color against object"]
+    assert (fdr["value"], fdr["n"]) == (14 / 18, 18)
+    assert "By strategy" in page and "strategy diagonal_v3" in page and "no room" in page and "3 of 4 points" in page
+    assert page.count("closed_loop.html") == 3
+
+
+def test_one_more_training_is_expected_where_those_before_may_lie() -> None:
+    rate = over_trainings([Share(3, 10), Share(8, 10), Share(0, 0)])
+    assert (rate.value, rate.low, rate.high) == (11 / 20, 0.0, 1.0)
+    assert str(over_trainings([Share(5, 10)])) == "50 % (24 to 76 %, one training)"
+
+
+@needs_simulator
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_the_tiny_study_runs_from_nothing_to_its_page_and_is_then_done(
+    renderer: None, tiny_base: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load((CONFIG_DIR / "study/tiny.yaml").read_text())
+    content["settings"]["model.base"] = str(tiny_base)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "simulation.study", str(path), "local=none", f"out={tmp_path}/out"]
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    data = json.loads((tmp_path / "out/tiny/study.json").read_text())
+    assert [point["state"] for point in data["points"]] == ["done", "done"]
+    assert {name: len(of) for name, of in data["seconds"].items()} == dict.fromkeys(
+        ("record", "prepare", "finetune", "evaluate"), 2
+    )
+    assert data["points"][0]["rates"]["success, unseen"]["n"] == 1
+    shutil.rmtree(tmp_path / "out/tiny/recordings")
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert "2 of 2 points are done, 0 commands left" in again.stdout and not (tmp_path / "out/tiny/recordings").exists()
