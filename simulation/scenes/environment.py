@@ -2,8 +2,9 @@
 
 Importing this module registers it with ManiSkill. One environment per process, physics on the CPU. A reset with a seed
 builds the suite's `sample(split, part, seed, strategy)`: these say everything about an episode, and its first state is
-the same bit for bit. options={"episode": EPISODE} builds that one, with the seed's start of the arm. PhysX remembers contacts of earlier episodes, which changes motions a little; with
-options=REBUILD (1 s) the whole scene is new and motions too are the same bit for bit."""
+the same bit for bit. options={"episode": EPISODE} builds that one, the arm as the seed has it. PhysX remembers
+contacts of earlier episodes, which changes motions a little; with options=REBUILD (1 s) the whole scene is new and
+motions too are the same bit for bit."""
 
 from __future__ import annotations
 
