@@ -29,7 +29,7 @@ from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.sampler import Stream, generator
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.stored_arrays import KEYS
-from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing
 from gr00t.file_replacement import open_to_others, unsound, whole_folder, write_checksum, write_json
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
@@ -69,9 +69,6 @@ class ProbeSet:
     states: np.ndarray
     toward: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.probes)
-
     def write(self, folder: Path, facts: dict[str, Any]) -> None:
         """The set and what else is to be said of it, as a folder that appears whole."""
         with whole_folder(folder) as aside:
@@ -101,26 +98,24 @@ class ProbeSet:
                 raise ValueError("its scenes are not as many as those of its arrays")
             return cls(str(found["split"]), probes, arrays, states, toward)
 
-    def check_robot(self, configs: ModalityConfigs, sizes: dict[str, tuple[int, ...]]) -> None:
-        """Refuse a robot that is shown, or does, something else than the simulated Panda, and images of another size
-        than the training's: sizes, (H, W, 3) by camera."""
-        for modality, names in (("video", self.images), ("state", GROUPS)):
-            for name in configs[modality].modality_keys:
-                if name not in names or configs[modality].delta_indices != [0]:
-                    hint = did_you_mean(name, names)
-                    raise ToolkitError(
-                        f'train.probes: the policy\'s {modality} "{name}" at the frames '
-                        f"{configs[modality].delta_indices} is not in the probes, which have the present frame of "
-                        f"{', '.join(names)}.{hint} Leave train.probes out."
-                    )
+    def check_robot(self, configs: ModalityConfigs, height: int | None = None) -> None:
+        """Refuse a robot that is shown or does something else than the simulated Panda, and images that are not as high
+        (pixels) as the dataset's."""
+        for modality, names in (("video", list(self.images)), ("state", list(GROUPS))):
+            config = configs[modality]
+            if not set(config.modality_keys) <= set(names) or config.delta_indices != [0]:
+                raise ToolkitError(
+                    f"train.probes: the policy's {modality} is {', '.join(config.modality_keys)} at the frames "
+                    f"{config.delta_indices}, but that of probes {', '.join(names)} at [0]. Leave train.probes out."
+                )
         if ARM not in configs["action"].modality_keys:
             raise ToolkitError(f'train.probes: the policy has no action "{ARM}" (7 joint targets). Leave it out.')
-        for name, size in sizes.items():
-            if self.images[name].shape[1:] != size:
-                raise ToolkitError(
-                    f"train.probes: its images are {self.images[name].shape[1]} pixels high, those of the dataset "
-                    f"{size[0]}. Make probes of that size: python -m simulation.probes image_size={size[0]} ..."
-                )
+        high = min(len(images[0]) for images in self.images.values())
+        if height not in (None, high):
+            raise ToolkitError(
+                f"train.probes: its images are {high} pixels high, the dataset's {height}. Make probes of that size: "
+                f"python -m simulation.probes split={self.split} image_size={height} out=FOLDER"
+            )
 
     def step(self, index: int, configs: ModalityConfigs) -> Step:
         """What a policy is shown of a scene."""
@@ -135,16 +130,17 @@ class ProbeSet:
         """(N,) int64: the index of the object that each chunk (N, H, 7), joint targets (rad), heads for; -1: none."""
         steps = min(chunks.shape[1], self.toward.shape[2])
         here = self.states[:, None, :7].astype(np.float64)
-        moved = (chunks[:, :steps] - here).reshape(len(self), 1, -1)  # (N, 1, steps x 7)
-        ways = (self.toward[:, :, :steps] - here[:, None]).reshape(len(self), self.toward.shape[1], -1)
+        moved = (chunks[:, :steps] - here).reshape(len(here), 1, -1)  # (N, 1, steps x 7)
+        ways = (self.toward[:, :, :steps] - here[:, None]).reshape(len(here), self.toward.shape[1], -1)
         along = (moved * ways).sum(-1) / np.linalg.norm(ways, axis=-1)  # (N, K): rad, NaN where there is no object
         nearest = np.nanargmax(along, axis=1)
-        row = np.arange(len(self))
+        row = np.arange(len(here))
         decided = along[row, nearest] >= LEAST * np.linalg.norm(ways, axis=-1)[row, nearest]
         return np.where(decided, nearest, -1)
 
     def measures(self, headings: np.ndarray) -> dict[str, float]:
-        """Sensitivities, target, preference and undecided by name, "probes/...", of the headings (N,)."""
+        """Of the headings (N,), by name: "probes/sensitivity_<change>", and "probes/heads_for_target", "..._none" (the
+        policy is undecided) and "..._target_not_lure" (the preference, where there is one)."""
         found = dict[str, float]()
         changes = np.array([probe.change or "" for probe in self.probes])
         conflict, target = (np.array([getattr(p, name) for p in self.probes]) for name in ("conflict", "target"))
@@ -153,12 +149,12 @@ class ProbeSet:
         for change in dict.fromkeys(changes[changes != ""].tolist()):
             found[f"{PREFIX}sensitivity_{change}"] = float(flipped[changes == change].mean())
         first = changes == ""
-        found[f"{PREFIX}target"] = float((headings == target)[first & ~conflict].mean())
+        found[f"{PREFIX}heads_for_target"] = float((headings == target)[first & ~conflict].mean())
         lure = np.array([probe.other for probe in self.probes])
         by_cue = first & conflict & ((headings == target) | (headings == lure))
         if by_cue.any():
-            found[f"{PREFIX}preference"] = float((headings == target)[by_cue].mean())
-        return found | {f"{PREFIX}undecided": float((headings < 0).mean())}
+            found[f"{PREFIX}heads_for_target_not_lure"] = float((headings == target)[by_cue].mean())
+        return found | {f"{PREFIX}heads_for_none": float((headings < 0).mean())}
 
 
 @dataclass(eq=False)
@@ -172,7 +168,7 @@ class ProbePredictor:
     batch_size: int
 
     def __post_init__(self) -> None:
-        configs, every = self.processor.modality_config(self.tag), range(len(self.probes))
+        configs, every = self.processor.modality_config(self.tag), range(len(self.probes.probes))
         self._batches = [every[first : first + self.batch_size] for first in every[:: self.batch_size]]
         self._steps = [self.probes.step(index, configs) for index in every]
         self._features: list[dict[str, torch.Tensor]] | None = None

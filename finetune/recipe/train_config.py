@@ -27,7 +27,7 @@ from toolkit.shared_keys import (
 )
 
 PROBES, PROBES_FORMAT = "probes.json", 1  # what finetune.open_loop.probe_set writes beside its arrays
-PROBES_AGAIN = "Make it again: python -m simulation.probes split=... out=FOLDER overwrite=true."
+PROBES_AGAIN = "Remove it, and make it again: python -m simulation.probes split=... out=FOLDER"
 
 
 @dataclass(frozen=True)

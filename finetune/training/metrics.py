@@ -168,8 +168,8 @@ def read_probes(config: FinetuneConfig, dataset: TrainingDataset, engine: Engine
     if config.train.probes is None:
         return None
     probes, processor, tag = ProbeSet.read(Path(config.train.probes)), dataset.processor, dataset.tag
-    images = dataset.reader.step(dataset.reader.layout.episodes[0].index, 0).images
-    probes.check_robot(dataset.reader.configs, {name: frames.shape[1:] for name, frames in images.items()})
+    shown = dataset.reader.step(dataset.reader.layout.episodes[0].index, 0).images
+    probes.check_robot(dataset.reader.configs, next(iter(shown.values())).shape[1])
     return ProbePredictor(probes, processor, tag, config.train.seed, per_forward(config, engine))
 
 

@@ -1,6 +1,4 @@
-"""What a policy is shown when an episode begins, and where the expert would go from there; nothing is played.
-
-A worker process, or a script, makes one Photographer and shows it any number of scenes of one split."""
+"""What a policy is shown when an episode begins, and where the expert would go from there; nothing is played."""
 
 from __future__ import annotations
 
@@ -16,16 +14,13 @@ from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.plate_suite import Episode
 from simulation.scenes.suites import suite_of
 
-STEPS = 32  # of the expert's way to an object, 1/20 s each: no policy of the suites is compared over more
+STEPS = 32  # of the expert's way to an object, 1/20 s each
 
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """The start of an episode.
-
-    images: by key of CAMERAS, (H, W, 3) uint8 RGB. state: (8,) float32, 7 joints (rad) and gripper width (m). toward:
-    (objects, STEPS, 7) float32, joint targets (rad) with which the expert would begin to act on each object.
-    """
+    """The start of an episode. images: by key of CAMERAS, (H, W, 3) uint8 RGB. state: (8,) float32, 7 joints (rad) and
+    gripper width (m). toward: (objects, STEPS, 7) float32, the expert's first joint targets (rad) for each object."""
 
     images: dict[str, np.ndarray]
     state: np.ndarray
@@ -33,7 +28,7 @@ class FirstFrame:
 
 
 class Photographer:
-    """An environment that builds scenes and looks at them."""
+    """An environment that builds scenes of a split and looks at them; one per process."""
 
     def __init__(self, split: str, *, image_size: int = 224, render: str = "cpu") -> None:
         env = make_env(split, suite_of(split).evaluated[0], image_size=image_size, render=render)
@@ -55,7 +50,7 @@ def first_frames(
     split: str, part: str, seeds: Iterable[int], *, strategy: str | None = None, image_size: int = 224
 ) -> Iterator[tuple[Episode | InstructedEpisode, FirstFrame]]:
     """The episodes of these seeds of a part, each with its start; rendered in this process."""
-    photographer, sample = Photographer(split, image_size=image_size), suite_of(split).sample
+    photographer = Photographer(split, image_size=image_size)
     for seed in seeds:
-        episode = sample(split, part, seed, strategy)
+        episode = suite_of(split).sample(split, part, seed, strategy)
         yield episode, photographer.show(episode)
