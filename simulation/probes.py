@@ -62,7 +62,7 @@ def make_probes(config: ProbesConfig) -> ProbeSet:
     """Render the scenes and write the set, which does not depend on the number of workers."""
     require_simulator()
     require_rendering(config.render)
-    groups = list[list[tuple[PairedScene, FirstFrame]]]()
+    groups: list[list[tuple[PairedScene, FirstFrame]]] = []
     with progress_bar(NOTE, unit="pairs") as bar, one_thread_each(), worker_pool(config.workers) as pool:
         task = bar.add_task(config.split.name, total=config.pairs, note="")
         try:

@@ -189,12 +189,17 @@ class ProbePredictor:
         for number, batch in enumerate(self._batches):
             if not proceed(batch[0]):
                 return None
-            steps, processor = [self._steps[index] for index in batch], self.processor
-            if self._features is None:
-                inputs = processor.collate([processor.encode(step, self.tag) for step in steps])
-            else:
-                inputs = processor.collate_robot([processor.encode_robot(step, self.tag) for step in steps])
-                inputs |= self._features[number]
-            noise = [generator(self.seed, Stream.NOISE, self.probes.probes[index].first, 0) for index in batch]
-            chunks.append(predicted_actions(model, processor, self.tag, inputs, steps, noise)[ARM])
+            chunks.append(self.chunks(model, number))
         return self.probes.measures(self.probes.headings(np.concatenate(chunks)))
+
+    def chunks(self, model: Gr00tN1d7, number: int) -> np.ndarray:
+        """The joint targets (B, H, 7), rad, in the scenes of one batch."""
+        batch, processor = self._batches[number], self.processor
+        steps = [self._steps[index] for index in batch]
+        if self._features is None:
+            inputs = processor.collate([processor.encode(step, self.tag) for step in steps])
+        else:
+            inputs = processor.collate_robot([processor.encode_robot(step, self.tag) for step in steps])
+            inputs |= self._features[number]
+        noise = [generator(self.seed, Stream.NOISE, self.probes.probes[index].first, 0) for index in batch]
+        return predicted_actions(model, processor, self.tag, inputs, steps, noise)[ARM]
