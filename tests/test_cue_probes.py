@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from test_training import config, trained
 from benchmarks.cue_probes import agreement, closed_loop, spearman
 from conflict_panda_config import MODALITY_CONFIG
 from finetune.open_loop.probe_set import ARRAYS, Probe, ProbePredictor, ProbeSet
+from finetune.report.__main__ import main, read
 from finetune.training import dataloader
 from finetune.training.metrics import Validation
 from finetune.training.train import finetune
@@ -28,6 +32,7 @@ from simulation.closed_loop import Evaluation
 from simulation.probes import FIRST_SEED
 from simulation.scenes.paired_scenes import PairedScene, paired_scenes
 from simulation.scenes.suites import SUITES, suite_of
+from toolkit.installation import CHECKOUT
 
 SENTENCES = ("pick up the color-matching object", "pick up the object-matching object")
 EVERY = [split for suite in SUITES for split in suite.splits]
@@ -185,6 +190,14 @@ def test_probes_are_measured_and_change_no_bit_of_the_training(
     assert all(0 <= value <= 1 for line in measured for value in line.values())
 
 
+def test_the_page_of_a_run_shows_the_curves_and_says_that_they_are_unproven(probed: Path) -> None:
+    main(read(["local=none", str(probed / "run"), f"reports_dir={probed}"]))
+    page = (probed / "run" / "report.html").read_text()
+    for shown in ("sensitivity in cue probes, unproven", "sensitivity color", "heads for target"):
+        assert shown in page
+    assert page.count("has not been shown yet") == 2
+
+
 @pytest.mark.parametrize("then", [True, False], ids=["removed", "added"])
 def test_a_run_resumes_whether_the_key_is_added_or_removed(
     then: bool, probed: Path, small_data: Path, tiny_base: Path, folder: Path, tmp_path: Path
@@ -315,6 +328,8 @@ def photographer(renderer: None) -> Any:
 def test_images_differ_only_where_the_objects_are_and_the_arm_is_the_same(photographer: Any) -> None:
     from mani_skill.utils.structs.pose import Pose
 
+    from data_prep.maniskill import CAMERAS
+
     def regions(episode: Any) -> dict[str, np.ndarray]:
         """Where objects and their shadows are: what changes when they are taken away."""
         there = photographer.show(episode).images
@@ -322,8 +337,6 @@ def test_images_differ_only_where_the_objects_are_and_the_arm_is_the_same(photog
             body.set_pose(Pose.create_from_pq([[0.0, 0.0, -50.0]]))
         empty = photographer.task.look()
         return {key: (there[key] != empty[sensor]).any(-1) for key, sensor in CAMERAS.items()}
-
-    from data_prep.maniskill import CAMERAS
 
     for first, *others in paired_scenes("instruction/color_object", FIRST_SEED, None, SENTENCES):
         before, own = photographer.show(first.episode), regions(first.episode)
@@ -339,8 +352,6 @@ def test_images_differ_only_where_the_objects_are_and_the_arm_is_the_same(photog
 
 @needs_simulator
 def test_the_experts_own_ways_are_told_apart_in_whatever_style(photographer: Any) -> None:
-    import random
-
     from simulation.scenes.expert import drawn_style
 
     found, meant = [], []
@@ -352,3 +363,30 @@ def test_the_experts_own_ways_are_told_apart_in_whatever_style(photographer: Any
         found.append(int(one.headings(ways)[0]))
         meant.append(goal)
     assert found == meant
+
+
+@needs_simulator
+@pytest.mark.long
+@pytest.mark.parametrize("split", ["color_object", "instruction/verb_color"])
+def test_the_command_renders_a_set_in_which_the_expert_follows_what_it_is_told(
+    split: str, renderer: None, tmp_path: Path
+) -> None:
+    arguments = ["local=none", f"split={split}", "pairs=2", "image_size=32", f"out={tmp_path}/probes"]
+    for workers in (1, 2):
+        command = [sys.executable, "-m", "simulation.probes", *arguments, f"workers={workers}"]
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (tmp_path / "probes").rename(tmp_path / str(workers))
+    probes, again = (ProbeSet.read(tmp_path / name) for name in "12")
+    assert all(np.array_equal(probes.images[name], again.images[name]) for name in probes.images)
+    assert all(probe.scene["seed"] >= FIRST_SEED for probe in probes.probes)
+
+    def matching(scene: dict[str, Any], probe: Probe) -> int:
+        if split == "color_object":
+            cue = "color" if probe.instruction == SENTENCES[0] else "object"
+            return first_with(scene, cue, scene["plate"][cue])
+        return first_with(scene, "color", probe.instruction.split()[2])
+
+    told = {"color", "plate", "instruction"}
+    found = sensitivities(follow(probes, matching))
+    assert found == {change: float(change in told) for change in found} and len(found) == 6
