@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.open_loop.probe_set import Probe, ProbeSet
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.processes import first_done, one_thread_each, settle_in, worker_pool
 from simulation.scenes import require_rendering, require_simulator
@@ -28,6 +27,7 @@ from toolkit.progress import NOTE, progress_bar
 from toolkit.shared_keys import SplitConfig, check_writable
 
 if TYPE_CHECKING:
+    from finetune.open_loop.probe_set import ProbeSet
     from simulation.scenes.first_frames import FirstFrame
 
 FIRST_SEED = 1_000_000_000  # far above those of recordings, and of evaluations, which begin at a million
@@ -103,6 +103,9 @@ def _show(config: ProbesConfig, number: int) -> list[list[tuple[PairedScene, Fir
 
 def _joined(split: str, groups: list[list[tuple[PairedScene, FirstFrame]]]) -> ProbeSet:
     """All scenes as one set."""
+    # PyTorch, which --help should not wait for.
+    from finetune.open_loop.probe_set import Probe, ProbeSet
+
     probes, frames = list[Probe](), [frame for group in groups for _, frame in group]
     for group in groups:
         first, conflict = len(probes), group[0][0].episode.lure is not None
