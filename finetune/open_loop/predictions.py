@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gr00t.data.processor import Gr00tN1d7Processor
+from gr00t.data.processor import Gr00tN1d7Processor, Step
 from gr00t.data.sampler import Stream, generator
 from gr00t.data.schema import ActionRepresentation, ActionType
 from gr00t.data.state_action import absolute_pose
@@ -232,12 +232,8 @@ class Predictor:
         proceed(len(starts))
         return {e: {group: np.stack([c[group] for c in chunks]) for group in chunks[0]} for e, chunks in found.items()}
 
-    @torch.no_grad()
     def _predict(self, starts: Sequence[tuple[int, int]], rows: Sequence[int]) -> Chunks:
         """The chunks {group: (B, H, D)} of these starts; `rows` are their places among all starts."""
-        config = self.model.config
-        shape = (config.action_horizon, config.max_action_dim)
-        noise = [generator(self.seed, Stream.NOISE, *start).standard_normal(shape, np.float32) for start in starts]
         steps = [self.reader.step(*start, images=self.features is None) for start in starts]
         if self.features is None:
             asked = steps if self.guidance == 1 else [*steps, *without_instructions(steps)]
@@ -245,15 +241,32 @@ class Predictor:
         else:
             batch = self.processor.collate_robot([self.processor.encode_robot(step, self.tag) for step in steps])
             batch |= self.features.collate([self.features.sample(row, 0) for row in rows])
-        device = next(self.model.action_head.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        predicted = self.model.get_action(
-            batch,
-            denoising_steps=self.denoising_steps,
-            noise=torch.from_numpy(np.stack(noise)),
-            guidance=self.guidance,
+        drawn = [generator(self.seed, Stream.NOISE, *start) for start in starts]
+        return predicted_actions(
+            self.model, self.processor, self.tag, batch, steps, drawn, self.denoising_steps, self.guidance
         )
-        states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
-        actions = self.processor.decode_action(predicted, self.tag, states)
-        check_finite(actions, predicted.dtype)
-        return actions
+
+
+@torch.no_grad()
+def predicted_actions(
+    model: Gr00tN1d7,
+    processor: Gr00tN1d7Processor,
+    tag: str,
+    batch: dict[str, torch.Tensor],
+    steps: Sequence[Step],
+    noise: Sequence[np.random.Generator],
+    denoising_steps: int | None = None,
+    guidance: float = 1.0,
+) -> Chunks:
+    """The chunks {group: (B, H, D)} in robot units for a collated batch of these steps, each from noise of its own.
+
+    guidance: other than 1, the batch holds the steps once more without instructions (ActionHead.sample). Raises ToolkitError for actions that are not finite."""
+    shape = (model.config.action_horizon, model.config.max_action_dim)
+    drawn = torch.from_numpy(np.stack([each.standard_normal(shape, np.float32) for each in noise]))
+    device = next(model.action_head.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    predicted = model.get_action(batch, denoising_steps=denoising_steps, noise=drawn, guidance=guidance)
+    states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
+    actions = processor.decode_action(predicted, tag, states)
+    check_finite(actions, predicted.dtype)
+    return actions

@@ -15,6 +15,7 @@ from finetune.recipe.train_config import (
     Part,
     TrainConfig,
     check_conflict_part,
+    check_probes,
     trained_parts,
 )
 from gr00t.errors import ToolkitError, near_folder, require_extra
@@ -267,13 +268,14 @@ def check_evaluation(config: FinetuneConfig) -> None:
     """Evaluation during training: an engine whose processes hold whole weights, and a step at which it happens."""
     train = config.train
     if train.eval_steps is None:
-        for name, wanted in (("patience", train.patience is not None), ("export", train.export == "best")):
-            if wanted:
+        for name, none in (("patience", None), ("probes", None), ("export", "last")):
+            if getattr(train, name) != none:
                 raise ToolkitError(
                     f"train.{name}={getattr(train, name)} needs evaluations during training. Say how often: "
                     "train.eval_steps=1000."
                 )
         return
+    check_probes(train.probes, config.split.name)
     if train.eval_steps > train.max_steps:
         raise ToolkitError(
             f"train.eval_steps={train.eval_steps} is more than train.max_steps={train.max_steps}, so nothing would be "

@@ -13,6 +13,7 @@ from typing import Any
 from gr00t.data.meta_files import episode_range
 from gr00t.data.schema import EmbodimentTag, look_up
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import read_json
 from toolkit.declaration import key
 from toolkit.shared_keys import (
     LARGEST_SEED,
@@ -24,6 +25,9 @@ from toolkit.shared_keys import (
     modality_config_key,
     parts_of,
 )
+
+PROBES, PROBES_FORMAT = "probes.json", 1  # what finetune.open_loop.probe_set writes beside its arrays
+PROBES_AGAIN = "Remove it, and make it again: python -m simulation.probes split=... out=FOLDER"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,26 @@ def check_conflict_part(split: str, dataset: DatasetConfig) -> None:
             f"dataset.conflict_share={dataset.conflict_share} needs {folder}, which is not there. Record it (python -m "
             f"simulation.record split={split} part={TRAIN_CONFLICT}) and prepare the split again, or leave it out."
         )
+
+
+def read_probe_facts(folder: Path) -> dict[str, Any]:
+    """What a set of cue probes says of itself, without its images; ToolkitError for what is none."""
+    if not (folder / PROBES).is_file():
+        problem = f"is no set of cue probes: it has no {PROBES}" if folder.exists() else "does not exist"
+        raise ToolkitError(f"{folder} {problem}. Make one: python -m simulation.probes split=... out={folder}")
+    found = read_json(folder / PROBES, PROBES_AGAIN)
+    if found.get("format") != PROBES_FORMAT:
+        raise ToolkitError(
+            f"{folder}: format {found.get('format')}; this version reads {PROBES_FORMAT}. {PROBES_AGAIN}"
+        )
+    return found
+
+
+def check_probes(folder: str | None, split: str) -> None:
+    """Refuse cue probes that are missing or of another split."""
+    of = read_probe_facts(Path(folder)).get("split") if folder is not None else split
+    if of != split:
+        raise ToolkitError(f"train.probes={folder} are probes of {of}. Make those of {split}, or leave it out.")
 
 
 def check_mixture(entries: list[str]) -> None:
@@ -283,6 +307,13 @@ class TrainConfig:
     )
     eval_episodes: int | None = key(
         "held-out episodes evaluated, the first ones; null for all", 8, at_least=1, identity=False
+    )
+    probes: str | None = key(
+        "folder of cue probes (python -m simulation.probes): evaluations during training then measure which object the "
+        "policy heads for and what changes that; null for none",
+        None,
+        folder=True,
+        identity=False,
     )
     patience: int | None = key(
         "evaluations in a row without a better one after which training ends; null for never",

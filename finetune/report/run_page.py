@@ -39,11 +39,21 @@ TITLES = {
     "val/arm_mae": "error on held-out episodes, arm (rad)",
     "val/arm_mae_last": "the same, last frames",
     "val/gripper_wrong_signs_last": "gripper commands of the wrong sign, last frames (part)",
+    "probes/sensitivity": "sensitivity in cue probes, unproven (part of pairs)",
+    "probes/heads_for": "what is headed for in cue probes, unproven (part of scenes)",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
     "samples_per_second": "samples a second",
     "data_wait_seconds": "seconds waited for data, between two log lines",
     "peak_memory_gib": "peak memory (GiB)",
+}
+UNPROVEN = "How well this agrees with closed loop has not been shown yet (python -m benchmarks.cue_probes)."
+NOTES = {
+    "probes/sensitivity": "Pairs of first frames differ in the one thing that a curve is named after; it shows in how "
+    f"many of them the policy's chunk heads for one object in the one and for another in the other. {UNPROVEN}",
+    "probes/heads_for": "target: of scenes in which the cues agree, where it heads for the object that fits; target "
+    "not lure: the same of conflict scenes in which it heads for either; none: of all scenes, where it comes less than "
+    f"a fifth of the expert's way toward any object. {UNPROVEN}",
 }
 COLUMNS = {
     "step": "step",
@@ -88,6 +98,7 @@ class Panel(NamedTuple):
     title: str
     lines: list[Line]
     marks: list[Mark]
+    note: str = ""
 
 
 def write_page(runs: Sequence[History], root: Path, out: Path) -> None:
@@ -177,12 +188,12 @@ def _panels_of_one(run: History) -> list[Panel]:
             dash = next((dash for end, dash in BASELINES.items() if name.endswith(end)), "solid")
             color = COLORS[len(lines) % len(COLORS)] if dash == "solid" else GREY
             lines.append(Line(_readable(name), run.series[name], color, dash))
-        panels.append(Panel(TITLES.get(title, _readable(title)), lines, marks))
+        panels.append(Panel(TITLES.get(title, _readable(title)), lines, marks, NOTES.get(title, "")))
     return [panel for panel in panels if panel.lines]
 
 
 def _readable(name: str) -> str:
-    return name.removeprefix("val/").replace("_", " ")
+    return name.removeprefix("val/").removeprefix("probes/").replace("_", " ")
 
 
 def _panels_of_many(runs: Sequence[History]) -> list[Panel]:

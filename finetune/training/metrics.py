@@ -21,6 +21,7 @@ from torch import Tensor
 from finetune.open_loop import predictions
 from finetune.open_loop.figures import draw_episode, draw_errors
 from finetune.open_loop.predictions import HOLD_STILL, Forecast, Section
+from finetune.open_loop.probe_set import ProbePredictor, ProbeSet
 from finetune.recipe import FinetuneConfig
 from finetune.training import EVALUATIONS
 from finetune.training.engine import Engine
@@ -157,13 +158,29 @@ def held_out(config: FinetuneConfig, training: TrainingDataset) -> TrainingDatas
     return TrainingDataset(reader, training.processor, training.tag, settings, episodes)
 
 
-class Validation:
-    """Open-loop errors of the weights as they are, on the start frames of `dataset`."""
+def per_forward(config: FinetuneConfig, engine: Engine) -> int:
+    """Samples that an evaluation predicts at once: as many as training does."""
+    return config.train.micro_batch_size or config.train.global_batch_size // engine.world_size
 
-    def __init__(self, attempt: ThisAttempt, model: Gr00tN1d7, dataset: TrainingDataset) -> None:
+
+def read_probes(config: FinetuneConfig, dataset: TrainingDataset, engine: Engine) -> ProbePredictor | None:
+    """The cue probes of train.probes, if any, which must fit the dataset's robot and images."""
+    if config.train.probes is None:
+        return None
+    probes, processor, tag = ProbeSet.read(Path(config.train.probes)), dataset.processor, dataset.tag
+    shown = dataset.reader.step(dataset.reader.layout.episodes[0].index, 0).images
+    probes.check_robot(dataset.reader.configs, next(iter(shown.values())).shape[1])
+    return ProbePredictor(probes, processor, tag, config.train.seed, per_forward(config, engine))
+
+
+class Validation:
+    """Open-loop errors of the weights as they are, on the start frames of `dataset`, and what cue `probes` show."""
+
+    def __init__(
+        self, attempt: ThisAttempt, model: Gr00tN1d7, dataset: TrainingDataset, probes: ProbePredictor | None = None
+    ) -> None:
         self.config, self.engine, self.model, self.dataset = attempt.config, attempt.engine, model, dataset
-        train = self.config.train
-        self.batch_size = train.micro_batch_size or train.global_batch_size // self.engine.world_size
+        self.probes, self.batch_size = probes, per_forward(self.config, self.engine)
 
     @cached_property
     def _baselines(self) -> predictions.Baselines:
@@ -189,13 +206,15 @@ class Validation:
                 self.batch_size,
                 features=dataset.feature_store,
             ).chunks(proceed)
-        if chunks is None:
+            probed = self.probes.measure(self.model, proceed) if self.probes and chunks is not None else {}
+        if chunks is None or probed is None:
             return None
         forecasts = [self._baselines.forecast(dataset.reader, episode, found) for episode, found in chunks.items()]
         overall = {section: predictions.measure(forecasts, section) for section in predictions.SECTIONS}
         groups = list(forecasts[0].recorded)
         judged = next((group for group in groups if group != predictions.SIGNED_GROUP), groups[0])
-        return Evaluation(_values(overall), f"val/{judged}_mae", forecasts, overall, time.perf_counter() - begin)
+        values, seconds = _values(overall) | probed, time.perf_counter() - begin
+        return Evaluation(values, f"val/{judged}_mae", forecasts, overall, seconds)
 
     def draw(self, evaluation: Evaluation, step: int) -> dict[str, Path]:
         """The errors and the first episode as images in the run folder, by the name they are logged under."""

@@ -21,7 +21,7 @@ from finetune.recipe import FinetuneConfig
 from finetune.training import FIRST_BATCH, caches, checkpointing, dataloader
 from finetune.training.checkpointing import Best, Checkpoint, CheckpointWriter
 from finetune.training.engine import Engine, build_engine
-from finetune.training.metrics import Meter, Validation, action_groups, held_out, trained_parts
+from finetune.training.metrics import Meter, Validation, action_groups, held_out, read_probes, trained_parts
 from finetune.training.node_copies import NodeCopies
 from finetune.training.optimizer import add_adapters, build_optimizer, learning_rate, merge_adapters, set_learning_rate
 from finetune.training.run_folder import RunFolder
@@ -113,7 +113,11 @@ def _recipe(attempt: ThisAttempt, copies: NodeCopies) -> FinetuneResult:
             caches.use_frame_store(attempt, reader, copies.folder)
     dataset = dataloader.build_dataset(mixture, processor, model.config, config)
     unseen = held_out(config, dataset)
+    probes = read_probes(config, unseen, engine) if unseen and engine.is_main else None
     if cached:
+        if probes is not None:
+            with engine.autocast():
+                probes.keep_features(model)
         used = [dataset, unseen] if unseen else [dataset]
         caches.use_cached_features(attempt, model, used, identity["base"], copies.folder)
     if start is not None:
@@ -131,7 +135,7 @@ def _recipe(attempt: ThisAttempt, copies: NodeCopies) -> FinetuneResult:
     with run.opened(start, computed_with), Tracker(attempt, run.describe(mixture)) as tracker:
         if config.cluster.stage_data:
             tracker.log_copies(copies.seconds)
-        validation = Validation(attempt, model, unseen) if unseen else None
+        validation = Validation(attempt, model, unseen, probes) if unseen else None
         origin = {"identity": identity, "conditions": computed_with}
         loop = TrainingLoop(attempt, model, dataset, tracker, origin, validation)
         loss = loop.run(start)

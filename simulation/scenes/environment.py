@@ -2,8 +2,9 @@
 
 Importing this module registers it with ManiSkill. One environment per process, physics on the CPU. A reset with a seed
 builds the suite's `sample(split, part, seed, strategy)`: these say everything about an episode, and its first state is
-the same bit for bit. PhysX remembers contacts of earlier episodes, which changes motions a little; with
-options=REBUILD (1 s) the whole scene is new and motions too are the same bit for bit."""
+the same bit for bit. options={"episode": EPISODE} builds that one, the arm as the seed has it. PhysX remembers
+contacts of earlier episodes, which changes motions a little; with options=REBUILD (1 s) the whole scene is new and
+motions too are the same bit for bit."""
 
 from __future__ import annotations
 
@@ -124,7 +125,8 @@ class ConflictPickEnv(BaseEnv):
         self.table_scene.initialize(env_idx)
         seed = int(self._episode_seed[0])
         sample = suite_of(self.split).sample
-        self.episode = sample(self.split, self.part, seed, self.strategy, self.no_distractor_prob)
+        given = options.get("episode")
+        self.episode = given or sample(self.split, self.part, seed, self.strategy, self.no_distractor_prob)
         for body in reversed([*self.objects, *filter(None, [self.plate])]):
             self.scene.remove_from_state_dict_registry(body)
             self.scene.actors.pop(body.name)
