@@ -127,7 +127,11 @@ class ClosedLoopConfig(EvaluationConfig):
         "all",
         choices=("all", "decided"),
     )
-    videos: int = key("closed loop: videos of successes, and as many of failures, of each part", 2, at_least=0)
+    videos: int = key(
+        "closed loop: videos of the successes of each part, and as many of the failures that ended at each stage",
+        2,
+        at_least=0,
+    )
     workers: int = key("closed loop: processes, with a simulation each", 2, at_least=1)
     share: str | None = share_key("closed loop: play")
     image_size: int | None = key(
@@ -272,7 +276,7 @@ class Settings:
     max_steps: control steps (1/20 s) of an episode. image_size: of both cameras, pixels. render: cpu, gpu, or none for
     policies without images. seed: of the noise. runs: repetitions with seed, seed + 1, ... and other episodes. segment:
     after so many episodes all scenes are built again, None for never within a part (simulation.closed_loop.rollout).
-    videos: of the first successes, and of the first failures, of each part.
+    videos: of the first successes of each part, and of the first failures that ended at each stage.
     """
 
     split: str
@@ -358,8 +362,10 @@ class Evaluation:
     """All episodes of one evaluation, and what was evaluated.
 
     info: plain JSON; always with split, policy (a name for people), n_action_steps, max_steps, seed, instruction,
-    versions; with checkpoint, denoising_steps, precision, device, workers, seconds where they apply.
+    versions; with checkpoint, denoising_steps, precision, device, workers, seconds where they apply. expert: what the
+    scripted expert did in the first of the same episodes of each part; empty for a policy that is scripted itself.
     """
 
     info: dict[str, Any]
     episodes: tuple[EpisodeOutcome, ...]
+    expert: tuple[EpisodeOutcome, ...] = ()

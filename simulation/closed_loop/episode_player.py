@@ -65,7 +65,9 @@ class EpisodePlayer:
         plan = None if self.policy is None else self.policy.plan(task, self.expert)
         names, instruction = {task.episode.target: TARGET, task.episode.lure: LURE}, self._instruction()
         success, picked, picked_step, did, steps, chunks = False, NOTHING, None, None, 0, 0
-        states, watch = [task.get_state()], StageWatch(task.hand(), self._places(), task.episode.target)
+        filmed = self.condition == "none" and settings.videos > 0  # only then are states kept, which take time
+        states = [task.get_state()] if filmed else []
+        watch = StageWatch(task.hand(), self._places(), task.episode.target)
         while not success and steps < settings.max_steps:
             if plan is None:
                 images: Images = {} if self.answered > 0 else instead or self._images()
@@ -79,7 +81,8 @@ class EpisodePlayer:
             for action in chunk[: settings.max_steps - steps]:
                 info = task.step(action)[-1]
                 steps += 1
-                states.append(task.get_state())
+                if filmed:
+                    states.append(task.get_state())
                 success, index = bool(info["success"][0]), int(info["picked"][0])
                 now = {name: bool(info[name][0]) for name in ("touched", "grasped", "done")}
                 watch.update(task.hand(), self._places(), {**now, "held": success})
@@ -92,7 +95,7 @@ class EpisodePlayer:
         ending = success, picked, picked_step, steps, chunks
         way = {"did": did, "stages": watch.stages(), "smoothness": watch.smoothness()}
         found = EpisodeOutcome(self.condition, task.part, seed, *ending, instruction, task.episode.describe(), **way)
-        if self.condition == "none" and self.kept[task.part, found.stage] < settings.videos:
+        if filmed and self.kept[task.part, found.stage] < settings.videos:
             self.kept[task.part, found.stage] += 1
             self.states[task.part, seed] = states
         return found

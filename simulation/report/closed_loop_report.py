@@ -4,6 +4,7 @@ closed_loop.json is written with its summary and read back with every value chec
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 import uuid
@@ -18,11 +19,22 @@ from rich.text import Text
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json, write_text
-from simulation.closed_loop import CONDITIONS, FORMAT, LURE, NOTHING, PICKS, TARGET, EpisodeOutcome, Evaluation
+from simulation.closed_loop import (
+    CONDITIONS,
+    FORMAT,
+    LURE,
+    NOTHING,
+    PICKS,
+    STAGES,
+    TARGET,
+    EpisodeOutcome,
+    Evaluation,
+)
 from simulation.report import AS_IT_IS, Counted, Summary, seen_factors, summarize
 from simulation.report.closed_loop_page import command, instruction_in_words, page, video_caption, video_file
 from simulation.report.conclusions import cue_preference, in_short, readings
 from simulation.report.dominance import Doing, Dominance
+from simulation.report.partial_credit import WAY_HEAD, way_rows
 from simulation.report.shares import Difference, Share, plain
 from simulation.scenes.suites import PLATE, Suite, suite_of
 from simulation.scenes.verbs import VERBS
@@ -67,12 +79,16 @@ def as_json(evaluation: Evaluation, summary: Summary) -> dict[str, Any]:
         "weak_spots": summary.weak_spots,
         "changes": summary.changes,
     }
-    for name in ("dominance", "doing", "runs"):  # only where there are any
+    for name in ("dominance", "doing", "runs", "way", "expert"):  # only where there are any
         numbers |= {name: found} if (found := getattr(summary, name)) else {}
     data = {"format": FORMAT, **plain(evaluation), "summary": plain(numbers)}
-    for episode in data["episodes"]:
+    for episode in [*data["episodes"], *data["expert"]]:
         if episode["did"] is None and "named" not in episode["episode"]:
             del episode["did"]  # the plate suite has no verbs
+        if episode["stages"] is None:  # nor have older reports stages
+            del episode["stages"], episode["smoothness"]
+    if not data["expert"]:
+        del data["expert"]
     return data
 
 
@@ -91,8 +107,10 @@ def read_evaluation(path: Path) -> Evaluation:
             "python evaluate_conflict.py mode=closed_loop ..."
         )
     try:
-        episodes = tuple(EpisodeOutcome.from_json(e) for e in data["episodes"])
-        evaluation = Evaluation(dict(data["info"]), episodes)
+        episodes, expert = (
+            tuple(EpisodeOutcome.from_json(e) for e in given) for given in (data["episodes"], data.get("expert", ()))
+        )
+        evaluation = Evaluation(dict(data["info"]), episodes, expert)
     except (KeyError, TypeError, ValueError) as error:
         raise ToolkitError(f"{path}: is damaged ({type(error).__name__}: {error}). Evaluate again.") from None
     problem = next(_problems(evaluation), None)
@@ -113,10 +131,12 @@ def _problems(evaluation: Evaluation) -> Iterator[str]:
         return
     if not evaluation.episodes:
         yield "it holds no episodes"
+    for name, outcomes in (("episodes", evaluation.episodes), ("expert", evaluation.expert)):
+        for number, outcome in enumerate(outcomes):
+            for problem in itertools.chain(_episode_problems(outcome, suite), _way_problems(outcome)):
+                yield f"{name}[{number}]: {problem}"
     seen = set()
     for number, outcome in enumerate(evaluation.episodes):
-        for problem in _episode_problems(outcome, suite):
-            yield f"episodes[{number}]: {problem}"
         key = outcome.condition, outcome.part, outcome.seed
         if key in seen:
             yield f"episodes[{number}]: {key} is there twice"
@@ -152,6 +172,22 @@ def _episode_problems(outcome: EpisodeOutcome, suite: Suite) -> Iterator[str]:
             yield f"target {target} and lure {lure} are not among its {len(objects)} objects"
     except (KeyError, TypeError, ValueError) as error:
         yield f"its scene is incomplete ({type(error).__name__}: {error})"
+
+
+def _way_problems(outcome: EpisodeOutcome) -> Iterator[str]:
+    stages, smoothness = outcome.stages, outcome.smoothness
+    if smoothness is not None and not (isinstance(smoothness, float) and -math.inf < smoothness < 0):
+        yield f"smoothness is {smoothness!r}, no number below 0"
+    if stages is None:
+        return
+    if not isinstance(stages, dict) or list(stages) != list(STAGES)[: len(stages)]:
+        yield f"stages are {stages!r}, not the first ones of {', '.join(STAGES)}"
+        return
+    steps = list(stages.values())
+    if any(type(step) is not int for step in steps) or sorted(steps) != steps or min(steps, default=1) < 1:
+        yield f"stages are {stages}, whose steps are no counts that grow"
+    elif max(steps, default=0) > outcome.steps or ("held" in stages) != outcome.success:
+        yield f"stages are {stages}, of {outcome.steps} steps and success {outcome.success}"
 
 
 def print_report(evaluation: Evaluation, folder: Path) -> None:
@@ -191,6 +227,8 @@ def markdown(evaluation: Evaluation, summary: Summary) -> str:
         lines += ["", f"## What was done, {part}", "", *_rows(*done_table(found))]
     picks = [[part, CONDITIONS[condition], *_picked(counted, part)] for condition, part, counted in summary.each()]
     lines += ["", "## First picks and success", "", *_rows(["part", "policy sees", *_PICKED], picks)]
+    for part, way in summary.way.items():
+        lines += ["", f"## On the way, {part}", "", *_rows(WAY_HEAD, way_rows(way, summary.expert.get(part)))]
     if summary.changes:
         lines += ["", "## Changes on the episodes played both ways", "", *_rows(_CHANGED, _changes(summary))]
     for part in summary.chance:
@@ -305,6 +343,10 @@ def numbers(summary: Summary) -> dict[str, float | str]:
     for name, share in shares.items():
         if share.value is not None:
             logged |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high, f"{name}_of": share.n}
+    for part, way in summary.way.items():
+        logged[f"{PREFIX}/{part}/partial_credit"] = way.credit
+        if way.smoothness is not None:
+            logged[f"{PREFIX}/{part}/smoothness"] = way.smoothness.median
     if "conflict" in summary.chance:
         logged[f"{PREFIX}/verdict"] = cue_preference(summary).headline
     return logged
@@ -328,6 +370,7 @@ def tables(evaluation: Evaluation, summary: Summary) -> dict[str, tuple[list[Any
     ]
     changes = [[c.condition, c.part, c.before.success.n, *ends(c.success), c.other_pick.value] for c in summary.changes]
     names = ["condition", "part", "seed", "success", "picked", "picked_step", "steps", "chunks", "instruction"]
+    names += ["stage", "smoothness"]
     episodes = [
         [*(getattr(e, name) for name in names), e.in_words("target"), e.in_words("lure")] for e in evaluation.episodes
     ]

@@ -7,6 +7,7 @@ options=REBUILD (1 s) the whole scene is new and motions too are the same bit fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ REBUILD = {"reconfigure": True}  # options of reset
 COLORS = {"red": [0.8, 0.05, 0.05, 1], "green": [0.05, 0.6, 0.1, 1], "blue": [0.05, 0.15, 0.85, 1]}
 LIFTED = 0.05  # m above the table at which a held object counts as picked up
 STILL = 0.2  # rad/s
-FINGERS = {"panda_leftfinger", "panda_rightfinger"}
+GRASP_FORCE, GRASP_ANGLE = 0.5, 85.0  # N of each finger; degrees from where it opens to: ManiSkill's is_grasping
 PLATE_SIZE = {"small": 0.022, "large": 0.040}  # half a square plate's edge, m
 PLATE_THICKNESS = 0.002  # half
 UPRIGHT = [0.70710678, 0, 0.70710678, 0]  # SAPIEN's cylinders lie along x
@@ -192,13 +193,13 @@ class ConflictPickEnv(BaseEnv):
         touched, grasped, done (1,) bool: the robot presses on the target, both fingers hold it, and success but for an
         arm that still moves.
         """
-        pressing = self._pressing()
-        grasped = [self._grasped(body, links) for body, links in zip(self.objects, pressing, strict=True)]
+        forces = self._forces()
+        grasped = [self._grasped(of_object) for of_object in forces]
         if isinstance(self.episode, InstructedEpisode):
             done, found = self._judge_verb(self.episode, grasped)
         else:
             done, found = self._judge_pick(grasped)
-        now = {"touched": bool(pressing[self.episode.target]), "grasped": grasped[self.episode.target], "done": done}
+        now = {"touched": bool(forces[self.episode.target]), "grasped": grasped[self.episode.target], "done": done}
         found |= {name: torch.tensor([value]) for name, value in now.items()}
         return {"success": found["done"] & self.agent.is_static(STILL), **found}
 
@@ -216,23 +217,35 @@ class ConflictPickEnv(BaseEnv):
         done = picked == episode.target and now == VERBS.index(episode.verb)
         return done, {"picked": torch.tensor([picked]), "did": torch.tensor([did])}
 
-    def _pressing(self) -> list[set[str]]:
-        """Of each object, the robot's links that press on it."""
+    def _forces(self) -> list[dict[str, np.ndarray]]:
+        """Of each object, the force (3,) N that it puts on each of the robot's links that press on it."""
         objects = {body._bodies[0]: index for index, body in enumerate(self.objects)}
         links = {link._bodies[0]: link.name for link in self.agent.robot.get_links()}
-        found: list[set[str]] = [set() for _ in objects]
+        found: list[dict[str, np.ndarray]] = [{} for _ in objects]
         # Before the first step SAPIEN still lists those of bodies that the reset removed, and reading these crashes.
         for contact in self.scene.px.get_contacts() if self.elapsed_steps[0] > 0 else ():
-            first, second = contact.bodies
-            if second in objects:
-                first, second = second, first
-            if first in objects and second in links and any(np.any(point.impulse) for point in contact.points):
-                found[objects[first]].add(links[second])
+            (first, second), sign = contact.bodies, 1.0
+            if first in objects:
+                first, second, sign = second, first, -1.0
+            if first in links and second in objects:
+                impulse = sum((point.impulse for point in contact.points), np.zeros(3))
+                if impulse.any():
+                    forces, link = found[objects[second]], links[first]
+                    forces[link] = forces.get(link, 0.0) + sign * impulse / self.scene.px.timestep
         return found
 
-    def _grasped(self, body: Actor, links: set[str]) -> bool:
-        """Whether both fingers hold an object. ManiSkill, which takes 0.5 ms, is asked only where both press on it."""
-        return FINGERS <= links and bool(self.agent.is_grasping(body)[0])
+    def _grasped(self, forces: dict[str, np.ndarray]) -> bool:
+        """Whether both fingers hold an object: what ManiSkill's is_grasping says, which reads all contacts twice for
+        each object, half of an episode's time."""
+        for finger, opens in ((self.agent.finger1_link, 1.0), (self.agent.finger2_link, -1.0)):
+            force = forces.get(finger.name, np.zeros(3))
+            size = float(np.linalg.norm(force))
+            if size < GRASP_FORCE:
+                return False
+            direction = opens * finger.pose.sp.to_transformation_matrix()[:3, 1]
+            if math.degrees(math.acos(float(np.clip(direction @ force / size, -1, 1)))) > GRASP_ANGLE:
+                return False
+        return True
 
     def hand(self) -> np.ndarray:
         """Where the point between the fingertips is, (3,) m."""
