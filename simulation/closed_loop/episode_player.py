@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class EpisodePlayer:
         success, picked, picked_step, did, steps, chunks = False, NOTHING, None, None, 0, 0
         filmed = self.condition == "none" and settings.videos > 0  # only then are states kept, which take time
         states = [task.get_state()] if filmed else []
-        watch = StageWatch(task.hand(), self._places(), task.episode.target)
+        watch = StageWatch(task.hand(), task.object_poses(), task.episode.target)
         while not success and steps < settings.max_steps:
             if plan is None:
                 images: Images = {} if self.answered > 0 else instead or self._images()
@@ -85,7 +86,7 @@ class EpisodePlayer:
                     states.append(task.get_state())
                 success, index = bool(info["success"][0]), int(info["picked"][0])
                 now = {name: bool(info[name][0]) for name in ("touched", "grasped", "done")}
-                watch.update(task.hand(), self._places(), {**now, "held": success})
+                watch.update(task.hand(), task.object_poses(), {**now, "held": success})
                 if picked == NOTHING and index >= 0:
                     picked, picked_step = names.get(index, OTHER), steps
                 if int(info.get("did", [-1])[0]) >= 0:
@@ -93,8 +94,8 @@ class EpisodePlayer:
                 if success:
                     break
         ending = success, picked, picked_step, steps, chunks
-        way = {"did": did, "stages": watch.stages(), "smoothness": watch.smoothness()}
-        found = EpisodeOutcome(self.condition, task.part, seed, *ending, instruction, task.episode.describe(), **way)
+        found = EpisodeOutcome(self.condition, task.part, seed, *ending, instruction, task.episode.describe(), did=did)
+        found = replace(found, stages=watch.stages(), smoothness=watch.smoothness())
         if filmed and self.kept[task.part, found.stage] < settings.videos:
             self.kept[task.part, found.stage] += 1
             self.states[task.part, seed] = states
@@ -126,10 +127,6 @@ class EpisodePlayer:
         if isinstance(episode, InstructedEpisode) and settings.instruction is None:
             return other_sentence(episode) if other else episode.instruction
         return str(settings.other_instruction if other else settings.instruction)
-
-    def _places(self) -> np.ndarray:
-        """Where the objects are, (N, 3) m."""
-        return self.task.object_poses()[:, :3]
 
     def _images(self) -> Images:
         """The images of the present state, rendered now."""

@@ -22,16 +22,16 @@ class StageWatch:
     """Watches one episode, step by step."""
 
     def __init__(self, hand: np.ndarray, objects: np.ndarray, target: int) -> None:
-        """hand (3,), objects (N, 3): positions when the episode begins, m; the hand's is that between the fingers."""
-        self.hands, self.target, self.first = [hand], target, objects[target]
+        """hand (3,): the point between the fingers, m; objects (N, 7): poses, m; both when the episode begins."""
+        self.hands, self.target, self.first = [hand], target, objects[target, :3]
         self.seen: dict[str, int] = {}
-        self.near = NEARER * float(np.linalg.norm(objects[target] - hand))
+        self.near = NEARER * float(np.linalg.norm(self.first - hand))
 
     def update(self, hand: np.ndarray, objects: np.ndarray, found: Mapping[str, bool]) -> None:
         """One control step later; found: what the environment says of the target, touched, grasped, done, held."""
         self.hands.append(hand)
-        away = np.linalg.norm(objects - hand, axis=1)
-        shifted = float(np.linalg.norm(objects[self.target] - self.first)) >= MOVED
+        away = np.linalg.norm(objects[:, :3] - hand, axis=1)
+        shifted = float(np.linalg.norm(objects[self.target, :3] - self.first)) >= MOVED
         now = {
             "toward": away[self.target] <= self.near and int(away.argmin()) == self.target,
             "touched": found["touched"],

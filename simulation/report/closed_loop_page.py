@@ -11,19 +11,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from simulation.closed_loop import (
-    CONDITIONS,
-    EVALUATED,
-    NOTHING,
-    PICKS,
-    STAGES,
-    ClosedLoopConfig,
-    EpisodeOutcome,
-    Evaluation,
-)
+from simulation.closed_loop import CONDITIONS, EVALUATED, NOTHING, PICKS, ClosedLoopConfig, EpisodeOutcome, Evaluation
 from simulation.report import AS_IT_IS, Summary
 from simulation.report.conclusions import cue_preference, readings
-from simulation.report.partial_credit import ENDINGS, in_words
+from simulation.report.partial_credit import ENDINGS, in_words, way_rows
 from simulation.scenes.instruction_suite import CELLS, JITTER
 from simulation.scenes.plate_suite import OBJECT_X, OBJECT_Y, PLATE_X, PLATE_Y
 from simulation.scenes.suites import PLATE, Suite, suite_of
@@ -59,7 +50,7 @@ def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
         "parts": [p for p in EVALUATED if any(p in counted for counted in summary.counted.values())],
         "histograms": {part: _histogram(plain[part], part, info["max_steps"]) for part in parts},
         "other_instructions": sorted({e.instruction for e in episodes if e.condition == "other_instruction"}),
-        "stages": STAGES,
+        "way_rows": {part: way_rows(way, summary.expert.get(part)) for part, way in summary.way.items()},
         "in_words": in_words,
         "failed": {part: _failed(plain[part], {v["id"] for _, shown in kept for v in shown}) for part in summary.way},
         "videos": kept,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from simulation.closed_loop import NOWHERE, STAGES, EpisodeOutcome
@@ -85,16 +86,30 @@ def in_words(found: Quartiles | None, digits: int = 0) -> str:
 
 def way_sentence(part: str, way: Way, experts: Mapping[str, Way]) -> str:
     """Partial credit, where failures end, and smoothness, each beside the expert's."""
-    expert = experts.get(part)
+    expert, smoothness = experts.get(part), way.smoothness
     failures = sum(share.count for share in way.ended.values())
     ends = "; ".join(f"{share.count} {ENDINGS[stage]}" for stage, share in way.ended.items())
-    said = f"{part}, on the way: partial credit {way.credit:.2f}{_beside(expert and f'{expert.credit:.2f}')}."
+    said = f"{part}, on the way: partial credit {way.credit:.2f}"
+    said += f" (the expert {expert.credit:.2f})." if expert else "."
     said += f" Of {many(failures, 'failure')}: {ends}." if failures else ""
-    if way.smoothness:
-        reference = expert.smoothness if expert else None
-        said += f" Smoothness (SPARC) {way.smoothness.median:.2f}{_beside(reference and f'{reference.median:.2f}')}."
+    if smoothness:
+        said += f" Smoothness (SPARC) {smoothness.median:.2f}"
+        said += f" (the expert {expert.smoothness.median:.2f})." if expert and expert.smoothness else "."
     return said
 
 
-def _beside(expert: str | None) -> str:
-    return f" (the expert {expert})" if expert else ""
+def way_problems(outcome: EpisodeOutcome) -> Iterator[str]:
+    """What is wrong with the stages and smoothness of an outcome that was read from a file."""
+    stages, smoothness = outcome.stages, outcome.smoothness
+    if smoothness is not None and not (isinstance(smoothness, float) and -math.inf < smoothness < 0):
+        yield f"smoothness is {smoothness!r}, no number below 0"
+    if stages is None:
+        return
+    if not isinstance(stages, dict) or list(stages) != list(STAGES)[: len(stages)]:
+        yield f"stages are {stages!r}, not the first ones of {', '.join(STAGES)}"
+        return
+    steps = list(stages.values())
+    if any(type(step) is not int for step in steps) or sorted(steps) != steps or min(steps, default=1) < 1:
+        yield f"stages are {stages}, whose steps are no counts that grow"
+    elif max(steps, default=0) > outcome.steps or ("held" in stages) != outcome.success:
+        yield f"stages are {stages}, of {outcome.steps} steps and success {outcome.success}"
