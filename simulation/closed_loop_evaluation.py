@@ -75,11 +75,12 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
         if config.share is not None:
             print(f"{folder}: share {config.share} is there; the same without share=... joins all of them.")
             return Evaluation(kept_as, tuple(outcomes))
+        seconds, expert = _since(started), _expert(policy, settings)
         outcomes = _publish_videos(outcomes, place, folder)
-        info = {**_info(asked, settings, facts), "seconds": _since(started)}
+        info = {**_info(asked, settings, facts), "seconds": seconds}
         if question is not None:
             info["question"] = question.told(outcomes, settings.parts, LOOK)
-        evaluation = Evaluation(info, tuple(outcomes), tuple(_expert(policy, settings)))
+        evaluation = Evaluation(info, tuple(outcomes), tuple(expert))
         write_report(evaluation, folder)
     print_report(evaluation, folder)
     log_report(evaluation, folder, config.tracking)

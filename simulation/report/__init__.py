@@ -12,15 +12,7 @@ from typing import Any
 from simulation.closed_loop import CONDITIONS, EVALUATED, LURE, NOTHING, PICKS, TARGET, EpisodeOutcome, Evaluation
 from simulation.report.dominance import Doing, Dominance, doing, dominance
 from simulation.report.partial_credit import Way, ways
-from simulation.report.shares import (
-    CONFIDENCE,
-    Difference,
-    Quartiles,
-    Share,
-    difference,
-    paired_difference,
-    quartiles,
-)
+from simulation.report.shares import CONFIDENCE, Difference, Quartiles, Share, difference, paired_difference, quartiles
 from simulation.scenes.instruction_suite import FACTORS, HALF_SIZE
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.scenes.suites import INSTRUCTION, Suite, suite_of
