@@ -46,6 +46,7 @@ USUAL_SIZE = 224  # of python -m simulation.record
 VIDEOS = "videos"
 PLAYING = ".playing"  # in the report's folder, while the evaluation is not finished
 SEGMENT = 40  # episodes; building all scenes again takes a second
+EXPERT_EPISODES = 40  # of each part, enough for its median steps; a few seconds on each worker
 LOOK = 10  # episodes, after which an evaluation that may end early is looked at
 SHARED = ("episodes", "n_action_steps", "max_steps", "seed", "workers")  # settings that the report always states
 ANSWER_MS = 120_000  # for a batch, which on a CPU may take longer than one robot's 15 s
@@ -74,15 +75,26 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
         if config.share is not None:
             print(f"{folder}: share {config.share} is there; the same without share=... joins all of them.")
             return Evaluation(kept_as, tuple(outcomes))
+        seconds, expert = _since(started), _expert(policy, settings)
         outcomes = _publish_videos(outcomes, place, folder)
-        info = {**_info(asked, settings, facts), "seconds": _since(started)}
+        info = {**_info(asked, settings, facts), "seconds": seconds}
         if question is not None:
             info["question"] = question.told(outcomes, settings.parts, LOOK)
-        evaluation = Evaluation(info, tuple(outcomes))
+        evaluation = Evaluation(info, tuple(outcomes), tuple(expert))
         write_report(evaluation, folder)
     print_report(evaluation, folder)
     log_report(evaluation, folder, config.tracking)
     return evaluation
+
+
+def _expert(policy: Any, settings: Settings) -> list[EpisodeOutcome]:
+    """The first of the same episodes by the expert, as a reference; none for a policy that is scripted as well."""
+    if isinstance(policy, ScriptedPolicy):
+        return []
+    print("The expert plays some of the same episodes, as a reference.", file=sys.stderr)
+    count = min(settings.episodes, EXPERT_EPISODES)
+    own: dict[str, Any] = {"conditions": ("none",), "render": "none", "runs": 1, "segment": None, "videos": 0}
+    return run_episodes(TargetPolicy(), dataclasses.replace(settings, episodes=count, **own))
 
 
 def _settings(config: ClosedLoopConfig, facts: dict[str, Any], strategy: str | None) -> Settings:

@@ -207,6 +207,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
                 "name": entry.name,
                 "info": {k: v for k, v in entry.evaluation.info.items() if k not in ("config", "versions")},
                 "success": {part: counted.success for part, counted in played.items()},
+                "partial_credit": {part: way.credit for part, way in summary.way.items()},
                 "picks": {part: counted.picks for part, counted in played.items()},
                 "cue_preference": {**plain(summary.preference), "verdict": answer, "in_words": headline},
                 **{name: found for name in ("dominance", "doing", "runs") if (found := getattr(summary, name))},

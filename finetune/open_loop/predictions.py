@@ -260,7 +260,9 @@ def predicted_actions(
 ) -> Chunks:
     """The chunks {group: (B, H, D)} in robot units for a collated batch of these steps, each from noise of its own.
 
-    guidance: other than 1, the batch holds the steps once more without instructions (ActionHead.sample). Raises ToolkitError for actions that are not finite."""
+    guidance: other than 1, the batch holds the steps once more without instructions (ActionHead.sample). Raises
+    ToolkitError for actions that are not finite.
+    """
     shape = (model.config.action_horizon, model.config.max_action_dim)
     drawn = torch.from_numpy(np.stack([each.standard_normal(shape, np.float32) for each in noise]))
     device = next(model.action_head.parameters()).device

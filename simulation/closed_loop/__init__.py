@@ -21,6 +21,15 @@ from toolkit.trackers import check_tracking
 FORMAT = 1
 EVALUATED = ("train", "seen", "unseen", "conflict", "single_a", "single_b")  # parts of all suites, in reports' order
 TARGET, LURE, OTHER, NOTHING = PICKS = ("target", "lure", "other", "nothing")
+# How far an episode came with its target; "nowhere" stands for none of them (simulation.closed_loop.episode_stages).
+STAGES = {
+    "toward": "moved toward the target",
+    "touched": "touched it",
+    "moved": "grasped or moved it",
+    "done": "did what was asked for",
+    "held": "held it, with a still arm: success",
+}
+NOWHERE = "nowhere"
 # What is done to the policy's observation. The ablations show whether it looks and listens.
 CONDITIONS = {
     "none": "as it is",
@@ -118,7 +127,11 @@ class ClosedLoopConfig(EvaluationConfig):
         "all",
         choices=("all", "decided"),
     )
-    videos: int = key("closed loop: videos of successes, and as many of failures, of each part", 2, at_least=0)
+    videos: int = key(
+        "closed loop: videos of the successes of each part, and as many of the failures that ended at each stage",
+        2,
+        at_least=0,
+    )
     workers: int = key("closed loop: processes, with a simulation each", 2, at_least=1)
     share: str | None = share_key("closed loop: play")
     image_size: int | None = key(
@@ -268,7 +281,7 @@ class Settings:
     max_steps: control steps (1/20 s) of an episode. image_size: of both cameras, pixels. render: cpu, gpu, or none for
     policies without images. seed: of the noise. runs: repetitions with seed, seed + 1, ... and other episodes. segment:
     after so many episodes all scenes are built again, None for never within a part (simulation.closed_loop.rollout).
-    videos: of the first successes, and of the first failures, of each part.
+    videos: of the first successes of each part, and of the first failures that ended at each stage.
     """
 
     split: str
@@ -300,7 +313,9 @@ class EpisodeOutcome:
     success: what was asked for was done to the target before the steps ran out (plate suite: a still arm held it, which
     may follow a wrong first pick). steps: control steps executed; chunks: action chunks asked for. instruction: what
     the policy was asked to do. episode: the objects' factors and places, as the suites' `describe` gives them.
-    video: path below the report's folder, None where none was kept.
+    video: path below the report's folder, None where none was kept. stages: the step at which each stage of
+    simulation.closed_loop.episode_stages was reached, in their order; smoothness: SPARC of the hand's speed, None of
+    one that stood still. Both are None in reports from before 30 November 2026.
     """
 
     condition: str
@@ -315,12 +330,20 @@ class EpisodeOutcome:
     episode: dict[str, Any]
     video: str | None = None
     did: str | None = None
+    stages: dict[str, int] | None = None
+    smoothness: float | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EpisodeOutcome:
         """The outcome that was written as plain JSON; KeyError for one that lacks something."""
         names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: values[name] for name in names if name != "did" or name in values})
+        later = ("did", "stages", "smoothness")
+        return cls(**{name: values[name] for name in names if name not in later or name in values})
+
+    @property
+    def stage(self) -> str | None:
+        """The last stage that was reached, "nowhere" before the first one; None where it is not known."""
+        return None if self.stages is None else next(reversed(self.stages), NOWHERE)
 
     def thing(self, whose: str) -> dict[str, Any] | None:
         """The factors and place of the target, lure or plate, or the values that the sentence names (`sentence`); None
@@ -344,8 +367,10 @@ class Evaluation:
     """All episodes of one evaluation, and what was evaluated.
 
     info: plain JSON; always with split, policy (a name for people), n_action_steps, max_steps, seed, instruction,
-    versions; with checkpoint, denoising_steps, precision, device, workers, seconds where they apply.
+    versions; with checkpoint, denoising_steps, precision, device, workers, seconds where they apply. expert: what the
+    scripted expert did in the first of the same episodes of each part; empty for a policy that is scripted itself.
     """
 
     info: dict[str, Any]
     episodes: tuple[EpisodeOutcome, ...]
+    expert: tuple[EpisodeOutcome, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, state_of
 from gr00t.data.video import write_video
 from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, EpisodeOutcome, Settings
+from simulation.closed_loop.episode_stages import StageWatch
 from simulation.closed_loop.inference import Images, Observation
 from simulation.closed_loop.policies import ScriptedPolicy
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env
@@ -46,8 +48,8 @@ class EpisodePlayer:
         self.task.render_when_asked()
         self.task.reset(seed=0)
         self.expert = Expert(self.task)
-        self.states: dict[tuple[str, int], list[Any]] = {}  # of the first successes and failures, to be filmed
-        self.kept = Counter[tuple[str, bool]]()
+        self.states: dict[tuple[str, int], list[Any]] = {}  # of the first that ended at each stage, to be filmed
+        self.kept = Counter[tuple[str, str | None]]()
 
     def begin(self, condition: str, part: str, answered: int = 0) -> None:
         """Set what the next episodes share; the scene is built again, so nothing of earlier ones reaches them.
@@ -64,7 +66,9 @@ class EpisodePlayer:
         plan = None if self.policy is None else self.policy.plan(task, self.expert)
         names, instruction = {task.episode.target: TARGET, task.episode.lure: LURE}, self._instruction()
         success, picked, picked_step, did, steps, chunks = False, NOTHING, None, None, 0, 0
-        states = [task.get_state()]
+        filmed = self.condition == "none" and settings.videos > 0  # only then are states kept, which take time
+        states = [task.get_state()] if filmed else []
+        watch = StageWatch(task.hand(), task.object_poses(), task.episode.target)
         while not success and steps < settings.max_steps:
             if plan is None:
                 images: Images = {} if self.answered > 0 else instead or self._images()
@@ -78,19 +82,24 @@ class EpisodePlayer:
             for action in chunk[: settings.max_steps - steps]:
                 info = task.step(action)[-1]
                 steps += 1
-                states.append(task.get_state())
+                if filmed:
+                    states.append(task.get_state())
                 success, index = bool(info["success"][0]), int(info["picked"][0])
+                now = {name: bool(info[name][0]) for name in ("touched", "grasped", "done")}
+                watch.update(task.hand(), task.object_poses(), {**now, "held": success})
                 if picked == NOTHING and index >= 0:
                     picked, picked_step = names.get(index, OTHER), steps
                 if int(info.get("did", [-1])[0]) >= 0:
                     did = VERBS[int(info["did"][0])]
                 if success:
                     break
-        if self.condition == "none" and self.kept[task.part, success] < settings.videos:
-            self.kept[task.part, success] += 1
-            self.states[task.part, seed] = states
         ending = success, picked, picked_step, steps, chunks
-        return EpisodeOutcome(self.condition, task.part, seed, *ending, instruction, task.episode.describe(), did=did)
+        found = EpisodeOutcome(self.condition, task.part, seed, *ending, instruction, task.episode.describe(), did=did)
+        found = replace(found, stages=watch.stages(), smoothness=watch.smoothness())
+        if filmed and self.kept[task.part, found.stage] < settings.videos:
+            self.kept[task.part, found.stage] += 1
+            self.states[task.part, seed] = states
+        return found
 
     def film(self, part: str, seed: int, text: str, path: Path) -> None:
         """Render an episode that was played, from its states, and write the cameras side by side above `text`."""

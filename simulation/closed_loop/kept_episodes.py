@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -68,8 +68,10 @@ class SegmentRecord:
 
     def add_outcome(self, outcome: EpisodeOutcome) -> None:
         """Keep how an episode ended, or see that it ended as before."""
-        if outcome.seed in self.outcomes:
-            if json.dumps(asdict(outcome)) != json.dumps(asdict(self.outcomes[outcome.seed])):
+        if before := self.outcomes.get(outcome.seed):
+            if before.stages is None:  # written by an older version
+                outcome = replace(outcome, stages=None, smoothness=None)
+            if json.dumps(asdict(outcome)) != json.dumps(asdict(before)):
                 raise self._differs()
         elif self.path is not None:
             self._add({"outcome": asdict(outcome)})

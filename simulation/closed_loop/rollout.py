@@ -300,12 +300,13 @@ class _Crew:
 
 
 def _to_film(outcomes: Sequence[EpisodeOutcome], count: int) -> Iterator[EpisodeOutcome]:
-    """The first `count` successes and failures of each part, by seed."""
-    seen = Counter[tuple[str, bool]]()
+    """The first `count` successes of each part, and failures that ended at each stage, by seed."""
+    seen = Counter[tuple[str, str | None]]()
     for outcome in outcomes:
         if outcome.condition == "none":
-            seen[outcome.part, outcome.success] += 1
-            if seen[outcome.part, outcome.success] <= count:
+            kind = outcome.part, outcome.stage or str(outcome.success)  # outcomes kept by older versions have no stage
+            seen[kind] += 1
+            if seen[kind] <= count:
                 yield outcome
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from simulation.closed_loop import CONDITIONS, EVALUATED, LURE, NOTHING, PICKS, TARGET, EpisodeOutcome, Evaluation
 from simulation.report.dominance import Doing, Dominance, doing, dominance
-from simulation.report.shares import CONFIDENCE, Difference, Share, difference, paired_difference
+from simulation.report.partial_credit import Way, ways
+from simulation.report.shares import CONFIDENCE, Difference, Quartiles, Share, difference, paired_difference, quartiles
 from simulation.scenes.instruction_suite import FACTORS, HALF_SIZE
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.scenes.suites import INSTRUCTION, Suite, suite_of
@@ -23,29 +22,19 @@ BOTH_PARTS = "both"
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Control steps until the target was held, over the n successes; quartiles by linear interpolation."""
-
-    n: int
-    first_quartile: float
-    median: float
-    third_quartile: float
-
-
-@dataclass(frozen=True)
 class Counted:
     """What a number of episodes ended with.
 
     preference: of those in which target or lure was picked first, the share that picked the target.
     missed: of those that picked the target first, the share that ended without success (dropped, or not held still).
-    steps: None without a success.
+    steps: control steps until the target was held, of the successes; None without one.
     """
 
     success: Share
     picks: dict[str, Share]
     preference: Share
     missed: Share
-    steps: Steps | None
+    steps: Quartiles | None
 
 
 @dataclass(frozen=True)
@@ -109,7 +98,7 @@ class Summary:
 
     cues: the split's two factors; None where it names all. dominance, doing (by part): of the instruction suite only.
     runs: by part, the success of each repetition. asked: the question that was asked and what answered it, if any, as
-    AskedQuestion.told gives it.
+    AskedQuestion.told gives it. way, expert: by part, how far the policy and the expert came with their targets.
     """
 
     cues: tuple[str, str] | None
@@ -122,6 +111,8 @@ class Summary:
     doing: Mapping[str, Doing] = field(default_factory=dict)
     runs: Mapping[str, tuple[Share, ...]] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
+    way: Mapping[str, Way] = field(default_factory=dict)
+    expert: Mapping[str, Way] = field(default_factory=dict)
 
     def of(self, part: str, condition: str = AS_IT_IS) -> Counted:
         """One part under one condition; all zeros where it was not played."""
@@ -171,6 +162,8 @@ def summarize(evaluation: Evaluation) -> Summary:
     if suite is INSTRUCTION:
         own = {"dominance": dominance(cues, played) if cues else None}
         own["doing"] = {part: doing(found) for part, found in played.items()}
+    own["way"] = ways([e for found in played.values() for e in found])
+    own["expert"] = ways(evaluation.expert)
     own["asked"] = info.get("question") or {}
     if info.get("runs", 1) > 1:
         own["runs"] = {part: _runs(found, info["runs"], info["episodes"]) for part, found in played.items()}
@@ -211,7 +204,7 @@ def count(episodes: Sequence[EpisodeOutcome]) -> Counted:
         picks={pick: Share(picked[pick], n) for pick in PICKS},
         preference=Share(by_cue.count(TARGET), len(by_cue)),
         missed=Share(sum(e.picked == TARGET and not e.success for e in episodes), picked[TARGET]),
-        steps=Steps(len(steps), *(float(q) for q in np.quantile(steps, [0.25, 0.5, 0.75]))) if steps else None,
+        steps=quartiles(steps),
     )
 
 

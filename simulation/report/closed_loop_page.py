@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +14,7 @@ import numpy as np
 from simulation.closed_loop import CONDITIONS, EVALUATED, NOTHING, PICKS, ClosedLoopConfig, EpisodeOutcome, Evaluation
 from simulation.report import AS_IT_IS, Summary
 from simulation.report.conclusions import cue_preference, readings
+from simulation.report.partial_credit import ENDINGS, in_words, way_rows
 from simulation.scenes.instruction_suite import CELLS, JITTER
 from simulation.scenes.plate_suite import OBJECT_X, OBJECT_Y, PLATE_X, PLATE_Y
 from simulation.scenes.suites import PLATE, Suite, suite_of
@@ -49,6 +50,9 @@ def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
         "parts": [p for p in EVALUATED if any(p in counted for counted in summary.counted.values())],
         "histograms": {part: _histogram(plain[part], part, info["max_steps"]) for part in parts},
         "other_instructions": sorted({e.instruction for e in episodes if e.condition == "other_instruction"}),
+        "way_rows": {part: way_rows(way, summary.expert.get(part)) for part, way in summary.way.items()},
+        "in_words": in_words,
+        "failed": {part: _failed(plain[part], {v["id"] for _, shown in kept for v in shown}) for part in summary.way},
         "videos": kept,
         "video_notes": notes,
         "command": command(info),
@@ -132,6 +136,20 @@ def _histogram(episodes: Iterable[EpisodeOutcome], part: str, max_steps: int) ->
     ]
 
 
+def _failed(episodes: Sequence[EpisodeOutcome], films: Collection[str]) -> list[tuple[str, int, list[tuple[int, str]]]]:
+    """(where they ended, how many, (seed, place on the page) of each film) of the failures of a part."""
+    found = []
+    for stage, words in ENDINGS.items():
+        ended = [e for e in episodes if e.stage == stage and not e.success]
+        linked = [(e.seed, _film_id(e)) for e in ended if _film_id(e) in films]
+        found += [(words, len(ended), linked)] if ended else []
+    return found
+
+
+def _film_id(outcome: EpisodeOutcome) -> str:
+    return f"film-{outcome.part}-{outcome.seed}"
+
+
 def videos(
     episodes: Sequence[EpisodeOutcome], folder: Path
 ) -> tuple[list[tuple[str, list[dict[str, Any]]]], list[str]]:
@@ -151,10 +169,10 @@ def videos(
         notes.append(f"{missing} of the videos are not there any more.")
     shown: dict[str, list[dict[str, Any]]] = {"Successes": [], "Failures": []}
     for e in kept:
-        video = {"source": "", "embedded": False, "caption": f"{video_caption(e)} (video missing)"}
+        video = {"source": "", "embedded": False, "caption": f"{video_caption(e)} (video missing)", "id": _film_id(e)}
         if e.video in files:
             source = data_uri(files[e.video]) if fits else quote(str(e.video))
-            video = {"source": source, "embedded": fits, "caption": video_caption(e)}
+            video |= {"source": source, "embedded": fits, "caption": video_caption(e)}
         shown["Successes" if e.success else "Failures"].append(video)
     return list(shown.items()), notes
 
@@ -167,10 +185,12 @@ def video_file(outcome: EpisodeOutcome, folder: Path) -> Path | None:
 
 
 def video_caption(outcome: EpisodeOutcome) -> str:
-    """Part, seed, target, lure, what was picked, steps, and what the policy saw where that was changed."""
+    """Part, seed, target, lure, what was picked, where a failure ended, steps, and what the policy saw where that was
+    changed."""
     lure = outcome.in_words("lure")
     changed = "" if outcome.condition == AS_IT_IS else f"; {CONDITIONS[outcome.condition]}"
+    ending = "" if outcome.success or outcome.stage is None else f"; {ENDINGS[outcome.stage]}"
     return (
         f"{outcome.part}, seed {outcome.seed}; target: {outcome.in_words('target')}"
-        f"{f'; lure: {lure}' if lure else ''}; picked: {outcome.picked}; {outcome.steps} steps{changed}"
+        f"{f'; lure: {lure}' if lure else ''}; picked: {outcome.picked}{ending}; {outcome.steps} steps{changed}"
     )

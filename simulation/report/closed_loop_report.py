@@ -4,6 +4,7 @@ closed_loop.json is written with its summary and read back with every value chec
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 import uuid
@@ -23,6 +24,7 @@ from simulation.report import AS_IT_IS, Counted, Summary, seen_factors, summariz
 from simulation.report.closed_loop_page import command, instruction_in_words, page, video_caption, video_file
 from simulation.report.conclusions import cue_preference, in_short, readings
 from simulation.report.dominance import Doing, Dominance
+from simulation.report.partial_credit import WAY_HEAD, way_problems, way_rows
 from simulation.report.shares import Difference, Share, plain
 from simulation.scenes.suites import PLATE, Suite, suite_of
 from simulation.scenes.verbs import VERBS
@@ -67,12 +69,16 @@ def as_json(evaluation: Evaluation, summary: Summary) -> dict[str, Any]:
         "weak_spots": summary.weak_spots,
         "changes": summary.changes,
     }
-    for name in ("dominance", "doing", "runs"):  # only where there are any
+    for name in ("dominance", "doing", "runs", "way", "expert"):  # only where there are any
         numbers |= {name: found} if (found := getattr(summary, name)) else {}
     data = {"format": FORMAT, **plain(evaluation), "summary": plain(numbers)}
-    for episode in data["episodes"]:
+    for episode in [*data["episodes"], *data["expert"]]:
         if episode["did"] is None and "named" not in episode["episode"]:
             del episode["did"]  # the plate suite has no verbs
+        if episode["stages"] is None:  # nor have older reports stages
+            del episode["stages"], episode["smoothness"]
+    if not data["expert"]:
+        del data["expert"]
     return data
 
 
@@ -91,8 +97,10 @@ def read_evaluation(path: Path) -> Evaluation:
             "python evaluate_conflict.py mode=closed_loop ..."
         )
     try:
-        episodes = tuple(EpisodeOutcome.from_json(e) for e in data["episodes"])
-        evaluation = Evaluation(dict(data["info"]), episodes)
+        episodes, expert = (
+            tuple(EpisodeOutcome.from_json(e) for e in given) for given in (data["episodes"], data.get("expert", ()))
+        )
+        evaluation = Evaluation(dict(data["info"]), episodes, expert)
     except (KeyError, TypeError, ValueError) as error:
         raise ToolkitError(f"{path}: is damaged ({type(error).__name__}: {error}). Evaluate again.") from None
     problem = next(_problems(evaluation), None)
@@ -113,10 +121,12 @@ def _problems(evaluation: Evaluation) -> Iterator[str]:
         return
     if not evaluation.episodes:
         yield "it holds no episodes"
+    for name, outcomes in (("episodes", evaluation.episodes), ("expert", evaluation.expert)):
+        for number, outcome in enumerate(outcomes):
+            for problem in itertools.chain(_episode_problems(outcome, suite), way_problems(outcome)):
+                yield f"{name}[{number}]: {problem}"
     seen = set()
     for number, outcome in enumerate(evaluation.episodes):
-        for problem in _episode_problems(outcome, suite):
-            yield f"episodes[{number}]: {problem}"
         key = outcome.condition, outcome.part, outcome.seed
         if key in seen:
             yield f"episodes[{number}]: {key} is there twice"
@@ -191,6 +201,8 @@ def markdown(evaluation: Evaluation, summary: Summary) -> str:
         lines += ["", f"## What was done, {part}", "", *_rows(*done_table(found))]
     picks = [[part, CONDITIONS[condition], *_picked(counted, part)] for condition, part, counted in summary.each()]
     lines += ["", "## First picks and success", "", *_rows(["part", "policy sees", *_PICKED], picks)]
+    for part, way in summary.way.items():
+        lines += ["", f"## On the way, {part}", "", *_rows(WAY_HEAD, way_rows(way, summary.expert.get(part)))]
     if summary.changes:
         lines += ["", "## Changes on the episodes played both ways", "", *_rows(_CHANGED, _changes(summary))]
     for part in summary.chance:
@@ -305,6 +317,10 @@ def numbers(summary: Summary) -> dict[str, float | str]:
     for name, share in shares.items():
         if share.value is not None:
             logged |= {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high, f"{name}_of": share.n}
+    for part, way in summary.way.items():
+        logged[f"{PREFIX}/{part}/partial_credit"] = way.credit
+        if way.smoothness is not None:
+            logged[f"{PREFIX}/{part}/smoothness"] = way.smoothness.median
     if "conflict" in summary.chance:
         logged[f"{PREFIX}/verdict"] = cue_preference(summary).headline
     return logged
@@ -328,6 +344,7 @@ def tables(evaluation: Evaluation, summary: Summary) -> dict[str, tuple[list[Any
     ]
     changes = [[c.condition, c.part, c.before.success.n, *ends(c.success), c.other_pick.value] for c in summary.changes]
     names = ["condition", "part", "seed", "success", "picked", "picked_step", "steps", "chunks", "instruction"]
+    names += ["stage", "smoothness"]
     episodes = [
         [*(getattr(e, name) for name in names), e.in_words("target"), e.in_words("lure")] for e in evaluation.episodes
     ]

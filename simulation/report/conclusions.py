@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from simulation.closed_loop import NOTHING
 from simulation.report import Change, Summary
 from simulation.report.dominance import Dominance
+from simulation.report.partial_credit import way_sentence
 from simulation.report.shares import Difference, Share, many, paired_difference
 from toolkit.html_page import percent
 
@@ -52,6 +53,7 @@ def in_short(summary: Summary) -> list[str]:
             f"{part}: {done} in {success} of the episodes; {beside} the {percent(chance)} of picking any object."
         )
     lines += [f"{part}, each repetition: {'; '.join(map(str, runs))}." for part, runs in summary.runs.items()]
+    lines += [way_sentence(part, way, summary.expert) for part, way in summary.way.items()]
     lines += [f"{reading.question} {reading.sentence} {reading.text}" for reading in readings(summary)]
     return lines + [str(spot) for spot in summary.weak_spots]
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, is_dataclass
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+
 from toolkit.html_page import percent
 
 CONFIDENCE = 0.95
@@ -87,6 +89,23 @@ class Difference:
         if self.value is None:
             return "unknown"
         return f"{100 * self.value:+.0f} points ({100 * self.low:+.0f} to {100 * self.high:+.0f})"
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """Of n numbers, by linear interpolation."""
+
+    n: int
+    first_quartile: float
+    median: float
+    third_quartile: float
+
+
+def quartiles(numbers: Sequence[float]) -> Quartiles | None:
+    """None of no numbers."""
+    if not numbers:
+        return None
+    return Quartiles(len(numbers), *(float(q) for q in np.quantile(numbers, [0.25, 0.5, 0.75])))
 
 
 def difference(first: Share, second: Share, correlation: float = 0.0) -> Difference:

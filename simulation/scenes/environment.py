@@ -8,6 +8,7 @@ motions too are the same bit for bit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -38,6 +39,7 @@ REBUILD = {"reconfigure": True}  # options of reset
 COLORS = {"red": [0.8, 0.05, 0.05, 1], "green": [0.05, 0.6, 0.1, 1], "blue": [0.05, 0.15, 0.85, 1]}
 LIFTED = 0.05  # m above the table at which a held object counts as picked up
 STILL = 0.2  # rad/s
+GRASP_FORCE, GRASP_ANGLE = 0.5, 85.0  # N of each finger; degrees from where it opens to: ManiSkill's is_grasping
 PLATE_SIZE = {"small": 0.022, "large": 0.040}  # half a square plate's edge, m
 PLATE_THICKNESS = 0.002  # half
 UPRIGHT = [0.70710678, 0, 0.70710678, 0]  # SAPIEN's cylinders lie along x
@@ -189,28 +191,67 @@ class ConflictPickEnv(BaseEnv):
 
         Plate suite: a still arm holds the target above the table; picked: what is held there. Instruction suite: the
         sentence's verb holds for the target while the arm is still, and no other object was acted on before; picked:
-        what was acted on first; did (1,) int64: the index in verbs.VERBS of what was done to it by now, or -1.
+        what was acted on first; did (1,) int64: the index in verbs.VERBS of what was done to it by now, or -1. In both
+        touched, grasped, done (1,) bool: the robot presses on the target, both fingers hold it, and success but for an
+        arm that still moves.
         """
+        forces = self._forces()
+        grasped = [self._grasped(of_object) for of_object in forces]
         if isinstance(self.episode, InstructedEpisode):
-            return self._evaluate_verb(self.episode)
-        picked = torch.tensor([-1])
-        for i, (body, thing) in enumerate(zip(self.objects, self.things, strict=True)):
-            lifted = float(body.pose.p[0, 2]) - _height(thing)
-            if lifted > LIFTED and bool(self.agent.is_grasping(body)[0]):
-                picked[0] = i
-                break
-        target = picked == self.episode.target
-        return {"success": target & self.agent.is_static(STILL), "picked": picked}
+            done, found = self._judge_verb(self.episode, grasped)
+        else:
+            done, found = self._judge_pick(grasped)
+        now = {"touched": bool(forces[self.episode.target]), "grasped": grasped[self.episode.target], "done": done}
+        found |= {name: torch.tensor([value]) for name, value in now.items()}
+        return {"success": found["done"] & self.agent.is_static(STILL), **found}
 
-    def _evaluate_verb(self, episode: InstructedEpisode) -> dict[str, torch.Tensor]:
+    def _judge_pick(self, grasped: list[bool]) -> tuple[bool, dict[str, torch.Tensor]]:
+        lifted = [float(b.pose.p[0, 2]) - _height(t) > LIFTED for b, t in zip(self.objects, self.things, strict=True)]
+        picked = next((i for i, held in enumerate(grasped) if held and lifted[i]), -1)
+        return picked == self.episode.target, {"picked": torch.tensor([picked])}
+
+    def _judge_verb(self, episode: InstructedEpisode, grasped: list[bool]) -> tuple[bool, dict[str, torch.Tensor]]:
         step = int(self.elapsed_steps[0])
         if step != self._judged:  # ManiSkill may ask more than once a step
             self._judged = step
-            self.detector.update(self.object_poses(), [bool(self.agent.is_grasping(o)[0]) for o in self.objects])
+            self.detector.update(self.object_poses(), grasped)
         picked, did, now = self.detector.picked, self.detector.did, self.detector.now
         done = picked == episode.target and now == VERBS.index(episode.verb)
-        success = torch.tensor([done]) & self.agent.is_static(STILL)
-        return {"success": success, "picked": torch.tensor([picked]), "did": torch.tensor([did])}
+        return done, {"picked": torch.tensor([picked]), "did": torch.tensor([did])}
+
+    def _forces(self) -> list[dict[str, np.ndarray]]:
+        """Of each object, the force (3,) N that it puts on each of the robot's links that press on it."""
+        objects = {body._bodies[0]: index for index, body in enumerate(self.objects)}
+        links = {link._bodies[0]: link.name for link in self.agent.robot.get_links()}
+        found: list[dict[str, np.ndarray]] = [{} for _ in objects]
+        # Before the first step SAPIEN still lists those of bodies that the reset removed, and reading these crashes.
+        for contact in self.scene.px.get_contacts() if self.elapsed_steps[0] > 0 else ():
+            (first, second), sign = contact.bodies, 1.0
+            if first in objects:
+                first, second, sign = second, first, -1.0
+            if first in links and second in objects:
+                impulse = sum((point.impulse for point in contact.points), np.zeros(3))
+                if impulse.any():
+                    forces, link = found[objects[second]], links[first]
+                    forces[link] = forces.get(link, 0.0) + sign * impulse / self.scene.px.timestep
+        return found
+
+    def _grasped(self, forces: dict[str, np.ndarray]) -> bool:
+        """Whether both fingers hold an object: what ManiSkill's is_grasping says, which reads all contacts twice for
+        each object, half of an episode's time."""
+        for finger, opens in ((self.agent.finger1_link, 1.0), (self.agent.finger2_link, -1.0)):
+            force = forces.get(finger.name, np.zeros(3))
+            size = float(np.linalg.norm(force))
+            if size < GRASP_FORCE:
+                return False
+            direction = opens * finger.pose.sp.to_transformation_matrix()[:3, 1]
+            if math.degrees(math.acos(float(np.clip(direction @ force / size, -1, 1)))) > GRASP_ANGLE:
+                return False
+        return True
+
+    def hand(self) -> np.ndarray:
+        """Where the point between the fingertips is, (3,) m."""
+        return self.agent.tcp_pos[0].numpy()
 
     def object_poses(self) -> np.ndarray:
         """(objects, 7): position (m) and quaternion, w first."""
