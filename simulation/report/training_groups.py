@@ -1,7 +1,7 @@
 """Which evaluations are of trainings of one setting, and how these settings compare.
 
 A checkpoint's evaluation holds the recipe that it was trained by; trainings of one setting have the same recipe but for
-the seed, and were evaluated alike. Of others, and in older reports, folders `seed-0`, `seed-1`, ... side by side say it.
+the seed, and were evaluated alike. Of others, and in older reports, folders `seed-0`, `seed-1`, ... say so.
 Weights that are evaluated twice are one training, and so are two runs with one seed."""
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from simulation.report import Result
 from simulation.report.shares import CONFIDENCE, Difference, Share
 from simulation.report.training_seeds import Measure, letters, measure, setting_difference
 
-PLAYED = ("split", "n_action_steps", "max_steps", "instruction", "strategy", "no_distractor_prob", "denoising_steps")
-PLAYED += ("embodiment_tag", "image_size", "render")  # alike in the evaluations of one setting
+PLAYED = (  # alike in the evaluations of one setting
+    *("split", "n_action_steps", "max_steps", "instruction", "strategy", "no_distractor_prob"),
+    *("denoising_steps", "embodiment_tag", "image_size", "render"),
+)
 SEED_FOLDER = re.compile(r"seed-(\d+)")
 Seeded = tuple[Result, int | None]  # an evaluation, and the seed of the training
 
@@ -51,8 +53,8 @@ class SettingDifference:
 class Family:
     """One measure (success in a part, or cue preference) of a split's settings, the best first, by their names.
 
-    differences: of all pairs of settings with several trainings, each at `confidence`, jointly 95 %; groups: the letters
-    of these settings.
+    differences: of all pairs of settings with several trainings, each at `confidence`, jointly 95 %; groups: their
+    letters.
     """
 
     split: str
@@ -133,6 +135,7 @@ def _weights(result: Result) -> str | None:
 
 def _names(groups: Sequence[Sequence[str]]) -> Iterator[str]:
     """What the names of each group begin with, then *; all of them where two groups would have one name."""
-    short = [os.path.commonprefix(names).rstrip("0123456789") + "*" if names[1:] else names[0] for names in groups]
+    begin = os.path.commonprefix  # of letters, as in lr_seed0, lr_seed1
+    short = [begin(names).rstrip("0123456789") + "*" if names[1:] else names[0] for names in groups]
     count = Counter(short)
     return (name if count[name] == 1 else ", ".join(names) for name, names in zip(short, groups, strict=True))

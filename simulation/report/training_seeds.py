@@ -4,7 +4,7 @@ A training has a rate of its own, drawn from a beta distribution with the settin
 episodes of one training; its episodes are binomial (the beta-binomial model: Skellam 1948). The posterior is taken on a
 grid: means uniform in 0 to 1, rho with a density proportional to rho^-1/2 in 0.001 to 0.5. Two settings are compared
 with one rho for both, as an analysis of variance has one variance. How often the intervals hold where rates are drawn
-otherwise: `python -m benchmarks.training_seeds`."""
+otherwise: `python -m benchmarks.new_trainings`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ RHO = np.geomspace(0.001, 0.5, 20)
 PRIOR = np.sqrt(RHO)  # equal steps of log(rho) times rho^-1/2
 MEANS = (np.arange(CELLS) + 0.5) / CELLS
 ALPHA, BETA = MEANS[:, None] * (1 / RHO - 1), (1 - MEANS[:, None]) * (1 / RHO - 1)  # (CELLS, len(RHO))
+NONE_YET = betaln(ALPHA, BETA)
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,10 @@ def measure(shares: Sequence[Share]) -> Measure:
     if len(shares) < 2:
         return Measure(tuple(shares))
     rates = _rates(shares)
-    weights = _likelihood(shares) * PRIOR
+    weights = _likelihood(tuple(shares)) * PRIOR
     weights /= weights.sum()
     edges = np.linspace(0.0, 1.0, CELLS + 1)
-    found = (weights.sum(axis=1), np.tensordot(weights, _cells(), 2))
+    found = (weights.sum(axis=1), _given(weights.T).sum(axis=0))
     mean, new = (Estimate(*_around(statistics.fmean(rates), p, edges, CONFIDENCE), len(rates)) for p in found)
     between = float((weights * np.sqrt(RHO * (MEANS * (1 - MEANS))[:, None])).sum())
     within = math.sqrt(statistics.fmean(p * (1 - p) / s.n for p, s in zip(rates, shares, strict=True)))
@@ -94,20 +95,20 @@ def setting_difference(
 ) -> tuple[Difference, Difference]:
     """(of the means at `confidence`, of a new training of each at 95 %) of two settings, second minus first; n is the
     smaller number of trainings."""
-    sides = [_likelihood(first), _likelihood(second)]
+    sides = [_likelihood(tuple(first)), _likelihood(tuple(second))]
     totals = [side.sum(axis=0) + np.finfo(float).tiny for side in sides]
-    rho = PRIOR * totals[0] * totals[1]
-    rho /= rho.sum()
-    means = [side / total for side, total in zip(sides, totals, strict=True)]  # of the mean, given each rho
-    new = [np.einsum("mr,mrc->cr", side, _cells()) for side in means]
+    log_rho = np.log(PRIOR) + np.log(totals[0]) + np.log(totals[1])
+    rho = np.exp(log_rho - log_rho.max())
+    means = [(side / total).T for side, total in zip(sides, totals, strict=True)]  # of the mean, given each rho
     value = statistics.fmean(_rates(second)) - statistics.fmean(_rates(first))
     edges = (np.arange(2 * CELLS) - CELLS + 0.5) / CELLS
 
-    def of(sides: Sequence[np.ndarray], level: float) -> Difference:
-        parts = [weight * np.convolve(sides[1][:, i], sides[0][::-1, i]) for i, weight in enumerate(rho)]
-        return Difference(*_around(value, np.sum(parts, axis=0), edges, level), min(len(first), len(second)))
+    def of(low: np.ndarray, high: np.ndarray, level: float) -> Difference:
+        spectrum = rho @ (np.fft.rfft(high, 2 * CELLS) * np.fft.rfft(low[:, ::-1], 2 * CELLS))  # convolved
+        chances = np.maximum(np.fft.irfft(spectrum)[:-1], 0.0)
+        return Difference(*_around(value, chances, edges, level), min(len(first), len(second)))
 
-    return of(means, confidence), of(new, CONFIDENCE)
+    return of(means[0], means[1], confidence), of(_given(means[0]), _given(means[1]), CONFIDENCE)
 
 
 def letters(names: Sequence[str], apart: Collection[tuple[str, str]]) -> dict[str, str]:
@@ -126,17 +127,23 @@ def _rates(shares: Sequence[Share]) -> list[float]:
     return [share.count / share.n for share in shares]
 
 
-def _likelihood(shares: Sequence[Share]) -> np.ndarray:
+@functools.lru_cache(maxsize=128)  # a setting is compared with every other
+def _likelihood(shares: tuple[Share, ...]) -> np.ndarray:
     """Of every mean and rho, up to a factor: (CELLS, len(RHO))."""
-    log = sum(betaln(s.count + ALPHA, s.n - s.count + BETA) - betaln(ALPHA, BETA) for s in shares)
+    log = sum(betaln(s.count + ALPHA, s.n - s.count + BETA) - NONE_YET for s in shares)
     return np.exp(log - np.max(log))
+
+
+def _given(means: np.ndarray) -> np.ndarray:
+    """The chance that a training's rate lies in each cell, by rho (len(RHO), CELLS), from those of (rho, mean)."""
+    return (means[:, None] @ _cells())[:, 0]
 
 
 @functools.cache
 def _cells() -> np.ndarray:
-    """The chance that a training's rate lies in each cell, given mean and rho: (CELLS, len(RHO), CELLS)."""
+    """The same given rho and the mean: (len(RHO), CELLS of the mean, CELLS)."""
     edges = np.linspace(0.0, 1.0, CELLS + 1)
-    return np.diff(betainc(ALPHA[..., None], BETA[..., None], edges), axis=-1)
+    return np.diff(betainc(ALPHA.T[..., None], BETA.T[..., None], edges), axis=-1)
 
 
 def _around(value: float, chances: np.ndarray, edges: np.ndarray, confidence: float) -> tuple[float, float, float]:
