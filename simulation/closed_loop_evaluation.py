@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.maniskill import CONTROL_FREQ
+from finetune.recipe.recipe_identity import trained_by
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import whole_folder
@@ -152,6 +153,7 @@ def _info(config: ClosedLoopConfig, settings: Settings, facts: dict[str, Any]) -
     own = {"protocol": config.protocol, **dataclasses.asdict(settings)}
     usual = {"protocol": "own", "strategy": None, "runs": 1, "no_distractor_prob": None, "segment": None}
     info |= {name: own[name] for name, value in usual.items() if own[name] != value}
+    info |= trained_by(Path(config.checkpoint)) if "checkpoint_fingerprint" in facts else {}
     return info | {"config": dataclasses.asdict(config), "versions": versions(), **facts}
 
 

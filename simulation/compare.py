@@ -24,6 +24,8 @@ from simulation.report.conclusions import A, B, verdict
 from simulation.report.dominance_graph import HEIGHT, WIDTH, Graph, graph
 from simulation.report.paper import write_paper
 from simulation.report.shares import Difference, Share, difference, many, paired_difference, plain
+from simulation.report.training_groups import Family, Setting, compare_settings
+from simulation.report.training_seeds import HOLDS_FOR
 from simulation.scenes.suites import SUITES, Suite, suite_of
 from toolkit.command_line import run_main
 from toolkit.declaration import key
@@ -101,11 +103,16 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The entries by split and name, the contrasts between those of one split, and why files were left out."""
+    """The entries by split and name, the contrasts between those of one split, and why files were left out.
+
+    settings, families: of the splits in which a setting has several trainings.
+    """
 
     entries: tuple[Entry, ...]
     contrasts: tuple[Contrast, ...]
     skipped: tuple[str, ...]
+    settings: tuple[Setting, ...] = ()
+    families: tuple[Family, ...] = ()
 
 
 def main(config: CompareConfig) -> None:
@@ -123,7 +130,7 @@ def main(config: CompareConfig) -> None:
     if config.paper:
         place = out.with_name(f"{out.stem}_paper")
         with disk_errors(place, "Choose another out=FILE.html."):
-            write_paper(place, [Result(e.name, e.evaluation, e.summary) for e in comparison.entries])
+            write_paper(place, _results(comparison.entries), comparison.families)
         print(place)
     for entry in comparison.entries:
         success = ", ".join(f"{part} {entry.summary.of(part).success}" for part in entry.summary.chance)
@@ -155,7 +162,12 @@ def compare(reports_dir: Path) -> Comparison:
     entries.sort(key=lambda entry: (entry.split, entry.name))
     pairs = [(a, b) for a, b in itertools.combinations(entries, 2) if a.split == b.split]
     found = (contrast for first, second in pairs for contrast in _contrasts(first, second))
-    return Comparison(tuple(entries), tuple(found), tuple(skipped))
+    settings, families = compare_settings(_results(entries))
+    return Comparison(tuple(entries), tuple(found), tuple(skipped), tuple(settings), tuple(families))
+
+
+def _results(entries: Sequence[Entry]) -> list[Result]:
+    return [Result(entry.name, entry.evaluation, entry.summary) for entry in entries]
 
 
 def _contrasts(first: Entry, second: Entry) -> Iterator[Contrast]:
@@ -205,7 +217,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
         evaluations.append(
             {
                 "name": entry.name,
-                "info": {k: v for k, v in entry.evaluation.info.items() if k not in ("config", "versions")},
+                "info": {k: v for k, v in entry.evaluation.info.items() if k not in ("config", "versions", "recipe")},
                 "success": {part: counted.success for part, counted in played.items()},
                 "partial_credit": {part: way.credit for part, way in summary.way.items()},
                 "picks": {part: counted.picks for part, counted in played.items()},
@@ -218,7 +230,9 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
                 },
             }
         )
-    found = {"evaluations": evaluations, "differences": comparison.contrasts, "skipped": comparison.skipped}
+    trainings = {"in_words": HOLDS_FOR, "settings": comparison.settings, "families": comparison.families}
+    found = {"evaluations": evaluations, "differences": comparison.contrasts, "trainings": trainings}
+    found["skipped"] = comparison.skipped
     return {"format": FORMAT, "kind": KIND, **plain(found)}
 
 
@@ -261,6 +275,7 @@ def _page(comparison: Comparison, folder: Path) -> str:
         "tint": tint,
         "ablations": [c for c in CONDITIONS if c in played and c != AS_IT_IS],
         "conditions": CONDITIONS,
+        "holds_for": HOLDS_FOR,
     }
     return render_page("compare.html", values)
 

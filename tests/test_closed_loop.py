@@ -19,6 +19,7 @@ from simulator import needs_simulator
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
+from finetune.recipe.recipe_identity import write_mark
 from gr00t.data.step_reader import StepReader
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
@@ -30,7 +31,7 @@ from simulation.closed_loop.inference import Inference, Observation, as_batch, c
 from simulation.closed_loop.kept_episodes import KeptEpisodes
 from simulation.closed_loop.policies import LurePolicy, RandomPolicy, ReplayPolicy, ScriptedPolicy, TargetPolicy
 from simulation.closed_loop.rollout import _to_film, run_episodes
-from simulation.closed_loop_evaluation import evaluate_closed_loop
+from simulation.closed_loop_evaluation import _info, _policy, _settings, evaluate_closed_loop
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, sample_episode
 from toolkit.shared_keys import PARTS
 
@@ -195,6 +196,20 @@ def test_recordings_that_cannot_be_replayed_are_refused(recordings: Path, tmp_pa
 def checkpoint(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, trained (it says) on images of 32 pixels."""
     return finished_checkpoint(tiny_base, small_data, tmp_path_factory.mktemp("finished") / "checkpoint")
+
+
+def test_an_evaluation_notes_the_recipe_and_the_seed_of_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+
+    def info() -> dict:
+        given = compose("evaluate", "mode=closed_loop", "split=color_object", f"checkpoint={copy}").chosen
+        facts = _policy(given)[1]
+        return _info(given, _settings(given, facts, None), facts)
+
+    assert "recipe" not in info()  # of another project, or an earlier version
+    write_mark(copy, {"train.seed": 7, "train.max_steps": 1000}, step=900)
+    found = info()
+    assert (found["recipe"], found["training_seed"], found["training_step"]) == ({"train.max_steps": 1000}, 7, 900)
 
 
 @needs_simulator

@@ -28,6 +28,7 @@ from finetune.recipe.recipe_identity import (
     flat,
     identity_digest,
     recipe,
+    trained_by,
 )
 from finetune.recipe.train_config import AugmentConfig, TrainConfig
 from finetune.slurm.done_and_busy import is_finished
@@ -257,6 +258,13 @@ def test_the_robot_lies_in_everything_that_a_run_writes(site: Site) -> None:
     assert read_json(done / RELEASE_MARK)["made_of"]["modality_config"]["action"]["arm"]["rep"] == "RELATIVE"
 
 
+def test_a_checkpoint_says_by_which_recipe_and_seed_it_was_trained(site: Site) -> None:
+    found, mark = trained_by(site.root / "done"), read_json(site.root / "done" / RELEASE_MARK)
+    assert found["recipe"] | {"train.seed": found["training_seed"]} == mark["made_of"]
+    assert found["training_step"] == mark["step"] == 2 and "train.seed" not in found["recipe"]
+    assert trained_by(site.root / "base") == {}
+
+
 def test_a_robots_file_is_read_once_and_its_place_is_not_published(own: Site, tmp_path: Path) -> None:
     file = robot_file(tmp_path / "my_robot.py")
     file.write_text(file.read_text() + f"open({str(tmp_path / 'read')!r}, 'a').write('.')\n")
@@ -346,6 +354,10 @@ def age(site: Site) -> Site:
 @pytest.fixture
 def old(own: Site) -> Site:
     return age(own)
+
+
+def test_a_checkpoint_of_before_does_not_say_its_recipe(old: Site) -> None:
+    assert trained_by(old.root / "done") == {}
 
 
 def test_an_old_finished_run_is_still_finished(old: Site, tmp_path: Path) -> None:

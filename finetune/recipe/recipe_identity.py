@@ -143,6 +143,15 @@ def made_by(folder: Path, identity: Mapping[str, Any]) -> bool:
     return mark.get("identity") in (identity_digest(identity), identity_digest({**identity, "train.export": "best"}))
 
 
+def trained_by(folder: Path) -> dict[str, Any]:
+    """What a finished checkpoint says of its training, as an evaluation notes it: the identity of the run without its
+    seed, the seed and the step; {} for others, and for those of earlier versions, which noted a digest only."""
+    mark = read_json(folder / RELEASE_MARK) if (folder / RELEASE_MARK).is_file() else {}
+    recipe = dict(mark.get("made_of", {}))
+    seed = recipe.pop("train.seed", None)
+    return {} if seed is None else {"recipe": recipe, "training_seed": seed, "training_step": mark.get("step")}
+
+
 def robot_of(folder: Path, tag: str) -> dict[str, Any]:
     """The modality configuration that a finished checkpoint was trained with, as an identity holds it; {} for a tag
     that it was not trained under."""

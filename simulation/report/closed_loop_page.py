@@ -32,8 +32,9 @@ def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
     info, episodes, parts = evaluation.info, evaluation.episodes, list(summary.chance)
     plain = {part: [e for e in episodes if (e.condition, e.part) == (AS_IT_IS, part)] for part in parts}
     kept, notes = videos(episodes, folder)
-    # Nested values as JSON.
-    facts = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v for k, v in info.items()}
+    # Nested values as JSON; the recipe is compared only.
+    told = {k: v for k, v in info.items() if k != "recipe"}
+    facts = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, dict | list) else v for k, v in told.items()}
     values: dict[str, Any] = {
         "title": f"Closed loop: {info['split']}",
         "info": {"checkpoint": None, **info},

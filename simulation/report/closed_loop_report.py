@@ -114,6 +114,8 @@ def _problems(evaluation: Evaluation) -> Iterator[str]:
     missing = [name for name in _ALWAYS if name not in evaluation.info]
     if missing:
         yield f"info lacks {', '.join(missing)}"
+    if "recipe" in evaluation.info and not isinstance(evaluation.info["recipe"], dict):
+        yield "info.recipe is no mapping"
     try:
         suite = suite_of(str(evaluation.info["split"]))
     except ToolkitError as error:

@@ -14,10 +14,12 @@ from simulation.closed_loop import CONDITIONS, EVALUATED
 from simulation.report import Result
 from simulation.report.closed_loop_page import command
 from simulation.report.shares import Difference, Share
+from simulation.report.training_groups import Family
+from simulation.report.training_seeds import HOLDS_FOR, Estimate
 from simulation.scenes.suites import INSTRUCTION, PLATE, suite_of
 from simulation.scenes.verbs import Thresholds
 
-Cell = str | Share | Difference
+Cell = str | Share | Difference | Estimate
 _PARTS = {
     "train": "both cues agree",
     "conflict": "no object fits in both factors",
@@ -53,17 +55,18 @@ class PaperTable:
     rows: list[tuple[Cell, ...]]
 
 
-def write_paper(folder: Path, results: Sequence[Result]) -> None:
+def write_paper(folder: Path, results: Sequence[Result], families: Sequence[Family] = ()) -> None:
     """Write everything into `folder`, which is replaced."""
     from simulation.report.paper_figures import draw
 
     if folder.is_dir():
         _only_ours(folder)
     with whole_folder(folder, lock=False, replaceable=_only_ours) as aside:
-        for table in filter(lambda table: table.rows, tables(results)):
+        several = trainings(families)
+        for table in filter(lambda table: table.rows, [*tables(results), several]):
             for kind, text in (("csv", as_csv(table)), ("md", as_markdown(table)), ("tex", as_latex(table))):
                 write_text(aside / f"{table.name}.{kind}", text)
-        paragraphs = list(methods(results))
+        paragraphs = [*methods(results), *([several.caption] if several.rows else [])]
         write_text(aside / "methods.md", "\n\n".join(paragraphs) + "\n")
         write_text(aside / "methods.tex", "\n\n".join(map(escaped, paragraphs)) + "\n")
         draw(aside, results)
@@ -94,6 +97,19 @@ def tables(results: Sequence[Result]) -> Iterator[PaperTable]:
     seeds = [(r, part, n, s) for r in results for part, runs in r.summary.runs.items() for n, s in enumerate(runs)]
     rows = ((*_named(r), part, str(r.info["seed"] + n), share) for r, part, n, share in seeds)
     yield table("repetitions", f"Success of each repetition; {interval}.", ("part", "seed", "success"), rows)
+
+
+def trainings(families: Sequence[Family]) -> PaperTable:
+    """Of the settings with several trainings."""
+    head = ("split", "setting", "measure", "trainings", "one more training", "mean", "group")
+    rows: list[tuple[Cell, ...]] = [
+        (of.split, name, of.measure, str(m.mean.n), m.new, m.mean, of.groups[name])
+        for of in families
+        for name, m in of.settings.items()
+        if m.mean and m.new
+    ]
+    told = f"One more training: {HOLDS_FOR['new']}; mean: {HOLDS_FOR['mean']}; 95 % intervals (beta-binomial)."
+    return PaperTable("trainings", f"{told} Group: {HOLDS_FOR['group']}.", head, rows)
 
 
 def _named(result: Result) -> tuple[str, str, str]:
