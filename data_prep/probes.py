@@ -1,7 +1,7 @@
 """Probes: how well a part of what a policy is given tells where it has to go, and whether that is more than chance.
 
-A probe is a small network that sees some inputs and not others (Alain & Bengio 2016, arXiv:1610.01644). Here it says which
-of several things is meant. What a probe finds is there; what it does not find may still be."""
+A probe is a small network that sees some inputs and not others (Alain & Bengio 2016, arXiv:1610.01644). Here it says
+which of several things is meant. What a probe finds is there; what it does not find may still be."""
 
 from __future__ import annotations
 

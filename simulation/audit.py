@@ -25,6 +25,7 @@ from simulation.closed_loop import TARGET
 from simulation.report import summarize
 from simulation.report.closed_loop_report import find_evaluations, read_evaluation
 from simulation.report.shares import Share, plain
+from simulation.scenes import single_factor
 from simulation.scenes.instruction_suite import Body, InstructedEpisode
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, Episode, Thing
 from simulation.scenes.suites import INSTRUCTION, PLATE, SUITES, suite_of
@@ -56,50 +57,37 @@ Scene = Episode | InstructedEpisode
 
 @dataclass(frozen=True)
 class Known:
-    """Why these probes leave chance in a split: a property of the suite that is documented.
-
-    ceiling: how often it finds the target of a scene at most; None where nothing more could show.
-    """
+    """Why these probes leave chance in a split: a documented property of the suite, and between which shares of the
+    targets they then find."""
 
     probes: tuple[str, ...]
     holds: Callable[[str, str], bool]
+    between: tuple[float, float]
     reason: str
-    ceiling: Callable[[Scene], float] | None = None
 
 
 def _names(factor: str) -> Callable[[str, str], bool]:
     return lambda split, part: suite_of(split) is INSTRUCTION and factor in INSTRUCTION.cues(split)
 
 
-def _of_two_cues_apart(split: str, part: str) -> bool:
+def _apart(split: str, part: str) -> bool:
     return suite_of(split) is INSTRUCTION and part in ("conflict", *single_factor.PARTS)
-
-
-def _among_named(scene: Scene) -> float:
-    return 1 / sum(body.size != "medium" for body in scene.objects)
 
 
 # The first that holds is the reason. All of them follow from how episodes are drawn, which may not change: recordings
 # and reports name episodes by their seeds.
+_RECORDED = (
+    "the target's values, or its place, were recorded more often, or less, than the other objects': read what a policy "
+    "follows beside these rates, not beside chance"
+)
+_LAYOUT = "objects lie where the verb can be done, so their places tell verbs apart, and each verb has its size"
+_MEDIUM = "of three objects the medium one is never named: without the sentence the target is one of two"
 KNOWN = (
-    Known((BLIND,), _names("spatial"), "the sentence names the place, or a verb that was recorded with it"),
-    Known(
-        (DEAF, PLACE, VALUE, CELL),
-        _of_two_cues_apart,
-        "the target's values, or its place, were recorded more often, or less, than the other objects': read what a "
-        "policy follows beside these rates, not beside chance",
-    ),
-    Known(
-        (DEAF,),
-        lambda split, part: split == "instruction/verb_size",
-        "objects lie where the verb can be done, so their places tell verbs apart, and each verb has its size",
-    ),
-    Known(
-        (DEAF, PLACE, VALUE, CELL),
-        _names("size"),
-        "of three objects the medium one is never named: without the sentence the target is one of two",
-        _among_named,
-    ),
+    Known((BLIND,), _names("spatial"), (0.0, 1.0), "the sentence names the place, or a verb recorded with the place"),
+    Known((DEAF, PLACE), _apart, (0.3, 0.65), _RECORDED),
+    Known((VALUE, CELL), _apart, (0.3, 0.9), _RECORDED),
+    Known((DEAF,), lambda split, part: split == "instruction/verb_size", (0.4, 0.65), _LAYOUT),
+    Known((DEAF, PLACE, VALUE, CELL), _names("size"), (0.33, 0.5), _MEDIUM),
 )
 
 
@@ -290,7 +278,7 @@ def judged(scored: Sequence[Scored]) -> list[Part]:
 
 
 def _verdict(scored: Scored, probe: str, p: float | None, tests: int) -> tuple[str, str]:
-    """Sound, documented or leak, with the reason that is documented; above a documented ceiling it is a leak too."""
+    """Sound, documented or leak, with the reason that is documented; outside the documented shares it is a leak too."""
     from data_prep.probes import tails
 
     if p is None or p >= LEVEL:
@@ -298,10 +286,13 @@ def _verdict(scored: Scored, probe: str, p: float | None, tests: int) -> tuple[s
     known = next((k for k in KNOWN if probe in k.probes and k.holds(scored.split, scored.part)), None)
     if known is None:
         return LEAK, "not documented"
-    if known.ceiling is not None:
-        above = tails(int(scored.hits[probe].sum()), [known.ceiling(scene) for scene in scored.scenes])[1]
-        if above * tests < LEVEL:
-            return LEAK, f"more than is documented ({known.reason})"
+    count, n = int(scored.hits[probe].sum()), len(scored.scenes)
+    below, above = (tails(count, [share] * n)[side] for side, share in enumerate(known.between))
+    if min(below, above) * tests < LEVEL:
+        return (
+            LEAK,
+            f"beyond {percent(known.between[0])} to {percent(known.between[1])}, as documented ({known.reason})",
+        )
     return DOCUMENTED, known.reason
 
 

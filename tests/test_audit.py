@@ -35,7 +35,7 @@ def scenes(plant: Callable[[Episode, random.Random], int | None], first: int, co
     return found
 
 
-def named(plant: Callable[[Episode, random.Random], int | None], count: int = 700) -> dict[str, str]:
+def named(plant: Callable[[Episode, random.Random], int | None], count: int = 450) -> dict[str, str]:
     scored = score_scenes(scenes(plant, 0, count), {"train": scenes(plant, 10_000, count)}, 0)
     (part,) = judged(scored)
     return {probe: result.verdict for probe, result in part.results.items() if result.verdict != "sound"}
@@ -75,7 +75,7 @@ def test_planted_leaks_are_found_by_the_probes_that_can_see_them(
 
 
 def test_what_is_sound_is_not_named_and_what_can_be_learned_is_learned() -> None:
-    scored = score_scenes(scenes(lambda *_: None, 0, 700), {"train": scenes(lambda *_: None, 10_000, 700)}, 0)
+    scored = score_scenes(scenes(lambda *_: None, 0, 450), {"train": scenes(lambda *_: None, 10_000, 450)}, 0)
     (part,) = judged(scored)
     assert {result.verdict for result in part.results.values()} == {"sound"}
     assert (part.results["everything"].share.value or 0) > 0.9
@@ -123,7 +123,7 @@ def test_tails_are_exact_and_p_values_adjusted_as_holm_does() -> None:
 
 
 def test_more_than_is_documented_is_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = auditing.Known(("deaf",), lambda split, part: True, "size tells a little", lambda scene: 0.6)
+    known = auditing.Known(("deaf",), lambda split, part: True, (0.4, 0.6), "size tells a little")
     monkeypatch.setattr(auditing, "KNOWN", (known,))
     drawn = scenes(lambda *_: None, 0, 600)
 
@@ -133,7 +133,9 @@ def test_more_than_is_documented_is_a_leak(monkeypatch: pytest.MonkeyPatch) -> N
         (part,) = judged([Scored(SPLIT, "train", drawn, hits)])
         return part.results["deaf"].verdict
 
-    assert [verdict(rate) for rate in (0.5, 0.61, 0.4, 0.8)] == ["sound", "documented", "documented", "leak"]
+    assert [verdict(rate) for rate in (0.5, 0.61, 0.4, 0.8, 0.2)] == [
+        *("sound", "documented", "documented", "leak", "leak")
+    ]
 
 
 def test_the_page_and_the_numbers_of_an_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,8 +129,8 @@ def examine(
 
     fast: only what needs no decoding of whole videos. `progress` is called with (what, done, of how many). `exclude`:
     episodes that are left out (see DatasetLayout), of a split those of its train part; they are not examined.
-    probe: also what the dataset, or the split's train part, teaches, which takes minutes. Raises ToolkitError where there
-    is no dataset.
+    probe: also what the dataset, or the split's train part, teaches, which takes minutes. Raises ToolkitError where
+    there is no dataset.
     """
     started, path = time.monotonic(), Path(path)
     subjects = [
