@@ -12,6 +12,7 @@ from taught_data import TEN, write_taught
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep import goal_probe
 from data_prep.check import main, read
+from data_prep.doctor.examine import examine
 from data_prep.doctor.examined_dataset import Subject
 from data_prep.doctor.probe_checks import check_taught, interval, judge
 from data_prep.goal_probe import Told
@@ -52,14 +53,18 @@ def test_intervals_hold_the_mean_in_95_of_100() -> None:
 
 
 def test_eight_recordings_are_too_few_to_say(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(read([str(sound), "fast=true", "probe=true", f"json={tmp_path}/a.json", f"html={tmp_path}/a.html"]))
-    report = json.loads((tmp_path / "a.json").read_text())
-    assert report["datasets"][0]["facts"]["probe"]["verdict"] == "too few"
-    assert "probe" not in report["datasets"][1]["facts"]
-    assert "too few" in (tmp_path / "a.html").read_text() and "too few" in capsys.readouterr().out
-    main(read([str(sound), "fast=true", f"json={tmp_path}/b.json"]))
-    report = json.loads((tmp_path / "b.json").read_text())
-    assert not [c for d in report["datasets"] for c in d["checks"] if c["check"] == "probe"]
+    page = tmp_path / "a.html"
+    main(read([str(sound / "train"), "fast=true", "probe=true", f"json={tmp_path}/a.json", f"html={page}", "shown=1"]))
+    facts = json.loads((tmp_path / "a.json").read_text())["datasets"][0]["facts"]
+    assert facts["probe"]["verdict"] == "too few" and facts["probe"]["episodes"] == 8
+    assert "too few" in page.read_text() and "too few" in capsys.readouterr().out
+
+
+def test_nothing_is_probed_unless_it_is_asked_for_and_then_only_train(sound: Path) -> None:
+    for probe, probed in ((False, []), (True, ["train"])):
+        report, _ = examine(sound, MODALITY_CONFIG, fast=True, probe=probe)
+        assert [d.name for d in report.datasets for r in d.results if r.check == "probe"] == probed
+        assert [d.name for d in report.datasets if "probe" in d.facts] == probed
 
 
 def test_a_sentence_that_names_the_place_is_found_and_shown(
