@@ -319,11 +319,13 @@ def _show(parts: Sequence[Part], named: Sequence[tuple[Part, Result]]) -> None:
         policies = ", ".join(f"{name} {share.counts}" for name, share in part.policies.items())
         table.add_row(part.split, part.part, percent(part.chance), *cells, policies)
     console.print(table)
-    for part, result in named:
-        console.print(
-            f"[{STYLES[result.verdict]}]{result.verdict}[/] {part.split}, {part.part}: {result.probe} {result.share}"
-        )
-        console.print(f"  [dim]{result.reason}[/]", soft_wrap=True)
+    for reason in dict.fromkeys(result.reason for _, result in named):
+        found = [(part, result) for part, result in named if result.reason == reason]
+        verdict = found[0][1].verdict
+        console.print(f"\n[{STYLES[verdict]}]{verdict}[/]: {reason}", soft_wrap=True)
+        for split in dict.fromkeys(part.split for part, _ in found):
+            shares = (f"{p.part} {r.probe} {percent(r.share.value or 0)}" for p, r in found if p.split == split)
+            console.print(f"  {split}: {', '.join(shares)}", soft_wrap=True)
 
 
 if __name__ == "__main__":
