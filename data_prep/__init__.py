@@ -100,6 +100,10 @@ class CheckConfig:
     fast: bool = key(
         "leave out what decodes whole videos or reads every file: what training does before it begins", False
     )
+    probe: bool = key(
+        "also how far image, instruction, state and place each tell where the arm goes, which takes minutes",
+        False,
+    )
     json: str | None = key("file that receives the report as JSON; null for none", None)
     html: str | None = key("file that receives the report as one page with images and curves; null for none", None)
     exclude: str | None = key(

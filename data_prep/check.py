@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -65,7 +65,9 @@ def main(call: tuple[Path, CheckConfig]) -> None:
         def progress(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        report, subjects = examine(path, modality_configs(config), fast=config.fast, progress=progress)
+        report, subjects = examine(
+            path, modality_configs(config), fast=config.fast, progress=progress, probe=config.probe
+        )
     _show(report)
     if config.json is not None:
         _write(Path(config.json).expanduser(), json.dumps(report.to_json(), indent=2) + "\n")
@@ -107,6 +109,8 @@ def _show(report: Report) -> None:
         if left_out := dataset.facts.get("excluded"):
             numbers = ", ".join(map(str, left_out))
             console.print(f"\n{escape(dataset.name)}: left out, and not examined: episodes {numbers}")
+        if probed := dataset.facts.get("probe"):
+            _show_probe(console, dataset.name, probed)
     for level in ("warning", "error"):
         for dataset, result, finding in report.findings(level):
             where = f"{escape(dataset.name)}, {result.check}: {escape(finding.where)}"
@@ -117,6 +121,16 @@ def _show(report: Report) -> None:
     part = " (fast part)" if report.fast else ""
     verdict = f"[{STYLES[report.level]}]{report.verdict}[/]{part}; {errors} errors, {warnings} warnings"
     console.print(f"\n{escape(str(report.path))}: {verdict}, {report.seconds:.1f} s")
+
+
+def _show_probe(console: Console, name: str, probed: dict[str, Any]) -> None:
+    """What was found of what the data teach."""
+    console.print(f"\n{escape(name)}, probe of {probed['episodes']} episodes: {probed['in_words']}")
+    if rows := probed.get("rows"):
+        table = Table(*map(escape, rows[0]), box=None)
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
 
 
 if __name__ == "__main__":

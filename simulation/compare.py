@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import quote
 
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import CONDITIONS, EVALUATED, Evaluation
 from simulation.report import AS_IT_IS, Result, Summary, summarize
@@ -29,7 +28,7 @@ from simulation.report.training_seeds import HOLDS_FOR
 from simulation.scenes.suites import SUITES, Suite, suite_of
 from toolkit.command_line import run_main
 from toolkit.declaration import key
-from toolkit.html_page import render_page
+from toolkit.html_page import numbers_beside, render_page
 
 FORMAT = 1
 KIND = "closed-loop comparison"
@@ -118,7 +117,7 @@ class Comparison:
 def main(config: CompareConfig) -> None:
     """Write the page and its numbers, and with `pages` those of every evaluation; print a line for each."""
     out = Path(config.out).expanduser()
-    numbers = _numbers_of(out)
+    numbers = numbers_beside(out, KIND)
     comparison = compare(Path(config.reports_dir))
     if config.pages:
         for entry in comparison.entries:
@@ -191,21 +190,6 @@ def _contrasts(first: Entry, second: Entry) -> Iterator[Contrast]:
     found = difference(second.summary.preference, first.summary.preference)
     if found.value is not None:
         yield Contrast(*names, "cue preference", found, False, note)
-
-
-def _numbers_of(out: Path) -> Path:
-    """The JSON file beside the page; refused where something else has that name."""
-    numbers = out.with_suffix(".json")
-    if out.suffix != ".html":
-        raise ToolkitError(f"out={out}: the page is an HTML file. Write out={out.with_suffix('.html')}")
-    if out.is_dir() or numbers.is_dir():
-        raise ToolkitError(f"out={out}: a folder has this name, or that of {numbers}. Choose another out=FILE.html.")
-    if numbers.exists() and read_json(numbers).get("kind") != KIND:
-        raise ToolkitError(
-            f"out={out}: its numbers would take the place of {numbers}, which is no comparison. Choose another "
-            "out=FILE.html."
-        )
-    return numbers
 
 
 def _as_json(comparison: Comparison) -> dict[str, Any]:

@@ -24,11 +24,12 @@ from test_report import report, write_attempt, write_run
 from data_prep.check import main as check
 from data_prep.check import read as read_check
 from finetune.training import EVALUATIONS, FIRST_BATCH
+from simulation.audit import main as audit
 from simulation.closed_loop import Evaluation
 from simulation.compare import main as compare
 from simulation.report.closed_loop_report import write_report
 
-NAMES = ["report", "runs", "closed_loop", "dominance", "dataset", "compare"]
+NAMES = ["report", "runs", "closed_loop", "dominance", "dataset", "compare", "audit"]
 SCREENS = {"desktop": (1250, 900, False), "phone": (390, 844, True)}
 REACHABLE = "a[href], button, input, summary, video[controls], [tabindex='0']"
 # Everything that folds is unfolded; the plots are drawn, in the colors of a screen that has just changed.
@@ -62,6 +63,7 @@ def pages(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "dominance": _dominance(root / "reports/instruction/verb_color/closed_loop"),
         "dataset": _dataset(small_data / "color_object", root),
         "compare": _comparison(root / "reports"),
+        "audit": _audit(root),
     }
 
 
@@ -106,6 +108,11 @@ def _comparison(folder: Path) -> Path:
     (folder / "damaged" / "closed_loop.json").write_text("{}")
     compare(compose("compare", f"reports_dir={folder}", f"out={folder}/compare.html"))
     return folder / "compare.html"
+
+
+def _audit(root: Path) -> Path:
+    audit(compose("audit", "splits=[instruction/size_object]", "scenes=200", f"out={root}/audit.html"))
+    return root / "audit.html"
 
 
 @pytest.fixture(scope="module")

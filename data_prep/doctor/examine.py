@@ -23,6 +23,7 @@ from data_prep.doctor import (
     file_checks,
     in_short,
     label_checks,
+    probe_checks,
     split_message,
     value_checks,
     video_checks,
@@ -38,12 +39,14 @@ from toolkit.shared_keys import PARTS, SUITE, SUITE_PARTS, TRAIN_CONFLICT
 class Check:
     """One check of a dataset, or in PAIR_CHECKS of (train, conflict): a function whose docstring says what it asks.
 
-    `full` keeps it out of the fast part, which runs before training: it needs every frame.
+    `full` keeps it out of the fast part, which runs before training: it needs every frame. `asked` keeps it
+    out unless it is asked for.
     """
 
     name: str
     examine: Callable[..., Iterable[Finding]]
     full: bool = False
+    asked: bool = False
 
     @property
     def question(self) -> str:
@@ -94,6 +97,7 @@ CHECKS = (
     Check("cameras", video_checks.check_cameras, full=True),
     Check("video and state", alignment_checks.check_alignment, full=True),
     Check("fingerprint", file_checks.check_unchanged),
+    Check("probe", probe_checks.check_taught, asked=True),
 )
 
 PAIR_CHECKS = (
@@ -116,6 +120,7 @@ def examine(
     fast: bool = False,
     progress: Progress = lambda what, done, total: None,
     exclude: Iterable[int | str] = (),
+    probe: bool = False,
 ) -> tuple[Report, list[Subject]]:
     """Every check of the dataset at `path`, or of train/, conflict/ and a suite's other parts below it; with what was
     examined.
@@ -124,13 +129,15 @@ def examine(
 
     fast: only what needs no decoding of whole videos. `progress` is called with (what, done, of how many). `exclude`:
     episodes that are left out (see DatasetLayout), of a split those of its train part; they are not examined.
-    Raises ToolkitError where there is no dataset.
+    probe: also what the dataset, or the split's train part, teaches, which takes minutes. Raises ToolkitError where
+    there is no dataset.
     """
     started, path = time.monotonic(), Path(path)
     subjects = [
         Subject(root, configs, fast=fast, progress=progress, exclude=exclude if root in (path, path / TRAIN) else ())
         for root in _dataset_folders(path)
     ]
+    subjects[0].probe = probe
     reports = [examine_one(subject) for subject in subjects]
     beside = {subject.name: subject for subject in subjects[1:]}
     taught = beside.pop(TRAIN_CONFLICT, None)
@@ -176,14 +183,15 @@ def examine_one(subject: Subject) -> DatasetReport:
     name, root = subject.name, subject.root
     if subject.refusal:
         refused = CheckResult(*READABLE, findings=(error(str(root), *split_message(subject.refusal)),))
-        skipped = [CheckResult(c.name, c.question, skipped="the dataset cannot be read") for c in CHECKS]
+        skipped = [CheckResult(c.name, c.question, skipped="the dataset cannot be read") for c in CHECKS if not c.asked]
         return DatasetReport(name, root, (refused, *skipped), {})
     results = [CheckResult(*READABLE)]
-    for number, check in enumerate(CHECKS):
+    checks = [check for check in CHECKS if subject.probe or not check.asked]
+    for number, check in enumerate(checks):
         if check.full and subject.fast:
             results.append(CheckResult(check.name, check.question, skipped="not part of the fast examination"))
         else:
-            subject.progress(f"{name}: {check.name}", number, len(CHECKS))
+            subject.progress(f"{name}: {check.name}", number, len(checks))
             results.append(_result(check, subject))
     facts: dict[str, Any] = {}
     with suppress(Exception):  # of damaged meta data; the checks have said so
@@ -197,6 +205,7 @@ def examine_one(subject: Subject) -> DatasetReport:
             "codebase_version": subject.layout.info.get("codebase_version"),
             "cameras": subject.cameras,
             "instructions": len(subject.layout.tasks),
+            **({"probe": subject.probed} if subject.probed else {}),
         }
     return DatasetReport(name, root, tuple(results), facts)
 

@@ -70,7 +70,8 @@ class Subject:
     is_maniskill_panda: data_prep.convert wrote it, so joint order, units, gripper command and rate are known.
     fresh_relative: {action group: statistics} for a rule for start frames, as the training episodes give them now; {}
     where they cannot be made. video_path: where an episode's video, or the table with its images, lies, or why that is
-    not known. fast: of the videos only lengths and a few first frames are read.
+    not known. fast: of the videos only lengths and a few first frames are read. probe: whether it is asked what the
+    data teach; probed: what was found then, as plain JSON.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Subject:
         progress: Progress = lambda what, done, total: None,
         exclude: Iterable[int | str] = (),
     ) -> None:
+        self.probe, self.probed = False, dict[str, Any]()
         self.root, self.configs, self.fast, self.progress = Path(root), configs, fast, progress
         self.name = self.root.name or self.root.resolve().name
         self.refusal = ""
@@ -220,6 +222,11 @@ class Subject:
         return self._joined([group for group in self.groups if group.modality == "state"])
 
     @cached_property
+    def arm_tables(self) -> Series:
+        """{episode: every state value of its frames but grippers' (T, D)}, where all are there and finite."""
+        return self._joined([g for g in self.groups if g.modality == "state" and not g.is_gripper])
+
+    @cached_property
     def action_tables(self) -> Series:
         """{episode: every action value of its frames but grippers' (T, D)}, where all are there and finite."""
         return self._joined([g for g in self.groups if g.modality == "action" and not g.is_gripper])
@@ -228,7 +235,7 @@ class Subject:
     def journeys(self) -> dict[int, list[tuple[int, int]]]:
         """{episode: (frame, the first one until which the state has moved so far that images show it)}, for some
         frames; last from the first frame to the one farthest off. Grippers do not count."""
-        tables = self._joined([g for g in self.groups if g.modality == "state" and not g.is_gripper])
+        tables = self.arm_tables
         if not tables:
             return {}
         joined = np.concatenate(list(tables.values()))
