@@ -104,6 +104,10 @@ def _comparison(folder: Path) -> Path:
     write_evaluation(folder / "color_object" / "closed_loop", {HELD: 27, WRONG: 3})
     write_evaluation(folder / "color_object" / "drop", {HELD: 5, WRONG: 23, NONE: 2}, {HELD: 4, NONE: 16})
     write_evaluation(folder / "size_color" / "closed_loop", {HELD: 16, WRONG: 14}, split="size_color")
+    for seed in (0, 1):
+        for rate in ("slow", "fast"):
+            made = {"recipe": {"train.learning_rate": rate}, "training_seed": seed}
+            write_evaluation(folder / "color_object" / f"{rate}_{seed}", {HELD: 12, WRONG: 8 + seed}, **made)
     (folder / "damaged").mkdir()
     (folder / "damaged" / "closed_loop.json").write_text("{}")
     compare(compose("compare", f"reports_dir={folder}", f"out={folder}/compare.html"))

@@ -90,6 +90,10 @@ def test_trainings_that_differ_in_their_seed_alone_are_one_setting_and_others_st
         trained(9, denoising_steps=8),
         trained(9, instruction="grab it"),
         trained(9, image_size=64),
+        trained(9, render="gpu"),
+        trained(9, embodiment_tag="gr1"),
+        trained(9, no_distractor_prob=0.5),
+        trained(9, strategy="random_f12"),
         trained(9, config={"stop": "decided"}),
     ],
 )
@@ -165,6 +169,18 @@ def test_the_page_and_the_numbers_say_what_each_interval_holds_for(reports: Path
     for words in ("one", "new", "mean", "spread", "group", "difference_of_means", "difference_of_new"):
         assert HOLDS_FOR[words] in page.text
     assert "hold for the weights that were evaluated, but for those" in page.text and "seeds 0, 1, 2" in page.text
+
+
+def test_every_pair_of_settings_counts_in_the_joint_level(reports: Path) -> None:
+    for seed in range(2):
+        report(reports / f"color_object/third/seed-{seed}", 22, policy="server localhost:8000")
+    told, page = run(reports)
+    assert all(f["confidence"] == pytest.approx(1 - 0.05 / 3) and len(f["differences"]) == 3 for f in told["families"])
+    assert "3 compared: 98.33 % each" in page.text
+    train = {setting: of["shares"] for setting, of in told["families"][0]["settings"].items()}
+    pair = told["families"][0]["differences"][0]
+    sides = [[Share(share["count"], share["n"]) for share in train[pair[side]]] for side in ("first", "second")]
+    assert pair["means"]["low"] == pytest.approx(setting_difference(*sides, 1 - 0.05 / 3)[0].low)
 
 
 def test_with_one_training_of_each_setting_the_page_says_that_nothing_holds_for_another(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ HOLDS_FOR = {
     "difference_of_means": "the difference of the settings' means over all their trainings, at the joint level",
     "difference_of_new": "one more training of the second setting minus one more of the first",
     "group": "settings of one split and measure that share a letter cannot be told apart: the joint interval of their "
-    "means' difference includes 0 (Bonferroni over all pairs; 5 % of such families have one told apart by chance)",
+    "means' difference includes 0 (Bonferroni over all pairs; nominally, 5 % of such families have a false one)",
 }
 CELLS = 200  # of the interval 0 to 1: half a point each
 RHO = np.geomspace(0.001, 0.5, 20)
