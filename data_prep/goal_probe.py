@@ -57,7 +57,11 @@ def probe_openings(openings: Openings, seed: int, progress: Callable[[int, int],
     for fold in range(FOLDS):
         train, tested = np.flatnonzero(parts != fold), np.flatnonzero(parts == fold)
         inputs, goals, labels = _tensors(openings, train)
-        net = _fit(inputs, goals, labels, train, seed, lambda n, fold=fold: progress(fold * STEPS + n, FOLDS * STEPS))
+
+        def advance(step: int, before: int = fold * STEPS) -> None:
+            progress(before + step, FOLDS * STEPS)
+
+        net = _fit(inputs, goals, labels, train, seed, advance)
         with torch.no_grad():
             found = net(*(x[tested] for x in inputs), goals[tested])
         for name, (place, logits) in found.items():

@@ -223,8 +223,9 @@ def _question(scene: Scene, probe: str) -> Question:
     """What the probe sees of a scene."""
     from data_prep.probes import Question
 
+    bodies: Sequence[Thing | Body] = scene.objects
     things = []
-    for index, body in enumerate(scene.objects):
+    for index, body in enumerate(bodies):
         thing = {"x": 10 * body.x, "y": 10 * body.y, _place(body): 1.0}
         if probe != BLIND:
             thing[f"number {index}"] = 1.0

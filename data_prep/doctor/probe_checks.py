@@ -16,6 +16,7 @@ from data_prep.doctor.label_checks import targets
 from data_prep.goal_probe import SIDE, Openings, Told, probe_openings
 from data_prep.lerobot import thumbnail
 from gr00t.errors import ToolkitError
+from toolkit.html_page import percent
 
 LEAST, MOST = 60, 1000  # episodes
 CLOSES = 0.9  # of the episodes in which a gripper must move, for its first move to be where the arm goes
@@ -68,7 +69,7 @@ def check_taught(subject: Subject) -> Iterator[Finding]:
             verdict, numbers = judge(told, len(set(openings.instructions))), _numbers(told)
     level, text, remedy = VERDICTS[verdict]
     subject.probed = {"verdict": verdict, "in_words": text, "goal": rule, "episodes": count, **numbers}
-    shares = ", ".join(f"{name} {found['share']:.0%}" for name, found in numbers.get("places", {}).items())
+    shares = ", ".join(f"{name} {percent(found['share'])}" for name, found in numbers.get("places", {}).items())
     found = f"{text[0].upper()}{text[1:]}{f' ({shares})' if shares else ''}."
     yield replace(level(f"{count} episodes, {rule}", found), remedy=remedy)
 
@@ -105,8 +106,8 @@ def _numbers(told: Told) -> dict[str, Any]:
     }
     rows = [["what is given", f"where {WHERE}", *values]]
     for name in dict.fromkeys([*places, *(name for by in values.values() for name in by)]):
-        where = "{:.0%} ({:.0%} to {:.0%})".format(*places[name].values()) if name in places else "-"
-        rows.append([name, where, *(f"{by[name]['count'] / max(1, by[name]['n']):.0%}" for by in values.values())])
+        where = "{} ({} to {})".format(*map(percent, places[name].values())) if name in places else "-"
+        rows.append([name, where, *(percent(by[name]["count"] / max(1, by[name]["n"])) for by in values.values())])
     return {"places": places, "values": values, "rows": rows}
 
 
