@@ -368,7 +368,7 @@ def test_the_experts_own_ways_are_told_apart_in_whatever_style(photographer: Any
 @needs_simulator
 @pytest.mark.long
 @pytest.mark.parametrize("split", ["color_object", "instruction/verb_color"])
-def test_the_command_renders_a_set_in_which_the_expert_follows_what_it_is_told(
+def test_the_command_renders_a_set_in_which_the_expert_follows_what_is_asked(
     split: str, renderer: None, tmp_path: Path
 ) -> None:
     arguments = ["local=none", f"split={split}", "pairs=2", "image_size=32", f"out={tmp_path}/probes"]
