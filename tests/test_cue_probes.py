@@ -93,6 +93,7 @@ def test_two_scenes_of_a_pair_differ_in_what_was_changed_alone(split: str) -> No
                 assert differing == {"objects"} and changed <= {scene.change, "x", "y"}
             elif scene.change == "plate":
                 assert differing == {"plate"} and after["plate"]["x"] == before["plate"]["x"]
+                assert (after["plate"]["y"] > 0) == (after["plate"]["position"] == "right")
             else:
                 assert differing <= {"named", "instruction"} and scene.instruction != first.instruction
             assert scene.change in ("instruction", "verb") or scene.instruction == first.instruction
