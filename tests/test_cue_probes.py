@@ -93,6 +93,7 @@ def test_two_scenes_of_a_pair_differ_in_what_was_changed_alone(split: str) -> No
                 assert differing == {"objects"} and changed <= {scene.change, "x", "y"}
             elif scene.change == "plate":
                 assert differing == {"plate"} and after["plate"]["x"] == before["plate"]["x"]
+                assert (after["plate"]["y"] > 0) == (after["plate"]["position"] == "right")
             else:
                 assert differing <= {"named", "instruction"} and scene.instruction != first.instruction
             assert scene.change in ("instruction", "verb") or scene.instruction == first.instruction
@@ -368,7 +369,7 @@ def test_the_experts_own_ways_are_told_apart_in_whatever_style(photographer: Any
 @needs_simulator
 @pytest.mark.long
 @pytest.mark.parametrize("split", ["color_object", "instruction/verb_color"])
-def test_the_command_renders_a_set_in_which_the_expert_follows_what_it_is_told(
+def test_the_command_renders_a_set_in_which_the_expert_follows_what_is_asked(
     split: str, renderer: None, tmp_path: Path
 ) -> None:
     arguments = ["local=none", f"split={split}", "pairs=2", "image_size=32", f"out={tmp_path}/probes"]

@@ -86,7 +86,7 @@ def _with_factor(episode: Any, factor: str, other: int) -> Any:
 
 def _with_plate(episode: Episode, other: int) -> Episode:
     plate = episode.plate
-    shown = {cue: episode.objects[other][cue] for cue in suite_of(episode.split).cues(episode.split)}
+    shown: dict[str, Any] = {cue: episode.objects[other][cue] for cue in suite_of(episode.split).cues(episode.split)}
     moved = shown.get("position", plate.position) != plate.position
     return replace(episode, plate=replace(plate, **shown, y=-plate.y if moved else plate.y))
 
