@@ -21,6 +21,7 @@ from simulator import needs_simulator
 from gr00t.errors import ToolkitError
 from simulation.report.closed_loop_report import write_report
 from simulation.report.shares import Share
+from simulation.report.training_seeds import measure
 from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.study import study_run
@@ -244,18 +245,22 @@ def test_the_page_shows_each_point_and_takes_trainings_together(tmp_path: Path, 
     assert data["points"][3]["state"].startswith("finetune: no room") and data["points"][3]["failed"]
     both, single = (condition["rates"]["success, seen"] for condition in data["conditions"])
     assert (both["value"], both["n"], both["trainings"]) == (0.7, 20, 2)
-    assert both["low"] == Share(5, 10).low and both["high"] == Share(9, 10).high
+    new = measure([Share(5, 10), Share(9, 10)]).new
+    assert new is not None and (both["low"], both["high"]) == (new.low, new.high)
     assert (single["value"], single["trainings"]) == (0.2, 1)
     fdr = data["conditions"][0]["rates"]["FDR of color against object"]
-    assert (fdr["value"], fdr["n"]) == (14 / 18, 18)
+    assert (fdr["value"], fdr["n"]) == (pytest.approx(14 / 18), 18)
     assert "By strategy" in page and "strategy diagonal_v3" in page and "no room" in page and "3 of 4 points" in page
     assert page.count("closed_loop.html") == 3
 
 
 def test_one_more_training_is_expected_where_those_before_may_lie() -> None:
-    rate = over_trainings([Share(3, 10), Share(8, 10), Share(0, 0)])
-    assert (rate.value, rate.low, rate.high) == (11 / 20, 0.0, 1.0)
+    shares = [Share(3, 10), Share(8, 10)]
+    rate, new = over_trainings([*shares, Share(0, 0)]), measure(shares).new
+    assert new is not None and new.low < shares[0].value < shares[1].value < new.high
+    assert (rate.value, rate.low, rate.high, rate.trainings) == (11 / 20, new.low, new.high, 2)
     assert str(over_trainings([Share(5, 10)])) == "50 % (24 to 76 %, one training)"
+    assert over_trainings([Share(0, 0)]).value is None
 
 
 @needs_simulator

@@ -92,10 +92,8 @@ def read_probe_facts(folder: Path) -> dict[str, Any]:
         problem = f"is no set of cue probes: it has no {PROBES}" if folder.exists() else "does not exist"
         raise ToolkitError(f"{folder} {problem}. Make one: python -m simulation.probes split=... out={folder}")
     found = read_json(folder / PROBES, PROBES_AGAIN)
-    if found.get("format") != PROBES_FORMAT:
-        raise ToolkitError(
-            f"{folder}: format {found.get('format')}; this version reads {PROBES_FORMAT}. {PROBES_AGAIN}"
-        )
+    if (form := found.get("format")) != PROBES_FORMAT:
+        raise ToolkitError(f"{folder}: format {form}; this version reads {PROBES_FORMAT}. {PROBES_AGAIN}")
     return found
 
 

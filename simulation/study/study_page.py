@@ -15,6 +15,7 @@ from simulation.closed_loop import Evaluation
 from simulation.report import Summary, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, read_evaluation
 from simulation.report.shares import Share, plain
+from simulation.report.training_seeds import measure
 from simulation.study.grid import NUMBERS, PAGE, TRAINING_SEED, Point, Study
 from simulation.study.study_run import Standing
 from toolkit.html_page import percent, render_page
@@ -24,7 +25,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Rate:
-    """A share over several trainings: of all their episodes, and the range in which one more training is expected."""
+    """The mean rate of several trainings, and the range in which one more training is expected; n: all episodes."""
 
     value: float | None
     low: float
@@ -41,10 +42,14 @@ class Rate:
 
 
 def over_trainings(shares: Sequence[Share]) -> Rate:
-    """The trainings of one condition taken together: from the lowest to the highest end of their intervals."""
-    count, n = sum(share.count for share in shares), sum(share.n for share in shares)
-    low, high = min(share.low for share in shares), max(share.high for share in shares)
-    return Rate(count / n if n else None, low, high, n, len(shares))
+    """The trainings of one condition: their mean rate, and the 95 % interval for one more training; of a single one,
+    the interval of its weights."""
+    played = [share for share in shares if share.n]
+    if not played:
+        return Rate(None, 0.0, 1.0, 0, len(shares))
+    found = measure(played)
+    around = found.new or played[0]
+    return Rate(found.rate, around.low, around.high, sum(share.n for share in played), len(played))
 
 
 def rates_of(summary: Summary) -> dict[str, Share]:
