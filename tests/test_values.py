@@ -28,6 +28,7 @@ CHANGED_WHILE_IN_USE = {
     "GroupCount",
     "Overrides",
     "Partition",
+    "ProbePredictor",  # keeps features
     "Proposal",
     "Recordings",
     "Request",
