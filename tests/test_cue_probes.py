@@ -195,7 +195,7 @@ def test_the_page_of_a_run_shows_the_curves_and_says_which_are_proven(probed: Pa
     main(read(["local=none", str(probed / "run"), f"reports_dir={probed}"]))
     page = (probed / "run" / "report.html").read_text()
     for shown in (
-        "sensitivity in cue probes (part of pairs; proven for color",
+        "sensitivity in cue probes (part of pairs; proven for",
         "sensitivity color",
         "heads for target",
     ):
