@@ -48,8 +48,8 @@ TITLES = {
     "peak_memory_gib": "peak memory (GiB)",
 }
 AGREEMENT = (
-    "Rank correlation with closed loop over ten checkpoints of one run: 0.80 for heads for target, 0.83 for sensitivity "
-    "to color; of the other curves none has been shown (python -m benchmarks.cue_probes)."
+    "Rank correlation with closed loop over ten checkpoints of one run: 0.80 for heads for target, 0.83 for "
+    "sensitivity to color; of the other curves none has been shown (python -m benchmarks.cue_probes)."
 )
 NOTES = {
     "probes/sensitivity": "Pairs of first frames differ in the one thing that a curve is named after; it shows in how "
