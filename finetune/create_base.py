@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +20,22 @@ from toolkit.declaration import key
 from toolkit.shared_keys import HUB_ID, LARGEST_SEED, check_writable, is_hub_id
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Tensor
 
     from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 
-# Merges that make the common instructions short, those of both suites among them; bytes cover everything else. What a
-# word means a small model learns sooner than what its letters do.
+# As many merges as make the common instructions short; bytes cover everything else.
 CORPUS = (
-    "pick up the color-matching object pick up the object-matching object pick up the size-matching object",
-    "pick up the position-matching object place it in the bowl open the drawer close the drawer push the cube",
-    *("grasp the red cube", "push the yellow sphere", "pull the blue cup", "rotate the orange car"),  # verbs come first
-    *("slide the green pyramid", "lift the black star"),
-    "the left, on the right, in the middle, in the front, at the back, behind, "
-    "the small, smaller, smallest, the large, larger, largest",
+    "pick up the color-matching object pick up the object-matching object pick up the size-matching object "
+    "pick up the position-matching object place it in the bowl open the drawer close the drawer push the cube"
+)
+# Of the instruction suite: what a word means a small model learns sooner than what its letters do.
+VERBS = "lift grasp push pull rotate slide"
+WORDS = (
+    "red yellow blue orange green black sphere cup car pyramid star left right middle front back on at "
+    "small large smaller larger smallest largest"
 )
 _NAMES = ("endoftext", "im_start", "im_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 SPECIAL_TOKENS = tuple(f"<|{name}|>" for name in _NAMES)
@@ -156,12 +160,13 @@ def write_small_tokenizer(folder: Path) -> dict[str, int]:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=256 + 176 + len(SPECIAL_TOKENS),
+        vocab_size=256 + 128 + len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.train_from_iterator([CORPUS], trainer)
+    _add_words(tokenizer, [*VERBS.split(), *(f" {word}" for word in WORDS.split())])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
@@ -173,6 +178,21 @@ def write_small_tokenizer(folder: Path) -> dict[str, int]:
     folder.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(str(folder))
     return {token: fast.get_vocab()[token] for token in SPECIAL_TOKENS}
+
+
+def _add_words(tokenizer: Tokenizer, words: Sequence[str]) -> None:
+    """Merges that make one token of each word. They come last: all else is cut up as before, into the same ids."""
+    from tokenizers import models
+
+    state = json.loads(tokenizer.to_str())["model"]
+    vocabulary, merges = state["vocab"], [tuple(pair) for pair in state["merges"]]
+    for word in words:
+        begun, *rest = tokenizer.encode(word).tokens
+        for piece in rest:
+            merges.append((begun, piece))
+            begun += piece
+            vocabulary.setdefault(begun, len(vocabulary))
+        tokenizer.model = models.BPE(vocab=vocabulary, merges=merges)
 
 
 def _write_processor(folder: Path, architecture: ArchitectureConfig) -> None:

@@ -190,7 +190,7 @@ SEEDS = [
 
 @pytest.mark.parametrize(("script", "key"), SEEDS)
 def test_a_seed_beyond_64_bits_is_refused(script: str, key: str) -> None:
-    needed = {"prefetch": ["base=a/b"], "adopt": ["dataset=d"]}.get(script, ["split=color_object"])
+    needed = {"prefetch": ["base=a/b"], "adopt": ["dataset=d"], "audit": []}.get(script, ["split=color_object"])
     if script == "create_base":
         needed = []
     assert load(script, ["local=none", *needed, f"{key}={2**64 - 1}"], check_here=False)

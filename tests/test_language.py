@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from golden_files import batch_size, checkpoint_of, golden_path, infer_files, load
 
+from finetune.create_base import write_small_tokenizer
 from gr00t.data.processor_files import IMAGE_TOKEN, VlmTokenizer, formalize
 from gr00t.errors import ToolkitError
+from simulation.scenes.instruction_suite import FACTORS
 
 TINY = "Qwen/Qwen3-VL-tiny"
 
@@ -85,3 +87,16 @@ def test_a_folder_of_another_vlm_is_refused(tmp_path):
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(ToolkitError, match=r"tokenizer\.json"):
         VlmTokenizer(tmp_path)
+
+
+def test_a_word_of_the_instruction_suite_is_one_token_of_a_small_model_and_other_text_is_cut_up_as_before(tmp_path):
+    special = write_small_tokenizer(tmp_path)
+    vlm = VlmTokenizer(tmp_path)._tokenizer
+    words = [word for name, values in FACTORS.items() for word in values if name not in ("verb", "spatial")]
+    assert all(
+        len(vlm.tokenize(f"lift the {word}")) == 3 for word in [*words, "left", "right", "middle", "front", "back"]
+    )
+    assert all(len(vlm.tokenize(verb)) == 1 for verb in FACTORS["verb"])
+    assert vlm.encode("pick up the color-matching object") == [304, 281, 266, 329, 20, 284, 274]
+    assert vlm.encode("open the drawer") == [86, 305, 266, 294] and vlm.decode(vlm.encode("red cubes")) == "red cubes"
+    assert len(vlm) <= 448 and set(special.values()) == set(range(len(special)))

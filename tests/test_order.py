@@ -100,6 +100,7 @@ def test_streams_keep_the_numbers_that_every_run_so_far_was_drawn_with() -> None
         "ADAPTERS": 6,
         "MIXTURE": 7,
         "ROLLOUT": 8,
+        "INSTRUCTION_DROPOUT": 9,
     }
 
 
