@@ -19,5 +19,6 @@ say "3/4 Training all of a small N1.7 from random weights"
 # One process a core; torchrun gives each a single thread, which is how a small model trains fastest on a CPU.
 .venv/bin/torchrun --nproc_per_node=2 launch_finetune_local.py local=none experiment=scratch "$@"
 say "4/4 Closed loop, 200 episodes each: recorded combinations, others, conflicts, and all again told the other sentence"
-$python evaluate_conflict.py local=none $split mode=closed_loop episodes=200 "ablations=[other_instruction]" \
+$python evaluate_conflict.py local=none $split mode=closed_loop "parts=[seen,unseen,conflict]" \
+    "ablations=[other_instruction]" episodes=200 \
     checkpoint=example/checkpoints/instruction/color_object report_dir=example/reports/instruction/color_object device=cpu
