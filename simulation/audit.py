@@ -84,9 +84,9 @@ _LAYOUT = "objects lie where the verb can be done, so their places tell verbs ap
 _MEDIUM = "of three objects the medium one is never named: without the sentence the target is one of two"
 KNOWN = (
     Known((BLIND,), _names("spatial"), (0.0, 1.0), "the sentence names the place, or a verb recorded with the place"),
-    Known((DEAF, PLACE), _apart, (0.3, 0.65), _RECORDED),
+    Known((DEAF, PLACE), _apart, (0.3, 0.75), _RECORDED),
     Known((VALUE, CELL), _apart, (0.3, 0.9), _RECORDED),
-    Known((DEAF,), lambda split, part: split == "instruction/verb_size", (0.4, 0.65), _LAYOUT),
+    Known((DEAF,), lambda split, part: split in ("instruction/verb_size", "instruction/all"), (0.33, 0.65), _LAYOUT),
     Known((DEAF, PLACE, VALUE, CELL), _names("size"), (0.33, 0.5), _MEDIUM),
 )
 
