@@ -4,7 +4,7 @@
 
 Simulated evaluations of k trainings. `covered`: how often the true rate of one more lies in its 95 % interval, of a
 mean `width` in points; `difference`: the same of one more training each of two settings that are alike. `false`: how
-often the two are told apart; `of 5`: how often any two of five are (every fifth run). `shared`: all play the same
+often the two are distinguished; `of 5`: how often any two of five are (every fifth run). `shared`: all play the same
 scenes, some easy, some hard (a correlation of 0.5 on the normal scale).
 On 30 November 2026: results/2026-11-30-new-trainings.md."""
 

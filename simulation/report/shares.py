@@ -102,7 +102,7 @@ class Quartiles:
 
 
 def quartiles(numbers: Sequence[float]) -> Quartiles | None:
-    """None of no numbers."""
+    """Their quartiles; None where there are no values."""
     if not numbers:
         return None
     return Quartiles(len(numbers), *(float(q) for q in np.quantile(numbers, [0.25, 0.5, 0.75])))
