@@ -33,7 +33,7 @@ from toolkit.command_line import run_main
 from toolkit.declaration import key
 from toolkit.html_page import numbers_beside, percent, render_page
 from toolkit.progress import progress_bar
-from toolkit.shared_keys import LARGEST_SEED
+from toolkit.shared_keys import LARGEST_SEED, check_writable
 
 if TYPE_CHECKING:
     from data_prep.choice_probe import Question
@@ -109,6 +109,10 @@ class AuditConfig:
         folder=True,
     )
     out: str = key("the page, an .html file; a .json of that name beside it holds the numbers", "reports/audit.html")
+
+    def check_here(self) -> None:
+        """Refuse a page that could not be written before a minute is spent on it."""
+        check_writable("out", Path(self.out).expanduser().parent)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ class Strategy:
         if 0 in numbers.values():
             raise ToolkitError(f"strategy={text}: at least one combination and one episode are needed.")
         if numbers.get("values") == 1:
-            raise ToolkitError(f"strategy={text}: objects differ in two values of a factor or more (_v2).")
+            raise ToolkitError(
+                f"strategy={text}: with one value of a factor no two objects differ. Take two or more, _v2."
+            )
         return cls(found["name"], **numbers)
 
     def choose(
