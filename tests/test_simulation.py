@@ -111,6 +111,35 @@ def test_settings_of_the_suite_reach_the_environment() -> None:
     task.close()
 
 
+def test_images_do_not_depend_on_what_is_left_out_of_them(renderer: None) -> None:
+    """Wherever the arm is, what is not drawn for a camera, most of it, would not have been in its image."""
+    from mani_skill.envs.sapien_env import BaseEnv
+
+    from simulation.scenes.environment import make_env
+    from simulation.scenes.frustum_culling import only_what_is_seen
+
+    task = make_env(ALL, "train", image_size=64).unwrapped
+    rng = np.random.default_rng(0)
+    left_out = {name: 0 for name in task._sensors}
+    for seed in range(4):
+        task.reset(seed=seed)
+        bodies = task.scene.sub_scenes[0].render_system.render_bodies
+        for _ in range(6):
+            turned = task.qpos()[:7] + rng.normal(0, 0.4, 7)
+            task.step(np.append(turned, rng.choice([-1, 1])).astype(np.float32))
+            looks = task.look()
+            for name, sensor in task._sensors.items():
+                with only_what_is_seen(sensor.camera._render_cameras[0], bodies):
+                    left_out[name] += sum(not body.visibility for body in bodies)
+            assert all(body.visibility == 1 for body in bodies)
+            BaseEnv.capture_sensor_data(task)
+            for name, image in looks.items():
+                whole = task._sensors[name].get_obs(rgb=True, depth=False, position=False, segmentation=False)["rgb"]
+                assert np.array_equal(whole[0].numpy(), image), (name, seed)
+    task.close()
+    assert min(left_out.values()) > 24 * 5  # of 15 and more
+
+
 def test_picking_the_lure_is_no_success(color_size) -> None:
     task, expert = color_size
     task.reset(seed=1)

@@ -29,6 +29,7 @@ from mani_skill.utils.scene_builder.table import TableSceneBuilder
 from mani_skill.utils.structs.actor import Actor
 
 from simulation.scenes import ENV_ID, instruction_suite, shapes
+from simulation.scenes.frustum_culling import only_what_is_seen
 from simulation.scenes.instruction_suite import Body, InstructedEpisode
 from simulation.scenes.plate_suite import HALF_SIZE, Episode, Thing
 from simulation.scenes.suites import suite_of
@@ -178,6 +179,13 @@ class ConflictPickEnv(BaseEnv):
         """The image (H, W, 3) uint8 RGB of each camera in the present state, rendered now."""
         found = self._get_obs_sensor_data()
         return {name: images["rgb"][0].cpu().numpy() for name, images in found.items()}
+
+    def capture_sensor_data(self) -> None:
+        """Render each camera's image of what it can see."""
+        bodies = self.scene.sub_scenes[0].render_system.render_bodies
+        for sensor in self._sensors.values():
+            with only_what_is_seen(sensor.camera._render_cameras[0], bodies):
+                sensor.capture()
 
     def qpos(self) -> np.ndarray:
         """The robot's joint positions now, (9,): 7 joints (rad), 2 fingers (m)."""
