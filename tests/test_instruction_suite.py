@@ -357,11 +357,22 @@ def test_published_names_of_strategies_are_understood() -> None:
     assert Strategy.read("diagonal") == Strategy("diagonal")
     assert Strategy.read("random_f6_v3_n100") == Strategy("random", 6, 100, values=3)
     assert Strategy.read("random_f6_v3_n100").text == FEW_VALUES and Strategy.read("diagonal_v3").text == "diagonal_v3"
+    assert Strategy.read("random_f6_v3_d16_n100") == Strategy("random", 6, 100, values=3, draw=16)
+    assert Strategy.read("random_f6_v3_d16_n100").text == "random_f6_v3_d16"
     with pytest.raises(ToolkitError, match=r'Did you mean "diagonal"'):
         Strategy.read("diagnal_f6")
-    for wrong in ("random_f0", "random_x3", "", "random_v1", "random_v0", "random_v3_f6"):
+    for wrong in ("random_f0", "random_d0", "random_d1_v3", "random_x3", "", "random_v1", "random_v0", "random_v3_f6"):
         with pytest.raises(ToolkitError, match="strategy="):
             Strategy.read(wrong)
+
+
+def test_other_draws_of_a_strategy_record_other_combinations() -> None:
+    split = "instruction/color_object"
+    for name in ("random_f6_v3", "L_v3", "stair_v3", "diagonal_v3"):
+        drawn = [frozenset(combinations(split, name + more)[0]) for more in ("", "_d1", "_d2", "_d3")]
+        assert len({*drawn}) > 1 and len({len(each) for each in drawn}) == 1
+    held_out = [("red", "cube"), ("yellow", "sphere"), ("blue", "cup")]  # each value is recorded with two others
+    assert sorted(combinations(split, "random_f6_v3_d16")[1]) == sorted(held_out)
 
 
 def test_every_experiment_has_both_kinds_of_scenes() -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from outcomes import acted, evaluation
 from simulator import needs_simulator
 
+from finetune.slurm.launch_request import Task
 from gr00t.errors import ToolkitError
 from simulation.report.closed_loop_report import write_report
 from simulation.report.shares import Share
@@ -29,7 +31,6 @@ from simulation.study.__main__ import main, read
 from simulation.study.grid import Study, read_study
 from simulation.study.study_page import draw, over_trainings
 from simulation.study.study_run import Standing, command_of
-from toolkit.command_line import stop_signals
 from toolkit.installation import CONFIG_DIR
 
 LOCAL = ["local=none"]
@@ -186,20 +187,56 @@ def test_what_is_left_is_estimated_by_the_same_stages(tmp_path: Path, tiny_base:
     assert standing.left(standing.study.points[0]) == [standing.study.points[0].evaluation]
 
 
-def test_a_signal_reaches_the_command_and_ends_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def commands(monkeypatch: pytest.MonkeyPatch, notes: Path, code: str) -> None:
+    """Puts in the place of every command one that runs `code` and notes when it begins and ends."""
+    noting = (
+        f"import os, sys, time; note = lambda word: open({str(notes)!r}, 'a').write(word + ' ' + sys.argv[1] + chr(10))"
+    )
+
+    def command(task: Task, processes: int) -> list[str]:
+        return [sys.executable, "-c", f"{noting}; note('begun'); {code}; note('ended')", f"{task.stage}/{task.name}"]
+
+    monkeypatch.setattr(study_run, "command_of", command)
     monkeypatch.setattr(study_run, "LOOK", 0.1)
-    code = "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7)); "
-    code += "print(1, flush=True); time.sleep(60)"
-    log = tmp_path / "log"
+
+
+def test_commands_side_by_side_wait_for_what_they_need(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing, notes = Standing(study(tmp_path, tiny_base, {"train.seed": [0, 1, 2]}), 1), tmp_path / "notes"
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    commands(monkeypatch, notes, f"assert os.environ['OMP_NUM_THREADS'] == '{threads}'; time.sleep(0.5)")
+    study_run.run_here(standing, None, lambda: None, parallel=2)
+    assert not standing.failed and len(standing.done) == 8 and not standing.all_left()
+    lines = [line.split() for line in notes.read_text().splitlines()]
+    at_once, most = 0, 0
+    for word, _ in lines:
+        at_once += 1 if word == "begun" else -1
+        most = max(most, at_once)
+    assert most == 2
+    tasks = {f"{task.stage}/{task.name}": task for task in standing.study.request.tasks}
+    for name, task in tasks.items():
+        for other in task.after:
+            assert lines.index(["ended", f"{other.stage}/{other.name}"]) < lines.index(["begun", name])
+
+
+def test_a_signal_reaches_the_commands_and_ends_the_study(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing, notes = Standing(study(tmp_path, tiny_base, {"train.seed": [0, 1]}), 1), tmp_path / "notes"
+    standing.done |= {*standing.study.request.of_stage("record"), *standing.study.request.of_stage("prepare")}
+    commands(monkeypatch, notes, "import signal; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7)); time.sleep(60)")
 
     def ask() -> None:
-        while not (log.is_file() and log.read_text()):
-            pass
+        while not (notes.is_file() and notes.read_text().count("begun") == 2):
+            time.sleep(0.05)
+        time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    with stop_signals():
-        threading.Thread(target=ask, daemon=True).start()
-        assert study_run._status([sys.executable, "-c", code], log) == 7
+    threading.Thread(target=ask, daemon=True).start()
+    study_run.run_here(standing, None, lambda: None, parallel=2)
+    assert "ended" not in notes.read_text() and not standing.failed
+    assert len(standing.all_left()) == 4  # both fine-tunes and what waits for them
 
 
 def test_other_settings_do_not_mix_with_what_is_there(tmp_path: Path, tiny_base: Path) -> None:
@@ -252,6 +289,22 @@ def test_the_page_shows_each_point_and_takes_trainings_together(tmp_path: Path, 
     assert (fdr["value"], fdr["n"]) == (pytest.approx(14 / 18), 18)
     assert "By strategy" in page and "strategy diagonal_v3" in page and "no room" in page and "3 of 4 points" in page
     assert page.count("closed_loop.html") == 3
+
+
+def test_the_numbers_of_points_are_enough_where_their_files_are_gone(tmp_path: Path, tiny_base: Path) -> None:
+    found, _ = drawn(tmp_path, tiny_base)
+    numbers = tmp_path / "out/small/study.json"
+    before = json.loads(numbers.read_text())
+    shutil.rmtree(tmp_path / "out/small/reports")
+    found = read_study(str(tmp_path / "small.yaml"), tmp_path / "out", LOCAL)
+    standing = Standing(found, 1)
+    assert [bool(standing.left(point)) for point in found.points] == [False, False, False, True]
+    draw(found, standing)
+    after = json.loads(numbers.read_text())
+    assert after["conditions"] == before["conditions"]
+    assert [point["rates"] for point in after["points"]] == [point["rates"] for point in before["points"]]
+    assert [point["state"] for point in after["points"]][:3] == ["done"] * 3
+    assert "closed_loop.html" not in numbers.with_suffix(".html").read_text()
 
 
 def test_one_more_training_is_expected_where_those_before_may_lie() -> None:

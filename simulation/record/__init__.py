@@ -62,8 +62,8 @@ class RecordConfig:
     )
     strategy: str | None = key(
         "instruction suite: which combinations of the factors' values are recorded, none, single, random, diagonal, L, "
-        "Lrandom, stair or complete, with numbers as in random_f6_v3_n100 (6 combinations of the first 3 values of "
-        "each factor, 100 episodes); null for the suite's own",
+        "Lrandom, stair or complete, with numbers as in random_f6_v3_d1_n100 (6 combinations of the first 3 values of "
+        "each factor, the draw 1 of them, 100 episodes); null for the suite's own",
         None,
     )
     combinations: int | None = key(

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from gr00t.errors import ToolkitError, did_you_mean
 
 _REDRAWS = 50
-_NAME = re.compile(r"(?P<name>[A-Za-z]+)(?:_f(?P<combinations>\d+))?(?:_v(?P<values>\d+))?(?:_n(?P<episodes>\d+))?")
+_NAME = re.compile(
+    r"(?P<name>[A-Za-z]+)(?:_f(?P<combinations>\d+))?(?:_v(?P<values>\d+))?(?:_d(?P<draw>\d+))?(?:_n(?P<episodes>\d+))?"
+)
 
 Combination = tuple[str, ...]
 Values = Sequence[Sequence[str]]  # of every factor
@@ -24,34 +26,35 @@ Draw = Sequence[Combination]  # all that are possible, in random order
 @dataclass(frozen=True)
 class Strategy:
     """name: of STRATEGIES; combinations and episodes: at most so many, values: the first so many of each factor, which
-    then has no others; None where the name does not say."""
+    then has no others; None where the name does not say. draw: other orders of the values, or random combinations."""
 
     name: str
     combinations: int | None = None
     episodes: int | None = None
     values: int | None = None
+    draw: int | None = None
 
     @property
     def text(self) -> str:
         """Its name as `read` takes it, without the number of episodes: what decides the combinations."""
-        numbers = (("f", self.combinations), ("v", self.values))
+        numbers = (("f", self.combinations), ("v", self.values), ("d", self.draw))
         return self.name + "".join(f"_{letter}{number}" for letter, number in numbers if number is not None)
 
     @classmethod
     def read(cls, text: str) -> Strategy:
         """A strategy by its name, or as published names have it: random_f12 is random with 12 combinations,
         Lrandom_f50_n100 is L and then random up to 50, with 100 demonstrations; random_f6_v3 is random with 6
-        combinations of three values a factor."""
+        combinations of three values a factor, random_f6_v3_d1 another six of them."""
         found = _NAME.fullmatch(text)
         if found is None or found["name"] not in STRATEGIES:
             hint = did_you_mean(found["name"] if found else text, STRATEGIES)
             raise ToolkitError(
                 f"strategy={text}: there is no such strategy.{hint} One of {', '.join(STRATEGIES)}, with numbers in "
-                "the order of random_f6_v3_n100 (combinations, values of a factor, episodes)."
+                "the order of random_f6_v3_d1_n100 (combinations, values of a factor, which draw, episodes)."
             )
-        numbers = {name: int(found[name]) for name in ("combinations", "values", "episodes") if found[name]}
+        numbers = {name: int(found[name]) for name in ("combinations", "values", "draw", "episodes") if found[name]}
         if 0 in numbers.values():
-            raise ToolkitError(f"strategy={text}: at least one combination and one episode are needed.")
+            raise ToolkitError(f"strategy={text}: combinations, draws and episodes count from 1.")
         if numbers.get("values") == 1:
             raise ToolkitError(
                 f"strategy={text}: with one value of a factor no two objects differ. Take two or more, _v2."
@@ -67,7 +70,8 @@ class Strategy:
         Values are taken in an order drawn from `seed`: no strategy prefers those that a table has first. The order is
         drawn again while the strategy's pattern meets what is impossible: a diagonal with a gap would lack two values.
         """
-        rng, possible = random.Random(f"{seed}/{self.name}"), frozenset(possible)
+        drawn = f"{seed}/{self.name}" + (f"/{self.draw}" if self.draw else "")
+        rng, possible = random.Random(drawn), frozenset(possible)
         for _ in range(_REDRAWS):
             orders = [rng.sample(list(each), len(each)) for each in values]
             if possible.issuperset(STRATEGIES[self.name](orders, ())):

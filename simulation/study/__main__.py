@@ -45,7 +45,7 @@ def main(call: Call) -> None:
     if config.dry_run:
         print("\n".join(shlex.join(command_of(task, config.processes)) for task in standing.all_left()))
     else:
-        run_here(standing, config.minutes, lambda: draw(study, standing))
+        run_here(standing, config.minutes, lambda: draw(study, standing), config.parallel)
         draw(study, standing)
     failures = [reason for point in study.points if (reason := standing.failure(point))]
     done = sum(not standing.left(point) for point in study.points)

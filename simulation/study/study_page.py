@@ -11,13 +11,12 @@ from urllib.parse import quote
 
 from gr00t.errors import disk_errors
 from gr00t.file_replacement import write_json, write_text
-from simulation.closed_loop import Evaluation
 from simulation.report import Summary, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, read_evaluation
 from simulation.report.shares import Share, plain
 from simulation.report.training_seeds import measure
 from simulation.study.grid import NUMBERS, PAGE, TRAINING_SEED, Point, Study
-from simulation.study.study_run import Standing
+from simulation.study.study_run import DONE, Standing
 from toolkit.html_page import percent, render_page
 
 FORMAT = 1
@@ -54,7 +53,13 @@ def over_trainings(shares: Sequence[Share]) -> Rate:
 
 def rates_of(summary: Summary) -> dict[str, Share]:
     """What is shown of an evaluation, by its name."""
-    found = {f"success, {part}": summary.of(part).success for part in summary.chance if part != "conflict"}
+    parts = [part for part in summary.chance if part != "conflict"]
+    found = {f"success, {part}": summary.of(part).success for part in parts}
+    for part in parts:
+        picks = summary.of(part).picks
+        found[f"target, of first picks, {part}"] = Share(
+            picks["target"].count, picks["target"].n - picks["nothing"].count
+        )
     if summary.cues and "conflict" in summary.chance:
         found[f"FDR of {summary.cues[0]} against {summary.cues[1]}"] = summary.preference
     if summary.dominance:
@@ -65,8 +70,7 @@ def rates_of(summary: Summary) -> dict[str, Share]:
 
 def draw(study: Study, standing: Standing) -> None:
     """Write study.html and study.json."""
-    evaluations = [_evaluation(point, standing) for point in study.points]
-    rates = [rates_of(summarize(evaluation)) if evaluation else {} for evaluation in evaluations]
+    rates = [_rates(point, standing) for point in study.points]
     together = _together(study, rates)
     points = [_described(*of, standing) for of in zip(study.points, rates, strict=True)]
     conditions = [{"values": dict(zip(_axes(study), c, strict=True)), "rates": found} for c, found in together.items()]
@@ -91,9 +95,12 @@ def _axes(study: Study) -> list[str]:
     return [axis for axis in study.axes if axis != TRAINING_SEED]
 
 
-def _evaluation(point: Point, standing: Standing) -> Evaluation | None:
-    path = Path(point.evaluation.config.report_folder) / JSON_FILE
-    return read_evaluation(path) if point.evaluation in standing.done else None
+def _rates(point: Point, standing: Standing) -> dict[str, Share]:
+    """What the point's report shows, or what is kept of it; nothing of a point that is not done."""
+    if point.evaluation in standing.done:
+        return rates_of(summarize(read_evaluation(Path(point.evaluation.config.report_folder) / JSON_FILE)))
+    kept = standing.kept_rates(point) or {}
+    return {name: Share(share["count"], share["n"]) for name, share in kept.items()}
 
 
 def _together(study: Study, rates: Sequence[dict[str, Share]]) -> dict[tuple[str, ...], dict[str, Rate]]:
@@ -123,6 +130,6 @@ def _rows(
 def _described(point: Point, rates: dict[str, Share], standing: Standing) -> dict[str, Any]:
     folder, left = Path(point.evaluation.config.report_folder), standing.left(point)
     page = os.path.relpath(folder / PAGE_FILE, standing.study.folder) if (folder / PAGE_FILE).is_file() else None
-    state = standing.failure(point) or (f"left: {', '.join(task.label for task in left)}" if left else "done")
+    state = standing.failure(point) or (f"left: {', '.join(task.label for task in left)}" if left else DONE)
     failed = standing.failure(point) is not None
     return {"values": point.values, "state": state, "failed": failed, "page": page and quote(page), "rates": rates}

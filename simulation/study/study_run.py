@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from finetune.recipe import check_finetune
 from finetune.slurm.done_and_busy import found_result
@@ -24,17 +27,22 @@ from toolkit.progress import NOTE, progress_bar
 
 _SCRIPTS = {"prepare": "prepare_conflict_data.py", "finetune": "launch_finetune_local.py"}
 _SCRIPTS |= {"evaluate": "evaluate_conflict.py"}
+DONE = "done"  # of a point, in study.json
 LOOK = 2.0  # seconds between two looks whether a signal came
 
 
 class Standing:
-    """What of a study is done, and why a task failed. seconds: of the commands that ran so far, by stage."""
+    """What of a study is done, and why a task failed. seconds: of the commands that ran so far, by stage; kept: what
+    study.json has of points that were done, by the text of their values: it is enough where their files are gone."""
 
     def __init__(self, study: Study, processes: int) -> None:
         self.study, self.processes = study, processes
         self.done, self.failed = set[Task](), dict[Task, str]()
         numbers = study.folder / NUMBERS
-        self.seconds: dict[str, list[float]] = read_json(numbers).get("seconds", {}) if numbers.is_file() else {}
+        before = read_json(numbers) if numbers.is_file() else {}
+        self.seconds: dict[str, list[float]] = before.get("seconds", {})
+        done = [point for point in before.get("points", []) if point["state"] == DONE]
+        self.kept = {_text(point["values"]): point["rates"] for point in done}
         for task in study.request.tasks:
             try:
                 if found_result(replace(task, after=[])):
@@ -46,6 +54,8 @@ class Standing:
 
     def left(self, point: Point) -> list[Task]:
         """The tasks of a point that are still to be done, in order; a result needs none of those before it."""
+        if self.kept_rates(point) is not None:
+            return []
 
         def needed(task: Task) -> Iterator[Task]:
             if task not in self.done:
@@ -55,6 +65,10 @@ class Standing:
 
         return list(dict.fromkeys(needed(point.evaluation)))
 
+    def kept_rates(self, point: Point) -> dict[str, Any] | None:
+        """What study.json says of a point that was done and whose report is gone."""
+        return None if point.evaluation in self.done else self.kept.get(_text(point.values))
+
     def failure(self, point: Point) -> str | None:
         """Why the point cannot be done; None where it can."""
         return next((self.failed[task] for task in reversed(self.left(point)) if task in self.failed), None)
@@ -63,6 +77,11 @@ class Standing:
         """The tasks of all points that have not failed, point by point."""
         points = [point for point in self.study.points if self.failure(point) is None]
         return list(dict.fromkeys(task for point in points for task in self.left(point)))
+
+    def ready(self, running: Collection[Task]) -> Task | None:
+        """The first task that is left and waits for none of the others."""
+        left = self.all_left()
+        return next((task for task in left if task not in running and not {*task.after} & {*left}), None)
 
     def estimate(self) -> str:
         """How long what is left will take, by what the same stages took so far."""
@@ -74,6 +93,10 @@ class Standing:
         return f"{len(tasks)} commands left" + (f", {' and '.join(words)}" if words else "")
 
 
+def _text(values: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={values[name]}" for name in sorted(values))
+
+
 def command_of(task: Task, processes: int) -> list[str]:
     """The command line that does a task here."""
     several = task.stage == "finetune" and processes > 1
@@ -82,40 +105,64 @@ def command_of(task: Task, processes: int) -> list[str]:
     return [sys.executable, *starter, *script, *task.overrides]
 
 
-def run_here(standing: Standing, minutes: float | None, draw: Callable[[], object]) -> None:
-    """Run what is left until it is done, the time is over or a signal comes; `draw` is called after every command."""
+@dataclass(frozen=True)
+class _Running:
+    """A command that runs, its output in `log`."""
+
+    task: Task
+    child: subprocess.Popen[bytes]
+    log: Path
+    started: float
+
+
+def run_here(standing: Standing, minutes: float | None, draw: Callable[[], object], parallel: int = 1) -> None:
+    """Run what is left, so many commands at a time, until it is done, the time is over or a signal comes, which those
+    that run are handed; `draw` is called after every command."""
     end, folder = time.monotonic() + 60 * (minutes or 0), standing.study.folder
     with disk_errors(folder, "Choose another out=FOLDER."):
         (folder / "logs").mkdir(parents=True, exist_ok=True)
+    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+    environment = os.environ if parallel == 1 else {"OMP_NUM_THREADS": str(threads), **os.environ}
+    running: list[_Running] = []
     with file_lock(folder / NUMBERS), stop_signals(), progress_bar(NOTE, unit="commands") as bar:
         total = len(standing.all_left())
         shown = bar.add_task(standing.study.name, total=total, note="")
-        while (left := standing.all_left()) and not received() and (minutes is None or time.monotonic() < end):
-            print(f"{left[0].stage} for {left[0].name} ({standing.estimate()})", file=sys.stderr)
-            bar.update(shown, completed=total - len(left), note=f"{left[0].stage} for {left[0].name}")
-            _attempt(left[0], standing, folder / "logs" / f"{left[0].name}.log")
-            draw()
+        handed_on = False
+        while True:
+            may_begin = not received() and (minutes is None or time.monotonic() < end)
+            while may_begin and len(running) < parallel and (task := standing.ready([one.task for one in running])):
+                print(f"{task.stage} for {task.name} ({standing.estimate()})", file=sys.stderr)
+                running.append(_begin(command_of(task, standing.processes), task, folder, environment))
+            if not running:
+                return
+            names = ", ".join(f"{one.task.stage} for {one.task.name}" for one in running)
+            bar.update(shown, completed=total - len(standing.all_left()), note=names)
+            with suppress(subprocess.TimeoutExpired):
+                running[0].child.wait(timeout=LOOK)
+            if (number := received()) is not None and not handed_on:
+                for one in running:
+                    one.child.send_signal(number)
+                handed_on = True
+            for one in [one for one in running if one.child.poll() is not None]:
+                running.remove(one)
+                _note(one, standing)
+                draw()
 
 
-def _attempt(task: Task, standing: Standing, log: Path) -> None:
-    started, status = time.monotonic(), _status(command_of(task, standing.processes), log)
+def _begin(command: list[str], task: Task, folder: Path, environment: Mapping[str, str]) -> _Running:
+    log = folder / "logs" / f"{task.name}.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    return _Running(task, child, log, time.monotonic())
+
+
+def _note(ended: _Running, standing: Standing) -> None:
+    """Whether it is done, or why it failed; neither where it was asked to stop."""
+    task, status = ended.task, ended.child.returncode
     if status == 0:
         standing.done.add(task)
-        standing.seconds.setdefault(task.stage, []).append(round(time.monotonic() - started, 1))
+        standing.seconds.setdefault(task.stage, []).append(round(time.monotonic() - ended.started, 1))
     elif not received():
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in ended.log.read_text(errors="replace").splitlines() if line.strip()]
         said = next((line for line in reversed(lines) if line.startswith("error")), (lines or [f"status {status}"])[-1])
-        standing.failed[task] = f"{task.stage}: {said.removeprefix('error: ')} (all of it: {log})"
-
-
-def _status(command: list[str], log: Path) -> int:
-    """Run a command, its output into `log`, and hand on a signal that asks this process to stop."""
-    handed_on = False
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as child:
-        while True:
-            try:
-                return child.wait(timeout=LOOK)
-            except subprocess.TimeoutExpired:
-                if (number := received()) is not None and not handed_on:
-                    child.send_signal(number)
-                    handed_on = True
+        standing.failed[task] = f"{task.stage}: {said.removeprefix('error: ')} (all of it: {ended.log})"
