@@ -93,7 +93,7 @@ def test_recordings_differ_where_an_axis_is_of_theirs(tmp_path: Path, tiny_base:
     assert [point.condition for point in found.points] == [("diagonal_v3",), ("diagonal_v3",), ("L_v3",), ("L_v3",)]
 
 
-@pytest.mark.parametrize("name", ["strategy", "conflict_share"])
+@pytest.mark.parametrize("name", ["strategy", "conflict_share", "guidance"])
 def test_the_studies_that_ship_are_of_three_values_and_two_trainings(name: str, tmp_path: Path) -> None:
     content = yaml.safe_load((CONFIG_DIR / "study" / f"{name}.yaml").read_text())
     first = {axis: values[-1:] for axis, values in content["axes"].items()}
