@@ -259,21 +259,19 @@ def _runs(episodes: Sequence[EpisodeOutcome], runs: int, each: int) -> tuple[Sha
     found: list[list[bool]] = [[] for _ in range(runs)]
     for outcome in episodes:
         found[min((outcome.seed - FIRST_EVALUATION_SEED) // each, runs - 1)].append(outcome.success)
-    return tuple(Share(sum(ends), len(ends)) for ends in found)
+    return tuple(map(Share.of, found))
 
 
 def count(episodes: Sequence[EpisodeOutcome]) -> Counted:
     """Episodes of any kind, counted; of none of them too."""
-    n, picked = len(episodes), {pick: sum(e.picked == pick for e in episodes) for pick in PICKS}
     # In train there is no lure to prefer: only conflict episodes count.
     by_cue = [e.picked for e in episodes if e.part == "conflict" and e.picked in (TARGET, LURE)]
-    steps = [e.steps for e in episodes if e.success]
     return Counted(
-        success=Share(len(steps), n),
-        picks={pick: Share(picked[pick], n) for pick in PICKS},
-        preference=Share(by_cue.count(TARGET), len(by_cue)),
-        missed=Share(sum(e.picked == TARGET and not e.success for e in episodes), picked[TARGET]),
-        steps=quartiles(steps),
+        success=Share.of(e.success for e in episodes),
+        picks={pick: Share.of(e.picked == pick for e in episodes) for pick in PICKS},
+        preference=Share.of(picked == TARGET for picked in by_cue),
+        missed=Share.of(not e.success for e in episodes if e.picked == TARGET),
+        steps=quartiles([e.steps for e in episodes if e.success]),
     )
 
 
@@ -349,7 +347,6 @@ def _changes(groups: dict[str, dict[str, list[EpisodeOutcome]]]) -> Iterator[Cha
         for part, episodes in {**parts, BOTH_PARTS: [e for found in parts.values() for e in found]}.items():
             pairs = [(e, played[e.part, e.seed]) for e in episodes if (e.part, e.seed) in played]
             after, before = count([a for a, _ in pairs]), count([b for _, b in pairs])
-            both = [(a.picked, b.picked) for a, b in pairs if NOTHING not in (a.picked, b.picked)]
             yield Change(
                 condition=condition,
                 part=part,
@@ -358,6 +355,6 @@ def _changes(groups: dict[str, dict[str, list[EpisodeOutcome]]]) -> Iterator[Cha
                 success=paired_difference([(a.success, b.success) for a, b in pairs]),
                 target_picks=paired_difference([(a.picked == TARGET, b.picked == TARGET) for a, b in pairs]),
                 preference=difference(after.preference, before.preference),
-                other_pick=Share(sum(a.picked != b.picked for a, b in pairs), len(pairs)),
-                switched=Share(sum(a != b for a, b in both), len(both)),
+                other_pick=Share.of(a.picked != b.picked for a, b in pairs),
+                switched=Share.of(a.picked != b.picked for a, b in pairs if NOTHING not in (a.picked, b.picked)),
             )

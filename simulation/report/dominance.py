@@ -85,9 +85,8 @@ def dominance(cues: tuple[str, str], played: dict[str, list[EpisodeOutcome]]) ->
 
 
 def _followed(episodes: Sequence[EpisodeOutcome]) -> Followed:
-    picks = Counter(outcome.picked for outcome in episodes)
-    n = len(episodes)
-    return Followed(Share(picks[TARGET], n - picks[NOTHING]), Share(picks[TARGET], n))
+    picks = [outcome.picked for outcome in episodes]
+    return Followed(Share.of(p == TARGET for p in picks if p != NOTHING), Share.of(p == TARGET for p in picks))
 
 
 def _by_value(conflict: Sequence[EpisodeOutcome], factor: str, winner: str) -> dict[str, Share]:

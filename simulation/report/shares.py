@@ -26,6 +26,12 @@ class Share:
     n: int
     confidence: float = CONFIDENCE
 
+    @classmethod
+    def of(cls, outcomes: Iterable[bool]) -> Share:
+        """Of these the share that is true."""
+        found = list(outcomes)
+        return cls(sum(found), len(found))
+
     def __post_init__(self) -> None:
         if not 0 <= self.count <= self.n:
             raise ValueError(f"{self.count} of {self.n} is no share")
