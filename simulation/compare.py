@@ -127,14 +127,14 @@ def _contrasts(first: Result, second: Result) -> Iterator[Contrast]:
     a, b = first.info, second.info
     note = "; ".join(f"{name}: {a.get(name)} / {b.get(name)}" for name in DIFFICULTY if a.get(name) != b.get(name))
     for part in EVALUATED:
-        plain = [
+        played = [
             {e.seed: e for e in entry.evaluation.episodes if (e.condition, e.part) == (AS_IT_IS, part)}
             for entry in (first, second)
         ]
         # The scene must be the same, not its seed alone.
-        same = [s for s, e in plain[0].items() if s in plain[1] and plain[1][s].episode == e.episode]
+        same = [s for s, e in played[0].items() if s in played[1] and played[1][s].episode == e.episode]
         if same:
-            found = paired_difference([(plain[1][seed].success, plain[0][seed].success) for seed in same])
+            found = paired_difference([(played[1][seed].success, played[0][seed].success) for seed in same])
         else:
             found = difference(second.summary.of(part).success, first.summary.of(part).success)
         if found.value is not None:

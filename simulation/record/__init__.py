@@ -205,9 +205,10 @@ def _json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _recorded_with(target: Path) -> Any:
-    """The settings of a recording that was made here, None of any other."""
-    return _json(target / JSON).get("recording", {}).get("settings")
+def _recorded_with(target: Path) -> dict[str, Any] | None:
+    """The settings of a recording that was made here."""
+    settings: dict[str, Any] | None = _json(target / JSON).get("recording", {}).get("settings")
+    return settings
 
 
 def _begins(begun: dict[str, Any], wanted: dict[str, Any]) -> bool:
