@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.measuring import Columns, heading, line, say
 from simulation.closed_loop_evaluation import LOOK
-from simulation.report.anytime import Question, log_winnings
-from simulation.report.shares import Share
+from simulation.report.sequential_test import Question, log_winnings
+from simulation.report.shares import CONFIDENCE, Share
 
 RUNS, EPISODES = 10_000, 200
 WITHIN, MANY = 10, 1000  # points; a difference this small takes more episodes
@@ -33,7 +33,7 @@ COLUMNS: Columns = {
 def first_answers(drawn: np.ndarray, question: Question, low: float, look: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """(answer, episodes) of each evaluation in `drawn` (evaluations, episodes), values from `low` to 1, that is looked
     at after every `look` episodes: 1 yes, -1 no, 0 where it stays open."""
-    values, alpha = np.unique(drawn), 1.0 - question.confidence
+    values, alpha = np.unique(drawn), 1.0 - CONFIDENCE
     times = np.stack([np.cumsum(drawn == value, axis=1)[:, look - 1 :: look] for value in values])
     two_ways = question.two_sided or question.margin is not None
     limit, margin = -np.log(alpha / 2 if two_ways else alpha), question.margin or 0.0

@@ -28,7 +28,7 @@ from simulation.report.shares import Share, plain
 from simulation.scenes import single_factor
 from simulation.scenes.instruction_suite import Body, InstructedEpisode
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, Episode, Thing
-from simulation.scenes.suites import INSTRUCTION, PLATE, SUITES, suite_of
+from simulation.scenes.suites import INSTRUCTION, PLATE, SPLITS, suite_of
 from toolkit.command_line import run_main
 from toolkit.declaration import key
 from toolkit.html_page import numbers_beside, percent, render_page
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 UNSOUND = 1  # exit status
 FORMAT, KIND = 1, "benchmark audit"
 LEVEL = 0.05  # of all tests of a run together
-SPLITS = tuple(name for suite in SUITES for name in suite.splits)
 BLIND, DEAF, PLACE, VALUE, CELL, EVERYTHING = PROBES = {
     "blind": "the instruction and each object's place",
     "deaf": "every object with all it is, no instruction and no plate",

@@ -22,7 +22,6 @@ from gr00t.model.finished_checkpoint import read_processor, read_trained_on, ver
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 from simulation.closed_loop import EVALUATED, ClosedLoopConfig, EpisodeOutcome, Evaluation, Settings
-from simulation.closed_loop.inference import check_configs
 from simulation.closed_loop.kept_episodes import SETTINGS, kept_in
 from simulation.closed_loop.policies import (
     LurePolicy,
@@ -30,16 +29,16 @@ from simulation.closed_loop.policies import (
     ReplayPolicy,
     ScriptedPolicy,
     TargetPolicy,
+    check_configs,
 )
 from simulation.closed_loop.rollout import check_settings, run_episodes
-from simulation.report.asked_question import read_question
 from simulation.report.closed_loop_report import JSON_FILE, log_report, print_report, write_report
+from simulation.report.sequential_test import read_question
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.instruction_suite import default_strategy
+from simulation.scenes.plate_suite import other_instruction
 from simulation.scenes.suites import PLATE, suite_of
 from toolkit.code_files import versions
-from toolkit.composition import read_yaml
-from toolkit.installation import CONFIG_DIR
 from toolkit.shared_keys import share_of
 
 TOKEN = "GROOT_API_TOKEN"
@@ -76,7 +75,7 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
         if config.share is not None:
             print(f"{folder}: share {config.share} is there; the same without share=... joins all of them.")
             return Evaluation(kept_as, tuple(outcomes))
-        seconds, expert = _since(started), _expert(policy, settings)
+        seconds, expert = round(time.monotonic() - started, 1), _expert(policy, settings)
         outcomes = _publish_videos(outcomes, place, folder)
         info = {**_info(asked, settings, facts), "seconds": seconds}
         if question is not None:
@@ -100,16 +99,12 @@ def _expert(policy: Any, settings: Settings) -> list[EpisodeOutcome]:
 
 def _settings(config: ClosedLoopConfig, facts: dict[str, Any], strategy: str | None) -> Settings:
     """How the episodes are played; parts that the strategy leaves nothing for are left out where none was named."""
-    suite, split, other = suite_of(config.split.name), config.split.name, None
-    if suite is PLATE:
-        a, b = suite.cues(split)
-        # That of the split with the cues swapped: a sentence of the same kind, for the lure.
-        other = str(read_yaml(CONFIG_DIR / "split" / f"{b}_{a}.yaml")["instruction"])
+    suite, split = suite_of(config.split.name), config.split.name
     names = (*SHARED, "runs", "no_distractor_prob")
     return Settings(
         split,
         config.split.instruction,
-        other_instruction=other,
+        other_instruction=other_instruction(split) if suite is PLATE else None,
         strategy=strategy,
         parts=tuple(config.parts or suite.playable(split, strategy)),
         conditions=("none", *config.ablations),
@@ -167,10 +162,6 @@ def _publish_videos(outcomes: list[EpisodeOutcome], made: Path, folder: Path) ->
     if not any(outcome.video for outcome in outcomes):
         (folder / VIDEOS).rmdir()
     return [dataclasses.replace(o, video=o.video and f"{VIDEOS}/{o.video}") for o in outcomes]
-
-
-def _since(started: float) -> float:
-    return round(time.monotonic() - started, 1)
 
 
 def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:

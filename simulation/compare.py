@@ -16,29 +16,20 @@ from urllib.parse import quote
 
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import write_json, write_text
-from simulation.closed_loop import CONDITIONS, EVALUATED, Evaluation
-from simulation.report import AS_IT_IS, Result, Summary, summarize
+from simulation.closed_loop import CONDITIONS, EVALUATED
+from simulation.report import AS_IT_IS, Result, preferences, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
-from simulation.report.conclusions import A, B, verdict
-from simulation.report.dominance_graph import HEIGHT, WIDTH, Graph, graph
+from simulation.report.dominance import HEIGHT, WIDTH, A, B, Graph, graph
 from simulation.report.paper import write_paper
-from simulation.report.shares import Difference, Share, difference, many, paired_difference, plain
-from simulation.report.training_groups import Family, Setting, compare_settings
-from simulation.report.training_seeds import HOLDS_FOR
-from simulation.scenes.suites import SUITES, Suite, suite_of
+from simulation.report.shares import Difference, difference, many, paired_difference, plain
+from simulation.report.training_seeds import DIFFICULTY, HOLDS_FOR, Family, Setting, compare_settings
+from simulation.scenes.suites import SUITES, Suite
 from toolkit.command_line import run_main
 from toolkit.declaration import key
 from toolkit.html_page import numbers_beside, render_page
 
 FORMAT = 1
 KIND = "closed-loop comparison"
-SETTINGS = (
-    "n_action_steps",
-    "max_steps",
-    "instruction",
-    "strategy",
-    "no_distractor_prob",
-)  # what makes two evaluations tasks of different difficulty
 
 
 @dataclass(kw_only=True)
@@ -49,42 +40,6 @@ class CompareConfig:
     out: str = key("the page, an .html file; a .json of that name beside it holds the numbers", "reports/compare.html")
     pages: bool = key("make each evaluation's own page and tables again, from its closed_loop.json", False)
     paper: bool = key("write tables, figures and methods for a paper to the folder <out without .html>_paper", False)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One evaluation; `name` is its folder below reports_dir."""
-
-    name: str
-    path: Path
-    evaluation: Evaluation
-    summary: Summary
-
-    @property
-    def split(self) -> str:
-        """The name of the conflict split."""
-        return str(self.evaluation.info["split"])
-
-    @property
-    def suite(self) -> Suite:
-        """Of the split."""
-        return suite_of(self.split)
-
-    @property
-    def strategy(self) -> str:
-        """Which combinations were recorded; empty in the plate suite."""
-        return str(self.evaluation.info.get("strategy") or "")
-
-    @property
-    def variant(self) -> str:
-        """What tells apart the evaluations of one split: the name without the split, and the strategy."""
-        name = "/".join(part for part in Path(self.name).parts if part not in Path(self.split).parts)
-        return ", ".join(filter(None, (name or self.name, self.strategy)))
-
-    @property
-    def verdict(self) -> tuple[str, str]:
-        """Which cue it follows: (answer, the same in few words)."""
-        return verdict(self.summary.preference, self.summary.cues or ("", ""))
 
 
 @dataclass(frozen=True)
@@ -107,7 +62,7 @@ class Comparison:
     settings, families: of the splits in which a setting has several trainings.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Result, ...]
     contrasts: tuple[Contrast, ...]
     skipped: tuple[str, ...]
     settings: tuple[Setting, ...] = ()
@@ -118,18 +73,19 @@ def main(config: CompareConfig) -> None:
     """Write the page and its numbers, and with `pages` those of every evaluation; print a line for each."""
     out = Path(config.out).expanduser()
     numbers = numbers_beside(out, KIND)
-    comparison = compare(Path(config.reports_dir))
+    reports_dir = Path(config.reports_dir)
+    comparison = compare(reports_dir)
     if config.pages:
         for entry in comparison.entries:
-            write_report(entry.evaluation, entry.path.parent)
+            write_report(entry.evaluation, reports_dir / entry.name)
     with disk_errors(out, "Choose another out=FILE.html."):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(numbers, _as_json(comparison))
-        write_text(out, _page(comparison, out.parent))
+        write_text(out, _page(comparison, reports_dir, out.parent))
     if config.paper:
         place = out.with_name(f"{out.stem}_paper")
         with disk_errors(place, "Choose another out=FILE.html."):
-            write_paper(place, _results(comparison.entries), comparison.families)
+            write_paper(place, comparison.entries, comparison.families)
         print(place)
     for entry in comparison.entries:
         success = ", ".join(f"{part} {entry.summary.of(part).success}" for part in entry.summary.chance)
@@ -152,7 +108,7 @@ def compare(reports_dir: Path) -> Comparison:
             skipped.append(str(error))
         else:
             name = path.parent.relative_to(reports_dir).as_posix()
-            entries.append(Entry(name, path, evaluation, summarize(evaluation)))
+            entries.append(Result(name, evaluation, summarize(evaluation)))
     if not entries:
         raise ToolkitError(
             f"reports_dir={reports_dir} holds no {JSON_FILE} that can be read. Evaluate first: python "
@@ -161,28 +117,24 @@ def compare(reports_dir: Path) -> Comparison:
     entries.sort(key=lambda entry: (entry.split, entry.name))
     pairs = [(a, b) for a, b in itertools.combinations(entries, 2) if a.split == b.split]
     found = (contrast for first, second in pairs for contrast in _contrasts(first, second))
-    settings, families = compare_settings(_results(entries))
+    settings, families = compare_settings(entries)
     return Comparison(tuple(entries), tuple(found), tuple(skipped), tuple(settings), tuple(families))
 
 
-def _results(entries: Sequence[Entry]) -> list[Result]:
-    return [Result(entry.name, entry.evaluation, entry.summary) for entry in entries]
-
-
-def _contrasts(first: Entry, second: Entry) -> Iterator[Contrast]:
+def _contrasts(first: Result, second: Result) -> Iterator[Contrast]:
     """Success in both parts, over the episodes that both played where there are any, and cue preference."""
     names = first.split, first.name, second.name
-    a, b = first.evaluation.info, second.evaluation.info
-    note = "; ".join(f"{name}: {a.get(name)} / {b.get(name)}" for name in SETTINGS if a.get(name) != b.get(name))
+    a, b = first.info, second.info
+    note = "; ".join(f"{name}: {a.get(name)} / {b.get(name)}" for name in DIFFICULTY if a.get(name) != b.get(name))
     for part in EVALUATED:
-        plain = [
+        played = [
             {e.seed: e for e in entry.evaluation.episodes if (e.condition, e.part) == (AS_IT_IS, part)}
             for entry in (first, second)
         ]
         # The scene must be the same, not its seed alone.
-        same = [s for s, e in plain[0].items() if s in plain[1] and plain[1][s].episode == e.episode]
+        same = [s for s, e in played[0].items() if s in played[1] and played[1][s].episode == e.episode]
         if same:
-            found = paired_difference([(plain[1][seed].success, plain[0][seed].success) for seed in same])
+            found = paired_difference([(played[1][seed].success, played[0][seed].success) for seed in same])
         else:
             found = difference(second.summary.of(part).success, first.summary.of(part).success)
         if found.value is not None:
@@ -201,7 +153,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
         evaluations.append(
             {
                 "name": entry.name,
-                "info": {k: v for k, v in entry.evaluation.info.items() if k not in ("config", "versions", "recipe")},
+                "info": {k: v for k, v in entry.info.items() if k not in ("config", "versions", "recipe")},
                 "success": {part: counted.success for part, counted in played.items()},
                 "partial_credit": {part: way.credit for part, way in summary.way.items()},
                 "picks": {part: counted.picks for part, counted in played.items()},
@@ -220,7 +172,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
     return {"format": FORMAT, "kind": KIND, **plain(found)}
 
 
-def matrix(suite: Suite, entries: Sequence[Entry]) -> dict[str, dict[str, list[Entry] | None]]:
+def matrix(suite: Suite, entries: Sequence[Result]) -> dict[str, dict[str, list[Result] | None]]:
     """The evaluations by the factors a and b of their split; None where the suite has no split of both."""
     prefix = suite.splits[0][: suite.splits[0].rfind("/") + 1]
     named = {a: {b: f"{prefix}{a}_{b}" for b in suite.factors} for a in suite.factors}
@@ -230,21 +182,25 @@ def matrix(suite: Suite, entries: Sequence[Entry]) -> dict[str, dict[str, list[E
     }
 
 
-def graphs(suite: Suite, entries: Sequence[Entry]) -> list[Graph]:
+def graphs(suite: Suite, entries: Sequence[Result]) -> list[Graph]:
     """One of each variant; evaluations of one split in a variant are taken together."""
-    found: dict[str, dict[tuple[str, str], Share]] = {}
+    found: dict[str, list[Result]] = {}
     for entry in entries:
-        if entry.suite is suite and entry.summary.cues and entry.summary.preference.n:
-            shares, new = found.setdefault(entry.variant, {}), entry.summary.preference
-            before = shares.get(entry.summary.cues, Share(0, 0))
-            shares[entry.summary.cues] = Share(before.count + new.count, before.n + new.n)
-    return [graph(variant, list(suite.factors), shares) for variant, shares in found.items()]
+        if entry.suite is suite and preferences([entry]):
+            found.setdefault(_variant(entry), []).append(entry)
+    return [graph(variant, list(suite.factors), preferences(own)) for variant, own in found.items()]
 
 
-def _page(comparison: Comparison, folder: Path) -> str:
+def _variant(entry: Result) -> str:
+    """What tells apart the evaluations of one split: the name without the split, and the strategy."""
+    name = "/".join(part for part in Path(entry.name).parts if part not in Path(entry.split).parts)
+    return ", ".join(filter(None, (name or entry.name, entry.strategy)))
+
+
+def _page(comparison: Comparison, reports_dir: Path, folder: Path) -> str:
     """The HTML, with links to each evaluation's own page as seen from `folder`."""
     entries = comparison.entries
-    pages = {entry.name: entry.path.with_name(PAGE_FILE) for entry in entries}
+    pages = {entry.name: reports_dir / entry.name / PAGE_FILE for entry in entries}
     played = {condition for entry in entries for condition in entry.summary.counted}
     splits = len({entry.split for entry in entries})
     suites = [suite for suite in SUITES if any(entry.suite is suite for entry in entries)]
@@ -264,7 +220,7 @@ def _page(comparison: Comparison, folder: Path) -> str:
     return render_page("compare.html", values)
 
 
-def tint(entry: Entry) -> tuple[str, int]:
+def tint(entry: Result) -> tuple[str, int]:
     """The color of a preference that is shown, target's or lure's, and its strength in %: 60 at all or none."""
     answer, value = entry.verdict[0], entry.summary.preference.value or 0.0
     return "lure" if answer == B else "target", round(120 * abs(value - 0.5)) if answer in (A, B) else 0

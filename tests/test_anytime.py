@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.early_stopping import EPISODES, RUNS, first_answers
-from simulation.report.anytime import Outcomes, Question
+from simulation.report.sequential_test import Outcomes, Question
 from simulation.report.shares import Share
 
 

@@ -14,9 +14,9 @@ from gr00t.file_reading import read_json
 from simulation.closed_loop import parse_question
 from simulation.closed_loop_evaluation import evaluate_closed_loop
 from simulation.report import summarize
-from simulation.report.asked_question import read_question
 from simulation.report.closed_loop_report import JSON_FILE, read_evaluation, write_report
 from simulation.report.conclusions import readings
+from simulation.report.sequential_test import read_question
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,18 @@ from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, Settings
-from simulation.closed_loop.inference import Inference, Observation, as_batch, check_configs
 from simulation.closed_loop.kept_episodes import KeptEpisodes
-from simulation.closed_loop.policies import LurePolicy, RandomPolicy, ReplayPolicy, ScriptedPolicy, TargetPolicy
+from simulation.closed_loop.policies import (
+    Inference,
+    LurePolicy,
+    Observation,
+    RandomPolicy,
+    ReplayPolicy,
+    ScriptedPolicy,
+    TargetPolicy,
+    as_batch,
+    check_configs,
+)
 from simulation.closed_loop.rollout import _to_film, run_episodes
 from simulation.closed_loop_evaluation import _info, _policy, _settings, evaluate_closed_loop
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, sample_episode

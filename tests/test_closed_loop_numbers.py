@@ -11,7 +11,8 @@ from outcomes import HELD, LOST, NONE, WRONG, by_scene, evaluation, outcome, pla
 
 from simulation.closed_loop import EpisodeOutcome
 from simulation.report import count, summarize
-from simulation.report.conclusions import LEAST_PICKS, _small, cue_preference, in_short, least_shown, readings, verdict
+from simulation.report.conclusions import _small, cue_preference, in_short, least_shown, readings
+from simulation.report.dominance import LEAST_PICKS, verdict
 from simulation.report.shares import Difference, Share, difference, paired_difference
 from simulation.scenes.plate_suite import FACTORS
 from toolkit.installation import CHECKOUT

@@ -29,8 +29,7 @@ from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.closed_loop import Evaluation
-from simulation.probes import FIRST_SEED
-from simulation.scenes.paired_scenes import PairedScene, paired_scenes
+from simulation.probes import FIRST_SEED, PairedScene, paired_scenes
 from simulation.scenes.suites import SUITES, suite_of
 from toolkit.installation import CHECKOUT
 
@@ -324,7 +323,7 @@ def test_spearman_is_that_of_known_ranks_and_closed_loop_is_read_by_the_probes_n
 
 @pytest.fixture(scope="module")
 def photographer(renderer: None) -> Any:
-    from simulation.scenes.first_frames import Photographer
+    from simulation.probes import Photographer
 
     return Photographer("instruction/color_object", image_size=64)
 

@@ -12,9 +12,8 @@ import pytest
 from simulator import needs_simulator
 
 from simulation.closed_loop import NOWHERE, STAGES, EpisodeOutcome, Settings
-from simulation.closed_loop.episode_stages import MOVED, NEARER, StageWatch
+from simulation.closed_loop.episode_stages import MOVED, NEARER, StageWatch, spectral_arc_length
 from simulation.closed_loop.policies import LurePolicy, ScriptedPolicy, TargetPolicy
-from simulation.closed_loop.smoothness import spectral_arc_length
 from simulation.closed_loop_evaluation import _expert
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED as FIRST
 

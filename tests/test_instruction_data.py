@@ -38,8 +38,8 @@ from gr00t.file_reading import read_json
 from gr00t.model.finished_checkpoint import read_trained_on
 from simulation.record import completed, settings_of
 from simulation.scenes.instruction_suite import sample_episode
-from simulation.scenes.sentences import VERBS, ways_to_say
 from simulation.scenes.suites import SUITES
+from simulation.scenes.verbs import PHRASES, ways_to_say
 from toolkit.configuration import load
 from toolkit.shared_keys import SUITE, near_split, parts_of, split_folder
 
@@ -166,9 +166,9 @@ def test_paraphrases_begin_with_the_published_sentence_and_no_two_verbs_share_on
     ways = ways_to_say(published)
     assert ways[0] == published and len(set(ways)) == 3
     assert {way.partition(" the ")[2] for way in ways} == {published.partition(" the ")[2]}
-    phrases = [phrase for of in VERBS.values() for phrase in of]
+    phrases = [phrase for of in PHRASES.values() for phrase in of]
     assert len(set(phrases)) == len(phrases)
-    assert all(of[0].lower() == verb for verb, of in VERBS.items())
+    assert all(of[0].lower() == verb for verb, of in PHRASES.items())
     with pytest.raises(ToolkitError, match="no paraphrase is known"):
         ways_to_say("Eat the red cube.")
 

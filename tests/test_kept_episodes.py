@@ -19,9 +19,8 @@ from simulator import needs_simulator
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import LockHeld, file_lock
 from simulation.closed_loop import EpisodeOutcome, Settings
-from simulation.closed_loop.inference import Observation
 from simulation.closed_loop.kept_episodes import KeptEpisodes, SegmentRecord, kept_in
-from simulation.closed_loop.policies import TargetPolicy
+from simulation.closed_loop.policies import Observation, TargetPolicy
 from simulation.closed_loop.rollout import run_episodes, segments
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED as FIRST
 from toolkit.installation import CHECKOUT

@@ -20,7 +20,7 @@ from gr00t.errors import ToolkitError
 from gr00t.server import OpenpiClient
 from gr00t.server.client import NoAnswer, PolicyClient, ServerRefusal
 from gr00t.server.messages import as_openpi, decode, pack, unpack
-from simulation.closed_loop.inference import Inference, Observation
+from simulation.closed_loop.policies import Inference, Observation
 
 # Made by openpi-client 0.1.2 (its msgpack_numpy.packb).
 REQUEST = (

@@ -16,10 +16,9 @@ from gr00t.errors import ToolkitError
 from simulation.closed_loop import STAGES, EpisodeOutcome, Evaluation
 from simulation.closed_loop.kept_episodes import SegmentRecord
 from simulation.closed_loop.rollout import _to_film
-from simulation.report import summarize
+from simulation.report import ENDINGS, summarize, way_of
 from simulation.report.closed_loop_report import markdown, numbers, print_report, read_evaluation, tables, write_report
 from simulation.report.conclusions import in_short
-from simulation.report.partial_credit import ENDINGS, way_of
 
 ORDER = list(STAGES)
 

@@ -30,8 +30,7 @@ from gr00t.server import OpenpiClient
 from gr00t.server.client import PolicyClient, ServerRefusal
 from gr00t.server.messages import decode, pack, unpack
 from simulation.closed_loop import Settings
-from simulation.closed_loop.inference import Inference
-from simulation.closed_loop.policies import TargetPolicy
+from simulation.closed_loop.policies import Inference, TargetPolicy
 from simulation.closed_loop.rollout import run_episodes
 from simulation.closed_loop_evaluation import evaluate_closed_loop
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED

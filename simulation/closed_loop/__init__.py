@@ -53,7 +53,6 @@ _QUESTIONS = {
     "better": re.compile(r"better than (?P<folder>\S.*)"),
     "within": re.compile(rf"within {_PERCENT} of (?P<folder>\S.*)"),
 }
-LOOKING = ("checkpoint", "lerobot")  # policies that are shown images, beside those of a server
 
 
 def parse_question(text: str) -> tuple[str, float, str]:
@@ -183,7 +182,7 @@ class ClosedLoopConfig(EvaluationConfig):
             )
         if self.stop == "decided":
             self._check_stop()
-        scripted = self.policy not in LOOKING
+        scripted = self.policy not in ("checkpoint", "lerobot")
         if self.policy != "checkpoint" and self.server is not None:
             raise ToolkitError(
                 f"server={self.server} and policy={self.policy} name two policies. Leave one of them out."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from data_prep.maniskill import CAMERAS, CONTROL_FREQ, state_of
 from gr00t.data.video import write_video
 from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, EpisodeOutcome, Settings
 from simulation.closed_loop.episode_stages import StageWatch
-from simulation.closed_loop.inference import Images, Observation
-from simulation.closed_loop.policies import ScriptedPolicy
+from simulation.closed_loop.policies import Images, Observation, ScriptedPolicy
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.scenes.expert import Expert
 from simulation.scenes.instruction_suite import InstructedEpisode
@@ -35,15 +33,8 @@ class EpisodePlayer:
         self, settings: Settings, policy: ScriptedPolicy | None, ask: Callable[[Observation], np.ndarray]
     ) -> None:
         self.settings, self.policy, self.ask = settings, policy, ask
-        split, part, size = settings.split, settings.parts[0], settings.image_size
-        env = make_env(
-            split,
-            part,
-            strategy=settings.strategy,
-            no_distractor_prob=settings.no_distractor_prob,
-            image_size=size,
-            render=settings.render,
-        )
+        names = ("strategy", "no_distractor_prob", "image_size", "render")
+        env = make_env(settings.split, settings.parts[0], **{name: getattr(settings, name) for name in names})
         self.task: ConflictPickEnv = env.unwrapped  # type: ignore[assignment]
         self.task.render_when_asked()
         self.task.reset(seed=0)
@@ -93,9 +84,9 @@ class EpisodePlayer:
                     did = VERBS[int(info["did"][0])]
                 if success:
                     break
-        ending = success, picked, picked_step, steps, chunks
-        found = EpisodeOutcome(self.condition, task.part, seed, *ending, instruction, task.episode.describe(), did=did)
-        found = replace(found, stages=watch.stages(), smoothness=watch.smoothness())
+        ending = success, picked, picked_step, steps, chunks, instruction, task.episode.describe()
+        way: dict[str, Any] = {"did": did, "stages": watch.stages(), "smoothness": watch.smoothness()}
+        found = EpisodeOutcome(self.condition, task.part, seed, *ending, **way)
         if filmed and self.kept[task.part, found.stage] < settings.videos:
             self.kept[task.part, found.stage] += 1
             self.states[task.part, seed] = states

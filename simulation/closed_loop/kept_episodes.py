@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,7 +25,7 @@ from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import file_lock, lock_in_turn, write_json
 from simulation.closed_loop import EpisodeOutcome
-from simulation.closed_loop.inference import Observation
+from simulation.closed_loop.policies import Observation
 
 SETTINGS = "settings.json"
 
@@ -85,7 +86,8 @@ class SegmentRecord:
         assert self.path is not None
         with disk_errors(self.path, "Make room, then start the same command again."):
             if self.file is None:
-                _cut(self.path)
+                if self.path.is_file():  # a last line that is not whole goes
+                    os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
                 self.file = self.path.open("a", encoding="utf-8")
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
@@ -106,12 +108,11 @@ class KeptEpisodes:
     @contextmanager
     def record(self, name: str) -> Iterator[SegmentRecord]:
         """The file of a segment, which no other process may play meanwhile."""
-        with ExitStack() as held:
-            path = None if self.folder is None else self.folder / f"{name}.jsonl"
-            if path is not None:
-                held.enter_context(file_lock(path, required=False))
-            record = SegmentRecord(path)
-            held.callback(record.close)
+        if self.folder is None:
+            yield SegmentRecord(None)
+            return
+        path = self.folder / f"{name}.jsonl"
+        with file_lock(path, required=False), closing(SegmentRecord(path)) as record:
             yield record
 
 
@@ -163,13 +164,3 @@ def _whole_lines(path: Path | None) -> Iterator[dict[str, Any]]:
                 raise ToolkitError(
                     f"{path}, line {number}: is damaged ({error}). Remove the file: these episodes are played again."
                 ) from None
-
-
-def _cut(path: Path) -> None:
-    """Remove a last line that is not whole."""
-    if path.is_file():
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            with path.open("r+b") as file:
-                file.truncate(len(whole))

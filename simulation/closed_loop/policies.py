@@ -1,4 +1,4 @@
-"""Scripted policies, which act in closed loop as any object with `get_action` may.
+"""Policies in closed loop: what one that looks is shown and how it is asked for action chunks, and scripted ones.
 
 Scripted policies know the simulation's state and show that the closed loop itself is sound: the expert should nearly
 always succeed, one that takes the lure never in conflict, one that picks at random by chance, and recorded actions
@@ -6,6 +6,7 @@ always. They act in the worker processes, so they must pickle; they need no imag
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,19 +16,158 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_prep.lerobot import GROUPS
+from data_prep.maniskill import CAMERAS, read_recordings
 from data_prep.maniskill import Episode as Recorded
-from data_prep.maniskill import read_recordings
+from gr00t.data.sampler import Stream, torch_seed
+from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
+from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.scenes import ENV_ID
 from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, Episode
+from toolkit.shared_keys import from_json, read_file
 
 if TYPE_CHECKING:
     from simulation.scenes.environment import ConflictPickEnv
     from simulation.scenes.expert import Expert
 
+Images = dict[str, np.ndarray]  # key of CAMERAS: (H, W, 3) uint8 RGB
+_ALL = {"start": 0, "end": 8}
+STATE, ACTION = {**GROUPS, "state": _ALL}, {**GROUPS, "action": _ALL}  # in groups or, as other families have it, whole
+UNDIVIDED = ["action"]
 STYLES = 5  # tried until one keeps the arm within its joints' reach
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy is shown, exactly as the converter makes it of a recording, or an ablation of it.
+
+    state: (8,) float32, 7 joints (rad) and gripper width (m). seed, chunk: of the episode, and which of its chunks.
+    instruction: what the policy is asked to do in this episode.
+    """
+
+    images: Images
+    state: np.ndarray
+    seed: int
+    chunk: int
+    instruction: str
+
+
+class Inference:
+    """Asks one policy for action chunks: a GR00TPolicy, a client of a server, or an object of your own.
+
+    The noise of a chunk comes from (seed, episode, chunk): a policy whose `get_action` takes `seed` is given one for
+    each. A GR00TPolicy is given all observations as one batch, another object as many at once as its `max_batch` says
+    (and as many seeds), or one at a time. What it reads is its `modality_configs`, or what its `get_modality_config()`
+    says, or else that of conflict_panda_config.py.
+    """
+
+    def __init__(self, policy: Any, seed: int, n_action_steps: int, conditions: Sequence[str]) -> None:
+        """Raises ToolkitError for a policy that the simulation cannot serve."""
+        if not callable(getattr(policy, "get_action", None)):
+            raise ToolkitError(f"A policy is an object with get_action(observation); {type(policy).__name__} has none.")
+        self.policy, self.seed, self.n_action_steps = policy, seed, n_action_steps
+        read = getattr(policy, "get_modality_config", lambda: from_json(read_file(None)))
+        self.configs: ModalityConfigs = policy.modality_configs if hasattr(policy, "modality_configs") else read()
+        check_configs(self.configs, n_action_steps)
+        self.name = getattr(policy, "url", "The policy's get_action")
+        self.groups = self.configs["action"].modality_keys if "action" in self.configs else UNDIVIDED
+        self.max_batch: int | None = None if isinstance(policy, GR00TPolicy) else getattr(policy, "max_batch", 1)
+        self.options = set(inspect.signature(policy.get_action).parameters)
+        if "zero_state" not in getattr(policy, "heeds", ["zero_state"]):
+            self.options.discard("drop_state")
+        if "zero_state" in conditions and "drop_state" not in self.options:
+            who = getattr(policy, "url", "this policy's get_action")
+            raise ToolkitError(
+                f"ablations=[zero_state] hides the state from the model, which {who} cannot "
+                "(drop_state). Evaluate the checkpoint itself, serve it with python -m gr00t.serve, or leave that "
+                "ablation out."
+            )
+
+    def chunks(self, requests: Sequence[Observation], *, drop_state: bool) -> list[np.ndarray]:
+        """One chunk (n_action_steps, 8) float32 for each request."""
+        found, size = list[np.ndarray](), self.max_batch or max(1, len(requests))
+        for batch in (requests[first : first + size] for first in range(0, len(requests), size)):
+            seeds = [torch_seed(self.seed, Stream.ROLLOUT, request.seed, request.chunk) for request in batch]
+            options: dict[str, Any] = {"drop_state": True} if drop_state else {}
+            if "seed" in self.options:
+                options["seed"] = seeds[0] if self.max_batch == 1 else seeds
+            actions = self.policy.get_action(as_batch(batch, self.configs), **options)
+            groups = [self._group(actions, name, len(batch)) for name in ACTION if name in self.groups]
+            found += list(np.concatenate(groups, axis=-1).astype(np.float32))
+        return found
+
+    def _group(self, actions: dict[str, np.ndarray], name: str, count: int) -> np.ndarray:
+        """(B, n_action_steps, D) of one action group."""
+        key, dim = f"action.{name}", ACTION[name]["end"] - ACTION[name]["start"]
+        if not isinstance(actions, dict) or key not in actions:
+            found = ", ".join(actions) if isinstance(actions, dict) else type(actions).__name__
+            raise ToolkitError(f'{self.name} gave no "{key}" (found: {found}).')
+        values = np.asarray(actions[key])
+        if values.ndim != 3 or values.shape[::2] != (count, dim) or values.shape[1] < self.n_action_steps:
+            remedy = ""
+            if values.ndim == 3 and 0 < values.shape[1] < self.n_action_steps:
+                remedy = f" Its chunks are short: n_action_steps={values.shape[1]} or fewer."
+            elif count > 1 and values.shape[:1] == (1,):
+                remedy = " It answers one observation at a time: workers=1."
+            raise ToolkitError(
+                f"{self.name} gave {key} of the shape {values.shape}; expected ({count}, "
+                f"{self.n_action_steps} or more, {dim}).{remedy}"
+            )
+        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+            raise ToolkitError(
+                f"{self.name} gave {key} that is not finite. Nothing of it was executed: see whether its training "
+                "diverged, or serve it in another precision."
+            )
+        return values[:, : self.n_action_steps]
+
+
+def as_batch(observations: Sequence[Observation], configs: ModalityConfigs) -> dict[str, Any]:
+    """The observation that `GR00TPolicy.get_action` takes: video (B, 1, H, W, 3), state (B, 1, D), B instructions."""
+    batch: dict[str, Any] = {}
+    for key in configs["video"].modality_keys:
+        batch[f"video.{key}"] = np.stack([o.images[key] for o in observations])[:, None]
+    for key in configs["state"].modality_keys if "state" in configs else ():
+        group = slice(STATE[key]["start"], STATE[key]["end"])
+        batch[f"state.{key}"] = np.stack([o.state[group] for o in observations])[:, None]
+    batch[configs["language"].modality_keys[0]] = [o.instruction for o in observations]
+    return batch
+
+
+def check_configs(configs: ModalityConfigs, n_action_steps: int) -> None:
+    """Refuse a policy that wants more than the simulation shows, or whose chunks are too short or not a Panda's."""
+    groups = configs["action"].modality_keys if "action" in configs else UNDIVIDED
+    actions = UNDIVIDED if groups == UNDIVIDED else list(GROUPS)
+    for modality, names in {"video": list(CAMERAS), "state": list(STATE), "action": actions}.items():
+        if modality not in configs:
+            continue
+        unknown = [key for key in configs[modality].modality_keys if key not in names]
+        if unknown:
+            raise ToolkitError(
+                f'The policy has a {modality} "{unknown[0]}"; the simulated Panda has {", ".join(names)}. Closed loop '
+                "is for policies trained on datasets of prepare_conflict_data.py."
+            )
+        if modality != "action" and configs[modality].delta_indices != [0]:
+            raise ToolkitError(
+                f"The policy reads {modality} at the frames {configs[modality].delta_indices}; in closed loop it is "
+                "shown the present frame only, [0]."
+            )
+    if "action" not in configs:
+        return  # the first answer shows how many steps there are
+    missing = [key for key in actions if key not in groups]
+    if missing:
+        raise ToolkitError(f'The policy has no action "{missing[0]}", so it cannot move the simulated Panda.')
+    horizon = len(configs["action"].delta_indices)
+    if n_action_steps > horizon:
+        raise ToolkitError(
+            f"n_action_steps={n_action_steps} is more than the {horizon} steps of the policy's action chunks. "
+            f"Take {horizon} or fewer."
+        )
+
+
+# -- scripted policies -------------------------------------------------------------------------------------------------
 
 
 class ScriptedPolicy:

@@ -26,9 +26,8 @@ import numpy as np
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.processes import WORKER_SECONDS, one_thread_each, settle_in, silent
 from simulation.closed_loop import CONDITIONS, NOTHING, OTHER, EpisodeOutcome, Settings
-from simulation.closed_loop.inference import Inference, Observation
 from simulation.closed_loop.kept_episodes import KeptEpisodes, SegmentRecord
-from simulation.closed_loop.policies import ScriptedPolicy
+from simulation.closed_loop.policies import Inference, Observation, ScriptedPolicy
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.scenes.suites import PLATE, suite_of
 from toolkit.progress import NOTE, progress_bar
@@ -69,10 +68,9 @@ def run_episodes(
     played and for a worker that died; workers are gone when this returns, however it does.
     """
     check_settings(policy, settings)
-    scripted = policy if isinstance(policy, ScriptedPolicy) else None
     with ExitStack() as left:
-        crew = _Crew(policy, scripted, settings, kept or KeptEpisodes(), left)
-        return crew.play(segments(settings, scripted)[share], folder, progress, enough)
+        crew = _Crew(policy, settings, kept or KeptEpisodes(), left)
+        return crew.play(segments(settings, crew.scripted)[share], folder, progress, enough)
 
 
 def segments(settings: Settings, scripted: ScriptedPolicy | None) -> list[Segment]:
@@ -181,19 +179,13 @@ def _serve(pipe: Connection, settings: Settings, policy: ScriptedPolicy | None) 
 class _Crew:
     """The workers, in which a scripted policy acts, or for which `inference` does; they end with `left`."""
 
-    def __init__(
-        self,
-        policy: Any,
-        scripted: ScriptedPolicy | None,
-        settings: Settings,
-        kept: KeptEpisodes,
-        left: ExitStack,
-    ) -> None:
-        self.settings, self.kept, self.left, self.scripted = settings, kept, left, scripted
+    def __init__(self, policy: Any, settings: Settings, kept: KeptEpisodes, left: ExitStack) -> None:
+        self.settings, self.kept, self.left = settings, kept, left
+        self.scripted = policy if isinstance(policy, ScriptedPolicy) else None
         self.workers: list[_Worker] = []
         self.fresh: list[Segment] = []  # played here, so that a worker can film them
         seeds = range(settings.seed, settings.seed + settings.runs)
-        if scripted is None:
+        if self.scripted is None:
             steps, conditions = settings.n_action_steps, settings.conditions
             self.inference = {seed: Inference(policy, seed, steps, conditions) for seed in seeds}
 

@@ -1,28 +1,29 @@
-"""Demonstrations of a conflict split, recorded in ManiSkill's own format by several processes. A recording outlives
-being killed, and appears whole or not at all.
+"""Demonstrations of a conflict split in ManiSkill's own format, recorded by several processes, whole or not at all.
 
-Single episodes, <seed>.h5 and <seed>.json (<seed>.failed for a seed that was given up), collect in
-<out>/<split>/.<part>.recording/; when all are there they become one trajectory.h5 and trajectory.json in
-<out>/<split>/<part>/, which also say what the strategy of the instruction suite records. Each episode depends on its
-seed only, so neither the number of workers nor an interruption changes what is recorded, and a finished recording
-becomes a longer one by recording what it lacks. Several processes, each with a share=i/n, may add to one folder of
-single episodes."""
+Single episodes, <seed>.h5 and <seed>.json (<seed>.failed for one that was given up), collect in
+<out>/<split>/.<part>.recording/; when all are there they become trajectory.h5 and trajectory.json in
+<out>/<split>/<part>/. Each depends on its seed only: neither the number of workers nor an interruption changes it, and
+a finished recording becomes a longer one by recording what it lacks. Several processes, each with a share=i/n, may add
+to one folder of single episodes."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
-from gr00t.file_replacement import file_lock, lock_in_turn, write_json
+from gr00t.file_replacement import file_lock, lock_in_turn, whole_folder, write_json
 from gr00t.processes import first_done, one_thread_each, worker_pool
-from simulation.record.single_episodes import ATTEMPTS, FAILED, H5, JSON, join_episodes, seeds_from, take_apart
 from simulation.scenes import instruction_suite, require_rendering, require_simulator
 from simulation.scenes.combinations import Strategy
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
@@ -41,7 +42,8 @@ from toolkit.shared_keys import (
 )
 
 EPISODES = 500
-SETTINGS = "settings.json"
+ATTEMPTS = 5  # at one episode, each in another style
+SETTINGS, H5, JSON, FAILED = "settings.json", "trajectory.h5", "trajectory.json", ".failed"
 BYTES_PER_PIXEL = 0.5  # compressed; twice what is measured, to err on the safe side
 FRAMES_PER_EPISODE = 41
 GIVEN_UP_AT_MOST = 0.2  # of the episodes
@@ -90,7 +92,7 @@ class RecordConfig:
         check_writable("out", Path(self.out))
         _check_settings(self)
         if not self.is_recorded:
-            _extends(self.target, self)
+            _extends(self)
             _check_work(self)
 
     @property
@@ -121,11 +123,9 @@ class RecordConfig:
 
 
 def _has_scenes(config: RecordConfig, part: str) -> bool:
-    try:
-        completed(replace(config, part=part))
-    except ToolkitError:
-        return False
-    return True
+    with suppress(ToolkitError):
+        return bool(completed(replace(config, part=part)))
+    return False
 
 
 def _check_settings(config: RecordConfig) -> RecordConfig:
@@ -156,14 +156,13 @@ def record(config: RecordConfig) -> list[str]:
         work.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(work, shared=config.share is not None):
             with lock_in_turn(work.with_name(f"{work.name}.opening")):  # shares begin together
-                extends = _extends(target, config)
-                _open_work(work, config)
+                extends = _extends(config)
+                _open_work(config)
                 if extends:
                     take_apart(target, work, config.seed)
-            started, missing = time.monotonic(), _record_missing(work, config)
+            started, missing = time.monotonic(), _record_missing(config)
             if config.share is None:
-                seeds = list(itertools.islice(seeds_from(config.seed, work), config.count))
-                lines = join_episodes(work, target, seeds, _facts(config), replace=config.overwrite or extends)
+                lines = _join_episodes(config, replace=config.overwrite or extends)
                 shutil.rmtree(work)
             else:
                 lines = [f"{work}: share {config.share} is there; the same without share=... joins all of them."]
@@ -217,8 +216,9 @@ def _begins(begun: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return begun | {"episodes": wanted["episodes"]} == wanted and begun.get("episodes", 0) <= wanted["episodes"]
 
 
-def _extends(target: Path, config: RecordConfig) -> bool:
+def _extends(config: RecordConfig) -> bool:
     """Whether the recording there, of these settings, is to be made longer; what may not be replaced is refused."""
+    target = config.target
     if not target.exists() and not target.is_symlink():
         return False
     recorded = _recorded_with(target)
@@ -236,9 +236,7 @@ def _refuse_others(place: Path, config: RecordConfig, begun: dict[str, Any]) -> 
     """Refuse to replace a recording of other settings, or to make it shorter, unless that was asked for."""
     wanted = settings_of(config)
     if not config.overwrite and not _begins(begun, wanted):
-        changed = [
-            f"{name}={begun.get(name)} (now {wanted[name]})" for name in wanted if begun.get(name) != wanted[name]
-        ]
+        changed = [f"{name}={begun.get(name)} (now {new})" for name, new in wanted.items() if begun.get(name) != new]
         raise ToolkitError(
             f"{place}: holds a recording with {', '.join(changed) or 'the same settings'}. Take the same settings, "
             "choose another out=FOLDER, or replace it: overwrite=true."
@@ -259,8 +257,9 @@ def _check_work(config: RecordConfig) -> bool:
     return True
 
 
-def _open_work(work: Path, config: RecordConfig) -> None:
+def _open_work(config: RecordConfig) -> None:
     """The folder of single episodes: new, or as an interrupted recording of as many episodes or fewer left it."""
+    work = config.work
     if _check_work(config):
         shutil.rmtree(work)
     work.mkdir(exist_ok=True)
@@ -277,41 +276,31 @@ def _open_work(work: Path, config: RecordConfig) -> None:
     write_json(work / SETTINGS, settings_of(config))
 
 
-def _facts(config: RecordConfig) -> dict[str, Any]:
-    """What a recording states of itself, beside what its attempts came to."""
-    name, settings = config.split.name, settings_of(config)
-    if config.strategy is None:
-        return {"settings": settings}
-    factors, (chosen, _) = suite_of(name).cues(name), instruction_suite.combinations(name, config.strategy)
-    return {"settings": settings, "strategy": config.strategy, "factors": factors, "combinations": chosen}
-
-
-def _record_missing(work: Path, config: RecordConfig) -> int:
+def _record_missing(config: RecordConfig) -> int:
     """Record every episode that is not there yet, a spare one for each that is given up; returns their number.
 
     A share takes its part of the seeds that come first, and leaves spare ones to the process that joins.
     """
-    seeds = seeds_from(config.seed, work)
+    seeds = _seeds(config)
     wanted = list(itertools.islice(seeds, config.count))
     if config.share is not None:
         own = range(config.seed, config.seed + config.count)[share_of(config.share)]
         wanted = [seed for seed in wanted if seed in own]
-    missing = [seed for seed in wanted if not (work / f"{seed}.h5").is_file()]
-    bar, failed = progress_bar(NOTE, unit="episodes", show=bool(missing)), 0
-    done = len(wanted) - len(missing)
+    missing = [seed for seed in wanted if not (config.work / f"{seed}.h5").is_file()]
+    bar, failed, done = progress_bar(NOTE, unit="episodes", show=bool(missing)), 0, len(wanted) - len(missing)
     task = bar.add_task(f"{config.split.name} {config.part}", total=len(wanted), completed=done, note="")
     try:
         with bar, one_thread_each(), worker_pool(min(config.workers, len(missing) or 1)) as pool:
-            waiting = {pool.submit(_demonstrate, config, work, seed): seed for seed in missing}
+            waiting = {pool.submit(_demonstrate, config, seed): seed for seed in missing}
             while waiting:
                 for future in first_done(pool, set(waiting), "recording")[0]:
                     seed, failures = waiting.pop(future), future.result()
                     failed += ATTEMPTS if failures is None else failures
                     bar.update(task, advance=failures is not None, note=f"{failed} failed attempts" if failed else "")
                     if failures is None:
-                        _give_up(seed, work, config)
+                        _give_up(config, seed)
                         for spare in [next(seeds)] if config.share is None else []:
-                            waiting[pool.submit(_demonstrate, config, work, spare)] = spare
+                            waiting[pool.submit(_demonstrate, config, spare)] = spare
     except BrokenProcessPool as error:
         raise ToolkitError(
             "A worker process died, perhaps for lack of memory. What is recorded is kept: start again, with "
@@ -320,21 +309,92 @@ def _record_missing(work: Path, config: RecordConfig) -> int:
     return len(missing)
 
 
-def _demonstrate(config: RecordConfig, work: Path, seed: int) -> int | None:
+def _demonstrate(config: RecordConfig, seed: int) -> int | None:
     """In a worker process, which makes its Demonstrator once: record one episode."""
     # Only the worker processes load the simulator.
     from simulation.record.demonstration import Demonstrator
 
     global _demonstrator
-    _demonstrator = _demonstrator or Demonstrator(config, work)
+    _demonstrator = _demonstrator or Demonstrator(config)
     return _demonstrator.demonstrate(seed)
 
 
-def _give_up(seed: int, work: Path, config: RecordConfig) -> None:
-    (work / f"{seed}{FAILED}").touch()
-    count = len(list(work.glob(f"*{FAILED}")))
+def _give_up(config: RecordConfig, seed: int) -> None:
+    (config.work / f"{seed}{FAILED}").touch()
+    count = len(list(config.work.glob(f"*{FAILED}")))
     if count > max(5, GIVEN_UP_AT_MOST * config.count):
         raise ToolkitError(
             f"The expert gave up {count} episodes of {config.split.name}: the task must have been changed so that it "
             "cannot be solved (simulation/scenes/suites.py, simulation/scenes/environment.py)."
         )
+
+
+# -- single episodes and recordings ------------------------------------------------------------------------------------
+
+
+def _seeds(config: RecordConfig) -> Iterator[int]:
+    """The seeds of a recording in order, without end, those given up left out."""
+    return (seed for seed in itertools.count(config.seed) if not (config.work / f"{seed}{FAILED}").exists())
+
+
+def _join_episodes(config: RecordConfig, *, replace: bool) -> list[str]:
+    """The single episodes as one recording, whose .json states what it holds; says that too."""
+    work, facts = config.work, dict[str, Any](settings=settings_of(config))
+    if config.strategy is not None:
+        name = config.split.name
+        chosen, _ = instruction_suite.combinations(name, config.strategy)
+        facts |= {"strategy": config.strategy, "factors": suite_of(name).cues(name), "combinations": chosen}
+    seeds = list(itertools.islice(_seeds(config), config.count))
+    singles = [read_json(work / f"{seed}.json") for seed in seeds]
+    episodes = [{**single["episodes"][0], "episode_id": number} for number, single in enumerate(singles)]
+    given_up = len(list(work.glob(f"*{FAILED}")))
+    failed = sum(episode["failed_attempts"] for episode in episodes) + ATTEMPTS * given_up
+    facts |= {"failed_attempts": failed, "given_up": given_up}
+    with whole_folder(config.target, replace=replace) as aside:
+        with h5py.File(aside / H5, "w") as whole:
+            for number, seed in enumerate(seeds):
+                _add(work / f"{seed}.h5", whole, f"traj_{number}")
+        write_json(aside / JSON, {**singles[0], "episodes": episodes, "recording": facts})
+        size = sum(path.stat().st_size for path in aside.iterdir())
+    frames = sum(episode["elapsed_steps"] for episode in episodes)
+    failures = [f"  failed attempts, left out: {failed}; seeds replaced: {given_up}"] if failed else []
+    return [f"{config.target}: {len(episodes)} successful episodes, {frames} steps, {size / 1e6:.1f} MB", *failures]
+
+
+def _add(path: Path, recording: h5py.File, name: str) -> None:
+    """Copy a single episode into a recording; a damaged one is removed and raises ToolkitError."""
+    try:
+        with h5py.File(path, "r") as single:
+            single.copy("traj_0", recording, name=name)
+    except (OSError, KeyError, RuntimeError) as error:
+        path.unlink(missing_ok=True)
+        raise ToolkitError(
+            f"{path}: was damaged ({error}) and is removed. Start again: this episode is then recorded again."
+        ) from error
+
+
+def take_apart(target: Path, work: Path, first: int) -> None:
+    """Write the episodes of a recording to `work` as single ones, so that it can be made longer.
+
+    `first` is the seed it began with; a seed that it passed over is one that was given up.
+    """
+    whole: dict[str, Any] = read_json(target / JSON)
+    del whole["recording"]
+    seeds = {episode["episode_seed"]: episode for episode in whole["episodes"]}
+    for seed in set(range(first, max(seeds))) - set(seeds):
+        (work / f"{seed}{FAILED}").touch()
+    try:
+        recording = h5py.File(target / H5, "r")
+    except OSError as error:
+        raise ToolkitError(f"{target / H5}: cannot be read ({error}). Record again: overwrite=true.") from error
+    with recording:
+        for seed, episode in seeds.items():
+            name = f"traj_{episode['episode_id']}"
+            if name not in recording:
+                raise ToolkitError(f"{target / H5}: has no {name}. Record again: overwrite=true.")
+            if not (work / f"{seed}.h5").is_file():
+                write_json(work / f"{seed}.json", {**whole, "episodes": [{**episode, "episode_id": 0}]})
+                aside = work / f"{seed}.partial-whole.h5"
+                with h5py.File(aside, "w") as single:
+                    recording.copy(name, single, name="traj_0")
+                aside.replace(work / f"{seed}.h5")

@@ -16,15 +16,15 @@ from simulation.record import ATTEMPTS, RecordConfig
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.scenes.expert import Expert, Unreachable, drawn_style
 from simulation.scenes.instruction_suite import InstructedEpisode
-from simulation.scenes.sentences import ways_to_say
+from simulation.scenes.verbs import ways_to_say
 
 
 class Demonstrator:
-    """An environment and its expert; made once per process. Episodes are written to `folder`."""
+    """An environment and its expert; made once per process. Episodes are written to the folder of single ones."""
 
-    def __init__(self, config: RecordConfig, folder: Path) -> None:
+    def __init__(self, config: RecordConfig) -> None:
         settle_in()
-        self.config, self.folder = config, folder
+        self.config, self.folder = config, config.work
         self.partial = f"partial-{secrets.token_hex(4)}"  # a share that was started twice records an episode twice
         split, part, size = config.split.name, config.part, config.image_size
         self.env = make_env(split, part, strategy=config.strategy, image_size=size, render=config.render)

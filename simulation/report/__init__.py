@@ -5,20 +5,48 @@ Everything is computed from the episodes, without torch or a simulator, so that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from simulation.closed_loop import CONDITIONS, EVALUATED, LURE, NOTHING, PICKS, TARGET, EpisodeOutcome, Evaluation
-from simulation.report.dominance import Doing, Dominance, doing, dominance
-from simulation.report.partial_credit import Way, ways
-from simulation.report.shares import CONFIDENCE, Difference, Quartiles, Share, difference, paired_difference, quartiles
+from simulation.closed_loop import (
+    CONDITIONS,
+    EVALUATED,
+    LURE,
+    NOTHING,
+    NOWHERE,
+    PICKS,
+    STAGES,
+    TARGET,
+    EpisodeOutcome,
+    Evaluation,
+)
+from simulation.report.dominance import Doing, Dominance, doing, dominance, verdict
+from simulation.report.shares import (
+    CONFIDENCE,
+    Difference,
+    Quartiles,
+    Share,
+    difference,
+    paired_difference,
+    quartiles,
+    together,
+)
 from simulation.scenes.instruction_suite import FACTORS, HALF_SIZE
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.scenes.suites import INSTRUCTION, Suite, suite_of
 
 AS_IT_IS = "none"
 BOTH_PARTS = "both"
+# Failures by the last stage that they reached.
+ENDINGS = {
+    NOWHERE: "did not move toward the target",
+    "toward": "moved toward it, did not touch it",
+    "touched": "touched it, neither grasped nor moved it",
+    "moved": "grasped or moved it, did not do what was asked for",
+    "done": "did what was asked for, the arm never still meanwhile",
+}
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,23 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Way:
+    """What happened on the way, in the `n` episodes whose stages are known.
+
+    credit: the share of the stages that an episode reached, 0 to 1, on average. reached: by stage; steps: by stage,
+    when, of the episodes that reached it. ended: the failures by the last stage, NOWHERE for none; together all.
+    smoothness: SPARC of the hand's speed (no unit), of the episodes in which it moved.
+    """
+
+    n: int
+    credit: float
+    reached: dict[str, Share]
+    steps: dict[str, Quartiles | None]
+    ended: dict[str, Share]
+    smoothness: Quartiles | None
+
+
+@dataclass(frozen=True)
 class Summary:
     """The numbers of one evaluation. counted: {condition: {part: Counted}}, only what was played.
 
@@ -147,6 +192,35 @@ class Result:
         """What was evaluated."""
         return self.evaluation.info
 
+    @property
+    def split(self) -> str:
+        """The name of the conflict split."""
+        return str(self.info["split"])
+
+    @property
+    def suite(self) -> Suite:
+        """Of the split."""
+        return suite_of(self.split)
+
+    @property
+    def strategy(self) -> str:
+        """Which combinations were recorded; empty in the plate suite."""
+        return str(self.info.get("strategy") or "")
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Which cue it follows: (answer, the same in few words)."""
+        return verdict(self.summary.preference, self.summary.cues or ("", ""))
+
+
+def preferences(results: Iterable[Result]) -> dict[tuple[str, str], Share]:
+    """The cue preference, or FDR, of each pair (a, b) that picks show; evaluations of one pair are taken together."""
+    found: dict[tuple[str, str], list[Share]] = {}
+    for result in results:
+        if result.summary.cues and result.summary.preference.n:
+            found.setdefault(result.summary.cues, []).append(result.summary.preference)
+    return {cues: together(shares) for cues, shares in found.items()}
+
 
 def summarize(evaluation: Evaluation) -> Summary:
     """The summary of an evaluation; an unknown split raises ToolkitError."""
@@ -157,7 +231,8 @@ def summarize(evaluation: Evaluation) -> Summary:
         if found:
             groups.setdefault(condition, {})[part] = found
     played = groups.get(AS_IT_IS, {})
-    cues, tables = pair_of(info["split"]), tuple(_factor_tables(played, suite))
+    named, tables = suite.cues(info["split"]), tuple(_factor_tables(played, suite))
+    cues = (named[0], named[1]) if len(named) == 2 else None
     own: dict[str, Any] = {}
     if suite is INSTRUCTION:
         own = {"dominance": dominance(cues, played) if cues else None}
@@ -179,33 +254,49 @@ def summarize(evaluation: Evaluation) -> Summary:
     )
 
 
-def pair_of(split: str) -> tuple[str, str] | None:
-    """The two factors that a split sets against each other; None for a split whose sentences name all."""
-    cues = tuple(suite_of(split).cues(split))
-    return (cues[0], cues[1]) if len(cues) == 2 else None
-
-
 def _runs(episodes: Sequence[EpisodeOutcome], runs: int, each: int) -> tuple[Share, ...]:
     """The success of each repetition: every one has the next `each` seeds."""
     found: list[list[bool]] = [[] for _ in range(runs)]
     for outcome in episodes:
         found[min((outcome.seed - FIRST_EVALUATION_SEED) // each, runs - 1)].append(outcome.success)
-    return tuple(Share(sum(ends), len(ends)) for ends in found)
+    return tuple(map(Share.of, found))
 
 
 def count(episodes: Sequence[EpisodeOutcome]) -> Counted:
     """Episodes of any kind, counted; of none of them too."""
-    n, picked = len(episodes), {pick: sum(e.picked == pick for e in episodes) for pick in PICKS}
     # In train there is no lure to prefer: only conflict episodes count.
     by_cue = [e.picked for e in episodes if e.part == "conflict" and e.picked in (TARGET, LURE)]
-    steps = [e.steps for e in episodes if e.success]
     return Counted(
-        success=Share(len(steps), n),
-        picks={pick: Share(picked[pick], n) for pick in PICKS},
-        preference=Share(by_cue.count(TARGET), len(by_cue)),
-        missed=Share(sum(e.picked == TARGET and not e.success for e in episodes), picked[TARGET]),
-        steps=quartiles(steps),
+        success=Share.of(e.success for e in episodes),
+        picks={pick: Share.of(e.picked == pick for e in episodes) for pick in PICKS},
+        preference=Share.of(picked == TARGET for picked in by_cue),
+        missed=Share.of(not e.success for e in episodes if e.picked == TARGET),
+        steps=quartiles([e.steps for e in episodes if e.success]),
     )
+
+
+def way_of(episodes: Sequence[EpisodeOutcome]) -> Way | None:
+    """Of any episodes; None where stages are known of none, as in older reports."""
+    known = [e for e in episodes if e.stages is not None]
+    if not known:
+        return None
+    when = {stage: [e.stages[stage] for e in known if e.stages and stage in e.stages] for stage in STAGES}
+    ended = Counter(e.stage for e in known if not e.success)
+    return Way(
+        n=len(known),
+        credit=sum(map(len, when.values())) / (len(STAGES) * len(known)),
+        reached={stage: Share(len(steps), len(known)) for stage, steps in when.items()},
+        steps={stage: quartiles(steps) for stage, steps in when.items()},
+        ended={stage: Share(ended[stage], ended.total()) for stage in ENDINGS if ended[stage]},
+        smoothness=quartiles([e.smoothness for e in known if e.smoothness is not None]),
+    )
+
+
+def ways(episodes: Sequence[EpisodeOutcome]) -> dict[str, Way]:
+    """By part, of those of which stages are known."""
+    parts = dict.fromkeys(e.part for e in episodes)
+    found = {part: way_of([e for e in episodes if e.part == part]) for part in parts}
+    return {part: way for part, way in found.items() if way is not None}
 
 
 def _factor_tables(played: dict[str, list[EpisodeOutcome]], suite: Suite) -> Iterator[FactorTable]:
@@ -241,8 +332,7 @@ def _weak_spots(tables: Sequence[FactorTable], cues: Sequence[str]) -> Iterator[
     confidence = 1 - (1 - CONFIDENCE) / max(len(rows), 1)
     for table, value in rows:
         here = table.rows[value].success
-        rest = [counted.success for other, counted in table.rows.items() if other != value]
-        others = Share(sum(s.count for s in rest), sum(s.n for s in rest))
+        others = together(counted.success for other, counted in table.rows.items() if other != value)
         strict = difference(Share(here.count, here.n, confidence), Share(others.count, others.n, confidence))
         if strict.high < 0:
             yield WeakSpot(table.part, table.whose, table.factor, value, here, others)
@@ -265,11 +355,6 @@ def _changes(groups: dict[str, dict[str, list[EpisodeOutcome]]]) -> Iterator[Cha
                 success=paired_difference([(a.success, b.success) for a, b in pairs]),
                 target_picks=paired_difference([(a.picked == TARGET, b.picked == TARGET) for a, b in pairs]),
                 preference=difference(after.preference, before.preference),
-                other_pick=Share(sum(a.picked != b.picked for a, b in pairs), len(pairs)),
-                switched=_switched(pairs),
+                other_pick=Share.of(a.picked != b.picked for a, b in pairs),
+                switched=Share.of(a.picked != b.picked for a, b in pairs if NOTHING not in (a.picked, b.picked)),
             )
-
-
-def _switched(pairs: Sequence[tuple[EpisodeOutcome, EpisodeOutcome]]) -> Share:
-    both = [(a.picked, b.picked) for a, b in pairs if NOTHING not in (a.picked, b.picked)]
-    return Share(sum(a != b for a, b in both), len(both))

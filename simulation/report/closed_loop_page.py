@@ -11,10 +11,19 @@ from urllib.parse import quote
 
 import numpy as np
 
-from simulation.closed_loop import CONDITIONS, EVALUATED, NOTHING, PICKS, ClosedLoopConfig, EpisodeOutcome, Evaluation
-from simulation.report import AS_IT_IS, Summary
+from simulation.closed_loop import (
+    CONDITIONS,
+    EVALUATED,
+    NOTHING,
+    PICKS,
+    STAGES,
+    ClosedLoopConfig,
+    EpisodeOutcome,
+    Evaluation,
+)
+from simulation.report import AS_IT_IS, ENDINGS, Summary, Way
 from simulation.report.conclusions import cue_preference, readings
-from simulation.report.partial_credit import ENDINGS, in_words, way_rows
+from simulation.report.shares import Quartiles
 from simulation.scenes.instruction_suite import CELLS, JITTER
 from simulation.scenes.plate_suite import OBJECT_X, OBJECT_Y, PLATE_X, PLATE_Y
 from simulation.scenes.suites import PLATE, Suite, suite_of
@@ -24,6 +33,7 @@ from toolkit.shared_keys import SplitConfig
 
 EMBEDDED_BYTES = 12_000_000  # of videos; a page that is larger opens slowly and cannot be mailed
 HISTOGRAM_BARS = 20
+WAY_HEAD = ["stage", "reached", "step: median (quartiles)", "the expert", "the expert's step"]
 
 
 def page(evaluation: Evaluation, summary: Summary, folder: Path) -> str:
@@ -135,6 +145,28 @@ def _histogram(episodes: Iterable[EpisodeOutcome], part: str, max_steps: int) ->
         }
         for first, count in zip(range(0, whole + 1, size), counts.tolist(), strict=True)
     ]
+
+
+def way_rows(way: Way, expert: Way | None) -> list[list[str]]:
+    """A row of WAY_HEAD for each stage."""
+    return [
+        [
+            STAGES[stage],
+            str(share),
+            in_words(way.steps[stage]),
+            expert.reached[stage].counts if expert else "-",
+            in_words(expert.steps[stage]) if expert else "-",
+        ]
+        for stage, share in way.reached.items()
+    ]
+
+
+def in_words(found: Quartiles | None, digits: int = 0) -> str:
+    """21 (19 to 24)."""
+    if found is None:
+        return "-"
+    low, middle, high = (f"{q:.{digits}f}" for q in (found.first_quartile, found.median, found.third_quartile))
+    return f"{middle} ({low} to {high})"
 
 
 def _failed(episodes: Sequence[EpisodeOutcome], films: Collection[str]) -> list[tuple[str, int, list[tuple[int, str]]]]:

@@ -19,12 +19,19 @@ from rich.text import Text
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json, write_text
-from simulation.closed_loop import CONDITIONS, FORMAT, LURE, NOTHING, PICKS, TARGET, EpisodeOutcome, Evaluation
+from simulation.closed_loop import CONDITIONS, FORMAT, LURE, NOTHING, PICKS, STAGES, TARGET, EpisodeOutcome, Evaluation
 from simulation.report import AS_IT_IS, Counted, Summary, seen_factors, summarize
-from simulation.report.closed_loop_page import command, instruction_in_words, page, video_caption, video_file
+from simulation.report.closed_loop_page import (
+    WAY_HEAD,
+    command,
+    instruction_in_words,
+    page,
+    video_caption,
+    video_file,
+    way_rows,
+)
 from simulation.report.conclusions import cue_preference, in_short, readings
 from simulation.report.dominance import Doing, Dominance
-from simulation.report.partial_credit import WAY_HEAD, way_problems, way_rows
 from simulation.report.shares import Difference, Share, plain
 from simulation.scenes.suites import PLATE, Suite, suite_of
 from simulation.scenes.verbs import VERBS
@@ -125,7 +132,7 @@ def _problems(evaluation: Evaluation) -> Iterator[str]:
         yield "it holds no episodes"
     for name, outcomes in (("episodes", evaluation.episodes), ("expert", evaluation.expert)):
         for number, outcome in enumerate(outcomes):
-            for problem in itertools.chain(_episode_problems(outcome, suite), way_problems(outcome)):
+            for problem in itertools.chain(_episode_problems(outcome, suite), _way_problems(outcome)):
                 yield f"{name}[{number}]: {problem}"
     seen = set()
     for number, outcome in enumerate(evaluation.episodes):
@@ -164,6 +171,23 @@ def _episode_problems(outcome: EpisodeOutcome, suite: Suite) -> Iterator[str]:
             yield f"target {target} and lure {lure} are not among its {len(objects)} objects"
     except (KeyError, TypeError, ValueError) as error:
         yield f"its scene is incomplete ({type(error).__name__}: {error})"
+
+
+def _way_problems(outcome: EpisodeOutcome) -> Iterator[str]:
+    """What is wrong with the stages and smoothness of an outcome that was read from a file."""
+    stages, smoothness = outcome.stages, outcome.smoothness
+    if smoothness is not None and not (isinstance(smoothness, float) and -math.inf < smoothness < 0):
+        yield f"smoothness is {smoothness!r}, no number below 0"
+    if stages is None:
+        return
+    if not isinstance(stages, dict) or list(stages) != list(STAGES)[: len(stages)]:
+        yield f"stages are {stages!r}, not the first ones of {', '.join(STAGES)}"
+        return
+    steps = list(stages.values())
+    if any(type(step) is not int for step in steps) or sorted(steps) != steps or min(steps, default=1) < 1:
+        yield f"stages are {stages}, whose steps are no counts that grow"
+    elif max(steps, default=0) > outcome.steps or ("held" in stages) != outcome.success:
+        yield f"stages are {stages}, of {outcome.steps} steps and success {outcome.success}"
 
 
 def print_report(evaluation: Evaluation, folder: Path) -> None:

@@ -6,15 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from simulation.closed_loop import NOTHING
-from simulation.report import Change, Summary
-from simulation.report.dominance import Dominance
-from simulation.report.partial_credit import way_sentence
+from simulation.report import ENDINGS, Change, Summary, Way
+from simulation.report.dominance import LEAST_PICKS, NEITHER, UNKNOWN, A, B, Dominance, verdict
 from simulation.report.shares import Difference, Share, many, paired_difference
 from toolkit.html_page import percent
 
-A, B, NEITHER = "a", "b", "neither"
-YES, NO, UNKNOWN = "yes", "no", "unknown"
-LEAST_PICKS = 10  # with fewer, Wilson's interval is too short: 4 of 4 leave out one half, but one time in 8 by chance
+YES, NO = "yes", "no"
 SMALL = 0.15  # a change that lies within this on either side is called none
 
 
@@ -53,9 +50,23 @@ def in_short(summary: Summary) -> list[str]:
             f"{part}: {done} in {success} of the episodes; {beside} the {percent(chance)} of picking any object."
         )
     lines += [f"{part}, each repetition: {'; '.join(map(str, runs))}." for part, runs in summary.runs.items()]
-    lines += [way_sentence(part, way, summary.expert) for part, way in summary.way.items()]
+    lines += [_way_sentence(part, way, summary.expert) for part, way in summary.way.items()]
     lines += [f"{reading.question} {reading.sentence} {reading.text}" for reading in readings(summary)]
     return lines + [str(spot) for spot in summary.weak_spots]
+
+
+def _way_sentence(part: str, way: Way, experts: Mapping[str, Way]) -> str:
+    """Partial credit, where failures end, and smoothness, each beside the expert's."""
+    expert, smoothness = experts.get(part), way.smoothness
+    failures = sum(share.count for share in way.ended.values())
+    ends = "; ".join(f"{share.count} {ENDINGS[stage]}" for stage, share in way.ended.items())
+    said = f"{part}, on the way: partial credit {way.credit:.2f}"
+    said += f" (the expert {expert.credit:.2f})." if expert else "."
+    said += f" Of {many(failures, 'failure')}: {ends}." if failures else ""
+    if smoothness:
+        said += f" Smoothness (SPARC) {smoothness.median:.2f}"
+        said += f" (the expert {expert.smoothness.median:.2f})." if expert and expert.smoothness else "."
+    return said
 
 
 def readings(summary: Summary) -> list[Reading]:
@@ -127,17 +138,6 @@ def _answers(summary: Summary) -> Iterator[Reading]:
             "in at most 5 % of such evaluations, also where they end as soon as it is there."
         )
         yield Reading(f"{summary.asked['text']} ({part})?", answer, headline, text)
-
-
-def verdict(share: Share, cues: tuple[str, str]) -> tuple[str, str]:
-    """(answer, the same in few words) of a cue preference."""
-    if share.n < LEAST_PICKS:
-        return UNKNOWN, f"cannot be said with {many(share.n, 'pick')}"
-    if share.low > 0.5:
-        return A, f"follows {cues[0]}"
-    if share.high < 0.5:
-        return B, f"follows {cues[1]}"
-    return NEITHER, "no preference shown"
 
 
 def least_shown(n: int) -> int:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gr00t.file_replacement import whole_folder, write_text
 from simulation.closed_loop import CONDITIONS, EVALUATED
-from simulation.report import Result
+from simulation.report import Result, preferences
 from simulation.report.closed_loop_page import command
+from simulation.report.dominance import A, B
 from simulation.report.shares import Difference, Share
-from simulation.report.training_groups import Family
-from simulation.report.training_seeds import HOLDS_FOR, Estimate
-from simulation.scenes.suites import INSTRUCTION, PLATE, suite_of
+from simulation.report.training_seeds import HOLDS_FOR, Estimate, Family
+from simulation.scenes.suites import INSTRUCTION, PLATE, SUITES
 from simulation.scenes.verbs import Thresholds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Cell = str | Share | Difference | Estimate
 _PARTS = {
@@ -43,6 +46,9 @@ _FACTS = {
 }
 _TEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_FIRST, _SECOND, _GREY = "#0072b2", "#e69f00", "#7d858c"
+_FONTS: Any = {"svg.hashsalt": "paper", "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 9}
+_NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same results give the same files
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,6 @@ class PaperTable:
 
 def write_paper(folder: Path, results: Sequence[Result], families: Sequence[Family] = ()) -> None:
     """Write everything into `folder`, which is replaced."""
-    from simulation.report.paper_figures import draw
-
     if folder.is_dir():
         _only_ours(folder)
     with whole_folder(folder, lock=False, replaceable=_only_ours) as aside:
@@ -113,7 +117,7 @@ def trainings(families: Sequence[Family]) -> PaperTable:
 
 
 def _named(result: Result) -> tuple[str, str, str]:
-    return result.info["split"], str(result.info["policy"]), str(result.info.get("strategy") or "")
+    return result.split, str(result.info["policy"]), result.strategy
 
 
 def _preference(result: Result) -> Iterator[Cell]:
@@ -132,18 +136,18 @@ def as_csv(table: PaperTable) -> str:
     """One row each; a share takes the columns value, low, high, count and n, a difference all but count."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head: list[str] = []
-    for name, cell in zip(table.head, table.rows[0], strict=True):
-        more = ("low", "high", "count", "n") if isinstance(cell, Share) else ("low", "high", "n")
-        head += [name, *(() if isinstance(cell, str) else (f"{name} {end}" for end in more))]
-    writer.writerow(head)
-    for row in table.rows:
-        values: list[Any] = []
-        for cell in row:
-            counts = [cell.count, cell.n] if isinstance(cell, Share) else [] if isinstance(cell, str) else [cell.n]
-            values += [cell] if isinstance(cell, str) else [cell.value, cell.low, cell.high, *counts]
-        writer.writerow(values)
+    first = zip(table.head, table.rows[0], strict=True)
+    writer.writerow(f"{name}{end}" for name, cell in first for end in _in_csv(cell))
+    writer.writerows([value for cell in row for value in _in_csv(cell).values()] for row in table.rows)
     return text.getvalue()
+
+
+def _in_csv(cell: Cell) -> dict[str, Any]:
+    """The values of a cell, by how the names of their columns end."""
+    if isinstance(cell, str):
+        return {"": cell}
+    count = {" count": cell.count} if isinstance(cell, Share) else {}
+    return {"": cell.value, " low": cell.low, " high": cell.high, **count, " n": cell.n}
 
 
 def as_markdown(table: PaperTable) -> str:
@@ -156,19 +160,19 @@ def as_markdown(table: PaperTable) -> str:
 def as_latex(table: PaperTable) -> str:
     """A table of the package booktabs."""
     columns = "".join("l" if isinstance(cell, str) else "r" for cell in table.rows[0])
-    lines = [" & ".join(map(escaped, map(_short, row))) + r" \\" for row in table.rows]
-    head = " & ".join(map(escaped, table.head)) + r" \\"
+    lines = [" & ".join(map(escaped, map(_short, row))) + r" \\" for row in [table.head, *table.rows]]
     parts = [
         r"\begin{table}",
         r"\centering",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        head,
-        r"\midrule",
-        *lines,
+        *(lines[0], r"\midrule", *lines[1:]),
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{escaped(table.caption)}}}",
+        r"\end{table}",
     ]
-    end = [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escaped(table.caption)}}}", r"\end{table}"]
-    return "\n".join([*parts, *end]) + "\n"
+    return "\n".join(parts) + "\n"
 
 
 def escaped(text: str) -> str:
@@ -199,7 +203,7 @@ def methods(results: Sequence[Result]) -> Iterator[str]:
     """A paragraph for each suite, then one for each evaluation: all that it takes to repeat them."""
     revisions = sorted({str(result.info["versions"].get("git_revision")) for result in results})
     for suite in (PLATE, INSTRUCTION):
-        own = [result for result in results if suite_of(result.info["split"]) is suite]
+        own = [result for result in results if result.suite is suite]
         if own:
             yield _suite_paragraph(suite is INSTRUCTION, own)
             yield from (_evaluation_paragraph(result) for result in own)
@@ -251,3 +255,71 @@ def _evaluation_paragraph(result: Result) -> str:
     facts += [f"{words} {info[name]}" for name, words in _FACTS.items() if info.get(name) is not None]
     facts += [f"repeated with {', '.join(conditions)}"] if conditions else []
     return f"{'; '.join(facts)}. To repeat it: {command(info)}"
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def draw(folder: Path, results: Sequence[Result]) -> None:
+    """Every figure; the same results give the same files."""
+    import matplotlib
+
+    with matplotlib.rc_context(_FONTS):
+        parts = [part for part in EVALUATED if not part.startswith("single")]
+        success = [(r, part) for r in results for part in parts if part in r.summary.chance]
+        rows = [(f"{_label(r)}, {part}", r.summary.of(part).success, _FIRST) for r, part in success]
+        _save(_dots(rows, "success", None), folder / "success")
+        conflicts = [r for r in results if preferences([r])]
+        if conflicts:
+            colors = [{A: _FIRST, B: _SECOND}.get(r.verdict[0], _GREY) for r in conflicts]
+            colored = [(_label(r), r.summary.preference, color) for r, color in zip(conflicts, colors, strict=True)]
+            _save(_dots(colored, "preference for a over b (FDR)", 0.5), folder / "dominance")
+        for suite in SUITES:
+            if shares := preferences(r for r in results if r.suite is suite):
+                _save(_matrix(list(suite.factors), shares), folder / f"matrix_{suite.name}")
+
+
+def _label(result: Result) -> str:
+    return result.name if result.split in result.name else f"{result.split}: {result.name}"
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty one, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _dots(rows: Sequence[tuple[str, Share, str]], heading: str, mark: float | None) -> Figure:
+    """A share and its interval in each row."""
+    figure = _figure(6.5, 0.7 + 0.24 * len(rows))
+    axes = figure.add_subplot()
+    for place, (_, share, color) in enumerate(rows):
+        axes.plot([100 * share.low, 100 * share.high], [place, place], color=color, linewidth=1.4)
+        axes.plot([100 * (share.value or 0)], [place], "o", color=color, markersize=5)
+    if mark is not None:
+        axes.axvline(100 * mark, color=_GREY, linestyle="--", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    axes.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5), xlabel=f"{heading}, % with 95 % interval")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _matrix(factors: Sequence[str], shares: Mapping[tuple[str, str], Share]) -> Figure:
+    """Row a, column b: the share of a, colored by who wins."""
+    figure = _figure(0.9 + 0.85 * len(factors), 0.7 + 0.6 * len(factors))
+    axes = figure.add_subplot()
+    for (a, b), share in shares.items():
+        row, column, value = factors.index(a), factors.index(b), share.count / share.n
+        color = _FIRST if value >= 0.5 else _SECOND
+        axes.fill_between([column - 0.5, column + 0.5], row - 0.5, row + 0.5, color=color, alpha=abs(value - 0.5), lw=0)
+        axes.text(column, row, f"{100 * value:.0f} %\n{share.count}/{share.n}", ha="center", va="center")
+    ticks = range(len(factors))
+    axes.set(xticks=ticks, yticks=ticks, xticklabels=factors, yticklabels=factors, xlabel="b", ylabel="a")
+    axes.set(xlim=(-0.5, len(factors) - 0.5), ylim=(len(factors) - 0.5, -0.5))
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    for kind, metadata in _NO_DATE.items():
+        figure.savefig(path.with_suffix(f".{kind}"), metadata=metadata)

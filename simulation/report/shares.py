@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, is_dataclass
 from statistics import NormalDist
 from typing import Any
@@ -25,6 +25,12 @@ class Share:
     count: int
     n: int
     confidence: float = CONFIDENCE
+
+    @classmethod
+    def of(cls, outcomes: Iterable[bool]) -> Share:
+        """Of these the share that is true."""
+        found = list(outcomes)
+        return cls(sum(found), len(found))
 
     def __post_init__(self) -> None:
         if not 0 <= self.count <= self.n:
@@ -68,6 +74,12 @@ class Share:
     def interval(self) -> str:
         """45 to 78 %."""
         return f"{100 * self.low:.0f} to {percent(self.high)}"
+
+
+def together(shares: Iterable[Share]) -> Share:
+    """One share of all their episodes."""
+    found = list(shares)
+    return Share(sum(share.count for share in found), sum(share.n for share in found))
 
 
 @dataclass(frozen=True)

@@ -240,8 +240,8 @@ def _actions(*phases: tuple[float, list[np.ndarray]]) -> np.ndarray:
     return np.stack(found).astype(np.float32)
 
 
-def _shifted(pose: sapien.Pose, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> sapien.Pose:
-    return sapien.Pose(pose.p + np.array([x, y, z]), pose.q)
+def _shifted(pose: sapien.Pose, x: float = 0.0, z: float = 0.0) -> sapien.Pose:
+    return sapien.Pose(pose.p + np.array([x, 0.0, z]), pose.q)
 
 
 def _turned(pose: sapien.Pose, angle: float, axis: tuple[int, int, int] = (0, 0, 1)) -> sapien.Pose:

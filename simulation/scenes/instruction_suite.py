@@ -365,7 +365,7 @@ def _place(
     for factors, place in zip(wanted, places, strict=True):
         found = {**FIXED, **factors, "spatial": place}
         del found["verb"]
-        found["size"] = _KINDS.get(found["size"], found["size"])
+        found["size"] = _kind(found["size"])
         x, y = (center + rng.uniform(-JITTER, JITTER) for center in CELLS[place])
         bodies.append(Body(**found, x=x, y=y, yaw=rng.uniform(-math.pi / 4, math.pi / 4)))
     return tuple(bodies)

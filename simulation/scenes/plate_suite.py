@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gr00t.errors import ToolkitError, did_you_mean
+from toolkit.composition import read_yaml
+from toolkit.installation import CONFIG_DIR
 from toolkit.shared_keys import PARTS
 
 FACTORS: dict[str, tuple[str, ...]] = {
@@ -81,6 +83,12 @@ def split_factors(split: str) -> tuple[str, str]:
         )
     a, b = split.split("_")
     return a, b
+
+
+def other_instruction(split: str) -> str:
+    """For the split's other cue: that of the split with the cues swapped, a sentence of the same kind."""
+    a, b = split_factors(split)
+    return str(read_yaml(CONFIG_DIR / "split" / f"{b}_{a}.yaml")["instruction"])
 
 
 def object_count(split: str) -> int:

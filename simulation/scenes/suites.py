@@ -107,6 +107,7 @@ INSTRUCTION = Suite(
     sample=_instructed,
 )
 SUITES = (PLATE, INSTRUCTION)
+SPLITS = (*PLATE.splits, *INSTRUCTION.splits)
 
 
 def suite_of(split: str) -> Suite:
@@ -114,9 +115,8 @@ def suite_of(split: str) -> Suite:
     for suite in SUITES:
         if split in suite.splits:
             return suite
-    known = [name for suite in SUITES for name in suite.splits]
     raise ToolkitError(
-        f"split={split}: there is no simulated task of that name.{did_you_mean(split, known)} It takes two different "
+        f"split={split}: there is no simulated task of that name.{did_you_mean(split, SPLITS)} It takes two different "
         f"ones of {', '.join(PLATE.factors)}, as in color_object, or an experiment of the instruction suite, as in "
         f"{INSTRUCTION.splits[0]}."
     )

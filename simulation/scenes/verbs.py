@@ -1,4 +1,4 @@
-"""The verbs of the instruction suite: what each means physically, and which of them was done to which object.
+"""The verbs of the instruction suite: how each is said, what it means physically, and which was done to which object.
 
 Everything is judged by how an object lies now against how it lay when the episode began, and by whether the fingers
 hold it. At any moment at most one verb holds for an object: rise, shift and turn lie in ranges that exclude each other,
@@ -15,6 +15,16 @@ import numpy as np
 from gr00t.errors import ToolkitError
 
 VERBS = ("lift", "grasp", "push", "pull", "rotate", "slide")
+# How recordings with paraphrases=true say them: in place of the published sentence's verb, which each list begins with.
+# No phrase fits two of the verbs.
+PHRASES = {
+    "lift": ("Lift", "Pick up", "Raise"),
+    "grasp": ("Grasp", "Grip", "Take hold of"),
+    "push": ("Push", "Shove", "Push away"),
+    "pull": ("Pull", "Drag", "Tug"),
+    "slide": ("Slide", "Shift", "Move aside"),
+    "rotate": ("Rotate", "Turn", "Spin"),
+}
 # What turns about its own axis looks the same afterwards.
 UNSUITED = frozenset({("rotate", "sphere")})
 DIRECTIONS = {"push": (1.0, 0.0), "pull": (-1.0, 0.0), "slide": (0.0, 1.0)}  # x away from the robot; slide: or -y
@@ -49,6 +59,14 @@ class Thresholds:
 def suits(verb: str, shape: str) -> bool:
     """Whether the verb can be done to the shape, so that one sees that it was done."""
     return (verb, shape) not in UNSUITED
+
+
+def ways_to_say(published: str) -> list[str]:
+    """The published sentence, which begins with its verb, then its paraphrases: the same object in the same words."""
+    verb, _, what = published.partition(" ")
+    if verb.lower() not in PHRASES:
+        raise ToolkitError(f'"{published}": no paraphrase is known of this verb. Leave paraphrases=true out.')
+    return [f"{phrase} {what}" for phrase in PHRASES[verb.lower()]]
 
 
 def verb_of(

@@ -1,4 +1,5 @@
-"""Intervals and answers that hold at every look: an evaluation may end as soon as a question is answered.
+"""The question that an evaluation is to answer (question=...), by intervals and answers that hold at every look: it may
+end as soon as the question is answered.
 
 An interval for a fixed number of episodes is wrong more often than it says when one looks again and again and stops at
 a pleasing moment. Here a bet is placed on each episode against the claim that the mean is m; where the claim is true,
@@ -9,13 +10,19 @@ Ramdas 2024, Journal of the Royal Statistical Society B 86; for policies STEP, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from gr00t.errors import ToolkitError
+from simulation.closed_loop import LURE, TARGET, EpisodeOutcome, parse_question
+from simulation.report import AS_IT_IS
+from simulation.report.closed_loop_report import JSON_FILE, read_evaluation
+from simulation.report.shares import CONFIDENCE
+
 # Parts of the largest possible bet, and how much is placed so: most on what decides differences of 10 to 50 points
 # soonest, some on small bets, which only hundreds of episodes repay, and without which no interval becomes narrow.
 _BETS = np.array([0.2, 0.35, 0.5, 0.01, 0.03, 0.08, 0.7])
@@ -62,9 +69,9 @@ class Outcomes:
             return float(log_winnings(values - self.low, times, mean - self.low))
         return float(log_winnings(self.high - values, times, self.high - mean))
 
-    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """The means that the bets do not exclude; it may be looked at after every episode."""
-        limit = -math.log((1.0 - confidence) / 2)
+        limit = -math.log((1.0 - CONFIDENCE) / 2)
         return self._end("above", limit), self._end("below", limit)
 
     def _end(self, side: Side, limit: float) -> float:
@@ -105,14 +112,13 @@ class Question:
     threshold: float
     margin: float | None = None
     two_sided: bool = False
-    confidence: float = CONFIDENCE
 
     def answer(self, outcomes: Outcomes) -> bool | None:
-        """Yes, no, or None as long as it is not decided; wrong in at most 1 - confidence of all evaluations, whenever
+        """Yes, no, or None as long as it is not decided; wrong in at most 1 - CONFIDENCE of all evaluations, whenever
         they are looked at."""
-        alpha = 1.0 - self.confidence
+        alpha = 1.0 - CONFIDENCE
         if self.margin is not None:
-            low, high = outcomes.interval(self.confidence)
+            low, high = outcomes.interval()
             if self.threshold - self.margin < low and high < self.threshold + self.margin:
                 return True
             return False if low > self.threshold + self.margin or high < self.threshold - self.margin else None
@@ -121,3 +127,68 @@ class Question:
             if outcomes.evidence(self.threshold, side) >= limit:  # type: ignore[arg-type]
                 return said
         return None
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A question of each part's episodes, as they are.
+
+    question: what is asked of their mean. prefers: whether that is the share of the target among the picks of target or
+    lure, instead of success. other: episodes of another evaluation by (part, seed), from whose success that of the same
+    episode is taken; None where success itself is asked for.
+    """
+
+    text: str
+    question: Question
+    prefers: bool = False
+    other: Mapping[tuple[str, int], EpisodeOutcome] | None = field(default=None, repr=False)
+
+    def outcomes(self, episodes: Sequence[EpisodeOutcome]) -> Outcomes:
+        """What the question is asked of. Episodes that the other evaluation did not play are left out."""
+        if self.prefers:
+            return Outcomes.of(e.picked == TARGET for e in episodes if e.picked in (TARGET, LURE))
+        if self.other is None:
+            return Outcomes.of(e.success for e in episodes)
+        same = ((e, self.other.get((e.part, e.seed))) for e in episodes)
+        return Outcomes.of_pairs((e.success, o.success) for e, o in same if o is not None and o.episode == e.episode)
+
+    def answered(self, episodes: Sequence[EpisodeOutcome]) -> bool:
+        """Whether these episodes of one part have answered it."""
+        return self.question.answer(self.outcomes(episodes)) is not None
+
+    def told(self, episodes: Sequence[EpisodeOutcome], parts: Sequence[str], look: int) -> dict[str, Any]:
+        """What the report states as plain JSON: of each part the answer, whether yes, and the interval of the mean
+        after every `look` episodes, [episodes, low, high]."""
+        found: dict[str, Any] = {}
+        for part in parts:
+            played = [e for e in episodes if (e.condition, e.part) == (AS_IT_IS, part)]
+            looks = [*range(0, len(played), look), len(played)]
+            looked = [(n, *self.outcomes(played[:n]).interval()) for n in looks]
+            found[part] = {"answer": self.question.answer(self.outcomes(played)), "looks": looked}
+        threshold, margin = self.question.threshold, self.question.margin
+        return {"text": self.text, "threshold": threshold, "margin": margin, "parts": found}
+
+
+def read_question(text: str, parts: Sequence[str]) -> AskedQuestion:
+    """The question that a text asks; ToolkitError where it cannot be asked of these parts."""
+    form, number, folder = parse_question(text)
+    if form == "prefers":
+        if list(parts) != ["conflict"]:
+            raise ToolkitError(
+                f"question={text}: only conflict episodes show a preference. Write parts=[conflict] beside it."
+            )
+        return AskedQuestion(text, Question(0.5, two_sided=True), prefers=True)
+    if form == "above":
+        return AskedQuestion(text, Question(number))
+    path = Path(folder) / JSON_FILE
+    if not path.is_file():
+        raise ToolkitError(f"question={text}: there is no {path}. Give the report folder of a closed-loop evaluation.")
+    other = {(e.part, e.seed): e for e in read_evaluation(path).episodes if e.condition == AS_IT_IS}
+    for part in parts:
+        if part not in {of for of, _ in other}:
+            raise ToolkitError(
+                f"question={text}: {path} holds no episodes of {part}. Leave that part out: parts=[...]."
+            )
+    if form == "better":
+        return AskedQuestion(text, Question(0.0, two_sided=True), other=other)
+    return AskedQuestion(text, Question(0.0, margin=number), other=other)
