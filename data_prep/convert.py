@@ -32,8 +32,8 @@ from data_prep.lerobot import (
     stamp,
     write_episode,
 )
-from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
-from data_prep.recorded_parts import check_apart, check_no_duplicates, check_told
+from data_prep.maniskill import Episode, LeftOut, Recordings
+from data_prep.recording_checks import check_apart, check_no_duplicates, check_told, read_recordings
 from data_prep.resumable_conversion import Unfinished, holds_conversion
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes

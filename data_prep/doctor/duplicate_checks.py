@@ -7,7 +7,7 @@ decide, in any codec and light."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 from data_prep.doctor import Finding, Level, episodes, error, remark, warning
 from data_prep.doctor.examined_dataset import Series, Subject, evenly, listed_objects
 from data_prep.doctor.footage import SIDE
-from data_prep.lerobot import thumbnail
 from gr00t.errors import ToolkitError
 
 SPLIT = "meta/split.json"
@@ -237,8 +236,8 @@ def _show_the_same(first: Subject, second: Subject, match: Match) -> bool | None
     cameras = [camera for camera in first.cameras if camera in second.cameras]
     try:
         for camera in cameras if moments else ():
-            ours = _thumbnails(first, i, camera, [t + lag for t in moments])
-            theirs = _thumbnails(second, j, camera, moments)
+            ours = first.thumbnails(i, camera, [t + lag for t in moments], SIDE)
+            theirs = second.thumbnails(j, camera, moments, SIDE)
             off = np.median(np.abs(ours - _in_light_of(ours, theirs)), axis=0)  # codecs blur what moves, never for long
             is_lit_alike = np.abs((ours - theirs).mean(axis=(0, 1, 2))).max() <= LIGHT
             if off.max() > ALIKE or (match.kind == "frames" and not is_lit_alike):
@@ -246,11 +245,6 @@ def _show_the_same(first: Subject, second: Subject, match: Match) -> bool | None
     except (ToolkitError, IndexError):
         return None  # check_decoding says why
     return True if cameras and moments else None
-
-
-def _thumbnails(subject: Subject, episode: int, camera: str, frames: Sequence[int]) -> np.ndarray:
-    with subject.open_camera(episode, camera) as video:
-        return np.stack([thumbnail(video.frames([frame])[0], SIDE) for frame in frames])
 
 
 def _in_light_of(wanted: np.ndarray, images: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short, split_message
 from data_prep.doctor.footage import Footage, evenly, watch
-from data_prep.lerobot import Columns, read_table
+from data_prep.lerobot import Columns, read_table, thumbnail
 from gr00t.data.frame_tables import EpisodeImages, TableImages, open_camera, table_images
 from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.schema import ModalityConfigs
@@ -278,6 +278,11 @@ class Subject:
     def open_camera(self, episode: int, camera: str, reader: Any = None) -> EpisodeVideo | EpisodeImages:
         """What a camera saw in an episode; `reader` is shared by the episodes of a video."""
         return open_camera(self.layout, episode, camera, self.images.get(camera, reader))
+
+    def thumbnails(self, episode: int, camera: str, frames: Sequence[int], side: int) -> np.ndarray:
+        """(N, side, side, 3) float32 of 255: mean colours of fields of these frames; else ToolkitError."""
+        with self.open_camera(episode, camera) as video:
+            return np.stack([thumbnail(video.frames([frame])[0], side) for frame in frames])
 
     @cached_property
     def images(self) -> dict[str, TableImages]:

@@ -93,6 +93,13 @@ def _blocks(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(grey, (frame.shape[1] // 4 or 1, frame.shape[0] // 4 or 1), interpolation=cv2.INTER_AREA)
 
 
+def jpeg(image: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB as a small JPEG."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    assert done
+    return data.tobytes()
+
+
 def evenly(items: Sequence[int] | range, count: int) -> list[int]:
     """At most `count` of the items, first and last among them."""
     if len(items) <= count:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.maniskill import Episode as Recorded
-from data_prep.maniskill import read_recordings
+from data_prep.recording_checks import read_recordings
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from simulation.scenes import ENV_ID
