@@ -90,8 +90,10 @@ def first_answers(drawn: np.ndarray, question: Question, low: float, look: int =
     return np.where(yes[rows, when], 1, np.where(no[rows, when], -1, 0)), look * (when + 1)
 
 
-def _compared(random: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """A row for each truth of the questions whether something is more than something else."""
+def answers() -> Iterator[dict[str, Any]]:
+    """A row for each truth of the questions whether something is more than something else, or within WITHIN points of
+    it; at that limit any answer is wrong."""
+    random = np.random.default_rng(0)
     for name, low, question, base in (
         ("success above 60 %", 0.0, Question(0.6), 0.6),
         ("a preferred to b", 0.0, Question(0.5, two_sided=True), 0.5),
@@ -99,41 +101,30 @@ def _compared(random: np.random.Generator) -> Iterator[dict[str, Any]]:
     ):
         for points in (0, 10, 20, 30):
             gap = points / 100
-            paired = low < 0
-            shares = (base + gap / 2, base - gap / 2) if paired else (base + gap,)
-            first, *other = (_outcomes(random, share, EPISODES) for share in shares)
-            drawn = first - other[0] if paired else first
-            answers, looks = first_answers(drawn, question, low, LOOK)
+            if low < 0:
+                drawn = _outcomes(random, base + gap / 2, EPISODES) - _outcomes(random, base - gap / 2, EPISODES)
+            else:
+                drawn = _outcomes(random, base + gap, EPISODES)
+            said, looks = first_answers(drawn, question, low, LOOK)
             center = drawn.mean(1) - question.threshold
             certain = np.abs(center) > 1.96 * drawn.std(1) / EPISODES**0.5
-            wrong = answers < 0 if points else answers != 0 if question.two_sided else answers > 0
-            yield {
-                "question": name,
-                "truth": points,
-                "wrong": Share(int(wrong.sum()), RUNS, 0.9).high,
-                "episodes": looks.mean(),
-                "decided": (answers > 0).mean() if points else (answers != 0).mean(),
-                "fixed": (certain & (center > 0)).mean() if points else certain.mean(),
-            }
-
-
-def _within(random: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """A row for each truth of the question whether two are within WITHIN points; at that limit any answer is wrong."""
-    margin = WITHIN / 100
+            wrong = said < 0 if points else said != 0 if question.two_sided else said > 0
+            decided, fixed = (said > 0, certain & (center > 0)) if points else (said != 0, certain)
+            yield {"question": name, "truth": points, **_worth(wrong, looks, decided, fixed)}
+    name, margin = f"within {WITHIN} of another, {MANY} episodes", WITHIN / 100
     for points in (0, WITHIN // 2, WITHIN, 2 * WITHIN):
         gap = points / 100
         drawn = _outcomes(random, 0.5 + gap / 2, MANY) - _outcomes(random, 0.5 - gap / 2, MANY)
-        answers, looks = first_answers(drawn, Question(0.0, margin=margin), -1.0, LOOK)
-        wrong = answers != 0 if points == WITHIN else answers == np.sign(gap - margin)
+        said, looks = first_answers(drawn, Question(0.0, margin=margin), -1.0, LOOK)
+        wrong = said != 0 if points == WITHIN else said == np.sign(gap - margin)
         center, error = np.abs(drawn.mean(1)), 1.645 * drawn.std(1) / MANY**0.5
-        yield {
-            "question": f"within {WITHIN} of another, {MANY} episodes",
-            "truth": points,
-            "wrong": Share(int(wrong.sum()), RUNS, 0.9).high,
-            "episodes": looks.mean(),
-            "decided": (answers != 0).mean(),
-            "fixed": ((center + error < margin) | (center - error > margin)).mean(),
-        }
+        fixed = (center + error < margin) | (center - error > margin)
+        yield {"question": name, "truth": points, **_worth(wrong, looks, said != 0, fixed)}
+
+
+def _worth(wrong: np.ndarray, looks: np.ndarray, decided: np.ndarray, fixed: np.ndarray) -> dict[str, float]:
+    found = {"episodes": looks.mean(), "decided": decided.mean(), "fixed": fixed.mean()}
+    return {"wrong": Share(int(wrong.sum()), RUNS, 0.9).high, **found}
 
 
 def _outcomes(random: np.random.Generator, share: float, episodes: int) -> np.ndarray:
@@ -179,6 +170,5 @@ def trainings() -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    random = np.random.default_rng(0)
-    show(ANSWERS, itertools.chain(_compared(random), _within(random)))
+    show(ANSWERS, answers())
     show(TRAININGS, trainings())

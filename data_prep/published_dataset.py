@@ -93,7 +93,9 @@ def _make(config: PublishConfig) -> Published:
     out, parts = Path(config.out), _parts(config)
     sources = {part.place + name: path for part in parts for name, path in part.files.items()}
     frames = {f"first_frames_{part.place}".rstrip("/_") + ".jpg": _first_frames(part.subject) for part in parts}
-    splits = {part.place + SPLIT: _without_folders(part.subject.layout.split) for part in parts}
+    splits = {part.place + SPLIT: dict(part.subject.layout.split) for part in parts}
+    for split in splits.values():  # without the folders of the machine that converted the recordings
+        split |= {"source_folder": Path(split["source_folder"]).name} if "source_folder" in split else {}
     subjects = {part.place: part.subject for part in parts}
     card = fill_card(TEMPLATE, _card_values(config, subjects, frames), _card_metadata(config, subjects))
     tag = parts[0].subject.layout.version if not parts[0].place else None  # LeRobot looks for it
@@ -248,11 +250,6 @@ def _leaves(name: str, values: pa.Array) -> Iterator[tuple[str, pa.Array]]:
 
 
 # -- meta/split.json, and what there is to say -------------------------------------------------------------------------
-
-
-def _without_folders(split: dict[str, Any]) -> dict[str, Any]:
-    """meta/split.json without the folders of the machine that converted the recordings."""
-    return {name: Path(of).name if name == "source_folder" else of for name, of in split.items()}
 
 
 def _fingerprint(folder: Path, origin: Path) -> None:

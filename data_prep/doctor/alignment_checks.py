@@ -17,6 +17,7 @@ import numpy as np
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, error, remark, warning
 from data_prep.doctor.examined_dataset import LEAST, MOVED, Group, Pursuit, Subject
+from data_prep.doctor.footage import Footage
 from gr00t.data.schema import ActionType
 from gr00t.data.statistics import relative_groups
 
@@ -188,16 +189,13 @@ def check_lead(subject: Subject) -> Iterator[Finding]:
         yield from subject.about(error, group.where, copies, MEND_COPY)
         # Of a robot that rests, what leads is noise.
         spread = np.ptp(np.concatenate([s for _, s, _ in pursuit]), axis=0)
-        moving = {i for i, s, _ in pursuit if _moves(np.ptp(s, axis=0), spread)}
+        ways = {i: np.ptp(s, axis=0) for i, s, _ in pursuit}
+        shares = {i: (way / np.maximum(spread, LEAST)).mean() for i, way in ways.items()}
+        moving = {i for i, way in ways.items() if way.max() >= LEAST and shares[i] >= MOVED}
         others = [p for p in pursuit if p[0] not in copies and p[0] in moving]
         if others:
             aside = _Steps(others).beside  # check_convention says so
             yield from _lead(subject, group.where, {i: _unexplained(s, a - aside) for i, s, a in others})
-
-
-def _moves(way: np.ndarray, spread: np.ndarray) -> bool:
-    """Whether a state (D,) that moves so far is more than a sensor's noise, in rad or m."""
-    return bool(way.max() >= LEAST and (way / np.maximum(spread, LEAST)).mean() >= MOVED)
 
 
 def _lead(subject: Subject, where: str, left: dict[int, np.ndarray]) -> Iterator[Finding]:
@@ -271,9 +269,8 @@ def _unexplained(state: np.ndarray, action: np.ndarray) -> np.ndarray:
 
 def check_alignment(subject: Subject) -> Iterator[Finding]:
     """Do they change at the same time?"""
-    for camera in subject.cameras:
-        where = f"videos/, {camera}"
-        changes = _changes(subject, camera)
+    for _, where, footage in subject.filmed():
+        changes = _changes(subject, footage)
         if not changes:
             yield remark(where, "too few frames to compare image and state")
             continue
@@ -292,9 +289,9 @@ def check_alignment(subject: Subject) -> Iterator[Finding]:
             yield from _by_episode(subject, where, changes, best)
 
 
-def _changes(subject: Subject, camera: str) -> Changes:
+def _changes(subject: Subject, footage: dict[int, Footage]) -> Changes:
     found = {}
-    for i, f in subject.footage_of(camera).items():
+    for i, f in footage.items():
         speed = np.abs(np.diff(subject.state_tables.get(i, np.empty((0, 1))), axis=0))
         if len(f.motion) == len(speed) > 2 * MARGIN + 4 and i in subject.journeys:  # rest correlates with anything
             # Square roots: the image changes less than twice as much where the arm is twice as fast.

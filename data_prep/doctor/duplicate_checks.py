@@ -146,7 +146,9 @@ def _matches(first: Subject, second: Subject) -> list[Match]:
         for i, j, share in pairs:
             if (first is not second or i < j) and (i, j) not in found:
                 found[i, j] = Match((i, j), kind, share, 0 if kind == "course" else _lag(one[i], two[j]))
-    matches = _looked_at(first, second, list(found.values()))
+    seen = {n: _show_the_same(first, second, match) for n, match in evenly(list(enumerate(found.values())), LOOKED_AT)}
+    others = False if set(seen.values()) == {False} else None  # what all of these say goes for further ones
+    matches = [replace(match, seen=seen.get(n, others)) for n, match in enumerate(found.values())]
     return matches if first.fast else matches + [m for m in _same_footage(first, second) if m.pair not in found]
 
 
@@ -220,13 +222,6 @@ def course(table: np.ndarray) -> np.ndarray:
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
-
-
-def _looked_at(first: Subject, second: Subject, matches: list[Match]) -> list[Match]:
-    """The matches with what the images say; what all of LOOKED_AT pairs say goes for further ones."""
-    seen = {n: _show_the_same(first, second, matches[n]) for n in evenly(range(len(matches)), LOOKED_AT)}
-    others = False if set(seen.values()) == {False} else None
-    return [replace(match, seen=seen.get(n, others)) for n, match in enumerate(matches)]
 
 
 def _show_the_same(first: Subject, second: Subject, match: Match) -> bool | None:

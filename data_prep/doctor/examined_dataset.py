@@ -87,7 +87,8 @@ class Subject:
         self.root, self.configs, self.fast, self.progress = Path(root), configs, fast, progress
         self.name = self.root.name or self.root.resolve().name
         self.refusal = ""
-        self.fresh_relative, self.video_path = cache(self._fresh_relative), cache(self._video_path)
+        self.fresh_relative = cache(self._fresh_relative)
+        self.video_path: Callable[[int, str], Path | str] = cache(lambda *place: _path(self.layout.camera_path, *place))
         try:
             self.layout = DatasetLayout(self.root, exclude)
             self.layout.refuse_lost_tables()
@@ -272,9 +273,6 @@ class Subject:
         """Cameras of the configuration that modality.json has."""
         return [camera for camera in self.configs["video"].modality_keys if camera in self.layout.cameras]
 
-    def _video_path(self, episode: int, camera: str) -> Path | str:
-        return _path(self.layout.camera_path, episode, camera)
-
     def open_camera(self, episode: int, camera: str, reader: Any = None) -> EpisodeVideo | EpisodeImages:
         """What a camera saw in an episode; `reader` is shared by the episodes of a video."""
         return open_camera(self.layout, episode, camera, self.images.get(camera, reader))
@@ -305,9 +303,10 @@ class Subject:
                 self.progress(f"{self.name}: videos", len(found), len(wanted) * len(self.cameras))
             return found
 
-    def footage_of(self, camera: str) -> dict[int, Footage]:
-        """{episode: what the videos of one camera show}."""
-        return {episode: footage for (episode, c), footage in self.footage.items() if c == camera}
+    def filmed(self) -> Iterator[tuple[str, str, dict[int, Footage]]]:
+        """(camera, how findings name its videos, {episode: what they show}) of every camera."""
+        for camera in self.cameras:
+            yield camera, f"videos/, {camera}", {i: seen for (i, c), seen in self.footage.items() if c == camera}
 
     def _look(self, path: Path | str, keys: list[tuple[int, str]], glanced: set[int]) -> dict[tuple[int, str], Footage]:
         """What one video file shows: of one episode, in v3.0 of many."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -13,6 +14,8 @@ from data_prep.lerobot import SKETCH_SIDE, thumbnail
 from gr00t.data.frame_tables import EpisodeImages
 from gr00t.data.video import EpisodeVideo
 from gr00t.errors import ToolkitError
+
+T = TypeVar("T")
 
 SIDE = 16  # of a video's thumbnails
 SKETCH = (SKETCH_SIDE, SKETCH_SIDE, 3)
@@ -100,7 +103,7 @@ def jpeg(image: np.ndarray) -> bytes:
     return data.tobytes()
 
 
-def evenly(items: Sequence[int] | range, count: int) -> list[int]:
+def evenly(items: Sequence[T], count: int) -> list[T]:
     """At most `count` of the items, first and last among them."""
     if len(items) <= count:
         return list(items)
