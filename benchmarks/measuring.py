@@ -42,10 +42,10 @@ def convert_samples(folder: Path | str) -> Path:
     return Path(folder, SPLIT)
 
 
-def run(measure: Callable[[dict[str, Any]], Found], main: Callable[[], None] | None = None) -> None:
+def run(measure: Callable[[dict[str, Any]], Found], main: Callable[[], None]) -> None:
     """A benchmark's command; with a case as JSON in place of options it is the child process of `in_own_process`."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if main is None or (sys.argv[1:] and sys.argv[1].startswith("{")):
+    if sys.argv[1:] and sys.argv[1].startswith("{"):
         print(json.dumps(measure(json.loads(sys.argv[1]))))
     else:
         main()
