@@ -67,21 +67,17 @@ def plain(raw: Path, out: Path) -> None:
     for path in sorted((raw / SPLIT / "train").glob("*.h5")):
         with h5py.File(path) as recording:
             for name, trajectory in recording.items():
-                _plain_episode(trajectory, out, f"{path.stem}_{name}")
+                place, actions = f"{out}/{path.stem}_{name}", trajectory["actions"][:]
+                for camera, sensor in CAMERAS.items():
+                    _encode(f"{place}_{camera}.mp4", trajectory[f"obs/sensor_data/{sensor}/rgb"][: len(actions)])
+                states = state_of(trajectory["obs/agent/qpos"][:-1])
+                times = np.arange(len(actions)) / CONTROL_FREQ
+                columns = {"observation.state": list(states), "action": list(actions), "timestamp": times}
+                pq.write_table(pa.table(columns), f"{place}.parquet")
 
 
-def _plain_episode(trajectory: h5py.Group, out: Path, name: str) -> None:
-    actions = trajectory["actions"][:]
-    for camera, sensor in CAMERAS.items():
-        _encode(out / f"{name}_{camera}.mp4", trajectory[f"obs/sensor_data/{sensor}/rgb"][: len(actions)])
-    states = state_of(trajectory["obs/agent/qpos"][:-1])
-    times = np.arange(len(actions)) / CONTROL_FREQ
-    columns = {"observation.state": list(states), "action": list(actions), "timestamp": times}
-    pq.write_table(pa.table(columns), out / f"{name}.parquet")
-
-
-def _encode(path: Path, images: np.ndarray) -> None:
-    with av.open(str(path), "w") as container:
+def _encode(path: str, images: np.ndarray) -> None:
+    with av.open(path, "w") as container:
         stream: Any = container.add_stream("libx264", rate=CONTROL_FREQ)
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt, stream.gop_size, stream.max_b_frames = "yuv420p", GOP, 0

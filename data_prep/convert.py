@@ -173,13 +173,9 @@ def _is_there(raw: Path, settings: Mapping[str, Any], overwrite: bool, report: C
     if not overwrite and holds_conversion(report.folder, raw, parts, settings):
         report.notes.append(f"{report.folder}: already holds these recordings, converted with these settings.")
         return True
-    _check_target(report.folder, overwrite, parts)
-    return False
-
-
-def _check_target(target: Path, overwrite: bool, parts: Sequence[str]) -> None:
+    target = report.folder
     if not target.exists() and not target.is_symlink():
-        return
+        return False
     if not overwrite:
         raise ToolkitError(f"{target}: exists already and is left as it is. To replace it: overwrite=true.")
     if target.is_symlink() or not target.is_dir():
@@ -190,6 +186,7 @@ def _check_target(target: Path, overwrite: bool, parts: Sequence[str]) -> None:
                 f"{target}: holds {entry.name}, which this converter did not write, so the folder is not replaced. "
                 "Move it away, or set data_dir=...."
             )
+    return False
 
 
 def _lists_dropped(target: Path, parts: Sequence[str]) -> list[str]:

@@ -137,8 +137,14 @@ def _parts(config: PublishConfig) -> list[Part]:
             for name, path in _stills(part).items():
                 part.files[name] = path
                 part.contents.update(texts_of(name, path))
-            if not config.follow_links:
-                _refuse_links(part)
+            root = subject.root.resolve()
+            outside = [name for name, path in part.files.items() if not path.resolve().is_relative_to(root)]
+            if outside and not config.follow_links:
+                raise ToolkitError(
+                    f"{subject.root / outside[0]} is reached by a link that leads out of the dataset ({len(outside)} "
+                    "such files). Say follow_links=true to publish what is there, or put the files themselves in its "
+                    "place."
+                )
             parts.append(part)
     return parts
 
@@ -182,16 +188,6 @@ def _stills(part: Part) -> dict[str, Path]:
     names = {os.path.normpath(line) for text in said for line in text.splitlines()}
     found = {name: part.subject.root / name for name in sorted(names) if name.split(os.sep)[0] == IMAGES}
     return {name: path for name, path in found.items() if path.is_file()}
-
-
-def _refuse_links(part: Part) -> None:
-    root = part.subject.root.resolve()
-    outside = [place for place, path in part.files.items() if not path.resolve().is_relative_to(root)]
-    if outside:
-        raise ToolkitError(
-            f"{part.subject.root / outside[0]} is reached by a link that leads out of the dataset ({len(outside)} such "
-            "files). Say follow_links=true to publish what is there, or put the files themselves in its place."
-        )
 
 
 def texts_of(place: str, path: Path) -> Contents:

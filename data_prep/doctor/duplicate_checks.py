@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -105,8 +104,11 @@ def check_apart(train: Subject, tested: Subject) -> Iterator[Finding]:
         found = f"{len(first)} train episodes are in {name} too."
         yield error(name, found, MEND_LEAK, episodes=first)
     yield from _repeated(matches)
-    ours, theirs = ({s["sha256"]: s["file"] for s in _recordings(part)} for part in (train, tested))
-    for digest in sorted(set(ours) & set(theirs)):
+    ours, theirs = (
+        {s.get("sha256"): s["file"] for s in listed_objects(part, "sources") if str(s.get("file")).endswith(".h5")}
+        for part in (train, tested)
+    )
+    for digest in sorted(filter(None, set(ours) & set(theirs))):
         yield error(SPLIT, f"Both parts were made from the same recording ({ours[digest]}).", MEND_LEAK)
 
 
@@ -127,11 +129,6 @@ def _repeated(matches: list[Match]) -> Iterator[Finding]:
     if other := [m.pair for m in matches if m.seen is False]:
         found = f"{len(other)} pairs do the same and show different scenes, the first are episodes"
         yield remark("episodes", f"{found} {' and '.join(map(str, other[0]))}: no copies")
-
-
-def _recordings(subject: Subject) -> list[dict[str, Any]]:
-    sources = listed_objects(subject, "sources")
-    return [source for source in sources if source.get("sha256") and str(source.get("file")).endswith(".h5")]
 
 
 def _matches(first: Subject, second: Subject) -> list[Match]:

@@ -161,11 +161,6 @@ def check_split(subject: Subject) -> Iterator[Finding]:
         yield error(SPLIT, found, "Put the folders back: conflict episodes must never be trained on.")
     if part == "train" and not listed:
         yield warning(SPLIT, "No episode is held out, so nothing can be evaluated open loop.", PREPARE_AGAIN)
-    yield from _sources(subject)
-
-
-def _sources(subject: Subject) -> Iterator[Finding]:
-    """What meta/split.json says of each episode's recording: of every one, and of each another."""
     entries = listed_objects(subject, "episodes")
     if entries and len(entries) != (count := len(subject.layout.listed)):
         found = f"Names the source of {len(entries)} episodes; there are {count}."

@@ -125,13 +125,10 @@ class Subject:
     @cached_property
     def tables(self) -> dict[int, Columns | str]:
         """Columns of each episode's frame table, or why they cannot be read."""
-        if self.layout.version == V3:
-            return self._shared_tables()
-        paths = [_path(self.layout.parquet_path, index) for index in self.lengths]
-        return dict(zip(self.lengths, _read_tables(paths), strict=True))
-
-    def _shared_tables(self) -> dict[int, Columns | str]:
-        """The same for LeRobot v3.0: rows say themselves which episode they are of (see gr00t.data.step_reader)."""
+        if self.layout.version != V3:
+            paths = [_path(self.layout.parquet_path, index) for index in self.lengths]
+            return dict(zip(self.lengths, _read_tables(paths), strict=True))
+        # in LeRobot v3.0 rows say themselves which episode they are of (see gr00t.data.step_reader)
         try:
             tables = _read_tables(self.layout.data_files())
         except ToolkitError as error:

@@ -68,7 +68,10 @@ def watch(video: EpisodeVideo | EpisodeImages, count: int | None, journeys: Sequ
                 size = frame.shape[:2]
                 small.append(thumbnail(frame, SIDE))
                 contrast.append(float(frame.std()))
-                blocks = _blocks(frame)
+                # means of 4x4 pixels average the codec's noise out and keep small motions
+                grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+                sides = (frame.shape[1] // 4 or 1, frame.shape[0] // 4 or 1)
+                blocks = cv2.resize(grey, sides, interpolation=cv2.INTER_AREA)
                 if journeys:
                     fields.append(cv2.resize(blocks, (FIELDS, FIELDS), interpolation=cv2.INTER_AREA))
                 for changes, earlier in zip((motion, leaps), reversed(before), strict=False):
@@ -88,12 +91,6 @@ def watch(video: EpisodeVideo | EpisodeImages, count: int | None, journeys: Sequ
         return Footage("", len(video), video.reader.fps, size, mean, unrest, cost, sketches, *measured)
     except ToolkitError as error:
         return Footage(str(error))
-
-
-def _blocks(frame: np.ndarray) -> np.ndarray:
-    """A frame in grey, as means of 4x4 pixels, which average the codec's noise out and keep small motions."""
-    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return cv2.resize(grey, (frame.shape[1] // 4 or 1, frame.shape[0] // 4 or 1), interpolation=cv2.INTER_AREA)
 
 
 def jpeg(image: np.ndarray) -> bytes:
