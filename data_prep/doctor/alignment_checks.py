@@ -86,7 +86,15 @@ def check_convention(subject: Subject) -> Iterator[Finding]:
             yield warning(group.where, found, MEND_FOREIGN_ACTIONS)
         else:
             yield from _dimensions(group, steps)
-            yield from _strange_episodes(subject, group, pursuit)
+            # Episodes whose actions lie much farther from their states than the others' do.
+            apart = {i: float(np.sqrt(np.square(a[:-1] - s[1:]).mean())) for i, s, a in pursuit}
+            usual = float(np.median(list(apart.values())))
+            strange = {
+                i: f"Actions lie {distance:.3g} off the states in episode {i}, {usual:.3g} in the others."
+                for i, distance in apart.items()
+                if distance > 3 * usual + 0.01 and len(apart) >= 3
+            }
+            yield from subject.about(error, group.where, strange, MEND_FOREIGN_ACTIONS)
 
 
 def _joint_pursuits(subject: Subject) -> Iterator[tuple[Group, Pursuit]]:
@@ -164,18 +172,6 @@ def _line(given: np.ndarray, values: np.ndarray) -> tuple[float, float]:
         return 1.0, 0.0
     slope = float(x @ y / (x @ x))
     return slope, float(1 - np.square(y - slope * x).sum() / (y @ y))
-
-
-def _strange_episodes(subject: Subject, group: Group, pursuit: Pursuit) -> Iterator[Finding]:
-    """Episodes whose actions lie much farther from their states than the others' do."""
-    apart = {i: float(np.sqrt(np.square(a[:-1] - s[1:]).mean())) for i, s, a in pursuit}
-    usual = float(np.median(list(apart.values())))
-    strange = {
-        i: f"Actions lie {distance:.3g} off the states in episode {i}, {usual:.3g} in the others."
-        for i, distance in apart.items()
-        if distance > 3 * usual + 0.01 and len(apart) >= 3
-    }
-    yield from subject.about(error, group.where, strange, MEND_FOREIGN_ACTIONS)
 
 
 def check_lead(subject: Subject) -> Iterator[Finding]:
