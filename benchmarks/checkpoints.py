@@ -191,11 +191,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     case = {"model": chosen.model, "batch": chosen.batch, "device": device}
     print(f"model={chosen.model} on {device}, files in {tempfile.gettempdir()}\n{measuring.describe()}\n")
-    print(measuring.heading(COLUMNS))
-    for kind in KINDS:
-        measuring.say(kind)
-        found = in_own_process("benchmarks.checkpoints", {"kind": kind, **case})
-        print(measuring.line(COLUMNS, {"name": kind, **found}))
+    of_kind = ({"name": kind, **in_own_process("benchmarks.checkpoints", {"kind": kind, **case})} for kind in KINDS)
+    measuring.show(COLUMNS, of_kind)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,12 @@ import pyarrow.parquet as pq
 from av.video.reformatter import Interpolation
 
 from benchmarks import measuring
-from benchmarks.measuring import ROOT, Columns
+from benchmarks.measuring import INSTRUCTION, ROOT, SPLIT, Columns
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, state_of
 from gr00t.data.video import CRF, GOP, X264_PARAMS
 
-SPLIT, INSTRUCTION = "color_object", "pick up the color-matching object"
 SAMPLE = ROOT / "samples" / SPLIT / "train" / "trajectory.h5"
 COLUMNS: Columns = {
     "way": "{name}",
@@ -68,21 +67,17 @@ def plain(raw: Path, out: Path) -> None:
     for path in sorted((raw / SPLIT / "train").glob("*.h5")):
         with h5py.File(path) as recording:
             for name, trajectory in recording.items():
-                _plain_episode(trajectory, out, f"{path.stem}_{name}")
+                place, actions = f"{out}/{path.stem}_{name}", trajectory["actions"][:]
+                for camera, sensor in CAMERAS.items():
+                    _encode(f"{place}_{camera}.mp4", trajectory[f"obs/sensor_data/{sensor}/rgb"][: len(actions)])
+                states = state_of(trajectory["obs/agent/qpos"][:-1])
+                times = np.arange(len(actions)) / CONTROL_FREQ
+                columns = {"observation.state": list(states), "action": list(actions), "timestamp": times}
+                pq.write_table(pa.table(columns), f"{place}.parquet")
 
 
-def _plain_episode(trajectory: h5py.Group, out: Path, name: str) -> None:
-    actions = trajectory["actions"][:]
-    for camera, sensor in CAMERAS.items():
-        _encode(out / f"{name}_{camera}.mp4", trajectory[f"obs/sensor_data/{sensor}/rgb"][: len(actions)])
-    states = state_of(trajectory["obs/agent/qpos"][:-1])
-    times = np.arange(len(actions)) / CONTROL_FREQ
-    columns = {"observation.state": list(states), "action": list(actions), "timestamp": times}
-    pq.write_table(pa.table(columns), out / f"{name}.parquet")
-
-
-def _encode(path: Path, images: np.ndarray) -> None:
-    with av.open(str(path), "w") as container:
+def _encode(path: str, images: np.ndarray) -> None:
+    with av.open(path, "w") as container:
         stream: Any = container.add_stream("libx264", rate=CONTROL_FREQ)
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt, stream.gop_size, stream.max_b_frames = "yuv420p", GOP, 0
@@ -124,13 +119,13 @@ def main() -> None:
         frames = write_recordings(raw / SPLIT / "train", files)
         found = measuring.in_turns(3, {name: partial(measure, way, raw) for name, way in WAYS.items()})
     print(f"{measuring.describe()}\n{files} files, {8 * files} episodes, {frames} frames of two 128x128 images\n")
-    print(measuring.heading(COLUMNS))
-    plain_seconds = median(took for took, _ in next(iter(found.values())))
+    rows, plain_seconds = [], median(took for took, _ in next(iter(found.values())))
     for name, times in found.items():
         took, cpu = (sorted(values) for values in zip(*times, strict=True))
         speed, least, most = (frames / value for value in (median(took), took[-1], took[0]))
         row = {"speed": speed, "least": least, "most": most, "x": plain_seconds / median(took)}
-        print(measuring.line(COLUMNS, {"name": name, **row, "cpu_ms": 1000 * median(cpu) / frames}))
+        rows.append({"name": name, **row, "cpu_ms": 1000 * median(cpu) / frames})
+    measuring.show(COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
-from benchmarks.measuring import Columns, heading, line, options, say
+from benchmarks.measuring import Columns, options, say, show
 from finetune.open_loop.probe_set import PREFIX, ProbePredictor, ProbeSet
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.closed_loop import LURE, TARGET, Evaluation
@@ -57,17 +58,12 @@ def measured(checkpoint: Path, probes: ProbeSet, device: str, seed: int = 42, ba
 
 def spearman(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     """(r, low, high), 95 %; ties have their mean rank. NaN where all of one are equal."""
-    ranks = [_ranks(values) for values in (one, other)]
+    ranks = [rankdata(values) for values in (one, other)]
     if min(np.ptp(each) for each in ranks) == 0:
         return math.nan, math.nan, math.nan
     r = float(np.corrcoef(*ranks)[0, 1])
     z, error = math.atanh(max(-0.9999, min(0.9999, r))), math.sqrt((1 + r * r / 2) / (len(one) - 3))
     return r, math.tanh(z - 1.96 * error), math.tanh(z + 1.96 * error)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 def agreement(said: Sequence[tuple[Values, Values]]) -> Iterator[dict[str, Any]]:
@@ -90,9 +86,7 @@ def main() -> None:
         if evaluation.info["split"] == probes.split:
             say(f"{path}: {evaluation.info['checkpoint']}")
             said.append((measured(Path(evaluation.info["checkpoint"]), probes, given.device), closed_loop(evaluation)))
-    print(heading(COLUMNS))
-    for row in agreement(said):
-        print(line(COLUMNS, row))
+    show(COLUMNS, agreement(said))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
     python -m benchmarks.curves HEAD~1 HEAD          # two commits
     python -m benchmarks.curves HEAD                 # a commit and the working tree
     python -m benchmarks.curves --record tests/golden/curves.json
+    python -m benchmarks.curves runs/whole runs/cut --draw docs/images/resume.png --killed 17,38
 
 Each commit converts the sample recordings, makes the base checkpoints and trains with its own code: the tiny and the
 small model, live and with cached features. Losses, gradient norms and learning rates of every step are compared, and
 the finished weights. Status 1 where they differ. `--record` writes the working tree's losses and gradient norms in fp32
-with what they were computed on; tests/test_curves.py compares later ones with them."""
+with what they were computed on; tests/test_curves.py compares later ones with them. `--draw` draws the loss of a run
+that was stopped at steps and continued over that of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.measuring import ROOT, processor, say
 
@@ -160,13 +163,36 @@ def record(checkout: Checkout, cases: list[Case], file: Path) -> None:
     file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
+def draw(whole_run: Path, cut_run: Path, killed: list[int], file: Path) -> None:
+    """The loss of a run that was stopped and continued over that of an undisturbed one."""
+    whole, cut = ({line["step"]: line["loss"] for line in read(run)} for run in (whole_run, cut_run))
+    figure = Figure(figsize=(8, 3.2))
+    axis = figure.subplots()
+    axis.plot(list(whole), list(whole.values()), color="#1b5e9b", linewidth=5, alpha=0.35, label="undisturbed")
+    axis.plot(list(cut), list(cut.values()), color="#e0592b", linewidth=1.4, label="killed and continued")
+    for step in killed:
+        axis.axvline(step, color="0.6", linestyle=":", linewidth=1)
+    equal = sum(whole.get(step) == loss for step, loss in cut.items())
+    axis.set(xlabel="optimizer step", ylabel="loss", title=f"{equal} of {len(cut)} losses equal bit for bit")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+    print(f"{file}: {equal} of {len(cut)} losses equal")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", nargs="?", default="HEAD", help="a commit")
     parser.add_argument("new", nargs="?", default=".", help="another; . (the default) is the working tree")
     parser.add_argument("--only", default="", help="cases whose name holds this text, such as tiny")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the working tree's curves there")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="old and new are folders of runs: draw their losses")
+    parser.add_argument("--killed", default="", help="steps at which the second was killed, as in 17,38")
     chosen = parser.parse_args()
+    if chosen.draw:
+        draw(Path(chosen.old), Path(chosen.new), [int(step) for step in chosen.killed.split(",") if step], chosen.draw)
+        return
     cases = [case for case in CASES if chosen.only in case.name]
     if not cases:
         raise SystemExit(f"error: no case's name holds {chosen.only!r}: {', '.join(case.name for case in CASES)}")

@@ -11,16 +11,19 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
 
+from conflict_panda_config import MODALITY_CONFIG
+from data_prep.convert import convert_split
 from toolkit.code_files import versions
 
 ROOT = Path(__file__).resolve().parents[1]
+SPLIT, INSTRUCTION = "color_object", "pick up the color-matching object"  # of the sample recordings
 Found = dict[str, Any]  # what was measured, by name; of a measurement that failed, why: {"error": ...}
 Columns = dict[str, str]  # heading of each column, and the format of what was found that fills it
 T = TypeVar("T")
@@ -33,10 +36,16 @@ def options(**defaults: Any) -> Any:
     return OmegaConf.merge(known, OmegaConf.from_cli())
 
 
-def run(measure: Callable[[dict[str, Any]], Found], main: Callable[[], None] | None = None) -> None:
+def convert_samples(folder: Path | str) -> Path:
+    """The datasets of the sample recordings, below `folder`; where they are."""
+    convert_split(ROOT / "samples", folder, SPLIT, INSTRUCTION, MODALITY_CONFIG, workers=1, progress=False)
+    return Path(folder, SPLIT)
+
+
+def run(measure: Callable[[dict[str, Any]], Found], main: Callable[[], None]) -> None:
     """A benchmark's command; with a case as JSON in place of options it is the child process of `in_own_process`."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if main is None or (sys.argv[1:] and sys.argv[1].startswith("{")):
+    if sys.argv[1:] and sys.argv[1].startswith("{"):
         print(json.dumps(measure(json.loads(sys.argv[1]))))
     else:
         main()
@@ -68,16 +77,12 @@ def in_turns(rounds: int, ways: dict[str, Callable[[], T]]) -> dict[str, list[T]
 
 def seconds(call: Callable[[], Any], device: str = "cpu") -> float:
     """How long a call takes, with what it leaves to a GPU."""
-    synchronize(device)
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
+    finish()
     begin = time.perf_counter()
     call()
-    synchronize(device)
+    finish()
     return time.perf_counter() - begin
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def heading(columns: Columns) -> str:
@@ -89,6 +94,13 @@ def line(columns: Columns, found: Found) -> str:
     """A line of a table, "-" for NaN; of a measurement that failed, its name and why."""
     cells = [re.sub(r"^nan%?$", "-", text.format(**found)) for text in columns.values() if "error" not in found]
     return f"| {' | '.join(cells or [found['name'], 'failed: ' + found['error'], *[''] * (len(columns) - 2)])} |"
+
+
+def show(columns: Columns, rows: Iterable[Found]) -> None:
+    """Print a table, each line as soon as its row is there."""
+    print(heading(columns))
+    for row in rows:
+        print(line(columns, row), flush=True)
 
 
 def say(text: str) -> None:

@@ -62,13 +62,14 @@ def main() -> None:
             "line by line, no page": lambda: [_lines(folder / METRICS) and None for folder in folders],
             "page": lambda: write_page(read_histories(folders, root), root, page),
         }
-        print(f"{measuring.describe()}\n{asked.runs} runs of {asked.lines} lines\n\n{measuring.heading(COLUMNS)}")
+        rows = []
         for name, way in ways.items():
             before = time.process_time()
             took = measuring.seconds(way)
             size = page.stat().st_size / 1e6 if page.exists() else logged
-            found = {"name": name, "seconds": took, "cpu": time.process_time() - before, "size": size}
-            print(measuring.line(COLUMNS, found))
+            rows.append({"name": name, "seconds": took, "cpu": time.process_time() - before, "size": size})
+    print(f"{measuring.describe()}\n{asked.runs} runs of {asked.lines} lines\n")
+    measuring.show(COLUMNS, rows)
 
 
 if __name__ == "__main__":

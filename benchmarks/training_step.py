@@ -1,12 +1,16 @@
-"""A training step or an action on random weights and one fixed batch (two 256x256 views, one instruction), measured:
-benchmarks.gpu and benchmarks.memory_plan run cases in processes of their own,
-`python -m benchmarks.training_step '{"model": "small", "precision": "bf16"}'`.
+"""A training step or an action on random weights and one fixed batch (two 256x256 views, one instruction), measured.
+
+    python -m benchmarks.training_step '{"model": "small", "precision": "bf16"}'   # a case, as benchmarks.gpu runs them
+    python -m benchmarks.training_step models=[tiny,small] batches=[8,32] steps=2  # memory beside the plan's prediction
 
 Memory is the highest resident size during the steps over that of the process before the model is built (GPU: the most
-allocated). "Share" is what a step needs, over its time, over the fastest large matrix product measured in the same run
-in the setting's precision. What it needs is counted once, from the live or the cached setting: every product of the
-forward pass, and of the backward pass of what is trained, with attention to the tokens that count; products computed
-again, or computed and masked away, are not needed.
+allocated). The plan's allowance (libraries, fragmentation; on a GPU the CUDA context too) is shown apart; on a GPU it
+is no part of what is compared.
+
+"Share" is what a step needs, over its time, over the fastest large matrix product measured in the same run in the
+setting's precision. What it needs is counted once, from the live or the cached setting: every product of the forward
+pass, and of the backward pass of what is trained, with attention to the tokens that count; products computed again, or
+computed and masked away, are not needed.
 
 The plain way, the baseline, is what a straightforward implementation does: fp32 frozen weights, embodiment weights
 gathered for every sample and trained for all 32, cross-attention over all tokens under a mask, vision attention image
@@ -18,7 +22,8 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product, tee
 from typing import Any
 
 import torch
@@ -28,8 +33,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, Qwen3VLVisionPatchEmbed
 
 from benchmarks import measuring
-from benchmarks.measuring import Found
+from benchmarks.measuring import Columns, Found
 from finetune.create_base import random_model
+from finetune.plan.activations import Batch, Kernels
+from finetune.plan.memory import DeviceMemory, Run, device_memory
+from finetune.plan.model_shapes import parameters, shape_of_architecture
+from finetune.recipe import FinetuneConfig
 from finetune.recipe.train_config import TrainConfig
 from finetune.training.optimizer import build_optimizer
 from gr00t.model.action_head import EmbodimentLinear, EmbodimentRows
@@ -92,6 +101,16 @@ def _masked(self, backbone):  # type: ignore[no-untyped-def]
 
 TOKENS = {"<|image_pad|>": 6, "<|video_pad|>": 7, "<|vision_start|>": 3, "<|vision_end|>": 4}
 EMBODIMENT = 10
+
+
+COLUMNS: Columns = {
+    "model | features | precision | batch | and": "{name}",
+    "measured, GB": "{measured:.3f}",
+    "plan, GB": "{plan:.3f}",
+    "plan / measured": "{ratio:.2f}",
+    "allowance": "{allowance:.3f}",
+    "peak in": "{peak}",
+}
 
 
 @dataclass(frozen=True)
@@ -248,5 +267,66 @@ def _median_seconds(call: Any, case: Case) -> float:
     return statistics.median(times[case.warmup :])
 
 
+# -- memory beside the plan's prediction -------------------------------------------------------------------------------
+
+
+def predict(case: Case) -> DeviceMemory:
+    """The plan of one step of a case."""
+    recipe = {
+        "precision": case.precision,
+        "features": "cached" if case.cached else "live",
+        "global_batch_size": case.batch,
+        "noise_draws": case.draws,
+        "optimizer": case.optimizer,
+        "activation_checkpointing": str(case.recompute).lower(),
+    }
+    settings = [f"train.{name}={value}" for name, value in recipe.items()]
+    config: FinetuneConfig = load(
+        "finetune", ["local=none", f"model={case.model}", "augment.views=4", *settings], check_here=False
+    )
+    shape = shape_of_architecture(config.model.architecture)
+    kernels = Kernels(bf16=case.precision == "bf16", cuda=case.device == "cuda")
+    found, batch = parameters(shape, config.train), Batch(case.batch, 2, 256, 22, draws=case.draws)  # as make_batch
+    return device_memory(Run(config, shape, found, 1, 1, batch, kernels, making=False))
+
+
+def cases(models: list[str], batches: list[int], steps: int) -> Iterator[Case]:
+    """Live and cached, both precisions, at every size; then what saves memory, once each."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def case(model: str, batch: int = batches[-1], **more: Any) -> Case:
+        return Case(model, device, batch, steps, **more)
+
+    for model, batch, cached, precision in product(models, batches, (False, True), ("fp32", "bf16")):
+        yield case(model, batch, cached=cached, precision=precision)
+    yield case(models[-1], recompute=True)
+    for optimizer in ("adamw_8bit", "adamw_offload"):
+        yield case(models[-1], optimizer=optimizer)
+
+
+def compared(case: Case) -> Found:
+    """A line of the table: the plan of a case and what was measured."""
+    extra = "recomputed" if case.recompute else case.optimizer
+    name = f"{case.model} | {'cached' if case.cached else 'live'} | {case.precision} | {case.batch} | {extra}"
+    found = {"name": name, **measuring.in_own_process("benchmarks.training_step", asdict(case))}
+    if "error" in found:
+        return found
+    plan = predict(case)
+    allowance = plan.parts[-1].size / 1e9
+    predicted = plan.total / 1e9 - (allowance if case.device == "cuda" else 0)
+    found["measured"] = found["memory_gib"] * 2**30 / 1e9
+    ratio = predicted / found["measured"]
+    return {**found, "plan": predicted, "ratio": ratio, "allowance": allowance, "peak": plan.peak_moment}
+
+
+def main() -> None:
+    chosen = measuring.options(models=["tiny", "small"], batches=[8, 32], steps=2)
+    print(f"{measuring.describe()}\n")
+    every, kept = tee(compared(case) for case in cases(chosen.models, chosen.batches, chosen.steps))
+    measuring.show(COLUMNS, every)
+    ratios = [row["ratio"] for row in kept if "ratio" in row]
+    print(f"\nplan over measured: {min(ratios):.2f} to {max(ratios):.2f}")
+
+
 if __name__ == "__main__":
-    measuring.run(measure)
+    measuring.run(measure, main)

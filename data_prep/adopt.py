@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.modality_proposal import Groups, Proposal, propose, proposed_configs, read_groups
-from gr00t.data.schema import ModalityConfigs, python_source
+from data_prep.modality_proposal import Proposal, propose, proposed_configs, read_groups
+from gr00t.data.schema import python_source
 from gr00t.data.statistics import COLUMNS
 from gr00t.errors import ToolkitError, did_you_mean, disk_errors, near_folder
 from gr00t.file_replacement import whole_folder, write_json, write_text
@@ -70,8 +70,13 @@ def adopt(config: AdoptConfig) -> list[str]:
         proposal = propose(info, configs, info_path)
         modality = files[MODALITY] = proposal.modality
         _check_columns(root, proposal)
-        lines += _described(root, proposal)
-        fits = _names_fit(modality, configs)
+        lines.append(f"proposed {root}/meta/{MODALITY}:")
+        lines += [f"  {json.dumps(section)}: {json.dumps(groups)}" for section, groups in modality.items()]
+        lines += [f"assumed: {text}" for text in proposal.assumed]
+        lines += [f"left out: {', '.join(proposal.left_out)}"] if proposal.left_out else []
+        named = {**modality, "language": modality["annotation"]}
+        wanted = {m: {key.removeprefix("annotation.") for key in of.modality_keys} for m, of in configs.items()}
+        fits = all(keys <= set(named[m]) for m, keys in wanted.items())
     source = None
     if config.robot_file is not None or not fits:
         robot, reasons = proposed_configs(modality, info, configs, partial(_values, root))
@@ -82,13 +87,6 @@ def adopt(config: AdoptConfig) -> list[str]:
         names = ", ".join(map(str, held_out["val_episodes"])) or "none"
         lines.append(f"episodes held out of training, for evaluation: {names}")
     return lines + _robot(source, config) + _write(root, files, config)
-
-
-def _names_fit(modality: dict[str, Groups], configs: ModalityConfigs) -> bool:
-    """Whether modality.json has every group, camera and annotation that the configuration names."""
-    proposed = {**modality, "language": modality["annotation"]}
-    wanted = {m: {key.removeprefix("annotation.") for key in config.modality_keys} for m, config in configs.items()}
-    return all(keys <= set(proposed[modality]) for modality, keys in wanted.items())
 
 
 def _split(meta: MetaFolder, version: str, config: AdoptConfig) -> dict[str, Any]:
@@ -168,13 +166,6 @@ def _values(root: Path, column: str) -> np.ndarray:
     table = _first_table(root)
     with open_table(table) as file:
         return np.array(read_columns(file, table, [column])[column].to_pylist(), np.float64)
-
-
-def _described(root: Path, proposal: Proposal) -> list[str]:
-    lines = [f"proposed {root}/meta/{MODALITY}:"]
-    lines += [f"  {json.dumps(section)}: {json.dumps(groups)}" for section, groups in proposal.modality.items()]
-    lines += [f"assumed: {text}" for text in proposal.assumed]
-    return [*lines, f"left out: {', '.join(proposal.left_out)}"] if proposal.left_out else lines
 
 
 def _write(root: Path, files: dict[str, Any], config: AdoptConfig) -> list[str]:

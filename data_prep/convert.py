@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -32,8 +32,8 @@ from data_prep.lerobot import (
     stamp,
     write_episode,
 )
-from data_prep.maniskill import Episode, LeftOut, Recordings, read_recordings
-from data_prep.recorded_parts import check_apart, check_no_duplicates, check_told
+from data_prep.maniskill import Episode, LeftOut, Recordings
+from data_prep.recording_checks import check_apart, check_no_duplicates, check_told, read_recordings
 from data_prep.resumable_conversion import Unfinished, holds_conversion
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
@@ -173,13 +173,9 @@ def _is_there(raw: Path, settings: Mapping[str, Any], overwrite: bool, report: C
     if not overwrite and holds_conversion(report.folder, raw, parts, settings):
         report.notes.append(f"{report.folder}: already holds these recordings, converted with these settings.")
         return True
-    _check_target(report.folder, overwrite, parts)
-    return False
-
-
-def _check_target(target: Path, overwrite: bool, parts: Sequence[str]) -> None:
+    target = report.folder
     if not target.exists() and not target.is_symlink():
-        return
+        return False
     if not overwrite:
         raise ToolkitError(f"{target}: exists already and is left as it is. To replace it: overwrite=true.")
     if target.is_symlink() or not target.is_dir():
@@ -190,6 +186,7 @@ def _check_target(target: Path, overwrite: bool, parts: Sequence[str]) -> None:
                 f"{target}: holds {entry.name}, which this converter did not write, so the folder is not replaced. "
                 "Move it away, or set data_dir=...."
             )
+    return False
 
 
 def _lists_dropped(target: Path, parts: Sequence[str]) -> list[str]:
@@ -267,9 +264,27 @@ def _convert_to(
     jobs = [job for plan in plans for job in episode_jobs(plan)][share_of(share)]
     unfinished = Unfinished(place, alone=share is None)
     unfinished.take_up(jobs, start_over=overwrite)
-    with unfinished.kept(len(jobs)):
-        _convert(unfinished, plans, jobs, workers, progress, report)
+    missing = [job for job in jobs if (job.part, job.index) not in unfinished.records]
+    report.taken_up, report.converted = len(unfinished.records), sum(job.episode.length for job in missing)
+    if unfinished.dropped:
+        report.notes.append(f"{unfinished.dropped} episodes of an interrupted start no longer fit and were made again.")
+    total: Counter[str] = Counter()
+    for job in jobs:
+        total[job.part] += job.episode.length
+    with unfinished.kept(len(jobs)), progress_bar(_FrameRate(), unit="frames", show=progress) as bar:
+        there = {plan.part: sum(record.frames for record in unfinished.of(plan.part)) for plan in plans}
+        tasks = {part: bar.add_task(part, total=total[part], completed=done) for part, done in there.items()}
+        _write(unfinished, missing, workers, lambda record: bar.advance(tasks[record.part], record.frames))
+        for file, before in {job.episode.file: job.stamp for job in jobs}.items():
+            if not file.is_file() or stamp(file) != before:
+                raise ToolkitError(
+                    f"{file}: was changed while it was converted. Wait until the recording is complete, then start "
+                    "again."
+                )
         if share is None:
+            for plan in plans:
+                bar.update(tasks[plan.part], description=f"{plan.part}: statistics")
+                report.parts.append(_finish(unfinished, plan))
             publish(unfinished.dataset, place)
     if share is None:
         unfinished.remove()
@@ -277,49 +292,24 @@ def _convert_to(
         report.notes.append(f"{unfinished.folder}: share {share} is there; the same without share=... finishes.")
 
 
-def _convert(
-    unfinished: Unfinished,
-    plans: list[DatasetPlan],
-    jobs: list[EpisodeJob],
-    workers: int | None,
-    progress: bool,
-    report: ConversionReport,
+def _write(
+    unfinished: Unfinished, jobs: list[EpisodeJob], workers: int | None, written: Callable[[EpisodeRecord], object]
 ) -> None:
-    """Write the episodes that are not there yet, then, unless it is a share, the datasets' meta/ folders."""
-    missing = [job for job in jobs if (job.part, job.index) not in unfinished.records]
-    report.taken_up = len(unfinished.records)
-    report.converted = sum(job.episode.length for job in missing)
-    if unfinished.dropped:
-        report.notes.append(f"{unfinished.dropped} episodes of an interrupted start no longer fit and were made again.")
-    to_write, written = report.converted, sum(record.frames for record in unfinished.records.values())
-    size = sum(record.size for record in unfinished.records.values())
-    enough = written >= TELLING_FRAMES
-    _check_space(unfinished.dataset, to_write * size / written if enough else sum(_guess(j.episode) for j in missing))
+    """Write these episodes, while there is room for them."""
+    left, there = sum(job.episode.length for job in jobs), unfinished.records.values()
+    frames, size = sum(record.frames for record in there), sum(record.size for record in there)
+    needed = left * size / frames if frames >= TELLING_FRAMES else sum(_guess(job.episode) for job in jobs)
+    _check_space(unfinished.dataset, needed)
     for folder in {(unfinished.dataset / name).parent for job in jobs for name in job.files()}:
         folder.mkdir(parents=True, exist_ok=True)
-    with progress_bar(_FrameRate(), unit="frames", show=progress) as bar:
-        there = {plan.part: sum(record.frames for record in unfinished.of(plan.part)) for plan in plans}
-        total: Counter[str] = Counter()
-        for job in jobs:
-            total[job.part] += job.episode.length
-        tasks = {part: bar.add_task(part, total=total[part], completed=done) for part, done in there.items()}
-        # Closed, so that the processes are gone when an error ends the loop.
-        with closing(_written(unfinished.dataset, missing, workers)) as records:
-            for record in records:
-                unfinished.add(record)
-                bar.advance(tasks[record.part], record.frames)
-                to_write, written, size = to_write - record.frames, written + record.frames, size + record.size
-                if written >= TELLING_FRAMES:  # so that it shows well before the disk is full
-                    _check_space(unfinished.dataset, to_write * size / written)
-        for file, before in {job.episode.file: job.stamp for job in jobs}.items():
-            if not file.is_file() or stamp(file) != before:
-                raise ToolkitError(
-                    f"{file}: was changed while it was converted. Wait until the recording is complete, then start "
-                    "again."
-                )
-        for plan in plans if unfinished.alone else ():
-            bar.update(tasks[plan.part], description=f"{plan.part}: statistics")
-            report.parts.append(_finish(unfinished, plan))
+    # Closed, so that the processes are gone when an error ends the loop.
+    with closing(_written(unfinished.dataset, jobs, workers)) as records:
+        for record in records:
+            unfinished.add(record)
+            written(record)
+            left, frames, size = left - record.frames, frames + record.frames, size + record.size
+            if frames >= TELLING_FRAMES:  # so that it shows well before the disk is full
+                _check_space(unfinished.dataset, left * size / frames)
 
 
 def _check_space(folder: Path, needed: float) -> None:

@@ -24,7 +24,8 @@ from matplotlib.ticker import MaxNLocator
 
 from data_prep.doctor import ERROR, WARNING, Report
 from data_prep.doctor.examined_dataset import Series, Subject, evenly
-from data_prep.doctor.file_checks import annotation_column, instructions_by_episode
+from data_prep.doctor.footage import jpeg
+from data_prep.doctor.language_checks import instructions_by_episode
 from gr00t.errors import ToolkitError
 from toolkit.html_page import COLORS, GREY, data_uri, render_page
 
@@ -93,7 +94,7 @@ def _part(subject: Subject, chosen: list[int]) -> dict[str, Any]:
     tasks, panels = subject.layout.tasks, _panels(subject)
     instructions = {
         index: " / ".join(tasks.get(n, f"task {n}, not listed") for n in sorted(numbers))
-        for index, numbers in instructions_by_episode(subject, annotation_column(subject)).items()
+        for index, numbers in instructions_by_episode(subject).items()
     }
 
     def courses(axis: Axes, modalities: dict[str, Series]) -> None:
@@ -124,19 +125,15 @@ def _images(subject: Subject, index: int) -> list[tuple[str, str]]:
         uris = [""] * len(MOMENTS)
         with suppress(ToolkitError), subject.open_camera(index, camera) as video:
             last = len(video) - 1
-            uris = [_jpeg(frame) for frame in video.frames([0, last // 2, last])]
+            uris = [data_uri(jpeg(_small(frame)), "image/jpeg") for frame in video.frames([0, last // 2, last])]
         found += [(f"{camera}, {moment}", uri) for moment, uri in zip(MOMENTS, uris, strict=True)]
     return found
 
 
-def _jpeg(frame: np.ndarray) -> str:
+def _small(frame: np.ndarray) -> np.ndarray:
     height, width = frame.shape[:2]
-    if width > IMAGE_WIDTH:
-        size = (IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width)))
-        frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
-    assert done
-    return data_uri(data.tobytes(), "image/jpeg")
+    size = (IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width)))
+    return frame if width <= IMAGE_WIDTH else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

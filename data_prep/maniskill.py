@@ -1,14 +1,14 @@
-"""Reading ManiSkill 3 recordings (trajectory .h5 with its .json) of a Panda with two cameras.
+"""What a ManiSkill 3 recording (trajectory .h5 with its .json) of a Panda with two cameras holds.
 
 A recording of T steps has T actions and T+1 observations; observation t goes with action t, the last one is not used.
-Everything but pixels is checked while reading the list of episodes; pixels are read per episode, when asked for."""
+Of an HDF5 file, which may be from elsewhere, only what lies in the file itself is read, and no more than it can
+hold."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-import shlex
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data_prep.hdf5_files import check_storage, open_hdf5, reach
-from gr00t.data.video import check_frame_size
-from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.file_reading import files_below, read_json
+from gr00t.errors import ToolkitError, in_bytes
+from gr00t.file_reading import refuse_special
 
 # Key in the dataset: ManiSkill's sensor; one that already has the key's name is taken too.
 CAMERAS = {"image": "base_camera", "wrist_image": "hand_camera"}
-CONTROL_MODE = "pd_joint_pos"
-CONVERTIBLE_CONTROL_MODES = ("pd_joint_pos", "pd_joint_delta_pos")  # by replay; it cannot convert end-effector modes
 CONTROL_FREQ = 20  # ManiSkill's default, Hz
-QPOS_DIM = 9  # 7 arm joints (rad), 2 fingers (m)
-ACTION_DIM = 8  # 7 joint targets (rad), gripper command in [-1, 1]
+
+_ALWAYS_READ = 2**28  # bytes of an array, however few the file holds
+_USUAL_RATIO = 1000  # of an array to what the file holds, above that; images of one colour come near it
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Episode:
         """(T, H, W, 3) uint8 RGB of a key of CAMERAS."""
         with open_hdf5(self.file) as recording:
             cameras = reach(recording, f"traj_{self.episode_id}/obs/sensor_data", self.name)
-            return reach(cameras, f"{_sensor(cameras, camera)}/rgb", self.name)[: self.length]
+            return reach(cameras, f"{sensor_of(cameras, camera)}/rgb", self.name)[: self.length]
 
     def _read(self, dataset: str, count: int | None = None) -> np.ndarray:
         with open_hdf5(self.file) as recording:
@@ -110,278 +107,66 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(1, int(p), "") if p.isdecimal() else (0, 0, p) for p in re.split(r"(\d+)", name) if p]
 
 
-def read_recordings(folder: Path, shown: Callable[[list[Path]], Iterable[Path]] = iter) -> Recordings:
-    """Read and check every .h5 below `folder` except pixels; raises ToolkitError at the first fault.
-
-    The episodes are in natural order of the paths (rank2 before rank10), and of their episode_id within a file. `shown`
-    passes the files on in their order, and may show the progress.
-    """
-    if not folder.is_dir():
-        raise ToolkitError(f"{folder}: no such folder of recordings. Put ManiSkill's trajectory.h5 and .json there.")
-    names = {p.relative_to(folder).as_posix() for p in files_below(folder) if p.suffix == ".h5"}
-    if not names:
-        raise ToolkitError(f"{folder}: holds no .h5 file. Put ManiSkill's trajectory.h5 and trajectory.json there.")
-    result = Recordings(folder)
-    # The name itself decides between rank1 and rank01, which are the same number.
-    for h5_path in shown([folder / name for name in sorted(names, key=lambda name: (natural_key(name), name))]):
-        meta = _read_meta(h5_path)
-        try:
-            _check_environment(h5_path, meta)
-        except ToolkitError:
-            note = _passed_over(h5_path, meta)
-            if not note:
-                raise
-            result.notes.append(note)
-            continue
-        recorded = _recorded(meta)
-        if result.files and recorded != result.recorded:
-            raise ToolkitError(
-                f"{h5_path}: was recorded with {_named(recorded)}, {result.files[0].name} with "
-                f"{_named(result.recorded)}. Keep the recordings of one strategy."
-            )
-        result.files.append(h5_path)
-        result.recorded = recorded
-        _read_episodes(h5_path, meta, result)
-    if not result.episodes:
-        raise ToolkitError(
-            f"{folder}: none of the {len(result.left_out)} recorded episodes is successful at its last step, so there "
-            "is nothing to learn from. Check the expert or the task's success condition and record again."
-        )
-    return result
-
-
-# -- one file ----------------------------------------------------------------------------------------------------------
-
-
-def _read_meta(h5_path: Path) -> dict[str, Any]:
-    path = h5_path.with_suffix(".json")
-    if not path.exists():
-        raise ToolkitError(f"{h5_path}: {path.name} is missing beside it. ManiSkill writes both: copy it along.")
-    meta = read_json(path)
-    missing = [f'"{key}"' for key in ("env_info", "episodes") if key not in meta]
-    if not missing and not (
-        isinstance(meta["env_info"], dict) and isinstance(meta["env_info"].get("env_kwargs"), dict)
-    ):
-        missing = ["env_info.env_kwargs"]
-    if not missing and not isinstance(meta["episodes"], list):
-        missing = ["a list of episodes"]
-    if missing:
-        raise ToolkitError(f"{path}: {missing[0]} is missing; this is not the .json of a ManiSkill recording.")
-    return meta
-
-
-def _recorded(meta: dict[str, Any]) -> dict[str, Any] | None:
-    """What simulation.record says of the combinations of the factors' values; None where it does not."""
-    said = meta.get("recording")
-    if not isinstance(said, dict) or not isinstance(said.get("strategy"), str):
-        return None
-    return {name: said.get(name) for name in ("strategy", "factors", "combinations")}
-
-
-def _named(recorded: dict[str, Any] | None) -> str:
-    return f"strategy={recorded['strategy']}" if recorded else "no strategy"
-
-
-def _passed_over(h5_path: Path, meta: dict[str, Any]) -> str:
-    """What to say of a recording that is replaced by replays of it; empty where there is no replay of its episodes."""
-    # As ManiSkill's replay command names them after the recording.
-    pattern = f"{h5_path.name.split('.')[0]}.rgb*.{CONTROL_MODE}.*h5"
-    replays = sorted(p for p in h5_path.parent.glob(pattern) if p != h5_path)
-    seeds = _seeds(meta)
-    replayed = set().union(*(_seeds(_read_meta(replay)) for replay in replays))
-    if not replays or (seeds and replayed and not seeds & replayed):
-        return ""
-    note = f"{h5_path}: passed over, its replay {replays[0].name} is used."
-    if seeds and seeds - replayed:
-        note += (
-            f" {len(seeds - replayed)} of its {len(seeds)} episodes are not in it: ManiSkill leaves out what fails "
-            "when replayed, and replays of two recordings of one folder overwrite each other where their names are "
-            "equal up to the first dot."
-        )
-    return note
-
-
-def _seeds(meta: dict[str, Any]) -> set[str]:
-    entries = [e for e in meta["episodes"] if isinstance(e, dict)]
-    return {str(e["episode_seed"]) for e in entries if e.get("episode_seed") is not None}
-
-
-def _check_environment(h5_path: Path, meta: dict[str, Any]) -> None:
-    """Raise unless the recording was made with images, agent state, joint targets and 20 Hz."""
-    env_kwargs = meta["env_info"]["env_kwargs"]
-    modes = {str(env_kwargs.get("control_mode"))} | {
-        str(e["control_mode"]) for e in meta["episodes"] if isinstance(e, dict) and e.get("control_mode")
-    }
-    for mode in sorted(modes - {CONTROL_MODE, "None"}):
-        problem = f'recorded with control_mode "{mode}"; absolute joint targets ("{CONTROL_MODE}") are needed'
-        if mode in CONVERTIBLE_CONTROL_MODES:
-            raise ToolkitError(f"{h5_path}: {problem}. {replay_remedy(h5_path, meta)}")
-        raise ToolkitError(
-            f"{h5_path}: {problem}. ManiSkill cannot convert {mode} to it: record again with control_mode="
-            f"{CONTROL_MODE}, or if these were replayed from joint-target recordings, replay those: "
-            f"{replay_command('<original>.h5')}"
-        )
-    obs_mode = str(env_kwargs.get("obs_mode"))
-    if "rgb" not in obs_mode or "state" in obs_mode:
-        lack = "state, which drops obs/agent" if "rgb" in obs_mode else "no camera images"
-        raise ToolkitError(
-            f'{h5_path}: recorded with obs_mode "{obs_mode}" ({lack}); "rgb" is needed. {replay_remedy(h5_path, meta)}'
-        )
-    simulated = env_kwargs.get("sim_config")
-    freq = simulated.get("control_freq", CONTROL_FREQ) if isinstance(simulated, dict) else CONTROL_FREQ
-    if freq != CONTROL_FREQ:
-        raise ToolkitError(
-            f"{h5_path}: recorded at {freq} Hz (sim_config.control_freq); the robot configuration is made for "
-            f"{CONTROL_FREQ} Hz. Record again with ManiSkill's default control frequency."
-        )
-
-
-def replay_command(traj_path: str, start: str = "-m mani_skill.trajectory.replay_trajectory") -> str:
-    """ManiSkill's command that plays a recording again with cameras on."""
-    return f"python {start} --traj-path {traj_path} -o rgb -c {CONTROL_MODE} --save-traj"
-
-
-def replay_remedy(h5_path: Path, meta: dict[str, Any]) -> str:
-    """How to mend a recording without images: the replay command and what stands in its way."""
-    path = shlex.quote(str(h5_path))
-    text = f"Replay it, the result beside it is then used: {replay_command(path)}"
-    if meta["env_info"]["env_kwargs"].get("render_backend") == "none":
-        json_path = h5_path.with_suffix(".json")
-        text += f' (first set render_backend in {json_path} to "gpu" or "cpu": with "none" the replay writes nothing)'
-    start = "from mani_skill.trajectory import replay_trajectory as r; r.main(r.parse_args())"
-    own = replay_command(path, f'-c "import <your task module>; {start}"')
-    env_id = meta["env_info"].get("env_id", "the task")
-    return f"{text}\nIf {env_id} is not part of ManiSkill, its module has to be imported first: {own}"
-
-
-def _read_episodes(h5_path: Path, meta: dict[str, Any], result: Recordings) -> None:
-    json_path = h5_path.with_suffix(".json")
-    entries: dict[int, dict[str, Any]] = {}
-    for entry in meta["episodes"]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("episode_id"), int):
-            raise ToolkitError(
-                f"{json_path}: an episode has no episode_id; the file is damaged: record or copy it again."
-            )
-        if entry["episode_id"] in entries:
-            raise ToolkitError(f"{json_path}: episode_id {entry['episode_id']} occurs twice; record or copy it again.")
-        entries[entry["episode_id"]] = entry
-    with open_hdf5(h5_path) as recording:
-        in_json, in_h5 = {f"traj_{i}" for i in entries}, {name for name in recording if name.startswith("traj_")}
-        for missing, holder, other in ((in_json - in_h5, "json", "h5"), (in_h5 - in_json, "h5", "json")):
-            if missing:
-                names = ", ".join(sorted(missing, key=natural_key)[:5])
-                raise ToolkitError(
-                    f"{h5_path}: {names} ({len(missing)} in all) in the .{holder} but not in the .{other}. The two do "
-                    "not belong together, or recording was cut short: copy both again or record again."
-                )
-        for episode_id in sorted(entries):
-            where = f"{h5_path}, traj_{episode_id}"
-            trajectory = _Trajectory(reach(recording, f"traj_{episode_id}", where), where)
-            reason = trajectory.why_unsuccessful(entries[episode_id])
-            if reason:
-                result.left_out.append(LeftOut(h5_path, episode_id, reason))
-            else:
-                result.episodes.append(trajectory.episode(h5_path, episode_id, entries[episode_id]))
-
-
-def _target(entry: dict[str, Any]) -> dict[str, Any] | None:
-    """The object of the scene (simulation.scenes) that is to be picked."""
-    scene = entry.get("conflict")
-    if not isinstance(scene, dict) or not isinstance(number := scene.get("target"), int):
-        return None
-    objects = scene.get("objects")
-    thing = objects[number] if isinstance(objects, list) and 0 <= number < len(objects) else None
-    return thing if isinstance(thing, dict) else None
-
-
-def _sensor(cameras: Collection[str], camera: str) -> str:
+def sensor_of(cameras: Collection[str], camera: str) -> str:
     """The recorded camera that a key of CAMERAS means."""
     return camera if CAMERAS[camera] not in cameras and camera in cameras else CAMERAS[camera]
 
 
-class _Trajectory:
-    """Checks one trajectory group of an open file; `where` names it in messages."""
+# -- the HDF5 file -----------------------------------------------------------------------------------------------------
 
-    def __init__(self, group: h5py.Group, where: str) -> None:
-        self.group = group
-        self.where = where
 
-    def why_unsuccessful(self, entry: dict[str, Any]) -> str:
-        """Empty for an episode that is solved at its last step, else the reason to leave it out."""
-        length = len(self._array("actions", (None, ACTION_DIM)))
-        if length == 0:
-            raise ToolkitError(
-                f"{self.where}: has no steps (length 0). Remove it from h5 and json, or record it again."
-            )
-        elapsed = entry.get("elapsed_steps", length)
-        if elapsed != length:
-            raise ToolkitError(
-                f"{self.where}: {length} actions, but the .json says elapsed_steps {elapsed}. The two files do "
-                "not belong together: copy both again or record again."
-            )
-        if reach(self.group, "success", self.where) is None:
-            raise ToolkitError(
-                f'{self.where}: has no "success", so failed episodes cannot be distinguished. Let the task\'s '
-                "evaluate() return it and replay the recording."
-            )
-        success = self._array("success", (length,))[:]
-        if success[-1]:
-            return ""
-        return "solved, but no longer at its last step" if success.any() else "not successful"
+def reach(group: h5py.Group, name: str, where: str) -> Any:
+    """What lies below a group under a name, None where nothing does; what another file holds raises ToolkitError.
 
-    def episode(self, file: Path, episode_id: int, entry: dict[str, Any]) -> Episode:
-        """The episode, with shapes and numbers checked."""
-        actions = self._finite("actions", (None, ACTION_DIM))
-        qpos = self._finite("obs/agent/qpos", (len(actions) + 1, QPOS_DIM))
-        sizes = {key: self._frame_size(key, len(actions) + 1) for key in CAMERAS}
-        content = hashlib.sha256(actions.tobytes() + qpos[:1].tobytes()).hexdigest()
-        text = entry.get("instruction")
-        if text is not None and not (isinstance(text, str) and text.strip() and text.isprintable()):
+    A link to another file would bring that file's content, whatever it is, into the dataset.
+    """
+    found: Any = group
+    for part in filter(None, name.split("/")):
+        # `part in found` would open the other file
+        if not isinstance(found, h5py.Group) or not found.id.links.exists(part.encode()):
+            return None
+        kind = found.id.links.get_info(part.encode()).type
+        if kind == h5py.h5l.TYPE_SOFT:
+            target = found.id.links.get_val(part.encode()).decode()
+            found = reach(found.file if target.startswith("/") else found, target, where)
+        elif kind == h5py.h5l.TYPE_HARD:
+            found = found[part]
+        else:
             raise ToolkitError(
-                f"{self.where}: the .json gives the instruction {text!r}, which is no line of text. Mend it, or take "
-                "it out: the split's instruction is used then."
+                f'{where}: "{part}" of "{name}" is a link to another file, which is not followed. Copy what it leads '
+                "to into the recording, or record again."
             )
-        return Episode(file, episode_id, entry.get("episode_seed"), len(actions), sizes, content, text, _target(entry))
+    return found
 
-    def _array(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
-        array = reach(self.group, name, self.where)
-        if not isinstance(array, h5py.Dataset):
-            raise ToolkitError(
-                f'{self.where}: has no "{name}". Record with obs_mode="rgb" on panda_wristcam, or replay: '
-                f"{replay_command(shlex.quote(str(self.group.file.filename)))}"
-            )
-        found = array.shape or ()  # None where it holds nothing at all
-        if len(found) != len(shape) or any(w is not None and f != w for f, w in zip(found, shape, strict=True)):
-            wanted = ", ".join("any" if n is None else str(n) for n in shape)
-            raise ToolkitError(
-                f'{self.where}: "{name}" has the shape {found}, ({wanted}) is needed: T actions, T+1 observations, '
-                "a Panda's 7 joints and gripper. Record again with panda_wristcam and pd_joint_pos."
-            )
-        check_storage(array, f'{self.where}: "{name}"')
-        return array
 
-    def _finite(self, name: str, shape: tuple[int | None, int]) -> np.ndarray:
-        values = self._array(name, shape)[:]
-        wrong = np.argwhere(~np.isfinite(values)) if values.dtype.kind == "f" else np.zeros((1, 1), int)
-        if len(wrong):
-            raise ToolkitError(
-                f'{self.where}: "{name}" is not a finite number at step {wrong[0, 0]}. The simulation broke down '
-                "there: remove the episode from h5 and json, or record it again."
-            )
-        return values
+def check_storage(array: h5py.Dataset, where: str) -> None:
+    """Refuse arrays of anything but numbers, whose values lie outside of the file, or far more than it holds."""
+    if array.dtype.kind not in "biuf":
+        raise ToolkitError(f"{where} holds {array.dtype}, where numbers are needed. Record again.")
+    if array.is_virtual or array.external:
+        raise ToolkitError(
+            f"{where} lies in another file (HDF5's virtual datasets and external storage), which is not read. Copy the "
+            "values into the recording, or record again."
+        )
+    stored = array.id.get_storage_size()
+    if array.size and (not stored or array.nbytes > max(_ALWAYS_READ, _USUAL_RATIO * stored)):
+        raise ToolkitError(
+            f"{where} declares {in_bytes(array.nbytes)}, of which the file holds {in_bytes(stored)}. The recording is "
+            "damaged or was tampered with: copy it again or record again."
+        )
 
-    def _frame_size(self, camera: str, count: int) -> tuple[int, int]:
-        cameras = reach(self.group, "obs/sensor_data", self.where)
-        sensor = _sensor(cameras if isinstance(cameras, h5py.Group) else (), camera)
-        if not isinstance(cameras, h5py.Group) or sensor not in list(cameras):
-            raise ToolkitError(
-                f'{self.where}: the camera "{sensor}" is missing.{did_you_mean(sensor, cameras or ())} '
-                'Record again with robot_uids="panda_wristcam", which has base_camera and hand_camera.'
-            )
-        name = f"obs/sensor_data/{sensor}/rgb"
-        rgb = self._array(name, (count, None, None, 3))
-        if rgb.dtype != np.uint8:
-            raise ToolkitError(f"{self.where}: {name} is {rgb.dtype}, uint8 is needed. Record again.")
-        height, width = rgb.shape[1:3]
-        check_frame_size(height, width, f"{self.where}, {sensor}")
-        return height, width
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """The file opened for reading; all that HDF5 raises becomes ToolkitError."""
+    refuse_special(path)
+    try:
+        with h5py.File(path, "r") as recording:
+            yield recording
+    except ToolkitError:
+        raise
+    except Exception as error:
+        raise ToolkitError(
+            f"{path}: cannot be read ({error}). The file is truncated, damaged or still being written: wait for the "
+            "recording to end, copy it again or record again."
+        ) from error

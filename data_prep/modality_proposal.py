@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -266,18 +266,15 @@ def proposed_configs(
         "action": ModalityConfig(deltas, list(found), action_configs=[config for config, _ in found.values()]),
         "language": ModalityConfig([0], [language]),
     }
-    return configs, [*_reasons(configs, {name: why for name, (_, why) in found.items()}, info)]
-
-
-def _reasons(configs: ModalityConfigs, why: dict[str, str], info: dict[str, Any]) -> Iterator[str]:
-    action = configs["action"]
-    for name, config in zip(action.modality_keys, action.action_configs or [], strict=True):
-        yield f"action {name} is {config.rep.name}: {why[name]}"
-    steps, fps = len(action.delta_indices), info.get("fps")
-    seconds = f", {(action.delta_indices[-1] + 1) / fps:.2g} s at {fps:g} Hz" if isinstance(fps, int | float) else ""
-    yield f"a chunk has {steps} steps{seconds}: the horizon of the given modality configuration"
-    yield f"the policy sees {', '.join(configs['video'].modality_keys)}: every camera without depth; one image of each"
-    yield f"the instruction is {configs['language'].modality_keys[0]}"
+    reasons = [f"action {name} is {config.rep.name}: {why}" for name, (config, why) in found.items()]
+    steps, fps = len(deltas), info.get("fps")
+    seconds = f", {(deltas[-1] + 1) / fps:.2g} s at {fps:g} Hz" if isinstance(fps, int | float) else ""
+    reasons += [
+        f"a chunk has {steps} steps{seconds}: the horizon of the given modality configuration",
+        f"the policy sees {', '.join(modality['video'])}: every camera without depth; one image of each",
+        f"the instruction is {language}",
+    ]
+    return configs, reasons
 
 
 def _representation(
@@ -294,7 +291,7 @@ def _representation(
         return _ABSOLUTE, "the state group of that name has another size"
     column = group.get("original_key") or COLUMNS["action"]
     names = (_dim_names(features.get(column, {})) or [])[group["start"] : group["end"]]
-    if "eef" not in kind and [_last(n) for n in names[:3]] != ["x", "y", "z"]:
+    if "eef" not in kind and [re.split(r"[^a-z0-9]+", n.lower())[-1] for n in names[:3]] != ["x", "y", "z"]:
         return ActionConfig(ActionRepresentation.RELATIVE), "targets of the joints whose state it starts from"
     if size == 3:
         return ActionConfig(ActionRepresentation.RELATIVE), "a position without rotation, from the state's"
@@ -306,10 +303,6 @@ def _representation(
         if wrong:
             return _ABSOLUTE, f"it reads like a pose ({why}), but {wrong} in the first file's {of}"
     return ActionConfig(ActionRepresentation.RELATIVE, ActionType.EEF, pose), f"an end-effector pose; {why}"
-
-
-def _last(name: str) -> str:
-    return re.split(r"[^a-z0-9]+", name.lower())[-1]
 
 
 def _pose(names: list[str], size: int) -> tuple[ActionFormat | None, str]:

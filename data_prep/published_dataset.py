@@ -1,4 +1,5 @@
-"""The published folder of a dataset: the files that its meta/ names, looked at for what must stay at home, and a card.
+"""The published folder of a dataset: the files that its meta/ names, looked at for what must stay at home, and a card
+with counts, first frames and how to train on it, which says what was not recorded.
 
 It is a dataset like the one it is made of, for this toolkit, GR00T and LeRobot alike."""
 
@@ -7,33 +8,42 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import av
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import DatasetCardData
 
 from data_prep import PublishConfig
-from data_prep.dataset_card import TEMPLATE, first_frames, write_card
 from data_prep.doctor import ERROR, PREPARE_AGAIN
 from data_prep.doctor.examine import examine
-from data_prep.doctor.examined_dataset import Subject
+from data_prep.doctor.examined_dataset import Subject, evenly, listed_objects
+from data_prep.doctor.footage import jpeg
 from gr00t.data.layout import IMAGES, DatasetLayout, fingerprint_entries
+from gr00t.data.schema import python_source
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
 from toolkit.credentials import strings_of, text_of
 from toolkit.disclosure import Machine, Noise, refuse_private
 from toolkit.progress import progress_bar
-from toolkit.publication import CARD, Kind, Published, new_folder, publish
-from toolkit.shared_keys import modality_configs
+from toolkit.publication import CARD, Kind, Published, fill_card, new_folder, publish, rows
+from toolkit.shared_keys import cues_of, modality_configs, of_suite, split_arguments
 
 FORMAT = 1
 KIND = Kind("published dataset", "published.json", "dataset", replaces=True)
 SPLIT = "meta/split.json"
+TEMPLATE = Path(__file__).with_name("dataset_card.md")
+UNKNOWN = "not recorded"
+COLUMNS, HEIGHT = 6, 120  # episodes and pixels of the strip of first frames
+INSTRUCTIONS = 20
 
 _META = (".json", ".jsonl", ".parquet")
 _TABLE = ".parquet"
@@ -82,9 +92,12 @@ def _refuse_private(contents: Contents) -> None:
 def _make(config: PublishConfig) -> Published:
     out, parts = Path(config.out), _parts(config)
     sources = {part.place + name: path for part in parts for name, path in part.files.items()}
-    frames = {f"first_frames_{part.place}".rstrip("/_") + ".jpg": first_frames(part.subject) for part in parts}
-    splits = {part.place + SPLIT: _without_folders(part.subject.layout.split) for part in parts}
-    card = write_card(config, {part.place: part.subject for part in parts}, list(frames))
+    frames = {f"first_frames_{part.place}".rstrip("/_") + ".jpg": _first_frames(part.subject) for part in parts}
+    splits = {part.place + SPLIT: dict(part.subject.layout.split) for part in parts}
+    for split in splits.values():  # without the folders of the machine that converted the recordings
+        split |= {"source_folder": Path(split["source_folder"]).name} if "source_folder" in split else {}
+    subjects = {part.place: part.subject for part in parts}
+    card = fill_card(TEMPLATE, _card_values(config, subjects, frames), _card_metadata(config, subjects))
     tag = parts[0].subject.layout.version if not parts[0].place else None  # LeRobot looks for it
     files = sorted({*sources, *frames, CARD, KIND.mark})
     texts = {CARD: card, KIND.mark: json.dumps({"format": FORMAT, "tag": tag, "files": files}, indent=1) + "\n"}
@@ -124,8 +137,14 @@ def _parts(config: PublishConfig) -> list[Part]:
             for name, path in _stills(part).items():
                 part.files[name] = path
                 part.contents.update(texts_of(name, path))
-            if not config.follow_links:
-                _refuse_links(part)
+            root = subject.root.resolve()
+            outside = [name for name, path in part.files.items() if not path.resolve().is_relative_to(root)]
+            if outside and not config.follow_links:
+                raise ToolkitError(
+                    f"{subject.root / outside[0]} is reached by a link that leads out of the dataset ({len(outside)} "
+                    "such files). Say follow_links=true to publish what is there, or put the files themselves in its "
+                    "place."
+                )
             parts.append(part)
     return parts
 
@@ -169,16 +188,6 @@ def _stills(part: Part) -> dict[str, Path]:
     names = {os.path.normpath(line) for text in said for line in text.splitlines()}
     found = {name: part.subject.root / name for name in sorted(names) if name.split(os.sep)[0] == IMAGES}
     return {name: path for name, path in found.items() if path.is_file()}
-
-
-def _refuse_links(part: Part) -> None:
-    root = part.subject.root.resolve()
-    outside = [place for place, path in part.files.items() if not path.resolve().is_relative_to(root)]
-    if outside:
-        raise ToolkitError(
-            f"{part.subject.root / outside[0]} is reached by a link that leads out of the dataset ({len(outside)} such "
-            "files). Say follow_links=true to publish what is there, or put the files themselves in its place."
-        )
 
 
 def texts_of(place: str, path: Path) -> Contents:
@@ -239,11 +248,6 @@ def _leaves(name: str, values: pa.Array) -> Iterator[tuple[str, pa.Array]]:
 # -- meta/split.json, and what there is to say -------------------------------------------------------------------------
 
 
-def _without_folders(split: dict[str, Any]) -> dict[str, Any]:
-    """meta/split.json without the folders of the machine that converted the recordings."""
-    return {name: Path(of).name if name == "source_folder" else of for name, of in split.items()}
-
-
 def _fingerprint(folder: Path, origin: Path) -> None:
     """Record the fingerprint of what is published, where there was one; refuse files that changed since."""
     split = read_json(folder / SPLIT) if (folder / SPLIT).is_file() else {}
@@ -272,3 +276,99 @@ def _notes(config: PublishConfig, parts: list[Part]) -> list[str]:
     if config.recorded is None and not all("sources" in part.subject.layout.split for part in parts):
         notes.append('the card does not say how the episodes were recorded; say recorded="..."')
     return notes
+
+
+# -- the card ----------------------------------------------------------------------------------------------------------
+
+
+def _first_frames(subject: Subject) -> bytes:
+    """A JPEG with the first frames of a few episodes, a row for each camera."""
+    strips = []
+    for camera in subject.cameras:
+        tiles = []
+        for index in evenly(list(subject.lengths), COLUMNS):
+            with subject.open_camera(index, camera) as video:
+                frame = video.frames([0])[0]
+            size = (max(1, round(frame.shape[1] * HEIGHT / frame.shape[0])), HEIGHT)
+            tiles.append(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+        strips.append(np.concatenate(tiles, axis=1))
+    width = max(strip.shape[1] for strip in strips)
+    padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
+    return jpeg(np.concatenate(padded))
+
+
+def _card_metadata(config: PublishConfig, subjects: Mapping[str, Subject]) -> DatasetCardData:
+    robots = {str(robot) for of in subjects.values() if (robot := of.layout.info.get("robot_type"))}
+    return DatasetCardData(
+        license=config.licence or "unknown",
+        task_categories=["robotics"],
+        tags=["LeRobot", "gr00t", "robotics", *config.split.name.split("/"), *sorted(robots)],
+        configs=[
+            {"config_name": place.strip("/") or "default", "data_files": f"{place}data/*/*.parquet"}
+            for place in subjects
+        ],
+    )
+
+
+def _card_values(config: PublishConfig, subjects: Mapping[str, Subject], images: Iterable[str]) -> dict[str, Any]:
+    """What dataset_card.md is filled with."""
+    top, name = "" in subjects, config.split.name
+    first = next(iter(subjects.values()))
+    counted = Counter(text for of in subjects.values() for e in of.layout.episodes for text in e.tasks)
+    place = f"data/{name}/{config.part or 'train'}" if top else f"data/{name}"
+    version, fps, robot = first.layout.version, f"{first.layout.fps:g}", first.layout.info.get("robot_type") or UNKNOWN
+    return {
+        "title": config.repo_id.split("/")[-1] if config.repo_id else name,
+        "lead": f"Demonstrations of a robot ({robot}) at {fps} frames a second, in LeRobot's format {version} with the "
+        "meta data that GR00T needs.",
+        "cues": cues_of(name) if first.is_maniskill_panda else None,
+        "names_both": of_suite(name),
+        "strategy": _strategy(first.layout.split.get("recorded")),
+        "images": list(images),
+        "parts": [of.name for of in subjects.values()],
+        "rows": rows([_facts(of) for of in subjects.values()]),
+        "instructions": counted.most_common(INSTRUCTIONS),
+        "further": max(0, len(counted) - INSTRUCTIONS),
+        "groups": first.groups,
+        "recorded": "\n\n".join(filter(None, [config.recorded, *_sources(subjects)])) or f"This was {UNKNOWN}.",
+        "licence": config.licence or UNKNOWN,
+        "repo_id": config.repo_id,
+        "place": place,
+        "split_arguments": split_arguments(config.split),
+        "trains": config.part in (None, "train"),
+        "robot_key": " modality_config=robot.py" if config.modality_config else "",
+        "robot": python_source(modality_configs(config)).strip() if config.modality_config else "",
+        "lerobot": f"LeRobot reads `{place}`{'' if top else ' (each part is a dataset)'} as `root`.",
+    }
+
+
+def _strategy(recorded: Any) -> dict[str, Any] | None:
+    """Of the instruction suite: the strategy's name, its factors, and the combinations of their values in words."""
+    if not isinstance(recorded, dict):
+        return None
+    chosen = [" ".join(map(str, values)) for values in recorded.get("combinations") or []]
+    return {"name": recorded.get("strategy"), "factors": recorded.get("factors") or [], "combinations": chosen}
+
+
+def _facts(subject: Subject) -> dict[str, str]:
+    layout, frames = subject.layout, sum(subject.lengths.values())
+    sizes = {camera: layout.frame_size(camera) for camera in subject.cameras}
+    return {
+        "Episodes": f"{len(subject.lengths):,}",
+        "Episodes held out": f"{len(subject.held_out):,}",
+        "Frames": f"{frames:,}",
+        "Duration": f"{frames / layout.fps / 60:,.1f} minutes",
+        "Cameras": ", ".join(f"{c} ({of[1]} x {of[0]})" if of else c for c, of in sizes.items()),
+        "Instructions": f"{len({text for e in layout.episodes for text in e.tasks}):,}",
+    }
+
+
+def _sources(subjects: Mapping[str, Subject]) -> list[str]:
+    """What the converter recorded of ManiSkill's recordings."""
+    found = []
+    for subject in subjects.values():
+        if "sources" in subject.layout.split:
+            why = Counter(str(of.get("reason")) for of in listed_objects(subject, "left_out"))
+            left = "; left out: " + ", ".join(f"{count} ({reason})" for reason, count in why.items()) if why else ""
+            found.append(f"`{subject.name}`: {len(subject.lengths):,} trajectories simulated in ManiSkill{left}.")
+    return found

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks.early_stopping import EPISODES, RUNS, first_answers
+from benchmarks.intervals import EPISODES, RUNS, first_answers
 from simulation.report.sequential_test import Outcomes, Question
 from simulation.report.shares import Share
 

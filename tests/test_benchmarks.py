@@ -18,7 +18,7 @@ from benchmarks.checkpoints import KINDS
 from benchmarks.conversion import converter, plain, write_recordings
 from benchmarks.gpu import Found
 from benchmarks.measuring import ROOT, in_own_process
-from benchmarks.serving import compare, make_checkpoint, observation, serving
+from benchmarks.policy_server import compare, make_checkpoint, observation, serving
 from benchmarks.training_step import Case, acting, build, training_step
 from gr00t.model.dit import VlmTokens
 from gr00t.model.gr00t_n1 import GR00TPolicy

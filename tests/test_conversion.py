@@ -14,7 +14,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from data_prep import lerobot
 from data_prep.convert import convert_split
 from data_prep.lerobot import choose_val_episodes
-from data_prep.maniskill import read_recordings
+from data_prep.recording_checks import read_recordings
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.statistics import feature_statistics, relative_statistics, to_processor_statistics
 from gr00t.data.video import VideoReader

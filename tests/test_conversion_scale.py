@@ -22,7 +22,8 @@ from conflict_panda_config import MODALITY_CONFIG
 from data_prep import convert
 from data_prep import convert as disk_space
 from data_prep.convert import ConversionReport, convert_split
-from data_prep.maniskill import CAMERAS, read_recordings
+from data_prep.maniskill import CAMERAS
+from data_prep.recording_checks import read_recordings
 from data_prep.resumable_conversion import Unfinished
 from gr00t.errors import ToolkitError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from recordings import write_recording
 
-from data_prep.maniskill import read_recordings
+from data_prep.recording_checks import read_recordings
 from gr00t.errors import ToolkitError
 
 RGB = "obs/sensor_data/hand_camera/rgb"

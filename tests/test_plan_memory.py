@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from benchmarks.measuring import in_own_process
-from benchmarks.memory_plan import predict
-from benchmarks.training_step import Case, build, make_batch
+from benchmarks.training_step import Case, build, make_batch, predict
 from finetune.plan.activations import CPU_AT_ONCE
 from finetune.plan.memory import FEATURE_BATCH
 from finetune.recipe.train_config import TrainConfig

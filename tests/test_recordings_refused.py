@@ -22,8 +22,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from data_prep import lerobot
 from data_prep.convert import convert_split
 from data_prep.lerobot import choose_val_episodes
-from data_prep.maniskill import read_recordings
-from data_prep.recorded_parts import check_no_duplicates
+from data_prep.recording_checks import check_no_duplicates, read_recordings
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
 

@@ -16,7 +16,7 @@ from config_calls import compose
 from outcomes import HELD, NONE, WRONG, evaluation, outcome, played
 from test_closed_loop_report import Page
 
-from benchmarks.new_trainings import RATES, evaluated, row
+from benchmarks.intervals import RATES, evaluated, row
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import write_json
 from simulation.closed_loop import EpisodeOutcome
@@ -259,7 +259,7 @@ def test_differences_change_their_sign_with_the_order_and_widen_with_confidence(
 @pytest.mark.parametrize("name", ["uniform, 50 to 90 %", "logit-normal, 95 %, 1", "all 70 %"])
 @pytest.mark.parametrize("trainings", [2, 5])
 def test_intervals_hold_where_rates_are_drawn_otherwise_than_the_model_draws_them(name: str, trainings: int) -> None:
-    """A reduced form of benchmarks/new_trainings.py; of 40 comparisons 3 sigma are 10 points, of families 4."""
+    """A reduced form of benchmarks/intervals.py; of 40 comparisons 3 sigma are 10 points, of families 4."""
     found = row(RATES[name], trainings, 50, runs=40, settings=3)
     assert found["covered"] > 0.92 and found["difference"] > 0.92
     assert found["false"] <= 0.15 and found["family"] <= 0.25

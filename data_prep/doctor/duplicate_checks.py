@@ -7,16 +7,14 @@ decide, in any codec and light."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from data_prep.doctor import Finding, Level, episodes, error, remark, warning
 from data_prep.doctor.examined_dataset import Series, Subject, evenly, listed_objects
 from data_prep.doctor.footage import SIDE
-from data_prep.lerobot import thumbnail
 from gr00t.errors import ToolkitError
 
 SPLIT = "meta/split.json"
@@ -106,8 +104,11 @@ def check_apart(train: Subject, tested: Subject) -> Iterator[Finding]:
         found = f"{len(first)} train episodes are in {name} too."
         yield error(name, found, MEND_LEAK, episodes=first)
     yield from _repeated(matches)
-    ours, theirs = ({s["sha256"]: s["file"] for s in _recordings(part)} for part in (train, tested))
-    for digest in sorted(set(ours) & set(theirs)):
+    ours, theirs = (
+        {s.get("sha256"): s["file"] for s in listed_objects(part, "sources") if str(s.get("file")).endswith(".h5")}
+        for part in (train, tested)
+    )
+    for digest in sorted(filter(None, set(ours) & set(theirs))):
         yield error(SPLIT, f"Both parts were made from the same recording ({ours[digest]}).", MEND_LEAK)
 
 
@@ -130,11 +131,6 @@ def _repeated(matches: list[Match]) -> Iterator[Finding]:
         yield remark("episodes", f"{found} {' and '.join(map(str, other[0]))}: no copies")
 
 
-def _recordings(subject: Subject) -> list[dict[str, Any]]:
-    sources = listed_objects(subject, "sources")
-    return [source for source in sources if source.get("sha256") and str(source.get("file")).endswith(".h5")]
-
-
 def _matches(first: Subject, second: Subject) -> list[Match]:
     """What episodes of two datasets, or of one, have in common."""
     tables, actions = (first.motion_tables, second.motion_tables), (first.action_tables, second.action_tables)
@@ -147,7 +143,9 @@ def _matches(first: Subject, second: Subject) -> list[Match]:
         for i, j, share in pairs:
             if (first is not second or i < j) and (i, j) not in found:
                 found[i, j] = Match((i, j), kind, share, 0 if kind == "course" else _lag(one[i], two[j]))
-    matches = _looked_at(first, second, list(found.values()))
+    seen = {n: _show_the_same(first, second, match) for n, match in evenly(list(enumerate(found.values())), LOOKED_AT)}
+    others = False if set(seen.values()) == {False} else None  # what all of these say goes for further ones
+    matches = [replace(match, seen=seen.get(n, others)) for n, match in enumerate(found.values())]
     return matches if first.fast else matches + [m for m in _same_footage(first, second) if m.pair not in found]
 
 
@@ -223,13 +221,6 @@ def course(table: np.ndarray) -> np.ndarray:
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-def _looked_at(first: Subject, second: Subject, matches: list[Match]) -> list[Match]:
-    """The matches with what the images say; what all of LOOKED_AT pairs say goes for further ones."""
-    seen = {n: _show_the_same(first, second, matches[n]) for n in evenly(range(len(matches)), LOOKED_AT)}
-    others = False if set(seen.values()) == {False} else None
-    return [replace(match, seen=seen.get(n, others)) for n, match in enumerate(matches)]
-
-
 def _show_the_same(first: Subject, second: Subject, match: Match) -> bool | None:
     """Whether every camera of both shows the same at the same moments; None where they cannot be compared."""
     (i, j), lag = match.pair, match.lag
@@ -237,8 +228,8 @@ def _show_the_same(first: Subject, second: Subject, match: Match) -> bool | None
     cameras = [camera for camera in first.cameras if camera in second.cameras]
     try:
         for camera in cameras if moments else ():
-            ours = _thumbnails(first, i, camera, [t + lag for t in moments])
-            theirs = _thumbnails(second, j, camera, moments)
+            ours = first.thumbnails(i, camera, [t + lag for t in moments], SIDE)
+            theirs = second.thumbnails(j, camera, moments, SIDE)
             off = np.median(np.abs(ours - _in_light_of(ours, theirs)), axis=0)  # codecs blur what moves, never for long
             is_lit_alike = np.abs((ours - theirs).mean(axis=(0, 1, 2))).max() <= LIGHT
             if off.max() > ALIKE or (match.kind == "frames" and not is_lit_alike):
@@ -246,11 +237,6 @@ def _show_the_same(first: Subject, second: Subject, match: Match) -> bool | None
     except (ToolkitError, IndexError):
         return None  # check_decoding says why
     return True if cameras and moments else None
-
-
-def _thumbnails(subject: Subject, episode: int, camera: str, frames: Sequence[int]) -> np.ndarray:
-    with subject.open_camera(episode, camera) as video:
-        return np.stack([thumbnail(video.frames([frame])[0], SIDE) for frame in frames])
 
 
 def _in_light_of(wanted: np.ndarray, images: np.ndarray) -> np.ndarray:

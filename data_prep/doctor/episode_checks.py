@@ -161,11 +161,6 @@ def check_split(subject: Subject) -> Iterator[Finding]:
         yield error(SPLIT, found, "Put the folders back: conflict episodes must never be trained on.")
     if part == "train" and not listed:
         yield warning(SPLIT, "No episode is held out, so nothing can be evaluated open loop.", PREPARE_AGAIN)
-    yield from _sources(subject)
-
-
-def _sources(subject: Subject) -> Iterator[Finding]:
-    """What meta/split.json says of each episode's recording: of every one, and of each another."""
     entries = listed_objects(subject, "episodes")
     if entries and len(entries) != (count := len(subject.layout.listed)):
         found = f"Names the source of {len(entries)} episodes; there are {count}."
@@ -226,21 +221,20 @@ def check_video_rate(subject: Subject) -> Iterator[Finding]:
     fps = subject.layout.fps
     text = f"The videos run at {{:.4g}} frames a second, fps of meta/info.json is {fps:g}."
     remedy = f"Frames are read by number here, by time in LeRobot. {MEND_RATE} Then write the videos at that rate."
-    for camera in subject.cameras:
-        rates = {i: f.fps for i, f in subject.footage_of(camera).items() if f.fps}
+    stamps = subject.column("timestamp")
+    for _, where, footage in subject.filmed():
+        rates = {i: f.fps for i, f in footage.items() if f.fps}
         other = {i: text.format(rate) for i, rate in rates.items() if abs(rate - fps) > 0.02 * fps}
-        yield from subject.about(warning, f"videos/, {camera}", other, remedy)
-        drifts = {
-            i: _last_apart(f.times, subject.column("timestamp").get(i)) for i, f in subject.footage_of(camera).items()
-        }
+        yield from subject.about(warning, where, other, remedy)
+        drifts = {i: _last_apart(f.times, stamps.get(i, np.empty(0)).reshape(-1)) for i, f in footage.items()}
         shown = "Frames are shown {:+.2f} s from their timestamps at the end of episode {}; the distance grows."
         away = {i: shown.format(d, i) for i, d in drifts.items() if abs(d) * fps > 0.5 and i not in other}
-        yield from subject.about(warning, f"videos/, {camera}", away, remedy)
+        yield from subject.about(warning, where, away, remedy)
 
 
-def _last_apart(times: np.ndarray, stamps: np.ndarray | None) -> float:
+def _last_apart(times: np.ndarray, stamps: np.ndarray) -> float:
     """Seconds from the last timestamp to when the last frame is shown, both counted from the first."""
-    stamps = np.empty(0) if stamps is None else stamps.reshape(-1).astype(np.float64)
+    stamps = stamps.astype(np.float64)
     return float(times[-1] - times[0] - (stamps[-1] - stamps[0])) if len(times) == len(stamps) > 1 else 0.0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short, split_message
 from data_prep.doctor.footage import Footage, evenly, watch
-from data_prep.lerobot import Columns, read_table
+from data_prep.lerobot import Columns, read_table, thumbnail
 from gr00t.data.frame_tables import EpisodeImages, TableImages, open_camera, table_images
 from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.schema import ModalityConfigs
@@ -87,7 +87,8 @@ class Subject:
         self.root, self.configs, self.fast, self.progress = Path(root), configs, fast, progress
         self.name = self.root.name or self.root.resolve().name
         self.refusal = ""
-        self.fresh_relative, self.video_path = cache(self._fresh_relative), cache(self._video_path)
+        self.fresh_relative = cache(self._fresh_relative)
+        self.video_path: Callable[[int, str], Path | str] = cache(lambda *place: _path(self.layout.camera_path, *place))
         try:
             self.layout = DatasetLayout(self.root, exclude)
             self.layout.refuse_lost_tables()
@@ -124,13 +125,10 @@ class Subject:
     @cached_property
     def tables(self) -> dict[int, Columns | str]:
         """Columns of each episode's frame table, or why they cannot be read."""
-        if self.layout.version == V3:
-            return self._shared_tables()
-        paths = [_path(self.layout.parquet_path, index) for index in self.lengths]
-        return dict(zip(self.lengths, _read_tables(paths), strict=True))
-
-    def _shared_tables(self) -> dict[int, Columns | str]:
-        """The same for LeRobot v3.0: rows say themselves which episode they are of (see gr00t.data.step_reader)."""
+        if self.layout.version != V3:
+            paths = [_path(self.layout.parquet_path, index) for index in self.lengths]
+            return dict(zip(self.lengths, _read_tables(paths), strict=True))
+        # in LeRobot v3.0 rows say themselves which episode they are of (see gr00t.data.step_reader)
         try:
             tables = _read_tables(self.layout.data_files())
         except ToolkitError as error:
@@ -272,12 +270,14 @@ class Subject:
         """Cameras of the configuration that modality.json has."""
         return [camera for camera in self.configs["video"].modality_keys if camera in self.layout.cameras]
 
-    def _video_path(self, episode: int, camera: str) -> Path | str:
-        return _path(self.layout.camera_path, episode, camera)
-
     def open_camera(self, episode: int, camera: str, reader: Any = None) -> EpisodeVideo | EpisodeImages:
         """What a camera saw in an episode; `reader` is shared by the episodes of a video."""
         return open_camera(self.layout, episode, camera, self.images.get(camera, reader))
+
+    def thumbnails(self, episode: int, camera: str, frames: Sequence[int], side: int) -> np.ndarray:
+        """(N, side, side, 3) float32 of 255: mean colours of fields of these frames; else ToolkitError."""
+        with self.open_camera(episode, camera) as video:
+            return np.stack([thumbnail(video.frames([frame])[0], side) for frame in frames])
 
     @cached_property
     def images(self) -> dict[str, TableImages]:
@@ -300,9 +300,10 @@ class Subject:
                 self.progress(f"{self.name}: videos", len(found), len(wanted) * len(self.cameras))
             return found
 
-    def footage_of(self, camera: str) -> dict[int, Footage]:
-        """{episode: what the videos of one camera show}."""
-        return {episode: footage for (episode, c), footage in self.footage.items() if c == camera}
+    def filmed(self) -> Iterator[tuple[str, str, dict[int, Footage]]]:
+        """(camera, how findings name its videos, {episode: what they show}) of every camera."""
+        for camera in self.cameras:
+            yield camera, f"videos/, {camera}", {i: seen for (i, c), seen in self.footage.items() if c == camera}
 
     def _look(self, path: Path | str, keys: list[tuple[int, str]], glanced: set[int]) -> dict[tuple[int, str], Footage]:
         """What one video file shows: of one episode, in v3.0 of many."""

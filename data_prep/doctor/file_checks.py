@@ -1,9 +1,8 @@
-"""Do files, counts and columns agree? Does meta/modality.json fit the columns and the modality configuration, and has
-every frame an instruction that is listed?"""
+"""Do files, counts and columns agree? Does meta/modality.json fit the columns and the modality configuration?"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -20,9 +19,7 @@ from gr00t.errors import did_you_mean
 from gr00t.file_reading import files_below
 from gr00t.file_replacement import file_sha256
 
-MODALITY, TASKS = "meta/modality.json", "meta/tasks.jsonl"
-TASK_INDEX = "task_index"  # LeRobot's own column
-SHOWN_TASKS = 5
+MODALITY = "meta/modality.json"
 
 MEND_COUNTS = (
     "An interrupted copy, or meta/ of another version: copy or prepare the dataset again; or correct the number in "
@@ -35,10 +32,6 @@ MEND_CHANGED = (
 MEND_MODALITY = (
     "Correct the entry in meta/modality.json (groups lie one behind the other: start is the first column, end the one "
     "after the last), or the modality configuration (modality_config=FILE, else conflict_panda_config.py)."
-)
-MEND_TASKS = (
-    "Write the instruction into meta/tasks.jsonl and its task_index into the column, or prepare the dataset again with "
-    'split.instruction="...".'
 )
 
 
@@ -286,78 +279,3 @@ def check_groups(subject: Subject) -> Iterator[Finding]:
         if strange and (group.is_gripper or len(strange) < len(own)):
             text = f'{group.where} holds {", ".join(strange)} of "{group.column}" (by name).'
             yield warning(MODALITY, text, MEND_MODALITY)
-
-
-# -- instructions ------------------------------------------------------------------------------------------------------
-
-
-def check_tasks(subject: Subject) -> Iterator[Finding]:
-    """Does every one say something?"""
-    tasks = subject.layout.tasks
-    if not tasks:
-        yield error(TASKS, "Lists no instruction.", MEND_TASKS)
-    for index, text in tasks.items():
-        if not any(letter.isalnum() for letter in text):
-            found = f"Instruction {index} is empty ({text!r}): the policy would get no instruction."
-            yield error(TASKS, found, MEND_TASKS)
-    for text, count in Counter(tasks.values()).items():
-        if count > 1:
-            remedy = "Give both the same task_index; a mixture of instructions is counted wrongly otherwise."
-            yield warning(TASKS, f'"{text}" is listed {count} times.', remedy)
-
-
-def check_told(subject: Subject) -> Iterator[Finding]:
-    """Has every frame a listed instruction?"""
-    column, tasks = annotation_column(subject), subject.layout.tasks
-    by_episode = instructions_by_episode(subject, column)
-    lost = _unlisted(column, by_episode, tasks)
-    yield from subject.about(error, "data/", lost, MEND_TASKS)
-    if column != TASK_INDEX:
-        others = _unlisted(TASK_INDEX, instructions_by_episode(subject, TASK_INDEX), tasks)
-        wrong = {i: found for i, found in others.items() if i not in lost}
-        yield from subject.about(warning, "data/", wrong, f'Training reads "{column}", LeRobot this: {MEND_TASKS}')
-    yield from _used(tasks, by_episode)
-    strange = {
-        e.index: "The instruction listed for the episode is not the one its frames refer to."
-        for e in subject.layout.episodes
-        if e.tasks and not {tasks[n] for n in by_episode.get(e.index, ()) if n in tasks} <= set(e.tasks)
-    }
-    remedy = "One of the two is another episode's: find out which (see the images of html=FILE), and mend the other."
-    yield from subject.about(error, "meta/episodes.jsonl", strange, remedy)
-
-
-def _unlisted(column: str, by_episode: dict[int, set[int]], tasks: dict[int, str]) -> dict[int, str]:
-    """What is wrong with the episodes that refer to instructions which there are not."""
-    unknown = {i: min(numbers - set(tasks)) for i, numbers in by_episode.items() if not numbers <= set(tasks)}
-    hints = {n: did_you_mean(str(n), map(str, tasks)).replace("Known:", "Listed:") for n in unknown.values()}
-    lists = "which meta/tasks.jsonl does not list"
-    return {i: f'Column "{column}" refers to instruction {n}, {lists}.{hints[n]}' for i, n in unknown.items()}
-
-
-def _used(tasks: dict[int, str], by_episode: dict[int, set[int]]) -> Iterator[Finding]:
-    """Remarks on which instructions the frames refer to, and on those to which none does."""
-    used = Counter(tasks[n] for numbers in by_episode.values() for n in numbers if n in tasks)
-    for text, count in used.most_common(SHOWN_TASKS):
-        yield remark(TASKS, f'"{text}": {count} episodes')
-    if len(used) > SHOWN_TASKS:
-        yield remark(TASKS, f"and {len(used) - SHOWN_TASKS} more instructions")
-    unused = [text for text in tasks.values() if text not in used]
-    if unused and by_episode:
-        yield remark(TASKS, f'{len(unused)} listed instructions are not used, the first "{unused[0]}"')
-
-
-def annotation_column(subject: Subject) -> str:
-    """The column that gives each frame's instruction."""
-    key = subject.configs["language"].modality_keys[0]
-    entry = subject.entries("annotation").get(key.removeprefix("annotation."), {})
-    return str((entry.get("original_key") if isinstance(entry, dict) else None) or key)
-
-
-def instructions_by_episode(subject: Subject, column: str) -> dict[int, set[int]]:
-    """{episode: task indices of its frames}; episodes whose column holds words instead are left out."""
-    found = {}
-    for index, values in subject.column(column).items():
-        if values.dtype.kind in "iufb" and len(values):
-            numbers = matrix(values)[:, 0]
-            found[index] = {int(n) for n in np.unique(numbers[np.isfinite(numbers)])}
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -13,6 +14,8 @@ from data_prep.lerobot import SKETCH_SIDE, thumbnail
 from gr00t.data.frame_tables import EpisodeImages
 from gr00t.data.video import EpisodeVideo
 from gr00t.errors import ToolkitError
+
+T = TypeVar("T")
 
 SIDE = 16  # of a video's thumbnails
 SKETCH = (SKETCH_SIDE, SKETCH_SIDE, 3)
@@ -65,7 +68,10 @@ def watch(video: EpisodeVideo | EpisodeImages, count: int | None, journeys: Sequ
                 size = frame.shape[:2]
                 small.append(thumbnail(frame, SIDE))
                 contrast.append(float(frame.std()))
-                blocks = _blocks(frame)
+                # means of 4x4 pixels average the codec's noise out and keep small motions
+                grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+                sides = (frame.shape[1] // 4 or 1, frame.shape[0] // 4 or 1)
+                blocks = cv2.resize(grey, sides, interpolation=cv2.INTER_AREA)
                 if journeys:
                     fields.append(cv2.resize(blocks, (FIELDS, FIELDS), interpolation=cv2.INTER_AREA))
                 for changes, earlier in zip((motion, leaps), reversed(before), strict=False):
@@ -87,13 +93,14 @@ def watch(video: EpisodeVideo | EpisodeImages, count: int | None, journeys: Sequ
         return Footage(str(error))
 
 
-def _blocks(frame: np.ndarray) -> np.ndarray:
-    """A frame in grey, as means of 4x4 pixels, which average the codec's noise out and keep small motions."""
-    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return cv2.resize(grey, (frame.shape[1] // 4 or 1, frame.shape[0] // 4 or 1), interpolation=cv2.INTER_AREA)
+def jpeg(image: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB as a small JPEG."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    assert done
+    return data.tobytes()
 
 
-def evenly(items: Sequence[int] | range, count: int) -> list[int]:
+def evenly(items: Sequence[T], count: int) -> list[T]:
     """At most `count` of the items, first and last among them."""
     if len(items) <= count:
         return list(items)

@@ -144,6 +144,27 @@ def _panda_gripper(group: Group, values: np.ndarray) -> Iterator[Finding]:
         yield error(group.where, f"goes from {low:.4g} to {high:.4g}: {problem}", MEND_GRIPPER)
 
 
+def check_gripper_direction(subject: Subject) -> Iterator[Finding]:
+    """Does it close when commanded to?"""
+    group = subject.all_groups.get(("action", "gripper"))
+    if not subject.is_maniskill_panda or group not in subject.groups:
+        return
+    states, wrong, stays = subject.series("state", "gripper"), {}, {}
+    for i, action in group.series.items():
+        state = states.get(i, action[:0])
+        # Where the gripper is a few frames later: it takes that long to get anywhere.
+        now, then = action[:-3, 0], state[3:, 0]
+        if len(now) == len(then) > 3 and np.ptp(now) > 0 and np.ptp(then) > 0 and np.corrcoef(then, now)[0, 1] < -0.3:
+            wrong[i] = "The gripper opens when it is commanded to close: the command's sign is reversed."
+        if (action > 0).all():
+            stays[i] = "The gripper is never commanded to close, though it is in other episodes."
+    remedy = "Turn the sign of the gripper's action (1 opens, -1 closes), then write the statistics again."
+    yield from subject.about(error, group.where, wrong, remedy)
+    if len(stays) < len(group.series):
+        remedy = "Leave them out unless they are meant so: nothing is picked up there."
+        yield from subject.about(warning, group.where, stays, remedy)
+
+
 def check_constant(subject: Subject) -> Iterator[Finding]:
     """Does every dimension move?"""
     for group in subject.groups:

@@ -88,38 +88,37 @@ def check_copies(subject: Subject) -> Iterator[Finding]:
 
 def check_decoding(subject: Subject) -> Iterator[Finding]:
     """Does it decode, with a frame for each row?"""
-    for camera in subject.cameras:
-        footage = subject.footage_of(camera)
+    for _, where, footage in subject.filmed():
         broken = [i for i, f in footage.items() if f.problem and not f.problem.endswith(("is missing.", "is empty."))]
         if broken:
             found, remedy = split_message(footage[broken[0]].problem)
-            yield from subject.about(error, f"videos/, {camera}", dict.fromkeys(broken, found), remedy)
+            yield from subject.about(error, where, dict.fromkeys(broken, found), remedy)
         wrong = {
             i: f"The video of episode {i} has {f.length} frames, its table should have {subject.lengths[i]}: images "
             "and states drift apart."
             for i, f in footage.items()
             if not f.problem and f.length != subject.lengths[i]
         }
-        yield from subject.about(error, f"videos/, {camera}", wrong)
+        yield from subject.about(error, where, wrong)
         slow = {
             i: f"A random frame of episode {i} costs decoding up to {f.cost} frames: training will wait for data."
             for i, f in footage.items()
             if f.cost > SLOW
         }
-        yield from subject.about(warning, f"videos/, {camera}", slow, MEND_SLOW)
+        yield from subject.about(warning, where, slow, MEND_SLOW)
 
 
 def check_sizes(subject: Subject) -> Iterator[Finding]:
     """Is there one frame size?"""
-    for camera in subject.cameras:
-        sizes = {i: f.size for i, f in subject.footage_of(camera).items() if f.size}
+    for camera, where, footage in subject.filmed():
+        sizes = {i: f.size for i, f in footage.items() if f.size}
         if not sizes:
             continue
         usual = Counter(sizes.values()).most_common(1)[0][0]
         text = f"Frames are {{}}x{{}}, those of the other episodes {usual[0]}x{usual[1]}."
         other = {i: text.format(*size) for i, size in sorted(sizes.items()) if size != usual}
         remedy = f"Record the whole dataset with one size. {PREPARE_AGAIN}"
-        yield from subject.about(error, f"videos/, {camera}", other, remedy)
+        yield from subject.about(error, where, other, remedy)
         column = subject.entries("video")[camera].get("original_key") or f"observation.images.{camera}"
         shape = subject.features.get(column, {}).get("shape")
         if isinstance(shape, list) and len(shape) == 3 and not set(usual) <= set(shape):
@@ -130,8 +129,7 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
 def check_frozen(subject: Subject) -> Iterator[Finding]:
     """Do frames change when the robot moves?"""
     # Only between frames over which the state moves far: a codec gives still scenes, and slow ones, equal frames.
-    for camera in subject.cameras:
-        where, footage = f"videos/, {camera}", subject.footage_of(camera)
+    for _, where, footage in subject.filmed():
         moved = {i: f.moved for i, f in footage.items() if len(f.moved) == len(subject.journeys.get(i, ())) > 0}
         if not moved:
             yield remark(where, "The state hardly moves: whether the image should change cannot be said.")
@@ -179,18 +177,18 @@ def _repeated(subject: Subject, where: str, motion: Series) -> Iterator[Finding]
 
 def check_blank(subject: Subject) -> Iterator[Finding]:
     """Does every frame show something?"""
-    for camera in subject.cameras:
+    for _, where, footage in subject.filmed():
         blank, foreign = {}, {}
-        for i, f in subject.footage_of(camera).items():
+        for i, f in footage.items():
             frames, odd = np.flatnonzero(f.contrast < BLANK), _foreign_frames(f.motion, f.leaps)
             if len(frames):
                 blank[i] = f"{len(frames)} frames of episode {i} show a single colour, the first is frame {frames[0]}."
             elif len(odd):
                 foreign[i] = f"Frame {odd[0]} of episode {i} is unlike both of its neighbours, which are alike."
         remedy = "A camera that was off or a lost frame: leave the episode out, or record it again."
-        yield from subject.about(error, f"videos/, {camera}", blank, remedy)
+        yield from subject.about(error, where, blank, remedy)
         remedy = f"A damaged or misplaced frame. {PREPARE_AGAIN}"
-        yield from subject.about(warning, f"videos/, {camera}", foreign, remedy)
+        yield from subject.about(warning, where, foreign, remedy)
 
 
 def _foreign_frames(motion: np.ndarray, leaps: np.ndarray) -> np.ndarray:
@@ -204,14 +202,14 @@ def _foreign_frames(motion: np.ndarray, leaps: np.ndarray) -> np.ndarray:
 def check_order(subject: Subject) -> Iterator[Finding]:
     """Do frames follow one another?"""
     # The second next frame is farther off than the next, where that is so in most episodes.
-    for camera in subject.cameras:
-        long = {i: f for i, f in subject.footage_of(camera).items() if len(f.leaps) > 2 * WINDOW}
+    for _, where, footage in subject.filmed():
+        long = {i: f for i, f in footage.items() if len(f.leaps) > 2 * WINDOW}
         straight = {i: float(np.median(f.leaps) / max(1e-6, np.median(f.motion))) for i, f in long.items()}
         usual = float(np.median(list(straight.values()))) if straight else 0.0
         found = "The frames are out of order: each is as far from the next as from the one after."
         mixed = {i: found for i, share in straight.items() if 0 < share < min(MIXED, usual - BELOW)}
         if usual >= STRAIGHT:
-            yield from subject.about(error, f"videos/, {camera}", mixed)
+            yield from subject.about(error, where, mixed)
 
 
 # -- what they show ----------------------------------------------------------------------------------------------------
@@ -220,18 +218,18 @@ def check_order(subject: Subject) -> Iterator[Finding]:
 def check_first_frames(subject: Subject) -> Iterator[Finding]:
     """Are they what was recorded?"""
     recorded = _recorded(subject)
-    for camera in subject.cameras:
-        sketches = {i: f.sketches for i, f in subject.footage_of(camera).items() if (i, camera) in recorded}
+    for camera, where, footage in subject.filmed():
+        sketches = {i: f.sketches for i, f in footage.items() if (i, camera) in recorded}
         verdicts = {i: _verdict(seen[0], (i, camera), recorded) for i, seen in sketches.items() if len(seen)}
-        yield from _by_verdict(subject, camera, verdicts, "The first frame {}; it is not what was recorded.")
+        yield from _by_verdict(subject, where, verdicts, "The first frame {}; it is not what was recorded.")
 
 
-def _by_verdict(subject: Subject, camera: str, verdicts: dict[int, Verdict | None], text: str) -> Iterator[Finding]:
+def _by_verdict(subject: Subject, where: str, verdicts: dict[int, Verdict | None], text: str) -> Iterator[Finding]:
     """A finding for each verdict, of the episodes that share it."""
     for found, remedy in dict.fromkeys(verdict for verdict in verdicts.values() if verdict):
         wrong = {i: text.format(found) for i, verdict in verdicts.items() if verdict == (found, remedy)}
         level = warning if remedy == MEND_LIGHT else error
-        yield from subject.about(level, f"videos/, {camera}", wrong, remedy)
+        yield from subject.about(level, where, wrong, remedy)
 
 
 def _recorded(subject: Subject) -> dict[tuple[int, str], np.ndarray]:
@@ -267,8 +265,8 @@ def _verdict(seen: np.ndarray, place: tuple[int, str], recorded: dict[tuple[int,
 def check_alike(subject: Subject) -> Iterator[Finding]:
     """Do episodes look alike: colours, up and down, camera?"""
     means, usual = {}, {}
-    for camera in subject.cameras:
-        means[camera] = {i: f.mean for i, f in subject.footage_of(camera).items() if f.mean is not None}
+    for camera, _, footage in subject.filmed():
+        means[camera] = {i: f.mean for i, f in footage.items() if f.mean is not None}
         if len(means[camera]) >= ENOUGH:
             usual[camera] = np.median(np.stack(list(means[camera].values())), axis=0)
     for camera, image in usual.items():
@@ -276,7 +274,9 @@ def check_alike(subject: Subject) -> Iterator[Finding]:
         limit = max(UNLIKE, 2.5 * float(np.median(list(apart.values()))))
         unlike = {i: mean for i, mean in means[camera].items() if apart[i] >= limit}
         verdicts = {i: _change(mean, camera, usual) for i, mean in unlike.items()}
-        yield from _by_verdict(subject, camera, verdicts, "The image {}, compared with the other episodes.")
+        yield from _by_verdict(
+            subject, f"videos/, {camera}", verdicts, "The image {}, compared with the other episodes."
+        )
 
 
 def _change(mean: np.ndarray, camera: str, usual: dict[str, np.ndarray]) -> Verdict | None:
@@ -297,8 +297,8 @@ def check_colours(subject: Subject) -> Iterator[Finding]:
     if _recorded(subject):
         return  # check_first_frames knows
     cool, warm, grey = [], [], []
-    for camera in subject.cameras:
-        seen = [f.mean for f in subject.footage_of(camera).values() if f.mean is not None]
+    for camera, _, footage in subject.filmed():
+        seen = [f.mean for f in footage.values() if f.mean is not None]
         if not seen:
             return
         if max(np.ptp(image, axis=-1).max() for image in seen) < GREY:
@@ -319,15 +319,14 @@ def check_cameras(subject: Subject) -> Iterator[Finding]:
     """Does the wrist camera move with the arm?"""
     # A camera called wrist or hand moves with the arm, the others do not: the still one cannot be at the wrist.
     usual = {}
-    for camera in subject.cameras:
-        unrest = [f.unrest for f in subject.footage_of(camera).values() if f.unrest is not None]
+    for camera, _, footage in subject.filmed():
+        unrest = [f.unrest for f in footage.values() if f.unrest is not None]
         if unrest:
             usual[camera] = float(np.median(unrest))
     carried = {c: u for c, u in usual.items() if any(word in c.lower() for word in ("wrist", "hand", "gripper"))}
     fixed = {c: u for c, u in usual.items() if c not in carried}
     for camera, own in carried.items():
         if fixed and min(fixed.values()) > max(2 * own, 3.0):
-            found = (
-                f"{camera} stands still while {next(iter(fixed))} moves with the arm: the cameras seem to be swapped."
-            )
-            yield warning(f"videos/, {camera}, {next(iter(fixed))}", found, MEND_CAMERAS)
+            other = next(iter(fixed))
+            found = f"{camera} stands still while {other} moves with the arm: the cameras seem to be swapped."
+            yield warning(f"videos/, {camera}, {other}", found, MEND_CAMERAS)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.lerobot import GROUPS
-from data_prep.maniskill import CAMERAS, read_recordings
+from data_prep.maniskill import CAMERAS
 from data_prep.maniskill import Episode as Recorded
+from data_prep.recording_checks import read_recordings
 from gr00t.data.sampler import Stream, torch_seed
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError

@@ -4,7 +4,7 @@ A training has a rate of its own, drawn from a beta distribution with the settin
 episodes of one training; its episodes are binomial (the beta-binomial model: Skellam 1948). The posterior is taken on a
 grid: means uniform in 0 to 1, rho with a density proportional to rho^-1/2 in 0.001 to 0.5. Two settings are compared
 with one rho for both, as an analysis of variance has one variance. How often the intervals hold where rates are drawn
-otherwise: `python -m benchmarks.new_trainings`.
+otherwise: `python -m benchmarks.intervals`.
 
 A checkpoint's evaluation holds the recipe that it was trained by; trainings of one setting have the same recipe but for
 the seed, and were evaluated alike. Of others, and in older reports, folders `seed-0`, `seed-1`, ... say so. Weights

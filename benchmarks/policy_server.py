@@ -1,6 +1,6 @@
 """The policy server: what an action takes over the network, beside the same action in one's own process.
 
-    python -m benchmarks.serving model=small rounds=20
+    python -m benchmarks.policy_server model=small rounds=20
 
 Random weights; the server is `python -m gr00t.serve` in a process of its own on this machine. Local and served actions
 take turns; figures are the fastest of all rounds, those that other work on the machine hit least. "Transport" is the
@@ -107,12 +107,10 @@ def measure(case: dict[str, Any]) -> Found:
 def main() -> None:
     chosen = measuring.options(model="small", rounds=20)
     print(f"model={chosen.model}, fp32\n{measuring.describe()}\n")
-    rows = measuring.in_own_process("benchmarks.serving", {"model": chosen.model, "rounds": chosen.rounds})
+    rows = measuring.in_own_process("benchmarks.policy_server", {"model": chosen.model, "rounds": chosen.rounds})
     if "error" in rows:
         sys.exit(f"failed: {rows['error']}")
-    print(measuring.heading(COLUMNS))
-    for name, row in rows.items():
-        print(measuring.line(COLUMNS, {"name": name, **row}))
+    measuring.show(COLUMNS, ({"name": name, **row} for name, row in rows.items()))
 
 
 if __name__ == "__main__":
