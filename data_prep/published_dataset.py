@@ -26,9 +26,8 @@ from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
 from toolkit.credentials import strings_of, text_of
-from toolkit.disclosure import Machine, Noise, refuse_private
 from toolkit.progress import progress_bar
-from toolkit.publication import CARD, Kind, Published, new_folder, publish
+from toolkit.publication import CARD, Kind, Machine, Noise, Published, new_folder, publish, refuse_private
 from toolkit.shared_keys import modality_configs
 
 FORMAT = 1

@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from gr00t.errors import ToolkitError
-from toolkit.commands import COMMANDS
-from toolkit.composition import Composition, compose, default_choices, parse, read_local
+from toolkit.composition import COMMANDS, Composition, compose, default_choices, parse, read_local
 from toolkit.credentials import refuse_secret, refuse_secret_arguments
 from toolkit.declaration import BOUNDS, Key, bounds_in_words, flat, keys_of
 from toolkit.installation import CONFIG_DIR
