@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -19,11 +18,10 @@ import pyarrow as pa
 from PIL import Image
 
 from gr00t.data.layout import IMAGES, V3, DatasetLayout
-from gr00t.data.parquet_files import check_size, open_table, refuse_foreign
 from gr00t.data.schema import look_up
 from gr00t.data.video import MOST_PIXELS, EpisodeVideo, VideoReader
-from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_reading import refuse_special
+from gr00t.errors import ToolkitError, disk_errors, is_disk_error
+from gr00t.file_reading import check_size, open_table, refuse_foreign, refuse_special
 from gr00t.file_replacement import files_digest, make_once, unsound, whole_folder, write_checksum
 
 CACHE_FOLDER = ".cache"
@@ -155,10 +153,8 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
 def _disk_error(error: BaseException | None) -> OSError | None:
     """What the disk said when a copy could not be written; None for anything else."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and (error.errno or is_disk_error(error)):
             return error
-        if "Not enough disk space" in str(error):  # of `datasets`, ahead of writing
-            return OSError(errno.ENOSPC, str(error))
         error = error.__cause__ or error.__context__
     return None
 

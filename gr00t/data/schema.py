@@ -161,6 +161,16 @@ ModalityConfigs = dict[str, ModalityConfig]
 """The four modalities of one embodiment: video, state, action, language."""
 
 
+def to_json(configs: ModalityConfigs) -> dict[str, Any]:
+    """The plain value of the four modalities, as processor_config.json holds it."""
+    return {modality: config.to_json() for modality, config in configs.items()}
+
+
+def from_json(modalities: Mapping[str, Any]) -> ModalityConfigs:
+    """The modality configuration of such a value."""
+    return {modality: ModalityConfig.from_json(value) for modality, value in modalities.items()}
+
+
 def check_modality_configs(configs: ModalityConfigs, where: str = "MODALITY_CONFIG") -> ModalityConfigs:
     """Check that all four modalities are there (and no other) and that action_configs is given."""
     for name in configs:

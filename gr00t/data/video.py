@@ -311,23 +311,22 @@ class EpisodeVideo:
     def __init__(self, layout: DatasetLayout, episode: int, camera: str, reader: VideoReader | None = None) -> None:
         self.reader = reader or VideoReader(layout.video_path(episode, camera))
         self._length, self._fps = layout.episode(episode).length, layout.fps
-        self._start = layout.video_start(episode, camera)
         self._where = f"episode {episode} of {layout.root}"
-        self._shared = layout.video_order(episode, camera) if self._start is not None else None
+        self._shared = layout.shared_video(episode, camera)
         self._first: int | None = None  # number of the episode's first frame in a shared file, once it was looked up
 
     def __len__(self) -> int:
         """Frames of the episode; of the whole file where it holds one episode only (v2.1)."""
-        return len(self.reader) if self._start is None else self._length
+        return len(self.reader) if self._shared is None else self._length
 
     @property
     def is_alone(self) -> bool:
         """Whether the file holds this episode only (v2.1)."""
-        return self._start is None
+        return self._shared is None
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in their order (repeats allowed): (N, H, W, 3) uint8 RGB."""
-        if self._start is None:
+        if self._shared is None:
             return self.reader.frames(indices)
         wrong = [int(i) for i in indices if not 0 <= i < self._length]
         if wrong:
@@ -335,13 +334,12 @@ class EpisodeVideo:
                 f"{self.reader.path}: frame {wrong[0]} of {self._where} was asked for, which has {self._length}."
             )
         if self._first is None:
-            assert self._shared is not None
-            self._first = self._find(self._start, self._shared)
+            self._first = self._find(self._shared)
         return self.reader.frames([self._first + int(i) for i in indices])
 
-    def _find(self, start: float, shared: SharedVideo) -> int:
+    def _find(self, shared: SharedVideo) -> int:
         """The number of the episode's first frame in the file, which is checked to hold the others."""
-        times = self.reader.times()
+        times, start = self.reader.times(), shared.start
         half = self._length / self._fps / 2  # further away, the order of the episodes may not be what it seems
         counted = shared.frames == len(times) and abs(times[shared.before] - start) < half
         first = shared.before if counted else int(np.abs(times - start).argmin())
@@ -352,7 +350,7 @@ class EpisodeVideo:
                 f"at {start:g} s and has {self._length} frames). Download or copy that file again."
             )
         if not counted:
-            self._check_start(times, first, start, shared)
+            self._check_start(times, first, shared)
         wanted = (found[0] if counted else start) + np.arange(self._length) / self._fps
         off = np.flatnonzero(np.abs(found - wanted) > 0.5 / self._fps)
         if len(off):
@@ -363,9 +361,9 @@ class EpisodeVideo:
             )
         return first
 
-    def _check_start(self, times: np.ndarray, first: int, start: float, shared: SharedVideo) -> None:
+    def _check_start(self, times: np.ndarray, first: int, shared: SharedVideo) -> None:
         """Refuse a beginning between two frames, or before the frames of the episode before end."""
-        problem = ""
+        problem, start = "", shared.start
         if abs(times[first] - start) > _DRIFT / self._fps:
             problem = f"begins at {start:.4f} s by meta/episodes, but the nearest frame is at {times[first]:.4f} s"
         elif shared.previous is not None:

@@ -12,10 +12,10 @@ import numpy as np
 from data_prep.lerobot import GROUPS
 from data_prep.maniskill import CAMERAS
 from gr00t.data.sampler import Stream, torch_seed
-from gr00t.data.schema import ModalityConfigs
+from gr00t.data.schema import ModalityConfigs, from_json
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
-from toolkit.shared_keys import from_json, read_file
+from toolkit.shared_keys import read_file
 
 Images = dict[str, np.ndarray]  # key of CAMERAS: (H, W, 3) uint8 RGB
 _ALL = {"start": 0, "end": 8}
