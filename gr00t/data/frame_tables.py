@@ -286,8 +286,7 @@ def table_images(layout: DatasetLayout, cameras: Iterable[str], digest: str = ""
 def open_camera(
     layout: DatasetLayout, episode: int, camera: str, reader: VideoReader | TableImages | None = None
 ) -> EpisodeVideo | EpisodeImages:
-    """What a camera saw in an episode: a video, or images of the frame table. `reader` is shared by episodes; it may be
-    left out for a video."""
-    if isinstance(reader, TableImages):
-        return EpisodeImages(layout, episode, reader)
+    """What a camera saw in an episode: a video, or images of the frame table. `reader` may be shared by episodes."""
+    if isinstance(reader, TableImages) or (reader is None and layout.is_in_tables(camera)):
+        return EpisodeImages(layout, episode, reader or TableImages(layout, camera))
     return EpisodeVideo(layout, episode, camera, reader)

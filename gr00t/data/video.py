@@ -31,8 +31,6 @@ CLEARLY_DIFFERENT = 16.0
 MOST_PIXELS = 7680 * 4320  # 8K
 _DRIFT = 0.25  # of a frame: further away from one, the seconds of meta/episodes may mean its neighbour
 _ENCODER_AT_FAULT = "The encoder of this PyAV build is at fault: reinstall av in the version of the constraints file."
-
-
 # They store when a frame is shown. Elsewhere (AVI) that is guessed from the order of decoding, which B-frames change.
 _WITH_TIMES = ("mov,mp4", "matroska,webm")
 _TRIES = 3  # key frames at which decoding is begun before it is begun at the start of the file
@@ -152,12 +150,9 @@ class VideoReader:
             self._begin()
             shown = [frame.pts for frame in self._container.decode(self._stream)]
             steady = None not in shown and all(a < b for a, b in pairwise(shown))
-            self._pts = np.array(shown if steady else self._evenly(len(shown)), dtype=np.int64)
+            rate = float((self._stream.average_rate or 1) * self._stream.time_base)  # frames without a time lie evenly
+            self._pts = np.array(shown if steady else np.rint(np.arange(len(shown)) / rate), dtype=np.int64)
             self._keys = np.zeros(min(len(shown), 1), dtype=np.int64)
-
-    def _evenly(self, count: int) -> np.ndarray:
-        """Times of frames without any, at the frame rate."""
-        return np.rint(np.arange(count) / float((self._stream.average_rate or 1) * self._stream.time_base))
 
     def _decode(self, wanted: list[int]) -> dict[int, np.ndarray]:
         found: dict[int, np.ndarray] = {}
