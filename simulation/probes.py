@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.processes import first_done, one_thread_each, settle_in, worker_pool
-from simulation.scenes import require_rendering, require_simulator
+from simulation.scenes import require_rendering, require_simulator, settle_in
 from simulation.scenes.paired_scenes import PairedScene, paired_scenes
 from simulation.scenes.suites import PLATE, suite_of
 from toolkit.command_line import run_main
 from toolkit.composition import read_yaml
 from toolkit.declaration import key
 from toolkit.installation import CONFIG_DIR
+from toolkit.processes import first_done, one_thread_each, worker_pool
 from toolkit.progress import NOTE, progress_bar
 from toolkit.shared_keys import SplitConfig, check_writable
 
