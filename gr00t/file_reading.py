@@ -187,15 +187,15 @@ def open_table(path: Path, remedy: str = COPY_AGAIN) -> Iterator[pq.ParquetFile]
         raise ToolkitError(f"{path} cannot be read ({problem}). {remedy}") from error
 
 
-def refuse_foreign(path: Path, remedy: str = COPY_AGAIN) -> None:
+def refuse_foreign(path: Path) -> None:
     """Raise ToolkitError for what does not begin and end as a table does, before its gigabytes are hashed."""
     refuse_special(path)
-    with disk_errors(path, remedy), path.open("rb") as file:
+    with disk_errors(path, COPY_AGAIN), path.open("rb") as file:
         begins = file.read(len(_MAGIC))
         file.seek(max(0, path.stat().st_size - len(_MAGIC)))
         ends = file.read()
     if not begins == ends == _MAGIC:
-        raise ToolkitError(f"{path} cannot be read (Parquet magic bytes are missing). {remedy}")
+        raise ToolkitError(f"{path} cannot be read (Parquet magic bytes are missing). {COPY_AGAIN}")
 
 
 def read_columns(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> pa.Table:

@@ -337,7 +337,9 @@ def upload(published: Published, repo_id: str, kind: Kind, *, private: bool) -> 
         api.create_repo(repo_id, repo_type=kind.repo_type, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id, repo_type=kind.repo_type).private:
             raise ToolkitError(f"upload=true: {repo_id} is there and everybody sees it. To publish, say private=false.")
-        gone = _gone(api.list_repo_files(repo_id, repo_type=kind.repo_type), places) if kind.replaces else []
+        there = api.list_repo_files(repo_id, repo_type=kind.repo_type) if kind.replaces else []
+        kept, folders = set(places), {place.split("/")[0] for place in places if "/" in place}
+        gone = [name for name in there if name not in kept and "/" in name and name.split("/")[0] in folders]
         api.create_commit(
             repo_id,
             [
@@ -352,10 +354,3 @@ def upload(published: Published, repo_id: str, kind: Kind, *, private: bool) -> 
                 api.delete_tag(repo_id, tag=published.tag, repo_type=kind.repo_type)
             api.create_tag(repo_id, tag=published.tag, repo_type=kind.repo_type)
     return f"{HUB}/{'' if kind.repo_type == 'model' else kind.repo_type + 's/'}{repo_id}"
-
-
-def _gone(there: Iterable[str], places: Sequence[str]) -> list[str]:
-    """Files of the repository in the published folders that are not published any more."""
-    kept = set(places)
-    folders = {place.split("/")[0] for place in places if "/" in place}
-    return [name for name in there if name not in kept and name.split("/")[0] in folders and "/" in name]

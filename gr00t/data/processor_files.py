@@ -250,8 +250,6 @@ class ImageLimits:
 
     min_pixels: int = 65536
     max_pixels: int = 16777216
-    patch_size: int = PATCH
-    merge_size: int = MERGE
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> ImageLimits:
