@@ -143,6 +143,11 @@ class ModalityConfig:
                 f"modality keys {self.modality_keys}: give one each, in the same order."
             )
 
+    @property
+    def actions(self) -> list[tuple[str, ActionConfig]]:
+        """Each action group with its configuration; none of another modality."""
+        return list(zip(self.modality_keys, self.action_configs or [], strict=False))
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModalityConfig:
         """Read one entry of processor_config.json; keys that later versions add are ignored."""
@@ -191,7 +196,7 @@ def comparable(configs: ModalityConfigs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for modality, config in configs.items():
         found[modality] = {name: value for name, value in config.to_json().items() if name != "action_configs"}
-        for group, action in zip(config.modality_keys, config.action_configs or [], strict=False):
+        for group, action in config.actions:
             found[modality][group] = {**action.to_json(), "state_key": action.state_key or group}
     return found
 
