@@ -132,7 +132,7 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
             )
         except Exception as error:  # datasets wraps what pyarrow says in many types
             if (disk := _disk_error(error)) is not None:
-                raise disk from error
+                raise disk from (None if disk is error else error)
             problem = " ".join(str(error).split())
             raise ToolkitError(f"{layout.root}/data cannot be read ({problem}). Prepare the dataset again.") from error
         finally:
