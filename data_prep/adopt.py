@@ -145,7 +145,7 @@ def _first_table(root: Path) -> Path:
 
 def _check_columns(root: Path, proposal: Proposal) -> None:
     """meta/info.json may list what the frame tables do not hold."""
-    from gr00t.data.parquet_files import open_table
+    from gr00t.file_reading import open_table
 
     table = _first_table(root)
     with open_table(table) as file:
@@ -161,7 +161,7 @@ def _check_columns(root: Path, proposal: Proposal) -> None:
 
 def _values(root: Path, column: str) -> np.ndarray:
     """A column of the first frame table, (frames, D)."""
-    from gr00t.data.parquet_files import open_table, read_columns
+    from gr00t.file_reading import open_table, read_columns
 
     table = _first_table(root)
     with open_table(table) as file:

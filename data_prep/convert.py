@@ -39,7 +39,7 @@ from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import file_lock, publish, real_path, recover
-from gr00t.processes import first_done, worker_pool
+from toolkit.processes import first_done, worker_pool
 from toolkit.progress import progress_bar
 from toolkit.shared_keys import check_split_name, parts_of, share_of, split_folder
 

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
 from gr00t.data.layout import CODEBASE_VERSION, fingerprint_entries
-from gr00t.data.parquet_files import open_table, read_columns
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import feature_statistics, relative_statistics
 from gr00t.data.video import check_video, write_video
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import open_table, read_columns
 from gr00t.file_replacement import file_sha256, whole_file
 
 CONVERTER_VERSION = 1  # raised when the same recordings would give another dataset

@@ -32,9 +32,19 @@ from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
 from toolkit.credentials import strings_of, text_of
-from toolkit.disclosure import Machine, Noise, refuse_private
 from toolkit.progress import progress_bar
-from toolkit.publication import CARD, Kind, Published, fill_card, new_folder, publish, rows
+from toolkit.publication import (
+    CARD,
+    Kind,
+    Machine,
+    Noise,
+    Published,
+    fill_card,
+    new_folder,
+    publish,
+    refuse_private,
+    rows,
+)
 from toolkit.shared_keys import cues_of, modality_configs, of_suite, split_arguments
 
 FORMAT = 1

@@ -20,8 +20,7 @@ from toolkit.command_line import run_main
 from toolkit.configuration import load_with_words
 from toolkit.declaration import key
 from toolkit.shared_keys import TrackingConfig
-from toolkit.trackers import TENSORBOARD, WandbRun, check_tracking, open_run, steps_in_tensorboard
-from toolkit.wandb_session import chosen_mode
+from toolkit.trackers import TENSORBOARD, WandbRun, check_tracking, chosen_mode, open_run, steps_in_tensorboard
 
 Steps = dict[int, dict[str, float]]  # numbers by name, by step in ascending order
 

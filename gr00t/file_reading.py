@@ -1,5 +1,6 @@
-"""Text, JSON and JSON lines that others may have written, damaged or tampered with: read right, or refused in one line
-that names the file. What is no regular file is refused here for every reader, and folders are searched here."""
+"""Text, JSON, JSON lines and parquet tables that others may have written, damaged or tampered with: read right, or
+refused in one line that names the file. What is no regular file is refused here for every reader, and folders are
+searched here."""
 
 from __future__ import annotations
 
@@ -8,13 +9,17 @@ import inspect
 import json
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
-from gr00t.errors import ToolkitError, in_bytes
+from gr00t.errors import ToolkitError, disk_errors, in_bytes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MOST_TEXT = 2**28  # bytes; meta files of 300,000 episodes are below it
 _SHOWN = 300  # characters of another error
@@ -24,6 +29,11 @@ MOST = 2**24  # of every number that describes a model
 MOST_LAYERS = 1024  # a model is built layer by layer before its tensors are compared with the stored ones
 _LAYERS = ("num_layers", "num_hidden_layers", "depth", "max_num_embodiments", "num_inference_timesteps")
 AGAIN = "Make or copy it again."
+COPY_AGAIN = "Copy that file again, or prepare the dataset again."
+_ALWAYS_READ = 2**28  # bytes that a table takes in memory, however small the file is
+_USUAL_RATIO = 100  # of memory to disk, above that
+_MAGIC = b"PAR1"
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 _LINE_END = re.compile(r"\r\n?|\n")  # str.splitlines takes U+2028 and others besides, which JSON has within strings
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # written in pairs; half of one is in no encoding, so in no file name
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -159,6 +169,92 @@ def read_json_lines(path: Path, remedy: str = AGAIN) -> Iterator[tuple[str, Any]
         if line.strip():
             where = f"{path}, line {number}"
             yield where, parse_json(line, where)
+
+
+@contextmanager
+def open_table(path: Path, remedy: str = COPY_AGAIN) -> Iterator[pq.ParquetFile]:
+    """A parquet file that is open within the block; all that pyarrow raises there becomes ToolkitError."""
+    import pyarrow.parquet as pq  # here and below: slow to load, and most that is read is no table
+
+    refuse_special(path)
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except ToolkitError:
+        raise
+    except Exception as error:
+        problem = " ".join(str(error).partition(". ")[0].split())[:160]  # what follows is pyarrow's guess at a remedy
+        raise ToolkitError(f"{path} cannot be read ({problem}). {remedy}") from error
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise ToolkitError for what does not begin and end as a table does, before its gigabytes are hashed."""
+    refuse_special(path)
+    with disk_errors(path, COPY_AGAIN), path.open("rb") as file:
+        begins = file.read(len(_MAGIC))
+        file.seek(max(0, path.stat().st_size - len(_MAGIC)))
+        ends = file.read()
+    if not begins == ends == _MAGIC:
+        raise ToolkitError(f"{path} cannot be read (Parquet magic bytes are missing). {COPY_AGAIN}")
+
+
+def read_columns(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> pa.Table:
+    """These columns; refused with ToolkitError where they would fill the memory."""
+    check_size(file, path, names)
+    return file.read(columns=list(names), use_threads=False)
+
+
+def check_size(file: pq.ParquetFile, path: Path, names: Sequence[str]) -> None:
+    """Raise ToolkitError where these columns need far more memory than a table of that size on the disk does.
+
+    A text or image that many rows share is stored once: how much that is in memory is counted only where it may be
+    too much.
+    """
+    most = max(_ALWAYS_READ, _USUAL_RATIO * path.stat().st_size)
+    wanted = tuple(f"{name}." for name in names)
+    leaves = [i for i in range(len(file.schema)) if f"{file.schema.column(i).path}.".startswith(wanted)]
+    for exactly in (False, True):
+        needed = sum(_in_memory(file, path, leaf, most if exactly else None) for leaf in leaves)
+        if needed <= most:
+            return
+    raise ToolkitError(
+        f"{path}: {in_bytes(path.stat().st_size)} on the disk would be {in_bytes(needed)} or more in memory. The table "
+        "is damaged or was tampered with: copy that file again from a source you trust."
+    )
+
+
+def _in_memory(file: pq.ParquetFile, path: Path, leaf: int, most: int | None) -> int:
+    """Bytes of one column at the most; the true number of shared values where `most` says up to which it matters."""
+    column, total = file.schema.column(leaf), 0
+    for group in range(file.num_row_groups):
+        chunk: Any = file.metadata.row_group(group).column(leaf)
+        stored = max(0, chunk.total_uncompressed_size)
+        if chunk.physical_type != "BYTE_ARRAY":
+            total += chunk.num_values * _WIDTHS.get(chunk.physical_type, column.length)
+        elif not any("DICTIONARY" in name for name in chunk.encodings):
+            total += stored
+        elif most is None:
+            total += stored * max(1, chunk.num_values)
+        else:
+            total += stored if stored > most else _shared(path, column.path, group)
+    return total
+
+
+def _shared(path: Path, column: str, group: int) -> int:
+    """Bytes of a column's texts or images, each counted as often as rows hold it, without unpacking them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    total = 0
+    with pq.ParquetFile(path, read_dictionary=[column]) as file:
+        for batch in file.iter_batches(row_groups=[group], columns=[column]):
+            values = batch.column(0)
+            while not pa.types.is_dictionary(values.type):
+                values = values.field(0) if pa.types.is_struct(values.type) else values.flatten()
+            lengths = pc.binary_length(values.dictionary)
+            total += pc.sum(pc.take(lengths, values.indices)).as_py() or 0
+    return total
 
 
 def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:

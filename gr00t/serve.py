@@ -45,7 +45,6 @@ Examples:
 REFUSED, INTERRUPTED = 2, 130  # exit codes
 _OURS = ("embodiment_tag", "denoising_steps", "precision", "verify", "compile")  # keys that LeRobot's policies have not
 _COLUMN = 34  # of --help, where the meanings begin
-_BOOLEANS = {"true": True, "false": False}
 
 
 def _option(meaning: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
@@ -110,7 +109,7 @@ def _value(field: dataclasses.Field[Any], raw: str) -> Any:
     if nullable and raw == "null":
         return None
     refusal = ToolkitError(f"{field.name}={raw}: expected {_expected(field)}.")
-    read: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "bool": _BOOLEANS.__getitem__}
+    read: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "bool": {"true": True, "false": False}.__getitem__}
     try:
         value = read[kind](raw)
     except (ValueError, KeyError):

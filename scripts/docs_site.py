@@ -19,7 +19,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from toolkit.commands import COMMANDS  # noqa: E402
+from toolkit.composition import COMMANDS  # noqa: E402
 from toolkit.reference import markdown  # noqa: E402
 
 _RESULTS = "benchmarks/results"

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.processes import first_done, one_thread_each, settle_in, worker_pool
-from simulation.scenes import instruction_suite, require_rendering, require_simulator
+from simulation.scenes import instruction_suite, require_rendering, require_simulator, settle_in
 from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.plate_suite import Episode, other_instruction
 from simulation.scenes.single_factor import other_sentence
@@ -26,6 +25,7 @@ from simulation.scenes.suites import PLATE, suite_of
 from simulation.scenes.verbs import suits
 from toolkit.command_line import run_main
 from toolkit.declaration import key
+from toolkit.processes import first_done, one_thread_each, worker_pool
 from toolkit.progress import NOTE, progress_bar
 from toolkit.shared_keys import SplitConfig, check_writable
 

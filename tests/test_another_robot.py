@@ -19,13 +19,13 @@ from finetune.slurm.launch_request import read as read_launch
 from finetune.training.train import finetune
 from gr00t.data.dataset import training_statistics
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.schema import ActionFormat, EmbodimentTag, ModalityConfigs
+from gr00t.data.schema import ActionFormat, EmbodimentTag, ModalityConfigs, from_json
 from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from toolkit.configuration import load
 from toolkit.installation import CHECKOUT, CONFIG_DIR
-from toolkit.shared_keys import from_json, modality_configs, read_file
+from toolkit.shared_keys import modality_configs, read_file
 
 TAG = EmbodimentTag.NEW_EMBODIMENT
 

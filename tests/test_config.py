@@ -23,8 +23,7 @@ from finetune.slurm.launch_request import read as read_request
 from gr00t.errors import ToolkitError
 from simulation.closed_loop import EvaluateConfig
 from simulation.scenes.suites import INSTRUCTION
-from toolkit.commands import COMMANDS
-from toolkit.composition import default_choices, register
+from toolkit.composition import COMMANDS, default_choices, register
 from toolkit.composition import options as options_of
 from toolkit.configuration import load
 from toolkit.declaration import keys_of, nearest
@@ -370,7 +369,7 @@ def test_neither_a_refusal_nor_a_valid_configuration_imports_torch() -> None:
 
 HELP_OF_ALL = """
 import contextlib, io, sys
-from toolkit.commands import COMMANDS
+from toolkit.composition import COMMANDS
 from toolkit.configuration import load
 for name in COMMANDS:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):

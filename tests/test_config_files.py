@@ -9,7 +9,7 @@ import pytest
 from config_calls import compose, refusal
 
 from gr00t.errors import ToolkitError
-from toolkit.commands import COMMANDS
+from toolkit.composition import COMMANDS
 from toolkit.configuration import load
 from toolkit.installation import CONFIG_DIR
 

@@ -15,7 +15,7 @@ from finetune.recipe import check_batch, check_cache, check_evaluation
 from gr00t.data.sampler import Stream, generator, torch_seed
 from gr00t.errors import ToolkitError
 from toolkit.command_line import SPEAK_AFTER_SECONDS, run_main
-from toolkit.commands import COMMANDS
+from toolkit.composition import COMMANDS
 from toolkit.configuration import load
 from toolkit.declaration import keys_of
 from toolkit.shared_keys import is_hub_id

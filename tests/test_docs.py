@@ -15,7 +15,7 @@ import pytest
 from config_calls import compose
 
 from finetune.slurm.launch_request import read as read_launch
-from toolkit.commands import COMMANDS
+from toolkit.composition import COMMANDS
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = [CHECKOUT / "README.md", CHECKOUT / "finetune.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]

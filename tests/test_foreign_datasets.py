@@ -24,10 +24,10 @@ from conflict_panda_config import MODALITY_CONFIG
 from gr00t.data.frame_tables import decode_image
 from gr00t.data.layout import DatasetLayout, dataset_fingerprint
 from gr00t.data.meta_files import numbered_tables
-from gr00t.data.parquet_files import check_size, open_table, read_columns
 from gr00t.data.step_reader import StepReader
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import check_size, open_table, read_columns
 
 ROOT = Path(__file__).resolve().parents[1]
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "

@@ -29,12 +29,14 @@ from gr00t.data.schema import (
     ActionType,
     ModalityConfig,
     comparable,
+    from_json,
     python_source,
+    to_json,
 )
 from gr00t.errors import ToolkitError
 from toolkit.configuration import as_yaml, load
 from toolkit.installation import CHECKOUT
-from toolkit.shared_keys import from_json, modality_configs, read_file, to_json
+from toolkit.shared_keys import modality_configs, read_file
 
 ROOMS = ("gr00t", "toolkit", "finetune", "data_prep", "simulation")
 

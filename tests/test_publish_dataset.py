@@ -29,8 +29,7 @@ from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from toolkit import publication
 from toolkit.configuration import load
-from toolkit.disclosure import Machine, Noise, find_private
-from toolkit.publication import Published
+from toolkit.publication import Machine, Noise, Published, find_private
 
 
 @pytest.fixture(autouse=True)

@@ -40,15 +40,14 @@ from gr00t.errors import ToolkitError
 from gr00t.file_replacement import write_json
 from gr00t.model.checkpoint_folder import fingerprint
 from gr00t.model.finished_checkpoint import MANIFEST, verify_checkpoint, verify_manifest
-from toolkit import disclosure, publication, shared_keys
+from toolkit import publication, shared_keys
 from toolkit.code_files import snapshot_code
 from toolkit.configuration import load
-from toolkit.disclosure import Machine
 from toolkit.installation import CHECKOUT
-from toolkit.publication import Published
+from toolkit.publication import Machine, Published
 
 TOKEN = KEYS["hugging face"]
-find_private = partial(disclosure.find_private, authored=is_code)
+find_private = partial(publication.find_private, authored=is_code)
 PACKAGES = Path(np.__file__).resolve().parents[1]
 
 

@@ -21,13 +21,13 @@ from finetune.training import stopping
 from finetune.training import train as loop
 from finetune.training.stopping import AttemptToken, Superseded
 from finetune.training.train import finetune
-from gr00t import processes
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import LockHeld, file_lock, whole_folder, write_json
 from gr00t.model.finished_checkpoint import MANIFEST, verify_checkpoint, verify_manifest, write_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy
-from gr00t.processes import first_done, worker_pool
+from toolkit import processes
 from toolkit.configuration import load
+from toolkit.processes import first_done, worker_pool
 
 # experiment_cfg: what tells attempts apart by intention
 OF_THE_ATTEMPT = {"experiment_cfg/conditions.json", "experiment_cfg/config.yaml", str(MANIFEST)}

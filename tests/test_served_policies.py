@@ -23,7 +23,7 @@ from test_policy import TINY
 from test_server import as_nvidias, observation, request
 
 from gr00t.data.sampler import Stream, torch_seed
-from gr00t.data.schema import ModalityConfig, ModalityConfigs
+from gr00t.data.schema import ModalityConfig, ModalityConfigs, from_json
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.server import OpenpiClient
@@ -34,7 +34,7 @@ from simulation.closed_loop.policies import Inference, TargetPolicy
 from simulation.closed_loop.rollout import run_episodes
 from simulation.closed_loop_evaluation import evaluate_closed_loop
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
-from toolkit.shared_keys import from_json, read_file
+from toolkit.shared_keys import read_file
 
 REQUESTS = [shown(0), shown(1, "push the blue sphere to the left"), shown(2, "slide the star")]
 CONDITIONS = ("none", "zero_state")

@@ -118,6 +118,12 @@ def test_the_frame_store_holds_the_same(dataset: Path, tmp_path: Path) -> None:
     assert np.array_equal(store.frames(2, "wrist_image", np.array([0]))[0], drawn(2, 0, "wrist_image"))
 
 
+def test_a_frame_store_of_images_of_another_size_is_refused(dataset: Path, tmp_path: Path) -> None:
+    layout, shapes = DatasetLayout(dataset), {"image": (sum(LENGTHS), 8, 8, 3)}
+    with pytest.raises(ToolkitError, match="needs one size a camera"):
+        write_frame_store(tmp_path / "store", layout, shapes, threads=1)
+
+
 def test_the_doctor_looks_at_them(dataset: Path) -> None:
     report, _ = examine(dataset, MODALITY_CONFIG)
     assert not report.findings("error"), report.findings("error")

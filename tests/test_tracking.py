@@ -27,8 +27,7 @@ from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
 from toolkit.command_line import SIGNALS
 from toolkit.shared_keys import TrackingConfig
-from toolkit.trackers import as_typed
-from toolkit.wandb_session import chosen_mode, has_key
+from toolkit.trackers import as_typed, chosen_mode, has_key
 
 WANDB = Path(sys.executable).with_name("wandb")
 OFFLINE = ("tracking=wandb", "tracking.mode=offline", "train.log_steps=2")
@@ -371,12 +370,12 @@ KEY = "0" * 40
 NO_NETWORK = """
 import logging, sys
 from pathlib import Path
-from toolkit import wandb_session
+from toolkit import trackers
 from toolkit.shared_keys import TrackingConfig
 logging.basicConfig(format="%(message)s")
-wandb_session.INIT_SECONDS = 3
+trackers.INIT_SECONDS = 3
 tracking = TrackingConfig(name="wandb", project="p", mode="auto")
-run = wandb_session.start_run(tracking, Path(sys.argv[1]), id="abcdef123456", resume="allow")
+run = trackers.start_run(tracking, Path(sys.argv[1]), id="abcdef123456", resume="allow")
 run.log({"loss": 1.0}, step=1)
 run.finish()
 """

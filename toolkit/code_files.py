@@ -58,7 +58,7 @@ def code_files(checkout: Path, named: Sequence[str] = (), key: str = "") -> list
         ignored = file.read_text().split() if file.is_file() else []
         names = _walk(checkout, checkout, {checkout / name.strip("/") for name in ignored})
     code = {name for name in names if Path(name).parts[0] not in _NOT_RUN and not _of_a_run(checkout, name)}
-    new = [name for name in new_files(checkout) if (checkout / name).is_symlink() and _in_room(name)]
+    new = [name for name in new_files(checkout) if (checkout / name).is_symlink() and Path(name).parts[0] in _ROOMS]
     _refuse_links(checkout, [*code, *new])
     code |= set(_named_files(checkout, named, key))
     found = sorted(name for name in code if (checkout / name).is_file())
@@ -82,21 +82,6 @@ def tracked_among(checkout: Path, names: Iterable[str]) -> list[str]:
 def new_files(checkout: Path) -> list[str]:
     """What git neither tracks nor ignores; nothing without git."""
     return _listed(checkout, "--others", "--exclude-standard") or []
-
-
-def refuse_new_sources(checkout: Path, named: Sequence[str], key: str) -> list[str]:
-    """Raise ToolkitError where a source file in the code's folders would be left out, which a job finds out only when
-    it runs; the names of those elsewhere."""
-    copied = set(_named_files(checkout, named, key))
-    sources = [name for name in new_files(checkout) if name.endswith(_SOURCES) and name not in copied]
-    missing = [name for name in sources if _in_room(name)]
-    if missing:
-        raise ToolkitError(
-            f"git does not track {in_words(missing)}, and only what it tracks is copied for the job. Add them "
-            f"(git add {missing[0]}; no commit is needed), or name them: {key}=[{','.join(missing[:_SHOWN])}]. What no "
-            "job needs may stand in .gitignore."
-        )
-    return [name for name in sources if "/" not in name]
 
 
 def in_words(names: Sequence[str]) -> str:
@@ -147,10 +132,6 @@ def _named_files(checkout: Path, named: Sequence[str], key: str) -> list[str]:
     return found
 
 
-def _in_room(name: str) -> bool:
-    return Path(name).parts[0] in _ROOMS
-
-
 def _refuse_links(checkout: Path, names: Iterable[str]) -> None:
     """Neither the files nor a folder above one in the checkout may be a link."""
     paths = {path for name in names for path in [Path(name), *Path(name).parents[:-1]]}
@@ -198,11 +179,8 @@ def snapshot_code(
 
 
 def copy_code(checkout: Path, target: Path, revision: Mapping[str, Any], named: Sequence[str] = ()) -> None:
-    """Copy the code of `checkout`, of which describe_git says `revision`, into the folder `target`.
-
-    Copied are tracked files as they are now, without tests, samples, docs and benchmarks, the `named` ones, and
-    configs/local; with their permissions, and those of their folders.
-    """
+    """Copy the code of `checkout` (code_files, and configs/local), of which describe_git says `revision`, into the
+    folder `target`, with its permissions, and those of its folders."""
     for name, source in _sources(checkout, named).items():
         copy_file(source, target / name)
     changes = "+changes" if revision["changed"] else ""
@@ -225,10 +203,18 @@ def describe_code(checkout: Path, job: Path, revision: Mapping[str, Any]) -> Non
 
 
 def check_code(checkout: Path, named: Sequence[str], say: Callable[[str], None]) -> None:
-    """Refuse code that no job can or should run from a copy: sources that git does not track, links, and keys, which
-    whoever reads the run folder would read."""
-    left_out = refuse_new_sources(checkout, named, KEY)
-    if left_out:
+    """Refuse code that no job can or should run from a copy: sources in the code's folders that git does not track,
+    whose lack a job finds out only when it runs; links; and keys, which whoever reads the run folder would read."""
+    copied = set(_named_files(checkout, named, KEY))
+    sources = [name for name in new_files(checkout) if name.endswith(_SOURCES) and name not in copied]
+    missing = [name for name in sources if Path(name).parts[0] in _ROOMS]
+    if missing:
+        raise ToolkitError(
+            f"git does not track {in_words(missing)}, and only what it tracks is copied for the job. Add them "
+            f"(git add {missing[0]}; no commit is needed), or name them: {KEY}=[{','.join(missing[:_SHOWN])}]. What no "
+            "job needs may stand in .gitignore."
+        )
+    if left_out := [name for name in sources if "/" not in name]:
         say(f"note: git does not track {in_words(left_out)}; the job's copy is without ({KEY}=[FILE,...] adds files)")
     found = []
     for name, path in _sources(checkout, named).items():

@@ -1,4 +1,4 @@
-"""From configs/, a local file and the command line to one typed configuration.
+"""Every command of the toolkit, and from configs/, a local file and its command line to one typed configuration.
 
 Hydra composes it, from the files and the dataclasses in its ConfigStore, whose types it enforces. Later over earlier:
 defaults of the dataclasses, default groups, experiment, configs/local/, command line; a group that the last two choose
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gr00t.errors import ToolkitError, did_you_mean
-from toolkit.commands import COMMANDS
 from toolkit.declaration import Key, keys_of, nearest
+from toolkit.installation import CONFIG_DIR
 from toolkit.shared_keys import check_split, choose_own_split
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -38,6 +40,40 @@ COMMAND_LINE = "the command line"
 _DEFAULT = "default"
 _WHOLE = "_with_keys"
 _kept: list[dict[tuple[str, ...], DictConfig]] = []  # of each `unchanged_files` that is entered
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The content of a YAML file of keys, interpolations left as they are."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ToolkitError(f"{path} does not exist: run the script of a complete checkout.") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
+        raise ToolkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ToolkitError(f"{path} must hold lines of KEY: VALUE.")
+    return {str(name): value for name, value in content.items()}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as configs/commands.yaml describes it, since this package knows none of those that declare keys."""
+
+    declared: str  # dotted name of the dataclass
+    start: str
+    examples: tuple[str, ...]
+
+    @cached_property
+    def config(self) -> type[Any]:
+        """The dataclass whose fields are the command's keys; its module is imported when it is first asked for."""
+        module, _, name = self.declared.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+COMMANDS: Mapping[str, Command] = {
+    name: Command(described["config"], described["start"], tuple(described["examples"]))
+    for name, described in read_yaml(CONFIG_DIR / "commands.yaml").items()
+}
 
 
 @dataclass
@@ -259,19 +295,6 @@ def read_local(config_name: str, name: str | None, config_dir: Path) -> Override
         elif known_key(name, groups, every_key, f"{overrides.origin}: ").name in own_keys:
             overrides.values[name] = value
     return overrides
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The content of a YAML file of keys, interpolations left as they are."""
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError:
-        raise ToolkitError(f"{path} does not exist: run the script of a complete checkout.") from None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
-        raise ToolkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ToolkitError(f"{path} must hold lines of KEY: VALUE.")
-    return {str(name): value for name, value in content.items()}
 
 
 @contextmanager

@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from gr00t.errors import ToolkitError
-from toolkit.commands import COMMANDS
-from toolkit.composition import Composition, compose, default_choices, parse, read_local
+from toolkit.composition import COMMANDS, compose, default_choices, parse, read_local
 from toolkit.credentials import refuse_secret, refuse_secret_arguments
 from toolkit.declaration import BOUNDS, Key, bounds_in_words, flat, keys_of
 from toolkit.installation import CONFIG_DIR
@@ -30,17 +29,20 @@ _OF_THE_SHELL = re.compile(r"(?<!\\)\$\{(?=[A-Z_])")  # our own keys are in smal
 
 def check_values(config: Any) -> None:
     """Refuse secrets, values out of range, unknown choices, empty texts, and shapes that do not fit together."""
-    _check_secrets(config)
-    for key in keys_of(type(config)).values():
-        value = _value_at(config, key.name)
-        for item in value if isinstance(value, list) else [value]:
-            # OmegaConf lets sections and lists into a list of texts.
-            if isinstance(value, list) and not isinstance(item, key.type):
-                raise ToolkitError(f'{key.name} expects {key.expects}, got "{item}" in it.')
-            _check_value(key, item)
-    for key in keys_of(type(config)).values():
+    values = [(key, _value_at(config, key.name)) for key in keys_of(type(config)).values()]
+    items = [(key, item, value) for key, value in values for item in (value if isinstance(value, list) else [value])]
+    # Before any other message could repeat a value; also what a file or an interpolation brought.
+    for key, item, _ in items:
+        if isinstance(item, str):
+            refuse_secret(key.name, item)
+    for key, item, value in items:
+        # OmegaConf lets sections and lists into a list of texts.
+        if isinstance(value, list) and not isinstance(item, key.type):
+            raise ToolkitError(f'{key.name} expects {key.expects}, got "{item}" in it.')
+        _check_value(key, item)
+    for key, value in values:
         if key.is_section:
-            _call(_value_at(config, key.name), "check_values")
+            _call(value, "check_values")
     _call(config, "check_values")
 
 
@@ -50,15 +52,6 @@ def _call(section: Any, method: str, *values: Any) -> None:
     check = getattr(section, method, None)
     if check is not None:
         check(*values)
-
-
-def _check_secrets(config: Any) -> None:
-    """Before any other message could repeat a value; also what a file or an interpolation brought."""
-    for key in keys_of(type(config)).values():
-        value = _value_at(config, key.name)
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, str):
-                refuse_secret(key.name, item)
 
 
 def _value_at(config: Any, name: str) -> Any:
@@ -89,9 +82,6 @@ def _check_value(key: Key, value: Any) -> None:
         raise ToolkitError(f"{key.name}={value}: {error}") from None
 
 
-_HELP = ("--help", "-h")
-
-
 def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, check_here: bool = True) -> Any:
     """The configuration of the script that COMMANDS calls `config_name`, as its dataclass.
 
@@ -100,18 +90,22 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     will run on another one.
     """
     refuse_secret_arguments(argv)
-    if any(argument in _HELP for argument in argv):
+    if any(argument in ("--help", "-h") for argument in argv):
         from toolkit.reference import help_text
 
         print(help_text(config_name, config_dir))
         raise SystemExit(0)
-    composition = _compose(config_name, [argument for argument in argv if argument != "--cfg"], config_dir)
+    groups = [*default_choices(config_name, config_dir), "local"]
+    keys = keys_of(COMMANDS[config_name].config)
+    command = parse([argument for argument in argv if argument != "--cfg"], groups, keys)
+    local = read_local(config_name, command.choices.pop("local", None), config_dir)
+    composition = compose(config_name, local, command, config_dir)
     config = _to_object(composition.config, check_here)
     check_values(config)
     _call(config, "check_given", composition.assigned[-1].values)
     read_robot(config)
     if "--cfg" in argv:
-        print(_with_origins(as_yaml(config), keys_of(type(config)), composition.origins()), end="")
+        print(_with_origins(as_yaml(config), keys, composition.origins()), end="")
         raise SystemExit(0)
     if check_here:
         _call(config, "check_here")
@@ -176,10 +170,3 @@ def _with_origins(text: str, keys: Collection[str], origins: Mapping[str, str]) 
             section, place = path, origins.get(".".join(path))
         lines.append(line)
     return "\n".join([*lines[:-1], lines[-1] + (f"  # {place}" if place else "")]) + "\n"
-
-
-def _compose(config_name: str, argv: Sequence[str], config_dir: Path) -> Composition:
-    groups = [*default_choices(config_name, config_dir), "local"]
-    command = parse(argv, groups, keys_of(COMMANDS[config_name].config))
-    local = read_local(config_name, command.choices.pop("local", None), config_dir)
-    return compose(config_name, local, command, config_dir)

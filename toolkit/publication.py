@@ -1,4 +1,5 @@
-"""Publishing a folder on the Hugging Face hub: made aside and renamed, its card, and sent in one commit.
+"""Publishing a folder on the Hugging Face hub: looked through for what must never be published (keys, and what gives
+away a machine and its users), made aside and renamed, its card, and sent in one commit.
 
 The token is the client's own business: it is never read here."""
 
@@ -7,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from getpass import getuser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import yaml
@@ -24,10 +27,17 @@ from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import copy_file, whole_folder
 from gr00t.model.checkpoint_folder import is_hub_error
+from toolkit.credentials import secret_variables, secrets_in, text_of
+from toolkit.installation import CHECKOUT, ROOT
 
 CARD = "README.md"
 HUB = "https://huggingface.co"
 _MARGIN = 1.02  # of disk space
+_HOME = re.compile(r"(?<![\w.])(?:/home|/Users|[A-Za-z]:\\+Users\\)[/\\]*\w[^/\\\s\"'<>]*")
+_ABSOLUTE = re.compile(r"(?<![\w.:/<>\\~$}-])/(?:[\w.+-]+/)+[\w.+-]+")
+_WORD = re.compile(r"[\w-]+")
+_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
+_SHOWN = 8  # findings
 
 Look = Callable[[dict[str, Path]], object]
 
@@ -145,6 +155,113 @@ def _link(source: Path, target: Path, noun: str) -> None:
         ) from None
 
 
+# -- what is private --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What gives this machine away: its folders, and those a run was given (absolute paths); names (login, host); the
+    values of secret variables, with the variables' names."""
+
+    folders: tuple[str, ...] = ()
+    run_folders: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    secrets: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls, run_folders: Iterable[str] = ()) -> Machine:
+        """This machine, and the folders that a run's own records name; those of one part, such as /data, which every
+        second machine has, are left out."""
+        home, host = str(Path.home()), socket.gethostname()
+        names = {host, host.split(".")[0], Path(home).name}
+        with suppress(OSError, KeyError):  # a user without a name, as in some containers
+            names.add(getuser())
+        own, given = (
+            sorted(folder for folder in folders if len(Path(folder).parts) > 2)
+            for folders in ({str(CHECKOUT), str(ROOT), str(Path.cwd())} - {home}, set(run_folders))
+        )
+        return cls((*own, home), tuple(given), tuple(sorted(n for n in names if len(n) > 2)), secret_variables())
+
+
+class Noise(str):
+    """Runs of letters in compressed data, such as frames: short patterns occur there by chance, so only keys, home
+    folders and the machine's own folders are looked for."""
+
+
+class Finding(NamedTuple):
+    """A line that must not be published. What stands there is not repeated."""
+
+    place: str
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}:{self.line}: {self.what}"
+
+
+def refuse_private(
+    contents: Mapping[str, Path | str], machine: Machine, noun: str, authored: Callable[[str], bool], words: str = ""
+) -> None:
+    """Raise ToolkitError, naming file and line, where a file (or a text) holds a key or gives away this machine.
+
+    `contents`: by their place in what is published, the `noun`; the others as for find_private.
+    """
+    found = list(find_private(contents, machine, authored, words))
+    if found:
+        listed = "\n  ".join(map(str, found[:_SHOWN])) + (f"\n  and {len(found) - _SHOWN} more" * (len(found) > _SHOWN))
+        raise ToolkitError(
+            f"The {noun} would hold what must not be published:\n  {listed}\n"
+            "Take it out there, then start the same command again. A key that has been in a file is best replaced by a "
+            "new one; a line that holds an example may be marked: # pragma: allowlist secret"
+        )
+
+
+def find_private(
+    contents: Mapping[str, Path | str], machine: Machine, authored: Callable[[str], bool], words: str = ""
+) -> Iterator[Finding]:
+    """Everything of that kind, file by file, and files in which nobody can look.
+
+    authored: whether the toolkit's authors, and not a run or a recording, made the file of a place: it may hold paths
+    and a login's name as examples. words: a text whose words are no names of users either.
+    """
+    texts = {place: content if isinstance(content, str) else text_of(content) for place, content in contents.items()}
+    common = set(_WORD.findall("\n".join([words, *(text or "" for place, text in texts.items() if authored(place))])))
+    # A login such as "train" or "data" is a word of the toolkit as well and gives nobody away.
+    names = [name for name in machine.names if not set(_WORD.findall(name)) <= common]
+    for place, text in sorted(texts.items()):
+        shown = str(contents[place]) if isinstance(contents[place], Path) else place
+        if text is None:
+            yield Finding(shown, 1, "neither text (UTF-8), nor PNG, JPEG, WebP, MP4, nor weights in safetensors")
+            continue
+        strict = not authored(place) and not isinstance(text, Noise)
+        wanted = _patterns(place, machine, names, authored(place), strict)
+        patterns = [(what, pattern) for what, pattern in wanted if pattern.search(text)]
+        found: dict[int, str] = {}
+        for number, line in enumerate(text.splitlines(), start=1) if patterns else ():
+            what = next((what for what, pattern in patterns if pattern.search(line)), None)
+            found |= {number: what} if what else {}
+        found |= dict(secrets_in(text, place, named=Path(place).name not in _VOCABULARY))
+        yield from (Finding(shown, line, what) for line, what in sorted(found.items()))
+
+
+def _patterns(
+    place: str, machine: Machine, names: list[str], authored: bool, strict: bool
+) -> list[tuple[str, re.Pattern[str]]]:
+    """What to look for in a file. A vocabulary holds words of all kinds, and pieces of paths among them."""
+    found = [(f"the value of {name}", re.compile(re.escape(value))) for value, name in machine.secrets.items()]
+    if Path(place).name in _VOCABULARY:
+        return found
+    folders = [*machine.folders, *(() if authored else machine.run_folders)]
+    found += [("a folder of this machine", _whole(folder)) for folder in folders] + [("a home folder", _HOME)]
+    if strict:
+        found += [("an absolute path", _ABSOLUTE), *(("a login or host name", _whole(name)) for name in names)]
+    return found
+
+
+def _whole(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w./-]){re.escape(text)}(?![\w-])")
+
+
 # -- the card ----------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +337,9 @@ def upload(published: Published, repo_id: str, kind: Kind, *, private: bool) -> 
         api.create_repo(repo_id, repo_type=kind.repo_type, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id, repo_type=kind.repo_type).private:
             raise ToolkitError(f"upload=true: {repo_id} is there and everybody sees it. To publish, say private=false.")
-        gone = _gone(api.list_repo_files(repo_id, repo_type=kind.repo_type), places) if kind.replaces else []
+        there = api.list_repo_files(repo_id, repo_type=kind.repo_type) if kind.replaces else []
+        kept, folders = set(places), {place.split("/")[0] for place in places if "/" in place}
+        gone = [name for name in there if name not in kept and "/" in name and name.split("/")[0] in folders]
         api.create_commit(
             repo_id,
             [
@@ -235,10 +354,3 @@ def upload(published: Published, repo_id: str, kind: Kind, *, private: bool) -> 
                 api.delete_tag(repo_id, tag=published.tag, repo_type=kind.repo_type)
             api.create_tag(repo_id, tag=published.tag, repo_type=kind.repo_type)
     return f"{HUB}/{'' if kind.repo_type == 'model' else kind.repo_type + 's/'}{repo_id}"
-
-
-def _gone(there: Iterable[str], places: Sequence[str]) -> list[str]:
-    """Files of the repository in the published folders that are not published any more."""
-    kept = set(places)
-    folders = {place.split("/")[0] for place in places if "/" in place}
-    return [name for name in there if name not in kept and name.split("/")[0] in folders and "/" in name]

@@ -13,8 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from toolkit.commands import COMMANDS
-from toolkit.composition import COMMAND_LINE, Overrides, compose, default_choices, options
+from toolkit.composition import COMMAND_LINE, COMMANDS, Overrides, compose, default_choices, options
 from toolkit.declaration import Key, bounds_in_words, keys_of
 from toolkit.installation import CONFIG_DIR
 

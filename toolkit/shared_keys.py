@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gr00t.data.schema import ModalityConfig, ModalityConfigs, check_modality_configs
+from gr00t.data.schema import ModalityConfigs, check_modality_configs, from_json, to_json
 from gr00t.errors import ToolkitError, did_you_mean, near_folder
 from toolkit.declaration import key
 from toolkit.installation import CHECKOUT, CONFIG_DIR
@@ -334,16 +334,6 @@ def read_file(file: str | None, key: str = "modality_config") -> dict[str, Any]:
         ) from None
 
 
-def to_json(configs: ModalityConfigs) -> dict[str, Any]:
-    """The plain value of a modality configuration, as processor_config.json holds it."""
-    return {modality: config.to_json() for modality, config in configs.items()}
-
-
 def modality_configs(section: Any) -> ModalityConfigs:
     """What `section.modalities` holds, as the rest of the toolkit takes it."""
     return from_json(section.modalities)
-
-
-def from_json(modalities: dict[str, Any]) -> ModalityConfigs:
-    """The modality configuration of a plain value."""
-    return {modality: ModalityConfig.from_json(value) for modality, value in modalities.items()}

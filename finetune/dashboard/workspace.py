@@ -15,7 +15,7 @@ from wandb_workspaces.workspaces.internal import View
 from finetune.dashboard import DashboardConfig
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
-from toolkit.wandb_session import has_key
+from toolkit.trackers import has_key
 
 MEASURED = {
     "Loss": ["train/loss", "train/loss_arm", "train/loss_gripper"],

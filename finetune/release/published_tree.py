@@ -1,5 +1,5 @@
 """The published tree: everything is refused before the first byte, then the tree is made aside and renamed, and sent to
-the Hugging Face hub where that is asked (toolkit.publication). What must never be published: toolkit.disclosure."""
+the Hugging Face hub where that is asked (toolkit.publication, which looks for what must never be published)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from gr00t.file_reading import parsing
 from gr00t.model.checkpoint_folder import weight_files
 from gr00t.model.finished_checkpoint import MANIFEST, write_manifest
 from toolkit.code_files import code_files, in_words, new_files, tracked_among
-from toolkit.disclosure import Machine, refuse_private
 from toolkit.installation import CHECKOUT, ROOT
-from toolkit.publication import CARD, Kind, Published, new_folder, publish
+from toolkit.publication import CARD, Kind, Machine, Published, new_folder, publish, refuse_private
 from toolkit.shared_keys import modality_configs, robot_path
 
 FORMAT = 1

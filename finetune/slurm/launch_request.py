@@ -17,8 +17,7 @@ from finetune.slurm.stages import DIVIDED, STAGES, asks_for, shares_of
 from finetune.slurm.sweep import Point, expand, point_names
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.code_files import ROBOT_FILE
-from toolkit.commands import COMMANDS
-from toolkit.composition import default_choices, unchanged_files
+from toolkit.composition import COMMANDS, default_choices, unchanged_files
 from toolkit.configuration import as_yaml, load
 from toolkit.credentials import refuse_secret_arguments
 from toolkit.declaration import Key, key, keys_of

@@ -36,8 +36,8 @@ from gr00t.data.statistics import Tail
 from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.model.config import Gr00tN1d7Config
-from gr00t.processes import WORKER_SECONDS, silent
 from toolkit.command_line import leave_signals_to_parent
+from toolkit.processes import WORKER_SECONDS, silent
 from toolkit.shared_keys import modality_configs
 
 FINDINGS_LISTED = 6

@@ -24,6 +24,7 @@ from gr00t.data.images import Augmentation
 from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.processor import NO_INSTRUCTION, Gr00tN1d7Processor, Step
 from gr00t.data.sampler import SampleKey, Stream, generator
+from gr00t.data.schema import to_json
 from gr00t.data.statistics import Statistics, Tail, merge_statistics, start_frames, to_processor_statistics
 from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import FeatureStore
@@ -72,7 +73,7 @@ def _computed(reader: StepReader, tail: Tail) -> dict[str, Any]:
         "tables": reader.table_digest,
         "episodes": layout.train_episodes,
         "modality": layout.modality,
-        "configs": {name: config.to_json() for name, config in reader.configs.items()},
+        "configs": to_json(reader.configs),
         "tail": tail,
     }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -19,11 +18,10 @@ import pyarrow as pa
 from PIL import Image
 
 from gr00t.data.layout import IMAGES, V3, DatasetLayout
-from gr00t.data.parquet_files import check_size, open_table, refuse_foreign
 from gr00t.data.schema import look_up
 from gr00t.data.video import MOST_PIXELS, EpisodeVideo, VideoReader
-from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_reading import refuse_special
+from gr00t.errors import ToolkitError, disk_errors, is_disk_error
+from gr00t.file_reading import check_size, open_table, refuse_foreign, refuse_special
 from gr00t.file_replacement import files_digest, make_once, unsound, whole_folder, write_checksum
 
 CACHE_FOLDER = ".cache"
@@ -134,7 +132,7 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
             )
         except Exception as error:  # datasets wraps what pyarrow says in many types
             if (disk := _disk_error(error)) is not None:
-                raise disk from error
+                raise disk from (None if disk is error else error)
             problem = " ".join(str(error).split())
             raise ToolkitError(f"{layout.root}/data cannot be read ({problem}). Prepare the dataset again.") from error
         finally:
@@ -155,10 +153,8 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
 def _disk_error(error: BaseException | None) -> OSError | None:
     """What the disk said when a copy could not be written; None for anything else."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and (error.errno or is_disk_error(error)):
             return error
-        if "Not enough disk space" in str(error):  # of `datasets`, ahead of writing
-            return OSError(errno.ENOSPC, str(error))
         error = error.__cause__ or error.__context__
     return None
 
@@ -290,8 +286,7 @@ def table_images(layout: DatasetLayout, cameras: Iterable[str], digest: str = ""
 def open_camera(
     layout: DatasetLayout, episode: int, camera: str, reader: VideoReader | TableImages | None = None
 ) -> EpisodeVideo | EpisodeImages:
-    """What a camera saw in an episode: a video, or images of the frame table. `reader` is shared by episodes; it may be
-    left out for a video."""
-    if isinstance(reader, TableImages):
-        return EpisodeImages(layout, episode, reader)
+    """What a camera saw in an episode: a video, or images of the frame table. `reader` may be shared by episodes."""
+    if isinstance(reader, TableImages) or (reader is None and layout.is_in_tables(camera)):
+        return EpisodeImages(layout, episode, reader or TableImages(layout, camera))
     return EpisodeVideo(layout, episode, camera, reader)

@@ -47,9 +47,10 @@ _WIDTH = re.compile(r"(0?\d{0,2}d)?")  # {episode_index:01000000000d} would fill
 
 @dataclass(frozen=True)
 class SharedVideo:
-    """An episode's place in a video of several: frames of those before it and of all of them by their lengths, and the
-    episode before it (None for the first) with the second at which that one begins."""
+    """An episode's place in a video of several: the second at which it begins, frames of those before it and of all of
+    them by their lengths, and the episode before it (None for the first) with the second at which that one begins."""
 
+    start: float
     before: int
     frames: int
     previous: EpisodeInfo | None
@@ -126,9 +127,7 @@ class DatasetLayout:
 
     def frame_size(self, camera: str) -> list[int] | None:
         """[height, width] of a camera's frames, as info.json gives them; None where it does not."""
-        features = self.info.get("features")
-        feature = features.get(self.video_column(camera)) if isinstance(features, dict) else None
-        names, shape = (feature.get(key) for key in ("names", "shape")) if isinstance(feature, dict) else (None, None)
+        names, shape = (self._feature(camera).get(key) for key in ("names", "shape"))
         if not isinstance(names, list) or not isinstance(shape, list):
             return None
         sides = [size for side in ("height", "width") for name, size in zip(names, shape, strict=False) if name == side]
@@ -245,31 +244,31 @@ class DatasetLayout:
 
     def is_in_tables(self, camera: str) -> bool:
         """Whether the camera's images lie in cells of the frame tables (`dtype: image`), not in videos."""
+        return self._feature(camera).get("dtype") == "image"
+
+    def _feature(self, camera: str) -> dict[str, Any]:
         features = self.info.get("features")
-        feature = features.get(self.video_column(camera)) if isinstance(features, dict) else None
-        return isinstance(feature, dict) and feature.get("dtype") == "image"
+        found = features.get(self.video_column(camera)) if isinstance(features, dict) else None
+        return found if isinstance(found, dict) else {}
 
     def video_path(self, episode: int, camera: str) -> Path:
         """The video of one episode, in v3.0 of many; `camera` is a key of modality.json's video section."""
         column = self.video_column(camera)
         return self._path("video_path", episode, f"videos/{column}", video_key=column)
 
-    def video_start(self, episode: int, camera: str) -> float | None:
-        """The second of the video at which the episode begins; None where the video holds that episode only."""
-        if self.version != V3:
-            return None
-        return self._place(episode, f"videos/{self.video_column(camera)}/from_timestamp")
-
     def camera_path(self, episode: int, camera: str) -> Path:
         """The file that holds what a camera saw in an episode: a video, or the frame table with its images."""
         return self.parquet_path(episode) if self.is_in_tables(camera) else self.video_path(episode, camera)
 
-    def video_order(self, episode: int, camera: str) -> SharedVideo:
-        """Where an episode stands among those whose frames lie in the same video file (v3.0)."""
+    def shared_video(self, episode: int, camera: str) -> SharedVideo | None:
+        """The episode's place among those in the same video file (v3.0); None where it holds that episode only."""
+        if self.version != V3:
+            return None
         column = f"videos/{self.video_column(camera)}"
+        self._place(episode, f"{column}/from_timestamp")  # refused where it is not there
         if column not in self._orders:
             self._orders[column] = _video_orders(self.listed, column)
-        return self._orders[column][self.episode(episode).index]
+        return self._orders[column][episode]
 
     def _place(self, episode: int, name: str) -> float:
         problem = f"{self.root}/meta/episodes: episode {episode} has no {name}."
@@ -337,8 +336,8 @@ def _video_orders(episodes: Iterable[EpisodeInfo], column: str) -> dict[int, Sha
     for sharing in files.values():
         sharing.sort(key=lambda place: place[0])
         frames, before = sum(e.length for _, e in sharing), 0
-        for (previous_start, previous), (_, e) in zip([(math.nan, None), *sharing], sharing, strict=False):
-            found[e.index] = SharedVideo(before, frames, previous, previous_start)
+        for (previous_start, previous), (start, e) in zip([(math.nan, None), *sharing], sharing, strict=False):
+            found[e.index] = SharedVideo(start, before, frames, previous, previous_start)
             before += e.length
     return found
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import read_json, read_json_lines
+from gr00t.file_reading import open_table, read_columns, read_json, read_json_lines
 
 V3 = "v3.0"
 UNBOUNDED = 10**9  # numbers of episodes have fewer digits
@@ -62,8 +62,6 @@ class MetaFolder:
 
     def table(self, path: Path, keys: Iterable[str], also: Callable[[str], bool]) -> list[dict[str, Any]]:
         """Rows of a parquet table: the columns `keys`, which must be there, and those whose name `also` takes."""
-        from gr00t.data.parquet_files import open_table, read_columns  # slow to load; v2 datasets have no tables here
-
         with open_table(path, _INCOMPLETE) as file:
             names = file.schema_arrow.names
             missing = [key for key in keys if key not in names]

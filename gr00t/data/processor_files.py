@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gr00t.data.schema import EmbodimentTag, ModalityConfig, ModalityConfigs
+from gr00t.data.schema import EmbodimentTag, ModalityConfigs, from_json, to_json
 from gr00t.data.state_action import EmbodimentStatistics
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import (
@@ -109,20 +109,14 @@ class ProcessorConfig:
         given = {name: value for name, value in kwargs.items() if name in known}
         check_types(cls, {name: value for name, value in given.items() if name != "modality_configs"})
         refuse_absurd(given)
-        given["modality_configs"] = {
-            tag: {modality: ModalityConfig.from_json(data) for modality, data in modalities.items()}
-            for tag, modalities in kwargs["modality_configs"].items()
-        }
+        given["modality_configs"] = {tag: from_json(of) for tag, of in kwargs["modality_configs"].items()}
         return cls(**off | given, extra={name: value for name, value in kwargs.items() if name not in known})
 
     def to_json(self) -> dict[str, Any]:
         """processor_kwargs with every key, the original's in its order, then `extra`."""
         values = dict(vars(self))
         extra = values.pop("extra")
-        values["modality_configs"] = {
-            tag: {modality: config.to_json() for modality, config in configs.items()}
-            for tag, configs in self.modality_configs.items()
-        }
+        values["modality_configs"] = {tag: to_json(configs) for tag, configs in self.modality_configs.items()}
         return values | extra
 
 
@@ -256,8 +250,6 @@ class ImageLimits:
 
     min_pixels: int = 65536
     max_pixels: int = 16777216
-    patch_size: int = PATCH
-    merge_size: int = MERGE
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> ImageLimits:

@@ -143,6 +143,11 @@ class ModalityConfig:
                 f"modality keys {self.modality_keys}: give one each, in the same order."
             )
 
+    @property
+    def actions(self) -> list[tuple[str, ActionConfig]]:
+        """Each action group with its configuration; none of another modality."""
+        return list(zip(self.modality_keys, self.action_configs or [], strict=False))
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModalityConfig:
         """Read one entry of processor_config.json; keys that later versions add are ignored."""
@@ -159,6 +164,16 @@ class ModalityConfig:
 
 ModalityConfigs = dict[str, ModalityConfig]
 """The four modalities of one embodiment: video, state, action, language."""
+
+
+def to_json(configs: ModalityConfigs) -> dict[str, Any]:
+    """The plain value of the four modalities, as processor_config.json holds it."""
+    return {modality: config.to_json() for modality, config in configs.items()}
+
+
+def from_json(modalities: Mapping[str, Any]) -> ModalityConfigs:
+    """The modality configuration of such a value."""
+    return {modality: ModalityConfig.from_json(value) for modality, value in modalities.items()}
 
 
 def check_modality_configs(configs: ModalityConfigs, where: str = "MODALITY_CONFIG") -> ModalityConfigs:
@@ -181,7 +196,7 @@ def comparable(configs: ModalityConfigs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for modality, config in configs.items():
         found[modality] = {name: value for name, value in config.to_json().items() if name != "action_configs"}
-        for group, action in zip(config.modality_keys, config.action_configs or [], strict=False):
+        for group, action in config.actions:
             found[modality][group] = {**action.to_json(), "state_key": action.state_key or group}
     return found
 

@@ -207,7 +207,7 @@ class StateActionProcessor:
         """The groups of "state" or "action" in the model's order; unknown tags and missing statistics raise."""
         if (tag, modality) not in self._groups:
             config = self._config(tag, modality)
-            actions = dict(zip(config.modality_keys, config.action_configs or [], strict=False))
+            actions = dict(config.actions)
             self._groups[tag, modality] = [
                 self._build_group(tag, modality, name, actions.get(name)) for name in config.modality_keys
             ]

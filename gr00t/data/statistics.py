@@ -158,9 +158,7 @@ def relative_action(action: np.ndarray, reference: np.ndarray, config: ActionCon
 
 def relative_groups(action_config: ModalityConfig) -> list[tuple[str, ActionConfig]]:
     """The action groups that are stored relative to a state, with their configuration."""
-    configs = action_config.action_configs or []
-    pairs = zip(action_config.modality_keys, configs, strict=False)
-    return [(key, config) for key, config in pairs if config.rep is ActionRepresentation.RELATIVE]
+    return [(key, config) for key, config in action_config.actions if config.rep is ActionRepresentation.RELATIVE]
 
 
 def group_slice(modality_json: dict[str, Any], modality: str, group: str) -> slice:

@@ -110,13 +110,12 @@ class StepReader:
             for modality in ("state", "action")
         )
         # modality.json's form for groups that lie one behind the other, as they have just been concatenated.
-        packed: dict[str, dict[str, dict[str, int]]] = {}
+        packed = {}
         for modality, widths in self.widths().items():
-            end = 0
-            packed[modality] = {}
-            for key, width in widths.items():
-                packed[modality][key] = {"start": end, "end": end + width}
-                end += width
+            ends = np.cumsum([*widths.values()])
+            packed[modality] = {
+                key: {"start": e - w, "end": e} for (key, w), e in zip(widths.items(), ends, strict=True)
+            }
         return relative_statistics(states, actions, packed, self.configs, tail)
 
     def trajectory(self, modality: str, episode: int) -> dict[str, np.ndarray]:

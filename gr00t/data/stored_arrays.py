@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gr00t.data.frame_tables import TableImages, open_camera, table_images
+from gr00t.data.frame_tables import open_camera, table_images
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError, disk_errors, in_bytes
@@ -178,8 +178,7 @@ def frame_shapes(layout: DatasetLayout, cameras: list[str]) -> dict[str, tuple[i
     total = sum(e.length for e in layout.episodes)
     found = {}
     for camera in cameras:
-        reader = table_images(layout, [camera]).get(camera)
-        with open_camera(layout, layout.episodes[0].index, camera, reader) as video:
+        with open_camera(layout, layout.episodes[0].index, camera) as video:
             found[camera] = (total, *video.frames([0]).shape[1:])
     return found
 
@@ -201,13 +200,10 @@ def write_frame_store(
 
     def decode(camera: str, episode: int, length: int, target: np.ndarray) -> int:
         rows = target[first[episode] : first[episode] + length]
-        reader: VideoReader | TableImages | None = images.get(camera)
-        if reader is None:
-            path = layout.video_path(episode, camera)
-            if not hasattr(own, "reader") or own.reader.path != path:  # a file may hold many episodes
-                own.reader = VideoReader(path)
-            reader = own.reader
-        video = open_camera(layout, episode, camera, reader)
+        path, reader = layout.camera_path(episode, camera), images.get(camera)
+        if reader is None and getattr(own, "path", None) != path:  # a file may hold many episodes
+            own.path, own.reader = path, VideoReader(path)
+        video = open_camera(layout, episode, camera, reader or own.reader)
         for start in range(0, length, PIECE):
             frames = video.frames(range(start, min(start + PIECE, length)))
             if frames.shape[1:] != rows.shape[1:]:

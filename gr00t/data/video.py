@@ -31,8 +31,6 @@ CLEARLY_DIFFERENT = 16.0
 MOST_PIXELS = 7680 * 4320  # 8K
 _DRIFT = 0.25  # of a frame: further away from one, the seconds of meta/episodes may mean its neighbour
 _ENCODER_AT_FAULT = "The encoder of this PyAV build is at fault: reinstall av in the version of the constraints file."
-
-
 # They store when a frame is shown. Elsewhere (AVI) that is guessed from the order of decoding, which B-frames change.
 _WITH_TIMES = ("mov,mp4", "matroska,webm")
 _TRIES = 3  # key frames at which decoding is begun before it is begun at the start of the file
@@ -152,12 +150,9 @@ class VideoReader:
             self._begin()
             shown = [frame.pts for frame in self._container.decode(self._stream)]
             steady = None not in shown and all(a < b for a, b in pairwise(shown))
-            self._pts = np.array(shown if steady else self._evenly(len(shown)), dtype=np.int64)
+            rate = float((self._stream.average_rate or 1) * self._stream.time_base)  # frames without a time lie evenly
+            self._pts = np.array(shown if steady else np.rint(np.arange(len(shown)) / rate), dtype=np.int64)
             self._keys = np.zeros(min(len(shown), 1), dtype=np.int64)
-
-    def _evenly(self, count: int) -> np.ndarray:
-        """Times of frames without any, at the frame rate."""
-        return np.rint(np.arange(count) / float((self._stream.average_rate or 1) * self._stream.time_base))
 
     def _decode(self, wanted: list[int]) -> dict[int, np.ndarray]:
         found: dict[int, np.ndarray] = {}
@@ -311,23 +306,22 @@ class EpisodeVideo:
     def __init__(self, layout: DatasetLayout, episode: int, camera: str, reader: VideoReader | None = None) -> None:
         self.reader = reader or VideoReader(layout.video_path(episode, camera))
         self._length, self._fps = layout.episode(episode).length, layout.fps
-        self._start = layout.video_start(episode, camera)
         self._where = f"episode {episode} of {layout.root}"
-        self._shared = layout.video_order(episode, camera) if self._start is not None else None
+        self._shared = layout.shared_video(episode, camera)
         self._first: int | None = None  # number of the episode's first frame in a shared file, once it was looked up
 
     def __len__(self) -> int:
         """Frames of the episode; of the whole file where it holds one episode only (v2.1)."""
-        return len(self.reader) if self._start is None else self._length
+        return len(self.reader) if self._shared is None else self._length
 
     @property
     def is_alone(self) -> bool:
         """Whether the file holds this episode only (v2.1)."""
-        return self._start is None
+        return self._shared is None
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in their order (repeats allowed): (N, H, W, 3) uint8 RGB."""
-        if self._start is None:
+        if self._shared is None:
             return self.reader.frames(indices)
         wrong = [int(i) for i in indices if not 0 <= i < self._length]
         if wrong:
@@ -335,13 +329,12 @@ class EpisodeVideo:
                 f"{self.reader.path}: frame {wrong[0]} of {self._where} was asked for, which has {self._length}."
             )
         if self._first is None:
-            assert self._shared is not None
-            self._first = self._find(self._start, self._shared)
+            self._first = self._find(self._shared)
         return self.reader.frames([self._first + int(i) for i in indices])
 
-    def _find(self, start: float, shared: SharedVideo) -> int:
+    def _find(self, shared: SharedVideo) -> int:
         """The number of the episode's first frame in the file, which is checked to hold the others."""
-        times = self.reader.times()
+        times, start = self.reader.times(), shared.start
         half = self._length / self._fps / 2  # further away, the order of the episodes may not be what it seems
         counted = shared.frames == len(times) and abs(times[shared.before] - start) < half
         first = shared.before if counted else int(np.abs(times - start).argmin())
@@ -352,7 +345,7 @@ class EpisodeVideo:
                 f"at {start:g} s and has {self._length} frames). Download or copy that file again."
             )
         if not counted:
-            self._check_start(times, first, start, shared)
+            self._check_start(times, first, shared)
         wanted = (found[0] if counted else start) + np.arange(self._length) / self._fps
         off = np.flatnonzero(np.abs(found - wanted) > 0.5 / self._fps)
         if len(off):
@@ -363,9 +356,9 @@ class EpisodeVideo:
             )
         return first
 
-    def _check_start(self, times: np.ndarray, first: int, start: float, shared: SharedVideo) -> None:
+    def _check_start(self, times: np.ndarray, first: int, shared: SharedVideo) -> None:
         """Refuse a beginning between two frames, or before the frames of the episode before end."""
-        problem = ""
+        problem, start = "", shared.start
         if abs(times[first] - start) > _DRIFT / self._fps:
             problem = f"begins at {start:.4f} s by meta/episodes, but the nearest frame is at {times[first]:.4f} s"
         elif shared.previous is not None:

@@ -276,11 +276,10 @@ def _comparable(config: ModalityConfig) -> dict[str, Any]:
 
     Normalisation (sin/cos, mean/std) is left out: it is the checkpoint's own, and a robot never sees it.
     """
-    actions = zip(config.modality_keys, config.action_configs or [], strict=False)
     return {
         "modality_keys": config.modality_keys,
         "delta_indices": _short(config.delta_indices),
-        "action_configs": [_representation(key, action) for key, action in actions],
+        "action_configs": [_representation(key, action) for key, action in config.actions],
     }
 
 

@@ -6,7 +6,6 @@ gr00t.serve` needs beside it pyzmq and msgpack only."""
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,21 +15,21 @@ import numpy as np
 
 from gr00t.data.schema import ModalityConfig, flattened, look_up
 from gr00t.errors import ToolkitError, near_folder
+from gr00t.file_reading import read_json
+from gr00t.model.checkpoint_folder import PIPELINES, POLICY
 
-OWN = "groot"  # LeRobot's GR00T N1.7, which GR00TPolicy reads itself
 # These read the state as a vector; others write it into the prompt, where nothing can be zeroed after normalisation.
 STATE_AS_VECTOR = ("act", "diffusion", "vqbet", "smolvla", "pi0")
-_STATE, _PROCESSORS = "observation.state", ("policy_preprocessor.json", "policy_postprocessor.json")
+_STATE = "observation.state"
 
 
 def lerobot_kind(folder: Path) -> str | None:
     """What LeRobot calls the kind of policy in a folder of its own; None for another folder, and for its GR00T."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        kind = read_json(folder / "config.json").get("type")
+    except ToolkitError:
         return None
-    kind = config.get("type") if isinstance(config, dict) else None
-    return kind if isinstance(kind, str) and kind != OWN else None
+    return kind if isinstance(kind, str) and kind != POLICY else None
 
 
 class LeRobotPolicy:
@@ -57,7 +56,7 @@ class LeRobotPolicy:
                 "lerobot pyzmq msgpack in an environment of its own, there python -m gr00t.serve "
                 "checkpoint=FOLDER, and here server=127.0.0.1:5555."
             )
-        missing = [name for name in _PROCESSORS if not (self.folder / name).is_file()]
+        missing = [name for name in PIPELINES if not (self.folder / name).is_file()]
         if missing:
             raise ToolkitError(
                 f"{self.folder} lacks {missing[0]}, so LeRobot before 0.4 wrote it. Convert it with LeRobot's "

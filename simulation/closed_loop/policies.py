@@ -21,14 +21,14 @@ from data_prep.maniskill import CAMERAS
 from data_prep.maniskill import Episode as Recorded
 from data_prep.recording_checks import read_recordings
 from gr00t.data.sampler import Stream, torch_seed
-from gr00t.data.schema import ModalityConfigs
+from gr00t.data.schema import ModalityConfigs, from_json
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from simulation.scenes import ENV_ID
 from simulation.scenes.instruction_suite import InstructedEpisode
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, Episode
-from toolkit.shared_keys import from_json, read_file
+from toolkit.shared_keys import read_file
 
 if TYPE_CHECKING:
     from simulation.scenes.environment import ConflictPickEnv

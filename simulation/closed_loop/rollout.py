@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from gr00t.errors import ToolkitError, did_you_mean
-from gr00t.processes import WORKER_SECONDS, one_thread_each, settle_in, silent
 from simulation.closed_loop import CONDITIONS, NOTHING, OTHER, EpisodeOutcome, Settings
 from simulation.closed_loop.kept_episodes import KeptEpisodes, SegmentRecord
 from simulation.closed_loop.policies import Inference, Observation, ScriptedPolicy
+from simulation.scenes import settle_in
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.scenes.suites import PLATE, suite_of
+from toolkit.processes import WORKER_SECONDS, one_thread_each, silent
 from toolkit.progress import NOTE, progress_bar
 
 

@@ -23,12 +23,12 @@ import h5py
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import file_lock, lock_in_turn, whole_folder, write_json
-from gr00t.processes import first_done, one_thread_each, worker_pool
 from simulation.scenes import instruction_suite, require_rendering, require_simulator
 from simulation.scenes.combinations import Strategy
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.scenes.suites import suite_of
 from toolkit.declaration import key
+from toolkit.processes import first_done, one_thread_each, worker_pool
 from toolkit.progress import NOTE, progress_bar
 from toolkit.shared_keys import (
     LARGEST_SEED,

@@ -11,8 +11,8 @@ from mani_skill.utils.wrappers.record import RecordEpisode
 
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
-from gr00t.processes import settle_in
 from simulation.record import ATTEMPTS, RecordConfig
+from simulation.scenes import settle_in
 from simulation.scenes.environment import REBUILD, ConflictPickEnv, make_env
 from simulation.scenes.expert import Expert, Unreachable, drawn_style
 from simulation.scenes.instruction_suite import InstructedEpisode

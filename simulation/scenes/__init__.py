@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from functools import cache
 
 from gr00t.errors import ToolkitError, require_extra
+from toolkit.processes import end_with_parent
 
 ENV_ID = "ConflictPick-v1"  # of environment.py, which only worker processes import
 
@@ -52,3 +54,14 @@ def require_rendering(device: str) -> None:
     if problem is not None:
         other = "" if device == "cpu" else "\nOr render without a GPU: render=cpu."
         raise ToolkitError(f"Nothing can be rendered here (render={device}: {problem}). {VULKAN_REMEDY}{other}")
+
+
+def settle_in() -> None:
+    """In a worker process that simulates, before anything else: it ends with its parent, and is quiet."""
+    # Only the worker processes load the simulator.
+    import torch
+    from mani_skill import logger
+
+    end_with_parent()
+    logger.setLevel(logging.ERROR)
+    torch.set_num_threads(1)

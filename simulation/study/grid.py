@@ -14,8 +14,7 @@ from finetune.slurm.sweep import point_names
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import read_json
 from simulation.report.closed_loop_page import typed
-from toolkit.commands import COMMANDS
-from toolkit.composition import default_choices, read_yaml, unchanged_files
+from toolkit.composition import COMMANDS, default_choices, read_yaml, unchanged_files
 from toolkit.declaration import flat, keys_of
 from toolkit.installation import CONFIG_DIR
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -80,14 +79,3 @@ def one_thread_each() -> Iterator[None]:
     finally:
         for name in limits:
             del os.environ[name]
-
-
-def settle_in() -> None:
-    """In a worker process that simulates, before anything else: it ends with its parent, and is quiet."""
-    # Only the worker processes load the simulator.
-    import torch
-    from mani_skill import logger
-
-    end_with_parent()
-    logger.setLevel(logging.ERROR)
-    torch.set_num_threads(1)
