@@ -278,7 +278,6 @@ class HubSource:
     revision: str | None
 
     def sizes(self) -> dict[str, int]:
-        """Every file by name below the checkpoint's folder, and its bytes."""
         with self._refusals():
             inside = self.prefix.rstrip("/") or None
             found = huggingface_hub.HfApi().list_repo_tree(
@@ -333,7 +332,6 @@ def source_of(name: str, revision: str | None) -> Source:
 
 
 def main(config: PrefetchConfig) -> None:
-    """Fetch, and say what came."""
     out, found = prefetch(config)
     tags = ", ".join(found.tags) or "none yet"
     print(

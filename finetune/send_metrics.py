@@ -141,7 +141,6 @@ def read(arguments: Sequence[str]) -> tuple[list[Path], SendMetricsConfig]:
 
 
 def main(call: tuple[list[Path], SendMetricsConfig]) -> None:
-    """Send what is missing of each run."""
     for run_dir in call[0]:
         print(f"{run_dir}: {send(run_dir, call[1])}", flush=True)
 

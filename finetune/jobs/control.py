@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from finetune.jobs.known_jobs import KnownJobs
-from finetune.jobs.run_views import DROPPED, GOOD, View, find, views_of
+from finetune.jobs.run_views import DROPPED, GOOD, KnownJobs, View, find, job_number, views_of
 from finetune.recipe import ClusterConfig
 from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, now, read_optional, resolved
 from finetune.slurm.batches import job_name_of, output_in
@@ -97,7 +96,7 @@ def resubmit(runs_dir: Path, name: str) -> list[str]:
 def _chain(first: View, known: Sequence[View]) -> list[View]:
     """`first`, those that never started because they waited for it, or for one that did, and what else these need that
     failed too, such as another share; each after what it waits for."""
-    broken = [v for v in sorted(known, key=lambda v: _number(v.job)) if not v.alive and v.state not in GOOD]
+    broken = [v for v in sorted(known, key=lambda v: job_number(v.job)) if not v.alive and v.state not in GOOD]
     chain: list[View] = []
     more = [first]
     while more:
@@ -107,12 +106,7 @@ def _chain(first: View, known: Sequence[View]) -> list[View]:
         behind = [v for v in never if jobs & {*v.waits_for}]
         needed = {job for v in never if v in chain or v in behind for job in v.waits_for}
         more = [v for v in broken if (v in behind or v.job in needed) and v not in chain]
-    return sorted(chain, key=lambda v: _number(v.job))
-
-
-def _number(job: str | None) -> int:
-    number = (job or "").partition("_")[0]
-    return int(number) if number.isdecimal() else -1
+    return sorted(chain, key=lambda v: job_number(v.job))
 
 
 def _submit(chain: Sequence[View], known: Sequence[View], folder: Path) -> list[str]:

@@ -142,5 +142,4 @@ def tidy(panel: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
     FigureCanvasAgg(figure).print_png(str(path))

@@ -167,7 +167,6 @@ class DatasetConfig:
     check: bool = key("refuse a dataset in which the fast part of data_prep.check finds an error", True)
 
     def check_values(self) -> None:
-        """Refuse values that do not fit each other."""
         check_mixture(self.mixture)
 
 
@@ -361,7 +360,6 @@ class TrainConfig:
     lora: LoraConfig = key("adapters on the language model", LoraConfig)
 
     def check_values(self) -> None:
-        """Refuse values that do not fit each other."""
         lora, tune = self.lora, self.tune
         for name in lora.targets:
             if name not in LORA_TARGETS:

@@ -38,7 +38,6 @@ _DEEPEST = 4
 
 
 def now() -> str:
-    """The time as records have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -159,6 +158,17 @@ def close_lost(attempt: Attempt) -> None:
 def job_folder(run_dir: Path, label: str) -> Path:
     """Where a run folder keeps what a job of it was submitted with."""
     return run_dir / ("job" if label == "finetune" else f"job-{label}")
+
+
+def folder_of_job(run_dir: Path, name: str) -> Path:
+    """The same for the job that its record calls `name`."""
+    own = run_name(run_dir)
+    return job_folder(run_dir, "finetune" if name == own else name.removeprefix(f"{own}-"))
+
+
+def arguments_of_job(folder: Path) -> dict[str, str]:
+    """The values that a job was submitted with, by key."""
+    return dict(argument.partition("=")[::2] for argument in read_json(folder / "overrides.json")["overrides"])
 
 
 def describe_job(folder: Path, script: str | None, overrides: Sequence[str], config: Any) -> None:

@@ -90,21 +90,23 @@ def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
 # -- the cluster -------------------------------------------------------------------------------------------------------
 
 
-def check_accepted(cluster: ClusterConfig, said: str) -> None:
+def check_accepted(cluster: ClusterConfig, said: str) -> Partition | None:
     """Refuse a job that SLURM accepts, but would never start; `said` is what `sbatch --test-only` answered.
 
-    The answer names the partition that the job would go to, also where a plugin of the site chooses it.
+    The answer names the partition that the job would go to, also where a plugin of the site chooses it; that is
+    returned, None where it is not known.
     """
     found = re.search(r"\bin partition (\S+)", said)
     partition = cluster_queries.read_partitions().get(found[1]) if found else None
     if partition is None:
-        return
+        return None
     if not partition.is_up:
         raise ToolkitError(
             f"partition {partition.name} is not up: the job would wait. Take another (cluster.partition), or wait "
             f"(sinfo -p {partition.name})."
         )
     _check_limit(cluster, partition.max_seconds, f"partition {partition.name}")
+    return partition
 
 
 def explanation(cluster: ClusterConfig) -> str:

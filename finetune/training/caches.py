@@ -155,7 +155,6 @@ def announce(what: str, size: int, folder: Path) -> None:
 
 
 def say(message: str) -> None:
-    """A line on stderr."""
     Console(stderr=True).print(message, highlight=False, soft_wrap=True)
 
 

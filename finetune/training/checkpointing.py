@@ -188,7 +188,6 @@ class CheckpointWriter:
             pending.result()
 
     def close(self) -> None:
-        """Wait for the thread to end."""
         self._thread.shutdown(wait=True)
 
     def written(self) -> list[Path]:

@@ -211,7 +211,6 @@ class StallWatch:
         self.beat()
 
     def beat(self) -> None:
-        """The run advances."""
         self.close()
         if self._limit is not None:
             begin = time.monotonic()
@@ -220,7 +219,6 @@ class StallWatch:
             self._timer.start()
 
     def close(self) -> None:
-        """End the thread."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()
@@ -242,7 +240,6 @@ class Artifacts:
         return self._make(f"{self._config.split.name}-dataset", "dataset", folders[0], described, uploaded)
 
     def base(self, fingerprint: str) -> wandb.Artifact:
-        """The base checkpoint."""
         base = Path(self._config.model.base)
         return self._make(f"{base.name}-base", "model", base, {"fingerprint": fingerprint})
 
