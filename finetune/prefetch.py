@@ -279,10 +279,8 @@ class HubSource:
 
     def sizes(self) -> dict[str, int]:
         with self._refusals():
-            inside = self.prefix.rstrip("/") or None
-            found = huggingface_hub.HfApi().list_repo_tree(
-                self.repository, inside, recursive=True, revision=self.revision
-            )
+            inside, listed = self.prefix.rstrip("/") or None, huggingface_hub.HfApi().list_repo_tree
+            found = listed(self.repository, inside, recursive=True, revision=self.revision)
             return {e.path.removeprefix(self.prefix): int(e.size) for e in found if hasattr(e, "size")}
 
     def fetch(self, names: Sequence[str], target: Path) -> None:
@@ -334,9 +332,8 @@ def source_of(name: str, revision: str | None) -> Source:
 def main(config: PrefetchConfig) -> None:
     out, found = prefetch(config)
     tags = ", ".join(found.tags) or "none yet"
-    print(
-        f"{out} is whole: {found.parameters:,} parameters, {found.weight_bytes / 1e9:.2f} GB in {found.shards} files."
-    )
+    size = f"{found.parameters:,} parameters, {found.weight_bytes / 1e9:.2f} GB in {found.shards} files"
+    print(f"{out} is whole: {size}.")
     print(f"Robots with statistics: {tags}. Use it with model.base={out}; it needs no internet.")
 
 

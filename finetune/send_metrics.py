@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.slurm.attempt_record import read_optional
-from finetune.training import METRICS, SENT, STATUS, WANDB_RUN, logged, measurement
+from finetune.training import METRICS, SENT, STATUS, WANDB_RUN, logged, measurement, read_optional
 from gr00t.errors import ToolkitError, near_folder
 from gr00t.file_replacement import file_lock, write_json
 from toolkit.command_line import run_main

@@ -10,11 +10,12 @@ from typing import Any
 
 from finetune.jobs.run_views import DROPPED, GOOD, KnownJobs, View, find, job_number, views_of
 from finetune.recipe import ClusterConfig
-from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, now, read_optional, resolved
+from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, now, resolved
 from finetune.slurm.batches import job_name_of, output_in
 from finetune.slurm.cluster_queries import slurm
 from finetune.slurm.render import render
 from finetune.slurm.submit import one_at_a_time, sbatch
+from finetune.training import read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
@@ -69,9 +70,6 @@ def _answered(runs_dir: Path) -> list[View]:
     known = KnownJobs.read(runs_dir)
     known.queue.require()
     return views_of(known)
-
-
-# -- again -------------------------------------------------------------------------------------------------------------
 
 
 def resubmit(runs_dir: Path, name: str) -> list[str]:
@@ -144,8 +142,7 @@ def _renewed(noted: Mapping[str, Any], job_id: str, after: Sequence[str]) -> dic
 
 
 def _script_of(found: View) -> tuple[str, str, Path | None]:
-    """The script of a job, its index in an array ("" without one), and the launcher's record; None where it did not
-    submit it."""
+    """The script of a job, its index in an array ("" without one), and the launcher's record, if there is one."""
     for path in Path(found.run_dir).glob(f"job*/{RECORD}"):
         noted = read_json(path)
         if (noted["name"], noted["job_id"]) == (found.name, found.job):

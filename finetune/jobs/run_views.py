@@ -19,7 +19,7 @@ import yaml
 from finetune.slurm import attempt_record
 from finetune.slurm.attempt_record import Attempt
 from finetune.slurm.cluster_queries import Job, Queue, user_name
-from finetune.training import METRICS, STATUS, measurement
+from finetune.training import METRICS, STATUS, measurement, read_optional
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import read_json
 from toolkit.configuration import load
@@ -64,8 +64,7 @@ class KnownJobs:
 
     @classmethod
     def read(cls, runs_dir: Path, *, usage: bool = False) -> KnownJobs:
-        """Those of every run below `runs_dir` or submitted from there; `usage` also asks what they used of CPU and
-        memory."""
+        """Those of every run below `runs_dir` or submitted from there; with `usage` also what they used."""
         recorded = [entry for folder in attempt_record.run_folders(runs_dir) for entry in recorded_in(folder)]
         queue = Queue.read([entry.noted for entry in recorded], usage=usage)
         return cls(runs_dir, _with_plain(recorded, queue, runs_dir), queue)
@@ -95,12 +94,8 @@ def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, ToolkitError) else f"its records are damaged ({str(error).splitlines()[0]})"
 
 
-# -- plain sbatch ------------------------------------------------------------------------------------------------------
-
-
 def _with_plain(recorded: Sequence[Entry], queue: Queue, runs_dir: Path) -> list[Entry]:
-    """With this user's plain jobs that no run folder records; of several of one run those that SLURM still has, or the
-    newest."""
+    """With this user's plain jobs that no run folder records; of several of a run those still queued, or the newest."""
     entries, me = [*recorded], user_name(os.getuid())
     for job in {job.job_id: job for job in queue.jobs.values() if job.user == me and job.command}.values():
         entry = None if _find(job.job_id, entries) else _of_plain_job(job, runs_dir)
@@ -252,7 +247,7 @@ def _with_records(shown: View, job: Job, known: KnownJobs) -> View:
     if shown.stage == "finetune":
         shown = _with_progress(shown, job, attempts)
     shown = replace(_with_state(shown, job, own, known), by_hand=bool(own and begun.get("by_hand")))
-    if shown.state == "local" and (attempt_record.read_optional(run_dir / STATUS) or {}).get("status") == "finished":
+    if shown.state == "local" and (read_optional(run_dir / STATUS) or {}).get("status") == "finished":
         shown = replace(shown, state="finished")
     # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
     logs = [log for log in (shown.log, own and str(own.folder / "rank-0.log")) if log]

@@ -52,9 +52,8 @@ def parts(entries: Sequence[str], exclude: Sequence[str] = ()) -> list[Part]:
                 f"{chosen[0].folder}/{entry}."
             )
         problem = f'dataset.exclude: "{folder}" is not trained on.'
-        look_up(
-            own, os.path.realpath(expanded("dataset.exclude", folder)) if slash else next(iter(own)), problem
-        ).append(episodes)
+        place = os.path.realpath(expanded("dataset.exclude", folder)) if slash else next(iter(own))
+        look_up(own, place, problem).append(episodes)
     return [replace(part, exclude=tuple(own[os.path.realpath(part.folder)])) for part in chosen]
 
 

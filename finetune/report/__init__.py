@@ -17,7 +17,7 @@ from pyarrow import json as arrow_json
 
 from finetune.recipe.recipe_identity import recipe
 from finetune.slurm.attempt_record import attempts, resolved, run_name
-from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, logged, measurement, read_best
+from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, logged, measurement, read_best, read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing, read_json
 from toolkit.declaration import flat, key
@@ -120,11 +120,13 @@ def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None
     status, reason = _status(run_dir)
     split, checkpoint = str(settings.get("split", {}).get("name", "")), settings.get("output_dir")
     evaluated = results(split) if split and checkpoint else []
+    named = (("model", "base"), ("engine", "name"), ("dataset", "data_dir"))
+    others = {f"{section}.{name}": settings.get(section, {}).get(name) for section, name in named}
     return History(
         name=run_name(run_dir),
         folder=run_dir,
         split=split,
-        settings=_flat_settings(settings),
+        settings=flat(recipe(settings) | others) if settings else {},
         series=read_series(run_dir / METRICS, points),
         status=status,
         reason=reason,
@@ -138,18 +140,11 @@ def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None
     )
 
 
-def _flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    others = (("model", "base"), ("engine", "name"), ("dataset", "data_dir"))
-    found = {f"{section}.{name}": settings.get(section, {}).get(name) for section, name in others}
-    return flat(recipe(settings) | found) if settings else {}
-
-
 def _status(run_dir: Path) -> tuple[str, str]:
     """A word and a reason; of one that says it runs, when it last logged, since it may have been killed."""
-    path = run_dir / STATUS
-    if not path.is_file():
+    found = read_optional(run_dir / STATUS)
+    if found is None:
         return "unknown", "it was logged by an older version"
-    found = read_json(path)
     status, reason = str(found.get("status", "unknown")), str(found.get("reason", ""))
     if status == "running":
         minutes = (time.time() - (run_dir / METRICS).stat().st_mtime) / 60

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from finetune.slurm import cluster_queries
+from finetune.training import read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import AGAIN, parsing, read_json, read_text
 from gr00t.file_replacement import file_lock, write_json
@@ -83,11 +84,6 @@ class Attempt:
         """When a file of it was last written: its end, as far as it is known without a record."""
         newest = max(path.stat().st_mtime for path in self.folder.iterdir())
         return datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
-
-
-def read_optional(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is none."""
-    return read_json(path) if path.is_file() else None
 
 
 def attempts(run_dir: Path, job_id: str | None = None) -> list[Attempt]:

@@ -188,8 +188,7 @@ def max_array_size() -> int | None:
 
 
 def accounting(*shown: str) -> list[str]:
-    """One column of what `sacctmgr show` lists, e.g. accounting("qos", "format=name"); nothing on a cluster that keeps
-    no accounts."""
+    """One column of what `sacctmgr show` lists, e.g. accounting("qos", "format=name"); [] where none are kept."""
     if "slurmdbd" not in settings().get("AccountingStorageType", ""):
         return []
     listed = slurm("sacctmgr", "--noheader", "--parsable2", "show", *shown).stdout.splitlines()

@@ -158,9 +158,6 @@ def _busy_jobs(request: Request, queue: Queue) -> Iterable[BusyJob]:
                 yield BusyJob(run_dir, noted, job)
 
 
-# -- done --------------------------------------------------------------------------------------------------------------
-
-
 def found_result(task: Task) -> tuple[Path, str] | None:
     """Where a task's result lies already, and what does it again; None where it is not there."""
     if task.stage == "record":

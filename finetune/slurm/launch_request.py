@@ -304,8 +304,7 @@ class _Composer:
         return own
 
     def _stage_arguments(self, stage: str, point: Point, run: FinetuneConfig) -> list[dict[str, str]]:
-        """What was typed for that stage, and what it takes over from the fine-tune: dataset, checkpoint, robot; for
-        each of its jobs, shares not counted."""
+        """For each job of that stage (not share) what was typed, and what it takes over from the fine-tune."""
         own = {name: raw for name, raw in point.items() if name.partition(".")[0] not in STAGES}
         own = {name: raw for name, raw in own.items() if self._knows(stage, name)}
         if stage == "evaluate" and "record" in self.stages:  # a key that both have is the recording's

@@ -58,8 +58,7 @@ def _comes(stage: str, task: Task) -> bool:
 
 
 def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
-    """Refuse a base that nodes without internet do not find, and what memory (as far as it is asked for) and disks do
-    not hold."""
+    """Refuse a base that nodes without internet do not find, and what memory and disks do not hold."""
     cluster, base = config.cluster, config.model.base
     check_grace(cluster)
     processes = cluster.nodes * (cluster.processes_per_node or cluster.gpus_per_node or 1)
@@ -75,15 +74,8 @@ def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
             ) from None
     cuda = config.device != "cpu" and cluster.gpus_per_node > 0
     gpu = gpu_of_cluster(cluster.gpu_type) if cuda else None
-    asked = megabytes(cluster.memory) if cluster.memory else 0
-    plan.check_fits(
-        config,
-        processes,
-        int(gpu.memory * 1e9) if gpu else None,
-        per_node=processes // cluster.nodes,
-        cuda=cuda,
-        host_memory_bytes=int(asked * 2**20) or None,
-    )
+    room, host = gpu and int(gpu.memory * 1e9), int(megabytes(cluster.memory or "0") * 2**20) or None
+    plan.check_fits(config, processes, room, per_node=processes // cluster.nodes, cuda=cuda, host_memory_bytes=host)
     plan.check_disk(config, processes, cuda=cuda)
 
 

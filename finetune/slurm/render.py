@@ -32,8 +32,7 @@ _LATE = ("processes_per_node", "grace_seconds", "max_requeues", "max_crashes", "
 
 
 def asks_for(cluster: ClusterConfig, stage: str) -> ClusterConfig:
-    """What a job asks for: a fine-tune all of cluster.*; others, closed_loop among them, theirs of cluster.stages.*, on
-    one node."""
+    """What a job asks for: a fine-tune all of cluster.*; the others theirs of cluster.stages.*, on one node."""
     if stage == "finetune":
         return cluster
     own = getattr(cluster.stages, stage)

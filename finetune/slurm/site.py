@@ -215,10 +215,8 @@ def _show(kind: str, name: str) -> dict[str, str]:
 
 
 def _log(folder: Path) -> str:
-    files: Mapping[str, Path] = {name: folder / name for name in ("problem", "log")}
-    lines = [
-        line for path in files.values() if path.is_file() for line in path.read_text(errors="replace").splitlines()
-    ]
+    files = [path for path in (folder / "problem", folder / "log") if path.is_file()]
+    lines = [line for path in files for line in path.read_text(errors="replace").splitlines()]
     nothing = f"it wrote nothing. Give a folder on a disk that all nodes see (runs_dir=FOLDER), not {folder.parent}"
     return " | ".join(lines[-5:]) or nothing
 
@@ -310,13 +308,10 @@ def _facts(found: Findings) -> Iterator[str]:
         lacks = f", without {', '.join(answer['missing'])}: see docs/how-to/install.md" if answer["missing"] else ""
         yield f"Python: {python['version']}, {python['executable']}{lacks}"
     yield from _gpu_facts(answer)
-    yield f"containers: {', '.join(answer['containers']) or 'no runtime on the node'}" + (
-        "; Pyxis (cluster.srun=[--container-image=...])" if found.settings.get("Pyxis") else ""
-    )
-    exported = answer["exported"]
-    yield "variables of your shell " + (
-        "reach a job" if exported else "do not reach a job (--export=NONE): cluster.environment"
-    )
+    pyxis = "; Pyxis (cluster.srun=[--container-image=...])" if found.settings.get("Pyxis") else ""
+    yield f"containers: {', '.join(answer['containers']) or 'no runtime on the node'}{pyxis}"
+    reach = "reach a job" if answer["exported"] else "do not reach a job (--export=NONE): cluster.environment"
+    yield f"variables of your shell {reach}"
     yield from _policy(found)
     for folder in answer["folders"]:
         files = "" if folder["free_files"] is None else f", {folder['free_files']:,} files"
@@ -357,9 +352,7 @@ def _policy(found: Findings) -> Iterator[str]:
     if found.shown.get("Requeue") == "1":
         yield "SLURM lets jobs be requeued, so that a run continues by itself"
     kept = "slurmdbd" in says.get("AccountingStorageType", "")
-    yield "accounting: " + (
-        "kept, sacct remembers jobs" if kept else "none, so finished jobs are known for minutes only"
-    )
+    yield f"accounting: {'kept, sacct remembers jobs' if kept else 'none, so finished jobs are known for minutes only'}"
     plugins = says.get("JobSubmitPlugins", "(null)")
     if plugins not in ("(null)", ""):
         yield f"a plugin of the site changes or refuses jobs as they are submitted ({plugins})"

@@ -114,9 +114,6 @@ def _report(batches: Sequence[Batch], runs_dir: Path) -> None:
     print(f"end it:    python -m finetune.jobs cancel {name}{here}")
 
 
-# -- submission --------------------------------------------------------------------------------------------------------
-
-
 def submit(batches: Sequence[Batch], folder: Path) -> None:
     """Copy the code, write the records of every run, submit the batches in order, and note each task's job id.
 
