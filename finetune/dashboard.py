@@ -1,8 +1,4 @@
-"""The wandb workspace of the project: printed or saved as JSON, created where there is a key.
-
-python -m finetune.dashboard out=workspace.json
-python -m finetune.dashboard split=color_object create=true
-python -m finetune.dashboard --help"""
+"""The wandb workspace of the project: printed or saved as JSON, created where there is a key."""
 
 from __future__ import annotations
 

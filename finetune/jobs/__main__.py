@@ -1,10 +1,4 @@
-"""The runs of a project and their SLURM jobs: listed, followed, cancelled and submitted again.
-
-python -m finetune.jobs
-python -m finetune.jobs follow color_object
-python -m finetune.jobs cancel color_object
-python -m finetune.jobs resubmit color_object
-python -m finetune.jobs --help"""
+"""The runs of a project and their SLURM jobs: listed, followed, cancelled and submitted again."""
 
 from __future__ import annotations
 

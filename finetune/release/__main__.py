@@ -1,8 +1,6 @@
 """Make the published tree of one or several runs: checkpoints, code, guide and a model card; upload it when asked.
 
-    python -m finetune.release split=color_object
     python -m finetune.release split=color_object,color_size out=release/both repo_id=owner/name
-    python -m finetune.release split=color_object repo_id=owner/name upload=true
 
 Where `out` is a release already and upload=true, it is sent as it is, with what was written into its card by hand."""
 

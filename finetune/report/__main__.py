@@ -1,8 +1,4 @@
-"""A run's curves, or several runs', as one HTML page: no account, no network, no second file.
-
-python -m finetune.report runs/color_object
-python -m finetune.report runs
-python -m finetune.report --help"""
+"""A run's curves, or several runs', as one HTML page: no account, no network, no second file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Find out what a cluster's jobs need, by one short job, and propose configs/local/default.yaml.
 
-python -m finetune.slurm.site
-python -m finetune.slurm.site cluster.account=mine cluster.setup=['module load cuda'] write=true
-python -m finetune.slurm.site --help"""
+python -m finetune.slurm.site cluster.account=mine cluster.setup=['module load cuda'] write=true"""
 
 from __future__ import annotations
 

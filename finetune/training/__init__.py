@@ -44,6 +44,11 @@ def read_best(run_dir: Path) -> dict[str, Any] | None:
         return {"step": int(found["step"]), "metric": float(found["metric"]), "name": str(found["name"])}
 
 
+def as_tracked(values: dict[str, float]) -> dict[str, float]:
+    """What was measured under the names that trackers know it by: all but evaluations ("val/...") as "train/..."."""
+    return {name if "/" in name else f"train/{name}": value for name, value in values.items()}
+
+
 def logged(path: Path) -> Iterator[bytes]:
     """The lines of METRICS; what is longer than any comes in pieces, which are none, however large the file is."""
     with path.open("rb", buffering=_LONGEST) as file:
