@@ -105,7 +105,7 @@ def define(config: DashboardConfig) -> ws.Workspace:
     )
 
 
-def create(workspace: ws.Workspace) -> str:
+def create(workspace: Any) -> str:
     """Make it in the project; its address. Raises ToolkitError without a key, and where wandb refuses."""
     import wandb
 

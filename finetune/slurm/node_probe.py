@@ -19,8 +19,10 @@ import time
 from importlib import metadata
 
 GPU_BYTES, CPU_BYTES = 2**30, 2**26
-_SCRATCH = ("SLURM_TMPDIR", "TMPDIR", "JOBSCRATCH", "LOCAL_SCRATCH", "SCRATCH", "LOCAL")  # variables
-_SCRATCH += ("/scratch/local", "/local", "/tmp")
+_SCRATCH = (
+    *("SLURM_TMPDIR", "TMPDIR", "JOBSCRATCH", "LOCAL_SCRATCH", "SCRATCH", "LOCAL"),  # variables
+    *("/scratch/local", "/local", "/tmp"),
+)
 _SHARED_KINDS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse", "cifs", "panfs", "wekafs", "afs")
 _CONTAINERS = ("apptainer", "singularity", "podman", "enroot", "docker")
 _HOSTS = ("huggingface.co", "api.wandb.ai")
