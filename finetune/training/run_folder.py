@@ -326,7 +326,7 @@ def describe_datasets(mixture: Mixture) -> dict[str, Any]:
 def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
     """The same of one dataset; of the instruction suite also the strategy, which says what of it is unseen."""
     recorded = layout.split.get("recorded")
-    has_strategy = isinstance(recorded, dict) and "strategy" in recorded
+    strategy = {"strategy": str(recorded["strategy"])} if isinstance(recorded, dict) and "strategy" in recorded else {}
     return {
         "fingerprint": layout.fingerprint,
         "episodes": len(layout.episodes),
@@ -338,5 +338,5 @@ def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
         "fps": layout.fps,
         "frame_sizes": {camera: layout.frame_size(camera) for camera in layout.cameras},
         "instructions": sorted(layout.tasks.values()),
-        **({"strategy": str(recorded["strategy"])} if has_strategy else {}),
+        **strategy,
     }
