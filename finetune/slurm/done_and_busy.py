@@ -210,5 +210,6 @@ def _is_evaluated(config: Any, report: Path) -> bool:
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
     """What of an evaluation decides its numbers, folders as the jobs see them."""
     kept = {name: value for name, value in config.items() if name not in _NO_RESULT}
-    kept |= {name: os.path.realpath(CHECKOUT / kept[name]) for name in ("data_dir", "raw_dir") if name in kept}
+    for folder in {"data_dir", "raw_dir"} & kept.keys():
+        kept[folder] = os.path.realpath(CHECKOUT / kept[folder])
     return kept
