@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from toolkit.command_line import run_main
+from toolkit.command_line import run_main, stop_signals
 
 if TYPE_CHECKING:
     from finetune.recipe import FinetuneConfig
 
 
 def main(config: FinetuneConfig) -> None:
-    from toolkit.command_line import stop_signals
-
     with stop_signals():
         # Imported only after the configuration has been accepted: a refusal should not wait for torch.
         from finetune.training.train import finetune

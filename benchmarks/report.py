@@ -17,8 +17,7 @@ from typing import Any
 
 from benchmarks import measuring
 from benchmarks.measuring import Columns
-from finetune.report import read_histories
-from finetune.report.measurements import _lines
+from finetune.report import _lines, read_histories
 from finetune.report.run_page import write_page
 from finetune.training import METRICS, STATUS
 

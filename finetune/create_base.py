@@ -219,7 +219,6 @@ def _write_processor(folder: Path, architecture: ArchitectureConfig) -> None:
 
 
 def main(config: CreateBaseConfig) -> None:
-    """Make it, and say so."""
     out = create_base(config)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) / 1e6
     print(f"{out}: the {config.model.name} model with random weights (seed {config.seed}), {size:,.1f} MB.")

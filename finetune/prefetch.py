@@ -278,12 +278,9 @@ class HubSource:
     revision: str | None
 
     def sizes(self) -> dict[str, int]:
-        """Every file by name below the checkpoint's folder, and its bytes."""
         with self._refusals():
-            inside = self.prefix.rstrip("/") or None
-            found = huggingface_hub.HfApi().list_repo_tree(
-                self.repository, inside, recursive=True, revision=self.revision
-            )
+            inside, listed = self.prefix.rstrip("/") or None, huggingface_hub.HfApi().list_repo_tree
+            found = listed(self.repository, inside, recursive=True, revision=self.revision)
             return {e.path.removeprefix(self.prefix): int(e.size) for e in found if hasattr(e, "size")}
 
     def fetch(self, names: Sequence[str], target: Path) -> None:
@@ -333,12 +330,10 @@ def source_of(name: str, revision: str | None) -> Source:
 
 
 def main(config: PrefetchConfig) -> None:
-    """Fetch, and say what came."""
     out, found = prefetch(config)
     tags = ", ".join(found.tags) or "none yet"
-    print(
-        f"{out} is whole: {found.parameters:,} parameters, {found.weight_bytes / 1e9:.2f} GB in {found.shards} files."
-    )
+    size = f"{found.parameters:,} parameters, {found.weight_bytes / 1e9:.2f} GB in {found.shards} files"
+    print(f"{out} is whole: {size}.")
     print(f"Robots with statistics: {tags}. Use it with model.base={out}; it needs no internet.")
 
 

@@ -1,8 +1,6 @@
 """Send what a run has measured to a tracker, also one that was not chosen when it was trained.
 
-python -m finetune.send_metrics runs/color_object tracking=wandb
-python -m finetune.send_metrics runs/color_object tracking=tensorboard
-python -m finetune.send_metrics --help"""
+python -m finetune.send_metrics runs/color_object tracking=wandb"""
 
 from __future__ import annotations
 
@@ -12,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.slurm.attempt_record import read_optional
-from finetune.training import METRICS, SENT, STATUS, WANDB_RUN, logged, measurement
+from finetune.training import METRICS, SENT, STATUS, WANDB_RUN, as_tracked, logged, measurement, read_optional
 from gr00t.errors import ToolkitError, near_folder
 from gr00t.file_replacement import file_lock, write_json
 from toolkit.command_line import run_main
@@ -60,8 +57,7 @@ def read_steps(run_dir: Path) -> Steps:
         step, values = found or (0, {})
         if values:
             steps = {known: numbers for known, numbers in steps.items() if known <= step}
-            named = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
-            steps[step] = steps.get(step, {}) | named
+            steps[step] = steps.get(step, {}) | as_tracked(values)
     if not steps:
         raise ToolkitError(f"{path} holds no measurement yet. Send it after train.log_steps steps.")
     return steps
@@ -140,7 +136,6 @@ def read(arguments: Sequence[str]) -> tuple[list[Path], SendMetricsConfig]:
 
 
 def main(call: tuple[list[Path], SendMetricsConfig]) -> None:
-    """Send what is missing of each run."""
     for run_dir in call[0]:
         print(f"{run_dir}: {send(run_dir, call[1])}", flush=True)
 

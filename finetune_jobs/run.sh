@@ -50,7 +50,7 @@ describe() { # what the processes run in, at the top of the log; refuse a Python
         record) [ "$GROOT_STEP_PYTHON" != "$GROOT_PYTHON" ] || needs+=(mani_skill) ;;
         site) needs=() ;;
     esac
-    said=$("${container[@]}" "$GROOT_PYTHON" -m finetune.slurm.interpreter "${needs[@]}" 2>&1) ||
+    said=$("${container[@]}" "$GROOT_PYTHON" -m finetune.slurm.node_probe --python "${needs[@]}" 2>&1) ||
         fail "$GROOT_PYTHON cannot run this here: ${said##*$'\n'}. Name another one in cluster.python, or activate it in cluster.setup"
     say "${said##*$'\n'}; modules ${LOADEDMODULES:-none}; container ${container[*]:-none}; srun ${options[*]:-as it is}"
 }

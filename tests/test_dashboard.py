@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune.dashboard import DashboardConfig
-from finetune.dashboard.__main__ import main
+from finetune.dashboard import DashboardConfig, main
 from gr00t.errors import ToolkitError
 from toolkit.configuration import load
 
@@ -31,7 +30,7 @@ def keys(workspace: Any) -> set[str]:
 @pytest.mark.parametrize("split", ["split=color_object", "split=null"])
 def test_a_saved_workspace_is_the_same_one_when_it_is_read(split: str, tmp_path: Path) -> None:
     pytest.importorskip("wandb_workspaces", reason="needs pip install '.[dashboard]'")
-    from finetune.dashboard.workspace import from_json, to_json
+    from finetune.dashboard import from_json, to_json
 
     main(config(split, "group=suite", "entity=team", f"out={tmp_path}/a/workspace.json"))
     saved = json.loads((tmp_path / "a" / "workspace.json").read_text())

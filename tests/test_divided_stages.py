@@ -16,8 +16,7 @@ from test_done_and_busy import left, queued
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
 from finetune.jobs.control import _chain, _waited_for
-from finetune.jobs.known_jobs import KnownJobs, recorded_in
-from finetune.jobs.run_views import View, views, views_of
+from finetune.jobs.run_views import KnownJobs, View, recorded_in, views, views_of
 from finetune.slurm.batches import batches_of, cluster_of
 from finetune.slurm.cluster_queries import Job, Queue
 from finetune.slurm.launch_request import Request, read

@@ -17,8 +17,8 @@ import pytest
 from slurm_cluster import ROOT, Cluster, NoCluster, running_cluster
 from test_jobs import by_name, past_run, without_slurm, write
 
+from finetune.jobs.__main__ import follow
 from finetune.jobs.control import cancel, resubmit
-from finetune.jobs.follow import follow
 from finetune.jobs.run_views import views
 from finetune.slurm.attempt_record import Attempt, close_lost
 from finetune.slurm.launch_request import read

@@ -13,10 +13,9 @@ import pytest
 from slurm_cluster import ROOT, Cluster
 from terminal import bars, in_terminal
 
+from finetune.jobs.__main__ import follow, show_table
 from finetune.jobs.control import cancel, resubmit
-from finetune.jobs.follow import follow
 from finetune.jobs.run_views import View, find, views
-from finetune.jobs.table import show_table
 from finetune.slurm.launch_request import read
 from finetune.slurm.submit import launch
 from gr00t.errors import ToolkitError

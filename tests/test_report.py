@@ -14,9 +14,8 @@ from browser import CHROMIUM, opened
 from PIL import Image
 
 from benchmarks.report import write_runs
-from finetune.report import PAGE_POINTS, History, read_histories
+from finetune.report import PAGE_POINTS, History, _lines, _table, read_histories, read_series, thinned
 from finetune.report.__main__ import main, read
-from finetune.report.measurements import _lines, _table, read_series, thinned
 from finetune.report.run_page import DASHES, _panels_of_many, _panels_of_one, differences
 from finetune.training import logged, measurement
 from gr00t.errors import ToolkitError

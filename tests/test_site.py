@@ -12,10 +12,9 @@ from config_calls import compose
 from slurm_cluster import ROOT, Cluster, NoCluster, running_cluster
 
 from finetune.recipe import ClusterConfig
+from finetune.slurm import site
 from finetune.slurm.cluster_queries import Node, Partition
-from finetune.slurm.site import __main__ as site
-from finetune.slurm.site.proposal import Findings, proposal
-from finetune.slurm.site.request import SiteJob
+from finetune.slurm.site import Findings, SiteJob, proposal
 from gr00t.errors import ToolkitError
 from toolkit.composition import read_yaml
 

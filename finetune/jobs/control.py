@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from finetune.jobs.known_jobs import KnownJobs
-from finetune.jobs.run_views import DROPPED, GOOD, View, find, views_of
+from finetune.jobs.run_views import DROPPED, GOOD, KnownJobs, View, find, job_number, views_of
 from finetune.recipe import ClusterConfig
-from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, now, read_optional, resolved
+from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, now, resolved
 from finetune.slurm.batches import job_name_of, output_in
 from finetune.slurm.cluster_queries import slurm
 from finetune.slurm.render import render
 from finetune.slurm.submit import one_at_a_time, sbatch
+from finetune.training import read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
@@ -72,9 +72,6 @@ def _answered(runs_dir: Path) -> list[View]:
     return views_of(known)
 
 
-# -- again -------------------------------------------------------------------------------------------------------------
-
-
 def resubmit(runs_dir: Path, name: str) -> list[str]:
     """Submit a run's saved job script again, with the code and overrides of then, and after it the stages that waited
     for it and were dropped. A run that was itself dropped begins with the stage that failed. Returns a line on each."""
@@ -97,7 +94,7 @@ def resubmit(runs_dir: Path, name: str) -> list[str]:
 def _chain(first: View, known: Sequence[View]) -> list[View]:
     """`first`, those that never started because they waited for it, or for one that did, and what else these need that
     failed too, such as another share; each after what it waits for."""
-    broken = [v for v in sorted(known, key=lambda v: _number(v.job)) if not v.alive and v.state not in GOOD]
+    broken = [v for v in sorted(known, key=lambda v: job_number(v.job)) if not v.alive and v.state not in GOOD]
     chain: list[View] = []
     more = [first]
     while more:
@@ -107,12 +104,7 @@ def _chain(first: View, known: Sequence[View]) -> list[View]:
         behind = [v for v in never if jobs & {*v.waits_for}]
         needed = {job for v in never if v in chain or v in behind for job in v.waits_for}
         more = [v for v in broken if (v in behind or v.job in needed) and v not in chain]
-    return sorted(chain, key=lambda v: _number(v.job))
-
-
-def _number(job: str | None) -> int:
-    number = (job or "").partition("_")[0]
-    return int(number) if number.isdecimal() else -1
+    return sorted(chain, key=lambda v: job_number(v.job))
 
 
 def _submit(chain: Sequence[View], known: Sequence[View], folder: Path) -> list[str]:
@@ -150,8 +142,7 @@ def _renewed(noted: Mapping[str, Any], job_id: str, after: Sequence[str]) -> dic
 
 
 def _script_of(found: View) -> tuple[str, str, Path | None]:
-    """The script of a job, its index in an array ("" without one), and the launcher's record; None where it did not
-    submit it."""
+    """The script of a job, its index in an array ("" without one), and the launcher's record, if there is one."""
     for path in Path(found.run_dir).glob(f"job*/{RECORD}"):
         noted = read_json(path)
         if (noted["name"], noted["job_id"]) == (found.name, found.job):

@@ -1,30 +1,163 @@
-"""How each job of a project's runs stands: its state and why, its progress, what it has used, and where its log is."""
+"""The jobs of a project's runs (those that run folders record, and those of plain sbatch, of which only SLURM knows
+until they start), and how each stands: its state and why, its progress, what it has used, and where its log is."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from finetune.jobs.known_jobs import DAMAGED, Entry, KnownJobs, in_words
+import yaml
+
 from finetune.slurm import attempt_record
 from finetune.slurm.attempt_record import Attempt
-from finetune.slurm.cluster_queries import Job, user_name
-from finetune.training import METRICS, STATUS, measurement
+from finetune.slurm.cluster_queries import Job, Queue, user_name
+from finetune.training import METRICS, STATUS, measurement, read_optional
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import read_json
+from toolkit.configuration import load
 
 DROPPED = "dropped"
 OVER = ("finished", "stopped", "cancelled", "failed", "superseded", "local", DROPPED)
+GOOD = ("finished", "completed")
 
 _WORDS = {"done": "finished", "stop": "stopped", "cancelled": "cancelled"}
-GOOD = ("finished", "completed")
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED")
 _NEVER = "DependencyNeverSatisfied"
+_DAMAGED = (ToolkitError, OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError)
+_SCRIPT_BYTES = 1 << 16
+_PAYLOAD = re.compile(r'^exec "\$(?:run|SLURM_SUBMIT_DIR/finetune_jobs/run\.sh)" (finetune .*)$', re.MULTILINE)
+
+
+class Entry(NamedTuple):
+    """A job of a run: its run folder, which a job that waits may not have yet, and what is noted of it."""
+
+    run_dir: Path
+    noted: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        """Of the job, as `job_number` has it."""
+        return job_number(self.noted.get("job_id"))
+
+
+def job_number(job_id: str | None) -> int:
+    """The number of a job, or of its array: a later one has a higher one; -1 without a job."""
+    number = str(job_id or "").partition("_")[0]
+    return int(number) if number.isdecimal() else -1
+
+
+@dataclass(frozen=True)
+class KnownJobs:
+    """Every job by its entry, and SLURM's answer of the same moment."""
+
+    runs_dir: Path
+    entries: list[Entry]
+    queue: Queue
+
+    @classmethod
+    def read(cls, runs_dir: Path, *, usage: bool = False) -> KnownJobs:
+        """Those of every run below `runs_dir` or submitted from there; with `usage` also what they used."""
+        recorded = [entry for folder in attempt_record.run_folders(runs_dir) for entry in recorded_in(folder)]
+        queue = Queue.read([entry.noted for entry in recorded], usage=usage)
+        return cls(runs_dir, _with_plain(recorded, queue, runs_dir), queue)
+
+    def again(self, run_dir: Path) -> KnownJobs:
+        """With what is now known of one run folder's jobs; the others as they were."""
+        mine = recorded_in(run_dir) if run_dir.is_dir() else []
+        queue = Queue.read([entry.noted for entry in mine])
+        others = [entry for entry in self.entries if entry.run_dir != run_dir]
+        return KnownJobs(self.runs_dir, _with_plain([*mine, *others], queue, self.runs_dir), queue)
+
+    def find(self, job_id: str) -> Entry | None:
+        return _find(job_id, self.entries)
+
+
+def recorded_in(run_dir: Path) -> list[Entry]:
+    """The jobs that a run folder records, or one entry that says what is damaged."""
+    try:
+        return [Entry(run_dir, noted) for noted in attempt_record.jobs_of(run_dir)]
+    except _DAMAGED as error:
+        unknown = {"name": attempt_record.run_name(run_dir), "stage": "finetune", "split": None}
+        return [Entry(run_dir, {**unknown, "damage": _in_words(error)})]
+
+
+def _in_words(error: Exception) -> str:
+    """What is wrong with the records of a run."""
+    return str(error) if isinstance(error, ToolkitError) else f"its records are damaged ({str(error).splitlines()[0]})"
+
+
+def _with_plain(recorded: Sequence[Entry], queue: Queue, runs_dir: Path) -> list[Entry]:
+    """With this user's plain jobs that no run folder records; of several of a run those still queued, or the newest."""
+    entries, me = [*recorded], user_name(os.getuid())
+    for job in {job.job_id: job for job in queue.jobs.values() if job.user == me and job.command}.values():
+        entry = None if _find(job.job_id, entries) else _of_plain_job(job, runs_dir)
+        if entry is None:
+            continue
+        if entry.run_dir.is_dir() and all(other.run_dir != entry.run_dir for other in entries):
+            entries += recorded_in(entry.run_dir)
+        if not _find(job.job_id, entries):
+            rivals = [e for e in entries if e.run_dir == entry.run_dir and e.noted["stage"] == "finetune"]
+            entries, rivals = [e for e in entries if e not in rivals], [*rivals, entry]
+            alive = [rival for rival in rivals if (its := queue.find(rival.noted)) and its.alive]
+            entries += alive or [max(rivals, key=lambda rival: rival.number)]
+    return sorted(entries, key=lambda e: (e.run_dir, e.noted["stage"] != "finetune", e.noted["name"], e.number))
+
+
+def _find(job_id: str, entries: Sequence[Entry]) -> Entry | None:
+    return next((entry for entry in entries if entry.noted.get("job_id") == job_id), None)
+
+
+def _of_plain_job(job: Job, runs_dir: Path) -> Entry | None:
+    """The entry of a job whose script is one of finetune_jobs/ or like them; None where it is of another project.
+
+    Its run folder lies below `runs_dir`, or anywhere where that is runs/ of the checkout that it was submitted from.
+    """
+    found = _run_of(job.command, job.work_dir)
+    if found is None:
+        return None
+    run_dir, split = found
+    ours, checkout = (Path(os.path.realpath(path)) for path in (runs_dir, job.work_dir))
+    if not (Path(os.path.realpath(run_dir)).is_relative_to(ours) or ours == checkout / "runs"):
+        return None
+    noted = {"name": attempt_record.run_name(run_dir), "stage": "finetune", "split": split, "user": job.user}
+    return Entry(run_dir, {**noted, "job_id": job.job_id, "job_name": job.name})
+
+
+@lru_cache(1024)
+def _run_of(command: str, work_dir: str) -> tuple[Path, str] | None:
+    """Run folder and split that a script and its arguments mean; None for a script of another kind."""
+    name, *arguments = command.split(" ")
+    payload = _PAYLOAD.search(_beginning_of(Path(work_dir, name)))
+    if payload is None:
+        return None
+    overrides = [word for word in shlex.split(payload[1])[1:] if word not in ("--", "$@")]
+    said = dict(word.partition("=")[::2] for word in overrides)
+    split, run_dir = said.get("split", Path(name).stem), ""
+    try:
+        config = load("finetune", [*overrides, *arguments], check_here=False)
+        split, run_dir = config.split.name, config.run_dir
+    except _DAMAGED:  # it will be refused when it starts, or has spaces in its arguments, which squeue does not quote
+        run_dir = f"runs/{split}"
+    return Path(os.path.abspath(Path(work_dir, run_dir))), split
+
+
+def _beginning_of(script: Path) -> str:
+    with suppress(OSError):
+        if script.is_file():
+            with script.open(encoding="utf-8", errors="replace") as file:
+                return file.read(_SCRIPT_BYTES)
+    return ""
+
+
+# -- how each stands ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -65,7 +198,6 @@ class View:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it is another user's job."""
         return self.user not in (None, user_name(os.getuid()))
 
 
@@ -78,7 +210,6 @@ def views(runs_dir: Path, *, usage: bool = False) -> list[View]:
 
 
 def views_of(known: KnownJobs) -> list[View]:
-    """A view of each of the jobs."""
     return [view(entry, known) for entry in known.entries]
 
 
@@ -103,8 +234,8 @@ def view(entry: Entry, known: KnownJobs) -> View:
     )
     try:
         return shown if "damage" in noted else _with_records(shown, job, known)
-    except DAMAGED as error:
-        return replace(shown, reason=in_words(error))
+    except _DAMAGED as error:
+        return replace(shown, reason=_in_words(error))
 
 
 def _with_records(shown: View, job: Job, known: KnownJobs) -> View:
@@ -116,7 +247,7 @@ def _with_records(shown: View, job: Job, known: KnownJobs) -> View:
     if shown.stage == "finetune":
         shown = _with_progress(shown, job, attempts)
     shown = replace(_with_state(shown, job, own, known), by_hand=bool(own and begun.get("by_hand")))
-    if shown.state == "local" and (attempt_record.read_optional(run_dir / STATUS) or {}).get("status") == "finished":
+    if shown.state == "local" and (read_optional(run_dir / STATUS) or {}).get("status") == "finished":
         shown = replace(shown, state="finished")
     # the job's own output continues across attempts; rank 0's of the newest attempt where that is not known
     logs = [log for log in (shown.log, own and str(own.folder / "rank-0.log")) if log]
@@ -160,9 +291,6 @@ def end_of(path: Path, size: int) -> tuple[list[bytes], int]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - size))
         return file.read().splitlines(keepends=True), file.tell()
-
-
-# -- state -------------------------------------------------------------------------------------------------------------
 
 
 def _with_state(shown: View, job: Job, last: Attempt | None, known: KnownJobs) -> View:
@@ -227,11 +355,8 @@ def _culprit(shown: View, job: Job, known: KnownJobs) -> View | None:
 
 def _has_result(shown: View) -> bool:
     """Whether a stage that SLURM has forgotten has left what it was to make, since it was submitted."""
-    folder = attempt_record.job_folder(
-        Path(shown.run_dir), shown.name.removeprefix(f"{attempt_record.run_name(Path(shown.run_dir))}-")
-    )
-    noted = read_json(folder / attempt_record.RECORD)
-    said = dict(word.partition("=")[::2] for word in read_json(folder / "overrides.json")["overrides"])
+    folder = attempt_record.folder_of_job(Path(shown.run_dir), shown.name)
+    noted, said = read_json(folder / attempt_record.RECORD), attempt_record.arguments_of_job(folder)
     if shown.stage == "record":
         results = [Path(said["out"], str(shown.split), said["part"], "trajectory.json")]
     elif shown.stage == "prepare":
@@ -245,9 +370,6 @@ def _has_result(shown: View) -> bool:
     since = datetime.fromisoformat(noted["submitted"]).timestamp()
     found = [path for path in (Path(noted["folder"], result) for result in results) if path.is_file()]
     return any(path.stat().st_mtime >= since for path in found)
-
-
-# -- the one that is meant ---------------------------------------------------------------------------------------------
 
 
 def find(known: Sequence[View], name: str, runs_dir: Path) -> View:

@@ -91,8 +91,7 @@ class OpenLoopConfig(EvaluationConfig):
         return self.part if self.part in ("conflict", "unseen") else None
 
     def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
-        """Refuse what cannot run on this machine; a checkpoint or dataset that `comes` is one that another job makes
-        first."""
+        """Refuse what cannot run here; a checkpoint or dataset that `comes` is one that another job makes first."""
         self.check_folders(self.report_folder, checkpoint_comes)
         if not dataset_comes:
             check_dataset_folder(self.data_dir, "data_dir", self.split, self.own_dataset or "train")

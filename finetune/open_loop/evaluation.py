@@ -177,14 +177,10 @@ def _notes(
     return [note]
 
 
-# -- predicting --------------------------------------------------------------------------------------------------------
-
-
 def _predict(policy: GR00TPolicy, data: _Data, config: OpenLoopConfig) -> dict[int, Chunks]:
     """{episode: {group: (T, H, D)}}, with a progress bar on a terminal."""
-    model, seed, steps = (policy.model, policy.processor, policy.tag), config.seed, policy.denoising_steps
-    guided = config.guidance
-    predictor = Predictor(*model, data.reader, data.episodes, seed, config.batch_size, steps, guidance=guided)
+    of, steps, guided = (policy.model, policy.processor, policy.tag), policy.denoising_steps, config.guidance
+    predictor = Predictor(*of, data.reader, data.episodes, config.seed, config.batch_size, steps, guidance=guided)
     with progress_bar() as progress:
         task = progress.add_task(f"{config.split.name} {config.part}", total=len(predictor.starts))
 
@@ -216,9 +212,6 @@ def _info(config: OpenLoopConfig, policy: GR00TPolicy, data: _Data, dtype: torch
         "config": dataclasses.asdict(config),
         "versions": versions(),
     }
-
-
-# -- the report --------------------------------------------------------------------------------------------------------
 
 
 def write_report(report: OpenLoopReport, forecasts: Sequence[Forecast], reader: StepReader) -> None:
@@ -281,11 +274,7 @@ def _details(report: OpenLoopReport, drawn: int) -> Iterator[str]:
     for group in report.overall["all"].errors:
         yield f"\n## {group}, by episode\n"
         rows = [
-            [
-                str(index),
-                str(sections["all"].starts),
-                *(_cell(sections[section], group, name) for section, name in shown),
-            ]
+            [str(index), str(sections["all"].starts), *(_cell(sections[part], group, name) for part, name in shown)]
             for index, sections in report.episodes.items()
         ]
         yield from _table(heads, rows)

@@ -31,14 +31,9 @@ _STYLE = {"color": "#444444", "fontsize": 9}
 _UNITS = {"arm": "rad", "gripper": "command"}
 
 
-def unit_of(group: str) -> str:
-    """The unit of an action group of the conflict splits' Panda; "" for groups of other robots."""
-    return _UNITS.get(group, "")
-
-
 def in_unit(group: str) -> str:
-    """The same in brackets, to append."""
-    return f" ({unit_of(group)})" if unit_of(group) else ""
+    """In brackets, the unit of an action group of the conflict splits' Panda; "" for groups of other robots."""
+    return f" ({_UNITS[group]})" if group in _UNITS else ""
 
 
 def draw_episode(forecast: Forecast, reader: StepReader, path: Path) -> None:
@@ -142,5 +137,4 @@ def tidy(panel: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
     FigureCanvasAgg(figure).print_png(str(path))

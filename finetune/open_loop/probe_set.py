@@ -99,8 +99,7 @@ class ProbeSet:
             return cls(str(found["split"]), probes, arrays, states, toward)
 
     def check_robot(self, configs: ModalityConfigs, height: int | None = None) -> None:
-        """Refuse a robot that is shown or does something else than the simulated Panda, and images that are not as high
-        (pixels) as the dataset's."""
+        """Refuse a robot other than the simulated Panda, and images that are not as high (pixels) as the dataset's."""
         for modality, names in (("video", list(self.images)), ("state", list(GROUPS))):
             config = configs[modality]
             if not set(config.modality_keys) <= set(names) or config.delta_indices != [0]:
@@ -119,11 +118,9 @@ class ProbeSet:
 
     def step(self, index: int, configs: ModalityConfigs) -> Step:
         """What a policy is shown of a scene."""
-        state = {
-            name: self.states[index : index + 1, slice(*GROUPS[name].values())]
-            for name in configs["state"].modality_keys
-        }
-        images = {name: self.images[name][index : index + 1] for name in configs["video"].modality_keys}
+        here = slice(index, index + 1)
+        state = {name: self.states[here, slice(*GROUPS[name].values())] for name in configs["state"].modality_keys}
+        images = {name: self.images[name][here] for name in configs["video"].modality_keys}
         return Step(images, state, self.probes[index].instruction)
 
     def headings(self, chunks: np.ndarray) -> np.ndarray:

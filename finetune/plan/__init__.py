@@ -91,7 +91,6 @@ def make_plan(
 
 
 def _samples(config: FinetuneConfig, gpus: int) -> int:
-    """Of a micro-batch."""
     return config.train.micro_batch_size or math.ceil(config.train.global_batch_size / gpus)
 
 

@@ -124,9 +124,8 @@ def _disk(plan: Plan) -> Table:
 def _time(plan: Plan) -> Table:
     duration, train = plan.duration, plan.run.config.train
     if duration is None:
-        totals = [
-            ("a step", "", f"unknown: {'gpu=NAME names one' if plan.run.kernels.cuda else 'no estimate for a CPU'}")
-        ]
+        why = "gpu=NAME names one" if plan.run.kernels.cuda else "no estimate for a CPU"
+        totals = [("a step", "", f"unknown: {why}")]
     else:
         rate = f"{train.global_batch_size / duration.step:,.0f} samples/s: {duration.basis}"
         hours = f"{duration.step * train.max_steps / 3600:.2f} h"

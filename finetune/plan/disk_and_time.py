@@ -171,7 +171,6 @@ class Duration:
 
     @property
     def step(self) -> float:
-        """Seconds of a whole step."""
         return self.products + self.optimizer
 
 

@@ -76,7 +76,6 @@ class Part:
 
 
 def total_size(parts: Iterable[Part]) -> int:
-    """Bytes of all together."""
     return sum(part.size for part in parts)
 
 
@@ -100,7 +99,6 @@ class Run:
 
     @property
     def trained(self) -> int:
-        """Trained numbers."""
         return sum(p.count for p in self.parameters if p.trained)
 
     @property
@@ -126,7 +124,6 @@ class Moment:
 
     @property
     def total(self) -> int:
-        """Bytes of all together."""
         return self.kept + self.copies + self.passing + self.gradients
 
 
@@ -140,7 +137,6 @@ class DeviceMemory:
 
     @property
     def total(self) -> int:
-        """Bytes of all parts."""
         return total_size(self.parts)
 
 

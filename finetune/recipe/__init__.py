@@ -178,7 +178,6 @@ class FinetuneConfig:
     )
 
     def check_values(self) -> None:
-        """Refuse values that do not fit each other."""
         datasets(self)
         tune, kept = self.train.tune, self.model.architecture.select_layer
         in_head = tune.projector or tune.diffusion_model or tune.vlln
@@ -193,7 +192,6 @@ class FinetuneConfig:
             )
 
     def check_here(self) -> None:
-        """Refuse what cannot run on this machine."""
         check_finetune(self)
 
 

@@ -97,7 +97,6 @@ class ArchitectureConfig:
     backbone: BackboneConfig | None = key("the backbone; null for Qwen3-VL-2B")
 
     def check_values(self) -> None:
-        """Refuse values that do not fit each other."""
         dit, attention = self.diffusion_model, self.vl_self_attention
         if self.image_size % 32:
             raise ToolkitError(f"model.architecture.image_size={self.image_size}: it must be a multiple of 32.")

@@ -153,8 +153,7 @@ def trained_by(folder: Path) -> dict[str, Any]:
 
 
 def robot_of(folder: Path, tag: str) -> dict[str, Any]:
-    """The modality configuration that a finished checkpoint was trained with, as an identity holds it; {} for a tag
-    that it was not trained under."""
+    """The modality configuration that a finished checkpoint was trained with, as in an identity; {} for other tags."""
     from gr00t.data.processor_files import read_processor_files  # numpy, which no refusal should wait for
 
     configs = read_processor_files(folder).config.modality_configs

@@ -52,9 +52,8 @@ def parts(entries: Sequence[str], exclude: Sequence[str] = ()) -> list[Part]:
                 f"{chosen[0].folder}/{entry}."
             )
         problem = f'dataset.exclude: "{folder}" is not trained on.'
-        look_up(
-            own, os.path.realpath(expanded("dataset.exclude", folder)) if slash else next(iter(own)), problem
-        ).append(episodes)
+        place = os.path.realpath(expanded("dataset.exclude", folder)) if slash else next(iter(own))
+        look_up(own, place, problem).append(episodes)
     return [replace(part, exclude=tuple(own[os.path.realpath(part.folder)])) for part in chosen]
 
 
@@ -167,7 +166,6 @@ class DatasetConfig:
     check: bool = key("refuse a dataset in which the fast part of data_prep.check finds an error", True)
 
     def check_values(self) -> None:
-        """Refuse values that do not fit each other."""
         check_mixture(self.mixture)
 
 
@@ -361,7 +359,6 @@ class TrainConfig:
     lora: LoraConfig = key("adapters on the language model", LoraConfig)
 
     def check_values(self) -> None:
-        """Refuse values that do not fit each other."""
         lora, tune = self.lora, self.tune
         for name in lora.targets:
             if name not in LORA_TARGETS:

@@ -1,28 +1,21 @@
 """Make the published tree of one or several runs: checkpoints, code, guide and a model card; upload it when asked.
 
-    python -m finetune.release split=color_object
     python -m finetune.release split=color_object,color_size out=release/both repo_id=owner/name
-    python -m finetune.release split=color_object repo_id=owner/name upload=true
 
 Where `out` is a release already and upload=true, it is sent as it is, with what was written into its card by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from finetune.release import ReleaseConfig
+from gr00t.errors import ToolkitError
 from toolkit.command_line import run_main
-
-if TYPE_CHECKING:
-    from toolkit.publication import Published
+from toolkit.configuration import load
 
 
 def read(arguments: Sequence[str]) -> list[ReleaseConfig]:
     """A configuration for each split of `split=A,B`; they share all but what follows from the split."""
-    from gr00t.errors import ToolkitError
-    from toolkit.configuration import load
-
     several = next((a for a in arguments if a.startswith("split=") and "," in a), None)
     if several is None:
         return [load("release", arguments)]
@@ -43,8 +36,7 @@ def main(configs: list[ReleaseConfig]) -> None:
     # Imported only after the configuration has been accepted: a refusal should not wait for torch.
     from finetune.release.published_tree import release
 
-    made: Published = release(configs)
-    print("\n".join(made.lines()))
+    print("\n".join(release(configs).lines()))
 
 
 if __name__ == "__main__":

@@ -266,9 +266,6 @@ def _mixed(run: RunFacts) -> list[dict[str, str]]:
     ]
 
 
-# -- how values are written --------------------------------------------------------------------------------------------
-
-
 def _share(share: dict[str, Any]) -> str:
     """63 % (51 to 74), 40 of 63."""
     if not share["n"]:

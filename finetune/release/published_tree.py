@@ -113,8 +113,8 @@ def _tree(runs: Sequence[RunFacts], licence: Licence, config: ReleaseConfig) -> 
 
 def _notes(runs: Sequence[RunFacts], licence: Licence, named: Sequence[str]) -> list[str]:
     notes = [note for run in runs for note in run.results.notes]
-    new = new_code(named)
-    if new:
+    copied = {*code_files(CHECKOUT, named, KEY)}
+    if new := [name for name in new_files(CHECKOUT) if _is_published(name) and name not in copied]:
         notes.append(f"not in the release, since git does not track it: {in_words(new)} (git add, or {KEY}=[FILE,...])")
     for run in runs:
         others = left_out(run.checkpoint)
@@ -172,12 +172,6 @@ def _linked(page: str, known: frozenset[str] = frozenset()) -> frozenset[str]:
         if found.startswith("docs/") and found not in known:
             known = _linked(found, known | {found})
     return known
-
-
-def new_code(named: Sequence[str]) -> list[str]:
-    """Files beside those that are published which git does not track, and which are not `named`."""
-    copied = {*code_files(CHECKOUT, named, KEY)}
-    return [name for name in new_files(CHECKOUT) if _is_published(name) and name not in copied]
 
 
 def _is_published(name: str) -> bool:

@@ -17,7 +17,7 @@ from finetune.recipe import FinetuneConfig
 from finetune.recipe.recipe_identity import RELEASE_MARK, made_by
 from finetune.recipe.train_config import parts
 from finetune.release import ReleaseConfig
-from finetune.training import checkpointing, read_best
+from finetune.training import checkpointing, read_best, read_optional
 from finetune.training.run_folder import publishable
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
@@ -113,7 +113,7 @@ def read_facts(config: ReleaseConfig) -> RunFacts:
             f"split={trained}, or give another checkpoint=...."
         )
     run_dir = _own_run_dir(Path(config.run_dir), checkpoint)
-    typed = _json_in(run_dir, "run_config.json") if run_dir else None
+    typed = read_optional(run_dir / "run_config.json") if run_dir else None
     named = str(flat(typed or recorded).get("model.base"))
     base = named if typed or "/" in named else None
     processor = Gr00tN1d7Processor.from_pretrained(checkpoint)
@@ -126,7 +126,7 @@ def read_facts(config: ReleaseConfig) -> RunFacts:
         folders=_folders(flat(typed or recorded)),
         dataset=read_json(experiment / "dataset.json"),
         versions=read_json(experiment / "versions.json"),
-        hardware=_json_in(experiment, "hardware.json"),
+        hardware=read_optional(experiment / "hardware.json"),
         best=read_best(run_dir) if run_dir else None,
         mark=read_json(checkpoint / RELEASE_MARK),
         model=read_json(checkpoint / "config.json"),
@@ -154,10 +154,6 @@ def _folders(typed: dict[str, Any]) -> list[str]:
     values += [str(part.folder) for part in parts(typed.get("dataset.mixture") or [])]
     values += [entry.rpartition("/")[0] for entry in typed.get("dataset.exclude") or []]
     return [value for value in values if isinstance(value, str) and Path(value).is_absolute()]
-
-
-def _json_in(folder: Path, name: str) -> dict[str, Any] | None:
-    return read_json(folder / name) if (folder / name).is_file() else None
 
 
 @dataclass(frozen=True)

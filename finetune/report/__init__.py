@@ -1,4 +1,5 @@
-"""What a run folder says of its run, for its HTML page: measurements, status, attempts, evaluations, images."""
+"""What a run folder says of its run, for its HTML page: status, attempts, evaluations, images, and its measurements as
+curves, thinned so that what a plot shows of them keeps every peak."""
 
 from __future__ import annotations
 
@@ -10,10 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+from pyarrow import json as arrow_json
+
 from finetune.recipe.recipe_identity import recipe
-from finetune.report.measurements import Series, read_series
 from finetune.slurm.attempt_record import attempts, resolved, run_name
-from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, read_best
+from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, logged, measurement, read_best, read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing, read_json
 from toolkit.declaration import flat, key
@@ -21,6 +25,7 @@ from toolkit.declaration import flat, key
 PLAYED = ("train", "seen", "unseen", "conflict")  # parts in closed loop, of either suite
 POINTS = 1500  # of a curve; more than a screen has pixels
 PAGE_POINTS, LEAST_POINTS = 25_000, 50  # of all runs' curves of one measurement, of a curve however many there are
+_BLOCK = 1 << 21  # bytes that Arrow parses at once
 
 
 @dataclass(kw_only=True)
@@ -39,6 +44,17 @@ class ReportConfig:
         "reports",
         folder=True,
     )
+
+
+class Curve(NamedTuple):
+    """A measurement: `steps` (N,) int64 and `values` (N,) float64, which are all that were `logged` or some of them."""
+
+    steps: np.ndarray
+    values: np.ndarray
+    logged: int
+
+
+Series = dict[str, Curve]  # by the measurement's name
 
 
 class Start(NamedTuple):
@@ -78,11 +94,9 @@ class History:
 
     @property
     def step(self) -> int:
-        """The last logged one."""
         return max((int(curve.steps[-1]) for curve in self.series.values()), default=0)
 
     def last(self, name: str) -> float | None:
-        """The last value of a measurement."""
         return float(self.series[name].values[-1]) if name in self.series else None
 
 
@@ -106,11 +120,13 @@ def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None
     status, reason = _status(run_dir)
     split, checkpoint = str(settings.get("split", {}).get("name", "")), settings.get("output_dir")
     evaluated = results(split) if split and checkpoint else []
+    named = (("model", "base"), ("engine", "name"), ("dataset", "data_dir"))
+    others = {f"{section}.{name}": settings.get(section, {}).get(name) for section, name in named}
     return History(
         name=run_name(run_dir),
         folder=run_dir,
         split=split,
-        settings=_flat_settings(settings),
+        settings=flat(recipe(settings) | others) if settings else {},
         series=read_series(run_dir / METRICS, points),
         status=status,
         reason=reason,
@@ -124,18 +140,11 @@ def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None
     )
 
 
-def _flat_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    others = (("model", "base"), ("engine", "name"), ("dataset", "data_dir"))
-    found = {f"{section}.{name}": settings.get(section, {}).get(name) for section, name in others}
-    return flat(recipe(settings) | found) if settings else {}
-
-
 def _status(run_dir: Path) -> tuple[str, str]:
     """A word and a reason; of one that says it runs, when it last logged, since it may have been killed."""
-    path = run_dir / STATUS
-    if not path.is_file():
+    found = read_optional(run_dir / STATUS)
+    if found is None:
         return "unknown", "it was logged by an older version"
-    found = read_json(path)
     status, reason = str(found.get("status", "unknown")), str(found.get("reason", ""))
     if status == "running":
         minutes = (time.time() - (run_dir / METRICS).stat().st_mtime) / 60
@@ -182,3 +191,61 @@ def _closed_loop(found: dict[str, Any]) -> Iterator[Result]:
             successes, lures = sum(e["success"] for e in episodes), sum(e["picked"] == "lure" for e in episodes)
             said = f"success in {successes} of {len(episodes)} episodes; the lure picked in {lures}"
             yield Result("closed loop", part, said)
+
+
+# -- measurements ------------------------------------------------------------------------------------------------------
+
+
+def read_series(path: Path, most: int) -> Series:
+    """Every measurement in a metrics.jsonl, of each `most` values at most (see `thinned`).
+
+    What is not finite is left out, and so is a line that is damaged or being written."""
+    series = {}
+    for name, (steps, values) in (_table(path) or _lines(path)).items():
+        kept = np.isfinite(values) & np.isfinite(steps)
+        if kept.any():
+            steps, values = steps[kept].astype(np.int64), values[kept]
+            drawn = thinned(values, most)
+            series[name] = Curve(steps[drawn], values[drawn], len(values))
+    return series
+
+
+def thinned(values: np.ndarray, most: int) -> np.ndarray:
+    """Which of the values (N,) to draw, in order and `most` at most: all, or the first and last and the lowest and
+    highest of equal sections, among which are the lowest and highest of all."""
+    n = len(values)
+    if n <= most:
+        return np.arange(n)
+    width = -(-n // max(1, most // 2 - 1))
+    sections = np.pad(values, (0, -n % width), mode="edge").reshape(-1, width)
+    starts = width * np.arange(len(sections))
+    ends = np.concatenate([[0], starts + sections.argmin(1), starts + sections.argmax(1), [n - 1]])
+    return np.unique(np.minimum(ends, n - 1))
+
+
+def _table(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    """Steps and values (NaN where there is none) by Arrow, ten times as fast as `_lines`; None of a file that is not
+    all objects whose names and types agree."""
+    try:
+        with pa.OSFile(str(path)) as file:
+            options = arrow_json.ReadOptions(use_threads=False, block_size=_BLOCK)
+            table = arrow_json.read_json(file, read_options=options)
+    except pa.ArrowException:
+        return None
+    if "step" not in table.column_names or not pa.types.is_integer(table["step"].type):
+        return None
+    steps = table["step"].to_numpy()
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    numbers = [f.name for f in table.schema if f.name != "step" and any(kind(f.type) for kind in kinds)]
+    return {name: (steps, table[name].cast(pa.float64()).to_numpy()) for name in numbers}
+
+
+def _lines(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The same line by line, whatever some of them hold."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for step, values in filter(None, map(measurement, logged(path))):
+        for name, value in values.items():
+            steps, numbers = found.setdefault(name, ([], []))
+            steps.append(step)
+            numbers.append(value)
+    return {name: (np.array(steps), np.array(numbers)) for name, (steps, numbers) in found.items()}

@@ -1,37 +1,28 @@
-"""A run's curves, or several runs', as one HTML page: no account, no network, no second file.
-
-python -m finetune.report runs/color_object
-python -m finetune.report runs
-python -m finetune.report --help"""
+"""A run's curves, or several runs', as one HTML page: no account, no network, no second file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from finetune.report import ReportConfig, read_histories
+from finetune.slurm.attempt_record import run_folders
+from finetune.training import METRICS, REPORT
+from gr00t.errors import ToolkitError, near_folder
 from toolkit.command_line import run_main
-
-if TYPE_CHECKING:
-    from finetune.report import ReportConfig
+from toolkit.configuration import load_with_words
 
 
 def read(arguments: Sequence[str]) -> tuple[list[Path], ReportConfig]:
     """`[RUN ...] [key=value ...]` as what is shown (run folders, or folders that hold some) and the configuration."""
-    from toolkit.configuration import load_with_words
-
     words, config = load_with_words("report", arguments)
     return [Path(word) for word in words or [config.runs_dir]], config
 
 
 def main(call: tuple[list[Path], ReportConfig]) -> None:
     """Write the page of what `read` found."""
-    from finetune.report import read_histories
-    from finetune.report.run_page import write_page
-    from finetune.slurm.attempt_record import run_folders
-    from finetune.training import METRICS, REPORT
-    from gr00t.errors import ToolkitError, near_folder
+    from finetune.report.run_page import write_page  # with Bokeh, which a refusal should not wait for
 
     shown, config = call
     folders: list[Path] = []

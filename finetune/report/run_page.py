@@ -21,8 +21,7 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 from markupsafe import Markup
 
-from finetune.report import History
-from finetune.report.measurements import Curve
+from finetune.report import Curve, History
 from finetune.training import FIRST_BATCH, REPORT
 from gr00t.errors import disk_errors
 from gr00t.file_replacement import write_text
@@ -96,8 +95,6 @@ class Mark(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One plot."""
-
     title: str
     lines: list[Line]
     marks: list[Mark]
@@ -277,7 +274,6 @@ def _source(lines: Sequence[Line]) -> ColumnDataSource:
 
 
 def _points(lines: Sequence[Line]) -> ColumnDataSource:
-    """Each point a row."""
     each = [len(line.curve.steps) for line in lines]
     drawn: dict[str, Any] = {n: np.repeat([getattr(line, n) for line in lines], each) for n in ("name", "color")}
     drawn |= {"x": np.concatenate([x.curve.steps for x in lines]), "y": np.concatenate([x.curve.values for x in lines])}

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from finetune.slurm import cluster_queries
+from finetune.training import read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import AGAIN, parsing, read_json, read_text
 from gr00t.file_replacement import file_lock, write_json
@@ -38,7 +39,6 @@ _DEEPEST = 4
 
 
 def now() -> str:
-    """The time as records have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -84,11 +84,6 @@ class Attempt:
         """When a file of it was last written: its end, as far as it is known without a record."""
         newest = max(path.stat().st_mtime for path in self.folder.iterdir())
         return datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
-
-
-def read_optional(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is none."""
-    return read_json(path) if path.is_file() else None
 
 
 def attempts(run_dir: Path, job_id: str | None = None) -> list[Attempt]:
@@ -159,6 +154,17 @@ def close_lost(attempt: Attempt) -> None:
 def job_folder(run_dir: Path, label: str) -> Path:
     """Where a run folder keeps what a job of it was submitted with."""
     return run_dir / ("job" if label == "finetune" else f"job-{label}")
+
+
+def folder_of_job(run_dir: Path, name: str) -> Path:
+    """The same for the job that its record calls `name`."""
+    own = run_name(run_dir)
+    return job_folder(run_dir, "finetune" if name == own else name.removeprefix(f"{own}-"))
+
+
+def arguments_of_job(folder: Path) -> dict[str, str]:
+    """The values that a job was submitted with, by key."""
+    return dict(argument.partition("=")[::2] for argument in read_json(folder / "overrides.json")["overrides"])
 
 
 def describe_job(folder: Path, script: str | None, overrides: Sequence[str], config: Any) -> None:

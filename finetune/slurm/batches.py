@@ -20,8 +20,7 @@ from pathlib import Path
 from finetune.recipe import ClusterConfig
 from finetune.slurm.cluster_queries import JOB_NAME
 from finetune.slurm.launch_request import Request, Task
-from finetune.slurm.render import RUN, render
-from finetune.slurm.stages import STAGES, asks_for
+from finetune.slurm.render import RUN, STAGES, asks_for, render
 from gr00t.errors import ToolkitError
 
 ARRAY_NAME = "groot"
@@ -45,17 +44,14 @@ class Batch:
 
     @property
     def is_array(self) -> bool:
-        """Whether its tasks are elements."""
         return len(self.tasks) > 1
 
     @property
     def stage(self) -> str:
-        """The stage of all its tasks."""
         return self.tasks[0].stage
 
     @property
     def job_name(self) -> str:
-        """What SLURM calls it."""
         array = ARRAY_NAME if self.stage == "finetune" else f"{ARRAY_NAME}-{self.stage}"
         return job_name_of(array if self.is_array else self.tasks[0].name)
 
@@ -111,15 +107,7 @@ class Batch:
         alike = {self.waits_of(task) for task in self.tasks}
         if len(alike) == 1:
             return alike.pop()
-        return self._corresponding()
-
-    def waits_of(self, task: Task) -> str:
-        """The dependency of one task, as sbatch takes it."""
-        ended = [f"afterany:{batch.job_id}" for batch in self.lane]
-        return ",".join([*ended, *(f"afterok:{other.job_id}" for other in task.after)])
-
-    def _corresponding(self) -> str | None:
-        """The dependency of an array whose elements each wait for that of the same index in one other array."""
+        # or each element of an array waits for that of the same index in one other array
         first = self.tasks[0].after[:1]
         other = first[0].job_id.partition("_")[0] if first else ""
         pairs = [[f"{other}_{index}"] for index in range(len(self.tasks))]
@@ -127,10 +115,15 @@ class Batch:
             return None
         return f"aftercorr:{other}"
 
+    def waits_of(self, task: Task) -> str:
+        """The dependency of one task, as sbatch takes it."""
+        ended = [f"afterany:{batch.job_id}" for batch in self.lane]
+        return ",".join([*ended, *(f"afterok:{other.job_id}" for other in task.after)])
+
     def log_of(self, task: Task) -> str:
         """Where its output goes."""
-        own = task.run_dir / f"slurm-{task.label}-{task.job_id}.out"
-        return str(self.folder / f"{task.job_id}.out" if self.is_array else own)
+        name = f"{task.job_id}.out"
+        return str(self.folder / name if self.is_array else task.run_dir / f"slurm-{task.label}-{name}")
 
 
 def batches_of(request: Request, folder: Path, largest: int | None = None) -> list[Batch]:

@@ -18,7 +18,7 @@ from gr00t.errors import ToolkitError
 TIMEOUT_SECONDS = 60.0
 
 # Variables that sbatch obeys before its script, and the keys of cluster.* that say the same: the launcher follows them.
-SBATCH_KEYS = {
+_SBATCH_KEYS = {
     "SBATCH_PARTITION": "partition",
     "SBATCH_ACCOUNT": "account",
     "SBATCH_QOS": "qos",
@@ -31,7 +31,7 @@ SBATCH_KEYS = {
 }
 JOB_NAME = "SBATCH_JOB_NAME"
 # Those that would take from a job what the toolkit relies on: where its log is, when it is warned, how it is counted.
-SBATCH_LEFT_OUT = (
+_SBATCH_LEFT_OUT = (
     *("SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_SIGNAL", "SBATCH_OPEN_MODE"),
     *("SBATCH_OUTPUT", "SBATCH_ERROR", "SBATCH_INPUT", "SBATCH_DEPENDENCY"),
 )
@@ -55,9 +55,41 @@ def environment() -> dict[str, str]:
     change how answers are written, and those of sbatch that our scripts have taken in already or cannot work with.
     """
     inside = "SLURM_JOB_ID" in os.environ
-    ours = {*SBATCH_KEYS, *SBATCH_LEFT_OUT, JOB_NAME}
+    ours = {*_SBATCH_KEYS, *_SBATCH_LEFT_OUT, JOB_NAME}
     kept = {name: value for name, value in os.environ.items() if not (name in ours or _OF_OUTPUT.match(name))}
     return {name: value for name, value in kept.items() if not (inside and _OF_A_JOB.match(name))}
+
+
+def sbatch_variables(typed: Collection[str]) -> dict[str, tuple[str, str]]:
+    """What SBATCH_* variables say of a job, as sbatch would follow them: the variable, its key and value.
+
+    What was typed comes first, as an option of sbatch would.
+    """
+    found = {}
+    for variable, key_name in _SBATCH_KEYS.items():
+        name, value = f"cluster.{key_name}", os.environ.get(variable)
+        if value is None or name in typed:
+            continue
+        if key_name == "requeue":
+            value = "false" if "NO" in variable else "true"
+        elif key_name == "time" and value.isdecimal():
+            value = in_time(int(value) * 60)
+        found[variable] = (name, value)
+    return found
+
+
+def notes_on_variables(typed: Collection[str]) -> list[str]:
+    """What of the environment is followed, and what is not, a line each."""
+    followed = sbatch_variables(typed)
+    notes = [f"{variable} of the environment is followed: {name}={raw}" for variable, (name, raw) in followed.items()]
+    for variable in sorted(name for name in os.environ if name.startswith("SBATCH_")):
+        if variable in _SBATCH_LEFT_OUT:
+            notes.append(f"{variable} of the environment is not passed to sbatch: the toolkit sets that itself")
+        elif variable == JOB_NAME:
+            notes.append(f"{variable} of the environment is followed: jobs are named {os.environ[variable]}")
+        elif variable not in _SBATCH_KEYS:
+            notes.append(f"{variable} of the environment is passed to sbatch, which puts it before the job's script")
+    return notes
 
 
 def slurm(*command: str, check: bool = True, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -144,17 +176,20 @@ def read_partitions() -> dict[str, Partition]:
     return found
 
 
+def settings() -> dict[str, str]:
+    """The cluster's own configuration, by name."""
+    return dict(re.findall(r"^(\w+)\s*= (.*)$", "\n".join(_ask("scontrol", "show", "config")), re.MULTILINE))
+
+
 def max_array_size() -> int | None:
     """How many elements an array has at most; None where the cluster does not say."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", "\n".join(_ask("scontrol", "show", "config")), re.MULTILINE)
-    return max(int(found[1]), 1) if found else None
+    said = settings().get("MaxArraySize", "")
+    return max(int(said), 1) if said.isdecimal() else None
 
 
 def accounting(*shown: str) -> list[str]:
-    """One column of what `sacctmgr show` lists, e.g. accounting("qos", "format=name"); nothing on a cluster that keeps
-    no accounts."""
-    storage = [line for line in _ask("scontrol", "show", "config") if line.startswith("AccountingStorageType")]
-    if not any("slurmdbd" in line for line in storage):
+    """One column of what `sacctmgr show` lists, e.g. accounting("qos", "format=name"); [] where none are kept."""
+    if "slurmdbd" not in settings().get("AccountingStorageType", ""):
         return []
     listed = slurm("sacctmgr", "--noheader", "--parsable2", "show", *shown).stdout.splitlines()
     return sorted({line.strip() for line in listed if line.strip()})

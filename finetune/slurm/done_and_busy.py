@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.recipe import FinetuneConfig
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, recipe, robot_of
-from finetune.slurm.attempt_record import job_folder, jobs_of, resolved, run_folders, run_name
+from finetune.slurm.attempt_record import arguments_of_job, folder_of_job, jobs_of, resolved, run_folders, run_name
 from finetune.slurm.cluster_queries import Job, Queue
 from finetune.slurm.launch_request import Request, Task
-from finetune.slurm.stages import DIVIDED, STAGES
+from finetune.slurm.render import DIVIDED, STAGES
 from gr00t.data.schema import comparable, python_source
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json, read_text
@@ -31,7 +31,7 @@ _PLACES = ("output_dir", "dataset.data_dir", "model.base")  # of a fine-tune; wh
 _MADE_IN = {"record": ("out", "conflict_maniskill"), "prepare": ("data_dir", "data")}  # of what runs may share
 _NO_SETTING = ("modality_config", "workers", "share")  # the robot's file lies with the job
 _BEFORE = {"guidance": 1.0}  # keys of an evaluation that came later: what it acted as without them
-_NO_RESULT = ("device", "batch_size", "workers", "verify", "tracking")  # of an evaluation
+_NO_RESULT = ("device", "batch_size", "workers", "verify", "tracking", "report_dir", "checkpoint")  # of an evaluation
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,37 @@ class BusyJob:
     @property
     def folder(self) -> Path:
         """What it was submitted with."""
-        name, stage = str(self.noted["name"]), str(self.noted["stage"])
-        return job_folder(self.run_dir, stage if stage == "finetune" else name[len(run_name(self.run_dir)) + 1 :])
+        return folder_of_job(self.run_dir, str(self.noted["name"]))
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The same by key; {} where that is not recorded."""
+        return arguments_of_job(self.folder) if (self.folder / "overrides.json").is_file() else {}
 
     def does(self, task: Task) -> bool:
         """Whether it is the same work with the same settings."""
         robot = None if task.robot is None else python_source(modality_configs(task.robot))
         if robot != (read_text(self.folder / ROBOT_FILE) if (self.folder / ROBOT_FILE).is_file() else None):
             return False
-        theirs, ours = self._settings(), _without(task.arguments)
+        theirs, ours = (
+            {name: value for name, value in given.items() if name not in _NO_SETTING}
+            for given in (self.arguments, task.arguments)
+        )
         if task.stage != "finetune":
             return theirs == ours
         if differences(recipe(resolved(self.run_dir)), recipe(dataclasses.asdict(task.config))):
             return False
         return [theirs.get(name) for name in _PLACES] == [ours.get(name) for name in _PLACES]
 
-    def makes(self, task: Task) -> bool:
-        """Whether it makes the recording or dataset that this task would, or a share of it."""
+    def meets(self, task: Task) -> bool:
+        """Whether it writes where this task would: the recording or dataset that runs may have in common, or a share of
+        it; else into the run folder."""
+        if task.stage not in DIVIDED:
+            return self.run_dir == task.run_dir and self.noted["name"] == task.name
         if self.noted["stage"] != task.stage:
             return False
         name, otherwise = _MADE_IN[task.stage]
-        given, split = self._arguments(), task.config.split.name
+        given, split = self.arguments, task.config.split.name
         made = CHECKOUT / given.get(name, otherwise) / str(self.noted["split"]) / given.get("part", "")
         ours = Path(getattr(task.config, name)) / split / getattr(task.config, "part", "")
         return os.path.realpath(made) == os.path.realpath(ours)
@@ -73,14 +83,7 @@ class BusyJob:
     @property
     def share(self) -> str | None:
         """Which share of its stage's work it does; None for all of it, or for what joins the shares."""
-        return self._arguments().get("share")
-
-    def _arguments(self) -> dict[str, str]:
-        path = self.folder / "overrides.json"
-        return _by_name(read_json(path)["overrides"]) if path.is_file() else {}
-
-    def _settings(self) -> dict[str, str]:
-        return _without(self._arguments())
+        return self.arguments.get("share")
 
     def refusal(self, what: str) -> ToolkitError:
         """It is in the way: of what, and what to do."""
@@ -96,7 +99,7 @@ def leave_out(request: Request, queue: Queue, say: Callable[[str], None]) -> Non
     jobs = list(_busy_jobs(request, queue))
     same: list[BusyJob] = []
     for task in [task for stage in STAGES for task in request.of_stage(stage) if task.share is None]:
-        meeting = [job for job in jobs if _meets(job, task)]
+        meeting = [job for job in jobs if job.meets(task)]
         for other in (job for job in meeting if not job.does(task)):
             raise other.refusal(_what_is_made(task))
         same += meeting
@@ -155,25 +158,6 @@ def _busy_jobs(request: Request, queue: Queue) -> Iterable[BusyJob]:
                 yield BusyJob(run_dir, noted, job)
 
 
-def _meets(job: BusyJob, task: Task) -> bool:
-    """Whether a job writes where this task would."""
-    if task.stage in DIVIDED:
-        return job.makes(task)
-    return job.run_dir == task.run_dir and job.noted["name"] == task.name
-
-
-def _by_name(overrides: Iterable[str]) -> dict[str, str]:
-    return dict(argument.partition("=")[::2] for argument in overrides)
-
-
-def _without(arguments: Mapping[str, str]) -> dict[str, str]:
-    """Those that decide what is made."""
-    return {name: value for name, value in arguments.items() if name not in _NO_SETTING}
-
-
-# -- done --------------------------------------------------------------------------------------------------------------
-
-
 def found_result(task: Task) -> tuple[Path, str] | None:
     """Where a task's result lies already, and what does it again; None where it is not there."""
     if task.stage == "record":
@@ -225,6 +209,7 @@ def _is_evaluated(config: Any, report: Path) -> bool:
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
     """What of an evaluation decides its numbers, folders as the jobs see them."""
-    folders = ("data_dir", "raw_dir")
-    kept = {name: value for name, value in config.items() if name not in (*_NO_RESULT, "report_dir", "checkpoint")}
-    return {name: os.path.realpath(CHECKOUT / value) if name in folders else value for name, value in kept.items()}
+    kept = {name: value for name, value in config.items() if name not in _NO_RESULT}
+    for folder in {"data_dir", "raw_dir"} & kept.keys():
+        kept[folder] = os.path.realpath(CHECKOUT / kept[folder])
+    return kept

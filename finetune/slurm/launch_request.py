@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -12,12 +14,19 @@ from typing import Any
 
 from finetune.recipe import FinetuneConfig
 from finetune.slurm.attempt_record import job_folder, run_name
-from finetune.slurm.cluster_queries import JOB_NAME, SBATCH_KEYS, SBATCH_LEFT_OUT, in_time
-from finetune.slurm.stages import DIVIDED, STAGES, asks_for, shares_of
-from finetune.slurm.sweep import Point, expand, point_names
+from finetune.slurm.cluster_queries import notes_on_variables, sbatch_variables
+from finetune.slurm.render import DIVIDED, STAGES, asks_for
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.code_files import ROBOT_FILE
-from toolkit.composition import COMMANDS, default_choices, unchanged_files
+from toolkit.composition import (
+    COMMANDS,
+    QUOTES,
+    default_choices,
+    known_key,
+    split_argument,
+    split_at_commas,
+    unchanged_files,
+)
 from toolkit.configuration import as_yaml, load
 from toolkit.credentials import refuse_secret_arguments
 from toolkit.declaration import Key, key, keys_of
@@ -26,6 +35,8 @@ from toolkit.shared_keys import TRAIN_CONFLICT, is_hub_id, is_ready_robot
 
 _OWN_OF_A_POINT = ("run_dir", "output_dir", "tracking.run_name")
 _DERIVED = (*_OWN_OF_A_POINT, "checkpoint", "data_dir", "embodiment_tag", "report_dir", "out", "workers")
+
+Point = dict[str, str]  # name to raw value, in the order typed
 
 
 @dataclass(kw_only=True)
@@ -80,7 +91,6 @@ class Task:
 
     @property
     def run_dir(self) -> Path:
-        """The run folder of its fine-tune, absolute."""
         return Path(os.path.abspath(self.run.run_dir))
 
     @property
@@ -101,7 +111,6 @@ class Task:
 
     @property
     def run_name(self) -> str:
-        """What users call its fine-tune."""
         return run_name(self.run_dir)
 
 
@@ -114,7 +123,6 @@ class Request:
     notes: list[str] = field(default_factory=list)
 
     def of_stage(self, stage: str) -> list[Task]:
-        """The tasks of one stage."""
         return [task for task in self.tasks if task.stage == stage]
 
 
@@ -136,43 +144,64 @@ def read(argv: Sequence[str]) -> Request:
     return request
 
 
+# -- points of a sweep -------------------------------------------------------------------------------------------------
+
+
+def expand(argv: Sequence[str], groups: Collection[str], keys: Mapping[str, Key]) -> tuple[list[Point], list[str]]:
+    """The product of all comma lists of `argv`, the last one varying fastest, and the names of those.
+
+    A value in brackets, braces or quotes is no list of values, and neither is free text (an instruction, a partition),
+    unless each of its parts is quoted.
+    """
+    values: dict[str, list[str]] = {}
+    for index, argument in enumerate(argv):
+        name, raw = split_argument(argument, argv[index + 1 :], [*groups, *keys])
+        if values.get(name, [raw]) != [raw]:
+            raise ToolkitError(f"{name} is given twice. Keep one of them; several values are written {name}=A,B.")
+        values[name] = _values(name, raw, None if name in groups else known_key(name, groups, keys))
+    points = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    return points, [name for name, found in values.items() if len(found) > 1]
+
+
+def _values(name: str, raw: str, key: Key | None) -> list[str]:
+    """The values that `raw` lists; itself alone where it is one value of the key (None for a group's choice)."""
+    parts, is_list = split_at_commas(raw), True
+    if key is not None and key.is_list:
+        is_list = all(part.startswith("[") for part in parts)
+    elif key is not None and key.type is str and not key.bounds.get("choices") and not key.bounds.get("folder"):
+        is_list = all(part[:1] in QUOTES and part[-1:] == part[:1] for part in parts)
+    if len(parts) == 1 or not is_list:
+        return [raw]
+    if "" in parts:
+        raise ToolkitError(f'{name}={raw}: an empty value between two commas. Write {name}=A,B, or quote it: "A,B".')
+    twice = next((part for part in parts if parts.count(part) > 1), None)
+    if twice is not None:
+        raise ToolkitError(f"{name}={raw}: {twice} is there twice, and would be the same run. Leave one out.")
+    return parts
+
+
+def point_names(points: Sequence[Point], swept: Collection[str]) -> list[str]:
+    """A short folder name for the values that each point has of the `swept` names: learning_rate_1e-4-seed_1."""
+    leaves = [name.rsplit(".", 1)[-1] for name in swept]
+    titles = {name: leaf if leaves.count(leaf) == 1 else name for name, leaf in zip(swept, leaves, strict=True)}
+    words = {name: _words(point[name] for point in points) for name in swept}
+    return ["-".join(f"{titles[name]}_{words[name][point[name]]}" for name in swept) for point in points]
+
+
+def _words(values: Iterable[str]) -> dict[str, str]:
+    """Each value as a part of a folder's name; numbers where they would be too long, or alike."""
+    known = list(dict.fromkeys(values))
+    words = {value: re.sub(r"[^\w.+-]+", "-", value.rstrip("/").rsplit("/", 1)[-1]).strip("-.") for value in known}
+    if len(set(words.values())) == len(known) and all(0 < len(word) <= 40 for word in words.values()):
+        return words
+    return {value: str(index) for index, value in enumerate(known)}
+
+
 # -- tasks -------------------------------------------------------------------------------------------------------------
 
 
 def _typed(arguments: Mapping[str, str]) -> list[str]:
     return [f"{name}={raw}" for name, raw in arguments.items()]
-
-
-def _of_environment(point: Point) -> dict[str, tuple[str, str]]:
-    """What SBATCH_* variables say of a job, as sbatch would follow them: the variable, its key and value.
-
-    What was typed comes first, as an option of sbatch would.
-    """
-    found = {}
-    for variable, key_name in SBATCH_KEYS.items():
-        name, value = f"cluster.{key_name}", os.environ.get(variable)
-        if value is None or name in point:
-            continue
-        if key_name == "requeue":
-            value = "false" if "NO" in variable else "true"
-        elif key_name == "time" and value.isdecimal():
-            value = in_time(int(value) * 60)
-        found[variable] = (name, value)
-    return found
-
-
-def _notes_on_environment(point: Point) -> list[str]:
-    """What of the environment is followed, and what is not, a line each."""
-    followed = _of_environment(point)
-    notes = [f"{variable} of the environment is followed: {name}={raw}" for variable, (name, raw) in followed.items()]
-    for variable in sorted(name for name in os.environ if name.startswith("SBATCH_")):
-        if variable in SBATCH_LEFT_OUT:
-            notes.append(f"{variable} of the environment is not passed to sbatch: the toolkit sets that itself")
-        elif variable == JOB_NAME:
-            notes.append(f"{variable} of the environment is followed: jobs are named {os.environ[variable]}")
-        elif variable not in SBATCH_KEYS:
-            notes.append(f"{variable} of the environment is passed to sbatch, which puts it before the job's script")
-    return notes
 
 
 def _load(stage: str, arguments: Mapping[str, str]) -> Any:
@@ -204,7 +233,7 @@ class _Composer:
         self.points, self.swept = expand(arguments, groups, {**keys, **keys_of(LaunchConfig)})
 
     def compose(self) -> Request:
-        request = Request(self.launch, [], _notes_on_environment(self.points[0]))
+        request = Request(self.launch, [], notes_on_variables(self.points[0]))
         runs = self._runs(request.notes)
         made: dict[Any, Task] = {}
         for point, (arguments, run) in zip(self.points, runs, strict=True):
@@ -223,7 +252,8 @@ class _Composer:
         request.tasks = sorted(tasks, key=lambda task: STAGES.index(task.stage))
         count: Counter[tuple[str, Path]] = Counter()
         for task in request.tasks:
-            label = _label(task)
+            part = f"-{task.config.part}" if task.stage == "record" else ""
+            label = f"{task.stage}{part}" + (f"-{task.share.replace('/', 'of')}" if task.share else "")
             count[label, task.run_dir] += 1
             number = count[label, task.run_dir]
             task.label = label if number == 1 else f"{label}-{number}"
@@ -270,7 +300,7 @@ class _Composer:
 
     def _finetune_arguments(self, point: Point) -> dict[str, str]:
         own = {name: raw for name, raw in point.items() if self._knows("finetune", name)}
-        for name, raw in _of_environment(point).values():
+        for name, raw in sbatch_variables(point).values():
             own[name] = raw
         for name in ("data_dir", "modality_config"):
             if name in point and own.setdefault(f"dataset.{name}", point[name]) != point[name]:
@@ -281,12 +311,12 @@ class _Composer:
         return own
 
     def _stage_arguments(self, stage: str, point: Point, run: FinetuneConfig) -> list[dict[str, str]]:
-        """What was typed for that stage, and what it takes over from the fine-tune: dataset, checkpoint, robot; for
-        each of its jobs, shares not counted."""
+        """For each job of that stage (not share) what was typed, and what it takes over from the fine-tune."""
         own = {name: raw for name, raw in point.items() if name.partition(".")[0] not in STAGES}
         own = {name: raw for name, raw in own.items() if self._knows(stage, name)}
-        if stage == "evaluate" and "record" in self.stages:
-            own = {name: raw for name, raw in own.items() if not self._is_for_recording(name)}
+        if stage == "evaluate" and "record" in self.stages:  # a key that both have is the recording's
+            of_both = {*self.keys["record"]} - {"part"}
+            own = {name: raw for name, raw in own.items() if name not in of_both or name.startswith("split")}
         own |= {n.removeprefix(f"{stage}."): raw for n, raw in point.items() if n.startswith(f"{stage}.")}
         if stage == "record":
             return self._record_arguments(own, point, run)
@@ -307,10 +337,6 @@ class _Composer:
                 swept = [n for n in swept if n.rpartition(".")[2] != "part"]
                 own["report_dir"] = "-".join([folder, *(point_names([point], swept) if swept else [])])
         return [own]
-
-    def _is_for_recording(self, name: str) -> bool:
-        """Whether a key that the evaluation has too is the recording's, where both are asked for."""
-        return name in self.keys["record"] and name != "part" and name.partition(".")[0] != "split"
 
     def _record_arguments(self, own: dict[str, str], point: Point, run: FinetuneConfig) -> list[dict[str, str]]:
         """Those of each part's recording, which goes where the conversion looks for it."""
@@ -346,30 +372,20 @@ class _Composer:
 
 def _divide(task: Task) -> list[Task]:
     """The shares of a task, which then only joins them; none where it does all itself."""
-    count = shares_of(task.run.cluster, task.stage)
+    count = getattr(task.run.cluster.stages, task.stage).shares if task.stage in DIVIDED else 1
     numbers = [f"{number}/{count}" for number in range(1, count + 1)] if count > 1 else []
-    shares = [
-        replace(task, arguments={**task.arguments, "share": share}, config=replace(task.config, share=share))
-        for share in numbers
-    ]
-    for share in shares:
-        share.after = [*task.after]
+    shares = []
+    for share in numbers:
+        own, config = {**task.arguments, "share": share}, replace(task.config, share=share)
+        shares.append(replace(task, arguments=own, config=config, after=[*task.after]))
     task.after = shares or task.after
     return shares
 
 
-def _label(task: Task) -> str:
-    part = f"-{task.config.part}" if task.stage == "record" else ""
-    return f"{task.stage}{part}" + (f"-{task.share.replace('/', 'of')}" if task.share else "")
-
-
 def _refuse_shared_folders(tasks: Sequence[Task]) -> None:
     """Refuse two tasks of one stage that would write to the same folder."""
-    written = (
-        *(("record", "out"), ("prepare", "data_dir")),
-        *(("finetune", "run_dir"), ("finetune", "output_dir"), ("evaluate", "report_dir")),
-    )
-    for stage, name in written:
+    written = (("record", "out"), ("prepare", "data_dir"), ("finetune", "run_dir"), ("finetune", "output_dir"))
+    for stage, name in (*written, ("evaluate", "report_dir")):
         seen: dict[Path, Task] = {}
         for task in (task for task in tasks if task.stage == stage):
             value = getattr(task.config, name)

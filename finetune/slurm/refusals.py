@@ -58,8 +58,7 @@ def _comes(stage: str, task: Task) -> bool:
 
 
 def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
-    """Refuse a base that nodes without internet do not find, and what memory (as far as it is asked for) and disks do
-    not hold."""
+    """Refuse a base that nodes without internet do not find, and what memory and disks do not hold."""
     cluster, base = config.cluster, config.model.base
     check_grace(cluster)
     processes = cluster.nodes * (cluster.processes_per_node or cluster.gpus_per_node or 1)
@@ -75,36 +74,32 @@ def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
             ) from None
     cuda = config.device != "cpu" and cluster.gpus_per_node > 0
     gpu = gpu_of_cluster(cluster.gpu_type) if cuda else None
-    asked = megabytes(cluster.memory) if cluster.memory else 0
-    plan.check_fits(
-        config,
-        processes,
-        int(gpu.memory * 1e9) if gpu else None,
-        per_node=processes // cluster.nodes,
-        cuda=cuda,
-        host_memory_bytes=int(asked * 2**20) or None,
-    )
+    room = int(gpu.memory * 1e9) if gpu else None
+    host = int(megabytes(cluster.memory or "0") * 2**20) or None
+    plan.check_fits(config, processes, room, per_node=processes // cluster.nodes, cuda=cuda, host_memory_bytes=host)
     plan.check_disk(config, processes, cuda=cuda)
 
 
 # -- the cluster -------------------------------------------------------------------------------------------------------
 
 
-def check_accepted(cluster: ClusterConfig, said: str) -> None:
+def check_accepted(cluster: ClusterConfig, said: str) -> Partition | None:
     """Refuse a job that SLURM accepts, but would never start; `said` is what `sbatch --test-only` answered.
 
-    The answer names the partition that the job would go to, also where a plugin of the site chooses it.
+    The answer names the partition that the job would go to, also where a plugin of the site chooses it; that is
+    returned, None where it is not known.
     """
     found = re.search(r"\bin partition (\S+)", said)
     partition = cluster_queries.read_partitions().get(found[1]) if found else None
     if partition is None:
-        return
+        return None
     if not partition.is_up:
         raise ToolkitError(
             f"partition {partition.name} is not up: the job would wait. Take another (cluster.partition), or wait "
             f"(sinfo -p {partition.name})."
         )
     _check_limit(cluster, partition.max_seconds, f"partition {partition.name}")
+    return partition
 
 
 def explanation(cluster: ClusterConfig) -> str:

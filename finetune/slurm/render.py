@@ -1,4 +1,4 @@
-"""The job script: what sbatch reads, the site's lines, and the one payload, finetune_jobs/run.sh.
+"""The job script: what the job of a stage asks sbatch for, the site's lines, and the one payload, finetune_jobs/run.sh.
 
 As a command it writes finetune_jobs/<split>.sbatch for the splits of both suites from the cluster's configuration:
 python -m finetune.slurm.render                                  what configs/local/default.yaml says, where it is there
@@ -7,6 +7,7 @@ python -m finetune.slurm.render cluster.nodes=2 train.max_steps=20000"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import sys
@@ -21,11 +22,34 @@ from toolkit.configuration import load
 from toolkit.installation import CHECKOUT, CONFIG_DIR, resources
 from toolkit.shared_keys import VARIABLE, expanded, in_one_word
 
+STAGES = ("record", "prepare", "finetune", "evaluate")  # of a launch, in order
+DIVIDED = ("record", "prepare")  # those whose work may be divided into shares
 JOBS = resources("finetune_jobs")
 RUN = "finetune_jobs/run.sh"
 
 # Keys of cluster.* that are read when the job runs; sbatch has read the others by then.
 _LATE = ("processes_per_node", "grace_seconds", "max_requeues", "max_crashes", "scratch", "stage_data", "files")
+
+
+def asks_for(cluster: ClusterConfig, stage: str) -> ClusterConfig:
+    """What a job asks for: a fine-tune all of cluster.*; the others theirs of cluster.stages.*, on one node."""
+    if stage == "finetune":
+        return cluster
+    own = getattr(cluster.stages, stage)
+    gpus = min(own.gpus, cluster.gpus_per_node)
+    share = cluster.cpus_per_task * gpus // max(cluster.gpus_per_node, 1)  # as many as come with that many GPUs
+    cpus = own.cpus or (share if gpus else min(cluster.cpus_per_task, 8))
+    return dataclasses.replace(
+        cluster,
+        nodes=1,
+        gpus_per_node=gpus,
+        processes_per_node=None,
+        cpus_per_task=max(cpus, 1),
+        memory=own.memory,  # that of a fine-tune is for its whole node; a site's default goes with the CPUs
+        partition=own.partition or cluster.partition,
+        time=own.time or cluster.time,
+        sbatch=cluster.sbatch if own.sbatch is None else own.sbatch,
+    )
 
 
 def render(

@@ -23,7 +23,7 @@ from finetune.slurm.batches import Batch, batches_of, cluster_of, code_folder
 from finetune.slurm.cluster_queries import environment, max_array_size, reason_of, slurm
 from finetune.slurm.launch_request import Request, Task
 from finetune.slurm.refusals import check_accepted, check_request, explanation
-from finetune.slurm.stages import DIVIDED
+from finetune.slurm.render import DIVIDED
 from gr00t.data.schema import python_source
 from gr00t.errors import ToolkitError, disk_errors, require_extra
 from gr00t.file_replacement import lock_in_turn, write_json
@@ -114,9 +114,6 @@ def _report(batches: Sequence[Batch], runs_dir: Path) -> None:
     print(f"end it:    python -m finetune.jobs cancel {name}{here}")
 
 
-# -- submission --------------------------------------------------------------------------------------------------------
-
-
 def submit(batches: Sequence[Batch], folder: Path) -> None:
     """Copy the code, write the records of every run, submit the batches in order, and note each task's job id.
 
@@ -136,20 +133,16 @@ def submit(batches: Sequence[Batch], folder: Path) -> None:
             for run_dir in {task.run_dir: None for batch in batches for task in batch.tasks}:
                 records.enter_context(_run_records(run_dir, batches, described))
         for batch in batches:
-            batch.submitted(sbatch(batch.script, ["--hold", *_dependency(batch)], folder))
+            waits, after = batch.waits, list[str]()
+            if waits != "":  # a task whose predecessor has failed is dropped; where each has its own, they follow
+                after = [*([f"--dependency={waits}"] if waits else []), "--kill-on-invalid-dep=yes"]
+            batch.submitted(sbatch(batch.script, ["--hold", *after], folder))
             undo.callback(slurm, "scancel", batch.job_id, check=False)
-            if batch.waits is None:
+            if waits is None:
                 _wait_each(batch)
             _note(batch)
         slurm("scontrol", "release", ",".join(batch.job_id for batch in batches))  # now that all are accepted
         undo.pop_all()  # all is submitted
-
-
-def _dependency(batch: Batch) -> list[str]:
-    """A task whose predecessor has failed is dropped; where each has its own, they follow (_wait_each)."""
-    if batch.waits == "":
-        return []
-    return [*([f"--dependency={batch.waits}"] if batch.waits else []), "--kill-on-invalid-dep=yes"]
 
 
 def _wait_each(batch: Batch) -> None:

@@ -30,14 +30,23 @@ _STEPS = 2**31  # no run has as many
 _LONGEST = 1 << 17  # bytes of a line
 
 
+def read_optional(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none."""
+    return read_json(path) if path.is_file() else None
+
+
 def read_best(run_dir: Path) -> dict[str, Any] | None:
     """{"step", "metric", "name"} of the best evaluated checkpoint; None where nothing was evaluated."""
-    path = run_dir / BEST
-    if not path.is_file():
+    found = read_optional(run_dir / BEST)
+    if found is None:
         return None
-    found = read_json(path)
-    with parsing(path):
+    with parsing(run_dir / BEST):
         return {"step": int(found["step"]), "metric": float(found["metric"]), "name": str(found["name"])}
+
+
+def as_tracked(values: dict[str, float]) -> dict[str, float]:
+    """What was measured under the names that trackers know it by: all but evaluations ("val/...") as "train/..."."""
+    return {name if "/" in name else f"train/{name}": value for name, value in values.items()}
 
 
 def logged(path: Path) -> Iterator[bytes]:

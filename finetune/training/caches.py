@@ -50,12 +50,8 @@ ABANDONED_SECONDS = 3600.0
 TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}
 # What of processor_config.json decides the images.
 IMAGE_SETTINGS = (
-    "shortest_image_edge",
-    "crop_fraction",
-    "image_crop_size",
-    "image_target_size",
-    "random_rotation_angle",
-    "color_jitter_params",
+    *("shortest_image_edge", "crop_fraction", "image_crop_size", "image_target_size"),
+    *("random_rotation_angle", "color_jitter_params"),
 )
 
 
@@ -155,7 +151,6 @@ def announce(what: str, size: int, folder: Path) -> None:
 
 
 def say(message: str) -> None:
-    """A line on stderr."""
     Console(stderr=True).print(message, highlight=False, soft_wrap=True)
 
 

@@ -166,8 +166,7 @@ def write_snapshot(
 
 
 class CheckpointWriter:
-    """Writes snapshots on a thread of its own, one at a time and in order; none once the token is lost. The last one
-    took `seconds`."""
+    """Writes snapshots in order, on a thread of its own; none once the token is lost. The last one took `seconds`."""
 
     def __init__(self, run_dir: Path, keep_last: int, keep_every: int | None, token: AttemptToken) -> None:
         self.run_dir, self._kept, self.token = run_dir, (keep_last, keep_every), token
@@ -188,7 +187,6 @@ class CheckpointWriter:
             pending.result()
 
     def close(self) -> None:
-        """Wait for the thread to end."""
         self._thread.shutdown(wait=True)
 
     def written(self) -> list[Path]:

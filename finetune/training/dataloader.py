@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from data_prep.doctor import ERROR, WARNING
 from data_prep.doctor.examine import BETWEEN, TRAIN, examine
-from finetune.open_loop.figures import PREDICTED, RECORDED, save, tidy, unit_of
+from finetune.open_loop.figures import PREDICTED, RECORDED, in_unit, save, tidy
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training.engine import Engine
 from gr00t.data.dataset import Mixture, SampleSettings, TrainingDataset
@@ -127,13 +127,9 @@ def build_dataset(
 def training_order(dataset: TrainingDataset, config: FinetuneConfig) -> MixtureOrder:
     """Which sample stands where; early frames as often as train.early_draws says."""
     train = config.train
-    return MixtureOrder(
-        dataset.lengths,
-        dataset.mixture.shares,
-        train.global_batch_size,
-        train.seed,
-        repeated=[first * (train.early_draws - 1) for first in dataset.first_starts(train.early_frames)],
-    )
+    repeated = [first * (train.early_draws - 1) for first in dataset.first_starts(train.early_frames)]
+    shares, batch = dataset.mixture.shares, train.global_batch_size
+    return MixtureOrder(dataset.lengths, shares, batch, train.seed, repeated=repeated)
 
 
 def build_loader(
@@ -186,8 +182,7 @@ def answered(loader: Iterable[Any]) -> Iterator[Any]:
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Around the batches of a DataLoader: workers that do not answer or are killed become a ToolkitError, as what
-    one of them refuses does."""
+    """Around the batches of a DataLoader: workers that are silent, killed or refuse something raise ToolkitError."""
     pids = [child.pid for child in multiprocessing.active_children() if child.pid]
     try:
         yield
@@ -263,9 +258,7 @@ def draw(seen: list[Seen], path: Path) -> None:
         row[0].set_title(f'{sample.place}: "{sample.text}"', **style)
         for group, panel in zip(groups, row[views:], strict=True):
             tidy(panel)
-            unit, apart = unit_of(group), differences([sample])[group]
-            name = f"{group} ({unit})" if unit else group
-            panel.set_title(f"{name}: {apart:.1g} apart at most", **style)
+            panel.set_title(f"{group}{in_unit(group)}: {differences([sample])[group]:.1g} apart at most", **style)
             steps = np.arange(len(sample.recorded[group]))
             panel.plot(steps, sample.recorded[group], color=RECORDED, linewidth=1.2)
             panel.plot(steps, sample.decoded[group], ".", color=PREDICTED, markersize=3.5)

@@ -34,7 +34,6 @@ _left: list[Any] = []  # process groups, kept until the process ends
 
 
 def build_engine(config: FinetuneConfig) -> Engine:
-    """The engine that `engine.name` chooses."""
     return {"zero2": Zero2Engine, "fsdp2": Fsdp2Engine}.get(config.engine.name, Engine)(config)
 
 
@@ -133,7 +132,6 @@ class Engine:
         return self._accelerator.main_process_first()
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         self._accelerator.wait_for_everyone()
 
     def move(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

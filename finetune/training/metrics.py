@@ -187,8 +187,7 @@ class Validation:
         return predictions.Baselines(self.dataset.reader, self.dataset.reader.layout.train_episodes)
 
     def evaluate(self, *, interruptible: bool = True, alive: Callable[[], None] = lambda: None) -> Evaluation | None:
-        """Predict from every start frame; None where a signal asks the run to stop meanwhile. `alive` is called
-        whenever a part is done."""
+        """Predict from every start frame, calling `alive` after each part; None where a signal asks the run to stop."""
         begin, dataset = time.perf_counter(), self.dataset
 
         def proceed(_: int) -> bool:

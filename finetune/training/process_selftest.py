@@ -28,16 +28,16 @@ SHOWN_SECONDS, TOKEN_SHOWN_SECONDS = 120.0, 20.0  # network disks show late what
 _INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
-def prove_processes_meet(device: torch.device, limit: float = LIMIT_SECONDS) -> None:
+def prove_processes_meet(device: torch.device) -> None:
     """Sum a one over all processes of torchrun; a failure ends this one, naming nodes, addresses and what to set.
 
-    A process group of its own fails in `limit` seconds, and not in the half hour that training may wait for a slow
+    A process group of its own fails in LIMIT_SECONDS, and not in the half hour that training may wait for a slow
     process. A node that is at fault counts as a crash (status 1): another one may do.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return
-    wait = timedelta(seconds=limit)
+    wait = timedelta(seconds=LIMIT_SECONDS)
     try:
         store, _, _ = next(rendezvous("env://", rank, world, timeout=wait))
     except (RuntimeError, ValueError) as error:
@@ -45,7 +45,8 @@ def prove_processes_meet(device: torch.device, limit: float = LIMIT_SECONDS) -> 
     store = dist.PrefixStore("selftest", store)
     store.set(str(rank), f"{_node()} {_addresses()}")
     # NCCL would wait on, or end without a message.
-    alarm = threading.Timer(limit + 5, lambda: _give_up(_arrived(store, world), world, f"no answer in {limit:.0f} s"))
+    late = f"no answer in {LIMIT_SECONDS:.0f} s"
+    alarm = threading.Timer(LIMIT_SECONDS + 5, lambda: _give_up(_arrived(store, world), world, late))
     alarm.daemon = True
     alarm.start()
     try:

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from finetune.recipe import FinetuneConfig, recipe_identity
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, identity_digest
 from finetune.recipe.train_config import parts
-from finetune.training import CONDITIONS, INPUTS, RUN_FILES, RUN_FOLDERS
+from finetune.training import CONDITIONS, INPUTS, RUN_FILES, RUN_FOLDERS, read_optional
 from finetune.training import checkpointing as checkpoints
 from finetune.training.checkpointing import Checkpoint
 from finetune.training.stopping import Superseded, ThisAttempt
@@ -34,7 +34,7 @@ from gr00t.data.layout import DatasetLayout
 from gr00t.data.meta_files import in_ranges
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_reading import parsing, read_json, refuse_special
+from gr00t.file_reading import parsing, refuse_special
 from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
@@ -55,7 +55,7 @@ class RunFolder:
         self.attempt, self.config, self.identity, self.files = attempt, attempt.config, identity, files
         self.run_dir, self.output_dir = Path(self.config.run_dir), Path(self.config.output_dir)
         self.from_scratch = self.config.train.resume == "never"
-        self._to_replace = _mark(self.output_dir) if self.from_scratch else None
+        self._to_replace = read_optional(self.output_dir / RELEASE_MARK) if self.from_scratch else None
 
     @property
     def release_identity(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class RunFolder:
         start = checkpoints.newest_checkpoint(self.run_dir)
         if start is not None:
             known = dataclasses.replace(start, state={**start.state, "identity": self._with_robot(start)})
-            inputs = self._inputs()
+            inputs = read_optional(self.run_dir / INPUTS)
             with parsing(start.folder / "state.json"):
                 checkpoints.check_same_run(known, self.identity, inputs, self.files)
         elif checkpoints.list_checkpoints(self.run_dir):
@@ -94,10 +94,6 @@ class RunFolder:
                 "train.resume=never."
             )
         return start
-
-    def _inputs(self) -> dict[str, str]:
-        """The digests of the inputs as the run recorded them."""
-        return read_json(self.run_dir / INPUTS) if (self.run_dir / INPUTS).is_file() else {}
 
     def _with_robot(self, start: Checkpoint) -> dict[str, Any]:
         """The identity of a checkpoint. One of before the modality configuration was part of it takes that of its own
@@ -129,7 +125,7 @@ class RunFolder:
                 )
             return False
         made_of = recipe_identity.identity_of(folder, self.release_identity)
-        changed = differences(made_of, self.release_identity, self._inputs(), self.files)
+        changed = differences(made_of, self.release_identity, read_optional(self.run_dir / INPUTS), self.files)
         if changed:
             lines = "\n  ".join(changed)
             raise ToolkitError(
@@ -152,15 +148,12 @@ class RunFolder:
                 self._clear(start)
                 disk.write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
                 disk.write_json(self.run_dir / INPUTS, dict(self.files))
-                self._note({"from_step": start.step if start else 0, **conditions})
+                note, path = {"from_step": start.step if start else 0, **conditions}, self.run_dir / CONDITIONS
+                refuse_special(path)
+                with disk_errors(path, "Remove it, then start the same command again."), path.open("a") as file:
+                    file.write(json.dumps(note) + "\n")
             self.attempt.barrier()
             yield
-
-    def _note(self, conditions: Mapping[str, Any]) -> None:
-        path = self.run_dir / CONDITIONS
-        refuse_special(path)
-        with disk_errors(path, "Remove it, then start the same command again."), path.open("a") as file:
-            file.write(json.dumps(conditions) + "\n")
 
     def _lock(self, held: ExitStack) -> None:
         """Take the lock of run_dir; one that an attempt of a SLURM job holds on to is no obstacle to the attempt after
@@ -245,7 +238,7 @@ class RunFolder:
 
     def _refuse_others(self, folder: Path) -> None:
         """Raise where what lies in output_dir must stay."""
-        mark, problem = _mark(folder), _foreign(folder)
+        mark, problem = read_optional(folder / RELEASE_MARK), _foreign(folder)
         ours = identity_digest(self.release_identity)
         if problem is None and not (mark and (mark == self._to_replace or mark.get("identity") == ours)):
             problem = "holds the finished checkpoint of another run"
@@ -261,10 +254,6 @@ class RunFolder:
 
 def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
-
-
-def _mark(folder: Path) -> dict[str, Any] | None:
-    return read_json(folder / RELEASE_MARK) if (folder / RELEASE_MARK).is_file() else None
 
 
 def _foreign(folder: Path) -> str | None:
@@ -329,18 +318,15 @@ def describe_datasets(mixture: Mixture) -> dict[str, Any]:
     if len(found) == 1:
         return found[0]
     told = {of["strategy"] for of in found if "strategy" in of}
+    strategy = {"strategy": min(told)} if len(told) == 1 else {}
     shared = [{"share": share, **of} for share, of in zip(mixture.shares, found, strict=True)]
-    return {"fingerprint": mixture.fingerprint, "fps": found[0]["fps"], **_one_strategy(told), "mixture": shared}
-
-
-def _one_strategy(told: set[str]) -> dict[str, str]:
-    return {"strategy": min(told)} if len(told) == 1 else {}
+    return {"fingerprint": mixture.fingerprint, "fps": found[0]["fps"], **strategy, "mixture": shared}
 
 
 def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
-    """What was trained on, without a path of this machine; of the instruction suite also with which strategy it was
-    recorded, which says what of it is unseen."""
+    """The same of one dataset; of the instruction suite also the strategy, which says what of it is unseen."""
     recorded = layout.split.get("recorded")
+    strategy = {"strategy": str(recorded["strategy"])} if isinstance(recorded, dict) and "strategy" in recorded else {}
     return {
         "fingerprint": layout.fingerprint,
         "episodes": len(layout.episodes),
@@ -352,7 +338,5 @@ def describe_dataset(layout: DatasetLayout) -> dict[str, Any]:
         "fps": layout.fps,
         "frame_sizes": {camera: layout.frame_size(camera) for camera in layout.cameras},
         "instructions": sorted(layout.tasks.values()),
-        **_one_strategy(
-            {str(recorded["strategy"])} if isinstance(recorded, dict) and "strategy" in recorded else set()
-        ),
+        **strategy,
     }

@@ -70,7 +70,6 @@ class AttemptToken:
         return not self._lost
 
     def require(self) -> None:
-        """Raise Superseded unless this attempt may write."""
         if not self.is_ours():
             raise Superseded(f"another attempt has taken over {self.run_dir}")
 

@@ -18,11 +18,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from finetune.recipe import FinetuneConfig, datasets
-from finetune.training import ARTIFACTS, METRICS, STATUS, WANDB_RUN, logged, measurement
+from finetune.training import ARTIFACTS, METRICS, STATUS, WANDB_RUN, as_tracked, logged, measurement
 from finetune.training.checkpointing import Best
 from finetune.training.stopping import Stopped, ThisAttempt
 from gr00t.errors import ToolkitError, disk_errors
@@ -77,9 +76,7 @@ class Tracker:
         self._stall = StallWatch(None if minutes is None else 60 * minutes, self._on_stall)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if not self.active:
             return
         self._stall.close()
@@ -101,7 +98,7 @@ class Tracker:
         """Record what training measured up to `step` optimizer steps."""
         if not self._attempt.writes:
             return
-        self._record(step, metrics, {f"train/{name}": value for name, value in metrics.items()})
+        self._record(step, metrics)
         note = f"loss {metrics['loss']:.4f}  {metrics['samples_per_second']:.1f} samples/s"
         self._progress.update(self._task, note=note)
         if not self._progress.console.is_terminal:  # a log file: lines instead of a bar
@@ -111,14 +108,14 @@ class Tracker:
     def log_copies(self, seconds: float) -> None:
         """Record how long the data was copied to the node's disk, before the first step of this attempt."""
         if self._attempt.writes:
-            self._record(self._step, {"copy_seconds": seconds}, {"train/copy_seconds": seconds})
+            self._record(self._step, {"copy_seconds": seconds})
 
     def log_evaluation(self, step: int, values: dict[str, float], images: Mapping[str, Path], said: str) -> None:
         """Record an evaluation after `step` steps: values by name ("val/..."), images, and a line for people."""
         self.alive()
         if not self._attempt.writes:
             return
-        self._record(step, values, values)
+        self._record(step, values)
         for name, path in images.items():
             self.show(step, name, path, f"step {step}")
         self._say(f"step {step}/{self._total}  {said}")
@@ -151,11 +148,11 @@ class Tracker:
         if self._artifacts is not None and self._attempt.writes:
             self._run.add_artifact(self._artifacts.policy(folder, step), ["latest", f"step-{step}"])
 
-    def _record(self, step: int, line: Mapping[str, float], values: Mapping[str, float]) -> None:
+    def _record(self, step: int, values: dict[str, float]) -> None:
         with disk_errors(self._run_dir, REMEDY):
-            self._metrics.write(json.dumps({"step": step, **line}) + "\n")
+            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
             self._metrics.flush()
-            self._run.log(step, values)
+            self._run.log(step, as_tracked(values))
 
     def _start_tracker(self) -> TrackedRun:
         """Start a run, or continue the folder's own (for wandb the one that WANDB_RUN names), and say what it reads."""
@@ -211,7 +208,6 @@ class StallWatch:
         self.beat()
 
     def beat(self) -> None:
-        """The run advances."""
         self.close()
         if self._limit is not None:
             begin = time.monotonic()
@@ -220,7 +216,6 @@ class StallWatch:
             self._timer.start()
 
     def close(self) -> None:
-        """End the thread."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer.join()
@@ -242,9 +237,8 @@ class Artifacts:
         return self._make(f"{self._config.split.name}-dataset", "dataset", folders[0], described, uploaded)
 
     def base(self, fingerprint: str) -> wandb.Artifact:
-        """The base checkpoint."""
         base = Path(self._config.model.base)
-        return self._make(f"{base.name}-base", "model", base, {"fingerprint": fingerprint})
+        return self._make(f"{base.name}-base", "model", base, {"fingerprint": fingerprint}, {})
 
     def checkpoint(self, folder: Path) -> wandb.Artifact:
         """A checkpoint to resume from, by the hashes of its manifest. Only this run reads it: it is not uploaded."""
@@ -253,7 +247,7 @@ class Artifacts:
         best = Best.restored(state)
         metric = {best.name: best.metric} if best.step == state["step"] else {}
         described = {"step": state["step"], "files": files, **metric}
-        return self._make(f"{self._config.split.name}-training-state", "training-state", folder, described)
+        return self._make(f"{self._config.split.name}-training-state", "training-state", folder, described, {})
 
     def policy(self, folder: Path, step: int) -> wandb.Artifact:
         """The finished checkpoint, by the hashes of its manifest."""
@@ -261,12 +255,7 @@ class Artifacts:
         return self._make(f"{self._config.split.name}-policy", "model", folder, described, {"": folder})
 
     def _make(
-        self,
-        name: str,
-        kind: str,
-        folder: Path,
-        described: Mapping[str, Any],
-        uploaded: Mapping[str, Path] | None = None,
+        self, name: str, kind: str, folder: Path, described: Mapping[str, Any], uploaded: Mapping[str, Path]
     ) -> wandb.Artifact:
         """`uploaded`: folders whose files it may hold, by what their names then begin with."""
         import wandb
@@ -278,7 +267,7 @@ class Artifacts:
         note = notes / f"{artifact.name}-{folder.name}.json"
         write_json(note, {"folder": str(folder), **described})
         files = {"reference.json": note}
-        for below, root in uploaded.items() if uploaded and self._config.tracking.artifacts == "upload" else ():
+        for below, root in uploaded.items() if self._config.tracking.artifacts == "upload" else ():
             inside = {path.relative_to(root): path for path in sorted(root.rglob("*")) if path.is_file()}
             files |= {f"{below}{name}": path for name, path in inside.items() if not name.parts[0].startswith(".")}
         for inside_name, path in files.items():  # "immutable": wandb makes no copy in the user's home

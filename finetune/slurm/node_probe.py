@@ -1,6 +1,8 @@
-"""What a job sees on its node, as JSON. Runs with plain Python; what needs torch is left out where there is none.
+"""What a job sees on its node, as JSON; or which Python it runs in, in a line for the top of its log. Runs with plain
+Python; what needs torch is left out where there is none.
 
-python probe.py ANSWER.json --exported=yes --folders FOLDER ..."""
+python node_probe.py ANSWER.json --exported=yes --folders FOLDER ...
+python node_probe.py --python hydra torch"""
 
 from __future__ import annotations
 
@@ -18,15 +20,8 @@ from importlib import metadata
 
 GPU_BYTES, CPU_BYTES = 2**30, 2**26
 _SCRATCH = (
-    "SLURM_TMPDIR",
-    "TMPDIR",
-    "JOBSCRATCH",
-    "LOCAL_SCRATCH",
-    "SCRATCH",
-    "LOCAL",
-    "/scratch/local",
-    "/local",
-    "/tmp",
+    *("SLURM_TMPDIR", "TMPDIR", "JOBSCRATCH", "LOCAL_SCRATCH", "SCRATCH", "LOCAL"),  # variables
+    *("/scratch/local", "/local", "/tmp"),
 )
 _SHARED_KINDS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse", "cifs", "panfs", "wekafs", "afs")
 _CONTAINERS = ("apptainer", "singularity", "podman", "enroot", "docker")
@@ -64,6 +59,17 @@ def main() -> None:
     os.replace(aside, given.answer)
 
 
+def describe_python(needed: list[str]) -> None:
+    """Print which Python this is, and its environment; status 1 where it lacks a module that is needed."""
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"it has no {', no '.join(missing)}")
+    environment = f"virtual environment {sys.prefix}" if sys.prefix != sys.base_prefix else "no environment"
+    if os.path.isdir(os.path.join(sys.prefix, "conda-meta")):
+        environment = f"conda environment {sys.prefix}"
+    print(f"Python {platform.python_version()}, {sys.executable}, {environment}")
+
+
 def output_of(*command: str, seconds: float = 20) -> tuple[str, str]:
     """What a command prints, and why it could not: one of the two is empty."""
     try:
@@ -78,9 +84,8 @@ def nvidia_smi() -> dict:
     """Name, memory (MiB) and driver of each GPU that the driver shows."""
     if not shutil.which("nvidia-smi"):
         return {"problem": "there is no nvidia-smi", "devices": []}
-    said, problem = output_of(
-        "nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"
-    )
+    asked = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
+    said, problem = output_of("nvidia-smi", *asked)
     return {"problem": problem, "devices": [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]}
 
 
@@ -130,10 +135,8 @@ def measure(file: str) -> None:
     if dist.get_rank() == 0:
         size, best = values.numel() * 4, min(seconds[2:])
         with open(file, "w", encoding="utf-8") as answer:
-            json.dump(
-                {"bytes": size, "seconds": best, "processes": dist.get_world_size(), "backend": dist.get_backend()},
-                answer,
-            )
+            found = {"bytes": size, "seconds": best, "processes": dist.get_world_size()}
+            json.dump({**found, "backend": dist.get_backend()}, answer)
     dist.destroy_process_group()
 
 
@@ -194,5 +197,7 @@ def is_reached(host: str) -> bool:
 if __name__ == "__main__":
     if sys.argv[1] == "--all-reduce":
         measure(sys.argv[2])
+    elif sys.argv[1] == "--python":
+        describe_python(sys.argv[2:])
     else:
         main()
