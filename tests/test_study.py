@@ -220,22 +220,23 @@ def test_commands_side_by_side_wait_for_what_they_need(
             assert lines.index(["ended", f"{other.stage}/{other.name}"]) < lines.index(["begun", name])
 
 
+@pytest.mark.parametrize("status", [0, 7])  # a fine-tune that stops in time ends with 0
 def test_a_signal_reaches_the_commands_and_ends_the_study(
-    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    status: int, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standing, notes = Standing(study(tmp_path, tiny_base, {"train.seed": [0, 1]}), 1), tmp_path / "notes"
     standing.done |= {*standing.study.request.of_stage("record"), *standing.study.request.of_stage("prepare")}
-    commands(monkeypatch, notes, "import signal; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7)); time.sleep(60)")
+    ends = f"import signal; signal.signal(signal.SIGUSR1, lambda *_: sys.exit({status})); note('ready'); time.sleep(60)"
+    commands(monkeypatch, notes, ends)
 
     def ask() -> None:
-        while not (notes.is_file() and notes.read_text().count("begun") == 2):
+        while not (notes.is_file() and notes.read_text().count("ready") == 2):
             time.sleep(0.05)
-        time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     threading.Thread(target=ask, daemon=True).start()
     study_run.run_here(standing, None, lambda: None, parallel=2)
-    assert "ended" not in notes.read_text() and not standing.failed
+    assert "ended" not in notes.read_text() and not standing.failed and not standing.seconds
     assert len(standing.all_left()) == 4  # both fine-tunes and what waits for them
 
 

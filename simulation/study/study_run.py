@@ -157,12 +157,14 @@ def _begin(command: list[str], task: Task, folder: Path, environment: Mapping[st
 
 
 def _note(ended: _Running, standing: Standing) -> None:
-    """Whether it is done, or why it failed; neither where it was asked to stop."""
+    """Whether it is done, or why it failed; neither where it was asked to stop, as a fine-tune does with status 0."""
     task, status = ended.task, ended.child.returncode
+    if received():
+        return
     if status == 0:
         standing.done.add(task)
         standing.seconds.setdefault(task.stage, []).append(round(time.monotonic() - ended.started, 1))
-    elif not received():
+    else:
         lines = [line.strip() for line in ended.log.read_text(errors="replace").splitlines() if line.strip()]
         said = next((line for line in reversed(lines) if line.startswith("error")), (lines or [f"status {status}"])[-1])
         standing.failed[task] = f"{task.stage}: {said.removeprefix('error: ')} (all of it: {ended.log})"
