@@ -101,6 +101,22 @@ def run_processes(count: int, arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_an_error_that_nobody_expected_ends_the_process(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """With its traceback, and without waiting for loader processes that leave all signals to this one."""
+    code = """
+import runpy
+from finetune.training.train import TrainingLoop
+def fail(*_):
+    raise RuntimeError("nobody expected this")
+TrainingLoop._step = fail
+runpy.run_path("launch_finetune_local.py", run_name="__main__")
+"""
+    command = [sys.executable, "-c", code, *overrides(tmp_path, small_data, tiny_base, "train.num_workers=2")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.strip().endswith("RuntimeError: nobody expected this")
+
+
 @pytest.fixture(scope="module")
 def finished(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from its first step to its last."""

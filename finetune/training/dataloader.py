@@ -7,10 +7,12 @@ where they were clipped."""
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,6 +155,8 @@ def prefetched(
     samples: Any, batches: Iterable[Any], collate: Callable[[list[Any]], Any], workers: int, engine: Engine
 ) -> DataLoader[Any]:
     """Batches of samples by number, made ahead by worker processes; `answered` reads them."""
+    if workers:
+        atexit.register(_end_workers)
     return DataLoader(
         samples,
         batch_sampler=batches,  # type: ignore[arg-type]  # indexed by SampleKey, where samples are a TrainingDataset
@@ -163,6 +167,15 @@ def prefetched(
         prefetch_factor=4 if workers else None,
         timeout=WORKER_SECONDS if workers else 0,
     )
+
+
+def _end_workers() -> None:
+    """Kill what is left of the worker processes when the program ends. After an error that nobody caught these are all,
+    and as they ignore SIGTERM, multiprocessing would wait for them for ever, and the other ranks for this one."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would call this an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def begin_worker(worker: int) -> None:
