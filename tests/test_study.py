@@ -19,6 +19,7 @@ import yaml
 from outcomes import acted, evaluation
 from simulator import needs_simulator
 
+from finetune.recipe.recipe_identity import RELEASE_MARK
 from finetune.slurm.launch_request import Task
 from gr00t.errors import ToolkitError
 from simulation.report.closed_loop_report import write_report
@@ -240,6 +241,23 @@ def test_a_signal_reaches_the_commands_and_ends_the_study(
     assert len(standing.all_left()) == 4  # both fine-tunes and what waits for them
 
 
+def test_commands_do_not_outlive_a_study_that_fails(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page has no room when the first command ends, and the second still runs."""
+    standing, notes = Standing(study(tmp_path, tiny_base, {"train.seed": [0, 1]}), 1), tmp_path / "notes"
+    standing.done |= {*standing.study.request.of_stage("record"), *standing.study.request.of_stage("prepare")}
+    commands(monkeypatch, notes, "time.sleep(1 if 'seed_0' in sys.argv[1] else 4)")
+
+    def full() -> None:
+        raise ToolkitError("no room")
+
+    with pytest.raises(ToolkitError, match="no room"):
+        study_run.run_here(standing, None, full, parallel=2)
+    time.sleep(4)
+    assert notes.read_text().count("begun") == 2 and notes.read_text().count("ended") == 1
+
+
 def test_other_settings_do_not_mix_with_what_is_there(tmp_path: Path, tiny_base: Path) -> None:
     found = study(tmp_path, tiny_base)
     draw(found, Standing(found, 1))
@@ -306,6 +324,22 @@ def test_the_numbers_of_points_are_enough_where_their_files_are_gone(tmp_path: P
     assert [point["rates"] for point in after["points"]] == [point["rates"] for point in before["points"]]
     assert [point["state"] for point in after["points"]][:3] == ["done"] * 3
     assert "closed_loop.html" not in numbers.with_suffix(".html").read_text()
+
+
+def test_a_checkpoint_that_was_replaced_is_evaluated_whatever_the_numbers_say(tmp_path: Path, tiny_base: Path) -> None:
+    found, _ = drawn(tmp_path, tiny_base)
+    replaced = Path(found.points[0].evaluation.config.checkpoint)
+    (replaced / RELEASE_MARK).parent.mkdir(parents=True)
+    (replaced / RELEASE_MARK).write_text("{}")
+    standing = Standing(read_study(str(tmp_path / "small.yaml"), tmp_path / "out", LOCAL), 1)
+    assert [bool(standing.left(point)) for point in standing.study.points] == [True, False, False, True]
+
+
+def test_numbers_that_are_no_study_s_are_refused(tmp_path: Path, tiny_base: Path) -> None:
+    found, _ = drawn(tmp_path, tiny_base)
+    (tmp_path / "out/small/study.json").write_text('{"points": [{"values": {}}]}')
+    with pytest.raises(ToolkitError, match=r"study.json.*Remove it"):
+        Standing(found, 1)
 
 
 def test_one_more_training_is_expected_where_those_before_may_lie() -> None:

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,10 +15,11 @@ from statistics import mean
 from typing import Any
 
 from finetune.recipe import check_finetune
+from finetune.recipe.recipe_identity import RELEASE_MARK
 from finetune.slurm.done_and_busy import found_result
 from finetune.slurm.launch_request import Task
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_reading import read_json
+from gr00t.file_reading import parsing, read_json
 from gr00t.file_replacement import file_lock
 from simulation.study.grid import NUMBERS, Point, Study
 from toolkit.command_line import received, stop_signals
@@ -40,9 +41,10 @@ class Standing:
         self.done, self.failed = set[Task](), dict[Task, str]()
         numbers = study.folder / NUMBERS
         before = read_json(numbers) if numbers.is_file() else {}
-        self.seconds: dict[str, list[float]] = before.get("seconds", {})
-        done = [point for point in before.get("points", []) if point["state"] == DONE]
-        self.kept = {_text(point["values"]): point["rates"] for point in done}
+        with parsing(numbers, "Remove it: what is done is found by its files."):
+            self.seconds: dict[str, list[float]] = before.get("seconds", {})
+            done = [point for point in before.get("points", []) if point["state"] == DONE]
+            self.kept = {_text(point["values"]): point["rates"] for point in done}
         for task in study.request.tasks:
             try:
                 if found_result(replace(task, after=[])):
@@ -66,8 +68,9 @@ class Standing:
         return list(dict.fromkeys(needed(point.evaluation)))
 
     def kept_rates(self, point: Point) -> dict[str, Any] | None:
-        """What study.json says of a point that was done and whose report is gone."""
-        return None if point.evaluation in self.done else self.kept.get(_text(point.values))
+        """What study.json says of a point that was done; None where a checkpoint is there, which is evaluated."""
+        there = (Path(point.evaluation.config.checkpoint) / RELEASE_MARK).is_file()
+        return None if there or point.evaluation in self.done else self.kept.get(_text(point.values))
 
     def failure(self, point: Point) -> str | None:
         """Why the point cannot be done; None where it can."""
@@ -124,10 +127,11 @@ def run_here(standing: Standing, minutes: float | None, draw: Callable[[], objec
     threads = max(1, len(os.sched_getaffinity(0)) // parallel)
     environment = os.environ if parallel == 1 else {"OMP_NUM_THREADS": str(threads), **os.environ}
     running: list[_Running] = []
-    with file_lock(folder / NUMBERS), stop_signals(), progress_bar(NOTE, unit="commands") as bar:
+    with file_lock(folder / NUMBERS), stop_signals(), progress_bar(NOTE, unit="commands") as bar, ExitStack() as stack:
         total = len(standing.all_left())
         shown = bar.add_task(standing.study.name, total=total, note="")
         handed_on = False
+        stack.callback(_end, running)
         while True:
             may_begin = not received() and (minutes is None or time.monotonic() < end)
             while may_begin and len(running) < parallel and (task := standing.ready([one.task for one in running])):
@@ -147,6 +151,14 @@ def run_here(standing: Standing, minutes: float | None, draw: Callable[[], objec
                 running.remove(one)
                 _note(one, standing)
                 draw()
+
+
+def _end(running: Sequence[_Running]) -> None:
+    """End what still runs, which nobody would wait for after an error."""
+    for one in running:
+        one.child.terminate()
+    for one in running:
+        one.child.wait()
 
 
 def _begin(command: list[str], task: Task, folder: Path, environment: Mapping[str, str]) -> _Running:
