@@ -9,9 +9,10 @@ python=.venv/bin/python
 split=split=instruction/color_object
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
+# Of the draws of six, 16 is one that records each value with two others: a word is then learned of more than one thing.
 say "1/4 Recording 1600 demonstrations in ManiSkill: three colors, three shapes, six of their nine combinations"
-$python -m simulation.record local=none $split part=train strategy=random_v3 combinations=6 episodes=1600 \
-    image_size=128 recoveries=0.2 out=example/recordings
+$python -m simulation.record local=none $split part=train strategy=random_v3_d16 combinations=6 \
+    episodes=1600 image_size=128 recoveries=0.2 out=example/recordings
 say "2/4 Recordings to dataset"
 $python prepare_conflict_data.py local=none $split raw_dir=example/recordings data_dir=example/data
 [ -d example/checkpoints/base ] || $python -m finetune.create_base local=none model=scratch out=example/checkpoints/base

@@ -42,6 +42,10 @@ class Cluster:
         """sbatch with these arguments; the job id."""
         return self.run("sbatch", "--parsable", *arguments, cwd=cwd, **env).strip().split(";")[0]
 
+    def jobs(self) -> set[str]:
+        """Jobs in the queue. Those that an earlier test cancelled may still be leaving it: compare with it as subsets."""
+        return set(self.run("squeue", "--noheader", "--format=%i").split())
+
     def show(self, job: str) -> dict[str, str]:
         """What `scontrol show job` says, as NAME: value."""
         text = self.run("scontrol", "show", "job", "--oneliner", job)
