@@ -9,9 +9,9 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -135,19 +135,25 @@ def convert_split(
     check_told(parts, split_name, instruction)
     plans = [_plan(part, found, instruction, val_fraction, seed, modality_configs) for part, found in parts.items()]
     remedy = "Make room and start again: it continues with what is converted. Or choose another data_dir=...."
-    with disk_errors(target, remedy):
-        place = real_path(target)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(target, shared=share is not None):
-            if share is None:
-                recover(place)
-            # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
-            if is_there():
-                return report
-            report.notes += _lists_dropped(place, parts_of(split_name))
-            _convert_to(place, plans, share, overwrite, workers, progress, report)
+    with disk_errors(target, remedy), _locked(target, share) as place:
+        # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
+        if is_there():
+            return report
+        report.notes += _lists_dropped(place, parts_of(split_name))
+        _convert_to(place, plans, share, overwrite, workers, progress, report)
     report.seconds = time.monotonic() - started
     return report
+
+
+@contextmanager
+def _locked(target: Path, share: str | None) -> Iterator[Path]:
+    """Where `target` really lies, which nobody else writes meanwhile, but for other shares where `share` is one."""
+    place = real_path(target)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(target, shared=share is not None):
+        if share is None:
+            recover(place)
+        yield place
 
 
 # -- before anything is written ----------------------------------------------------------------------------------------

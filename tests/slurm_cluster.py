@@ -43,7 +43,7 @@ class Cluster:
         return self.run("sbatch", "--parsable", *arguments, cwd=cwd, **env).strip().split(";")[0]
 
     def jobs(self) -> set[str]:
-        """Jobs in the queue. Those that an earlier test cancelled may still be leaving it: compare with it as subsets."""
+        """Jobs in the queue, those too that an earlier test cancelled and that are leaving it: compare as subsets."""
         return set(self.run("squeue", "--noheader", "--format=%i").split())
 
     def show(self, job: str) -> dict[str, str]:

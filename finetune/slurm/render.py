@@ -88,17 +88,22 @@ def render(
     elif code:
         lines.append(f"exec {shlex.quote(str(code / RUN))} {arguments}")
     else:
-        lines += [
-            f'run=$(dirname "$0")/{"../" * below.count("/")}run.sh '
-            "# started by hand inside an allocation; a job is a copy in another folder",
-            f'[ -x "$run" ] || run=$SLURM_SUBMIT_DIR/{RUN}',
-            'if [ ! -x "$run" ]; then',
-            f'    echo "error: submit it in the folder of the checkout, where {RUN} is, not in $SLURM_SUBMIT_DIR" >&2',
-            "    exit 2",
-            "fi",
-            f'exec "$run" {arguments} -- "$@"',
-        ]
+        lines += _from_where_it_lies(arguments, below)
     return "\n".join(lines) + "\n"
+
+
+def _from_where_it_lies(arguments: str, below: str) -> list[str]:
+    """How a script that belongs to no snapshot ends: finetune_jobs/run.sh beside it, or below the submitter."""
+    return [
+        f'run=$(dirname "$0")/{"../" * below.count("/")}run.sh '
+        "# started by hand inside an allocation; a job is a copy in another folder",
+        f'[ -x "$run" ] || run=$SLURM_SUBMIT_DIR/{RUN}',
+        'if [ ! -x "$run" ]; then',
+        f'    echo "error: submit it in the folder of the checkout, where {RUN} is, not in $SLURM_SUBMIT_DIR" >&2',
+        "    exit 2",
+        "fi",
+        f'exec "$run" {arguments} -- "$@"',
+    ]
 
 
 def site_lines(cluster: ClusterConfig) -> list[str]:

@@ -89,7 +89,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 
 def _recipe(attempt: ThisAttempt, copies: NodeCopies) -> FinetuneResult:
     config, engine = attempt.config, attempt.engine
-    base, cached = resolve_folder(config.model.base), config.train.features == "cached"
+    base = resolve_folder(config.model.base)
     with engine.main_first():
         if config.dataset.check and engine.is_main:
             dataloader.check_dataset(config)
@@ -114,23 +114,13 @@ def _recipe(attempt: ThisAttempt, copies: NodeCopies) -> FinetuneResult:
     dataset = dataloader.build_dataset(mixture, processor, model.config, config)
     unseen = held_out(config, dataset)
     probes = read_probes(config, unseen, engine) if unseen and engine.is_main else None
-    if cached:
+    if config.train.features == "cached":
         if probes is not None:
             with engine.autocast():
                 probes.keep_features(model)
         used = [dataset, unseen] if unseen else [dataset]
         caches.use_cached_features(attempt, model, used, identity["base"], copies.folder)
-    if start is not None:
-        with parsing(start.folder / checkpointing.FILES[0]):
-            checkpointing.load_weights(start, model)
-    engine.prepare(caches.HeadOnFeatures(model) if cached else model, build_optimizer(model, config.train))
-    computed_with = conditions(config, engine, model)
-    if start is not None:
-        with parsing(start.folder / checkpointing.FILES[1]):
-            engine.restore_optimizer(checkpointing.read_optimizer(start))
-        if engine.is_main:
-            warn(start, computed_with)
-
+    computed_with = _ready_to_train(config, engine, model, start)
     attempt.check(TIME_LIMIT)  # the time limit counts after the first step only: every attempt advances
     with run.opened(start, computed_with), Tracker(attempt, run.describe(mixture)) as tracker:
         if config.cluster.stage_data:
@@ -141,6 +131,24 @@ def _recipe(attempt: ThisAttempt, copies: NodeCopies) -> FinetuneResult:
         loss = loop.run(start)
         tracker.released(run.output_dir, loop.release(base, run))
     return FinetuneResult(run.output_dir, run.run_dir, loop.done, loss)
+
+
+def _ready_to_train(
+    config: FinetuneConfig, engine: Engine, model: Gr00tN1d7, start: Checkpoint | None
+) -> dict[str, Any]:
+    """Hand the model and its optimizer to the engine, as `start` left them; returns what its numbers depend on."""
+    if start is not None:
+        with parsing(start.folder / checkpointing.FILES[0]):
+            checkpointing.load_weights(start, model)
+    cached = config.train.features == "cached"
+    engine.prepare(caches.HeadOnFeatures(model) if cached else model, build_optimizer(model, config.train))
+    computed_with = conditions(config, engine, model)
+    if start is not None:
+        with parsing(start.folder / checkpointing.FILES[1]):
+            engine.restore_optimizer(checkpointing.read_optimizer(start))
+        if engine.is_main:
+            warn(start, computed_with)
+    return computed_with
 
 
 def load_base(config: FinetuneConfig, base: Path, engine: Engine, embodiment: int) -> Gr00tN1d7:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.slurm.launch_request import Request, Task, point_names, read
+from finetune.slurm.launch_request import Request, Task, read
 from finetune.slurm.render import STAGES
+from finetune.slurm.sweep import point_names
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import read_json
 from simulation.report.closed_loop_page import typed
