@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep.convert import convert_split
+from gr00t.errors import did_you_mean
 from toolkit.code_files import versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +31,16 @@ T = TypeVar("T")
 
 
 def options(**defaults: Any) -> Any:
-    """The command line's key=value pairs over these defaults; another key raises omegaconf's error, which names it."""
-    known = OmegaConf.create(defaults)
-    OmegaConf.set_struct(known, True)
-    return OmegaConf.merge(known, OmegaConf.from_cli())
+    """The command line's key=value pairs over these defaults. --help prints them; what it does not know ends it."""
+    taken = " ".join(f"{name}={default}" for name, default in defaults.items())
+    if {"-h", "--help"} & {*sys.argv}:
+        print(f"{sys.modules['__main__'].__doc__}\n\nTakes, with these defaults: {taken}")
+        raise SystemExit(0)
+    for word in sys.argv[1:]:
+        name, equals, _ = word.partition("=")
+        if not equals or name not in defaults:
+            raise SystemExit(f"error: {word}: this benchmark takes {taken}.{did_you_mean(name, defaults)}")
+    return OmegaConf.merge(OmegaConf.create(defaults), OmegaConf.from_cli())
 
 
 def convert_samples(folder: Path | str) -> Path:

@@ -17,7 +17,7 @@ from benchmarks import gpu
 from benchmarks.checkpoints import KINDS
 from benchmarks.conversion import converter, plain, write_recordings
 from benchmarks.gpu import Found
-from benchmarks.measuring import ROOT, in_own_process
+from benchmarks.measuring import ROOT, in_own_process, options
 from benchmarks.policy_server import compare, make_checkpoint, observation, serving
 from benchmarks.training_step import Case, acting, build, training_step
 from gr00t.model.dit import VlmTokens
@@ -65,6 +65,18 @@ def test_served_actions_are_measured_beside_equal_local_ones(tmp_path: Path) -> 
     with serving(checkpoint) as client:
         row = compare(GR00TPolicy.from_pretrained(checkpoint), client, observation(1, 32, 48), rounds=1)
     assert row["served"] > row["transport"] > 0 and row["difference"] < 1e-5
+
+
+def test_a_benchmark_says_what_it_takes(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["startup", "rounds=2"])
+    assert options(rounds=9, points=0) == {"rounds": 2, "points": 0}
+    monkeypatch.setattr(sys, "argv", ["startup", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        options(rounds=9)
+    assert "rounds=9" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["startup", "round=2"])
+    with pytest.raises(SystemExit, match=r"round=2: .*rounds=9.*Did you mean .?rounds"):
+        options(rounds=9)
 
 
 def test_a_measurement_that_fails_is_said_and_does_not_end_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
