@@ -81,6 +81,15 @@ def test_points_share_what_they_record_and_train_alike(tmp_path: Path, tiny_base
         assert tuned.config.train.seed == int(point.values["train.seed"])
 
 
+def test_data_that_are_there_already_are_named(tmp_path: Path, tiny_base: Path) -> None:
+    there = {"raw_dir": str(tmp_path / "recordings"), "data_dir": str(tmp_path / "data")}
+    given = {**SMALL["settings"], **there, "model.base": str(tiny_base)}
+    request = read_study(written(tmp_path, settings=given), tmp_path / "out", LOCAL).request
+    assert {task.config.out for task in request.of_stage("record")} == {there["raw_dir"]}
+    assert {task.config.dataset.data_dir for task in request.of_stage("finetune")} == {there["data_dir"]}
+    assert folders(request.of_stage("evaluate"), "data_dir") == {"data"}
+
+
 def test_recordings_differ_where_an_axis_is_of_theirs(tmp_path: Path, tiny_base: Path) -> None:
     given = {name: value for name, value in SMALL["settings"].items() if name != "strategy"}
     axes = {"strategy": ["diagonal_v3", "L_v3"], "train.seed": [0, 1]}
@@ -116,6 +125,10 @@ def test_the_studies_that_ship_are_of_three_values_and_two_trainings(name: str, 
         ({"axes": {"split.instruction": ["a,b"]}}, "takes a list of different values"),
         ({"axes": {"train.seed": [-1]}}, "train.seed=-1"),
         ({"settings": {"run_dir": "here"}}, "run_dir is an axis, or set by the study"),
+        (
+            {"axes": {"strategy": ["L", "stair"]}, "settings": {"data_dir": "here"}},
+            "data_dir is one folder",
+        ),
         ({"settings": {"guidance": 2}}, "guidance is an axis, or set by the study"),
         ({"settings": {"evaluate": {"episode": 3}}}, 'no key "evaluate.episode"'),
         ({"settings": ["a"]}, "axes and settings hold lines"),

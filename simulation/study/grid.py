@@ -25,6 +25,7 @@ _OF_ALL = {"stages": ",".join(STAGES), "mode": "closed_loop"}
 # Where what is made lies, and how many of the stages decide it: points that these do alike share it.
 _FOLDERS = {"raw_dir": ("recordings", 2), "data_dir": ("data", 2), "cache_dir": ("cache", 2), "run_dir": ("runs", 3)}
 _FOLDERS |= {"output_dir": ("checkpoints", 3), "report_dir": ("reports", 4)}
+_GIVEN = ("raw_dir", "data_dir")  # which a file may name, where data are there already
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_study(name: str, out: Path, more: Sequence[str] = ()) -> Study:
     requests = []
     with unchanged_files():
         for values, folders in zip(chosen, _folders(folder, chosen), strict=True):
-            given = {**_OF_ALL, **settings, **folders, **values, "runs_dir": f"{folder}/runs"}
+            given = {**_OF_ALL, **folders, **settings, **values, "runs_dir": f"{folder}/runs"}
             try:
                 requests.append(read([*(f"{name}={value}" for name, value in given.items()), *more]))
             except ToolkitError as error:
@@ -97,8 +98,11 @@ def _checked(content: Mapping[str, Any], path: Path) -> tuple[dict[str, list[str
             raise ToolkitError(f"{path}: axes: {name} takes a list of different values, as [0, 1].")
     given = {name: typed(value) for name, value in flat(settings).items()}
     for name in given:
-        if name in (*axes, *_OF_ALL, *_FOLDERS):
+        if name in (*axes, *_OF_ALL, *({*_FOLDERS} - {*_GIVEN})):
             raise ToolkitError(f"{path}: settings: {name} is an axis, or set by the study. Leave it out.")
+    several = [axis for axis in axes if any(_knows(stage, axis) for stage in STAGES[:2])]
+    for name in (name for name in _GIVEN if several and name in given):
+        raise ToolkitError(f"{path}: settings: {name} is one folder, and {several[0]} needs several. Leave it out.")
     return axes, given
 
 
