@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, Qwen3VLConfig
 
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing
+from gr00t.model import cpu_kernels
 from gr00t.model.action_head import ActionHead, ActionLoss, EmbodimentLinear, RealTimeChunking
 from gr00t.model.architecture import resolve_backbone
 from gr00t.model.backbone import Backbone, BackboneOutput
@@ -257,6 +258,11 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if fast else torch.float32
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ToolkitError("bf16 was chosen, but this GPU has none. Choose fp32: (train.)precision=fp32.")
+    if precision == "bf16" and device.type == "cpu" and not cpu_kernels.has_bf16():
+        log.warning(
+            "bf16 was chosen, and this CPU has no instructions for it: it takes ten times longer than in fp32. Choose "
+            "fp32: (train.)precision=fp32."
+        )
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
