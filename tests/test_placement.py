@@ -11,7 +11,6 @@ import torch
 
 from gr00t.errors import ToolkitError
 from gr00t.model import cpu_kernels
-from gr00t.model import cpu_kernels as attention
 from gr00t.model import gr00t_n1d7 as compilation
 from gr00t.model.cpu_kernels import flash_attention
 from gr00t.model.gr00t_n1d7 import compiles, missing_for_compilation, pick_device, pick_precision
@@ -47,6 +46,17 @@ def test_auto_is_bf16_on_a_gpu_that_computes_in_it_itself(
             pick_precision("bf16", CUDA)
 
 
+@pytest.mark.parametrize("instructions", [True, False])
+def test_bf16_that_a_cpu_only_imitates_is_warned_of(
+    instructions: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(cpu_kernels.platform, "machine", lambda: "x86_64")
+    assert pick_precision("bf16", CPU) == torch.bfloat16 and pick_precision("auto", CPU) == torch.float32
+    assert ("precision=fp32" in caplog.text) is not instructions
+
+
 @pytest.mark.parametrize(
     "capability, installed, chosen",
     [
@@ -62,8 +72,8 @@ def test_flash_attention_is_the_newest_that_the_gpu_can_run(
     capability: tuple[int, int], installed: str, chosen: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: "2" in installed)
-    monkeypatch.setattr(attention, "is_flash_attn_3_available", lambda: "3" in installed)
+    monkeypatch.setattr(cpu_kernels, "is_flash_attn_2_available", lambda: "2" in installed)
+    monkeypatch.setattr(cpu_kernels, "is_flash_attn_3_available", lambda: "3" in installed)
     assert flash_attention(CUDA, torch.bfloat16) == chosen
     assert flash_attention(CUDA, torch.float16) is None and flash_attention(CPU, torch.bfloat16) is None
 
