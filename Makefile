@@ -21,7 +21,7 @@ help: ## show this list
 demo: .venv/ready ## convert the sample recordings, fine-tune the tiny model, evaluate it (a few minutes on a CPU)
 	@scripts/demo.sh
 
-example: .venv/ready-dev ## record, train all of a small N1.7 from random weights, evaluate in closed loop (CPU, 90 minutes)
+example: .venv/ready-dev ## record, train all of a small N1.7 from random weights, evaluate in closed loop (CPU, 1 to 2.5 hours)
 	@scripts/example.sh
 
 test: .venv/ready-dev lint ## lint, type-check and run every test that can run here

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A policy that listens, from nothing: recordings made in ManiSkill, a small N1.7 with random weights, trained and
-# evaluated in closed loop, on two CPU cores in an hour and a half, with 10 GB of disk. `make example` calls it; started
-# again it continues where it was.
+# evaluated in closed loop, on two CPU cores in one to two and a half hours, with 10 GB of disk. `make example` calls it;
+# started again it continues where it was.
 # Arguments go to the training, e.g.: scripts/example.sh train.max_steps=20000
 set -euo pipefail
 cd "$(dirname "$0")/.."
