@@ -43,7 +43,15 @@ Examples:
   python -m gr00t.serve checkpoint=checkpoints/color_object device=cuda compile=true port=5556
   python -m gr00t.serve checkpoint=checkpoints/color_object host=0.0.0.0   # with a token, see above"""
 REFUSED, INTERRUPTED = 2, 130  # exit codes
-_OURS = ("embodiment_tag", "denoising_steps", "precision", "verify", "compile")  # keys that LeRobot's policies have not
+_OURS = (
+    "embodiment_tag",
+    "denoising_steps",
+    "guidance",
+    "precision",
+    "verify",
+    "compile",
+)  # keys that LeRobot's policies have not
+_WORDS = {"int": "int", "float": "number", "bool": "true or false", "str": "text"}
 _COLUMN = 34  # of --help, where the meanings begin
 
 
@@ -67,9 +75,17 @@ class ServeConfig:
     port: int = _option("the port to listen on; 0 takes any free one", 5555, at_least=0)
     embodiment_tag: str = _option("whose statistics and projectors to act with", "new_embodiment")
     denoising_steps: int | None = _option("Euler steps of a chunk; null takes the checkpoint's", None, at_least=1)
+    guidance: float = _option(
+        "how far it follows the instruction: 1 as trained, more for checkpoints trained with "
+        "augment.instruction_dropout",
+        1.0,
+        at_least=0,
+    )
     device: str = _option("where to compute; auto is cuda where there is one", "auto", choices=("auto", "cpu", "cuda"))
     precision: str = _option(
-        "of the weights; auto is bf16 on GPUs that have it", "auto", choices=("auto", "bf16", "fp32")
+        "of the weights; auto is bf16 on GPUs that have it, fastest on CPUs too",
+        "auto",
+        choices=("auto", "fastest", "bf16", "fp32"),
     )
     verify: bool = _option("compare every file of the checkpoint with its manifest first", False)
     compile: bool = _option("compile the action head: minutes at the start, then faster actions", False)
@@ -109,7 +125,8 @@ def _value(field: dataclasses.Field[Any], raw: str) -> Any:
     if nullable and raw == "null":
         return None
     refusal = ToolkitError(f"{field.name}={raw}: expected {_expected(field)}.")
-    read: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "bool": {"true": True, "false": False}.__getitem__}
+    truth = {"true": True, "false": False}
+    read: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": truth.__getitem__}
     try:
         value = read[kind](raw)
     except (ValueError, KeyError):
@@ -121,7 +138,7 @@ def _value(field: dataclasses.Field[Any], raw: str) -> Any:
 
 def _expected(field: dataclasses.Field[Any]) -> str:
     kind, _, nullable = str(field.type).partition(" | ")
-    words = ", ".join(field.metadata.get("choices", [{"int": "int", "bool": "true or false", "str": "text"}[kind]]))
+    words = ", ".join(field.metadata.get("choices", [_WORDS[kind]]))
     words += f" of at least {field.metadata['at_least']}" if "at_least" in field.metadata else ""
     return words + (" or null" if nullable else "")
 
@@ -202,8 +219,8 @@ def _load(config: ServeConfig) -> Any:
 
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
-    tag, steps = config.embodiment_tag, config.denoising_steps
-    policy = GR00TPolicy.from_pretrained(config.checkpoint, None, tag, steps, dtype, config.verify).to(device)
+    said = (config.embodiment_tag, config.denoising_steps, dtype, config.verify, config.guidance)
+    policy = GR00TPolicy.from_pretrained(config.checkpoint, None, *said).to(device)
     return policy.compile_head() if config.compile else policy
 
 

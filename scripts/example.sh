@@ -17,14 +17,13 @@ say "2/4 Recordings to dataset"
 $python prepare_conflict_data.py local=none $split raw_dir=example/recordings data_dir=example/data
 [ -d example/checkpoints/base ] || $python -m finetune.create_base local=none model=scratch out=example/checkpoints/base
 say "3/4 Training all of a small N1.7 from random weights"
-# The recipe's bf16 takes ten times longer where the CPU has no instructions for it.
-if [[ "$*" != *train.precision=* ]]; then
-    precision=$($python -c 'from gr00t.model import cpu_kernels; print("bf16" if cpu_kernels.has_bf16() else "fp32")')
-    set -- "$@" "train.precision=$precision"
-fi
 # One process a core; torchrun gives each a single thread, which is how a small model trains fastest on a CPU.
 .venv/bin/torchrun --nproc_per_node=2 launch_finetune_local.py local=none experiment=scratch "$@"
 say "4/4 Closed loop, 200 episodes each: recorded combinations, others, conflicts, and all again told the other sentence"
-$python evaluate_conflict.py local=none $split mode=closed_loop "parts=[seen,unseen,conflict]" \
-    "ablations=[other_instruction]" episodes=200 \
-    checkpoint=example/checkpoints/instruction/color_object report_dir=example/reports/instruction/color_object device=cpu
+checkpoint=example/checkpoints/instruction/color_object report=example/reports/instruction/color_object
+if [ "$report/closed_loop.json" -nt "$checkpoint/config.json" ]; then
+    echo "$report/closed_loop.html is there already; without $report/closed_loop.json it is made again"
+else
+    $python evaluate_conflict.py local=none $split mode=closed_loop "parts=[seen,unseen,conflict]" \
+        "ablations=[other_instruction]" episodes=200 checkpoint=$checkpoint report_dir=$report device=cpu
+fi

@@ -106,7 +106,7 @@ REFUSALS = {
     "train.warmup_ratio=1": ("train.warmup_ratio=1", "less than 1"),
     "train.adam_beta1=1": ("train.adam_beta1=1", "less than 1"),
     "train.seed=-1": ("train.seed=-1",),
-    "train.precision=fp16": ("train.precision=fp16", "auto, bf16 or fp32"),
+    "train.precision=fp16": ("train.precision=fp16", "auto, fastest, bf16 or fp32"),
     "train.resume=always": ("train.resume=always", "auto or never"),
     "dataset.tail=repeat": ("dataset.tail=repeat", "mask or drop"),
     "dataset.embodiment_tag=panda": ("dataset.embodiment_tag=panda", "new_embodiment"),

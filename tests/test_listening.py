@@ -31,6 +31,8 @@ from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy, without_instructions
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.serve import _load, read_options
+from simulation.closed_loop_evaluation import _checkpoint_policy
 from toolkit.configuration import load
 
 TINY = golden_path("tiny_h40")
@@ -186,9 +188,17 @@ def test_an_evaluation_takes_guidance_and_says_where_it_was_not_trained_for(
     checkpoint = finished_checkpoint(tiny_base, small_data, tmp_path / "checkpoint")
 
     given = ["local=none", "split=color_object", f"checkpoint={checkpoint}", f"data_dir={small_data}", "device=cpu"]
+    played = [*given, "mode=closed_loop", "guidance=3"]
     given += ["max_episodes=1", "denoising_steps=1", f"report_dir={tmp_path}/report"]
     report = evaluate_open_loop(load("evaluate", [*given, "guidance=3"]).chosen)
     assert report.info["guidance"] == 3
+    unguided = evaluate_open_loop(load("evaluate", given).chosen)
+    errors = [found.overall["all"].errors["arm"]["policy"].mae for found in (report, unguided)]
+    assert errors[0] != errors[1]
+    player, facts = _checkpoint_policy(load("evaluate", played).chosen)
+    assert player.guidance == 3 == facts["guidance"]
+    served = _load(read_options([f"checkpoint={checkpoint}", "guidance=3", "device=cpu"]))
+    assert served.guidance == 3
     assert any("train with augment.instruction_dropout" in line for line in report.findings)
     (checkpoint / "experiment_cfg" / "config.yaml").write_text("augment: {instruction_dropout: 0.1}\n")
     assert load("evaluate", [*given, "guidance=3"]).note_on_guidance() is None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finetune.recipe import FinetuneConfig
+from finetune.training import metrics
 from finetune.training.engine import Engine
 from finetune.training.metrics import Meter, trained_parts
 from finetune.training.optimizer import build_optimizer
@@ -115,6 +116,25 @@ def test_a_process_more_or_less_takes_the_sums_over_once(engine: Engine, config:
     beside = Meter(GROUPS, PARTS, other)  # type: ignore[arg-type]
     beside.restore(rows)
     assert not any(beside.state()[0][:4])
+
+
+def test_the_speed_after_a_resume_is_of_the_steps_since(
+    meter: Meter, engine: Engine, config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps that an earlier attempt took since its last line have no time here."""
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    ones = torch.ones(1, 4, 3)
+    for _ in range(3):
+        add(meter, ones, ones)
+    resumed = Meter(GROUPS, PARTS, engine)
+    resumed.restore(meter.state())
+    now[0] += 2.0
+    add(resumed, ones, ones)
+    assert resumed.read(config, 0.0)["samples_per_second"] == 8 * 1 / 2.0
+    now[0] += 2.0
+    add(resumed, ones, ones)
+    assert resumed.read(config, 0.0)["samples_per_second"] == 8 * 1 / 2.0
 
 
 def test_of_a_checkpoint_without_norms_by_part_the_norms_are_not_known(meter: Meter, config: FinetuneConfig) -> None:

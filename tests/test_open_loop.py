@@ -35,6 +35,7 @@ from gr00t.model.gr00t_n1 import GR00TPolicy
 from toolkit.shared_keys import SplitConfig
 
 HORIZON = 16
+SIGNED = frozenset({"gripper"})
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,36 @@ def test_a_policy_is_beside_the_better_baseline_and_a_late_gripper_beyond_its_li
         assert len(findings({section: section_of(0.9, 0.1, 0.1, "gripper", wrong)})) == count
 
 
+@pytest.mark.parametrize(
+    ("moved", "signed"),
+    [
+        (lambda command: command, True),
+        (lambda command: 0.04 * command, True),
+        (lambda command: (command + 1) / 2, False),  # from 0, closed, to 1
+        (lambda command: np.linspace(-1, 1, len(command))[:, None], False),  # a position that passes 0
+        (lambda command: np.abs(command), False),
+    ],
+)
+def test_a_group_is_a_signed_command_by_its_values_and_not_by_its_name(reader, moved, signed):
+    class Moved:
+        """The dataset with other actions of the gripper."""
+
+        configs = reader.configs
+
+        def trajectory(self, kind, episode):
+            found = reader.trajectory(kind, episode)
+            return {**found, "gripper": moved(found["gripper"])} if kind == "action" else found
+
+    baselines = Baselines(Moved(), reader.layout.train_episodes)
+    assert baselines.signed == ({"gripper"} if signed else set())
+    episode = reader.layout.train_episodes[0]
+    forecast = baselines.forecast(Moved(), episode, baselines.forecast(Moved(), episode, {}).recorded)
+    errors = measure([forecast], "all").errors
+    assert (errors["gripper"]["policy"].sign_error_rate == 0) is signed and errors["arm"][
+        "policy"
+    ].sign_error_rate is None
+
+
 def test_errors_pool_steps_and_a_command_of_zero_counts_as_open():
     """Of two episodes, of one and of two existing steps: the mean of all three, not of the episodes' means."""
     forecasts = []
@@ -159,7 +190,7 @@ def test_errors_pool_steps_and_a_command_of_zero_counts_as_open():
         recorded = np.float32([[[0.0], [0.0]]])
         predicted = {"gripper": recorded + np.float32(errors)[None, :, None]}
         said = dict.fromkeys(("policy", "hold_still", "mean_chunk"), predicted)
-        forecasts.append(Forecast(episode, {"gripper": recorded}, said, np.array([exists])))
+        forecasts.append(Forecast(episode, {"gripper": recorded}, said, np.array([exists]), SIGNED))
     found = measure(forecasts, "all")
     errors = found.errors["gripper"]["policy"]
     assert (found.starts, found.steps, errors.mae) == (2, 3, 3.0)
@@ -434,7 +465,7 @@ def test_errors_are_pooled_over_steps_and_dimensions_and_zero_counts_as_open():
     policy = np.array([[[2.0, -3.0]], [[-1.0, 2.0]], [[9.0, 9.0]]])
     exists = np.array([[True], [True], [False]])
     chunks = {"gripper": policy}
-    forecast = Forecast(0, {"gripper": recorded}, dict.fromkeys(PREDICTORS, chunks), exists)
+    forecast = Forecast(0, {"gripper": recorded}, dict.fromkeys(PREDICTORS, chunks), exists, SIGNED)
     found = measure([forecast], "all")
     errors = found.errors["gripper"]["policy"]
     assert (found.starts, found.steps) == (3, 2)
@@ -445,7 +476,7 @@ def test_errors_are_pooled_over_steps_and_dimensions_and_zero_counts_as_open():
 
 def test_the_first_and_last_frames_of_a_short_episode_are_all_of_it():
     for length, wanted in ((10, 10), (16, 16), (17, 16)):
-        forecast = Forecast(0, {}, {}, np.ones((length, 1), bool))
+        forecast = Forecast(0, {}, {}, np.ones((length, 1), bool), SIGNED)
         assert [int(forecast.starts(name).sum()) for name in ("all", "first", "last")] == [length, wanted, wanted]
 
 

@@ -39,6 +39,7 @@ def test_auto_is_bf16_on_a_gpu_that_computes_in_it_itself(
     assert pick_precision("auto", CUDA) == (torch.bfloat16 if native else torch.float32)
     assert pick_precision("auto", CPU) == torch.float32 == pick_precision("fp32", CUDA)
     assert pick_precision("bf16", CPU) == torch.bfloat16
+    assert pick_precision("fastest", CUDA) == pick_precision("auto", CUDA)
     if emulated:
         assert pick_precision("bf16", CUDA) == torch.bfloat16
     else:
@@ -54,7 +55,8 @@ def test_bf16_that_a_cpu_only_imitates_is_warned_of(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(cpu_kernels.platform, "machine", lambda: "x86_64")
     assert pick_precision("bf16", CPU) == torch.bfloat16 and pick_precision("auto", CPU) == torch.float32
-    assert ("precision=fp32" in caplog.text) is not instructions
+    assert ("precision=fastest" in caplog.text) is not instructions
+    assert pick_precision("fastest", CPU) == (torch.bfloat16 if instructions else torch.float32)
 
 
 @pytest.mark.parametrize(

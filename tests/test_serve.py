@@ -13,6 +13,7 @@ from serving import served
 from test_policy import TINY, observation
 
 from gr00t import serve
+from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.serve import read_options
 from gr00t.server.client import PolicyClient
@@ -137,6 +138,10 @@ def test_options_have_the_types_of_their_fields():
     config = read_options(["checkpoint=a=b", "port=1", "denoising_steps=null", "quiet=true"])
     assert (config.checkpoint, config.port, config.denoising_steps, config.quiet) == ("a=b", 1, None, True)
     assert read_options(["checkpoint=a", "denoising_steps=8"]).denoising_steps == 8
+    assert read_options(["checkpoint=a", "guidance=1.5"]).guidance == 1.5
+    for wrong in ("-1", "much"):
+        with pytest.raises(ToolkitError, match=f"guidance={wrong}: expected number of at least 0"):
+            read_options(["checkpoint=a", f"guidance={wrong}"])
 
 
 def test_the_example_observation_is_one_that_the_policy_reads():

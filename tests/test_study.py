@@ -5,33 +5,39 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from outcomes import acted, evaluation
+from robots import absolute_arm
 from simulator import needs_simulator
 
 from finetune.recipe.recipe_identity import RELEASE_MARK
 from finetune.slurm.launch_request import Task
 from gr00t.errors import ToolkitError
+from simulation.record import completed, settings_of
 from simulation.report.closed_loop_report import write_report
-from simulation.report.shares import Share
-from simulation.report.training_seeds import measure
-from simulation.scenes.instruction_suite import InstructedEpisode
+from simulation.report.shares import Share, paired_difference
+from simulation.report.training_seeds import measure, setting_difference
+from simulation.scenes.instruction_suite import InstructedEpisode, combinations
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.study import study_run
 from simulation.study.__main__ import main, read
 from simulation.study.grid import Study, read_study
 from simulation.study.study_page import draw, over_trainings
 from simulation.study.study_run import Standing, command_of
+from toolkit.configuration import load
+from toolkit.declaration import flat
 from toolkit.installation import CONFIG_DIR
 
 LOCAL = ["local=none"]
@@ -56,6 +62,10 @@ def study(folder: Path, base: Path, axes: dict[str, list[Any]] | None = None, **
     return read_study(written(folder, axes=axes or SMALL["axes"], settings=given), folder / "out", LOCAL)
 
 
+def name_of(task: Task) -> str:
+    return task.name
+
+
 def folders(tasks: list[Any], name: str) -> set[str]:
     return {Path(getattr(task.config, name)).name for task in tasks}
 
@@ -68,6 +78,11 @@ def test_points_share_what_they_record_and_train_alike(tmp_path: Path, tiny_base
     (prepare,) = tasks["prepare"]
     assert {*prepare.after} == {*tasks["record"]} and folders(tasks["record"], "out") == {"all"}
     assert all(task.after == [prepare] for task in tasks["finetune"])
+    assert (
+        len({(task.run_dir, task.label) for task in found.request.tasks})
+        == 15
+        == len({*map(name_of, found.request.tasks)})
+    )
     assert folders(tasks["finetune"], "run_dir") == {
         f"conflict_share_{s}-seed_{n}" for s in ("0", "0.1") for n in (0, 1)
     }
@@ -106,12 +121,30 @@ def test_recordings_differ_where_an_axis_is_of_theirs(tmp_path: Path, tiny_base:
 @pytest.mark.parametrize("name", ["strategy", "conflict_share", "guidance"])
 def test_the_studies_that_ship_are_of_three_values_and_two_trainings(name: str, tmp_path: Path) -> None:
     content = yaml.safe_load((CONFIG_DIR / "study" / f"{name}.yaml").read_text())
-    first = {axis: values[-1:] for axis, values in content["axes"].items()}
-    path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**content, "axes": first}))
-    (point,) = read_study(str(path), tmp_path / "out", LOCAL).points
-    (tuned,) = point.evaluation.after
-    assert tuned.config.model.name == "scratch" and "_v3" in f"{content}" and content["axes"]["train.seed"] == [0, 1]
+    found = read_study(name, tmp_path / "out", LOCAL)
+    assert len({point.condition for point in found.points}) >= 3 and content["axes"]["train.seed"] == [0, 1]
+    for point in found.points:
+        (tuned,) = point.evaluation.after
+        (recorded, *_) = tuned.after[0].after
+        strategy = completed(recorded.config).strategy
+        assert tuned.config.model.name == "scratch" and strategy is not None and "_v3" in strategy
+        if name == "conflict_share":  # a word that is recorded of one thing only comes to mean that thing
+            counted = Counter(value for each in combinations(recorded.config.split.name, strategy)[0] for value in each)
+            assert {*counted.values()} == {2}
+
+
+def test_guidance_is_studied_on_what_the_example_records() -> None:
+    settings = flat(yaml.safe_load((CONFIG_DIR / "study/guidance.yaml").read_text())["settings"])
+    given = [f"split={settings['split']}", f"strategy={settings['strategy']}"]
+    given += [
+        f"{name.removeprefix('record.')}={value}" for name, value in settings.items() if name.startswith("record.")
+    ]
+    script = (CONFIG_DIR.parent / "scripts/example.sh").read_text()
+    said = re.search(r"simulation.record local=none \$split (.*?)\n\s+(.*?) out=(\S+)", script.replace("\\\n", "\n"))
+    assert said is not None and said[3] == settings["raw_dir"]
+    example = [f"split={settings['split']}", *said[1].split(), *said[2].split()]
+    ours, theirs = (settings_of(load("record", [*LOCAL, *words])) for words in (given, example))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(
@@ -130,6 +163,14 @@ def test_the_studies_that_ship_are_of_three_values_and_two_trainings(name: str, 
             "data_dir is one folder",
         ),
         ({"settings": {"guidance": 2}}, "guidance is an axis, or set by the study"),
+        ({"settings": {"evaluate": {"guidance": 2}}}, "guidance and evaluate.guidance are one key of one command"),
+        ({"settings": {"episodes": 2, "record": {"episodes": 3}}}, "episodes and record.episodes are one key"),
+        ({"settings": {"checkpoint": "here"}}, "checkpoint is an axis, or set by the study"),
+        ({"settings": {"evaluate": {"report_dir": "here"}}}, "evaluate.report_dir is an axis, or set by the study"),
+        ({"settings": {"prepare": {"raw_dir": "here"}}}, "prepare.raw_dir is an axis, or set by the study"),
+        ({"axes": {"evaluate.checkpoint": ["here"]}}, "evaluate.checkpoint is an axis, or set by the study"),
+        ({"axes": {"evaluate.parts": [["seen"], ["unseen"]]}}, "takes a list of different values.*none of them a list"),
+        ({"axes": {"guidance": [1, 1.0]}}, "guidance takes a list of different values"),
         ({"settings": {"evaluate": {"episode": 3}}}, 'no key "evaluate.episode"'),
         ({"settings": ["a"]}, "axes and settings hold lines"),
     ],
@@ -147,6 +188,77 @@ def test_names_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match='no key "minute"'):
         read(["local=none", "tiny", "minute=3"])
     assert read(["tiny", "local=none", "minutes=3"])[1:] == (read(["tiny", "minutes=3"])[1], ["local=none"])
+
+
+def test_axes_may_be_nested_and_other_names_of_a_key_are_left_to_other_commands(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    found = study(tmp_path, tiny_base, {"train": {"seed": [0, 1]}, "record": {"recoveries": [0.0, 0.2]}})
+    assert found.axes == {"train.seed": ["0", "1"], "record.recoveries": ["0.0", "0.2"]}
+    assert {Path(task.config.out).name for task in found.request.of_stage("record")} == {
+        *("recoveries_0.0", "recoveries_0.2")
+    }
+
+
+def test_a_robot_of_ones_own_is_one_dataset_and_is_read_where_it_lies(tmp_path: Path, tiny_base: Path) -> None:
+    robot = absolute_arm(tmp_path / "robot.py")
+    found = study(tmp_path, tiny_base, {"train.seed": [0, 1]}, **{"dataset.modality_config": str(robot)})
+    (prepare,) = found.request.of_stage("prepare")
+    assert f"modality_config={robot}" in command_of(prepare, 1)
+    assert all(f"dataset.modality_config={robot}" in command_of(t, 1) for t in found.request.of_stage("finetune"))
+
+
+# -- what is there already ---------------------------------------------------------------------------------------------
+
+
+def dataset(found: Study, parts: tuple[str, ...] = ("train",), episodes: int = 3, **recorded: str) -> None:
+    """What a conversion leaves, as far as is looked at."""
+    (prepare,) = found.request.of_stage("prepare")
+    for part in parts:
+        folder = Path(prepare.config.data_dir) / prepare.config.split.name / part / "meta"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "info.json").write_text(json.dumps({"total_episodes": episodes}))
+        (folder / "split.json").write_text(json.dumps({"recorded": {"strategy": "random_f6_v3", **recorded}}))
+
+
+def test_a_share_of_conflicts_that_comes_later_is_recorded_and_converted(tmp_path: Path, tiny_base: Path) -> None:
+    found = study(tmp_path, tiny_base, {"dataset.conflict_share": [0]})
+    dataset(found)
+    assert [task.stage for task in Standing(found, 1).left(found.points[0])] == ["finetune", "evaluate"]
+    found = study(tmp_path, tiny_base, {"dataset.conflict_share": [0, 0.1]})
+    standing = Standing(found, 1)
+    stages = [[task.stage for task in standing.left(point)] for point in found.points]
+    assert stages[1] == ["record", "record", "prepare", "finetune", "evaluate"]
+    dataset(found, ("train", "train_conflict"))
+    standing = Standing(found, 1)
+    assert all([t.stage for t in standing.left(p)] == ["finetune", "evaluate"] for p in found.points)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [({"episodes": 4}, r"episodes=4 \(here 3\)"), ({"strategy": "L_v3"}, r"strategy=L_v3 \(here random_f6_v3\)")],
+)
+def test_a_dataset_of_other_recordings_is_refused(
+    there: dict[str, Any], said: str, tmp_path: Path, tiny_base: Path
+) -> None:
+    found = study(tmp_path, tiny_base, {"train.seed": [0]})
+    dataset(found, **there)
+    assert re.search(f"{said}.*Say the same", Standing(found, 1).failure(found.points[0]) or "")
+
+
+def test_folders_keep_their_values_when_others_are_added(tmp_path: Path, tiny_base: Path) -> None:
+    places = [tmp_path / name / "base" for name in ("a", "b", "c")]
+    for place in places:
+        shutil.copytree(tiny_base, place)
+    given = {name: value for name, value in SMALL["settings"].items() if name != "model.base"}
+
+    def checkpoints(*bases: Path) -> dict[str, str]:
+        path = written(tmp_path, axes={"model.base": [str(base) for base in bases]}, settings=given)
+        points = read_study(path, tmp_path / "out", LOCAL).points
+        return {point.values["model.base"]: point.evaluation.config.checkpoint for point in points}
+
+    two, three = checkpoints(*places[:2]), checkpoints(places[2], *places[:2])
+    assert len({*three.values()}) == 3 and all(three[base] == place for base, place in two.items())
 
 
 # -- running -----------------------------------------------------------------------------------------------------------
@@ -183,6 +295,26 @@ def test_a_cluster_is_given_each_stage_as_an_array(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_cluster_is_not_given_what_the_numbers_hold(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their files are gone; they are not recorded and trained again."""
+    axes = {"train.seed": [0, 1], "guidance": [1, 2]}
+    found = study(tmp_path, tiny_base, axes, **{"cluster.gpus_per_node": 1})
+    standing = Standing(found, None)
+    standing.kept = {
+        f"guidance={g} train.seed=0": {"values": {"train.seed": "0", "guidance": g}, "state": "done", "rates": {}}
+        for g in "12"
+    }
+    draw(found, standing)
+    call = [str(tmp_path / "small.yaml"), *LOCAL, f"out={tmp_path}/out", "where=slurm", "dry_run=true"]
+    assert not (tmp_path / "out/small/runs").exists()
+    main(read(call))
+    printed = capsys.readouterr().out
+    assert "train.seed=1" in printed and "train.seed=0" not in printed
+    assert printed.count("# ----- configuration of seed_1-evaluate") == 2
+
+
 def test_no_command_is_begun_when_the_time_is_over(tmp_path: Path, tiny_base: Path) -> None:
     found = study(tmp_path, tiny_base)
     standing = Standing(found, 1)
@@ -211,6 +343,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, notes: Path, code: str) -> None:
         return [sys.executable, "-c", f"{noting}; note('begun'); {code}; note('ended')", f"{task.stage}/{task.name}"]
 
     monkeypatch.setattr(study_run, "command_of", command)
+    monkeypatch.setattr(study_run, "found_result", lambda task: (notes, ""))
     monkeypatch.setattr(study_run, "LOOK", 0.1)
 
 
@@ -275,6 +408,7 @@ def test_other_settings_do_not_mix_with_what_is_there(tmp_path: Path, tiny_base:
     found = study(tmp_path, tiny_base)
     draw(found, Standing(found, 1))
     study(tmp_path, tiny_base, {"train.seed": [0, 1, 2]})  # more points may be added
+    study(tmp_path, tiny_base, record={"part": "train", "episodes": 3, "workers": 2}, **{"cluster.cpus_per_task": 2})
     with pytest.raises(ToolkitError, match=r"record.episodes=3 \(now 4\).*Choose another out=FOLDER"):
         study(tmp_path, tiny_base, record={"part": "train", "episodes": 4})
 
@@ -321,6 +455,81 @@ def test_the_page_shows_each_point_and_takes_trainings_together(tmp_path: Path, 
     assert (fdr["value"], fdr["n"]) == (pytest.approx(14 / 18), 18)
     assert "By strategy" in page and "strategy diagonal_v3" in page and "no room" in page and "3 of 4 points" in page
     assert page.count("closed_loop.html") == 3
+
+
+def test_what_a_value_changes_is_of_the_means_or_of_the_same_episodes(tmp_path: Path, tiny_base: Path) -> None:
+    axes = {"augment.instruction_dropout": [0.0, 0.1], "guidance": [1, 2], "train.seed": [0, 1]}
+    found = study(tmp_path, tiny_base, axes)
+    standing = Standing(found, 1)
+    right: dict[tuple[str, ...], int] = {}
+    for index, point in enumerate(found.points):
+        right[tuple(point.values.values())] = successes = 2 + index
+        outcomes = acted(
+            "instruction/color_object",
+            ("seen", "conflict"),
+            10,
+            lambda e, _, n=successes: e.target if e.seed - FIRST_EVALUATION_SEED < n else None,
+        )
+        folder = Path(point.evaluation.config.report_folder)
+        write_report(evaluation(outcomes, split="instruction/color_object", instruction=None), folder)
+        standing.done.add(point.evaluation)
+    draw(found, standing)
+    data = json.loads((tmp_path / "out/small/study.json").read_text())
+    effects = {(e["axis"], *e["condition"], e["measure"]): e for e in data["effects"]}
+    guided = effects["guidance", "0.0", "2", "success, seen"]
+    before, after = ([right["0.0", g, seed] for seed in ("0", "1")] for g in ("1", "2"))
+    pairs = [(n < b, n < a) for a, b in zip(before, after, strict=True) for n in range(10)]
+    expected = paired_difference(pairs)
+    assert guided["paired"] and (guided["change"]["difference"], guided["change"]["low"]) == (
+        pytest.approx(expected.value),
+        pytest.approx(expected.low),
+    )
+    dropped = effects["augment.instruction_dropout", "0.1", "1", "success, seen"]
+    sides = [[Share(right[d, "1", seed], 10) for seed in ("0", "1")] for d in ("0.0", "0.1")]
+    assert not dropped["paired"] and dropped["change"]["low"] == setting_difference(*sides)[0].low
+    assert len({(e["axis"], *e["condition"]) for e in data["effects"]}) == 4
+    page = (tmp_path / "out/small/study.html").read_text()
+    assert "What a value changes" in page and "these weights, the same episodes" in page
+
+
+def test_a_study_of_seeds_alone_has_its_interval(tmp_path: Path, tiny_base: Path) -> None:
+    found = study(tmp_path, tiny_base, {"train.seed": [0, 1]})
+    standing = Standing(found, 1)
+    for point, successes in zip(found.points, (4, 7), strict=True):
+        outcomes = acted(
+            "instruction/color_object",
+            ("seen",),
+            10,
+            lambda e, _, n=successes: e.target if e.seed - FIRST_EVALUATION_SEED < n else None,
+        )
+        folder = Path(point.evaluation.config.report_folder)
+        write_report(evaluation(outcomes, split="instruction/color_object", instruction=None), folder)
+        standing.done.add(point.evaluation)
+    draw(found, standing)
+    mean = measure([Share(4, 10), Share(7, 10)]).mean
+    assert mean is not None
+    page = (tmp_path / "out/small/study.html").read_text()
+    assert "All trainings" in page and f"55 % ({mean.interval}, 2 trainings)" in page
+
+
+def test_points_of_before_stay_in_the_numbers_and_come_back_with_their_values(tmp_path: Path, tiny_base: Path) -> None:
+    drawn(tmp_path, tiny_base)
+    numbers = tmp_path / "out/small/study.json"
+    before = json.loads(numbers.read_text())
+    shutil.rmtree(tmp_path / "out/small/reports")
+    content = yaml.safe_load((tmp_path / "small.yaml").read_text())
+
+    def again(axes: dict[str, list[Any]]) -> dict[str, Any]:
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump({**content, "axes": axes}))
+        found = read_study(str(tmp_path / "small.yaml"), tmp_path / "out", LOCAL)
+        draw(found, Standing(found, 1))
+        return json.loads(numbers.read_text())
+
+    fewer = again({"strategy": ["L_v3"], "train.seed": [0, 1]})
+    assert len(fewer["points"]) == 2 and [p["values"]["strategy"] for p in fewer["others"]] == ["diagonal_v3"] * 2
+    after = again(content["axes"])
+    assert [p["rates"] for p in after["points"]] == [p["rates"] for p in before["points"]] and not after["others"]
+    assert after["conditions"] == before["conditions"] and after["effects"] == before["effects"]
 
 
 def test_the_numbers_of_points_are_enough_where_their_files_are_gone(tmp_path: Path, tiny_base: Path) -> None:

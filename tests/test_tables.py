@@ -22,7 +22,7 @@ import pytest
 
 from conflict_panda_config import MODALITY_CONFIG
 from gr00t.data.dataset import training_statistics
-from gr00t.data.frame_tables import cache_folder
+from gr00t.data.frame_tables import FrameTables, cache_folder
 from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_lock
@@ -80,6 +80,14 @@ def test_tables_restored_with_their_times_are_read(dataset: Path) -> None:
     np.testing.assert_allclose(changed, actions + 0.5, atol=1e-6)
     assert others != statistics
     assert len(list(cache_folder(dataset).glob("tables-*"))) == 1  # the copy of the old tables is gone
+
+
+def test_runs_of_other_columns_leave_each_others_copies(dataset: Path) -> None:
+    """One may have the other's mapped: on a network file system it would lose its pages."""
+    for columns in (["action"], ["observation.state"], ["action"]):
+        FrameTables(StepReader(dataset, MODALITY_CONFIG).layout, columns)
+    names = {path.name for path in cache_folder(dataset).glob("tables-*")}
+    assert len(names) == 3  # both columns of the reader itself too
 
 
 def flip(path: Path, bit: int = 3) -> None:

@@ -94,6 +94,8 @@ def test_trainings_that_differ_in_their_seed_alone_are_one_setting_and_others_st
         trained(9, embodiment_tag="gr1"),
         trained(9, no_distractor_prob=0.5),
         trained(9, strategy="random_f12"),
+        trained(9, guidance=2.0),
+        trained(9, guidance=0.0),
         trained(9, config={"stop": "decided"}),
     ],
 )
@@ -197,6 +199,14 @@ def test_comparisons_between_single_evaluations_stay_and_recipes_are_not_in_the_
     assert len(told["evaluations"]) == 7 and len(told["differences"]) == 21 * 3
     infos = [each["info"] for each in told["evaluations"]]
     assert not any("recipe" in info for info in infos) and sum("training_seed" in info for info in infos) == 6
+
+
+def test_a_guided_policy_is_another_in_a_papers_tables(reports: Path) -> None:
+    report(reports / "color_object/guided", 20, **trained(9, guidance=2.0))
+    run(reports, "paper=true")
+    rows = list(csv.DictReader((reports / "compare_paper/success.csv").open()))
+    parts = {row["part"] for row in rows}
+    assert [row["policy"] for row in rows].count("a policy, guidance 2") == len(parts)
 
 
 def test_a_papers_table_has_the_interval_for_one_more_training(reports: Path) -> None:

@@ -17,7 +17,7 @@ from gr00t.errors import ToolkitError, did_you_mean, near_folder
 from toolkit.declaration import key
 from toolkit.installation import CHECKOUT, CONFIG_DIR
 
-PRECISIONS = ("auto", "bf16", "fp32")
+PRECISIONS = ("auto", "fastest", "bf16", "fp32")
 DEVICES = ("auto", "cpu", "cuda")
 PARTS = ("train", "conflict")
 SUITE = "instruction"  # the suite whose splits are written with its name, as its folders are: instruction/color_object

@@ -43,7 +43,7 @@ class EvaluationConfig:
         at_most=100,
     )
     device: str = key("auto is cuda where there is one", "auto", choices=DEVICES)
-    precision: str = key("auto is bf16 where the device has it", "auto", choices=PRECISIONS)
+    precision: str = key("auto is bf16 on GPUs that have it, fastest on CPUs too", "auto", choices=PRECISIONS)
     seed: int = key("seed of the noise", 42, at_least=0, at_most=LARGEST_SEED)
     embodiment_tag: str = key("robot tag the checkpoint was trained under", "new_embodiment", check=EmbodimentTag.parse)
 

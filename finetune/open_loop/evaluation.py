@@ -19,9 +19,9 @@ from finetune.open_loop.predictions import (
     EDGE_FRAMES,
     HEADINGS,
     LABELS,
+    POLICY,
     PREDICTORS,
     SECTIONS,
-    SIGNED_GROUP,
     Baselines,
     Chunks,
     Forecast,
@@ -260,8 +260,9 @@ def _summary(report: OpenLoopReport) -> Iterator[str]:
         "Every frame is a start; every predicted step that was recorded weighs the same.\n"
     )
     yield from (f"- **{finding}**" for finding in report.findings)
-    for group in report.overall["all"].errors:
-        yield f"\n## {group}, mean absolute error{in_unit(group)}{' / wrong signs' if group == SIGNED_GROUP else ''}\n"
+    for group, errors in report.overall["all"].errors.items():
+        signed = errors[POLICY].sign_error_rate is not None
+        yield f"\n## {group}, mean absolute error{in_unit(group, signed)}{' / wrong signs' if signed else ''}\n"
         measured = [[_cell(report.overall[s], group, name) for s in SECTIONS] for name in PREDICTORS]
         rows = [[label, *cells] for label, cells in zip(LABELS.values(), measured, strict=True)]
         yield from _table(["", *HEADINGS.values()], rows)

@@ -18,7 +18,6 @@ from finetune.open_loop.predictions import (
     POLICY,
     PREDICTORS,
     SECTIONS,
-    SIGNED_GROUP,
     Forecast,
     Section,
 )
@@ -28,12 +27,12 @@ EXECUTED_STEPS = 16  # of each chunk, as a robot would run them
 RECORDED, PREDICTED, STATE = "#1f5f99", "#e0592a", "#b3b3b3"
 BARS = {"policy": PREDICTED, "hold_still": "#9aa5b1", "mean_chunk": "#cfd6dd"}
 _STYLE = {"color": "#444444", "fontsize": 9}
-_UNITS = {"arm": "rad", "gripper": "command"}
+_UNITS = {"arm": "rad"}
 
 
-def in_unit(group: str) -> str:
-    """In brackets, the unit of an action group of the conflict splits' Panda; "" for groups of other robots."""
-    return f" ({_UNITS[group]})" if group in _UNITS else ""
+def in_unit(group: str, signed: bool = False) -> str:
+    """In brackets, the unit of an action group: of a signed command, and of the conflict splits' Panda; else ""."""
+    return " (command)" if signed else f" ({_UNITS[group]})" if group in _UNITS else ""
 
 
 def draw_episode(forecast: Forecast, reader: StepReader, path: Path) -> None:
@@ -45,7 +44,7 @@ def draw_episode(forecast: Forecast, reader: StepReader, path: Path) -> None:
     panels = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
     states, names = reader.trajectory("state", forecast.episode), _dim_names(reader)
     for number, (panel, (group, d)) in enumerate(zip(panels, dims, strict=False)):
-        panel.set_title(f"{names[group][d]}{in_unit(group)}", loc="left", **_STYLE)
+        panel.set_title(f"{names[group][d]}{in_unit(group, group in forecast.signed)}", loc="left", **_STYLE)
         state = states[group][:, d] if group in states and d < states[group].shape[1] else None
         _draw_dim(panel, forecast, group, d, reader.layout.fps, state)
         if number >= len(dims) - columns:  # none below
@@ -74,7 +73,7 @@ def _draw_dim(panel: Axes, forecast: Forecast, group: str, d: int, fps: float, s
     tidy(panel)
     if state is not None:
         axis = panel
-        if group == SIGNED_GROUP:  # the action is a command in other units than the state: an axis of its own
+        if group in forecast.signed:  # the action is a command in other units than the state: an axis of its own
             axis = panel.twinx()
             axis.set_ylabel("state", color="#8c8c8c", fontsize=8)
             axis.tick_params(colors="#8c8c8c", labelsize=8, length=0)
@@ -91,12 +90,12 @@ def _draw_dim(panel: Axes, forecast: Forecast, group: str, d: int, fps: float, s
 
 
 def draw_errors(overall: Mapping[str, Section], title: str, path: Path) -> None:
-    """The policy's errors beside the two baselines', a panel a group and one for the gripper's signs."""
+    """The policy's errors beside the two baselines', a panel a group and one for the signs of each command."""
     groups, places = list(overall["all"].errors), np.arange(len(SECTIONS))
-    shown = [(f"{g}: mean absolute error{in_unit(g)}", "{:.2g}", g, "mae", 1) for g in groups]
-    if SIGNED_GROUP in groups:
-        signs = f"{SIGNED_GROUP}: commands of the wrong sign (%)"
-        shown.append((signs, "{:.1f}", SIGNED_GROUP, "sign_error_rate", 100))
+    signed = [g for g in groups if overall["all"].errors[g][POLICY].sign_error_rate is not None]
+    shown = [(f"{g}: mean absolute error{in_unit(g, g in signed)}", "{:.2g}", g, "mae", 1) for g in groups]
+    for g in signed:
+        shown.append((f"{g}: commands of the wrong sign (%)", "{:.1f}", g, "sign_error_rate", 100))
     figure = Figure(figsize=(4.6 * len(shown), 3.6), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for panel, (heading, form, group, measured, scale) in zip(panels, shown, strict=True):

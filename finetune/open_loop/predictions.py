@@ -30,8 +30,8 @@ PREDICTORS = tuple(LABELS)
 EDGE_FRAMES = 16
 SECTIONS = ("all", "first", "last")
 HEADINGS = {"all": "all starts", "first": f"first {EDGE_FRAMES} frames", "last": f"last {EDGE_FRAMES} frames"}
+MOSTLY = 0.95  # of a command's values lie near its extremes
 LATE_SIGN_ERRORS = 0.05  # policies that lift are near 0, one that never did stood at 0.18
-SIGNED_GROUP = "gripper"  # its command's sign says open or close
 
 Chunks = dict[str, np.ndarray]  # {action group: (starts, H, D)} in robot units
 
@@ -40,13 +40,15 @@ Chunks = dict[str, np.ndarray]  # {action group: (starts, H, D)} in robot units
 class Forecast:
     """One episode, every frame of it a start: what was recorded and what each predictor says.
 
-    recorded and predicted[predictor]: {group: (T, H, D)}; exists (T, H) bool: False past the episode's end.
+    recorded and predicted[predictor]: {group: (T, H, D)}; exists (T, H) bool: False past the episode's end; signed:
+    the groups that are commands whose sign alone counts, as that of a gripper to open or close.
     """
 
     episode: int
     recorded: Chunks
     predicted: dict[str, Chunks]
     exists: np.ndarray
+    signed: frozenset[str]
 
     def starts(self, section: str) -> np.ndarray:
         """(T,) bool: the starts of a section: all, or those in the first or last EDGE_FRAMES frames."""
@@ -60,7 +62,7 @@ class Errors:
     """Errors of one predictor in one action group, every existing predicted step weighing the same.
 
     In the group's units; the lists hold one value a dimension. sign_error_rate (0 to 1): how often the command's sign
-    is wrong, for the gripper only.
+    is wrong, for such commands only (Forecast.signed).
     """
 
     mae: float
@@ -90,16 +92,17 @@ def measure(forecasts: Sequence[Forecast], section: str) -> Section:
     for group in forecasts[0].recorded:
         recorded = pooled([f.recorded[group] for f in forecasts])
         said = {name: pooled([f.predicted[name][group] for f in forecasts]) for name in PREDICTORS}
-        errors[group] = {name: _errors(predicted, recorded, group) for name, predicted in said.items()}
+        signed = group in forecasts[0].signed
+        errors[group] = {name: _errors(predicted, recorded, signed) for name, predicted in said.items()}
     starts = sum(int(f.starts(section).sum()) for f in forecasts)
     return Section(starts, sum(int(m.sum()) for m in used), errors)
 
 
-def _errors(predicted: np.ndarray, recorded: np.ndarray, group: str) -> Errors:
+def _errors(predicted: np.ndarray, recorded: np.ndarray, signed: bool) -> Errors:
     """Errors over steps (N, D)."""
     difference = predicted.astype(np.float64) - recorded.astype(np.float64)
     absolute, square = np.abs(difference).mean(axis=0), np.square(difference).mean(axis=0)
-    wrong = float(((predicted >= 0) != (recorded >= 0)).mean()) if group == SIGNED_GROUP else None
+    wrong = float(((predicted >= 0) != (recorded >= 0)).mean()) if signed else None
     rmse = float(np.sqrt(square.mean()))
     return Errors(float(absolute.mean()), rmse, absolute.tolist(), np.sqrt(square).tolist(), wrong)
 
@@ -113,7 +116,9 @@ class Baselines:
         self._configs = dict(zip(action.modality_keys, action.action_configs or [], strict=True))
         self._deltas = np.asarray(action.delta_indices)
         self._state_delta = training.configs["state"].delta_indices[-1]
-        self.mean_chunk = self._mean(training, list(episodes))
+        chosen = list(episodes)
+        self.mean_chunk = self._mean(training, chosen)
+        self.signed = frozenset(group for group in self._configs if self._is_signed(training, group, chosen))
 
     def forecast(self, reader: StepReader, episode: int, policy: Chunks) -> Forecast:
         """The policy's chunks (T, H, D) of an episode with what was recorded and the baselines."""
@@ -130,7 +135,7 @@ class Baselines:
             elif reference is not None:
                 chunk = chunk + reference[:, None].astype(np.float64)
             mean[group] = chunk
-        return Forecast(episode, recorded, {POLICY: policy, HOLD_STILL: hold, MEAN_CHUNK: mean}, exists)
+        return Forecast(episode, recorded, {POLICY: policy, HOLD_STILL: hold, MEAN_CHUNK: mean}, exists, self.signed)
 
     def _recorded(self, actions: Chunks) -> tuple[Chunks, np.ndarray]:
         """Recorded chunks {group: (T, H, D)}, the episode's ends repeated, and which steps exist (T, H)."""
@@ -146,6 +151,15 @@ class Baselines:
             return None
         values = states[config.state_key or group]
         return values[np.clip(np.arange(len(values)) + self._state_delta, 0, len(values) - 1)]
+
+    def _is_signed(self, reader: StepReader, group: str, episodes: list[int]) -> bool:
+        """Whether the recorded actions lie on two sides of 0 and hardly any between; a position that passes 0 does
+        not, and neither does one from 0 (closed) to 1."""
+        if not episodes or self._configs[group].rep is not ActionRepresentation.ABSOLUTE:
+            return False
+        values = np.concatenate([reader.trajectory("action", episode)[group] for episode in episodes])
+        far = np.abs(values) >= np.abs(values).max() / 2
+        return bool(values.shape[-1] == 1 and values.min() < 0 < values.max() and far.mean() >= MOSTLY)
 
     def _mean(self, reader: StepReader, episodes: list[int]) -> dict[str, np.ndarray]:
         """{group: (H, D)} float64: the mean (relative) action of every step ahead."""
@@ -176,7 +190,7 @@ def findings(overall: dict[str, Section]) -> list[str]:
         for group, errors in measured.errors.items():
             policy, best = errors[POLICY], min((HOLD_STILL, MEAN_CHUNK), key=lambda name: errors[name].mae)
             where = f"{group}, {HEADINGS[section]}"
-            if group != SIGNED_GROUP and policy.mae >= errors[best].mae:
+            if policy.sign_error_rate is None and policy.mae >= errors[best].mae:
                 found.append(
                     f"{where}: the policy's error {policy.mae:.4f} is no smaller than {errors[best].mae:.4f} of the "
                     f"{LABELS[best]} baseline"

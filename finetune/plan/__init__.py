@@ -84,7 +84,7 @@ def make_plan(
     instructions = {text for layout in layouts for text in layout.tasks.values()} or {config.split.instruction or LONG}
     text = _text_tokens(folder, instructions, images)
     batch = Batch(_samples(config, gpus), images, side, text, train.backbone_batch_size, train.noise_draws)
-    kernels = Kernels(bf16=train.precision == "bf16" or (train.precision == "auto" and cuda), cuda=cuda)
+    kernels = Kernels(bf16=train.precision == "bf16" or (train.precision in ("auto", "fastest") and cuda), cuda=cuda)
     run = Run(config, shape, parameters(shape, train), gpus, per_node or gpus, batch, kernels)
     duration = on_gpu(run, gpu) if cuda and gpu else None
     return Plan(run, device_memory(run), host_memory(run), disk(run, layouts), gpu, duration)

@@ -1,7 +1,7 @@
 """What a training step keeps for its backward, and what passes through memory while it runs: bytes, stage by stage.
 
-Derived from the code of gr00t/model (dit.py, action_head.py, attention.py, vision_attention.py) and checked against
-the tensors that autograd really saves (tests/test_plan_memory.py). Per token of a transformer block, in numbers of its
+Derived from the code of gr00t/model (dit.py, action_head.py, backbone.py, cpu_kernels.py) and checked against the
+tensors that autograd really saves (tests/test_plan_memory.py). Per token of a transformer block, in numbers of its
 width: the two norms' inputs, the norm's result before the timestep scales it, the inputs of all products, queries (and
 keys and values), both sides of the GELU, and the masks of four dropouts, one byte each (on a CPU three of two bytes).
 """

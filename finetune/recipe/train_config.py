@@ -1,4 +1,4 @@
-"""train_config."""
+"""Keys of the sections dataset, augment, train and engine, and how a mixture of datasets is read."""
 
 from __future__ import annotations
 
@@ -287,7 +287,9 @@ class TrainConfig:
         before=1,
     )
     seed: int = key("seed of order, augmentation, noise and dropout", 42, at_least=0, at_most=LARGEST_SEED)
-    precision: str = key("of the forward pass; auto is bf16 where the device has it", "auto", choices=PRECISIONS)
+    precision: str = key(
+        "of the forward pass; auto is bf16 on GPUs that have it, fastest on CPUs too", "auto", choices=PRECISIONS
+    )
     save_steps: int = key("optimizer steps between two checkpoints", 1000, at_least=1, identity=False)
     keep_last: int = key("newest checkpoints kept", 2, at_least=1, identity=False)
     keep_every: int | None = key(

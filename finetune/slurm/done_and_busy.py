@@ -164,7 +164,7 @@ def found_result(task: Task) -> tuple[Path, str] | None:
         return (task.config.target, "overwrite=true records it") if task.config.is_recorded else None
     if task.stage == "prepare":
         found = Path(task.config.data_dir) / task.config.split.name
-        there = (found / "train" / "meta" / "info.json").is_file() and not task.config.overwrite
+        there = all((found / part / "meta/info.json").is_file() for part in task.parts) and not task.config.overwrite
         return (found, "overwrite=true makes it") if there else None
     if task.after:
         return None

@@ -55,8 +55,8 @@ class Task:
 
     arguments: all that the stage's script is given; config: what they resolve to; run: the resolved fine-tune, whose
     run_dir keeps the records and whose cluster.* the job asks for; after: the tasks that must succeed first, of one
-    whose work is divided its shares; label: the stage, with part and share, numbered where a run has several of it;
-    job_id: as SLURM's commands take it, once there is a job.
+    whose work is divided its shares; parts: of a conversion, those that must be made; label: the stage, with part and
+    share, numbered where a run has several of it; job_id: as SLURM's commands take it, once there is a job.
     """
 
     stage: str
@@ -64,12 +64,20 @@ class Task:
     config: Any
     run: FinetuneConfig
     after: list[Task] = field(default_factory=list)
+    parts: set[str] = field(default_factory=lambda: {"train"})
     label: str = ""
     job_id: str = ""
 
     @property
     def overrides(self) -> list[str]:
-        """Its arguments as the script takes them."""
+        """Its arguments as the job's script takes them. The robot's file is the one beside the job's records: a later
+        edit changes no job."""
+        name = "dataset.modality_config" if self.stage == "finetune" else "modality_config"
+        return _typed({**self.arguments, **({} if self.robot is None else {name: str(self.robot_file)})})
+
+    @property
+    def typed(self) -> list[str]:
+        """Its arguments as a command line takes them."""
         return _typed(self.arguments)
 
     @property
@@ -183,20 +191,13 @@ class _Composer:
                     task = made.setdefault((stage, *sorted(own.items())), Task(stage, own, config, run))
                     task.after += [other for other in before if other not in task.after]
                     here.append(task)
+                    if stage == "prepare" and run.dataset.conflict_share:
+                        task.parts.add(TRAIN_CONFLICT)
                 before = here
-        _refuse_shared_folders([*made.values()])
+        refuse_shared_folders([*made.values()])
         tasks = [each for task in made.values() for each in [*_divide(task), task]]
         request.tasks = sorted(tasks, key=lambda task: STAGES.index(task.stage))
-        count: Counter[tuple[str, Path]] = Counter()
-        for task in request.tasks:
-            part = f"-{task.config.part}" if task.stage == "record" else ""
-            label = f"{task.stage}{part}" + (f"-{task.share.replace('/', 'of')}" if task.share else "")
-            count[label, task.run_dir] += 1
-            number = count[label, task.run_dir]
-            task.label = label if number == 1 else f"{label}-{number}"
-            if task.robot is not None:  # the job reads the file beside its records: a later edit changes no job
-                name = "dataset.modality_config" if task.stage == "finetune" else "modality_config"
-                task.arguments[name] = str(task.robot_file)
+        label_tasks(request.tasks)
         return request
 
     def _knows(self, stage: str, name: str) -> bool:
@@ -307,6 +308,17 @@ class _Composer:
         return {**arguments, **absolute}
 
 
+def label_tasks(tasks: Sequence[Task]) -> None:
+    """Give each a label of its own in its run folder, where its records lie under it."""
+    count: Counter[tuple[str, Path]] = Counter()
+    for task in tasks:
+        part = f"-{task.config.part}" if task.stage == "record" else ""
+        label = f"{task.stage}{part}" + (f"-{task.share.replace('/', 'of')}" if task.share else "")
+        count[label, task.run_dir] += 1
+        number = count[label, task.run_dir]
+        task.label = label if number == 1 else f"{label}-{number}"
+
+
 def _divide(task: Task) -> list[Task]:
     """The shares of a task, which then only joins them; none where it does all itself."""
     count = getattr(task.run.cluster.stages, task.stage).shares if task.stage in DIVIDED else 1
@@ -319,7 +331,7 @@ def _divide(task: Task) -> list[Task]:
     return shares
 
 
-def _refuse_shared_folders(tasks: Sequence[Task]) -> None:
+def refuse_shared_folders(tasks: Sequence[Task]) -> None:
     """Refuse two tasks of one stage that would write to the same folder."""
     written = (("record", "out"), ("prepare", "data_dir"), ("finetune", "run_dir"), ("finetune", "output_dir"))
     for stage, name in (*written, ("evaluate", "report_dir")):
@@ -331,7 +343,7 @@ def _refuse_shared_folders(tasks: Sequence[Task]) -> None:
             other = seen.setdefault(folder, task)
             if other is task:
                 continue
-            one, two = ([a for a in t.overrides if a.partition("=")[0] not in _DERIVED] for t in (other, task))
+            one, two = ([a for a in t.typed if a.partition("=")[0] not in _DERIVED] for t in (other, task))
             sides = " and ".join(" ".join(a for a in x if a not in y) for x, y in ((one, two), (two, one)))
             raise ToolkitError(
                 f"Two points of the sweep ({sides}) have the same {name}, {value}. Put what differs into it, as in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -55,9 +56,10 @@ def point_names(points: Sequence[Point], swept: Collection[str]) -> list[str]:
 
 
 def _words(values: Iterable[str]) -> dict[str, str]:
-    """Each value as a part of a folder's name; numbers where they would be too long, or alike."""
+    """Each value as a part of a folder's name; where that would be too long, or alike, in part a digest of the value:
+    a number would be another value's as soon as the list changes."""
     known = list(dict.fromkeys(values))
     words = {value: re.sub(r"[^\w.+-]+", "-", value.rstrip("/").rsplit("/", 1)[-1]).strip("-.") for value in known}
     if len(set(words.values())) == len(known) and all(0 < len(word) <= 40 for word in words.values()):
         return words
-    return {value: str(index) for index, value in enumerate(known)}
+    return {v: f"{words[v][:30]}-{hashlib.sha256(v.encode()).hexdigest()[:6]}".strip("-") for v in known}

@@ -55,7 +55,7 @@ class Meter:
         device = self.engine.device
         self._error, self._count = torch.zeros(2, len(self.groups), device=device)
         self._norm, self._part_norms = torch.zeros((), device=device), torch.zeros(len(self.parts), device=device)
-        self._steps, self.waited, self._begin = 0, 0.0, time.perf_counter()
+        self._steps, self._untimed, self.waited, self._begin = 0, 0, 0.0, time.perf_counter()
 
     def add(self, action_loss: Tensor, action_mask: Tensor) -> None:
         """Squared errors x mask and mask of one micro-batch, both (B, H, D)."""
@@ -91,6 +91,7 @@ class Meter:
         both = 2 * len(self.groups)
         self._error, self._count = own[:both].chunk(2)
         self._norm, self._steps, norms = rows[0, both], int(rows[0, both + 1]), rows[0, both + 2 :]
+        self._untimed = self._steps  # an earlier attempt took them, and their time is not known
         known = len(norms) == len(self.parts)  # a checkpoint from before parts were measured has none
         self._part_norms = norms.where(norms >= 0, math.nan) if known else torch.full_like(self._part_norms, math.nan)
 
@@ -106,7 +107,7 @@ class Meter:
             "grad_norm": float(self._norm / self._steps),
             **{f"grad_norm_{part}": norm for part, norm in norms.items() if math.isfinite(norm)},
             "learning_rate": learning_rate,
-            "samples_per_second": config.train.global_batch_size * self._steps / seconds,
+            "samples_per_second": config.train.global_batch_size * (self._steps - self._untimed) / seconds,
             "data_wait_seconds": self.waited,
             "peak_memory_gib": self.engine.peak_memory(),
         }
@@ -211,7 +212,7 @@ class Validation:
         forecasts = [self._baselines.forecast(dataset.reader, episode, found) for episode, found in chunks.items()]
         overall = {section: predictions.measure(forecasts, section) for section in predictions.SECTIONS}
         groups = list(forecasts[0].recorded)
-        judged = next((group for group in groups if group != predictions.SIGNED_GROUP), groups[0])
+        judged = next((group for group in groups if group not in self._baselines.signed), groups[0])
         values, seconds = _values(overall) | probed, time.perf_counter() - begin
         return Evaluation(values, f"val/{judged}_mae", forecasts, overall, seconds)
 

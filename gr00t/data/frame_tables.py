@@ -52,7 +52,9 @@ class FrameTables:
         kind = f"images_{hashlib.sha256(columns[0].encode()).hexdigest()[:8]}" if images else "tables"
         if layout.version != V3:  # other files, and another run may read its own choice of them now
             kind += f"_{layout.choice}" if layout.choice else ""
-        copy = cache_folder(root) / f"{kind}-{read[:16]}"
+        if not images:  # and its own columns, by another robot's file
+            kind += f"-{hashlib.sha256(chr(0).join(names).encode()).hexdigest()[:8]}_"
+        copy = cache_folder(root) / f"{kind}{'-' if images else ''}{read[:16]}"
         make_once(copy, f"the Arrow copy of {root}", lambda: _is_whole(copy), lambda: _copy(layout, copy, names))
         parts = sorted(copy.glob(PARTS))
         table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(part)) for part in parts])
@@ -145,7 +147,7 @@ def _copy(layout: DatasetLayout, copy: Path, columns: list[str]) -> None:
             path.rename(part)
             write_checksum(part, copy.name)
         shutil.rmtree(aside / "datasets")
-    for other in copy.parent.glob(f"{copy.name.partition('-')[0]}-*"):
+    for other in copy.parent.glob(f"{copy.name[:-16]}*"):  # of the same columns, with other content
         if other != copy:
             shutil.rmtree(other, ignore_errors=True)
 

@@ -65,7 +65,7 @@ class Gr00tN1d7Processor:
     """Images, language, state and action of every embodiment of a checkpoint. (original: Gr00tN1d7Processor)"""
 
     def __init__(self, files: ProcessorFiles, vlm: VlmTokenizer) -> None:
-        """`config` is the processor_kwargs of the checkpoint, `embodiment_ids` the projector index of every tag."""
+        """`files`: what the checkpoint's processor files hold; `vlm`: its tokenizer and chat template."""
         self.files, self.vlm, self.place = files, vlm, "This checkpoint"
         self.config, self.embodiment_ids = files.config, files.embodiment_ids
         config = self.config

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,12 +78,13 @@ class GR00TPolicy(nn.Module):
         if verify:
             verify_manifest(folder)
         check_guidance(guidance)
+        _check_steps(1 if denoising_steps is None else denoising_steps)
         read_config(folder)  # refuses another generation's checkpoint by name
         processor = Gr00tN1d7Processor.from_pretrained(folder)
         tag = find_tag(processor, embodiment_tag)
         if modality_config is not None:
             check_same_modalities(modality_config, processor.modality_config(tag), tag)
-        with parsing(Path(path) / "statistics.json"):
+        with parsing(folder / "statistics.json"):
             for modality in ("state", "action"):
                 processor.state_action.groups(tag, modality)
         model = Gr00tN1d7.from_pretrained(folder, dtype=torch_dtype)
@@ -165,11 +165,11 @@ class GR00TPolicy(nn.Module):
         """Action chunks {group: (B, horizon, D)} for steps as a dataset gives them; options as in `get_action`."""
         if sum(given is not None for given in (seed, generator, noise)) > 1:
             raise ToolkitError("Give one of seed, generator and noise: each decides the noise alone.")
+        if noise is not None and not isinstance(noise, Tensor):
+            raise ToolkitError(f"noise must be a torch tensor, not {type(noise).__name__}.")
         if noise is not None and tuple(noise.shape) != (len(steps), *self.noise_shape):
             expected = (len(steps), *self.noise_shape)
             raise ToolkitError(f"noise: expected the shape {expected}, found {tuple(noise.shape)}.")
-        if noise is not None and not isinstance(noise, Tensor):
-            raise ToolkitError(f"noise must be a torch tensor, not {type(noise).__name__}.")
         if isinstance(seed, Sequence):
             if len(seed) != len(steps):
                 raise ToolkitError(

@@ -252,16 +252,17 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
-    """bf16 or fp32; `auto` is bf16 on GPUs that compute in it, and fp32 elsewhere."""
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
+    """bf16 or fp32; `auto` is bf16 on GPUs that compute in it, `fastest` on CPUs too, and both are fp32 elsewhere."""
+    if precision in ("auto", "fastest"):
+        gpu = device.type == "cuda"
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else cpu_kernels.has_bf16()
+        return torch.bfloat16 if fast and (gpu or precision == "fastest") else torch.float32
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ToolkitError("bf16 was chosen, but this GPU has none. Choose fp32: (train.)precision=fp32.")
     if precision == "bf16" and device.type == "cpu" and not cpu_kernels.has_bf16():
         log.warning(
             "bf16 was chosen, and this CPU has no instructions for it: it takes ten times longer than in fp32. Choose "
-            "fp32: (train.)precision=fp32."
+            "(train.)precision=fastest."
         )
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 

@@ -199,7 +199,7 @@ class ClosedLoopConfig(EvaluationConfig):
         if self.guidance != 1 and (self.server is not None or self.policy != "checkpoint"):
             raise ToolkitError(
                 f"guidance={self.guidance:g} is for checkpoint=FOLDER, which is asked here; others decide for "
-                "themselves. Leave it out."
+                "themselves. Leave it out, or start the server with it (python -m gr00t.serve ... guidance=2)."
             )
         if self.server is not None and not _ADDRESS.fullmatch(self.server):
             raise ToolkitError(f"server={self.server}: write HOST:PORT, or ws://HOST:PORT of an openpi server.")

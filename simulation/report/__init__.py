@@ -208,6 +208,11 @@ class Result:
         return str(self.info.get("strategy") or "")
 
     @property
+    def guidance(self) -> float:
+        """How far it followed the instruction; 1 as it was trained."""
+        return float(self.info.get("guidance", 1))
+
+    @property
     def verdict(self) -> tuple[str, str]:
         """Which cue it follows: (answer, the same in few words)."""
         return verdict(self.summary.preference, self.summary.cues or ("", ""))

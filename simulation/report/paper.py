@@ -117,7 +117,8 @@ def trainings(families: Sequence[Family]) -> PaperTable:
 
 
 def _named(result: Result) -> tuple[str, str, str]:
-    return result.split, str(result.info["policy"]), result.strategy
+    guided = "" if result.guidance == 1 else f", guidance {result.guidance:g}"
+    return result.split, f"{result.info['policy']}{guided}", result.strategy
 
 
 def _preference(result: Result) -> Iterator[Cell]:

@@ -27,7 +27,6 @@ PHRASES = {
 }
 # What turns about its own axis looks the same afterwards.
 UNSUITED = frozenset({("rotate", "sphere")})
-DIRECTIONS = {"push": (1.0, 0.0), "pull": (-1.0, 0.0), "slide": (0.0, 1.0)}  # x away from the robot; slide: or -y
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,16 @@ def main(call: Call) -> None:
 
     name, config, more = call
     study = read_study(name, Path(config.out), more)
-    if config.where == "slurm":
+    slurm = config.where == "slurm"
+    standing = Standing(study, None if slurm else config.processes)
+    if not config.dry_run:
+        draw(study, standing)  # with the settings, which must not change from now on
+    if slurm and (left := standing.unfinished()):
         from finetune.slurm.submit import launch
 
-        study.request.launch.dry_run = config.dry_run
+        study.request.launch.dry_run, study.request.tasks = config.dry_run, left
         launch(study.request)
         return
-    standing = Standing(study, config.processes)
     if config.dry_run:
         print("\n".join(shlex.join(command_of(task, config.processes)) for task in standing.all_left()))
     else:

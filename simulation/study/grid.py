@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.slurm.launch_request import Request, Task, read
+from finetune.slurm.launch_request import Request, Task, label_tasks, read, refuse_shared_folders
 from finetune.slurm.render import STAGES
 from finetune.slurm.sweep import point_names
 from gr00t.errors import ToolkitError, did_you_mean
@@ -26,6 +26,10 @@ _OF_ALL = {"stages": ",".join(STAGES), "mode": "closed_loop"}
 _FOLDERS = {"raw_dir": ("recordings", 2), "data_dir": ("data", 2), "cache_dir": ("cache", 2), "run_dir": ("runs", 3)}
 _FOLDERS |= {"output_dir": ("checkpoints", 3), "report_dir": ("reports", 4)}
 _GIVEN = ("raw_dir", "data_dir")  # which a file may name, where data are there already
+_OURS = (*_OF_ALL, *({*_FOLDERS} - {*_GIVEN}), "out", "checkpoint", "runs_dir")  # which the study sets
+# Settings that decide no number of a point.
+_NO_RESULT = ("workers", "device", "videos", "batch_size", "verify", "share")
+_NO_RESULTS = ("cluster", "tracking")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Study:
     folder: Path
     points: list[Point]
     request: Request
+
+    def shares_weights(self, axis: str) -> bool:
+        """Whether points that differ in this axis alone evaluate the same checkpoint."""
+        return not any(_knows(stage, axis) for stage in STAGES[:3])
 
 
 def read_study(name: str, out: Path, more: Sequence[str] = ()) -> Study:
@@ -92,23 +100,63 @@ def _checked(content: Mapping[str, Any], path: Path) -> tuple[dict[str, list[str
         raise ToolkitError(
             f"{path}: axes and settings hold lines of KEY: VALUE, axes one at least: train.seed: [0, 1]."
         )
+    axes = flat(axes)
     for name, values in axes.items():
-        axes[name] = texts = [typed(value) for value in values] if isinstance(values, list) else []
-        if not texts or len({*texts}) < len(texts) or any("," in text for text in texts):
-            raise ToolkitError(f"{path}: axes: {name} takes a list of different values, as [0, 1].")
+        plain = isinstance(values, list) and not any(isinstance(value, list | dict) for value in values)
+        axes[name] = texts = [typed(value) for value in values] if plain else []
+        if not texts or len({*values}) < len(texts) or any("," in text for text in texts):
+            raise ToolkitError(
+                f"{path}: axes: {name} takes a list of different values, as [0, 1], none of them a list itself."
+            )
     given = {name: typed(value) for name, value in flat(settings).items()}
-    for name in given:
-        if name in (*axes, *_OF_ALL, *({*_FOLDERS} - {*_GIVEN})):
-            raise ToolkitError(f"{path}: settings: {name} is an axis, or set by the study. Leave it out.")
+    _refuse_said_twice(path, [*axes], [*given])
     several = [axis for axis in axes if any(_knows(stage, axis) for stage in STAGES[:2])]
     for name in (name for name in _GIVEN if several and name in given):
         raise ToolkitError(f"{path}: settings: {name} is one folder, and {several[0]} needs several. Leave it out.")
     return axes, given
 
 
+def _refuse_said_twice(path: Path, axes: Sequence[str], settings: Sequence[str]) -> None:
+    """Refuse what the study itself says, and two names by which one key of a stage has two values."""
+    for name in (*axes, *settings):
+        stage, own = _parted(name)
+        if own in _OURS or (stage and own in _GIVEN) or (name in axes and (name in settings or own in _GIVEN)):
+            where = "axes" if name in axes else "settings"
+            raise ToolkitError(f"{path}: {where}: {name} is an axis, or set by the study. Leave it out.")
+    names = [*axes, *settings]
+    for one, other in itertools.combinations(names, 2):
+        if _parted(one)[1] == _parted(other)[1] and {*_acts_on(one)} & {*_acts_on(other)}:
+            raise ToolkitError(f"{path}: {one} and {other} are one key of one command. Keep one of them.")
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """The stage that a name is for, "" for all, and the key: evaluate.guidance, guidance."""
+    owner, _, own = name.partition(".")
+    return (owner, own) if owner in STAGES and own else ("", name)
+
+
+def _acts_on(name: str) -> list[str]:
+    """The stages that take a name's value; what recordings and evaluations both have is the recordings'."""
+    stage, own = _parted(name)
+    known = [stage] if stage else [stage for stage in STAGES if _knows(stage, own)]
+    return [stage for stage in known if not ("record" in known and stage == "evaluate")]
+
+
+def _decides(name: str) -> bool:
+    """Whether a setting decides numbers of a point."""
+    own = _parted(name)[1]
+    key = keys_of(COMMANDS["finetune"].config).get(own)
+    return not (
+        own in _NO_RESULT
+        or own.partition(".")[0] in _NO_RESULTS
+        or (key is not None and not key.bounds.get("identity", True))
+    )
+
+
 def _refuse_other_settings(numbers: Path, settings: Mapping[str, str]) -> None:
     before = read_json(numbers).get("settings", {}) if numbers.is_file() else settings
-    changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    names = [name for name in {**before, **settings} if _decides(name)]
+    changed = [name for name in names if before.get(name) != settings.get(name)]
     if changed:
         said = ", ".join(f"{name}={before.get(name)} (now {settings.get(name)})" for name in changed)
         raise ToolkitError(
@@ -143,6 +191,9 @@ def _merged(requests: Sequence[Request]) -> tuple[Request, list[Task]]:
             same[task] = known = made.setdefault((task.stage, *sorted(task.arguments.items())), task)
             before = [] if known is task else known.after
             known.after = list(dict.fromkeys([*before, *(same[other] for other in task.after)]))
+            known.parts |= task.parts
         evaluations.append(known)
     tasks = sorted(made.values(), key=lambda task: (STAGES.index(task.stage), task.share is None))
+    refuse_shared_folders([task for task in tasks if task.share is None])
+    label_tasks(tasks)
     return Request(requests[0].launch, tasks, requests[0].notes), evaluations

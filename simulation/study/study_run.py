@@ -21,6 +21,7 @@ from finetune.slurm.launch_request import Task
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import parsing, read_json
 from gr00t.file_replacement import file_lock
+from simulation.record import settings_of
 from simulation.study.grid import NUMBERS, Point, Study
 from toolkit.command_line import received, stop_signals
 from toolkit.installation import CHECKOUT
@@ -33,44 +34,52 @@ LOOK = 2.0  # seconds between two looks whether a signal came
 
 
 class Standing:
-    """What of a study is done, and why a task failed. seconds: of the commands that ran so far, by stage; kept: what
-    study.json has of points that were done, by the text of their values: it is enough where their files are gone."""
+    """What of a study is done, and why a task failed. processes: of a fine-tune here, None where it runs elsewhere;
+    seconds: of the commands that ran so far, by stage; kept: what study.json has of points that were done, by the text
+    of their values: it is enough where their files are gone, and stays where the axes no longer hold them."""
 
-    def __init__(self, study: Study, processes: int) -> None:
+    def __init__(self, study: Study, processes: int | None) -> None:
         self.study, self.processes = study, processes
         self.done, self.failed = set[Task](), dict[Task, str]()
         numbers = study.folder / NUMBERS
         before = read_json(numbers) if numbers.is_file() else {}
         with parsing(numbers, "Remove it: what is done is found by its files."):
             self.seconds: dict[str, list[float]] = before.get("seconds", {})
-            done = [point for point in before.get("points", []) if point["state"] == DONE]
-            self.kept = {_text(point["values"]): point["rates"] for point in done}
+            done = [point for point in before.get("points", []) + before.get("others", []) if point["state"] == DONE]
+            self.kept: dict[str, dict[str, Any]] = {_text(point["values"]): point for point in done}
+            if any("rates" not in point for point in done):
+                raise KeyError("rates")
         for task in study.request.tasks:
             try:
                 if found_result(replace(task, after=[])):
+                    _refuse_other_recording(task)
                     self.done.add(task)
-                elif task.stage == "finetune":  # before hours are spent on recording for it
+                elif task.stage == "finetune" and processes:  # before hours are spent on recording for it
                     check_finetune(task.config, processes, dataset_comes=True)
             except ToolkitError as error:
                 self.failed[task] = str(error)
 
     def left(self, point: Point) -> list[Task]:
         """The tasks of a point that are still to be done, in order; a result needs none of those before it."""
-        if self.kept_rates(point) is not None:
+        if self.kept_of(point) is not None:
             return []
+        return list(dict.fromkeys(_leading_to(point.evaluation, self.done)))
 
-        def needed(task: Task) -> Iterator[Task]:
-            if task not in self.done:
-                for other in task.after:
-                    yield from needed(other)
-                yield task
-
-        return list(dict.fromkeys(needed(point.evaluation)))
-
-    def kept_rates(self, point: Point) -> dict[str, Any] | None:
+    def kept_of(self, point: Point) -> dict[str, Any] | None:
         """What study.json says of a point that was done; None where a checkpoint is there, which is evaluated."""
         there = (Path(point.evaluation.config.checkpoint) / RELEASE_MARK).is_file()
         return None if there or point.evaluation in self.done else self.kept.get(_text(point.values))
+
+    def others(self) -> list[dict[str, Any]]:
+        """What study.json says of points that were done and are not among the study's now."""
+        ours = {_text(point.values) for point in self.study.points}
+        return [point for text, point in self.kept.items() if text not in ours]
+
+    def unfinished(self) -> list[Task]:
+        """All tasks of the points that study.json does not hold, those that are done too, in the request's order."""
+        points = [point for point in self.study.points if self.kept_of(point) is None]
+        wanted = {task for point in points for task in _leading_to(point.evaluation, ())}
+        return [task for task in self.study.request.tasks if task in wanted]
 
     def failure(self, point: Point) -> str | None:
         """Why the point cannot be done; None where it can."""
@@ -100,12 +109,38 @@ def _text(values: Mapping[str, str]) -> str:
     return " ".join(f"{name}={values[name]}" for name in sorted(values))
 
 
-def command_of(task: Task, processes: int) -> list[str]:
+def _leading_to(task: Task, done: Collection[Task]) -> Iterator[Task]:
+    """The task behind all that it waits for; nothing of what is done, or leads to that alone."""
+    if task not in done:
+        for other in task.after:
+            yield from _leading_to(other, done)
+        yield task
+
+
+def _refuse_other_recording(task: Task) -> None:
+    """Refuse a dataset that was made of other recordings than the study's."""
+    recordings = [other.config for other in task.after if other.stage == "record" and other.config.part == "train"]
+    if task.stage != "prepare" or not recordings:
+        return
+    folder, config = Path(task.config.data_dir) / task.config.split.name / "train", recordings[0]
+    with parsing(folder / "meta", "Make the dataset again, or choose another out=FOLDER."):
+        split, info = read_json(folder / "meta/split.json"), read_json(folder / "meta/info.json")
+        there = {"episodes": info["total_episodes"], "strategy": (split.get("recorded") or {}).get("strategy")}
+    wanted = settings_of(config)
+    different = [f"{n}={v} (here {wanted.get(n)})" for n, v in there.items() if v is not None and v != wanted.get(n)]
+    if different:
+        raise ToolkitError(
+            f"{folder} was recorded with {' and '.join(different)}. Say the same in the study's settings "
+            "(strategy, record.episodes), or leave out its data_dir, or choose another out=FOLDER."
+        )
+
+
+def command_of(task: Task, processes: int | None) -> list[str]:
     """The command line that does a task here."""
-    several = task.stage == "finetune" and processes > 1
+    several = task.stage == "finetune" and processes is not None and processes > 1
     starter = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if several else []
     script = ["-m", "simulation.record"] if task.stage == "record" else [str(CHECKOUT / _SCRIPTS[task.stage])]
-    return [sys.executable, *starter, *script, *task.overrides]
+    return [sys.executable, *starter, *script, *task.typed]
 
 
 @dataclass(frozen=True)
@@ -135,11 +170,11 @@ def run_here(standing: Standing, minutes: float | None, draw: Callable[[], objec
         while True:
             may_begin = not received() and (minutes is None or time.monotonic() < end)
             while may_begin and len(running) < parallel and (task := standing.ready([one.task for one in running])):
-                print(f"{task.stage} for {task.name} ({standing.estimate()})", file=sys.stderr)
+                print(f"{_called(task)} ({standing.estimate()})", file=sys.stderr)
                 running.append(_begin(command_of(task, standing.processes), task, folder, environment))
             if not running:
                 return
-            names = ", ".join(f"{one.task.stage} for {one.task.name}" for one in running)
+            names = ", ".join(_called(one.task) for one in running)
             bar.update(shown, completed=total - len(standing.all_left()), note=names)
             with suppress(subprocess.TimeoutExpired):
                 running[0].child.wait(timeout=LOOK)
@@ -151,6 +186,11 @@ def run_here(standing: Standing, minutes: float | None, draw: Callable[[], objec
                 running.remove(one)
                 _note(one, standing)
                 draw()
+
+
+def _called(task: Task) -> str:
+    """evaluate for guidance_2-seed_0."""
+    return f"{task.stage} for {Path(task.config.report_dir).name if task.stage == 'evaluate' else task.name}"
 
 
 def _end(running: Sequence[_Running]) -> None:
@@ -173,10 +213,11 @@ def _note(ended: _Running, standing: Standing) -> None:
     task, status = ended.task, ended.child.returncode
     if received():
         return
-    if status == 0:
+    if status == 0 and (task.share or found_result(replace(task, after=[]))):
         standing.done.add(task)
         standing.seconds.setdefault(task.stage, []).append(round(time.monotonic() - ended.started, 1))
     else:
         lines = [line.strip() for line in ended.log.read_text(errors="replace").splitlines() if line.strip()]
-        said = next((line for line in reversed(lines) if line.startswith("error")), (lines or [f"status {status}"])[-1])
+        otherwise = (lines or [f"status {status}"])[-1] if status else "it ended without its result"
+        said = next((line for line in reversed(lines) if line.startswith("error")), otherwise)
         standing.failed[task] = f"{task.stage}: {said.removeprefix('error: ')} (all of it: {ended.log})"
