@@ -43,8 +43,9 @@ from finetune.recipe.train_config import TrainConfig
 from finetune.training.optimizer import build_optimizer
 from gr00t.model.action_head import EmbodimentLinear, EmbodimentRows
 from gr00t.model.cpu_kernels import Dropout
+from gr00t.model.device import compile_for_acting, compile_for_training
 from gr00t.model.dit import Attention, FeedForward, Tokens
-from gr00t.model.gr00t_n1d7 import Gr00tN1d7, compile_for_acting, compile_for_training
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.configuration import load
 
 

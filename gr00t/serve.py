@@ -214,8 +214,8 @@ def _load(config: ServeConfig) -> Any:
             if field.name in _OURS and getattr(config, field.name) != field.default:
                 raise ToolkitError(f"{field.name} acts on nothing with {folder}, LeRobot's {kind}. Leave it out.")
         return LeRobotPolicy(folder, config.device)
+    from gr00t.model.device import pick_device, pick_precision
     from gr00t.model.gr00t_n1 import GR00TPolicy
-    from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)

@@ -18,9 +18,9 @@ from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import whole_folder
 from gr00t.model.checkpoint_folder import fingerprint
+from gr00t.model.device import pick_device, pick_precision
 from gr00t.model.finished_checkpoint import read_processor, read_trained_on, verify_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
-from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 from simulation.closed_loop import EVALUATED, ClosedLoopConfig, EpisodeOutcome, Evaluation, Settings
 from simulation.closed_loop.kept_episodes import SETTINGS, kept_in
 from simulation.closed_loop.policies import (

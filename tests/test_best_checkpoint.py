@@ -16,8 +16,7 @@ from test_training import config, losses, overrides, run_processes, trained
 
 from finetune.open_loop.evaluation import evaluate_open_loop
 from finetune.open_loop.predictions import Predictor
-from finetune.training import dataloader as first_batch
-from finetune.training import read_best
+from finetune.training import first_batch, read_best
 from finetune.training.checkpointing import Best, list_checkpoints, take_snapshot, write_snapshot
 from finetune.training.metrics import Evaluation, Validation
 from finetune.training.tracking import StallWatch

@@ -12,7 +12,7 @@ from gr00t.model.action_head import ActionHead
 from gr00t.model.backbone import BackboneOutput
 from gr00t.model.config import released_config
 from gr00t.model.cpu_kernels import flash_attention
-from gr00t.model.gr00t_n1d7 import compile_for_acting, compile_for_training, compiles, missing_for_compilation
+from gr00t.model.device import compile_for_acting, compile_for_training, compiles, missing_for_compilation
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_compiler = pytest.mark.skipif(missing_for_compilation(CPU) is not None, reason="no C++ compiler here")

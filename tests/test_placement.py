@@ -11,9 +11,9 @@ import torch
 
 from gr00t.errors import ToolkitError
 from gr00t.model import cpu_kernels
-from gr00t.model import gr00t_n1d7 as compilation
+from gr00t.model import device as compilation
 from gr00t.model.cpu_kernels import flash_attention
-from gr00t.model.gr00t_n1d7 import compiles, missing_for_compilation, pick_device, pick_precision
+from gr00t.model.device import compiles, missing_for_compilation, pick_device, pick_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

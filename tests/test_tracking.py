@@ -352,7 +352,7 @@ def test_runs_of_a_cluster_are_tagged_with_it(
 def test_the_first_batch_shows_actions_that_are_not_what_was_recorded(
     small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune.training import dataloader as first_batch
+    from finetune.training import first_batch
 
     seen: list[list[first_batch.Seen]] = []
     original = first_batch.draw

@@ -37,9 +37,9 @@ from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import whole_file, whole_folder, write_json, write_text
 from gr00t.model.checkpoint_folder import fingerprint
+from gr00t.model.device import pick_device, pick_precision
 from gr00t.model.finished_checkpoint import read_processor, read_trained_on, verify_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
-from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 from toolkit.code_files import versions
 from toolkit.progress import progress_bar
 from toolkit.shared_keys import check_dataset_folder

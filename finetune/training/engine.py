@@ -23,8 +23,8 @@ from finetune.recipe import FinetuneConfig
 from finetune.training.optimizer import optimizer_state, restore_optimizer, trained, whole
 from finetune.training.process_selftest import prove_processes_meet
 from gr00t.model.action_head import ActionHead, ActionLoss
+from gr00t.model.device import pick_device, pick_precision
 from gr00t.model.dit import TransformerBlock
-from gr00t.model.gr00t_n1d7 import pick_device, pick_precision
 
 # The main process writes 20 GB and more while the others wait; NCCL would end them after ten minutes.
 PATIENCE = timedelta(minutes=30)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from finetune.plan import check_here
 from finetune.recipe import FinetuneConfig
-from finetune.training import FIRST_BATCH, caches, checkpointing, dataloader
+from finetune.training import FIRST_BATCH, caches, checkpointing, dataloader, first_batch
 from finetune.training.checkpointing import Best, Checkpoint, CheckpointWriter
 from finetune.training.engine import Engine, build_engine
 from finetune.training.metrics import Meter, Validation, action_groups, held_out, read_probes, trained_parts
@@ -35,8 +35,9 @@ from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import parsing
 from gr00t.model import cpu_kernels
 from gr00t.model.checkpoint_folder import resolve_folder
+from gr00t.model.device import compile_for_training, compiles
 from gr00t.model.finished_checkpoint import check_fit
-from gr00t.model.gr00t_n1d7 import Gr00tN1d7, compile_for_training, compiles
+from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.command_line import stop_signals
 
 
@@ -288,7 +289,7 @@ class TrainingLoop:
     def _show_first(self, keys: list[SampleKey], batch: dict[str, Tensor]) -> None:
         path = Path(self.config.run_dir) / FIRST_BATCH
         with self._disk_errors():
-            caption = dataloader.show_first_batch(self.dataset, keys, batch, path)
+            caption = first_batch.show_first_batch(self.dataset, keys, batch, path)
         self.tracker.show(0, "first_batch", path, caption)
 
     def _evaluates(self, step: int) -> bool:
