@@ -130,7 +130,7 @@ def leave_signals_to_parent() -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Block SIGNALS; programs started meanwhile inherit that and are never hit, this process is right afterwards."""
+    """Block SIGNALS: programs started meanwhile inherit the mask, and this process gets what is pending afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

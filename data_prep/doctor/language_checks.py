@@ -79,7 +79,7 @@ VERDICTS: dict[str, tuple[Level, str, str]] = {
 }
 
 
-# -- is every frame told something? ------------------------------------------------------------------------------------
+# -- does every frame have an instruction? -----------------------------------------------------------------------------
 
 
 def check_tasks(subject: Subject) -> Iterator[Finding]:

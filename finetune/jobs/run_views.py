@@ -294,7 +294,7 @@ def end_of(path: Path, size: int) -> tuple[list[bytes], int]:
 
 
 def _with_state(shown: View, job: Job, last: Attempt | None, known: KnownJobs) -> View:
-    """A word for how it stands, and why; `last` is the newest attempt, where that is this job's."""
+    """With the job's state in a word, and the reason; `last` is the newest attempt, where that is this job's."""
     started = last is not None or job.seconds > 0 or shown.log is None or Path(shown.log).exists()
     gone = not job.alive and not job.reason and job.state in ("", "CANCELLED") and not known.queue.silence
     if job.reason == _NEVER or (gone and not started and shown.waits_for):

@@ -236,7 +236,7 @@ def _block_kept(kernels: Kernels, stream: int, dropout: float, *, adaptive: bool
 
 
 def _passing(kernels: Kernels) -> int:
-    """Bytes that a block has in hand for each of its numbers besides; on a CPU the feed-forward's second half too."""
+    """Temporary bytes for each number of a block; on a CPU the feed-forward's second half too."""
     return (6 if kernels.cuda else 8) * kernels.size
 
 

@@ -163,7 +163,7 @@ def gpu_of_cluster(name: str | None) -> Gpu | None:
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds of a step on every GPU at once, and what they stand on."""
+    """Estimated seconds of a step, which every GPU takes at once, and what the estimate rests on."""
 
     products: float
     optimizer: float

@@ -68,7 +68,7 @@ def local_processes() -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """So many bytes, and what they are."""
+    """A number of bytes with a name."""
 
     name: str
     size: int
@@ -169,7 +169,7 @@ def device_memory(run: Run) -> DeviceMemory:
 
 
 def _weights(run: Run, *, backbone: bool) -> list[Part]:
-    """What lies there all the time: frozen weights, trained weights, moments, inputs."""
+    """What is held throughout a step: frozen weights, trained weights, moments, inputs."""
     frozen = sum(p.count for p in run.parameters if not p.trained and (backbone or not p.name.startswith("backbone.")))
     size, optimizer, batch = run.kernels.size, run.config.train.optimizer, run.batch
     whole, inputs = FP32 * run.trained, "cached features" if run.cached else "uint8 images"

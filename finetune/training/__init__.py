@@ -50,7 +50,8 @@ def as_tracked(values: dict[str, float]) -> dict[str, float]:
 
 
 def logged(path: Path) -> Iterator[bytes]:
-    """The lines of METRICS; what is longer than any comes in pieces, which are none, however large the file is."""
+    """The lines of METRICS, however large the file is. A line longer than any valid one arrives in pieces, which do
+    not parse."""
     with path.open("rb", buffering=_LONGEST) as file:
         yield from iter(lambda: file.readline(_LONGEST), b"")
 

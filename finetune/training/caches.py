@@ -40,7 +40,7 @@ from toolkit.progress import progress_bar
 
 RESERVE = 1.02  # of the bytes that are written
 TURN_SECONDS = 1.0  # between two looks whether another run is done
-BEAT_SECONDS = 10.0  # a process group gives up on a process that is silent for half an hour
+BEAT_SECONDS = 10.0  # NCCL and gloo time out after half an hour without a collective
 MAKE_ROOM = "Make room there, or choose another cache_dir=FOLDER."
 FORMAT = 1  # of features
 BATCH = 16  # rows a forward, when they are made and when they are checked: the same kernels then run
@@ -111,7 +111,7 @@ def _decode(folder: Path, layout: DatasetLayout, cameras: list[str], engine: Eng
 def turn(target: Path, what: str, attempt: ThisAttempt) -> Iterator[None]:
     """Wait until no other run makes `target`, then hold its lock in the main process.
 
-    The wait is said in one line that names the other run; a signal meanwhile raises Stopped.
+    It logs once which run it waits for; a signal meanwhile raises Stopped.
     """
     holder, waits = f"{files.this_process()}, run {attempt.config.run_dir}", False
 

@@ -67,7 +67,7 @@ class Best:
         return True
 
     def exhausted(self, patience: int | None) -> bool:
-        """Whether so many evaluations in a row were no better."""
+        """Whether `patience` evaluations in a row brought no improvement."""
         return patience is not None and self.worse >= patience
 
     def write(self, run_dir: Path) -> None:
@@ -277,7 +277,7 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
 
 
 def read_optimizer(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Name and optimizer state of one trained parameter after the other: all at once need not fit into memory."""
+    """(name, optimizer state) of one trained parameter after another, since all of them may not fit into memory."""
     with safe_open(checkpoint.folder / "optimizer.safetensors", framework="pt") as file:
         keys: dict[str, list[str]] = {}
         for tensor in file.keys():  # noqa: SIM118 - not a dict

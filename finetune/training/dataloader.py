@@ -116,7 +116,7 @@ def build_dataset(
 
 
 def training_order(dataset: TrainingDataset, config: FinetuneConfig) -> MixtureOrder:
-    """Which sample stands where; early frames as often as train.early_draws says."""
+    """The order of the samples; early frames come train.early_draws times in a pass."""
     train = config.train
     repeated = [first * (train.early_draws - 1) for first in dataset.first_starts(train.early_frames)]
     shares, batch = dataset.mixture.shares, train.global_batch_size
@@ -176,7 +176,7 @@ def begin_worker(worker: int) -> None:
 
 
 def answered(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches of a DataLoader, its errors as of `worker_errors`."""
+    """The batches of a DataLoader; errors of its workers are those of `worker_errors`."""
     batches = iter(loader)  # starts the processes
     with worker_errors():
         yield from batches

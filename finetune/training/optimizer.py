@@ -104,7 +104,8 @@ class OffloadedAdamW(torch.optim.Optimizer):
         parameter.copy_(weight)
 
     def _on_cpu(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Themselves on a CPU; else copies in pinned memory, which is kept and as large as the largest parameter."""
+        """The tensors themselves on a CPU; else copies in pinned buffers, which are reused and as large as the largest
+        parameter."""
         if tensors[0].device.type == "cpu":
             return tensors
         if not self._staging:
@@ -147,7 +148,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, states: Iterable[tuple[s
 
 
 def _share(moment: Tensor, weight: Tensor) -> Tensor:
-    """This process's share of a moment, as its weight is divided; steps are no moments."""
+    """This process's shard of a moment, sharded like its weight; a step counter is returned as it is."""
     if moment.shape != weight.shape or not isinstance(weight, DTensor):
         return moment
     return distribute_tensor(moment.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)

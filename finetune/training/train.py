@@ -249,7 +249,8 @@ class TrainingLoop:
         return None
 
     def _resume(self, start: Checkpoint) -> bool:
-        """Take over the evaluations up to a checkpoint, make up for one that a signal cut short; whether to end."""
+        """Restore the history of evaluations up to a checkpoint, and rerun one that a signal interrupted; whether
+        training should end."""
         self.best, run_dir = Best.restored(start.state), Path(self.config.run_dir)
         enough = self.best.exhausted(self.config.train.patience)
         if self.attempt.writes:

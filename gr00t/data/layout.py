@@ -111,7 +111,7 @@ class DatasetLayout:
 
     @property
     def choice(self) -> str:
-        """What tells apart the choices of episodes in names of caches: empty where none is left out."""
+        """The part of a cache's name that stands for the excluded episodes; empty where there are none."""
         found = json.dumps(sorted(self.excluded)).encode()
         return hashlib.sha256(found).hexdigest()[:8] if self.excluded else ""
 

@@ -186,7 +186,7 @@ def in_ranges(indices: Iterable[int]) -> list[int | str]:
 
 
 def as_typed(indices: Iterable[int]) -> str:
-    """The same as it is typed, without quotes: [3,40:60]."""
+    """The ranges of `in_ranges` as a command line takes them, without quotes: [3,40:60]."""
     return f"[{','.join(map(str, in_ranges(indices)))}]"
 
 

@@ -54,8 +54,8 @@ class SampleKey:
 class TrainingOrder:
     """The endless stream of samples of one dataset: one shuffled pass over all start frames after another.
 
-    `source` is the number of the dataset in a mixture: each has an order of its own. `repeated` (N,) are the start
-    frames that a pass holds once more each, as often as they stand there.
+    `source` is the number of the dataset in a mixture: each has an order of its own. `repeated` (N,) are start
+    frames that are added to each pass, once for every time that they are listed.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A GR00T-flavoured LeRobot dataset (v2.x or v3.0) as steps: what the robot saw, felt and did."""
+"""A GR00T-flavoured LeRobot dataset (v2.x or v3.0) as steps: images, states, actions and instruction of a frame."""
 
 from __future__ import annotations
 

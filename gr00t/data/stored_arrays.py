@@ -193,8 +193,9 @@ def write_frame_store(
 ) -> None:
     """Decode every episode of the cameras in `shapes` into `folder`, which appears whole or not at all.
 
-    The caller holds the folder's lock. `on_frames` hears how many frames came in. Decoding leaves Python's lock free,
-    so threads run side by side. Raises ToolkitError for frames of several sizes, and where the disk is full.
+    The caller holds the folder's lock. `on_frames` is called with the number of frames decoded since the last call.
+    Decoding leaves Python's lock free, so threads run side by side. Raises ToolkitError for frames of several sizes,
+    and where the disk is full.
     """
     first, own, images = first_rows(layout), threading.local(), table_images(layout, shapes)
 

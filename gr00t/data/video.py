@@ -300,7 +300,7 @@ class EpisodeVideo:
     `reader` reads the file that holds them and may be shared by episodes. In v3.0 a file's episodes follow each other:
     where their lengths add up to its frames, frames are counted. Else the first is the one shown at the second that
     meta/episodes names. Each further one must follow 1/fps later. Frames that are missing or doubled, and seconds that
-    drift away from the frames, raise ToolkitError, where the nearest frame would be another one in silence.
+    drift away from the frames, raise ToolkitError; the nearest frame would silently be another one.
     """
 
     def __init__(self, layout: DatasetLayout, episode: int, camera: str, reader: VideoReader | None = None) -> None:

@@ -29,7 +29,7 @@ READ = ("input_ids", "attention_mask", "image_grid_thw", "images", "pixel_values
 
 @dataclass
 class BackboneOutput:
-    """All that the action head knows of what the robot sees and hears.
+    """The backbone's output: all that the action head is given of images and instruction.
 
     features (B, S, dim); attention_mask (B, S) bool, False on padding; image_mask (B, S) bool, True on image tokens
     (vision_start and vision_end count as text).

@@ -221,7 +221,7 @@ def _check_steps(steps: int) -> int:
 
 
 def without_instructions(steps: Sequence[Step]) -> list[Step]:
-    """The same moments, of which nothing was said: the second half of a batch under guidance."""
+    """Copies of the steps without an instruction: the second, unconditional half of a guided batch."""
     return [replace(step, text=NO_INSTRUCTION) for step in steps]
 
 
