@@ -10,7 +10,7 @@ import torch
 from benchmarks.measuring import in_own_process
 from benchmarks.training_step import Case, build, make_batch, predict
 from finetune.plan.activations import CPU_AT_ONCE
-from finetune.plan.memory import FEATURE_BATCH
+from finetune.plan.memory import FEATURE_BATCH, ZERO_BUCKETS
 from finetune.recipe.train_config import TrainConfig
 from finetune.training.optimizer import build_optimizer
 
@@ -66,8 +66,9 @@ def test_the_resident_size_lies_between_the_plan_without_and_with_its_allowance(
     assert 0.9 * (plan.total - plan.parts[-1].size) < measured < 1.1 * plan.total
 
 
-def test_the_plan_knows_how_many_samples_pass_the_frozen_backbone_at_once() -> None:
+def test_the_plan_knows_how_much_passes_the_backbone_and_the_network_at_once() -> None:
     from finetune.training.caches import BATCH
+    from finetune.training.engine import BUCKET
     from gr00t.model.cpu_kernels import SAMPLES_AT_ONCE as PIECE
 
-    assert (FEATURE_BATCH, CPU_AT_ONCE) == (BATCH, PIECE)
+    assert (BATCH, PIECE, 2 * BUCKET * torch.float32.itemsize) == (FEATURE_BATCH, CPU_AT_ONCE, ZERO_BUCKETS)

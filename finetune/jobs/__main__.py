@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from finetune.jobs import JobsConfig
 from finetune.jobs.run_views import OVER, KnownJobs, View, end_of, find, view, views, views_of
-from finetune.slurm.cluster_queries import available, in_time, slurm
+from finetune.slurm.cluster_queries import available, in_time, log_of, slurm
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.command_line import run_main
 from toolkit.configuration import load_with_words
@@ -143,9 +142,7 @@ def _log_of_job(found: View) -> str | None:
     """Where the output of a plain job goes that has not begun an attempt, and may have been refused before."""
     if found.job is None or found.state == "pending" or not available():
         return None
-    done = slurm("scontrol", "show", "job", "--oneliner", found.job, check=False)
-    said = re.search(r"\bStdOut=(/.*?)(?: \w+=|$)", done.stdout)
-    return said[1] if said else None
+    return log_of(slurm("scontrol", "show", "job", "--oneliner", found.job, check=False).stdout)
 
 
 if __name__ == "__main__":

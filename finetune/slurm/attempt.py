@@ -66,7 +66,6 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
     cache_dir = _scratch_folder(config, overrides, nodes)
     by_hand = started_by_hand()
     _close_earlier(run_dir, job_id, None if by_hand else cluster.max_requeues)
-    log = None if by_hand else re.search(r"\bStdOut=(/.*?)(?: \w+=|$)", shown)
     more = {
         "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         "nodes": os.environ.get("SLURM_JOB_NODELIST"),
@@ -74,7 +73,7 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
         "gpus": nodes * int(os.environ.get("SLURM_GPUS_ON_NODE", "0")),
         "deadline": deadline,
         "job_name": os.environ.get("SLURM_JOB_NAME"),
-        "log": log[1] if log else None,
+        "log": None if by_hand else cluster_queries.log_of(shown),
         "by_hand": by_hand,
     }
     script = os.environ.get("GROOT_SCRIPT")  # "" or not set where scontrol is missing, as in a container

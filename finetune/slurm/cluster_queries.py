@@ -110,6 +110,12 @@ def slurm(*command: str, check: bool = True, text: str = "") -> subprocess.Compl
     return done
 
 
+def log_of(shown: str) -> str | None:
+    """Where a job's output goes, by its `scontrol show job --oneliner` line; None where that does not say."""
+    found = re.search(r"\bStdOut=(/.*?)(?: \w+=|$)", shown)
+    return found[1] if found else None
+
+
 def reason_of(failed: subprocess.CompletedProcess[str]) -> str:
     """What a command that failed says of it, in one line."""
     said = " ".join(failed.stderr.split()) or f"exit status {failed.returncode}"
