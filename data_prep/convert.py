@@ -34,7 +34,7 @@ from data_prep.lerobot import (
 )
 from data_prep.maniskill import Episode, LeftOut, Recordings
 from data_prep.recording_checks import check_apart, check_no_duplicates, check_told, read_recordings
-from data_prep.resumable_conversion import Unfinished, holds_conversion
+from data_prep.resumable_conversion import Unfinished, holds_conversion, parts_to_keep
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
@@ -70,7 +70,8 @@ class ConversionReport:
     """Outcome of convert_split: the folder, what each part holds (nothing after a share), what else there is to say,
     seconds taken.
 
-    `converted` and `taken_up` are the frames and episodes written now and by an interrupted start before.
+    `converted` and `taken_up` are the frames and episodes written now and by an interrupted start before, `kept` the
+    parts that were there and stay.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class ConversionReport:
     converted: int = 0
     taken_up: int = 0
     seconds: float = 0.0
+    kept: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The report as text."""
@@ -117,11 +119,12 @@ def convert_split(
 
     `instruction` is that of the episodes whose recordings hold none; None where all hold one. Everything but pixels is
     checked before anything is written; the result appears whole or not at all. This very conversion, where it is there
-    already, is noted and left. Started again after an interruption, it resumes with the episodes that are written and
-    whose recordings are unchanged. The parts beside train may be missing (of conflict a warning says so). Per-step
-    statistics are made for the action horizon of `modality_configs`. `workers` is the number of processes, None for one
-    per core where there is enough to do. With `share` ("2/8") only that share of the episodes is written, side by side
-    with other shares, for a later call without it to take up. Raises ToolkitError for anything the user can mend.
+    already, is noted and left; where only some of its parts are there, the others are added. Started again after an
+    interruption, it resumes with the episodes that are written and whose recordings are unchanged. The parts beside
+    train may be missing (of conflict a warning says so). Per-step statistics are made for the action horizon of
+    `modality_configs`. `workers` is the number of processes, None for one per core where there is enough to do. With
+    `share` ("2/8") only that share of the episodes is written, side by side with other shares, for a later call without
+    it to take up. Raises ToolkitError for anything the user can mend.
     """
     started = time.monotonic()
     target = Path(data_dir) / split_name
@@ -139,7 +142,9 @@ def convert_split(
         # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
         if is_there():
             return report
-        report.notes += _lists_dropped(place, parts_of(split_name))
+        report.notes += _lists_dropped(place, [part for part in parts_of(split_name) if part not in report.kept])
+        report.notes += [f"{target / part}: is there already and stays as it is." for part in report.kept]
+        plans = [plan for plan in plans if plan.part not in report.kept]
         _convert_to(place, plans, share, overwrite, workers, progress, report)
     report.seconds = time.monotonic() - started
     return report
@@ -180,6 +185,9 @@ def _is_there(raw: Path, settings: Mapping[str, Any], overwrite: bool, report: C
         report.notes.append(f"{report.folder}: already holds these recordings, converted with these settings.")
         return True
     target = report.folder
+    report.kept = [] if overwrite else parts_to_keep(target, raw, parts, settings)
+    if report.kept:
+        return False
     if not target.exists() and not target.is_symlink():
         return False
     if not overwrite:
@@ -291,6 +299,7 @@ def _convert_to(
             for plan in plans:
                 bar.update(tasks[plan.part], description=f"{plan.part}: statistics")
                 report.parts.append(_finish(unfinished, plan))
+            unfinished.take_over([place / part for part in report.kept])
             publish(unfinished.dataset, place)
     if share is None:
         unfinished.remove()

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,15 @@ def holds_conversion(target: Path, raw: Path, parts: Sequence[str], settings: Ma
     if not there or target.is_symlink() or not target.is_dir() or {p.name for p in target.iterdir()} != set(there):
         return False
     return all(_is_made_of(target / part / "meta" / "split.json", raw / part, settings) for part in there)
+
+
+def parts_to_keep(target: Path, raw: Path, parts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """The parts in `target` where it holds nothing but such as were made of just these recordings with just these
+    settings, and others were recorded that it lacks."""
+    there = {part for part in parts if (raw / part).is_dir()}
+    found = [] if target.is_symlink() or not target.is_dir() else sorted(path.name for path in target.iterdir())
+    fits = {*found} < there and all(_is_made_of(target / p / "meta" / "split.json", raw / p, settings) for p in found)
+    return found if fits else []
 
 
 def _is_made_of(split_file: Path, folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -119,6 +129,11 @@ class Unfinished:
         """The records of one part, in order."""
         return [record for place, record in sorted(self.records.items()) if place[0] == part]
 
+    def take_over(self, parts: Sequence[Path]) -> None:
+        """Bring parts of an earlier conversion into the dataset as they are, by links where the disk has them."""
+        for part in parts:
+            shutil.copytree(part, self.dataset / part.name, copy_function=_link, dirs_exist_ok=True)
+
     @contextmanager
     def kept(self, total: int) -> Iterator[None]:
         """Around the work on `total` episodes: what is written stays when it fails, and the error says so."""
@@ -147,6 +162,16 @@ class Unfinished:
             return False
         paths = [(self.dataset / name, digest) for name, digest in record.files.items()]
         return all(path.is_file() and file_sha256(path) == digest for path, digest in paths)
+
+
+def _link(source: str, target: str) -> None:
+    with suppress(FileExistsError):
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if isinstance(error, FileExistsError):
+                raise
+            shutil.copy2(source, target)
 
 
 def _line(record: EpisodeRecord) -> str:

@@ -206,6 +206,33 @@ def test_an_interrupted_conversion_says_so_and_continues_with_what_is_there(
     assert tree(data) == expected
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_part_that_was_recorded_later_is_added_and_the_others_stay(
+    raw: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(raw / SPLIT / "train", first / SPLIT / "train")
+    run(first, data)
+    monkeypatch.chdir(tmp_path)
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
+    (data / SPLIT / "train/.cache").mkdir()
+    (data / SPLIT / "train/.cache/kept").write_text("of a training")
+    shutil.copytree(raw / SPLIT / "conflict", first / SPLIT / "conflict")
+    with pytest.raises(ToolkitError, match="exists already and is left as it is"):
+        run(first, data, val_fraction=0.2)
+    assert counted(first, data, monkeypatch) == [("conflict", 0), ("conflict", 1)]
+    found = tree(data)
+    assert found.pop(f"{SPLIT}/train/.cache/kept") == b"of a training"
+    run(first, tmp_path / "whole")
+    assert found == tree(tmp_path / "whole")
+    assert not counted(first, data, monkeypatch)  # all is there
+    shutil.rmtree(data / SPLIT / "conflict")
+    (data / SPLIT / "train/meta/split.json").write_text("{}")
+    with pytest.raises(ToolkitError, match="exists already and is left as it is"):
+        run(first, data)
+
+
 def test_the_journal_keeps_its_format(raw: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or what an earlier version has converted would be thrown away without a word."""
     interrupted(raw, data, monkeypatch, after=2, error=KeyboardInterrupt())

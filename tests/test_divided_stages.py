@@ -180,8 +180,10 @@ def test_a_recording_that_is_there_is_left_out_with_its_shares(tmp_path: Path) -
     assert f"s42-record-train: {tmp_path}/raw/color_object/train is there already" in said
     assert found["s42-prepare-1of2"] == [""]  # the conflict part
     assert "s42-record-train-1of2" in left(chain(tmp_path, "overwrite=true"), Queue({}))[0]
-    (tmp_path / "data/color_object/train/meta").mkdir(parents=True)
-    (tmp_path / "data/color_object/train/meta/info.json").touch()
+    for part in ("train", "conflict"):
+        assert "s42-prepare" in left(chain(tmp_path), Queue({}))[0]  # which adds the part that is recorded
+        (tmp_path / f"data/color_object/{part}/meta").mkdir(parents=True)
+        (tmp_path / f"data/color_object/{part}/meta/info.json").touch()
     found, said = left(chain(tmp_path), Queue({}))
     assert found["s42"] == [] and not any("prepare" in name for name in found)
 

@@ -191,8 +191,9 @@ class _Composer:
                     task = made.setdefault((stage, *sorted(own.items())), Task(stage, own, config, run))
                     task.after += [other for other in before if other not in task.after]
                     here.append(task)
-                    if stage == "prepare" and run.dataset.conflict_share:
-                        task.parts.add(TRAIN_CONFLICT)
+                    if stage == "prepare":
+                        task.parts |= {other.config.part for other in before}
+                        task.parts |= {TRAIN_CONFLICT} if run.dataset.conflict_share else set()
                 before = here
         refuse_shared_folders([*made.values()])
         tasks = [each for task in made.values() for each in [*_divide(task), task]]
