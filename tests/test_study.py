@@ -559,9 +559,20 @@ def test_a_checkpoint_that_was_replaced_is_evaluated_whatever_the_numbers_say(tm
 
 def test_numbers_that_are_no_study_s_are_refused(tmp_path: Path, tiny_base: Path) -> None:
     found, _ = drawn(tmp_path, tiny_base)
-    (tmp_path / "out/small/study.json").write_text('{"points": [{"values": {}}]}')
-    with pytest.raises(ToolkitError, match=r"study.json.*Remove it"):
-        Standing(found, 1)
+    numbers = tmp_path / "out/small/study.json"
+    good = json.loads(numbers.read_text())
+    for spoil in (
+        lambda point: point.pop("state"),
+        lambda point: point.pop("rates"),
+        lambda point: point["outcomes"]["seen"].update(success="01"),
+        lambda point: point["outcomes"]["seen"].update(seeds=["all"]),
+        lambda point: point["outcomes"]["seen"].pop("picked"),
+    ):
+        bad = json.loads(json.dumps(good))
+        spoil(bad["points"][0])
+        numbers.write_text(json.dumps(bad))
+        with pytest.raises(ToolkitError, match=r"study.json"):
+            Standing(found, 1)
 
 
 def test_one_more_training_is_expected_where_those_before_may_lie() -> None:

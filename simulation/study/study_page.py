@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from gr00t.data.meta_files import in_ranges
 from gr00t.errors import disk_errors
 from gr00t.file_replacement import write_json, write_text
-from simulation.closed_loop import Evaluation
+from simulation.closed_loop import EpisodeOutcome, Evaluation
 from simulation.report import AS_IT_IS, Summary, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, read_evaluation
 from simulation.report.shares import Difference, Share, paired_difference, plain
 from simulation.report.training_seeds import Estimate, measure, setting_difference
 from simulation.study.grid import NUMBERS, PAGE, TRAINING_SEED, Point, Study
-from simulation.study.study_run import DONE, Standing
+from simulation.study.study_run import DONE, Standing, by_seed
 from toolkit.html_page import percent, render_page
 
 FORMAT = 1
 _PICKS = {"target": "t", "lure": "l", "other": "o", "nothing": "n"}  # as study.json writes the picks of episodes
-Outcomes = dict[str, dict[str, Any]]  # by part: the episodes' seeds, and a letter each of success (1, 0) and _PICKS
+# By part: seeds of the episodes, in ranges, and in their order a letter each of success (1, 0) and picked (_PICKS).
+Outcomes = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -148,13 +150,18 @@ def _played(point: Point, standing: Standing) -> tuple[dict[str, Share], Outcome
 
 
 def _outcomes(report: Evaluation) -> Outcomes:
-    found: Outcomes = {}
-    for episode in (episode for episode in report.episodes if episode.condition == AS_IT_IS):
-        own = found.setdefault(episode.part, {"seeds": [], "success": "", "picked": ""})
-        own["seeds"].append(episode.seed)
-        own["success"] += str(int(episode.success))
-        own["picked"] += _PICKS[episode.picked]
-    return found
+    parts: dict[str, list[EpisodeOutcome]] = {}
+    for episode in sorted(report.episodes, key=lambda episode: episode.seed):
+        if episode.condition == AS_IT_IS:
+            parts.setdefault(episode.part, []).append(episode)
+    return {
+        part: {
+            "seeds": in_ranges(episode.seed for episode in found),
+            "success": "".join(str(int(episode.success)) for episode in found),
+            "picked": "".join(_PICKS[episode.picked] for episode in found),
+        }
+        for part, found in parts.items()
+    }
 
 
 def _effects(study: Study, rates: Sequence[Mapping[str, Share]], outcomes: Sequence[Outcomes]) -> Iterator[Effect]:
@@ -181,9 +188,7 @@ def _paired(trainings: Sequence[tuple[Outcomes, Outcomes]]) -> dict[str, Differe
     for first, second in trainings:
         for part in (part for part in first if part in second):
             for name, kind, sign in (("success", "success", "1"), ("picks of the target", "picked", "t")):
-                before, after = (
-                    dict(zip(side[part]["seeds"], side[part][kind], strict=True)) for side in (first, second)
-                )
+                before, after = (by_seed(side[part], kind) for side in (first, second))
                 both = [(after[seed] == sign, before[seed] == sign) for seed in before if seed in after]
                 pairs.setdefault(f"{name}, {part}", []).extend(both)
     return {name: paired_difference(found) for name, found in pairs.items() if found}

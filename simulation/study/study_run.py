@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from finetune.recipe import check_finetune
 from finetune.recipe.recipe_identity import RELEASE_MARK
 from finetune.slurm.done_and_busy import found_result
 from finetune.slurm.launch_request import Task
+from gr00t.data.meta_files import episode_range
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import parsing, read_json
 from gr00t.file_replacement import file_lock
@@ -47,8 +49,11 @@ class Standing:
             self.seconds: dict[str, list[float]] = before.get("seconds", {})
             done = [point for point in before.get("points", []) + before.get("others", []) if point["state"] == DONE]
             self.kept: dict[str, dict[str, Any]] = {_text(point["values"]): point for point in done}
-            if any("rates" not in point for point in done):
-                raise KeyError("rates")
+            for point in done:
+                if not isinstance(point["rates"], dict):
+                    raise TypeError(f"rates: {point['rates']}")
+                for outcomes, kind in itertools.product(point.get("outcomes", {}).values(), ("success", "picked")):
+                    by_seed(outcomes, kind)
         for task in study.request.tasks:
             try:
                 if found_result(replace(task, after=[])):
@@ -107,6 +112,12 @@ class Standing:
 
 def _text(values: Mapping[str, str]) -> str:
     return " ".join(f"{name}={values[name]}" for name in sorted(values))
+
+
+def by_seed(outcomes: Mapping[str, Any], kind: str) -> dict[int, str]:
+    """The letters of one kind that study.json holds of the episodes of a part, by the episodes' seeds."""
+    seeds = [seed for entry in outcomes["seeds"] for seed in episode_range(entry, NUMBERS)]
+    return dict(zip(seeds, outcomes[kind], strict=True))
 
 
 def _leading_to(task: Task, done: Collection[Task]) -> Iterator[Task]:
