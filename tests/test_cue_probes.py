@@ -23,7 +23,7 @@ from benchmarks.cue_probes import agreement, closed_loop, spearman
 from conflict_panda_config import MODALITY_CONFIG
 from finetune.open_loop.probe_set import ARRAYS, Probe, ProbePredictor, ProbeSet
 from finetune.report.__main__ import main, read
-from finetune.training import dataloader
+from finetune.training import first_batch
 from finetune.training.metrics import Validation
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
@@ -159,7 +159,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def without_images() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Validation, "draw", lambda *_: {})
-        patch.setattr(dataloader, "draw", lambda _, image: image.touch())
+        patch.setattr(first_batch, "draw", lambda _, image: image.touch())
         yield
 
 

@@ -16,7 +16,7 @@ from config_calls import compose
 from conflict_panda_config import MODALITY_CONFIG
 from finetune.open_loop.predictions import Errors, Section
 from finetune.recipe import FinetuneConfig
-from finetune.training import dataloader as first_batch
+from finetune.training import first_batch
 from finetune.training.caches import store_identity
 from finetune.training.dataloader import (
     answered,
