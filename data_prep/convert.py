@@ -34,7 +34,7 @@ from data_prep.lerobot import (
 )
 from data_prep.maniskill import Episode, LeftOut, Recordings
 from data_prep.recording_checks import check_apart, check_no_duplicates, check_told, read_recordings
-from data_prep.resumable_conversion import Unfinished, holds_conversion, parts_to_keep
+from data_prep.resumable_conversion import Unfinished, converted_parts
 from gr00t.data.schema import ModalityConfigs
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes
 from gr00t.file_reading import read_json
@@ -180,13 +180,12 @@ def _check_arguments(split_name: str, instruction: str | None, workers: int | No
 
 def _is_there(raw: Path, settings: Mapping[str, Any], overwrite: bool, report: ConversionReport) -> bool:
     """Whether the report's folder holds this very conversion, which is noted; what may not be replaced is refused."""
-    parts = parts_of(split_folder(raw)[1])
-    if not overwrite and holds_conversion(report.folder, raw, parts, settings):
-        report.notes.append(f"{report.folder}: already holds these recordings, converted with these settings.")
-        return True
-    target = report.folder
-    report.kept = [] if overwrite else parts_to_keep(target, raw, parts, settings)
+    parts, target = parts_of(split_folder(raw)[1]), report.folder
+    report.kept = [] if overwrite else converted_parts(target, raw, parts, settings)
     if report.kept:
+        if all(part in report.kept for part in parts if (raw / part).is_dir()):
+            report.notes.append(f"{target}: already holds these recordings, converted with these settings.")
+            return True
         return False
     if not target.exists() and not target.is_symlink():
         return False

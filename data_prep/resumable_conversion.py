@@ -24,22 +24,15 @@ from gr00t.file_replacement import file_sha256, whole_file
 Place = tuple[str, int]  # part, episode index
 
 
-def holds_conversion(target: Path, raw: Path, parts: Sequence[str], settings: Mapping[str, Any]) -> bool:
-    """Whether `target` holds the datasets of just these recordings, byte for byte, made with just these settings (of
-    meta/split.json): so does a job that is requeued after it published, or a command that is given twice."""
-    there = [part for part in parts if (raw / part).is_dir()]
-    if not there or target.is_symlink() or not target.is_dir() or {p.name for p in target.iterdir()} != set(there):
-        return False
-    return all(_is_made_of(target / part / "meta" / "split.json", raw / part, settings) for part in there)
-
-
-def parts_to_keep(target: Path, raw: Path, parts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
-    """The parts in `target` where it holds nothing but such as were made of just these recordings with just these
-    settings, and others were recorded that it lacks."""
-    there = {part for part in parts if (raw / part).is_dir()}
-    found = [] if target.is_symlink() or not target.is_dir() else sorted(path.name for path in target.iterdir())
-    fits = {*found} < there and all(_is_made_of(target / p / "meta" / "split.json", raw / p, settings) for p in found)
-    return found if fits else []
+def converted_parts(target: Path, raw: Path, parts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """The parts that `target` holds, each made of just these recordings, byte for byte, with just these settings (of
+    meta/split.json); none where it holds anything else. So does a job that is requeued after it published, or a command
+    that is given twice."""
+    there = [] if target.is_symlink() or not target.is_dir() else sorted(path.name for path in target.iterdir())
+    recorded = {part for part in parts if (raw / part).is_dir()}
+    split_files = {part: target / part / "meta" / "split.json" for part in there}
+    fit = {*there} <= recorded and all(_is_made_of(file, raw / p, settings) for p, file in split_files.items())
+    return there if fit else []
 
 
 def _is_made_of(split_file: Path, folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -132,7 +125,7 @@ class Unfinished:
     def take_over(self, parts: Sequence[Path]) -> None:
         """Bring parts of an earlier conversion into the dataset as they are, by links where the disk has them."""
         for part in parts:
-            shutil.copytree(part, self.dataset / part.name, copy_function=_link, dirs_exist_ok=True)
+            shutil.copytree(part, self.dataset / part.name, copy_function=_link)
 
     @contextmanager
     def kept(self, total: int) -> Iterator[None]:
@@ -165,13 +158,10 @@ class Unfinished:
 
 
 def _link(source: str, target: str) -> None:
-    with suppress(FileExistsError):
-        try:
-            os.link(source, target)
-        except OSError as error:
-            if isinstance(error, FileExistsError):
-                raise
-            shutil.copy2(source, target)
+    try:
+        os.link(source, target)
+    except OSError:  # of a disk that has no links
+        shutil.copy2(source, target)
 
 
 def _line(record: EpisodeRecord) -> str:

@@ -33,7 +33,7 @@ from simulation.scenes.instruction_suite import InstructedEpisode, combinations
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.study import study_run
 from simulation.study.__main__ import main, read
-from simulation.study.grid import Study, read_study
+from simulation.study.grid import Point, Study, read_study
 from simulation.study.study_page import draw, over_trainings
 from simulation.study.study_run import Standing, command_of
 from toolkit.configuration import load
@@ -457,22 +457,26 @@ def test_the_page_shows_each_point_and_takes_trainings_together(tmp_path: Path, 
     assert page.count("closed_loop.html") == 3
 
 
+def evaluated(standing: Standing, point: Point, successes: int) -> None:
+    """Writes the point's report: of ten episodes a part, what is asked for is done in the first ones."""
+
+    def chooses(episode: InstructedEpisode, _: random.Random) -> int | None:
+        return episode.target if episode.seed - FIRST_EVALUATION_SEED < successes else None
+
+    outcomes = acted("instruction/color_object", ("seen", "conflict"), 10, chooses)
+    folder = Path(point.evaluation.config.report_folder)
+    write_report(evaluation(outcomes, split="instruction/color_object", instruction=None), folder)
+    standing.done.add(point.evaluation)
+
+
 def test_what_a_value_changes_is_of_the_means_or_of_the_same_episodes(tmp_path: Path, tiny_base: Path) -> None:
     axes = {"augment.instruction_dropout": [0.0, 0.1], "guidance": [1, 2], "train.seed": [0, 1]}
     found = study(tmp_path, tiny_base, axes)
     standing = Standing(found, 1)
     right: dict[tuple[str, ...], int] = {}
     for index, point in enumerate(found.points):
-        right[tuple(point.values.values())] = successes = 2 + index
-        outcomes = acted(
-            "instruction/color_object",
-            ("seen", "conflict"),
-            10,
-            lambda e, _, n=successes: e.target if e.seed - FIRST_EVALUATION_SEED < n else None,
-        )
-        folder = Path(point.evaluation.config.report_folder)
-        write_report(evaluation(outcomes, split="instruction/color_object", instruction=None), folder)
-        standing.done.add(point.evaluation)
+        right[tuple(point.values.values())] = 2 + index
+        evaluated(standing, point, 2 + index)
     draw(found, standing)
     data = json.loads((tmp_path / "out/small/study.json").read_text())
     effects = {(e["axis"], *e["condition"], e["measure"]): e for e in data["effects"]}
@@ -496,15 +500,7 @@ def test_a_study_of_seeds_alone_has_its_interval(tmp_path: Path, tiny_base: Path
     found = study(tmp_path, tiny_base, {"train.seed": [0, 1]})
     standing = Standing(found, 1)
     for point, successes in zip(found.points, (4, 7), strict=True):
-        outcomes = acted(
-            "instruction/color_object",
-            ("seen",),
-            10,
-            lambda e, _, n=successes: e.target if e.seed - FIRST_EVALUATION_SEED < n else None,
-        )
-        folder = Path(point.evaluation.config.report_folder)
-        write_report(evaluation(outcomes, split="instruction/color_object", instruction=None), folder)
-        standing.done.add(point.evaluation)
+        evaluated(standing, point, successes)
     draw(found, standing)
     mean = measure([Share(4, 10), Share(7, 10)]).mean
     assert mean is not None
