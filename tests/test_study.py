@@ -404,6 +404,17 @@ def test_commands_do_not_outlive_a_study_that_fails(
     assert notes.read_text().count("begun") == 2 and notes.read_text().count("ended") == 1
 
 
+def test_a_command_that_ends_without_its_result_has_failed(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a fine-tune that somebody else asked to stop, which ends with status 0."""
+    standing = Standing(study(tmp_path, tiny_base, {"train.seed": [0]}), 1)
+    commands(monkeypatch, tmp_path / "notes", "pass")
+    monkeypatch.setattr(study_run, "found_result", lambda task: None)
+    study_run.run_here(standing, None, lambda: None)
+    assert not standing.done and ["ended without its result" in said for said in standing.failed.values()] == [True]
+
+
 def test_other_settings_do_not_mix_with_what_is_there(tmp_path: Path, tiny_base: Path) -> None:
     found = study(tmp_path, tiny_base)
     draw(found, Standing(found, 1))
