@@ -25,10 +25,10 @@ example: .venv/ready-dev ## record, train all of a small N1.7 from random weight
 	@scripts/example.sh
 
 test: .venv/ready-dev lint ## lint, type-check and run every test that can run here
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-long: .venv/ready-dev ## the rest, two hours: kills at random moments, fuzzers, the slowest tests, disturbances of a throw-away cluster
-	$(BIN)/python -m pytest -m long -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m long -n 2 --dist loadgroup --no-loadscope-reorder
 
 mutants: .venv/ready-dev ## break the code in 300 places, one at a time, and see which the tests notice (hours; resumes)
 	$(BIN)/python -m pip install -q -c constraints.txt cosmic-ray pytest-cov

@@ -36,9 +36,9 @@ from finetune.training import checkpointing, optimizer
 from finetune.training.engine import Engine
 from finetune.training.stopping import AttemptToken
 from gr00t.file_replacement import file_sha256, whole_folder
-from gr00t.model.checkpoint import read_tensors
 from gr00t.model.checkpoint_folder import weight_files
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import read_tensors
 from toolkit.configuration import load
 
 COLUMNS: Columns = {

@@ -24,8 +24,8 @@ from scipy.special import expit, ndtri
 
 from benchmarks.measuring import Columns, show
 from simulation.closed_loop_evaluation import LOOK
+from simulation.report.proportions import CONFIDENCE, Share
 from simulation.report.sequential_test import Question, log_winnings
-from simulation.report.shares import CONFIDENCE, Share
 from simulation.report.training_seeds import measure, setting_difference
 
 RUNS, EPISODES = 10_000, 200

@@ -51,6 +51,8 @@ BYTES_PER_FRAME = 400  # a row of the frame table
 BYTES_PER_EPISODE = 40_000  # file headers
 TELLING_FRAMES = 2000  # from so many on, what is written predicts the rest better
 
+DISK_REMEDY = "Make room and start again: it continues with what is converted. Or choose another data_dir=...."
+
 
 @dataclass(frozen=True)
 class PartReport:
@@ -114,17 +116,15 @@ def convert_split(
     share: str | None = None,
     progress: bool = True,
 ) -> ConversionReport:
-    """Convert raw_dir/<split_name>/{train,conflict} to data_dir/<split_name>/{train,conflict}; of the instruction suite
-    also unseen and train_conflict.
+    """Convert raw_dir/<split_name>/<part> to data_dir/<split_name>/<part> for each part of the split that is recorded.
 
     `instruction` is that of the episodes whose recordings hold none; None where all hold one. Everything but pixels is
     checked before anything is written; the result appears whole or not at all. This very conversion, where it is there
-    already, is noted and left; where only some of its parts are there, the others are added. Started again after an
-    interruption, it resumes with the episodes that are written and whose recordings are unchanged. The parts beside
-    train may be missing (of conflict a warning says so). Per-step statistics are made for the action horizon of
-    `modality_configs`. `workers` is the number of processes, None for one per core where there is enough to do. With
-    `share` ("2/8") only that share of the episodes is written, side by side with other shares, for a later call without
-    it to take up. Raises ToolkitError for anything the user can mend.
+    already, is noted and left; where some of its parts are there, the others are added. Started again, it resumes with
+    the episodes that are written and whose recordings are unchanged. Parts beside train may be missing (of conflict a
+    warning says so). Per-step statistics are made for the action horizon of `modality_configs`. `workers` is the number
+    of processes, None for one per core. With `share` ("2/8") only that share of the episodes is written, side by side
+    with other shares, for a later call without it to take up. Raises ToolkitError for anything the user can mend.
     """
     started = time.monotonic()
     target = Path(data_dir) / split_name
@@ -137,15 +137,14 @@ def convert_split(
     parts = _read(Path(raw_dir) / split_name, parts_of(split_name), progress, report)
     check_told(parts, split_name, instruction)
     plans = [_plan(part, found, instruction, val_fraction, seed, modality_configs) for part, found in parts.items()]
-    remedy = "Make room and start again: it continues with what is converted. Or choose another data_dir=...."
-    with disk_errors(target, remedy), _locked(target, share) as place:
+    with disk_errors(target, DISK_REMEDY), _locked(target, share) as place:
         # Again, now that nobody else can write it: a killed run's old dataset may just have been put back.
         if is_there():
             return report
         report.notes += _lists_dropped(place, [part for part in parts_of(split_name) if part not in report.kept])
         report.notes += [f"{target / part}: is there already and stays as it is." for part in report.kept]
-        plans = [plan for plan in plans if plan.part not in report.kept]
-        _convert_to(place, plans, share, overwrite, workers, progress, report)
+        missing = [plan for plan in plans if plan.part not in report.kept]
+        _convert_to(place, missing, share, overwrite, workers, progress, report)
     report.seconds = time.monotonic() - started
     return report
 

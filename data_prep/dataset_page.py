@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from data_prep.doctor import ERROR, WARNING, Report
+from data_prep.doctor.decoded_video import jpeg
 from data_prep.doctor.examined_dataset import Series, Subject, evenly
-from data_prep.doctor.footage import jpeg
 from data_prep.doctor.language_checks import instructions_by_episode
 from gr00t.errors import ToolkitError
 from toolkit.html_page import COLORS, GREY, data_uri, render_page

@@ -23,9 +23,9 @@ from huggingface_hub import DatasetCardData
 
 from data_prep import PublishConfig
 from data_prep.doctor import ERROR, PREPARE_AGAIN
+from data_prep.doctor.decoded_video import jpeg
 from data_prep.doctor.examine import examine
 from data_prep.doctor.examined_dataset import Subject, evenly, listed_objects
-from data_prep.doctor.footage import jpeg
 from gr00t.data.layout import IMAGES, DatasetLayout, fingerprint_entries
 from gr00t.data.schema import python_source
 from gr00t.errors import ToolkitError

@@ -24,7 +24,7 @@ from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import TARGET
 from simulation.report import summarize
 from simulation.report.closed_loop_report import find_evaluations, read_evaluation
-from simulation.report.shares import Share, plain
+from simulation.report.proportions import Share, plain
 from simulation.scenes import single_factor
 from simulation.scenes.instruction_suite import Body, InstructedEpisode
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, Episode, Thing
@@ -36,7 +36,7 @@ from toolkit.progress import progress_bar
 from toolkit.shared_keys import LARGEST_SEED, check_writable
 
 if TYPE_CHECKING:
-    from data_prep.probing import Question
+    from data_prep.input_probes import Question
 
 UNSOUND = 1  # exit status
 FORMAT, KIND = 1, "benchmark audit"
@@ -216,7 +216,7 @@ def _with_choice(scenes: Sequence[Scene]) -> list[Scene]:
 
 def _learned(train: Sequence[Scene], probe: str, seed: int) -> Callable[[Sequence[Scene]], np.ndarray]:
     """The picks of a probe that was fitted to these scenes."""
-    from data_prep.probing import ChoiceProbe  # which imports torch
+    from data_prep.input_probes import ChoiceProbe  # which imports torch
 
     learned = ChoiceProbe([_question(scene, probe) for scene in train], seed)
     return lambda scenes: learned.picks([_question(scene, probe) for scene in scenes])
@@ -224,7 +224,7 @@ def _learned(train: Sequence[Scene], probe: str, seed: int) -> Callable[[Sequenc
 
 def _question(scene: Scene, probe: str) -> Question:
     """What the probe sees of a scene."""
-    from data_prep.probing import Question
+    from data_prep.input_probes import Question
 
     bodies: Sequence[Thing | Body] = scene.objects
     things = []
@@ -265,7 +265,7 @@ def _usual(train: Sequence[Scene], probe: str, seed: int) -> Callable[[Sequence[
 
 def judged(scored: Sequence[Scored]) -> list[Part]:
     """Each probe's share with its verdict: Holm's adjustment is over all tests of the run."""
-    from data_prep.probing import adjusted, tails
+    from data_prep.input_probes import adjusted, tails
 
     tests = [(s, probe) for s in scored for probe in PROBES if probe != EVERYTHING]
     both = [2 * min(tails(int(s.hits[probe].sum()), s.chances)) for s, probe in tests]
@@ -283,7 +283,7 @@ def judged(scored: Sequence[Scored]) -> list[Part]:
 
 def _verdict(scored: Scored, probe: str, p: float | None, tests: int) -> tuple[str, str]:
     """Sound, documented or leak, with the reason that is documented; outside the documented shares it is a leak too."""
-    from data_prep.probing import tails
+    from data_prep.input_probes import tails
 
     if p is None or p >= LEVEL:
         return SOUND, ""

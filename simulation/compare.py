@@ -21,7 +21,7 @@ from simulation.report import AS_IT_IS, Result, preferences, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
 from simulation.report.dominance import HEIGHT, WIDTH, A, B, Graph, graph
 from simulation.report.paper import write_paper
-from simulation.report.shares import Difference, difference, many, paired_difference, plain
+from simulation.report.proportions import Difference, difference, many, paired_difference, plain
 from simulation.report.training_seeds import DIFFICULTY, HOLDS_FOR, Family, Setting, compare_settings
 from simulation.scenes.suites import SUITES, Suite
 from toolkit.command_line import run_main

@@ -28,6 +28,7 @@ __all__ = ["renderer"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes (pytest -n) one runs all tests of a file, and one all that need the same slow preparation:
     the test cluster, or recordings in the simulator. These come first, so that no long one is left at the end."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.intervals import EPISODES, RUNS, first_answers
+from simulation.report.proportions import Share
 from simulation.report.sequential_test import Outcomes, Question
-from simulation.report.shares import Share
 
 
 def drawn_shares(share: float, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from outcomes import HELD, WRONG, evaluation, played
 
-from data_prep.probing import ChoiceProbe, Question, adjusted, tails
+from data_prep.input_probes import ChoiceProbe, Question, adjusted, tails
 from gr00t.errors import ToolkitError
 from simulation import audit as auditing
 from simulation.audit import AuditConfig, Scene, Scored, audit, judged, main, score_scenes

@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModel
 
 from benchmarks import checkpoints
 from gr00t.errors import ToolkitError
-from gr00t.model.checkpoint import LM_HEAD, MAX_SHARD_BYTES, plan_shards, release_tensors
 from gr00t.model.config import Gr00tN1d7Config, released_config
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import LM_HEAD, MAX_SHARD_BYTES, plan_shards, release_tensors
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gr00t.errors import ToolkitError
-from gr00t.model.checkpoint import EMBEDDINGS, LM_HEAD
 from gr00t.model.checkpoint_folder import resolve_folder
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import EMBEDDINGS, LM_HEAD
 
 INDEX = "model.safetensors.index.json"
 

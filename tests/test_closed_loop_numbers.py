@@ -13,7 +13,7 @@ from simulation.closed_loop import EpisodeOutcome
 from simulation.report import count, summarize
 from simulation.report.conclusions import _small, cue_preference, in_short, least_shown, readings
 from simulation.report.dominance import LEAST_PICKS, verdict
-from simulation.report.shares import Difference, Share, difference, paired_difference
+from simulation.report.proportions import Difference, Share, difference, paired_difference
 from simulation.scenes.plate_suite import FACTORS
 from toolkit.installation import CHECKOUT
 

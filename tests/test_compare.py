@@ -14,7 +14,7 @@ from test_closed_loop_report import EVIL, Page
 from gr00t.errors import ToolkitError
 from simulation.compare import compare, main, tint
 from simulation.report.closed_loop_report import find_evaluations, write_report
-from simulation.report.shares import Share, difference, paired_difference
+from simulation.report.proportions import Share, difference, paired_difference
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from toolkit.command_line import run_main
 

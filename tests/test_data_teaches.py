@@ -10,12 +10,12 @@ import pytest
 from taught_data import TEN, write_taught
 
 from conflict_panda_config import MODALITY_CONFIG
-from data_prep import probing
+from data_prep import input_probes
 from data_prep.check import main, read
 from data_prep.doctor.examine import examine
 from data_prep.doctor.examined_dataset import Subject
 from data_prep.doctor.language_checks import check_taught, interval, judge
-from data_prep.probing import Told
+from data_prep.input_probes import Told
 
 N = 300
 
@@ -70,7 +70,7 @@ def test_nothing_is_probed_unless_it_is_asked_for_and_then_only_train(sound: Pat
 def test_a_sentence_that_names_the_place_is_found_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(probing, "STEPS", 60)
+    monkeypatch.setattr(input_probes, "STEPS", 60)
     data = write_taught(tmp_path / "data", "the sentence names the place", 90)
     with pytest.raises(SystemExit):  # for want of fingerprints, statistics and a second camera
         main(read([str(data), "fast=true", "probe=true", f"json={tmp_path}/a.json", f"html={tmp_path}/a.html"]))
@@ -79,7 +79,7 @@ def test_a_sentence_that_names_the_place_is_found_and_shown(
     assert found["goal"] == "action of the gripper changes" and found["episodes"] == 90
     assert found["places"]["instruction"]["share"] > 0.8 and found["places"]["state"]["high"] < 0.7
     values = found["values"]["color"]
-    assert {*values} == {*probing.INPUTS, "usual"} and all(hits["n"] == 90 for hits in values.values())
+    assert {*values} == {*input_probes.INPUTS, "usual"} and all(hits["n"] == 90 for hits in values.values())
     page, shown = (tmp_path / "a.html").read_text(), capsys.readouterr().out
     assert "What data teaches" in page and found["in_words"] in page
     assert "what is given" in shown and "all but instruction" in shown

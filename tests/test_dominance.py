@@ -21,7 +21,7 @@ from simulation.report.closed_loop_report import numbers, read_evaluation, table
 from simulation.report.conclusions import in_short, readings
 from simulation.report.paper import as_csv, as_latex, as_markdown, escaped, methods
 from simulation.report.paper import tables as paper_tables
-from simulation.report.shares import Share
+from simulation.report.proportions import Share
 from simulation.scenes.instruction_suite import InstructedEpisode, combinations
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED as FIRST
 from simulation.scenes.single_factor import other_sentence

@@ -45,8 +45,8 @@ from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import FrameStore, frame_shapes, frame_store_folder, write_frame_store
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
-from gr00t.model.checkpoint import read_config
 from gr00t.model.finished_checkpoint import read_processor
+from gr00t.model.weight_files import read_config
 from toolkit.configuration import load
 
 # -- what a list means -------------------------------------------------------------------------------------------------

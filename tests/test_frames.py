@@ -29,7 +29,7 @@ from gr00t.data.sampler import SampleKey
 from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_lock
-from gr00t.model.checkpoint import read_config
+from gr00t.model.weight_files import read_config
 from toolkit.configuration import load
 
 

@@ -18,7 +18,7 @@ from gr00t.data.processor_files import VlmTokenizer, read_processor_files
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing
 from gr00t.model.architecture import resolve_backbone
-from gr00t.model.checkpoint import read_config
+from gr00t.model.weight_files import read_config
 from gr00t.server.server import check_size
 
 

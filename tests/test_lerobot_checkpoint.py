@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError
-from gr00t.model.checkpoint import EMBEDDINGS, LM_HEAD
 from gr00t.model.checkpoint_folder import merged_config
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import EMBEDDINGS, LM_HEAD
 
 TAG = "new_embodiment"
 

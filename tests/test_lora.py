@@ -17,8 +17,8 @@ from finetune.recipe.train_config import LORA_TARGETS, LoraConfig
 from finetune.training.optimizer import add_adapters, merge_adapters
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
-from gr00t.model.checkpoint import read_tensors
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import read_tensors
 
 LLM = "backbone.model.model.language_model."
 RANK, ALPHA = 4, 8

@@ -33,7 +33,7 @@ from gr00t.data.statistics import merge_statistics
 from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
-from gr00t.model.checkpoint import read_config
+from gr00t.model.weight_files import read_config
 from toolkit.configuration import load
 
 LENGTHS, SHARES, BATCH = [31, 200, 7], [0.5, 0.3, 0.2], 12

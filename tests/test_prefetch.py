@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from finetune import prefetch as script
 from finetune.prefetch import PrefetchConfig, prefetch
 from gr00t.errors import ToolkitError
-from gr00t.model.checkpoint import LM_HEAD
 from gr00t.model.finished_checkpoint import MANIFEST, verify_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import LM_HEAD
 
 BASE, BACKBONE = "nvidia/GR00T-N1.7-tiny", "nvidia/tiny-backbone"
 

@@ -27,7 +27,7 @@ from finetune.slurm.launch_request import Task
 from gr00t.errors import ToolkitError
 from simulation.record import completed, settings_of
 from simulation.report.closed_loop_report import write_report
-from simulation.report.shares import Share, paired_difference
+from simulation.report.proportions import Share, paired_difference
 from simulation.report.training_seeds import measure, setting_difference
 from simulation.scenes.instruction_suite import InstructedEpisode, combinations
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED

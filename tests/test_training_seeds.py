@@ -23,7 +23,7 @@ from simulation.closed_loop import EpisodeOutcome
 from simulation.compare import Comparison, compare, main
 from simulation.report import summarize
 from simulation.report.closed_loop_report import JSON_FILE, as_json, read_evaluation, write_report
-from simulation.report.shares import Share
+from simulation.report.proportions import Share
 from simulation.report.training_seeds import HOLDS_FOR, letters, measure, setting_difference
 
 RECIPE: dict[str, Any] = {"train.learning_rate": 1e-4, "train.max_steps": 1000, "augment": {"crop_fraction": 0.95}}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -28,3 +30,9 @@ def test_public_ci_runs_on_each_python_that_pip_setup_and_the_makefile_accept() 
     setup, makefile = ((CHECKOUT / name).read_text() for name in ("scripts/setup.sh", "Makefile"))
     assert f"(3, {first}) <= sys.version_info[:2] <= (3, {after - 1})" in setup
     assert all(f"python{version}" in makefile for version in offered)
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="for pytest -n 2 --dist loadgroup")
+def test_pytest_and_xdist_understand_each_other_about_groups(request: pytest.FixtureRequest) -> None:
+    """They are ends of a worker's names of tests. Of versions that do not, each worker makes every slow preparation."""
+    assert request.node.nodeid.endswith(f"@{Path(__file__).name}")

@@ -18,14 +18,6 @@ from gr00t.data.schema import ActionConfig, ActionFormat, ActionRepresentation, 
 from gr00t.errors import ToolkitError
 from gr00t.model import checkpoint_folder as folders
 from gr00t.model.architecture import QWEN3_VL_2B
-from gr00t.model.checkpoint import (
-    EMBEDDINGS,
-    LM_HEAD,
-    parse_dtype,
-    plan_shards,
-    read_tensors,
-    release_tensors,
-)
 from gr00t.model.checkpoint_folder import (
     INDEX_NAME,
     fingerprint,
@@ -39,6 +31,14 @@ from gr00t.model.config import Gr00tN1d7Config, TransformerConfig, released_conf
 from gr00t.model.finished_checkpoint import foreign_files, verify_checkpoint, verify_manifest, write_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, _check_steps, _representation, _seeded, _short
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import (
+    EMBEDDINGS,
+    LM_HEAD,
+    parse_dtype,
+    plan_shards,
+    read_tensors,
+    release_tensors,
+)
 from toolkit import code_files
 
 # shards

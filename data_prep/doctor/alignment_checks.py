@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, error, remark, warning
+from data_prep.doctor.decoded_video import Footage
 from data_prep.doctor.examined_dataset import LEAST, MOVED, Group, Pursuit, Subject
-from data_prep.doctor.footage import Footage
 from gr00t.data.schema import ActionType
 from gr00t.data.statistics import relative_groups
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_prep.doctor import Finding, Level, episodes, error, remark, warning
+from data_prep.doctor.decoded_video import SIDE
 from data_prep.doctor.examined_dataset import Series, Subject, evenly, listed_objects
-from data_prep.doctor.footage import SIDE
 from gr00t.errors import ToolkitError
 
 SPLIT = "meta/split.json"

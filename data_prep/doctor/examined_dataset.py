@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short, split_message
-from data_prep.doctor.footage import Footage, evenly, watch
+from data_prep.doctor.decoded_video import Footage, evenly, watch
 from data_prep.lerobot import Columns, read_table, thumbnail
 from gr00t.data.frame_tables import EpisodeImages, TableImages, open_camera, table_images
 from gr00t.data.layout import V3, DatasetLayout

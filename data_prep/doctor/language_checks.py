@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.doctor import Finding, Level, episodes, error, remark, warning
 from data_prep.doctor.duplicate_checks import AT_ONCE, SPLIT, apart, course
 from data_prep.doctor.examined_dataset import Series, Subject, evenly, listed_objects, matrix
-from data_prep.probing import SIDE, Openings, Told, probe_openings
+from data_prep.input_probes import SIDE, Openings, Told, probe_openings
 from gr00t.errors import ToolkitError, did_you_mean
 from toolkit.html_page import percent
 from toolkit.shared_keys import TRAIN_CONFLICT

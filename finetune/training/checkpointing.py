@@ -30,7 +30,7 @@ from finetune.training.stopping import AttemptToken
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import check_types, parsing, read_json
 from gr00t.file_replacement import file_sha256, open_to_others, whole_folder, write_json
-from gr00t.model.checkpoint import not_finite
+from gr00t.model.weight_files import not_finite
 
 FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
 

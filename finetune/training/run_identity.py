@@ -37,9 +37,9 @@ from gr00t.errors import ToolkitError
 from gr00t.file_reading import files_below, read_json
 from gr00t.file_replacement import file_sha256, write_json
 from gr00t.model.architecture import backbone_file
-from gr00t.model.checkpoint import read_config
 from gr00t.model.checkpoint_folder import architecture_folder, fingerprint, read_config_json, weight_files
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import read_config
 from toolkit.credentials import SECRET_NAME
 from toolkit.declaration import flat
 

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gr00t.data.frame_tables import open_camera, table_images
+from gr00t.data.frame_tables import EpisodeImages, open_camera, table_images
 from gr00t.data.layout import DatasetLayout
-from gr00t.data.video import VideoReader
+from gr00t.data.video import EpisodeVideo, VideoReader
 from gr00t.errors import ToolkitError, disk_errors, in_bytes
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import (
@@ -204,15 +204,7 @@ def write_frame_store(
         path, reader = layout.camera_path(episode, camera), images.get(camera)
         if reader is None and getattr(own, "path", None) != path:  # a file may hold many episodes
             own.path, own.reader = path, VideoReader(path)
-        video = open_camera(layout, episode, camera, reader or own.reader)
-        for start in range(0, length, PIECE):
-            frames = video.frames(range(start, min(start + PIECE, length)))
-            if frames.shape[1:] != rows.shape[1:]:
-                raise ToolkitError(
-                    f"{path}: frames are {frames.shape[1:3]}, those of the first episode {rows.shape[1:3]}. A frame "
-                    "store needs one size a camera: use dataset.frames=video."
-                )
-            rows[start : start + PIECE] = frames
+        _decode_to(rows, open_camera(layout, episode, camera, reader or own.reader), path)
         return length
 
     full = disk_errors(folder, "Make room there, or choose another cache_dir=FOLDER.")
@@ -229,6 +221,17 @@ def write_frame_store(
             raise
         write_json(aside / META, {"dataset": layout.content, "shapes": {c: list(s) for c, s in shapes.items()}})
         list(pool.map(lambda path: write_checksum(path, folder.name), _files(aside, shapes)))
+
+
+def _decode_to(rows: np.ndarray, video: EpisodeVideo | EpisodeImages, path: Path) -> None:
+    for start in range(0, len(rows), PIECE):
+        frames = video.frames(range(start, min(start + PIECE, len(rows))))
+        if frames.shape[1:] != rows.shape[1:]:
+            raise ToolkitError(
+                f"{path}: frames are {frames.shape[1:3]}, those of the first episode {rows.shape[1:3]}. A frame "
+                "store needs one size a camera: use dataset.frames=video."
+            )
+        rows[start : start + PIECE] = frames
 
 
 def first_rows(layout: DatasetLayout) -> dict[int, int]:

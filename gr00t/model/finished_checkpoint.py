@@ -15,7 +15,6 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.errors import ToolkitError, near_folder
 from gr00t.file_reading import files_below, parse_json, read_json, read_text
 from gr00t.file_replacement import file_sha256, write_json
-from gr00t.model.checkpoint import LM_HEAD, StoredTensor, check_tensors, read_config, read_headers
 from gr00t.model.checkpoint_folder import (
     INDEX_NAME,
     original_name,
@@ -24,6 +23,7 @@ from gr00t.model.checkpoint_folder import (
     weight_map,
 )
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import LM_HEAD, StoredTensor, check_tensors, read_config, read_headers
 
 MANIFEST = Path("experiment_cfg") / "manifest.json"
 # What checkpoints hold that were written before there was a manifest.

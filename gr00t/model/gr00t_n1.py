@@ -17,11 +17,11 @@ from gr00t.data.processor import NO_INSTRUCTION, Gr00tN1d7Processor, Step, read_
 from gr00t.data.schema import ActionConfig, EmbodimentTag, ModalityConfig, ModalityConfigs, check_modality_configs
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import parsing
-from gr00t.model.checkpoint import read_config
 from gr00t.model.checkpoint_folder import resolve_folder
 from gr00t.model.device import compile_for_acting
 from gr00t.model.finished_checkpoint import check_fit, verify_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
+from gr00t.model.weight_files import read_config
 
 
 class GR00TPolicy(nn.Module):

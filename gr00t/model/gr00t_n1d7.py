@@ -22,10 +22,17 @@ from gr00t.file_reading import parsing
 from gr00t.model.action_head import ActionHead, ActionLoss, EmbodimentLinear, RealTimeChunking
 from gr00t.model.architecture import resolve_backbone
 from gr00t.model.backbone import Backbone, BackboneOutput
-from gr00t.model.checkpoint import MAX_SHARD_BYTES, parse_dtype, read_config, read_weights, write_config, write_weights
 from gr00t.model.checkpoint_folder import CONFIG_NAME, architecture_folder, resolve_folder
 from gr00t.model.config import Gr00tN1d7Config
 from gr00t.model.dit import TransformerBlock
+from gr00t.model.weight_files import (
+    MAX_SHARD_BYTES,
+    parse_dtype,
+    read_config,
+    read_weights,
+    write_config,
+    write_weights,
+)
 
 log = logging.getLogger(__name__)
 

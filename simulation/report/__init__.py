@@ -23,7 +23,7 @@ from simulation.closed_loop import (
     Evaluation,
 )
 from simulation.report.dominance import Doing, Dominance, doing, dominance, verdict
-from simulation.report.shares import (
+from simulation.report.proportions import (
     CONFIDENCE,
     Difference,
     Quartiles,

@@ -23,7 +23,7 @@ from simulation.closed_loop import (
 )
 from simulation.report import AS_IT_IS, ENDINGS, Summary, Way
 from simulation.report.conclusions import cue_preference, readings
-from simulation.report.shares import Quartiles
+from simulation.report.proportions import Quartiles
 from simulation.scenes.instruction_suite import CELLS, JITTER
 from simulation.scenes.plate_suite import OBJECT_X, OBJECT_Y, PLATE_X, PLATE_Y
 from simulation.scenes.suites import PLATE, Suite, suite_of

@@ -32,7 +32,7 @@ from simulation.report.closed_loop_page import (
 )
 from simulation.report.conclusions import cue_preference, in_short, readings
 from simulation.report.dominance import Doing, Dominance
-from simulation.report.shares import Difference, Share, plain
+from simulation.report.proportions import Difference, Share, plain
 from simulation.scenes.suites import PLATE, Suite, suite_of
 from simulation.scenes.verbs import VERBS
 from toolkit.trackers import open_run

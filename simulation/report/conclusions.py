@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from simulation.closed_loop import NOTHING
 from simulation.report import ENDINGS, Change, Summary, Way
 from simulation.report.dominance import LEAST_PICKS, NEITHER, UNKNOWN, A, B, Dominance, verdict
-from simulation.report.shares import Difference, Share, many, paired_difference
+from simulation.report.proportions import Difference, Share, many, paired_difference
 from toolkit.html_page import percent
 
 YES, NO = "yes", "no"

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulation.closed_loop import LURE, NOTHING, TARGET, EpisodeOutcome
-from simulation.report.shares import Share, many
+from simulation.report.proportions import Share, many
 from toolkit.html_page import percent
 
 A, B, NEITHER, UNKNOWN = "a", "b", "neither", "unknown"  # answers to which of two factors is followed

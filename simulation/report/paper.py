@@ -14,7 +14,7 @@ from simulation.closed_loop import CONDITIONS, EVALUATED
 from simulation.report import Result, preferences
 from simulation.report.closed_loop_page import command
 from simulation.report.dominance import A, B
-from simulation.report.shares import Difference, Share
+from simulation.report.proportions import Difference, Share
 from simulation.report.training_seeds import HOLDS_FOR, Estimate, Family
 from simulation.scenes.suites import INSTRUCTION, PLATE, SUITES
 from simulation.scenes.verbs import Thresholds

@@ -21,7 +21,7 @@ from gr00t.errors import ToolkitError
 from simulation.closed_loop import LURE, TARGET, EpisodeOutcome, parse_question
 from simulation.report import AS_IT_IS
 from simulation.report.closed_loop_report import JSON_FILE, read_evaluation
-from simulation.report.shares import CONFIDENCE
+from simulation.report.proportions import CONFIDENCE
 
 # Parts of the largest possible bet, and how much is placed so: most on what decides differences of 10 to 50 points
 # soonest, some on small bets, which only hundreds of episodes repay, and without which no interval becomes narrow.

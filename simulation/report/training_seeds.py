@@ -30,7 +30,7 @@ from scipy.special import betainc, betaln
 
 from finetune.recipe.recipe_identity import completed
 from simulation.report import Result
-from simulation.report.shares import CONFIDENCE, Difference, Share
+from simulation.report.proportions import CONFIDENCE, Difference, Share
 from toolkit.html_page import percent
 
 HOLDS_FOR = {

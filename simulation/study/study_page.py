@@ -15,7 +15,7 @@ from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import EpisodeOutcome, Evaluation
 from simulation.report import AS_IT_IS, Summary, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, read_evaluation
-from simulation.report.shares import Difference, Share, paired_difference, plain
+from simulation.report.proportions import Difference, Share, paired_difference, plain
 from simulation.report.training_seeds import Estimate, measure, setting_difference
 from simulation.study.grid import NUMBERS, PAGE, TRAINING_SEED, Point, Study
 from simulation.study.study_run import DONE, Standing, by_seed
