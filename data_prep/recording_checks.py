@@ -109,6 +109,16 @@ def _named(recorded: dict[str, Any] | None) -> str:
     return f"strategy={recorded['strategy']}" if recorded else "no strategy"
 
 
+def is_passed_over(h5_path: Path) -> bool:
+    """Whether a recording itself is not converted, because replays of it are."""
+    meta = _read_meta(h5_path)
+    try:
+        _check_environment(h5_path, meta)
+    except ToolkitError:
+        return bool(_passed_over(h5_path, meta))
+    return False
+
+
 def _passed_over(h5_path: Path, meta: dict[str, Any]) -> str:
     """What to say of a recording that is replaced by replays of it; empty where there is no replay of its episodes."""
     # As ManiSkill's replay command names them after the recording.

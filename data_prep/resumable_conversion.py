@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.lerobot import EpisodeJob, EpisodeRecord
+from data_prep.recording_checks import is_passed_over
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import files_below, parse_json, read_json
 from gr00t.file_replacement import file_sha256, whole_file
@@ -39,9 +40,9 @@ def _is_made_of(split_file: Path, folder: Path, settings: Mapping[str, Any]) -> 
     try:
         told = read_json(split_file)
         sources = {folder / of["file"]: (of["size"], of["sha256"]) for of in told["sources"]}
+        recorded = {p for p in files_below(folder) if p.suffix == ".h5" and (p in sources or not is_passed_over(p))}
     except (ToolkitError, KeyError, TypeError):
         return False
-    recorded = {p for p in files_below(folder) if p.suffix == ".h5"}
     files = recorded | {p.with_suffix(".json") for p in recorded}
     if any(told.get(name) != value for name, value in settings.items()) or files != set(sources):
         return False
@@ -125,7 +126,7 @@ class Unfinished:
     def take_over(self, parts: Sequence[Path]) -> None:
         """Bring parts of an earlier conversion into the dataset as they are, by links where the disk has them."""
         for part in parts:
-            shutil.copytree(part, self.dataset / part.name, copy_function=_link)
+            shutil.copytree(part, self.dataset / part.name, symlinks=True, copy_function=_link)
 
     @contextmanager
     def kept(self, total: int) -> Iterator[None]:

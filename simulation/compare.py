@@ -17,7 +17,7 @@ from urllib.parse import quote
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import CONDITIONS, EVALUATED
-from simulation.report import AS_IT_IS, Result, preferences, summarize
+from simulation.report import AS_IT_IS, Result, by_variant, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
 from simulation.report.dominance import HEIGHT, WIDTH, A, B, Graph, graph
 from simulation.report.paper import write_paper
@@ -184,17 +184,8 @@ def matrix(suite: Suite, entries: Sequence[Result]) -> dict[str, dict[str, list[
 
 def graphs(suite: Suite, entries: Sequence[Result]) -> list[Graph]:
     """One of each variant; evaluations of one split in a variant are taken together."""
-    found: dict[str, list[Result]] = {}
-    for entry in entries:
-        if entry.suite is suite and preferences([entry]):
-            found.setdefault(_variant(entry), []).append(entry)
-    return [graph(variant, list(suite.factors), preferences(own)) for variant, own in found.items()]
-
-
-def _variant(entry: Result) -> str:
-    """What tells apart the evaluations of one split: the name without the split, and the strategy."""
-    name = "/".join(part for part in Path(entry.name).parts if part not in Path(entry.split).parts)
-    return ", ".join(filter(None, (name or entry.name, entry.strategy)))
+    found = by_variant(entry for entry in entries if entry.suite is suite)
+    return [graph(variant, list(suite.factors), shares) for variant, shares in found.items()]
 
 
 def _page(comparison: Comparison, reports_dir: Path, folder: Path) -> str:

@@ -172,7 +172,7 @@ def test_an_evaluation_is_no_stall_however_long_it_takes(
 def test_training_ends_early_when_nothing_gets_better(
     small_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted(monkeypatch, 0.1, 0.2)
+    scripted(monkeypatch, 0.1, 0.2, 0.3)
     settings = config(tmp_path, small_data, tiny_base, *EVALUATED, "train.patience=1")
     result = finetune(settings)
     assert (result.steps, result.stopped) == (4, None)
@@ -181,6 +181,9 @@ def test_training_ends_early_when_nothing_gets_better(
     elsewhere = ("train.patience=1", f"output_dir={tmp_path}/b")
     again = finetune(config(tmp_path, small_data, tiny_base, *EVALUATED, *elsewhere))
     assert again.steps == 4 and (tmp_path / "b" / "config.json").is_file()
+    longer = finetune(config(tmp_path, small_data, tiny_base, *EVALUATED, "train.patience=9"))
+    assert longer.steps == settings.train.max_steps and steps_of(tmp_path) == [2, 6]
+    assert finetune(config(tmp_path, small_data, tiny_base, *EVALUATED, "train.patience=9")).already_finished
 
 
 def test_cached_features_give_the_same_errors(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:

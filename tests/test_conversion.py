@@ -373,3 +373,30 @@ def test_staging_is_readable_by_others_as_the_umask_says(tmp_path):
         (aside / "file").write_text("x")
     expected = (tmp_path / "other").mkdir() or (tmp_path / "other").stat().st_mode
     assert (tmp_path / "new").stat().st_mode == expected
+
+
+def with_replays(folder):
+    """The recording of a folder as ManiSkill leaves it: without images, and beside it the replay that has them."""
+    for end in (".h5", ".json"):
+        shutil.copy(folder / f"trajectory{end}", folder / f"trajectory.rgb.pd_joint_pos.physx_cpu{end}")
+    edit_json(folder / "trajectory.h5", lambda meta: meta["env_info"]["env_kwargs"].update(obs_mode="none"))
+
+
+def test_a_part_that_is_recorded_later_is_added_beside_replays_and_linked_folders(tmp_path):
+    raw, elsewhere = write_split(tmp_path / "raw", [20, 16, 18], [20]), tmp_path / "larger disk"
+    for part in ("train", "conflict"):
+        with_replays(raw / "color_object" / part)
+    later = shutil.move(raw / "color_object" / "conflict", tmp_path / "conflict")
+
+    def again():
+        return convert_split(raw, tmp_path / "data", "color_object", "do it", MODALITY_CONFIG, progress=False).lines()
+
+    again()
+    videos = tmp_path / "data/color_object/train/videos"
+    shutil.move(videos, elsewhere)
+    videos.symlink_to(elsewhere)
+    assert "already holds these recordings" in again()[-1]
+    shutil.move(later, raw / "color_object" / "conflict")
+    assert any("train: is there already and stays as it is" in line for line in again())
+    assert videos.is_symlink() and DatasetLayout(tmp_path / "data/color_object/conflict").episodes
+    assert "already holds these recordings" in again()[-1]

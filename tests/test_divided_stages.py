@@ -184,6 +184,9 @@ def test_a_recording_that_is_there_is_left_out_with_its_shares(tmp_path: Path) -
         assert "s42-prepare" in left(chain(tmp_path), Queue({}))[0]  # which adds the part that is recorded
         (tmp_path / f"data/color_object/{part}/meta").mkdir(parents=True)
         (tmp_path / f"data/color_object/{part}/meta/info.json").touch()
+    with pytest.raises(ToolkitError, match="color_object/conflict is there, and what it was made of is to be recorded"):
+        left(chain(tmp_path), Queue({}))
+    recorded(chain(tmp_path), "conflict")
     found, said = left(chain(tmp_path), Queue({}))
     assert found["s42"] == [] and not any("prepare" in name for name in found)
 

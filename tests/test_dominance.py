@@ -16,7 +16,7 @@ from test_closed_loop_report import Page
 
 from gr00t.errors import ToolkitError
 from simulation.compare import compare, graphs, main, matrix
-from simulation.report import Result, summarize
+from simulation.report import Result, by_variant, summarize
 from simulation.report.closed_loop_report import numbers, read_evaluation, tables, write_report
 from simulation.report.conclusions import in_short, readings
 from simulation.report.paper import as_csv, as_latex, as_markdown, escaped, methods
@@ -320,15 +320,27 @@ def test_both_suites_are_compared_in_a_matrix_and_a_graph_each(reports: Path) ->
     assert next(e for e in told if "all" in e["name"])["runs"]["unseen"][2]["n"] == 10
 
 
+def test_splits_evaluated_into_the_usual_folders_are_one_kind() -> None:
+    results = []
+    for split, factor in ((SPLIT, 0), ("instruction/verb_size", 1)):
+        played = of(acted(split, INSTRUCTION.playable(split, None), 20, follows(factor)), split=split)
+        results += [Result(name, played, summarize(played)) for name in (split, f"{split}/guided")]
+    usual, guided = by_variant(results).values()
+    assert [*usual] == [*guided] == [("color", "object"), ("verb", "size")]
+    assert [share.n for share in usual.values()] == [20, 20]
+
+
 def test_a_papers_files_hold_the_numbers_of_the_reports(reports: Path, tmp_path: Path) -> None:
     out = tmp_path / "all.html"
     main(compose("compare", f"reports_dir={reports}", f"out={out}", "paper=true"))
     folder = tmp_path / "all_paper"
     names = {path.name for path in folder.iterdir()}
     assert {f"{name}.{kind}" for name in ("success", "dominance", "verbs") for kind in ("csv", "md", "tex")} <= names
-    assert {
-        f"{n}.{k}" for n in ("success", "dominance", "matrix_plate", "matrix_instruction") for k in ("svg", "pdf")
-    } <= names
+    variants = ("matrix_instruction_1_closed_loop-random_f12", "matrix_instruction_2_later-random_f12")
+    drawn = ("success", "dominance", "matrix_plate", *variants)
+    assert {f"{n}.{k}" for n in drawn for k in ("svg", "pdf")} == {n for n in names if n.endswith((".svg", ".pdf"))}
+    first, second = ((folder / f"{name}.svg").read_text() for name in variants)
+    assert "20/20" in first and "0/20" in second and "20/40" not in first + second
     rows = list(csv.DictReader((folder / "dominance.csv").open()))
     (row,) = [r for r in rows if (r["split"], r["FDR of a"]) == (SPLIT, "0.0")]
     assert (row["FDR of a n"], row["b alone"], row["neither count"]) == ("20", "1.0", "0")

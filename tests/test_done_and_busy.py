@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from finetune.slurm.attempt_record import RECORD, describe_job, job_folder
 from finetune.slurm.cluster_queries import Job, Queue
 from finetune.slurm.done_and_busy import leave_out
 from finetune.slurm.launch_request import Request, Task, read
+from finetune.slurm.refusals import check_request
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
 from gr00t.model.checkpoint_folder import fingerprint
 
@@ -87,3 +90,94 @@ def test_an_evaluation_is_done_where_its_report_of_this_checkpoint_is(tmp_path: 
     assert left(asked(tmp_path, *given, "seed=7"), Queue({}))[0] == {task.name: []}
     write_json(report, {"checkpoint_fingerprint": "of another checkpoint", "config": config})
     assert left(asked(tmp_path, *given), Queue({}))[0] == {task.name: []}
+
+
+RECORDED = ("stages=record,prepare,finetune", "part=train")
+
+
+def there(folder: Path, *parts: str) -> None:
+    """Datasets, as far as the launcher looks."""
+    for part in parts:
+        (folder / part / "meta").mkdir(parents=True)
+        write_json(folder / part / "meta" / "info.json", {})
+        write_json(folder / part / "meta" / "split.json", {"instruction": None, "seed": 42, "val_fraction": 0.1})
+
+
+def suite(tmp_path: Path, *more: str) -> Request:
+    stages = [] if more[:1] == RECORDED[:1] else ["stages=prepare,finetune"]
+    return asked(tmp_path, "split=instruction/color_object", f"raw_dir={tmp_path}/raw", *stages, *more)
+
+
+def test_a_dataset_of_what_is_to_be_recorded_again_is_no_result(tmp_path: Path) -> None:
+    there(tmp_path / "data/instruction/color_object", "train")
+    recording = (*RECORDED, "episodes=500")
+    with pytest.raises(ToolkitError, match=r"train is there.*recorded now.*prepare.overwrite=true.*data_dir="):
+        left(suite(tmp_path, *recording), Queue({}))
+    found, _ = left(suite(tmp_path, *recording, "prepare.overwrite=true"), Queue({}))
+    assert [name.removeprefix("42-") for name in found] == ["record-train", "prepare", "42"]
+    assert found["42"] == [""]  # waits for the conversion
+
+
+@pytest.mark.parametrize(("key", "value", "made"), [("val_fraction", "0.3", "0.1"), ("prepare.seed", "7", "42")])
+def test_a_dataset_with_other_settings_than_typed_is_no_result(tmp_path: Path, key: str, value: str, made: str) -> None:
+    there(tmp_path / "data/instruction/color_object", "train")
+    assert [*left(suite(tmp_path), Queue({}))[0]] == ["42"]
+    assert [*left(suite(tmp_path, f"{key}={made}"), Queue({}))[0]] == ["42"]
+    name = key.removeprefix("prepare.")
+    with pytest.raises(ToolkitError, match=rf"train was converted with {name}={made}, not {value}. prepare.overwrite"):
+        left(suite(tmp_path, f"{key}={value}"), Queue({}))
+
+
+def test_a_part_that_was_recorded_by_hand_is_converted(tmp_path: Path) -> None:
+    there(tmp_path / "data/instruction/color_object", "train")
+    (tmp_path / "raw/instruction/color_object/train").mkdir(parents=True)
+    assert [*left(suite(tmp_path), Queue({}))[0]] == ["42"]
+    (tmp_path / "raw/instruction/color_object/unseen").mkdir()
+    found, _ = left(suite(tmp_path), Queue({}))
+    assert found == {"42-prepare": [], "42": [""]}
+
+
+def test_a_conversion_that_makes_fewer_parts_than_are_trained_on_is_in_the_way(tmp_path: Path) -> None:
+    request = suite(tmp_path, *RECORDED)
+    queue = queued(*request.tasks[:2])
+    for task in request.tasks[:2]:
+        path = job_folder(task.run_dir, task.label) / RECORD
+        write_json(path, {**read_json(path), "parts": sorted(task.parts)})
+    more = (*RECORDED, "train.seed=43")
+    assert left(suite(tmp_path, *more), queue)[0] == {"43": ["102"]}
+    with pytest.raises(ToolkitError, match=r"the dataset of 43-prepare belongs to job 102 .*data_dir="):
+        left(suite(tmp_path, *more, "dataset.conflict_share=0.1"), queue)
+
+
+def test_a_part_that_is_trained_on_and_recorded_nowhere_is_refused_before_it_is_queued(tmp_path: Path) -> None:
+    (tmp_path / "raw/instruction/color_object/train").mkdir(parents=True)
+    request = suite(tmp_path, "dataset.conflict_share=0.1", "dry_run=true", "device=cpu")
+    with pytest.raises(ToolkitError, match=r"train_conflict is not there, and dataset.conflict_share=0.1 trains on it"):
+        check_request(request, lambda said: None)
+
+
+def finished(request: Request, base: Path) -> None:
+    """A finished checkpoint of the request's fine-tune, as far as the launcher looks."""
+    (tune,) = request.of_stage("finetune")
+    folder = Path(tune.config.output_dir) / "experiment_cfg"
+    shutil.copytree(base, folder.parent)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "run.json", {})
+    write_json(folder / "config.yaml", dataclasses.asdict(tune.config))
+
+
+def test_other_weights_of_the_same_run_are_no_result(tmp_path: Path, tiny_base: Path) -> None:
+    finished(asked(tmp_path), tiny_base)
+    assert left(asked(tmp_path), Queue({}))[0] == {}
+    best = ("train.export=best", "train.eval_steps=1000")
+    with pytest.raises(ToolkitError, match=r"another run:\n  train.export: 'last' there, 'best' now"):
+        left(asked(tmp_path, *best), Queue({}))
+
+
+def test_a_training_that_gave_up_continues_where_it_has_more_patience(tmp_path: Path, tiny_base: Path) -> None:
+    patience = ("train.eval_steps=1000", "train.patience=2")
+    finished(asked(tmp_path, *patience), tiny_base)
+    assert left(asked(tmp_path, *patience), Queue({}))[0] == {}
+    assert left(asked(tmp_path, "train.eval_steps=1000", "train.patience=1"), Queue({}))[0] == {}
+    for more in ("train.patience=3", "train.patience=null"):
+        assert left(asked(tmp_path, "train.eval_steps=1000", more), Queue({}))[0] == {"42": []}

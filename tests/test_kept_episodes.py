@@ -150,7 +150,9 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         SegmentRecord(tmp_path / "a.jsonl")
 
 
-def test_other_settings_begin_again_but_not_below_a_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_leave_what_was_played_and_a_share_moves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "kept"
     with pytest.raises(RuntimeError), kept_in(folder, {"episodes": 4}, shared=False) as kept:
         (kept.folder / "a.jsonl").write_text("")
@@ -159,12 +161,19 @@ def test_other_settings_begin_again_but_not_below_a_share(tmp_path: Path, capsys
         assert (kept.folder / "a.jsonl").exists()
         with pytest.raises(LockHeld), kept_in(folder, {"episodes": 4}, shared=False):
             pass
-    with pytest.raises(ToolkitError, match=r"episodes=4 \(now 5\), which a share does not remove"):
+    with pytest.raises(ToolkitError, match=r"episodes=4 \(now 5\), which a share does not move"):
         with kept_in(folder, {"episodes": 5}, shared=True):
             pass
     with kept_in(folder, {"episodes": 5}, shared=False):
         assert not (folder / "a.jsonl").exists()
-    assert "played from the beginning" in capsys.readouterr().err and not folder.exists()
+    assert "unfinished evaluation with episodes=4 (now 5)" in capsys.readouterr().err and not folder.exists()
+    with pytest.raises(RuntimeError), kept_in(folder, {"episodes": 5}, shared=False):
+        raise RuntimeError
+    with kept_in(folder, {"episodes": 4}, shared=False):
+        assert (folder / "a.jsonl").exists()
+    assert "continues with the episodes" in capsys.readouterr().err
+    with kept_in(folder, {"episodes": 5}, shared=False):
+        assert not (folder / "a.jsonl").exists()
 
 
 def test_a_segment_is_played_by_one_process(tmp_path: Path) -> None:

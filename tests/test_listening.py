@@ -20,6 +20,7 @@ from conflict_panda_config import MODALITY_CONFIG
 from finetune.open_loop.evaluation import evaluate_open_loop
 from finetune.open_loop.predictions import Predictor
 from finetune.recipe.recipe_identity import differences, recipe
+from finetune.training import first_batch
 from finetune.training.caches import use_cached_features
 from finetune.training.dataloader import build_dataset, build_processor
 from finetune.training.engine import Engine
@@ -52,9 +53,12 @@ def test_the_share_of_samples_that_is_asked_for_has_no_instruction(small_data: P
     dataset = samples(small_data, tiny_base, "augment.instruction_dropout=0.3")
     usual = samples(small_data, tiny_base)
     keys = [SampleKey(step, step, position) for step, position in np.ndindex(30, 40)]
-    silent = [key for key in keys if dataset._is_silent(key)]
+    silent = [key for key in keys if dataset.is_silent(key)]
     assert abs(len(silent) - 360) < 4 * math.sqrt(1200 * 0.3 * 0.7)
-    assert not any(usual._is_silent(key) for key in keys)
+    assert not any(usual.is_silent(key) for key in keys)
+    shown = [silent[0], next(key for key in keys if not dataset.is_silent(key))]
+    figure = first_batch.look(dataset, shown, dataset.collate([dataset[key] for key in shown]))
+    assert [sample.text for sample in figure] == ["(no instruction)", dataset.step(shown[1].index).text]
     nothing = dataset.processor.encode_text(NO_INSTRUCTION, 2)
     for key in keys[:8]:
         sample, without = dataset[key], usual[key]
@@ -73,7 +77,7 @@ def test_which_samples_say_nothing_does_not_depend_on_the_processes(small_data: 
             MicroBatchSampler(order, micro, rank=rank, world_size=processes, first_step=2, last_step=6)
             for rank in range(processes)
         ]
-        return {key: dataset._is_silent(key) for sampler in samplers for batch in sampler for key in batch}
+        return {key: dataset.is_silent(key) for sampler in samplers for batch in sampler for key in batch}
 
     alone = silent(1, 12)
     assert alone == silent(3, 2) and len(alone) == 48 and {*alone.values()} == {True, False}

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from gr00t.model import device as compilation
 from gr00t.model.cpu_kernels import flash_attention
 from gr00t.model.device import compiles, missing_for_compilation, pick_device, pick_precision
 
+ROOT = Path(__file__).resolve().parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -53,10 +58,54 @@ def test_bf16_that_a_cpu_only_imitates_is_warned_of(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(cpu_kernels.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert pick_precision("bf16", CPU) == torch.bfloat16 and pick_precision("auto", CPU) == torch.float32
     assert ("precision=fastest" in caplog.text) is not instructions
     assert pick_precision("fastest", CPU) == (torch.bfloat16 if instructions else torch.float32)
+
+
+@pytest.mark.parametrize(
+    "listed, instructions", [({"bf16": True}, True), ({"bf16": False, "neon": True}, False), ({}, False)]
+)
+def test_a_cpu_of_another_kind_has_bf16_where_it_says_so(
+    listed: dict[str, bool], instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: listed, raising=False)
+    assert pick_precision("fastest", CPU) == (torch.bfloat16 if instructions else torch.float32)
+
+
+MIXED_MACHINES = """
+import os
+
+import torch
+
+from finetune.training.engine import agreed_precision
+from gr00t.model import cpu_kernels
+
+torch.distributed.init_process_group("gloo")
+cpu, own = torch.device("cpu"), os.environ["RANK"] == "0"
+for both in (True, False):
+    cpu_kernels.has_bf16 = lambda: both or own
+    print(agreed_precision("fastest", cpu), flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.multiprocess
+def test_processes_on_several_kinds_of_machines_compute_alike(tmp_path: Path) -> None:
+    (tmp_path / "both.py").write_text(MIXED_MACHINES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "both.py")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    said = done.stdout.decode().split()
+    assert sorted(said) == ["torch.bfloat16"] * 2 + ["torch.float32"] * 2
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from simulator import needs_simulator
 from finetune.recipe.recipe_identity import RELEASE_MARK
 from finetune.slurm.launch_request import Task
 from gr00t.errors import ToolkitError
+from gr00t.file_replacement import write_json
+from gr00t.model.checkpoint_folder import fingerprint
 from simulation.record import completed, settings_of
 from simulation.report.closed_loop_report import write_report
 from simulation.report.proportions import Share, paired_difference
@@ -422,6 +424,10 @@ def test_other_settings_do_not_mix_with_what_is_there(tmp_path: Path, tiny_base:
     study(tmp_path, tiny_base, record={"part": "train", "episodes": 3, "workers": 2}, **{"cluster.cpus_per_task": 2})
     with pytest.raises(ToolkitError, match=r"record.episodes=3 \(now 4\).*Choose another out=FOLDER"):
         study(tmp_path, tiny_base, record={"part": "train", "episodes": 4})
+    for name, value in {"train.patience": 2, "train.export": "best", "train.eval_steps": 1}.items():
+        with pytest.raises(ToolkitError, match=rf"{name}=None \(now {value}\)"):
+            study(tmp_path, tiny_base, **{name: value})
+    study(tmp_path, tiny_base, **{"train.save_steps": 1, "evaluate.videos": 2})
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -562,6 +568,32 @@ def test_a_checkpoint_that_was_replaced_is_evaluated_whatever_the_numbers_say(tm
     (replaced / RELEASE_MARK).write_text("{}")
     standing = Standing(read_study(str(tmp_path / "small.yaml"), tmp_path / "out", LOCAL), 1)
     assert [bool(standing.left(point)) for point in standing.study.points] == [True, False, False, True]
+
+
+def test_numbers_stay_where_the_reports_alone_are_gone(tmp_path: Path, tiny_base: Path) -> None:
+    drawn(tmp_path, tiny_base)
+    numbers = tmp_path / "out/small/study.json"
+    data = json.loads(numbers.read_text())
+    done = [point for point in data["points"] if point["state"] == "done"]
+    shutil.rmtree(tmp_path / "out/small/reports")
+    found = read_study(str(tmp_path / "small.yaml"), tmp_path / "out", LOCAL)
+    for point in found.points:  # the checkpoints are still there
+        folder = Path(point.evaluation.config.checkpoint)
+        shutil.copytree(tiny_base, folder)
+        write_json(folder / RELEASE_MARK, {})
+    for point in done:
+        point["checkpoint"] = fingerprint(tiny_base)
+    done[0]["checkpoint"] = "of other weights"
+    numbers.write_text(json.dumps(data))
+    for _ in range(2):
+        standing = Standing(found, 1)
+        assert [bool(standing.left(point)) for point in found.points] == [True, False, False, True]
+        draw(found, standing)
+    after = json.loads(numbers.read_text())
+    assert [point["rates"] for point in after["points"][1:3]] == [point["rates"] for point in done[1:]]
+    assert not after["points"][0]["rates"] and [p["rates"] for p in after["others"]] == [done[0]["rates"]]
+    next((Path(found.points[1].evaluation.config.checkpoint)).glob("*.safetensors")).unlink()
+    assert not Standing(found, 1).left(found.points[1])  # of weights that are gone the numbers are enough
 
 
 def test_numbers_that_are_no_study_s_are_refused(tmp_path: Path, tiny_base: Path) -> None:

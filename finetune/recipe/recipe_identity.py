@@ -143,6 +143,14 @@ def made_by(folder: Path, identity: Mapping[str, Any]) -> bool:
     return mark.get("identity") in (identity_digest(identity), identity_digest({**identity, "train.export": "best"}))
 
 
+def gave_up_earlier(folder: Path, patience: int | None) -> bool:
+    """Whether the finished training in `folder` may have ended after fewer evaluations without a better one than
+    `patience` now allows (None: any number), so that it is to continue."""
+    settings = folder / "experiment_cfg" / "config.yaml"
+    allowed = read_yaml(settings)["train"].get("patience") if settings.is_file() else None
+    return allowed is not None and (patience is None or patience > allowed)
+
+
 def trained_by(folder: Path) -> dict[str, Any]:
     """What a finished checkpoint says of its training, as an evaluation notes it: the identity of the run without its
     seed, the seed and the step; {} for others, and for those of earlier versions, which noted a digest only."""

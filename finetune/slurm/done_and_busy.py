@@ -9,11 +9,12 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from finetune.recipe import FinetuneConfig
-from finetune.recipe.recipe_identity import RELEASE_MARK, differences, recipe, robot_of
+from finetune.recipe.recipe_identity import RELEASE_MARK, differences, gave_up_earlier, recipe, robot_of
 from finetune.slurm.attempt_record import arguments_of_job, folder_of_job, jobs_of, resolved, run_folders, run_name
 from finetune.slurm.cluster_queries import Job, Queue
 from finetune.slurm.launch_request import Request, Task
@@ -25,13 +26,15 @@ from gr00t.model.checkpoint_folder import fingerprint
 from toolkit.code_files import ROBOT_FILE
 from toolkit.composition import read_yaml
 from toolkit.installation import CHECKOUT
-from toolkit.shared_keys import modality_configs
+from toolkit.shared_keys import modality_configs, parts_of
 
 _PLACES = ("output_dir", "dataset.data_dir", "model.base")  # of a fine-tune; what its recipe does not say
 _MADE_IN = {"record": ("out", "conflict_maniskill"), "prepare": ("data_dir", "data")}  # of what runs may share
 _NO_SETTING = ("modality_config", "workers", "share")  # the robot's file lies with the job
+_TOLD = ("val_fraction", "seed", "split.instruction")  # keys of a conversion that meta/split.json holds
 _BEFORE = {"guidance": 1.0}  # keys of an evaluation that came later: what it acted as without them
-_NO_RESULT = ("device", "batch_size", "workers", "verify", "tracking", "report_dir", "checkpoint")  # of an evaluation
+# Keys of an evaluation that decide none of its numbers.
+NO_RESULT = ("device", "batch_size", "workers", "verify", "tracking", "videos", "share", "report_dir", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class BusyJob:
             for given in (self.arguments, task.arguments)
         )
         if task.stage != "finetune":
-            return theirs == ours
+            return theirs == ours and task.parts <= {*self.noted.get("parts", task.parts)}
         if differences(recipe(resolved(self.run_dir)), recipe(dataclasses.asdict(task.config))):
             return False
         return [theirs.get(name) for name in _PLACES] == [ours.get(name) for name in _PLACES]
@@ -85,12 +88,12 @@ class BusyJob:
         """Which share of its stage's work it does; None for all of it, or for what joins the shares."""
         return self.arguments.get("share")
 
-    def refusal(self, what: str) -> ToolkitError:
-        """It is in the way: of what, and what to do."""
+    def refusal(self, what: str, own: str = "run_dir=... output_dir=...") -> ToolkitError:
+        """It is in the way: of what, and what to do. own: the keys of the folders that are in common."""
         return ToolkitError(
             f"{what} belongs to job {self.job.job_id} ({self.noted['name']}), which is {self.job.state.lower()}. Wait "
             f"for it, cancel it (python -m finetune.jobs cancel {run_name(self.run_dir)}), or give this run folders of "
-            "its own: run_dir=... output_dir=...."
+            f"its own: {own}."
         )
 
 
@@ -101,7 +104,7 @@ def leave_out(request: Request, queue: Queue, say: Callable[[str], None]) -> Non
     for task in [task for stage in STAGES for task in request.of_stage(stage) if task.share is None]:
         meeting = [job for job in jobs if job.meets(task)]
         for other in (job for job in meeting if not job.does(task)):
-            raise other.refusal(_what_is_made(task))
+            raise other.refusal(*_what_is_made(task))
         same += meeting
         busy = next((job for job in meeting if job.share is None), None)
         if busy is not None:
@@ -132,16 +135,19 @@ def _leave_shares_to(meeting: Sequence[BusyJob], task: Task, request: Request, s
     shares = {share.share: share for share in task.shares}
     for busy in meeting:
         if busy.share not in shares:
-            raise busy.refusal(f"{_what_is_made(task)}, which is made in other shares,")
+            made, own = _what_is_made(task)
+            raise busy.refusal(f"{made}, which is made in other shares,", own)
         _leave_to(busy, shares[busy.share], say)
         request.tasks.remove(shares[busy.share])
 
 
-def _what_is_made(task: Task) -> str:
-    """What of a task another job may be at."""
-    if task.stage in DIVIDED:
-        return f"the {'dataset' if task.stage == 'prepare' else 'recording'} of {task.name}"
-    return f"run_dir={task.run_dir}"
+def _what_is_made(task: Task) -> tuple[str, str]:
+    """What of a task another job may be at, and the keys of the folders in which that lies."""
+    if task.stage == "record":
+        return f"the recording of {task.name}", "out=... raw_dir=..."
+    if task.stage == "prepare":
+        return f"the dataset of {task.name}", "data_dir=... run_dir=... output_dir=..."
+    return f"run_dir={task.run_dir}", "run_dir=... output_dir=..."
 
 
 def _busy_jobs(request: Request, queue: Queue) -> Iterable[BusyJob]:
@@ -164,14 +170,38 @@ def found_result(task: Task) -> tuple[Path, str] | None:
         return (task.config.target, "overwrite=true records it") if task.config.is_recorded else None
     if task.stage == "prepare":
         found = Path(task.config.data_dir) / task.config.split.name
-        there = all((found / part / "meta/info.json").is_file() for part in task.parts) and not task.config.overwrite
-        return (found, "overwrite=true makes it") if there else None
+        return (found, "overwrite=true makes it") if _is_converted(task, found) else None
     if task.after:
         return None
     if task.stage == "finetune":
         return (Path(task.config.output_dir), "train.resume=never does it") if is_finished(task.config) else None
     report = Path(task.config.report_folder) / f"{task.config.mode}.json"
     return (report, "without that file it is made") if _is_evaluated(task.config, report) else None
+
+
+def _is_converted(task: Task, found: Path) -> bool:
+    """Whether `found` holds each part that is recorded or asked for. One that would not become what is asked for, as
+    its conversion leaves what is there as it is, is refused."""
+    config, name = task.config, task.config.split.name
+    there = {part for part in parts_of(name) if (found / part / "meta/info.json").is_file()}
+    if config.overwrite or not there:
+        return False
+    remedy = "prepare.overwrite=true converts again, data_dir=FOLDER makes another dataset"
+    coming = {other.config.part for other in task.recordings}
+    if again := sorted(coming & there):
+        raise ToolkitError(
+            f"{found / again[0]} is there, and what it was made of is to be recorded now: the fine-tune would see the "
+            f"old episodes. {remedy}; without the stages record and prepare it is trained on what is there."
+        )
+    typed = {key: attrgetter(key)(config) for key in _TOLD if key in task.arguments}
+    for part in sorted(there) if typed else ():
+        split_file = found / part / "meta" / "split.json"
+        told = read_json(split_file) if split_file.is_file() else {}
+        for key, now in typed.items():
+            if (was := told.get(key.removeprefix("split."), now)) != now:
+                raise ToolkitError(f"{found / part} was converted with {key}={was}, not {now}. {remedy}.")
+    recorded = {part for part in parts_of(name) if (Path(config.raw_dir) / name / part).is_dir()}
+    return not coming and recorded | task.parts <= there
 
 
 def is_finished(config: FinetuneConfig) -> bool:
@@ -184,8 +214,9 @@ def is_finished(config: FinetuneConfig) -> bool:
     if config.train.resume == "never" or not (folder / RELEASE_MARK).is_file() or not settings.is_file():
         return False
     ours = {**recipe(dataclasses.asdict(config)), "modality_config": comparable(modality_configs(config.dataset))}
-    robot = robot_of(folder, config.dataset.embodiment_tag)
-    theirs = {**recipe(read_yaml(settings)), **({"modality_config": robot} if robot else {})}
+    robot, made = robot_of(folder, config.dataset.embodiment_tag), read_yaml(settings)
+    theirs = {**recipe(made), **({"modality_config": robot} if robot else {})}
+    ours["train.export"], theirs["train.export"] = config.train.export, made["train"].get("export", "last")
     different = differences(theirs, ours)
     if different:
         listed = "\n  ".join(different)
@@ -193,7 +224,7 @@ def is_finished(config: FinetuneConfig) -> bool:
             f"output_dir={config.output_dir} holds a finished checkpoint of another run:\n  {listed}\nChoose another "
             "output_dir=... (and run_dir=...), or replace it with train.resume=never."
         )
-    return True
+    return not gave_up_earlier(folder, config.train.patience)
 
 
 def _is_evaluated(config: Any, report: Path) -> bool:
@@ -209,7 +240,7 @@ def _is_evaluated(config: Any, report: Path) -> bool:
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
     """What of an evaluation decides its numbers, folders as the jobs see them."""
-    kept = {name: value for name, value in config.items() if name not in _NO_RESULT}
+    kept = {name: value for name, value in config.items() if name not in NO_RESULT}
     for folder in {"data_dir", "raw_dir"} & kept.keys():
         kept[folder] = os.path.realpath(CHECKOUT / kept[folder])
     return kept

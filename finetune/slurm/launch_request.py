@@ -55,8 +55,8 @@ class Task:
 
     arguments: all that the stage's script is given; config: what they resolve to; run: the resolved fine-tune, whose
     run_dir keeps the records and whose cluster.* the job asks for; after: the tasks that must succeed first, of one
-    whose work is divided its shares; parts: of a conversion, those that must be made; label: the stage, with part and
-    share, numbered where a run has several of it; job_id: as SLURM's commands take it, once there is a job.
+    whose work is divided its shares; parts: of a conversion, those that must be made at least; label: the stage, with
+    part and share, numbered where a run has several of it; job_id: as SLURM's commands take it, once there is a job.
     """
 
     stage: str
@@ -89,6 +89,12 @@ class Task:
     def shares(self) -> list[Task]:
         """Those whose shares it joins."""
         return [other for other in self.after if other.stage == self.stage]
+
+    @property
+    def recordings(self) -> list[Task]:
+        """Those that a conversion waits for."""
+        waited = [other for task in (self, *self.shares) for other in task.after if other.stage == "record"]
+        return list(dict.fromkeys(waited))
 
     @property
     def run_dir(self) -> Path:

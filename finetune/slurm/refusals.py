@@ -6,6 +6,7 @@ import getpass
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from data_prep import check_prepare
 from finetune import plan
@@ -39,6 +40,7 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
             task.config.check_here()
         elif task.stage == "prepare":
             check_prepare(task.config, recordings_come=_comes("record", task))
+            _check_parts(task)
         elif task.stage == "finetune":
             _check_finetune(task.config, data_comes)
         else:
@@ -55,6 +57,20 @@ def check_request(request: Request, say: Callable[[str], None]) -> bool:
 def _comes(stage: str, task: Task) -> bool:
     """Whether a task waits for one of that stage, itself or through others."""
     return any(other.stage == stage or _comes(stage, other) for other in task.after)
+
+
+def _check_parts(task: Task) -> None:
+    """Refuse a conversion of which a fine-tune needs a part that is neither recorded nor is going to be."""
+    config, name = task.config, task.config.split.name
+    places = [Path(config.raw_dir) / name, Path(config.data_dir) / name]
+    coming = {other.config.part for other in task.recordings}
+    for part in sorted(task.parts - coming - {"train"}):
+        if not any((place / part).is_dir() for place in places):
+            raise ToolkitError(
+                f"{places[0] / part} is not there, and dataset.conflict_share={task.run.dataset.conflict_share} trains "
+                f"on it. Record it too: stages=record,..., or python -m simulation.record split={name} "
+                f"part={part} out={config.raw_dir}."
+            )
 
 
 def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:

@@ -234,6 +234,7 @@ def _note(batch: Batch) -> None:
             "stage": task.stage,
             "name": task.name,
             "split": task.run.split.name,
+            "parts": sorted(task.parts),
             "run_dir": str(task.run_dir),
             "folder": str(CHECKOUT),
             "log": batch.log_of(task),

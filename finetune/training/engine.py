@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,7 +35,19 @@ _left: list[Any] = []  # process groups, kept until the process ends
 
 
 def build_engine(config: FinetuneConfig) -> Engine:
+    """The engine that `engine.name` chooses."""
     return {"zero2": Zero2Engine, "fsdp2": Fsdp2Engine}.get(config.engine.name, Engine)(config)
+
+
+def agreed_precision(precision: str, device: torch.device) -> torch.dtype:
+    """What all processes of this training compute in: where they lie on several kinds of machines, in bf16 only if it
+    is what each would choose."""
+    own = pick_precision(precision, device)
+    if not (dist.is_available() and dist.is_initialized()):
+        return own
+    wanted = torch.tensor([float(own == torch.bfloat16)], device=device)
+    dist.all_reduce(wanted, op=dist.ReduceOp.MIN)
+    return torch.bfloat16 if wanted.item() else torch.float32
 
 
 class Engine:
@@ -54,7 +67,7 @@ class Engine:
         self.rank, self.world_size = self._accelerator.process_index, self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
         self.part_norms: dict[str, Tensor] = {}
-        self.dtype = pick_precision(config.train.precision, self.device)
+        self.dtype = agreed_precision(config.train.precision, self.device)
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
@@ -155,20 +168,20 @@ class Engine:
         shuts down in all processes together, so that its error would appear only after their time-out."""
         if failed and self.world_size > 1:
             return
-        if torch.distributed.is_initialized():
+        if dist.is_initialized():
             # It must outlive the model's reducer, which would wait, holding the GIL, for threads of gloo that may need
             # the GIL to free the tensors of a sum that has just ended.
-            _left.append(torch.distributed.group.WORLD)
+            _left.append(dist.group.WORLD)
         self._accelerator.end_training()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def join_alone(device: torch.device) -> None:
     """A process group of one, where torchrun did not start the process and the engine needs a group."""
-    if "RANK" not in os.environ and not torch.distributed.is_initialized():
+    if "RANK" not in os.environ and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 torch.export.register_dataclass(ActionLoss)  # FSDP looks for tensors in what the head returns
@@ -230,7 +243,7 @@ class Zero2Engine(Engine):
             "zero_allow_untested_optimizer": True,
             # DeepSpeed switches an autocast around it off on a GPU; without modules named here, gradients stay in fp32
             "torch_autocast": {
-                "enabled": pick_precision(config.train.precision, device) == torch.bfloat16,
+                "enabled": agreed_precision(config.train.precision, device) == torch.bfloat16,
                 "dtype": "bfloat16",
                 "lower_precision_safe_modules": [],
             },
@@ -299,7 +312,7 @@ def _gather(parameter: Any, share: Tensor) -> Tensor:
     if parameter._hp_mapping is not None:
         inside, place = _addresses(parameter)
         whole[inside] = share[place]
-    torch.distributed.all_reduce(whole)
+    dist.all_reduce(whole)
     return whole.view(parameter.shape)
 
 

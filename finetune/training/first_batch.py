@@ -56,7 +56,8 @@ def look(dataset: TrainingDataset, keys: list[SampleKey], batch: Mapping[str, Te
         decoded = dataset.processor.decode_action(batch["action"][row], dataset.tag, step.states)
         own = dataset.images(key) if images is None else np.split(images, len(batch["state"]))[row]
         there = [{g: v[step.action_valid] for g, v in actions.items()} for actions in (decoded, step.actions)]
-        seen.append(Seen(f"episode {episode}, frame {frame}", step.text, own, *there))
+        heard = "(no instruction)" if dataset.is_silent(key) else step.text
+        seen.append(Seen(f"episode {episode}, frame {frame}", heard, own, *there))
     return seen
 
 

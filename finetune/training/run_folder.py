@@ -133,7 +133,7 @@ class RunFolder:
                 f"steps of it (train.export):\n  {lines}\nChoose another output_dir=..., remove it, or replace it with "
                 "train.resume=never."
             )
-        return True
+        return not recipe_identity.gave_up_earlier(folder, self.config.train.patience)
 
     @contextmanager
     def opened(self, start: Checkpoint | None, conditions: Mapping[str, Any]) -> Iterator[None]:

@@ -255,6 +255,8 @@ def changes(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         effect = "losses may differ by rounding"
         if name == "computation.micro_batch_size":
             effect = "dropout is drawn for each micro-batch, so losses differ where there is any"
+        if name == "computation.precision":
+            effect = "losses differ by the rounding of bf16, from here on"
         if was.get(name) != here.get(name):
             lines.append(f"{name.partition('.')[2]} {old} there, {new} now: {effect}")
     # Modules that both have; what is imported later or not at all shows in those that import it.

@@ -260,7 +260,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         settings = self.settings
         drop = generator(settings.seed, Stream.STATE_DROPOUT, key.step, key.position).random(2) < settings.state_dropout
-        step, silent = self.step(key.index, images=self.feature_store is None), self._is_silent(key)
+        step, silent = self.step(key.index, images=self.feature_store is None), self.is_silent(key)
         sample = self.processor.encode_robot(step, self.tag, drop_state=bool(drop[0]))
         if self.feature_store is None:
             heard = replace(step, text=NO_INSTRUCTION) if silent else step
@@ -304,7 +304,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
     def _drops_instructions(self) -> bool:
         return self.settings.instruction_dropout > 0
 
-    def _is_silent(self, key: SampleKey) -> bool:
+    def is_silent(self, key: SampleKey) -> bool:
         """Whether this sample's instruction is left out."""
         if not self._drops_instructions:
             return False

@@ -6,7 +6,6 @@ With `switched(False)` a CPU computes what a GPU does, which is how tests see th
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,9 +42,10 @@ def used(device: torch.device) -> bool:
 
 def has_bf16() -> bool:
     """Whether this CPU has instructions for bf16, without which products in bf16 take ten times longer than in fp32."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    known = [getattr(torch.cpu, name) for name in names if hasattr(torch.cpu, name)]
-    return platform.machine() != "x86_64" or not known or any(supported() for supported in known)
+    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    listed = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # before torch 2.12: of x86
+    names = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+    return any(supported is not None and supported() for supported in asked) or any(listed.get(name) for name in names)
 
 
 def samples_at_once(device: torch.device) -> int | None:

@@ -8,6 +8,7 @@ and images are rendered, only from where it stopped."""
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import shutil
@@ -118,9 +119,10 @@ class KeptEpisodes:
 
 @contextmanager
 def kept_in(folder: Path, settings: Mapping[str, Any], *, shared: bool) -> Iterator[KeptEpisodes]:
-    """What was played under these settings, in `folder`, which is made, or emptied of what other settings left.
+    """What was played under these settings, in `folder`, which is made. What was played under others there is put
+    aside, and is back when its settings are given again.
 
-    Several processes may have it `shared`; these empty nothing. One that does not share it is alone, and removes it
+    Several processes may have it `shared`; these move nothing. One that does not share it is alone, and removes it
     when the block ends without an exception.
     """
     wanted: dict[str, Any] = json.loads(json.dumps(settings))
@@ -141,15 +143,24 @@ def _open(folder: Path, settings: dict[str, Any], shared: bool) -> None:
         said = ", ".join(f"{name}={begun.get(name)} (now {settings.get(name)})" for name in changed)
         if shared:
             raise ToolkitError(
-                f"{folder}: holds an evaluation with {said}, which a share does not remove, for others may be at it. "
+                f"{folder}: holds an evaluation with {said}, which a share does not move, for others may be at it. "
                 "Remove it, or choose another report_dir=FOLDER."
             )
-        print(f"note: {folder} held an evaluation with {said}: it is played from the beginning.", file=sys.stderr)
-        shutil.rmtree(folder)
-    elif any(folder.glob("*.jsonl")) and not shared:
+        aside, ours = (_aside(folder, each) for each in (begun, settings))
+        print(f"note: {folder} held an unfinished evaluation with {said}: it is {aside} now.", file=sys.stderr)
+        folder.rename(aside)
+        if ours.is_dir():
+            ours.rename(folder)
+    if any(folder.glob("*.jsonl")) and not shared:
         print(f"note: continues with the episodes in {folder}; without that folder it begins again.", file=sys.stderr)
     folder.mkdir(exist_ok=True)
     write_json(folder / SETTINGS, settings)
+
+
+def _aside(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Where an evaluation waits that is not finished while one with other settings has its folder."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return folder.with_name(f"{folder.name}-{digest[:8]}")
 
 
 def _whole_lines(path: Path | None) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from simulation.closed_loop import (
@@ -225,6 +226,16 @@ def preferences(results: Iterable[Result]) -> dict[tuple[str, str], Share]:
         if result.summary.cues and result.summary.preference.n:
             found.setdefault(result.summary.cues, []).append(result.summary.preference)
     return {cues: together(shares) for cues, shares in found.items()}
+
+
+def by_variant(results: Iterable[Result]) -> dict[str, dict[tuple[str, str], Share]]:
+    """Of the evaluations that are of one kind, the preferences of their pairs; by what tells such kinds apart: the
+    name without the split, and the strategy. Those of one split in a kind are taken together."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        name = "/".join(part for part in Path(result.name).parts if part not in Path(result.split).parts)
+        found.setdefault(", ".join(filter(None, (name, result.strategy))) or "evaluations", []).append(result)
+    return {variant: shares for variant, own in found.items() if (shares := preferences(own))}
 
 
 def summarize(evaluation: Evaluation) -> Summary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gr00t.file_replacement import whole_folder, write_text
 from simulation.closed_loop import CONDITIONS, EVALUATED
-from simulation.report import Result, preferences
+from simulation.report import Result, by_variant, preferences
 from simulation.report.closed_loop_page import command
 from simulation.report.dominance import A, B
 from simulation.report.proportions import Difference, Share
@@ -276,8 +277,13 @@ def draw(folder: Path, results: Sequence[Result]) -> None:
             colored = [(_label(r), r.summary.preference, color) for r, color in zip(conflicts, colors, strict=True)]
             _save(_dots(colored, "preference for a over b (FDR)", 0.5), folder / "dominance")
         for suite in SUITES:
-            if shares := preferences(r for r in results if r.suite is suite):
-                _save(_matrix(list(suite.factors), shares), folder / f"matrix_{suite.name}")
+            variants = by_variant(r for r in results if r.suite is suite)
+            for number, (variant, shares) in enumerate(variants.items(), start=1):
+                figure, mark = _matrix(list(suite.factors), shares), ""
+                if len(variants) > 1:
+                    figure.suptitle(variant)
+                    mark = f"_{number}_{re.sub('[^A-Za-z0-9_.]+', '-', variant)}".rstrip("_")
+                _save(figure, folder / f"matrix_{suite.name}{mark}")
 
 
 def _label(result: Result) -> str:

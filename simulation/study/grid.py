@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.slurm.done_and_busy import NO_RESULT
 from finetune.slurm.launch_request import Request, Task, label_tasks, read, refuse_shared_folders
 from finetune.slurm.render import STAGES
 from finetune.slurm.sweep import point_names
@@ -27,9 +28,9 @@ _FOLDERS = {"raw_dir": ("recordings", 2), "data_dir": ("data", 2), "cache_dir": 
 _FOLDERS |= {"output_dir": ("checkpoints", 3), "report_dir": ("reports", 4)}
 _GIVEN = ("raw_dir", "data_dir")  # which a file may name, where data are there already
 _OURS = (*_OF_ALL, *({*_FOLDERS} - {*_GIVEN}), "out", "checkpoint", "runs_dir")  # which the study sets
-# Settings that decide no number of a point.
-_NO_RESULT = ("workers", "device", "videos", "batch_size", "verify", "share")
-_NO_RESULTS = ("cluster", "tracking")
+_NO_RESULTS = ("cluster", "tracking")  # sections that decide no number of a point
+# Keys of a fine-tune that change no loss, but which weights come out.
+_CHOOSE = ("train.export", "train.patience", "train.eval_steps", "train.eval_episodes")
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,8 @@ def _decides(name: str) -> bool:
     """Whether a setting decides numbers of a point."""
     own = _parted(name)[1]
     key = keys_of(COMMANDS["finetune"].config).get(own)
-    return not (
-        own in _NO_RESULT
-        or own.partition(".")[0] in _NO_RESULTS
-        or (key is not None and not key.bounds.get("identity", True))
-    )
+    changes_no_loss = key is not None and not key.bounds.get("identity", True)
+    return own in _CHOOSE or not (own in NO_RESULT or own.partition(".")[0] in _NO_RESULTS or changes_no_loss)
 
 
 def _refuse_other_settings(numbers: Path, settings: Mapping[str, str]) -> None:

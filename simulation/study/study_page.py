@@ -102,10 +102,11 @@ def rates_of(summary: Summary) -> dict[str, Share]:
 
 def draw(study: Study, standing: Standing) -> None:
     """Write study.html and study.json."""
-    rates, outcomes = zip(*(_played(point, standing) for point in study.points), strict=True)
+    played = [_played(point, standing) for point in study.points]
+    rates, outcomes, _ = zip(*played, strict=True)
     together = _together(study, rates)
     effects = list(_effects(study, rates, outcomes))
-    points = [_described(*of, standing) for of in zip(study.points, rates, outcomes, strict=True)]
+    points = [_described(point, *found, standing) for point, found in zip(study.points, played, strict=True)]
     conditions = [{"values": dict(zip(_axes(study), c, strict=True)), "rates": found} for c, found in together.items()]
     numbers = {"format": FORMAT, "kind": "study", "name": study.name, "axes": study.axes, "settings": study.settings}
     numbers |= {"seconds": standing.seconds, "points": plain(points), "conditions": plain(conditions)}
@@ -138,15 +139,15 @@ def _named(study: Study, condition: tuple[str, ...]) -> str:
     return ", ".join(f"{a.rpartition('.')[2]} {v}" for a, v in zip(_axes(study), condition, strict=True))
 
 
-def _played(point: Point, standing: Standing) -> tuple[dict[str, Share], Outcomes]:
-    """What the point's report shows and how each episode ended, or what is kept of it; nothing of a point that is not
-    done."""
+def _played(point: Point, standing: Standing) -> tuple[dict[str, Share], Outcomes, str | None]:
+    """What the point's report shows, how each episode ended, and by what its checkpoint is known again; or what is kept
+    of that. Nothing of a point that is not done."""
     if point.evaluation in standing.done:
         report = read_evaluation(Path(point.evaluation.config.report_folder) / JSON_FILE)
-        return rates_of(summarize(report)), _outcomes(report)
+        return rates_of(summarize(report)), _outcomes(report), report.info.get("checkpoint_fingerprint")
     kept = standing.kept_of(point) or {"rates": {}}
     rates = {name: Share(share["count"], share["n"]) for name, share in kept["rates"].items()}
-    return rates, kept.get("outcomes", {})
+    return rates, kept.get("outcomes", {}), kept.get("checkpoint")
 
 
 def _outcomes(report: Evaluation) -> Outcomes:
@@ -228,10 +229,12 @@ def _rows(
     return [(_named(study, condition), together[condition]) for condition in sorted(together, key=order)]
 
 
-def _described(point: Point, rates: dict[str, Share], outcomes: Outcomes, standing: Standing) -> dict[str, Any]:
+def _described(
+    point: Point, rates: dict[str, Share], outcomes: Outcomes, checkpoint: str | None, standing: Standing
+) -> dict[str, Any]:
     folder, left = Path(point.evaluation.config.report_folder), standing.left(point)
     page = os.path.relpath(folder / PAGE_FILE, standing.study.folder) if (folder / PAGE_FILE).is_file() else None
     state = standing.failure(point) or (f"left: {', '.join(task.label for task in left)}" if left else DONE)
     failed = standing.failure(point) is not None
     found = {"values": point.values, "state": state, "failed": failed, "page": page and quote(page), "rates": rates}
-    return {**found, "outcomes": outcomes}
+    return {**found, "outcomes": outcomes, "checkpoint": checkpoint}

@@ -23,6 +23,7 @@ from gr00t.data.meta_files import episode_range
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import parsing, read_json
 from gr00t.file_replacement import file_lock
+from gr00t.model.checkpoint_folder import fingerprint
 from simulation.record import settings_of
 from simulation.study.grid import NUMBERS, Point, Study
 from toolkit.command_line import received, stop_signals
@@ -47,7 +48,7 @@ class Standing:
         before = read_json(numbers) if numbers.is_file() else {}
         with parsing(numbers, "Remove it: what is done is found by its files."):
             self.seconds: dict[str, list[float]] = before.get("seconds", {})
-            done = [point for point in before.get("points", []) + before.get("others", []) if point["state"] == DONE]
+            done = [point for point in before.get("others", []) + before.get("points", []) if point["state"] == DONE]
             self.kept: dict[str, dict[str, Any]] = {_text(point["values"]): point for point in done}
             for point in done:
                 if not isinstance(point["rates"], dict):
@@ -71,14 +72,22 @@ class Standing:
         return list(dict.fromkeys(_leading_to(point.evaluation, self.done)))
 
     def kept_of(self, point: Point) -> dict[str, Any] | None:
-        """What study.json says of a point that was done; None where a checkpoint is there, which is evaluated."""
-        there = (Path(point.evaluation.config.checkpoint) / RELEASE_MARK).is_file()
-        return None if there or point.evaluation in self.done else self.kept.get(_text(point.values))
+        """What study.json says of a point that was done; None where a report is there, or another checkpoint than was
+        evaluated, which is evaluated in its place."""
+        kept = None if point.evaluation in self.done else self.kept.get(_text(point.values))
+        checkpoint = Path(point.evaluation.config.checkpoint)
+        if kept is None or not (checkpoint / RELEASE_MARK).is_file():
+            return kept
+        known = kept.get("checkpoint")  # not noted by earlier versions
+        with suppress(OSError, ToolkitError):  # of one that lost its weights
+            return kept if known and known == fingerprint(checkpoint) else None
+        return kept
 
     def others(self) -> list[dict[str, Any]]:
-        """What study.json says of points that were done and are not among the study's now."""
-        ours = {_text(point.values) for point in self.study.points}
-        return [point for text, point in self.kept.items() if text not in ours]
+        """What study.json says of points that were done and are not among the study's now, or are to be done again."""
+        points = {_text(point.values): point for point in self.study.points}
+        again = {text for text, point in points.items() if self.kept_of(point) is None and self.left(point)}
+        return [point for text, point in self.kept.items() if text not in points or text in again]
 
     def unfinished(self) -> list[Task]:
         """All tasks of the points that study.json does not hold, those that are done too, in the request's order."""
