@@ -66,8 +66,9 @@ def test_losses_are_those_of_live_training(runs: dict[str, Path]) -> None:
 
 
 def test_losses_agree_in_bf16(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    short = ("train.precision=bf16", "train.max_steps=2")
     for kind in ("live", "cached"):
-        finetune(config(tmp_path / kind, small_data, tiny_base, kind, tmp_path / "cache", "train.precision=bf16"))
+        finetune(config(tmp_path / kind, small_data, tiny_base, kind, tmp_path / "cache", *short))
     assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "live"), rel=1e-2)
     file = next(store_folder(tmp_path / "cache").glob("rows-*"))
     assert load_file(file)["features"].dtype == torch.bfloat16

@@ -47,7 +47,7 @@ def allocated(case: Case) -> int:
         Case("tiny", batch=16, precision="bf16"),
         Case("tiny", batch=8, precision="fp32", cached=True),
         Case("tiny", batch=8, precision="bf16", cached=True),
-        Case("tiny", batch=128, precision="bf16", recompute=True),
+        Case("tiny", batch=16, precision="bf16", recompute=True),
         Case("tiny", batch=8, precision="bf16", cached=True, draws=4),
     ],
     ids=["live-fp32", "live-bf16", "cached-fp32", "cached-bf16", "recomputed-bf16", "four-draws"],
