@@ -8,6 +8,7 @@ The command line is `key=value` for the fields of ServeConfig; a published tree 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import logging
 import os
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from gr00t.data.schema import OBSERVED, look_up
 from gr00t.errors import ToolkitError, did_you_mean, near_folder
+from gr00t.model.checkpoint_folder import fingerprint
 from gr00t.server.lerobot_policy import LeRobotPolicy, lerobot_kind
 from gr00t.server.server import TOKEN
 
@@ -189,6 +191,7 @@ def serve(config: ServeConfig) -> None:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
         logging.getLogger("gr00t.server").setLevel(logging.WARNING if config.quiet else logging.INFO)
         policy = server.endpoints.policy = _load(config)
+        server.endpoints.identity = _identity(config)
         example = getattr(policy, "example_observation", partial(example_observation, policy))
         for text in ("pick up the object", "pick up the color-matching object", "pick up the object"):  # two lengths
             begin = time.perf_counter()
@@ -222,6 +225,12 @@ def _load(config: ServeConfig) -> Any:
     said = (config.embodiment_tag, config.denoising_steps, dtype, config.verify, config.guidance)
     policy = GR00TPolicy.from_pretrained(config.checkpoint, None, *said).to(device)
     return policy.compile_head() if config.compile else policy
+
+
+def _identity(config: ServeConfig) -> str:
+    """Of the weights and of what decides how they act."""
+    said = [fingerprint(Path(config.checkpoint).expanduser()), *(str(getattr(config, name)) for name in _OURS)]
+    return hashlib.sha256(" ".join(said).encode()).hexdigest()
 
 
 def example_observation(policy: GR00TPolicy, text: str) -> dict[str, Any]:

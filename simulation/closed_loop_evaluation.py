@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -15,14 +17,13 @@ from typing import Any
 from data_prep.maniskill import CONTROL_FREQ
 from finetune.recipe.recipe_identity import trained_by
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import read_json
 from gr00t.file_replacement import whole_folder
 from gr00t.model.checkpoint_folder import fingerprint
 from gr00t.model.device import pick_device, pick_precision
 from gr00t.model.finished_checkpoint import read_processor, read_trained_on, verify_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy, find_tag
 from simulation.closed_loop import EVALUATED, ClosedLoopConfig, EpisodeOutcome, Evaluation, Settings
-from simulation.closed_loop.kept_episodes import SETTINGS, kept_in
+from simulation.closed_loop.kept_episodes import kept_in, settings_of
 from simulation.closed_loop.policies import (
     LurePolicy,
     RandomPolicy,
@@ -68,6 +69,8 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
     check_settings(policy, settings)
     question = None if config.question is None else read_question(config.question, settings.parts)
     enough = question.answered if question is not None and config.stop == "decided" else None
+    if settings.segment is None:
+        settings = _as_the_shares(settings, facts, folder / PLAYING)
     kept_as = {**dataclasses.asdict(settings), **facts}
     with kept_in(folder / PLAYING, kept_as, shared=config.share is not None) as kept:
         place, chosen = folder / PLAYING / VIDEOS, share_of(config.share)
@@ -130,14 +133,17 @@ def _strategy(config: ClosedLoopConfig, policy: Any) -> str | None:
 
 
 def _segment(config: ClosedLoopConfig) -> int | None:
-    """The plate suite's parts were always played in one piece, and are unless they are shared; then all do as the
-    shares."""
+    """The plate suite's parts were always played in one piece, and are unless they are shared."""
     if config.stop == "decided":
         return LOOK
-    begun = config.report_folder / PLAYING / SETTINGS
-    if config.share is None and suite_of(config.split.name) is PLATE:
-        return read_json(begun).get("segment") if begun.is_file() else None
-    return SEGMENT
+    return None if config.share is None and suite_of(config.split.name) is PLATE else SEGMENT
+
+
+def _as_the_shares(settings: Settings, facts: dict[str, Any], folder: Path) -> Settings:
+    """What joins shares plays the rest as they were played."""
+    begun, ours = settings_of(folder), json.loads(json.dumps({**dataclasses.asdict(settings), **facts}))
+    same = begun.get("segment") == SEGMENT and {**begun, "segment": None} == {**ours, "segment": None}
+    return dataclasses.replace(settings, segment=SEGMENT) if same else settings
 
 
 def _info(config: ClosedLoopConfig, settings: Settings, facts: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +173,9 @@ def _publish_videos(outcomes: list[EpisodeOutcome], made: Path, folder: Path) ->
 def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
     """The policy, and what the report states about it."""
     if config.server is not None:
-        return _served_policy(config.server, config.n_action_steps), {"policy": f"server {config.server}"}
+        client = _served_policy(config.server, config.n_action_steps)
+        served = {"served": client.identity} if getattr(client, "identity", None) else {}
+        return client, {"policy": f"server {config.server}", **served}
     if config.policy == "lerobot":
         return _lerobot_policy(config)
     if config.policy == "checkpoint":
@@ -178,7 +186,16 @@ def _policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
         "random": lambda: RandomPolicy(config.seed),
         "replay": lambda: ReplayPolicy(Path(config.raw_dir), config.split.name, config.parts),
     }
-    return scripted[config.policy](), {"policy": config.policy}
+    replayed = {"recordings": _recordings(config)} if config.policy == "replay" else {}
+    return scripted[config.policy](), {"policy": config.policy, **replayed}
+
+
+def _recordings(config: ClosedLoopConfig) -> str:
+    """By what the recordings that are replayed are known again: where they lie, and each file's size and time."""
+    folder = Path(config.raw_dir, config.split.name).absolute()
+    files = sorted(path for part in config.parts for path in (folder / part).rglob("*.h5"))
+    said = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
 def _served_policy(address: str, n_action_steps: int) -> Any:
@@ -202,6 +219,7 @@ def _lerobot_policy(config: ClosedLoopConfig) -> tuple[Any, dict[str, Any]]:
 
     policy = LeRobotPolicy(config.checkpoint, config.device)
     facts = {"policy": f"{policy.kind} {config.checkpoint}", "checkpoint": config.checkpoint, "device": policy.device}
+    facts["checkpoint_fingerprint"] = fingerprint(Path(config.checkpoint).expanduser())
     return policy, {**facts, "image_size": config.image_size or policy.image_size}
 
 

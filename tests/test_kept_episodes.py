@@ -248,3 +248,24 @@ def test_killed_at_random_moments_and_shared_the_command_reports_the_same(split:
     if split == "color_object":  # in one piece where it is not shared
         joined, whole = ([e["seed"] for e in found["episodes"]] for found in (joined, whole))
     assert joined == whole
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_what_was_put_aside_is_continued_when_the_other_has_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+
+    def played(episodes: int, *, ends: bool) -> bool:
+        there = False
+        with suppress(RuntimeError), kept_in(folder, {"episodes": episodes}, shared=False) as kept:
+            there = (folder / "a.jsonl").exists()
+            (folder / "a.jsonl").write_text("")
+            if not ends:
+                raise RuntimeError
+        assert kept.folder == folder
+        return there
+
+    assert not played(4, ends=False)
+    assert not played(5, ends=True)
+    assert played(4, ends=False)
+    assert not played(5, ends=False)
+    assert played(4, ends=True) and played(5, ends=True)

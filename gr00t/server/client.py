@@ -87,6 +87,12 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
         options = self._told().get("options")
         return options if isinstance(options, list) else []
 
+    @property
+    def identity(self) -> str | None:
+        """By what the served policy is known again: its weights and settings; None where the server does not say it."""
+        found = self._told().get("identity")
+        return found if isinstance(found, str) else None
+
     def get_action(
         self, observation: Mapping[str, Any], seed: int | Sequence[int] | None = None, drop_state: bool = False
     ) -> dict[str, np.ndarray]:

@@ -89,8 +89,10 @@ class Endpoints:
 
     def __init__(self, policy: Any, api_token: str | None = None, max_batch: int = 64) -> None:
         """policy: has `modality_configs` and `get_action(observation, seed=)`. api_token: what every request must
-        carry; None asks for none. max_batch: robots in one request."""
+        carry; None asks for none. max_batch: robots in one request. Attribute identity: by what clients know the
+        policy again, None where that is not said."""
         self.policy, self._max_batch = policy, max_batch
+        self.identity: str | None = None
         self._token = None if api_token is None else api_token.encode()
         self._logged: set[tuple[str, int | None]] = set()  # the lines of code that failed
 
@@ -133,7 +135,8 @@ class Endpoints:
         if endpoint == "get_modality_config":
             return self.policy.modality_configs
         status = {"status": "ok", "message": "Server is stopping" if endpoint == "kill" else "Server is running"}
-        return {**status, "max_batch": self._max_batch, "options": self._heeded()} if endpoint == "ping" else status
+        told = {"max_batch": self._max_batch, "options": self._heeded(), "identity": self.identity}
+        return {**status, **told} if endpoint == "ping" else status
 
     def _heeded(self) -> list[str]:
         """The options of a request that change what this policy does; NVIDIA's server names none."""

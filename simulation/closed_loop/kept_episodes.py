@@ -137,8 +137,8 @@ def kept_in(folder: Path, settings: Mapping[str, Any], *, shared: bool) -> Itera
 
 
 def _open(folder: Path, settings: dict[str, Any], shared: bool) -> None:
-    begun = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else settings
-    changed = [name for name in {**begun, **settings} if begun.get(name) != settings.get(name)]
+    begun, ours = settings_of(folder), _aside(folder, settings)
+    changed = [name for name in {**begun, **settings} if begun.get(name) != settings.get(name)] if begun else []
     if changed:
         said = ", ".join(f"{name}={begun.get(name)} (now {settings.get(name)})" for name in changed)
         if shared:
@@ -146,15 +146,20 @@ def _open(folder: Path, settings: dict[str, Any], shared: bool) -> None:
                 f"{folder}: holds an evaluation with {said}, which a share does not move, for others may be at it. "
                 "Remove it, or choose another report_dir=FOLDER."
             )
-        aside, ours = (_aside(folder, each) for each in (begun, settings))
+        aside = _aside(folder, begun)
         print(f"note: {folder} held an unfinished evaluation with {said}: it is {aside} now.", file=sys.stderr)
         folder.rename(aside)
-        if ours.is_dir():
-            ours.rename(folder)
+    if not folder.exists() and ours.is_dir():
+        ours.rename(folder)
     if any(folder.glob("*.jsonl")) and not shared:
         print(f"note: continues with the episodes in {folder}; without that folder it begins again.", file=sys.stderr)
     folder.mkdir(exist_ok=True)
     write_json(folder / SETTINGS, settings)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Those of the evaluation that is kept in a folder; {} where there is none."""
+    return read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
 
 
 def _aside(folder: Path, settings: Mapping[str, Any]) -> Path:
