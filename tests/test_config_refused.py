@@ -109,6 +109,7 @@ REFUSALS = {
     "train.precision=fp16": ("train.precision=fp16", "auto, fastest, bf16 or fp32"),
     "train.resume=always": ("train.resume=always", "auto or never"),
     "dataset.tail=repeat": ("dataset.tail=repeat", "mask or drop"),
+    "dataset.embodiment_tag=NEW_EMBODIMENT": ("write it as checkpoints do", '"new_embodiment"'),
     "dataset.embodiment_tag=panda": ("dataset.embodiment_tag=panda", "new_embodiment"),
     "augment.crop_fraction=0": ("augment.crop_fraction=0", "more than 0 and at most 1"),
     "augment.crop_fraction=1.1": ("at most 1",),

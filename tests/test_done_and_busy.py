@@ -88,6 +88,14 @@ def test_an_evaluation_is_done_where_its_report_of_this_checkpoint_is(tmp_path: 
     assert found == {} and f"{report} is there already" in said
     assert left(asked(tmp_path, *given, "device=cpu"), Queue({}))[0] == {}
     assert left(asked(tmp_path, *given, "seed=7"), Queue({}))[0] == {task.name: []}
+    of_a_dataset = {"checkpoint_fingerprint": fingerprint(checkpoint), "config": config, "dataset_fingerprint": "old"}
+    write_json(report, of_a_dataset)
+    assert left(asked(tmp_path, *given), Queue({}))[0] == {}
+    folder = tmp_path / "data/color_object/train/meta"
+    folder.mkdir(parents=True)
+    for fingerprints, done in (({"fingerprint": "old"}, True), ({"fingerprint": "new"}, False), ({}, True)):
+        write_json(folder / "split.json", fingerprints)
+        assert (left(asked(tmp_path, *given), Queue({}))[0] == {}) is done
     write_json(report, {"checkpoint_fingerprint": "of another checkpoint", "config": config})
     assert left(asked(tmp_path, *given), Queue({}))[0] == {task.name: []}
 
@@ -181,3 +189,36 @@ def test_a_training_that_gave_up_continues_where_it_has_more_patience(tmp_path: 
     assert left(asked(tmp_path, "train.eval_steps=1000", "train.patience=1"), Queue({}))[0] == {}
     for more in ("train.patience=3", "train.patience=null"):
         assert left(asked(tmp_path, "train.eval_steps=1000", more), Queue({}))[0] == {"42": []}
+
+
+OTHERS = {
+    "model=small": "model.name: 'released' there, 'small' now",
+    "dataset.exclude=[1,2]": "dataset.exclude",
+    "dataset.mixture=[data/a/train:2,data/b/train]": "dataset.mixture",
+    "split=color_size": "split.name: 'color_object' there, 'color_size' now",
+}
+
+
+@pytest.mark.parametrize("change", [*OTHERS, "model.base=other", "dataset.data_dir=elsewhere"])
+def test_another_fine_tune_in_the_same_folders_is_neither_done_nor_busy(
+    change: str, tmp_path: Path, tiny_base: Path
+) -> None:
+    places = ("split=color_object", f"run_dir={tmp_path}/runs/x", f"output_dir={tmp_path}/done/x")
+
+    def request(*more: str) -> Request:
+        names = [argument.partition("=")[0] for argument in more]
+        own = [argument for argument in places if argument.partition("=")[0] not in names]
+        return read(["local=none", f"runs_dir={tmp_path}/runs", *own, *more])
+
+    queue = queued(*request().tasks)
+    assert left(request(), queue)[0] == {}
+    with pytest.raises(ToolkitError, match="belongs to job 101"):
+        left(request(change), queue)
+    finished(request(), tiny_base)
+    assert left(request(), Queue({}))[0] == {}
+    if change in OTHERS:
+        with pytest.raises(ToolkitError, match="another run") as refusal:
+            left(request(change), Queue({}))
+        assert OTHERS[change] in str(refusal.value)
+    else:  # only the training can tell
+        assert left(request(change), Queue({}))[0] == {"x": []}

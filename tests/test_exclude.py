@@ -29,12 +29,12 @@ from data_prep.doctor.examine import examine
 from finetune.open_loop.evaluation import _left_out, _open_data
 from finetune.plan.disk_and_time import find_layouts, start_count
 from finetune.recipe import FinetuneConfig, datasets
-from finetune.recipe.recipe_identity import differences
+from finetune.recipe.recipe_identity import differences, publishable
 from finetune.release.model_card import _data
 from finetune.release.run_facts import _folders
 from finetune.training.dataloader import build_dataset, build_processor, check_dataset, open_datasets
 from finetune.training.metrics import held_out
-from finetune.training.run_folder import describe_dataset, publishable
+from finetune.training.run_folder import describe_dataset
 from finetune.training.run_identity import run_identity
 from finetune.training.train import finetune
 from gr00t.data.dataset import carried, training_statistics

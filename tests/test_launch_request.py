@@ -8,6 +8,7 @@ import pytest
 from launching import asked, overrides, refusal
 
 from finetune.slurm.batches import batches_of
+from toolkit.configuration import load
 
 
 def test_a_comma_list_of_splits_is_one_run_each() -> None:
@@ -138,3 +139,14 @@ def test_a_refusal_names_the_argument_and_the_remedy(argument: str) -> None:
 def test_two_places_for_one_dataset_are_refused() -> None:
     message = refusal("stages=prepare,finetune", "dataset.data_dir=a", "data_dir=b")
     assert "dataset.data_dir=a and data_dir=b" in message
+
+
+def test_folders_in_lists_are_those_that_the_launcher_sees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lists = ("dataset.mixture=[data/a/train:2,data/b/train]", "dataset.exclude=[data/a/train/3,data/b/train/4:6]")
+    assert overrides(asked("split=color_object", *lists), "dataset.mixture") == ["[data/a/train:2,data/b/train]"]
+    monkeypatch.chdir(tmp_path)
+    request = asked("split=color_object", *lists)
+    again = load("finetune", ["local=none", *request.tasks[0].overrides], check_here=False).dataset
+    assert again.mixture == [f"{tmp_path}/data/a/train:2", f"{tmp_path}/data/b/train"]
+    assert again.exclude == [f"{tmp_path}/data/a/train/3", f"{tmp_path}/data/b/train/4:6"]
+    assert overrides(asked("split=color_object", "dataset.exclude=[3,17]"), "dataset.exclude") == ["[3,17]"]

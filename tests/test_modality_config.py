@@ -17,11 +17,11 @@ import prepare_conflict_data
 from conflict_panda_config import MODALITY_CONFIG
 from data_prep import check
 from data_prep.adopt import adopt
+from finetune.recipe.recipe_identity import publishable
 from finetune.slurm import attempt
 from finetune.slurm.batches import batches_of
 from finetune.slurm.launch_request import read
 from finetune.slurm.submit import _run_records
-from finetune.training.run_folder import publishable
 from gr00t.data.schema import (
     ActionConfig,
     ActionFormat,

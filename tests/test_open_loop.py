@@ -396,6 +396,16 @@ def test_another_version_of_the_dataset_is_pointed_out(copied):
     assert "another version" in note and "2 of these 2 episode numbers were trained on" in note
 
 
+def test_held_out_episodes_that_were_trained_on_are_pointed_out(copied):
+    config = settings(copied / "checkpoint", copied / "data", copied / "report")
+    processor = Gr00tN1d7Processor.from_pretrained(copied / "checkpoint")
+    assert evaluate._open_data(config, processor, "new_embodiment").notes == []
+    split = next(copied.glob("data/*/train/meta/split.json"))
+    edit(split, lambda d: d.update(val_episodes=[*range(4)]))
+    (note,) = evaluate._open_data(config, processor, "new_embodiment").notes
+    assert "2 of these 4 episodes were trained on: val_episodes of" in note
+
+
 # the baselines, of a robot made up by hand
 
 

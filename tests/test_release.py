@@ -30,11 +30,11 @@ from robots import absolute_arm, robot_file
 from safetensors.numpy import save_file
 
 from finetune.open_loop.evaluation import evaluate_open_loop
+from finetune.recipe.recipe_identity import publishable
 from finetune.release import published_tree as files
 from finetune.release.__main__ import read
 from finetune.release.published_tree import is_code, release
 from finetune.release.run_facts import _found, _is_of, hub_id_of, licence_of
-from finetune.training.run_folder import publishable
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import write_json

@@ -270,3 +270,9 @@ def test_statistics_that_are_no_finite_numbers_are_refused(value):
     relative["arm"]["min"][2][1] = value
     with pytest.raises(ToolkitError, match='"arm" min is no table of finite numbers'):
         check_relative_statistics(relative, MODALITY, MODALITY_CONFIG)
+
+
+def test_a_start_has_a_step_of_its_chunk_inside_the_episode():
+    assert [*start_frames(5, range(1, 17), "mask")] == [0, 1, 2, 3]
+    assert [*start_frames(5, [-2, -1], "mask")] == [1, 2, 3, 4]
+    assert [*start_frames(6, [-4, 4], "mask")] == [0, 1, 4, 5]

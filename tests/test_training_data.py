@@ -238,12 +238,12 @@ def test_all_that_decides_a_row_of_features_names_its_folder(
         "seed": named(with_=settings("augment.views=2", "train.seed=43")),
         "views": named(other(views=3)),
         "augment": named(other(augment=False)),
-        "tail": named(other(tail="drop")),
         "images": named(rotated),
         "episodes": named(episodes),
     }
     for key, found in changed.items():
         assert [name for name in found | first if found.get(name) != first.get(name)] == [key]
+    assert named(other(tail="drop")) == first | {"tail": "drop", "actions": [*range(16)]}  # which then says what starts
     engine.dtype = torch.bfloat16
     assert named() == first | {"dtype": "bfloat16"}
     dataset.prompts[0, -1] += 1

@@ -166,8 +166,13 @@ def _notes(
     """What makes the numbers mean less than they seem to."""
     if not trained_on:
         return ["the checkpoint does not say what it was trained on: held-out episodes may have been among it"]
-    if training.fingerprint in [part.get("fingerprint") for part in trained_on.get("mixture", [trained_on])]:
-        return []
+    told = trained_on.get("mixture", [trained_on])
+    if same := [part for part in told if part.get("fingerprint") == training.fingerprint]:
+        seen = len(set(episodes) & {index for part in same for index in part.get("train_episodes", [])})
+        moved = (
+            f"{seen} of these {len(episodes)} episodes were trained on: val_episodes of {training.root}/meta/split.json"
+        )
+        return [f"{moved} has changed since"] if config.part == "val" and seen else []
     if "mixture" in trained_on:
         return [f"the checkpoint was trained on a mixture that does not hold {training.root} as it is now"]
     note = f"the checkpoint was trained on another version of {training.root}"

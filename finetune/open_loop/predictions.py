@@ -9,7 +9,7 @@ current state) or of the absolute one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -249,6 +249,7 @@ class Predictor:
     def _predict(self, starts: Sequence[tuple[int, int]], rows: Sequence[int]) -> Chunks:
         """The chunks {group: (B, H, D)} of these starts; `rows` are their places among all starts."""
         steps = [self.reader.step(*start, images=self.features is None) for start in starts]
+        steps = [replace(step, actions=None, action_valid=None) for step in steps]  # the last may have none to come
         if self.features is None:
             asked = steps if self.guidance == 1 else [*steps, *without_instructions(steps)]
             batch = self.processor.collate([self.processor.encode(step, self.tag) for step in asked])

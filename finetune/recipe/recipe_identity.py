@@ -1,24 +1,27 @@
 """What makes a run the same run: all that decides the loss of a later step, compared entry by entry; and the note of it
-in a finished checkpoint, experiment_cfg/run.json.
+in a finished checkpoint, experiment_cfg/run.json; and its configuration as a finished checkpoint holds it.
 
 An identity is a dict: keys of the recipe, and entries that are no configuration keys (`ENTRIES`). What is added to it
 later says what the runs written before acted as: `before=VALUE` of a configuration key, or its value in `ENTRIES`."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
-from finetune.recipe.train_config import AugmentConfig, TrainConfig
+from finetune.recipe import FinetuneConfig
+from finetune.recipe.train_config import AugmentConfig, TrainConfig, parts
 from gr00t.data.schema import comparable
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
 from toolkit.composition import read_yaml
 from toolkit.declaration import flat, keys_of
+from toolkit.shared_keys import split_folder
 
 UNKNOWN = object()  # before an entry was recorded: there is nothing to compare with
 ENTRIES: dict[str, Any] = {
@@ -200,3 +203,37 @@ def _known_then(now: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str
         for name, value in now.items()
         if name in known or name in others
     }
+
+
+def publishable(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved fine-tune without `cluster` and `tracking`; of a folder outside the working one its name is left."""
+    # No result depends on these two, and they name accounts, projects, modules and proxies of a site.
+    kept = copy.deepcopy({name: value for name, value in resolved.items() if name not in ("cluster", "tracking")})
+    for key in keys_of(FinetuneConfig).values():
+        *parents, name = key.name.split(".")
+        holder: Any = kept
+        for parent in parents:
+            holder = holder.get(parent) or {}
+        if key.bounds.get("folder") and isinstance(holder.get(name), str):
+            holder[name] = _without_place(holder[name])
+    dataset = kept.get("dataset") or {}
+    if dataset.get("mixture"):
+        dataset["mixture"] = [f"{_dataset_name(p.folder)}:{p.weight:g}" for p in parts(dataset["mixture"])]
+    for number, (folder, slash, episodes) in enumerate(e.rpartition("/") for e in dataset.get("exclude", [])):
+        dataset["exclude"][number] = f"{_dataset_name(Path(folder))}/{episodes}" if slash else episodes
+    return kept
+
+
+def _dataset_name(path: Path) -> str:
+    folder, above = _without_place(str(path)), path.parent.name
+    # `train` alone, which many end in, would not distinguish one from another
+    return f"{split_folder(path.parent)[1]}/{folder}" if folder == "train" and above else folder
+
+
+def _without_place(folder: str) -> str:
+    """A path within the working folder (or a hub id) as it is, else its last part."""
+    windows, path = PureWindowsPath(folder), PurePath(folder)
+    if windows.drive or "\\" in folder:
+        return windows.name
+    outside = path.is_absolute() or ".." in path.parts or folder.startswith("~")
+    return path.name if outside else folder

@@ -149,7 +149,7 @@ class DatasetConfig:
         "lists: numbers, and ranges without their end, [3,17,40:60]; of several datasets [FOLDER/3,FOLDER/40:60]",
         [],
     )
-    embodiment_tag: str = key("robot tag whose weights are trained", "new_embodiment", check=EmbodimentTag.parse)
+    embodiment_tag: str = key("robot tag whose weights are trained", "new_embodiment", check=EmbodimentTag.check_value)
     modality_config: str | None = modality_config_key()
     modalities: dict[str, Any] = modalities_field()
     tail: str = key(

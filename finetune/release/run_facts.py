@@ -14,11 +14,10 @@ from huggingface_hub import ModelCard
 from finetune.open_loop.predictions import PREDICTORS
 from finetune.prefetch import ORIGIN
 from finetune.recipe import FinetuneConfig
-from finetune.recipe.recipe_identity import RELEASE_MARK, made_by
+from finetune.recipe.recipe_identity import RELEASE_MARK, made_by, publishable
 from finetune.recipe.train_config import parts
 from finetune.release import ReleaseConfig
 from finetune.training import checkpointing, read_best, read_optional
-from finetune.training.run_folder import publishable
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from finetune.recipe import FinetuneConfig
-from finetune.recipe.recipe_identity import RELEASE_MARK, differences, gave_up_earlier, recipe, robot_of
+from finetune.recipe.recipe_identity import RELEASE_MARK, differences, gave_up_earlier, publishable, recipe, robot_of
 from finetune.slurm.attempt_record import arguments_of_job, folder_of_job, jobs_of, resolved, run_folders, run_name
 from finetune.slurm.cluster_queries import Job, Queue
 from finetune.slurm.launch_request import Request, Task
@@ -25,10 +25,13 @@ from gr00t.file_reading import read_json, read_text
 from gr00t.model.checkpoint_folder import fingerprint
 from toolkit.code_files import ROBOT_FILE
 from toolkit.composition import read_yaml
+from toolkit.declaration import flat
 from toolkit.installation import CHECKOUT
 from toolkit.shared_keys import modality_configs, parts_of
 
-_PLACES = ("output_dir", "dataset.data_dir", "model.base")  # of a fine-tune; what its recipe does not say
+# Of a fine-tune what its recipe does not say: keys that are compared as they are, and those that are folders.
+_MADE_FROM = ("split.name", "model.name", "dataset.mixture", "dataset.exclude")
+_PLACES = ("output_dir", "dataset.data_dir", "model.base")
 _MADE_IN = {"record": ("out", "conflict_maniskill"), "prepare": ("data_dir", "data")}  # of what runs may share
 _NO_SETTING = ("modality_config", "workers", "share")  # the robot's file lies with the job
 _TOLD = ("val_fraction", "seed", "split.instruction")  # keys of a conversion that meta/split.json holds
@@ -66,9 +69,10 @@ class BusyJob:
         )
         if task.stage != "finetune":
             return theirs == ours and task.parts <= {*self.noted.get("parts", task.parts)}
-        if differences(recipe(resolved(self.run_dir)), recipe(dataclasses.asdict(task.config))):
+        there, here = resolved(self.run_dir), dataclasses.asdict(task.config)
+        if differences(recipe(there), recipe(here)) or _made_from(there) != _made_from(here):
             return False
-        return [theirs.get(name) for name in _PLACES] == [ours.get(name) for name in _PLACES]
+        return _places(there) == _places(here)
 
     def meets(self, task: Task) -> bool:
         """Whether it writes where this task would: the recording or dataset that runs may have in common, or a share of
@@ -204,10 +208,20 @@ def _is_converted(task: Task, found: Path) -> bool:
     return not coming and recorded | task.parts <= there
 
 
-def is_finished(config: FinetuneConfig) -> bool:
-    """Whether output_dir holds what this fine-tune would make; a checkpoint of another recipe or robot is refused.
+def _made_from(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    values = flat(resolved)
+    return {name: values.get(name) or None for name in _MADE_FROM}
 
-    Datasets and bases, whose content the training itself compares, are not looked at.
+
+def _places(resolved: Mapping[str, Any]) -> list[str]:
+    values = flat(resolved)
+    return [os.path.realpath(CHECKOUT / str(values.get(name))) for name in _PLACES]
+
+
+def is_finished(config: FinetuneConfig) -> bool:
+    """Whether output_dir holds what this fine-tune would make; a checkpoint of another recipe, split, model, mixture or
+    robot is refused. Where its dataset or base has another name, only the training, which compares their content, can
+    tell.
     """
     folder = Path(config.output_dir)
     settings = folder / "experiment_cfg" / "config.yaml"
@@ -215,7 +229,8 @@ def is_finished(config: FinetuneConfig) -> bool:
         return False
     ours = {**recipe(dataclasses.asdict(config)), "modality_config": comparable(modality_configs(config.dataset))}
     robot, made = robot_of(folder, config.dataset.embodiment_tag), read_yaml(settings)
-    theirs = {**recipe(made), **({"modality_config": robot} if robot else {})}
+    theirs = {**recipe(made), **({"modality_config": robot} if robot else {}), **_made_from(made)}
+    ours |= _made_from(publishable(dataclasses.asdict(config)))
     ours["train.export"], theirs["train.export"] = config.train.export, made["train"].get("export", "last")
     different = differences(theirs, ours)
     if different:
@@ -224,7 +239,9 @@ def is_finished(config: FinetuneConfig) -> bool:
             f"output_dir={config.output_dir} holds a finished checkpoint of another run:\n  {listed}\nChoose another "
             "output_dir=... (and run_dir=...), or replace it with train.resume=never."
         )
-    return not gave_up_earlier(folder, config.train.patience)
+    same = config.model.base, config.dataset.data_dir, made["model"]["base"], made["dataset"]["data_dir"]
+    base, data, base_then, data_then = (Path(place).name for place in same)
+    return (base, data) == (base_then, data_then) and not gave_up_earlier(folder, config.train.patience)
 
 
 def _is_evaluated(config: Any, report: Path) -> bool:
@@ -235,7 +252,17 @@ def _is_evaluated(config: Any, report: Path) -> bool:
     said = read_json(report)
     info = said.get("info", said)
     ours, theirs = _deciding(dataclasses.asdict(config)), _deciding({**_BEFORE, **info.get("config", {})})
-    return ours == theirs and info.get("checkpoint_fingerprint") == fingerprint(checkpoint)
+    same = info.get("checkpoint_fingerprint") == fingerprint(checkpoint)
+    return ours == theirs and same and _is_of_dataset(config, info.get("dataset_fingerprint"))
+
+
+def _is_of_dataset(config: Any, evaluated: str | None) -> bool:
+    """Whether an open-loop report is of the dataset that is there now, as far as that says what it is."""
+    if evaluated is None or config.mode != "open_loop":
+        return True
+    folder = Path(config.data_dir) / config.split.name / (config.own_dataset or "train")
+    split_file = folder / "meta" / "split.json"
+    return not split_file.is_file() or read_json(split_file).get("fingerprint", evaluated) == evaluated
 
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:

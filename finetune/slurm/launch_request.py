@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe import FinetuneConfig
+from finetune.recipe.train_config import DatasetConfig
 from finetune.slurm.attempt_record import job_folder, run_name
 from finetune.slurm.cluster_queries import notes_on_variables, sbatch_variables
 from finetune.slurm.render import DIVIDED, STAGES, asks_for
@@ -312,7 +314,17 @@ class _Composer:
             values.pop("cache_dir", None)
         values = {n: v for n, v in values.items() if not (folders[n].bounds.get("file") and v and is_ready_robot(v))}
         absolute = {name: os.path.abspath(v) for name, v in values.items() if name != "model.base" or not is_hub_id(v)}
-        return {**arguments, **absolute}
+        return {**arguments, **absolute, **(self._anchored_entries(config.dataset) if stage == "finetune" else {})}
+
+    def _anchored_entries(self, dataset: DatasetConfig) -> dict[str, str]:
+        """The same of keys that list folders with something behind each."""
+        found = {"dataset.mixture": dataset.mixture, "dataset.exclude": dataset.exclude}
+        kept = {}
+        for name, entries in found.items() if Path.cwd() != CHECKOUT else ():
+            known = [e if e[:1] in "$~" or os.sep not in e else os.path.abspath(e) for e in entries]
+            if known != entries:
+                kept[name] = f"[{','.join(json.dumps(each) for each in known)}]"
+        return kept
 
 
 def label_tasks(tasks: Sequence[Task]) -> None:

@@ -242,6 +242,7 @@ def store_identity(attempt: ThisAttempt, model: Gr00tN1d7, dataset: TrainingData
         "dataset": content,
         "episodes": dataset.episodes if len(dataset.episodes) > 1 else dataset.episodes[0],
         "tail": dataset.settings.tail,
+        **_horizon(dataset),
         "seed": attempt.config.train.seed,
         "views": dataset.settings.views or 1,
         **({} if dataset.settings.augment else {"augment": False}),
@@ -250,6 +251,12 @@ def store_identity(attempt: ThisAttempt, model: Gr00tN1d7, dataset: TrainingData
         "image_limits": dataclasses.asdict(processor.vlm.limits),
         "prompts": hashlib.sha256(np.ascontiguousarray(dataset.prompts).tobytes()).hexdigest(),
     }
+
+
+def _horizon(dataset: TrainingDataset) -> dict[str, Any]:
+    """The steps ahead, where they decide which frames are starts."""
+    deltas = dataset.processor.modality_config(dataset.tag)["action"].delta_indices
+    return {"actions": list(deltas)} if dataset.settings.tail == "drop" or 0 not in deltas else {}
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -7,7 +7,6 @@ train.resume=never, was there when the run began."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import logging
@@ -15,15 +14,14 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
-from finetune.recipe import FinetuneConfig, recipe_identity
+from finetune.recipe import recipe_identity
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, identity_digest
-from finetune.recipe.train_config import parts
 from finetune.training import CONDITIONS, INPUTS, RUN_FILES, RUN_FOLDERS, read_optional
 from finetune.training import checkpointing as checkpoints
 from finetune.training.checkpointing import Checkpoint
@@ -38,8 +36,6 @@ from gr00t.file_reading import parsing, refuse_special
 from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from toolkit.code_files import versions
-from toolkit.declaration import keys_of
-from toolkit.shared_keys import split_folder
 
 LET_GO_SECONDS = 20.0  # a superseded attempt stops after its step
 _FILES_LISTED = 4
@@ -229,8 +225,8 @@ class RunFolder:
             dataset.processor.save_pretrained(aside)
             experiment = aside / "experiment_cfg"
             experiment.mkdir()
-            published = OmegaConf.to_yaml(OmegaConf.create(publishable(dataclasses.asdict(self.config))))
-            (experiment / "config.yaml").write_text(published, encoding="utf-8")
+            published = OmegaConf.create(recipe_identity.publishable(dataclasses.asdict(self.config)))
+            (experiment / "config.yaml").write_text(OmegaConf.to_yaml(published), encoding="utf-8")
             for name, content in described.items():
                 disk.write_json(experiment / f"{name}.json", content)
             recipe_identity.write_mark(aside, self.release_identity, step)
@@ -276,40 +272,6 @@ def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:
         if key not in ("model_name", "model_type"):
             setattr(model.config, key, values[key])
     model.config.use_albumentations_transforms = values["use_albumentations"]
-
-
-def publishable(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved fine-tune without `cluster` and `tracking`; of a folder outside the working one its name is left."""
-    # No result depends on these two, and they name accounts, projects, modules and proxies of a site.
-    kept = copy.deepcopy({name: value for name, value in resolved.items() if name not in ("cluster", "tracking")})
-    for key in keys_of(FinetuneConfig).values():
-        *parents, name = key.name.split(".")
-        holder: Any = kept
-        for parent in parents:
-            holder = holder.get(parent) or {}
-        if key.bounds.get("folder") and isinstance(holder.get(name), str):
-            holder[name] = _without_place(holder[name])
-    dataset = kept.get("dataset") or {}
-    if dataset.get("mixture"):
-        dataset["mixture"] = [f"{_dataset_name(p.folder)}:{p.weight:g}" for p in parts(dataset["mixture"])]
-    for number, (folder, slash, episodes) in enumerate(e.rpartition("/") for e in dataset.get("exclude", [])):
-        dataset["exclude"][number] = f"{_dataset_name(Path(folder))}/{episodes}" if slash else episodes
-    return kept
-
-
-def _dataset_name(path: Path) -> str:
-    folder, above = _without_place(str(path)), path.parent.name
-    # `train` alone, which many end in, would not distinguish one from another
-    return f"{split_folder(path.parent)[1]}/{folder}" if folder == "train" and above else folder
-
-
-def _without_place(folder: str) -> str:
-    """A path within the working folder (or a hub id) as it is, else its last part."""
-    windows, path = PureWindowsPath(folder), PurePath(folder)
-    if windows.drive or "\\" in folder:
-        return windows.name
-    outside = path.is_absolute() or ".." in path.parts or folder.startswith("~")
-    return path.name if outside else folder
 
 
 def describe_datasets(mixture: Mixture) -> dict[str, Any]:

@@ -56,6 +56,13 @@ class EmbodimentTag(StrEnum):
         own = f' Own robots are fine-tuned under "{cls.NEW_EMBODIMENT.value}".'
         return look_up(tags, str(name), f'Unknown embodiment tag "{name}".', own)
 
+    @classmethod
+    def check_value(cls, name: str) -> None:
+        """Refuse what is no tag as checkpoints write it; a configuration keeps the text as it is."""
+        tag = cls.parse(name)
+        if name != tag.value:
+            raise ToolkitError(f'write it as checkpoints do: "{tag.value}".')
+
 
 class ActionRepresentation(Enum):
     """How an action group is stored for the model: absolute targets, or relative to the last state."""

@@ -91,14 +91,18 @@ def _merge_group(parts: Sequence[Statistics], share: np.ndarray, where: str) -> 
     return {name: merged[name].tolist() for name in names}
 
 
-def start_frames(length: int, delta_indices: Sequence[int], tail: Tail) -> range:
+def start_frames(length: int, delta_indices: Sequence[int], tail: Tail) -> Sequence[int]:
     """The frames of an episode that may start a sample.
 
-    "mask": every frame; the missing future is masked. "drop" (the original's rule): only frames whose whole chunk lies
-    inside the episode, length - span + 1 of them.
+    "mask": every frame with a step of its chunk inside the episode, which is each where a chunk begins with its own
+    frame; what lies outside is masked. "drop" (the original's rule): only frames whose whole chunk lies inside the
+    episode, length - span + 1 of them.
     """
+    some: Sequence[int] = range(length)
+    if 0 not in delta_indices:
+        some = [frame for frame in some if any(0 <= frame + delta < length for delta in delta_indices)]
     whole = range(max(0, -min(delta_indices)), max(0, length - max(0, max(delta_indices))))
-    return look_up({"mask": range(length), "drop": whole}, tail, f'Unknown tail rule "{tail}".')
+    return look_up({"mask": some, "drop": whole}, tail, f'Unknown tail rule "{tail}".')
 
 
 def relative_statistics(
