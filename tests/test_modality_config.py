@@ -12,6 +12,7 @@ import pytest
 from config_calls import compose
 from recordings import INSTRUCTION, write_split
 from robots import absolute_arm, robot_file
+from test_training import config as training_config
 
 import prepare_conflict_data
 from conflict_panda_config import MODALITY_CONFIG
@@ -22,6 +23,7 @@ from finetune.slurm import attempt
 from finetune.slurm.batches import batches_of
 from finetune.slurm.launch_request import read
 from finetune.slurm.submit import _run_records
+from finetune.training.train import finetune
 from gr00t.data.schema import (
     ActionConfig,
     ActionFormat,
@@ -217,3 +219,13 @@ def test_a_script_submitted_by_hand_takes_the_robot_with_its_code(
     done = subprocess.run([str(run), *given, "--", "train.seed=3"], env=job, capture_output=True, text=True, check=True)
     said = done.stdout.partition("\n")[2].split("|")  # after what Python it takes
     assert said == [*given[:3], f"dataset.modality_config={carried}", "train.seed=3", said[3], ""]
+
+
+def test_more_frames_of_the_state_than_the_model_reads_are_refused_before_training(
+    small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    own = robot_file(tmp_path / "robot.py", state={"delta_indices": [-1, 0]})
+    settings = training_config(tmp_path, small_data, tiny_base, f"dataset.modality_config={own}")
+    with pytest.raises(ToolkitError, match=r"new_embodiment: the states .* have 2 frames .* reads 1 "):
+        finetune(settings)
+    assert not (tmp_path / "run").exists()

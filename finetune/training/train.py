@@ -108,7 +108,7 @@ def _recipe(attempt: ThisAttempt, copies: NodeCopies) -> FinetuneResult:
 
     processor = dataloader.build_processor(Gr00tN1d7Processor.from_pretrained(base), mixture, config)
     model = load_base(config, base, engine, processor.embodiment_ids[config.dataset.embodiment_tag])
-    check_fit(processor, model, base)
+    check_fit(processor, model, base, config.dataset.embodiment_tag)
     if config.dataset.frames == "store":
         for reader in mixture.readers:
             caches.use_frame_store(attempt, reader, copies.folder)

@@ -150,8 +150,9 @@ def verify_checkpoint(folder: Path) -> CheckpointSummary:
     )
 
 
-def check_fit(processor: Gr00tN1d7Processor, model: Gr00tN1d7, folder: Path) -> None:
-    """Refuse a tokenizer, processor_config.json or embodiment_id.json of another model."""
+def check_fit(processor: Gr00tN1d7Processor, model: Gr00tN1d7, folder: Path, tag: str | None = None) -> None:
+    """Refuse a tokenizer, processor_config.json or embodiment_id.json of another model; and a robot, `tag`, whose
+    states have another number of frames than the model reads."""
     backbone, vlm = model.backbone_config, processor.vlm
     own, expected = vlm.image_token_id, backbone.image_token_id
     known: int = getattr(backbone.text_config, "vocab_size")  # noqa: B009 - typed as if it may be a dict
@@ -167,6 +168,12 @@ def check_fit(processor: Gr00tN1d7Processor, model: Gr00tN1d7, folder: Path) -> 
                 f"{folder / 'processor_config.json'}: {name} is {ours}, but config.json says {models}: the files are "
                 "from different checkpoints. Copy them again."
             )
+    frames = 0 if tag is None else len(processor.modality_config(tag)["state"].delta_indices)
+    if tag is not None and frames != model.config.state_history_length:
+        raise ToolkitError(
+            f"{tag}: the states of the modality configuration have {frames} frames (delta_indices), and {folder} reads "
+            f"{model.config.state_history_length} (state_history_length). Give as many delta_indices, such as [0]."
+        )
     most = model.config.max_num_embodiments
     ids = processor.embodiment_ids
     wrong = [tag for tag in processor.config.modality_configs if not 0 <= ids.get(tag, 0) < most]
