@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,13 @@ from gr00t.model.checkpoint_folder import fingerprint
 CHAIN = ("stages=prepare,finetune,evaluate", "raw_dir=raw")
 
 
+read_once = cache(lambda *argv: read(argv))  # composing a request takes longer than what is tested
+
+
 def asked(tmp_path: Path, *more: str) -> Request:
     places = (f"run_dir={tmp_path}/runs/${{train.seed}}", f"output_dir={tmp_path}/done/${{train.seed}}")
-    return read(["local=none", *places, f"runs_dir={tmp_path}/runs", f"dataset.data_dir={tmp_path}/data", *more])
+    given = ("local=none", *places, f"runs_dir={tmp_path}/runs", f"dataset.data_dir={tmp_path}/data", *more)
+    return copy.deepcopy(read_once(*given))
 
 
 def queued(*tasks: Task) -> Queue:
@@ -208,7 +214,7 @@ def test_another_fine_tune_in_the_same_folders_is_neither_done_nor_busy(
     def request(*more: str) -> Request:
         names = [argument.partition("=")[0] for argument in more]
         own = [argument for argument in places if argument.partition("=")[0] not in names]
-        return read(["local=none", f"runs_dir={tmp_path}/runs", *own, *more])
+        return copy.deepcopy(read_once("local=none", f"runs_dir={tmp_path}/runs", *own, *more))
 
     queue = queued(*request().tasks)
     assert left(request(), queue)[0] == {}
