@@ -23,6 +23,7 @@ from data_prep import CheckConfig
 from data_prep.adopt import adopt
 from data_prep.check import main as check
 from data_prep.convert import convert_split
+from data_prep.doctor.examine import examine
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.recipe.recipe_identity import recipe
 from finetune.recipe.train_config import Part
@@ -30,7 +31,7 @@ from finetune.release.__main__ import read
 from finetune.release.published_tree import release
 from finetune.slurm.attempt_record import run_name
 from finetune.slurm.launch_request import read as read_request
-from finetune.training.dataloader import open_datasets
+from finetune.training.dataloader import check_dataset, open_datasets
 from finetune.training.train import finetune
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError
@@ -261,6 +262,61 @@ def test_the_doctor_looks_at_every_part_and_keeps_what_is_tested_on_apart(
 
 
 # -- conflict scenes in training ---------------------------------------------------------------------------------------
+
+
+def pretend(part: Path, name: str) -> None:
+    """A copied part that says it is another one."""
+    edit_json(part / "meta/split.json", lambda split: split.update(part=name, fingerprint=None))
+
+
+@pytest.fixture
+def leaking(data: Path, tmp_path: Path) -> Path:
+    """The data, but what is tested on in conflict are the scenes of train_conflict."""
+    shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("conflict", ".cache"))
+    conflict = shutil.copytree(data / SPLIT / "train_conflict", tmp_path / "data" / SPLIT / "conflict")
+    pretend(conflict, "conflict")
+    return tmp_path / "data"
+
+
+LEAK = "Conflict episode {} is the same as {} episode {}."
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_conflict_scenes_that_are_tested_on_are_not_trained_on(leaking: Path, tiny_base: Path, mixed: bool) -> None:
+    mixture = [f"dataset.mixture=[{leaking / SPLIT}/train]"] * mixed
+    asked = [*mixture, "dataset.conflict_share=0.1"]
+    with pytest.raises(ToolkitError, match="train_conflict is not sound") as refused:
+        check_dataset(suite_config(leaking.parent, leaking, tiny_base, *asked))
+    assert LEAK.format(0, "train_conflict", 0) in str(refused.value)
+    check_dataset(suite_config(leaking.parent, leaking, tiny_base, *mixture))  # trains on no conflict scene
+
+
+def test_conflict_scenes_are_compared_without_the_episodes_that_are_left_out(leaking: Path, tiny_base: Path) -> None:
+    part = leaking / SPLIT / "train_conflict"
+    left_out = f"dataset.exclude=[{part}/0]"
+    with pytest.raises(ToolkitError) as refused:
+        check_dataset(suite_config(leaking.parent, leaking, tiny_base, "dataset.conflict_share=0.1", left_out))
+    assert LEAK.format(1, "train_conflict", 1) in str(refused.value)
+    assert LEAK.format(0, "train_conflict", 0) not in str(refused.value)
+
+
+def test_a_train_part_in_a_mixture_is_compared_with_the_conflict_beside_it(
+    data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data / SPLIT / "train", tmp_path / "set/train")
+    pretend(shutil.copytree(data / SPLIT / "train", tmp_path / "set/conflict"), "conflict")
+    mixture = f"dataset.mixture=[{tmp_path}/set/train]"
+    with pytest.raises(ToolkitError) as refused:
+        check_dataset(suite_config(tmp_path, data, tiny_base, mixture))
+    assert LEAK.format(0, "train", 0) in str(refused.value)
+
+
+def test_the_doctors_list_is_of_train_and_not_of_conflict_scenes(leaking: Path) -> None:
+    report, _ = examine(leaking / SPLIT, MODALITY_CONFIG, fast=True)
+    found = [of for dataset, _, of in report.findings("error") if dataset.name == "train_conflict and conflict"]
+    assert {episode for of in found for episode in of.episodes} == {0, 1} and report.exclude() == []
+    alone, _ = examine(leaking / SPLIT / "train_conflict", MODALITY_CONFIG, fast=True)
+    assert alone.exclude() == ["0:2"]
 
 
 def suite_config(out: Path, data: Path, base: Path, *more: str) -> FinetuneConfig:

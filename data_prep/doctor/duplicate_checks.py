@@ -97,11 +97,11 @@ def check_apart(train: Subject, tested: Subject) -> Iterator[Finding]:
     matches, name = _matches(train, tested), tested.name
     for m, level, _ in _named(matches, {m.pair for m in matches}):
         i, j = m.pair
-        said = m.said(f"{name.capitalize()} episode {j}", f"train episode {i}")
+        said = m.said(f"{name.capitalize()} episode {j}", f"{train.name} episode {i}")
         yield level(f"{name}, episode {j}", said, MEND_LEAK, episodes=(i,))
     first = _copied(matches, 0)
     if len(first) > SHOWN:
-        found = f"{len(first)} train episodes are in {name} too."
+        found = f"{len(first)} {train.name} episodes are in {name} too."
         yield error(name, found, MEND_LEAK, episodes=first)
     yield from _repeated(matches)
     ours, theirs = (

@@ -123,7 +123,8 @@ def examine(
     """Every check of the dataset at `path`, or of train/, conflict/ and a suite's other parts below it; with what was
     examined.
 
-    A dataset called train is compared with a val/, validation/ or test/ beside it.
+    A dataset called train is compared with a conflict/, val/, validation/ or test/ beside it, and train_conflict with
+    conflict/: neither may hold what the policy is tested on.
 
     fast: only what needs no decoding of whole videos. `progress` is called with (what, done, of how many). `exclude`:
     episodes that are left out (see DatasetLayout), of a split those of its train part; they are not examined.
@@ -137,26 +138,33 @@ def examine(
     ]
     subjects[0].probe = probe
     reports = [examine_one(subject) for subject in subjects]
-    beside = {subject.name: subject for subject in subjects[1:]}
-    taught = beside.pop(TRAIN_CONFLICT, None)
-    if subjects[0].name == TRAIN:
-        folders = [subjects[0].root.parent / part for part in TESTED if part not in (CONFLICT, *beside)]
-        beside |= {f.name: Subject(f, configs, fast=fast, progress=progress) for f in folders if (f / "meta").is_dir()}
-    reports += [_compared(path, BETWEEN[name], subjects[0], tested) for name, tested in beside.items()]
+    first, beside = subjects[0], {subject.name: subject for subject in subjects[1:]}
+    taught = first if first.name == TRAIN_CONFLICT else beside.pop(TRAIN_CONFLICT, None)
+    folders = [first.root.parent / part for part in _tested_beside(first) if part not in beside]
+    beside |= {f.name: Subject(f, configs, fast=fast, progress=progress) for f in folders if (f / "meta").is_dir()}
+    if first.name == TRAIN:
+        reports += [_compared(path, BETWEEN[n], first, tested, tested in subjects) for n, tested in beside.items()]
     if taught and CONFLICT in beside:
-        reports.append(_compared(path, TAUGHT, taught, beside[CONFLICT]))
+        # of its own folder, since its episodes are none of train's
+        reports.append(_compared(taught.root, TAUGHT, taught, beside[CONFLICT]))
     return Report(path, tuple(reports), fast, time.monotonic() - started), subjects
 
 
-def _compared(path: Path, name: str, train: Subject, tested: Subject) -> DatasetReport:
-    """The checks between what is trained and what is tested on; only of train and conflict more than that they are
-    apart."""
-    checks = PAIR_CHECKS if name == BETWEEN[CONFLICT] else (replace(PAIR_CHECKS[0], name=f"{name} apart"),)
+def _tested_beside(first: Subject) -> tuple[str, ...]:
+    """The folders beside what was given first that nothing of it may be in."""
+    return {TRAIN: TESTED, TRAIN_CONFLICT: (CONFLICT,)}.get(first.name, ())
+
+
+def _compared(folder: Path, name: str, train: Subject, tested: Subject, whole: bool = False) -> DatasetReport:
+    """The checks between what is trained and what is tested on; of a `whole` split's train and conflict more than that
+    they are apart. folder: of the report."""
+    every = whole and name == BETWEEN[CONFLICT]
+    checks = PAIR_CHECKS if every else (replace(PAIR_CHECKS[0], name=f"{name} apart"),)
     if train.refusal or tested.refusal:
         refused = train.name if train.refusal else tested.name
         skipped = (CheckResult(c.name, c.question, skipped=f"{refused} cannot be read") for c in checks)
-        return DatasetReport(name, path, tuple(skipped), {})
-    return DatasetReport(name, path, tuple(_result(check, train, tested) for check in checks), {})
+        return DatasetReport(name, folder, tuple(skipped), {})
+    return DatasetReport(name, folder, tuple(_result(check, train, tested) for check in checks), {})
 
 
 def _dataset_folders(path: Path) -> list[Path]:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data_prep.doctor import ERROR, WARNING
-from data_prep.doctor.examine import BETWEEN, TRAIN, examine
+from data_prep.doctor.examine import BETWEEN, TAUGHT, TRAIN, examine
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training.engine import Engine
 from gr00t.data.dataset import Mixture, SampleSettings, TrainingDataset
@@ -30,7 +30,7 @@ from gr00t.errors import ToolkitError
 from gr00t.model.config import Gr00tN1d7Config
 from toolkit.command_line import leave_signals_to_parent
 from toolkit.processes import WORKER_SECONDS, silent
-from toolkit.shared_keys import modality_configs
+from toolkit.shared_keys import TRAIN_CONFLICT, modality_configs
 
 FINDINGS_LISTED = 6
 
@@ -41,13 +41,15 @@ def check_dataset(config: FinetuneConfig) -> None:
     """Refuse a training dataset that is not sound, or that shares episodes with conflict; log what may be meant.
 
     This is the fast part of the dataset doctor. What is wrong with the conflict part alone is only logged: it is not
-    trained on.
+    trained on; nor is train_conflict without dataset.conflict_share.
     """
     split = Path(config.dataset.data_dir) / config.split.name
     for part in datasets(config):
         path = split if not config.dataset.mixture and part.folder == split / "train" else part.folder
         wrong, report = [], examine(path, modality_configs(config.dataset), fast=True, exclude=part.exclude)[0]
         for dataset, result, finding in report.findings(WARNING, ERROR):
+            if path == split and config.dataset.conflict_share and dataset.name in (TRAIN_CONFLICT, TAUGHT):
+                continue  # a part of its own, which is examined without the episodes that are left out of it
             trained_on = path != split or dataset.name in (TRAIN, *BETWEEN.values())
             if finding.level == ERROR and trained_on:
                 wrong.append(f"  {result.check}, {finding.where}: {finding.found} Remedy: {finding.remedy}")
