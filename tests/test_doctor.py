@@ -36,6 +36,7 @@ from data_prep.adopt import adopt
 from data_prep.check import main, read
 from data_prep.doctor import Report
 from data_prep.doctor import examine as registry
+from data_prep.doctor.episode_checks import check_idle
 from data_prep.doctor.examine import examine, examine_one
 from data_prep.doctor.examined_dataset import Subject
 from finetune.recipe import FinetuneConfig
@@ -101,6 +102,19 @@ def test_a_dataset_of_two_episodes_is_sound(sound: Path) -> None:
 def test_the_originals_dataset_is_sound() -> None:
     report, _ = examine(golden_path("dataset_new_embodiment"), MODALITY_CONFIG)
     assert noticed(report) == []
+
+
+def test_an_arm_rests_only_where_no_other_one_moves(patient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moving = {i: np.arange(120.0).reshape(40, 3) + i for i in range(10)}
+    resting = {**moving, 4: np.ones((40, 3))}
+    orders = [("left", "right"), ("right", "left")]
+    for left, right, expected in ((moving, resting, []), (resting, moving, []), (resting, resting, ["episode 4"])):
+        groups = {"left": left, "right": right}
+        for order in orders:
+            subject = Subject(patient / "train", MODALITY_CONFIG, fast=True)
+            pursuits = {name: [(i, v, v) for i, v in groups[name].items()] for name in order}
+            monkeypatch.setattr(Subject, "pursuits", pursuits)
+            assert [found.where for found in check_idle(subject)] == expected
 
 
 def test_instructions_that_name_the_recorded_targets_are_sound(patient: Path) -> None:

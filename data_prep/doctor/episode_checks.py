@@ -62,12 +62,13 @@ def check_endings(subject: Subject) -> Iterator[Finding]:
 
 def check_idle(subject: Subject) -> Iterator[Finding]:
     """Does something happen in every episode?"""
-    still = {}
+    moves: Series = {}  # whether anything does, from frame to frame: an arm may rest while the other one works
     for pursuit in subject.pursuits.values():
         for i, state, action in pursuit:
             if len(state) > 2:
-                moves = np.diff(np.concatenate([state, action], axis=1), axis=0).any(axis=1)
-                still[i] = 1 - float(moves.mean())
+                moved = np.diff(np.concatenate([state, action], axis=1), axis=0).any(axis=1)
+                moves[i] = moves[i] | moved if i in moves else moved
+    still = {i: 1 - float(moved.mean()) for i, moved in moves.items()}
     text = "State and action stay exactly as they are in {:.0%} of the frames."
     resting = {i: text.format(share) for i, share in still.items() if share > 0.5}
     if len(resting) < len(still):
