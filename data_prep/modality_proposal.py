@@ -110,7 +110,8 @@ def _groups(columns: dict[str, Features], assumed: list[str]) -> dict[str, Group
     main = {m: columns[m][first] for m, first in firsts.items()}
     sizes = {m: _shape(feature)[0] for m, feature in main.items()}
     names = {m: _dim_names(feature) for m, feature in main.items()}
-    if None in names.values() and sizes.get("action") == PANDA_ACTIONS and sizes.get("state") in PANDA_STATES:
+    named = [m for m in main if names[m] is not None]
+    if not named and sizes.get("action") == PANDA_ACTIONS and sizes.get("state") in PANDA_STATES:
         found = {m: {name: dict(part) for name, part in GROUPS.items()} for m in columns}
         fingers = " (of the state's two fingers the first, which the second mirrors)" if sizes["state"] == 9 else ""
         assumed.append(
@@ -118,6 +119,10 @@ def _groups(columns: dict[str, Features], assumed: list[str]) -> dict[str, Group
             f"for a Panda's joint positions: seven of the arm, then the gripper{fingers}"
         )
     else:
+        if len(named) == 1 and len(set(sizes.values())) == 1 < len(main):
+            (other,) = set(main) - set(named)
+            assumed.append(f"{other} has no telling names of dimensions, and as many as {named[0]}: it has its names")
+            names[other] = names[named[0]]
         found |= {m: _named_groups(names[m], sizes[m], m, assumed) for m in main}
     for modality, first in firsts.items():
         if first != COLUMNS[modality]:

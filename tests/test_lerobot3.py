@@ -266,6 +266,32 @@ def test_names_in_a_dictionary_are_read_and_numbers_are_no_names() -> None:
     assert "no telling names" in unnamed.assumed[0]
 
 
+def half_named(state: list[str] | int, action: list[str] | int) -> dict:
+    """info of a state and an action: the names of the dimensions, or how many there are without names."""
+    features = info(None)["features"]
+    for column, given in (("observation.state", state), ("action", action)):
+        size, names = (len(given), given) if isinstance(given, list) else (given, None)
+        features[column] = {"dtype": "float32", "shape": [size], "names": names}
+    return {"features": features}
+
+
+def test_names_of_state_or_action_alone_count_more_than_the_guess_of_a_panda() -> None:
+    joints = ["gripper", *(f"j{n}" for n in range(1, 8))]
+    found = propose(half_named(state=joints, action=8), MODALITY_CONFIG, "info.json")
+    own = {"gripper": {"start": 0, "end": 1}, "arm": {"start": 1, "end": 8}}
+    assert found.modality["state"] == found.modality["action"] == own
+    assert not any("Panda" in said for said in found.assumed)
+    assert "action has no telling names of dimensions, and as many as state: it has its names" in found.assumed
+    pose = ["x", "y", "z", "qx", "qy", "qz", "qw", "gripper"]
+    found = propose(half_named(state=8, action=pose), MODALITY_CONFIG, "info.json")
+    assert list(found.modality["state"]) == list(found.modality["action"]) == ["eef", "gripper"]
+    found = propose(half_named(state=9, action=pose), MODALITY_CONFIG, "info.json")
+    assert list(found.modality["action"]) == ["eef", "gripper"]
+    assert found.modality["state"] == {"arm": {"start": 0, "end": 9}}
+    found = propose(half_named(state=9, action=8), MODALITY_CONFIG, "info.json")
+    assert "Panda" in found.assumed[0] and list(found.modality["state"]) == ["arm", "gripper"]
+
+
 def test_further_columns_become_groups_and_depth_is_left_out() -> None:
     depth = {"dtype": "video", "shape": [64, 64, 3], "info": {"video.is_depth_map": True}}
     force = {"dtype": "float32", "shape": [1], "names": None}
