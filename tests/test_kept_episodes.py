@@ -197,7 +197,12 @@ def test_a_replayed_request_holds_no_images(renderer: None) -> None:
     assert [bool(request.images) for request in shown] == [False] * 4 + [True] * 2
     assert [o.chunks for o in (first, second)] == [3, 3]
     player.begin("other_instruction", "seen")
-    assert player.play(FIRST).instruction != first.instruction == shown[0].instruction
+    other = player.play(FIRST).instruction
+    assert other != first.instruction == shown[0].instruction
+    player.settings = dataclasses.replace(player.settings, instruction="lift the red cube")  # of the split
+    assert player.play(FIRST).instruction == shown[-1].instruction == other
+    player.begin("none", "seen")
+    assert player.play(FIRST).instruction == "lift the red cube"
     player.policy = TargetPolicy()
     player.settings = dataclasses.replace(player.settings, max_steps=100)
     player.begin("none", "seen")

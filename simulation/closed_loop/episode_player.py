@@ -115,9 +115,10 @@ class EpisodePlayer:
     def _instruction(self) -> str:
         """What the policy is asked to do in the episode that was just reset to."""
         settings, episode, other = self.settings, self.task.episode, self.condition == "other_instruction"
-        if isinstance(episode, InstructedEpisode) and settings.instruction is None:
+        told = settings.other_instruction if other else settings.instruction
+        if told is None and isinstance(episode, InstructedEpisode):
             return other_sentence(episode) if other else episode.instruction
-        return str(settings.other_instruction if other else settings.instruction)
+        return str(told)
 
     def _images(self) -> Images:
         """The images of the present state, rendered now."""
