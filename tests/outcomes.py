@@ -31,7 +31,7 @@ def outcome(
         "picked_step": None if picked == NOTHING else 20,
         "steps": 30 + number if success else 100,
         "chunks": 4,
-        "instruction": "pick up the color-matching object",
+        "instruction": f"pick up the {'object' if condition == 'other_instruction' else 'color'}-matching object",
         "episode": sample_episode(split, part, seed).describe(),
     }
     return EpisodeOutcome(condition, part, seed, success, picked, **{**values, **fields})

@@ -157,6 +157,31 @@ def test_a_pick_that_switches_with_the_sentence_is_counted_and_a_deaf_policy_nev
     assert listened(target, sometimes) == Share(20, 20)  # only where something was picked both ways
 
 
+def test_where_the_other_sentence_is_the_same_one_nothing_is_said_of_listening(tmp_path: Path) -> None:
+    """A policy that does what it is told: where it is told the same twice, it does the same, and listens."""
+
+    def told(episode: InstructedEpisode, rng: random.Random) -> int:
+        return episode.target if other_sentence(episode) == episode.instruction else 1 - episode.target
+
+    split, target = "instruction/verb_color", lambda episode, rng: episode.target
+    parts = ("seen", "single_a", "single_b")
+    summary = summarize(
+        of([*acted(split, parts, 40, target), *acted(split, parts, 40, told, "other_instruction")], split=split)
+    )
+    assert {c.part: c.switched for c in summary.changes} == {
+        "seen": Share(40, 40),
+        "single_b": Share(40, 40),
+        "both": Share(80, 80),
+    }
+    alone = [*acted(split, ["single_a"], 40, target), *acted(split, ["single_a"], 40, told, "other_instruction")]
+    summary = summarize(of(alone, split=split))
+    assert summary.changes == () and summary.of("single_a", "other_instruction").success == Share(40, 40)
+    (listened,) = [found for found in readings(summary) if found.question == "Does it listen?"]
+    assert listened.answer == "unknown" and "seen episodes under another instruction" in listened.text
+    write_report(of(alone, split=split), tmp_path)
+    assert "Does it listen? Cannot be said." in (tmp_path / "closed_loop.md").read_text()
+
+
 def test_repetitions_are_counted_apart() -> None:
     episodes = acted("instruction/all", ("unseen",), 30, any_object)
     ends = [dataclasses.replace(e, success=e.seed - FIRST < 4 or 10 <= e.seed - FIRST < 13) for e in episodes]

@@ -38,7 +38,7 @@ from simulation.scenes.instruction_suite import FACTORS, HALF_SIZE
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.scenes.suites import INSTRUCTION, Suite, suite_of
 
-AS_IT_IS = "none"
+AS_IT_IS, OTHER_SENTENCE = "none", "other_instruction"  # of CONDITIONS
 BOTH_PARTS = "both"
 # Failures by the last stage that they reached.
 ENDINGS = {
@@ -355,13 +355,17 @@ def _weak_spots(tables: Sequence[FactorTable], cues: Sequence[str]) -> Iterator[
 
 
 def _changes(groups: dict[str, dict[str, list[EpisodeOutcome]]]) -> Iterator[Change]:
-    """What each condition changes in each part, and in both together."""
+    """What each condition changes in each part, and in both together; a part in which the other instruction is the
+    same one throughout, as where the target lies alone, says nothing of it."""
     played = {(e.part, e.seed): e for episodes in groups.get(AS_IT_IS, {}).values() for e in episodes}
     for condition, parts in groups.items():
         if condition == AS_IT_IS:
             continue
         for part, episodes in {**parts, BOTH_PARTS: [e for found in parts.values() for e in found]}.items():
-            pairs = [(e, played[e.part, e.seed]) for e in episodes if (e.part, e.seed) in played]
+            both = [(e, played[e.part, e.seed]) for e in episodes if (e.part, e.seed) in played]
+            pairs = [(a, b) for a, b in both if condition != OTHER_SENTENCE or a.instruction != b.instruction]
+            if both and not pairs:
+                continue
             after, before = count([a for a, _ in pairs]), count([b for _, b in pairs])
             yield Change(
                 condition=condition,

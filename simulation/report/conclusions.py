@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from simulation.closed_loop import NOTHING
-from simulation.report import ENDINGS, Change, Summary, Way
+from simulation.report import ENDINGS, OTHER_SENTENCE, Change, Summary, Way
 from simulation.report.dominance import LEAST_PICKS, NEITHER, UNKNOWN, A, B, Dominance, verdict
 from simulation.report.proportions import Difference, Share, many, paired_difference
 from toolkit.html_page import percent
@@ -80,9 +80,9 @@ def readings(summary: Summary) -> list[Reading]:
         found.append(_alone(summary.dominance, summary.chance))
     found += _answers(summary)
     found += _needs(summary, "Does it look?", looks)
-    if summary.change("other_instruction") is not None:
+    if OTHER_SENTENCE in summary.counted:
         part = "seen" if summary.doing else "conflict"
-        found.append(Reading("Does it listen?", *_listens(summary.change("other_instruction", part), part)))
+        found.append(Reading("Does it listen?", *_listens(summary.change(OTHER_SENTENCE, part), part)))
     return [*found, *_needs(summary, "Does it need the state?", state)]
 
 
