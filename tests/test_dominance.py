@@ -418,6 +418,8 @@ def test_the_published_protocol_sets_its_values_and_refuses_others() -> None:
     said = refusal("evaluate", "mode=closed_loop", f"split={SPLIT}", "protocol=published", "episodes=10")
     assert "protocol=published sets episodes=200" in said
     assert "is none of them" in refusal("evaluate", "mode=closed_loop", "protocol=published")
+    said = refusal("evaluate", "mode=closed_loop", "split=instruction/all", "protocol=published", "policy=replay")
+    assert "protocol=published is of episodes that were never recorded; policy=replay plays" in said
     chosen = dataclasses.replace(pairwise.chosen, split=dataclasses.replace(pairwise.split, name="instruction/all"))
     full = chosen.protocol_values
     assert (full["episodes"], full["runs"], full["seed"], full["max_steps"]) == (200, 3, 40, 500)

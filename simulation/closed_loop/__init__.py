@@ -182,6 +182,8 @@ class ClosedLoopConfig(EvaluationConfig):
             )
         if self.stop == "decided":
             self._check_stop()
+        if self.policy == "replay":
+            self._check_replay()
         scripted = self.policy not in ("checkpoint", "lerobot")
         if self.policy != "checkpoint" and self.server is not None:
             raise ToolkitError(
@@ -212,6 +214,17 @@ class ClosedLoopConfig(EvaluationConfig):
             if (value := getattr(self, name)) != usual:
                 raise ToolkitError(
                     f"stop=decided does not go with {name}={value}, which needs all episodes. Leave one of them out."
+                )
+
+    def _check_replay(self) -> None:
+        """Refuse what recorded episodes cannot give."""
+        for name, usual, why in (
+            ("protocol", "own", "is of episodes that were never recorded"),
+            ("runs", 1, "repeats with other episodes and other noise, of which recordings have neither"),
+        ):
+            if (value := getattr(self, name)) != usual:
+                raise ToolkitError(
+                    f"{name}={value} {why}; policy=replay plays those of raw_dir once. Leave one of the two out."
                 )
 
     def check_here(self, *, checkpoint_comes: bool = False, dataset_comes: bool = False) -> None:
