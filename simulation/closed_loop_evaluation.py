@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from simulation.closed_loop.policies import (
 )
 from simulation.closed_loop.rollout import check_settings, run_episodes
 from simulation.report.closed_loop_report import JSON_FILE, log_report, print_report, write_report
-from simulation.report.sequential_test import read_question
+from simulation.report.sequential_test import AskedQuestion, read_question
 from simulation.scenes import require_rendering, require_simulator
 from simulation.scenes.instruction_suite import default_strategy
 from simulation.scenes.plate_suite import other_instruction
@@ -67,7 +67,7 @@ def evaluate_closed_loop(config: ClosedLoopConfig) -> Evaluation:
     folder, started = config.report_folder, time.monotonic()
     settings = _settings(config, facts, _strategy(config, policy))
     check_settings(policy, settings)
-    question = None if config.question is None else read_question(config.question, settings.parts)
+    question = _question(config, policy, settings)
     enough = question.answered if question is not None and config.stop == "decided" else None
     if settings.segment is None:
         settings = _as_the_shares(settings, facts, folder / PLAYING)
@@ -117,6 +117,22 @@ def _settings(config: ClosedLoopConfig, facts: dict[str, Any], strategy: str | N
         videos=0 if config.render == "none" else config.videos,
         **{name: getattr(config, name) for name in names},
     )
+
+
+def _question(config: ClosedLoopConfig, policy: Any, settings: Settings) -> AskedQuestion | None:
+    """The one that is asked, of what will be played."""
+    if config.question is None:
+        return None
+    question, suite = read_question(config.question, settings.parts), suite_of(settings.split)
+    plays = policy if isinstance(policy, ScriptedPolicy) else ScriptedPolicy()
+
+    def planned(part: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        rule = settings.strategy, settings.no_distractor_prob
+        for seed in plays.seeds(part, settings.runs * settings.episodes):
+            yield seed, suite.sample(settings.split, part, seed, *rule).describe()
+
+    question.check_scenes(settings.parts, planned)
+    return question
 
 
 def _strategy(config: ClosedLoopConfig, policy: Any) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from config_calls import compose
-from outcomes import HELD, LOST, NONE, WRONG, evaluation, played
+from outcomes import HELD, LOST, NONE, WRONG, acted, any_object, evaluation, played
 from simulator import needs_simulator
 
 from gr00t.errors import ToolkitError
@@ -78,6 +78,7 @@ def test_a_question_that_cannot_be_asked_is_refused(tmp_path: Path) -> None:
         (["stop=decided", "question=prefers", "share=1/2"], "does not go with share=1/2"),
         (["stop=decided", "question=prefers", "ablations=[zero_state]"], "does not go with ablations"),
         (["question=perhaps"], 'question=perhaps: ask "success > 60"'),
+        (["policy=replay", "runs=2"], "runs=2 repeats with other episodes .* recordings have neither; policy=replay"),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(given: list[str], why: str) -> None:
@@ -98,6 +99,49 @@ def test_the_report_says_the_answer_and_shows_every_look(tmp_path: Path) -> None
     preferred = read_question("prefers", ["conflict"]).told(found, ["conflict"], 10)
     said = readings(summarize(evaluation(found, question=preferred)))
     assert next(r for r in said if "prefers" in r.question).headline == "color, after 40 episodes"
+
+
+SUITE_SPLIT = "instruction/color_object"
+
+
+def test_an_answer_says_on_how_many_pairs_or_picks_it_rests(tmp_path: Path) -> None:
+    write_report(evaluation(played({LOST: 20})), tmp_path / "other")
+    found = played({HELD: 22, WRONG: 3, NONE: 35})
+    for text, headline in (
+        (f"better than {tmp_path}/other", "yes, after 20 pairs of 60 episodes"),
+        ("prefers", "color, after 25 picks of 60 episodes"),
+        ("success > 36.7", "not decided by 60 episodes"),
+    ):
+        told = read_question(text, ["conflict"]).told(found, ["conflict"], 10)
+        write_report(evaluation(found, question=told), tmp_path / "new")
+        said = readings(summarize(read_evaluation(tmp_path / "new" / JSON_FILE)))
+        assert next(r for r in said if text in r.question).headline == headline
+        for part in told["parts"].values():
+            del part["rests_on"]  # as in older reports
+        said = readings(summarize(evaluation(found, question=told)))
+        assert "after 60 episodes" in next(r for r in said if text in r.question).headline or "not decided" in headline
+
+
+@pytest.mark.parametrize("strategy", ["random_f12", "diagonal"])
+def test_a_report_of_other_scenes_is_refused_before_anything_is_played(
+    tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = acted(SUITE_SPLIT, ["seen"], 4, any_object)  # random_f12, the usual one
+    write_report(evaluation(other, split=SUITE_SPLIT), tmp_path)
+    given = [f"split={SUITE_SPLIT}", "mode=closed_loop", "policy=expert", "render=none", "parts=[seen]"]
+    config = compose("evaluate", *given, f"strategy={strategy}", f"question=better than {tmp_path}").chosen
+    called = list[str]()
+
+    def played_here(*_: object, **__: object) -> None:
+        called.append("played")
+        raise ToolkitError("played")
+
+    monkeypatch.setattr("simulation.closed_loop_evaluation.require_simulator", lambda: None)
+    monkeypatch.setattr("simulation.closed_loop_evaluation.run_episodes", played_here)
+    same = strategy == "random_f12"
+    with pytest.raises(ToolkitError, match="played" if same else "no seen episode of that report has the scene"):
+        evaluate_closed_loop(config)
+    assert called == ["played"] * same
 
 
 @needs_simulator

@@ -129,10 +129,13 @@ def _answers(summary: Summary) -> Iterator[Reading]:
     for part, told in summary.asked.get("parts", {}).items():
         n, low, high = told["looks"][-1]
         answer = {True: YES, False: NO, None: UNKNOWN}[told["answer"]]
+        counted, rests_on = many(n, "episode"), told.get("rests_on", n)  # reports from before December 2026 have none
+        if rests_on != n:
+            counted = f"{many(rests_on, summary.asked['unit'])} of {counted}"
         if summary.asked["text"].strip() == "prefers" and summary.cues and answer != UNKNOWN:
-            headline = f"{summary.cues[answer == NO]}, after {n} episodes"
+            headline = f"{summary.cues[answer == NO]}, after {counted}"
         else:
-            headline = f"not decided by {n} episodes" if answer == UNKNOWN else f"{answer}, after {n} episodes"
+            headline = f"not decided by {counted}" if answer == UNKNOWN else f"{answer}, after {counted}"
         text = (
             f"{100 * low:.0f} to {percent(high)}: the interval that holds at all looks together. The answer is wrong "
             "in at most 5 % of such evaluations, also where they end as soon as it is there."

@@ -10,7 +10,7 @@ Ramdas 2024, Journal of the Royal Statistical Society B 86; for policies STEP, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -143,6 +143,24 @@ class AskedQuestion:
     prefers: bool = False
     other: Mapping[tuple[str, int], EpisodeOutcome] | None = field(default=None, repr=False)
 
+    @property
+    def unit(self) -> str:
+        """What one value of it is of."""
+        return "pick" if self.prefers else "episode" if self.other is None else "pair"
+
+    def check_scenes(
+        self, parts: Sequence[str], planned: Callable[[str], Iterable[tuple[int, dict[str, Any]]]]
+    ) -> None:
+        """Refuse a part of which the other evaluation has no scene. planned: (seed, scene) of a part's episodes."""
+        for part in parts if self.other is not None else ():
+            theirs = {seed: o.episode for (of, seed), o in (self.other or {}).items() if of == part}
+            if not any(theirs.get(seed) == scene for seed, scene in planned(part)):
+                raise ToolkitError(
+                    f"question={self.text}: no {part} episode of that report has the scene of one that is to be played "
+                    "here, so there is nothing to compare. Evaluate both on the same split with the same strategy and "
+                    "no_distractor_prob (of recordings both by policy=replay), or ask another question."
+                )
+
     def outcomes(self, episodes: Sequence[EpisodeOutcome]) -> Outcomes:
         """What the question is asked of. Episodes that the other evaluation did not play are left out."""
         if self.prefers:
@@ -158,15 +176,17 @@ class AskedQuestion:
 
     def told(self, episodes: Sequence[EpisodeOutcome], parts: Sequence[str], look: int) -> dict[str, Any]:
         """What the report states as plain JSON: of each part the answer, whether yes, and the interval of the mean
-        after every `look` episodes, [episodes, low, high]."""
+        after every `look` episodes, [episodes, low, high]; rests_on: how many pairs, picks or episodes (`unit`) decide.
+        """
         found: dict[str, Any] = {}
         for part in parts:
             played = [e for e in episodes if (e.condition, e.part) == (AS_IT_IS, part)]
             looks = [*range(0, len(played), look), len(played)]
             looked = [(n, *self.outcomes(played[:n]).interval()) for n in looks]
-            found[part] = {"answer": self.question.answer(self.outcomes(played)), "looks": looked}
+            outcomes = self.outcomes(played)
+            found[part] = {"answer": self.question.answer(outcomes), "rests_on": outcomes.n, "looks": looked}
         threshold, margin = self.question.threshold, self.question.margin
-        return {"text": self.text, "threshold": threshold, "margin": margin, "parts": found}
+        return {"text": self.text, "unit": self.unit, "threshold": threshold, "margin": margin, "parts": found}
 
 
 def read_question(text: str, parts: Sequence[str]) -> AskedQuestion:
