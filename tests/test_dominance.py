@@ -158,7 +158,7 @@ def test_a_pick_that_switches_with_the_sentence_is_counted_and_a_deaf_policy_nev
 
 
 def test_where_the_other_sentence_is_the_same_one_nothing_is_said_of_listening(tmp_path: Path) -> None:
-    """A policy that does what it is told: where it is told the same twice, it does the same, and listens."""
+    """A policy that follows its sentence: where both sentences are the same, it does the same, and listens."""
 
     def told(episode: InstructedEpisode, rng: random.Random) -> int:
         return episode.target if other_sentence(episode) == episode.instruction else 1 - episode.target

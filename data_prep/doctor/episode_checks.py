@@ -66,8 +66,8 @@ def check_idle(subject: Subject) -> Iterator[Finding]:
     for pursuit in subject.pursuits.values():
         for i, state, action in pursuit:
             if len(state) > 2:
-                moved = np.diff(np.concatenate([state, action], axis=1), axis=0).any(axis=1)
-                moves[i] = moves[i] | moved if i in moves else moved
+                moved = np.asarray(np.diff(np.concatenate([state, action], axis=1), axis=0).any(axis=1))
+                moves[i] = moves.get(i, np.zeros(len(moved), bool)) | moved
     still = {i: 1 - float(moved.mean()) for i, moved in moves.items()}
     text = "State and action stay exactly as they are in {:.0%} of the frames."
     resting = {i: text.format(share) for i, share in still.items() if share > 0.5}
