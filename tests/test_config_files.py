@@ -82,6 +82,41 @@ def test_local_defaults_reach_every_script_and_yield_to_the_command_line(own_con
     assert here("finetune", "local=none").dataset.data_dir == "data"
 
 
+def test_a_group_that_is_typed_wins_over_local_values_and_an_experiment_does_not(own_configs: Path) -> None:
+    (own_configs / "local" / "default.yaml").write_text(
+        "tracking: {name: wandb, mode: offline, project: ours}\nmodel: {base: /scratch/base}\n"
+        "train: {num_workers: 8}\naugment: none\n"
+    )
+
+    def here(config_name: str, *argv: str):
+        return load(config_name, argv, config_dir=own_configs, check_here=False)
+
+    config = here("finetune", "tracking=none", "model=tiny")
+    assert (config.tracking.name, config.model.base) == ("none", "checkpoints/base/tiny")
+    assert (config.tracking.project, config.train.num_workers) == (
+        "ours",
+        8,
+    )  # options that were chosen say nothing of it
+    assert here("finetune", "train=default").train.num_workers == here("finetune", "local=none").train.num_workers
+    assert here("finetune", "model=tiny", "model.base=mine").model.base == "mine"
+    assert here("create_base", "model=tiny").out == "checkpoints/base/tiny"
+    config = here("finetune", "experiment=demo")
+    assert (config.model.name, config.model.base, config.augment.crop_fraction) == ("tiny", "/scratch/base", 1.0)
+
+
+def test_cfg_says_that_a_typed_group_set_it_last(own_configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_configs / "local" / "mine.yaml").write_text(
+        "tracking: {name: wandb, project: ours}\ntrain: {num_workers: 8}\n"
+    )
+    for argv in (["tracking=none", "train=default"], ["tracking=none", "train=default", "experiment=demo"]):
+        with pytest.raises(SystemExit):
+            load("finetune", ["local=mine", *argv, "--cfg"], config_dir=own_configs)
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        assert "name: none # configs/tracking/none.yaml" in lines
+        assert "project: ours # configs/local/mine.yaml" in lines
+        assert [line for line in lines if line.startswith("num_workers: ")] == ["num_workers: 2"]
+
+
 def test_another_local_file_can_be_named(own_configs: Path) -> None:
     (own_configs / "local" / "cluster.yaml").write_text("train: {num_workers: 5}\n")
     assert compose("finetune", "local=cluster", config_dir=own_configs).train.num_workers == 5

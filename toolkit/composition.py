@@ -1,8 +1,8 @@
 """Every command of the toolkit, and from configs/, a local file and its command line to one typed configuration.
 
 Hydra composes it, from the files and the dataclasses in its ConfigStore, whose types it enforces. Later over earlier:
-defaults of the dataclasses, default groups, experiment, configs/local/, command line; a group that the last two choose
-comes after the experiment whole.
+defaults of the dataclasses, default groups, experiment, configs/local/, command line; of the last two each begins with
+the groups that it chooses, whole. An experiment comes before both, wherever it is chosen.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import importlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,17 +29,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gr00t.errors import ToolkitError, did_you_mean
+from toolkit.arguments import split_argument, split_at_commas, unquoted
 from toolkit.declaration import Key, keys_of, nearest
 from toolkit.installation import CONFIG_DIR
 from toolkit.shared_keys import check_split, choose_own_split
 
-_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _PLAIN_LIST = re.compile(r"\[((?!.*'')[^\[\]{}\\]*)\]")
-QUOTES = ('"', "'")
 COMMAND_LINE = "the command line"
 _DEFAULT = "default"
 _WHOLE = "_with_keys"
-_kept: list[dict[tuple[str, ...], DictConfig]] = []  # of each `unchanged_files` that is entered
+_kept: list[dict[tuple[str, ...], Any]] = []  # of each `unchanged_files` that is entered
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def parse(argv: Sequence[str], groups: Collection[str], keys: Mapping[str, Key])
         if name not in groups:
             overrides.values[name] = _value(known_key(name, groups, keys), raw)
             continue
-        overrides.choices[name] = option = _unquoted(raw)
+        overrides.choices[name] = option = unquoted(raw)
         if "," in option:
             first, second = (option.strip("[]").split(",") + [""])[:2]
             raise ToolkitError(
@@ -119,31 +118,6 @@ def _unknown(name: str, groups: Collection[str], keys: Mapping[str, Key], origin
     return f'{origin}There is no key "{name}". {hint}'
 
 
-def split_argument(argument: str, rest: Sequence[str], names: Collection[str]) -> tuple[str, str]:
-    """The name and the raw value of `argument`; `rest` (what follows it) and the known `names` serve its refusal."""
-    name, equals, raw = argument.partition("=")
-    if argument.startswith("-"):
-        if not equals and rest and "=" not in rest[0] and not rest[0].startswith("-"):
-            argument, raw = f"{argument} {rest[0]}", rest[0]
-        name = name.lstrip("-").replace("-", "_")
-        name = name if name in names else nearest(name, names) or "KEY"
-        raise ToolkitError(f"Options are written key=value: write {name}={raw or 'VALUE'}, not {argument}. See --help.")
-    if not equals:
-        near = argument if argument in names else nearest(argument, names)
-        hint = f"Did you mean {near}=VALUE?" if near else "Write KEY=VALUE; --help lists the keys."
-        raise ToolkitError(
-            f'"{argument}" is no key=value. {hint} Quote a value with spaces, as in '
-            "split.instruction='pick up the cube'."
-        )
-    if name[:1] in ("+", "~"):
-        raise ToolkitError(f'"{argument}": keys cannot be added or removed; write {name.lstrip("+~")}=VALUE.')
-    if not _NAME.fullmatch(name):
-        raise ToolkitError(f'"{argument}": "{name}" is no name of a key; write KEY=VALUE without spaces around "=".')
-    if not _unquoted(raw):
-        raise ToolkitError(f'"{argument}" has no value. Write {name}=VALUE, or leave it out for the default.')
-    return name, raw.strip()
-
-
 def _value(key: Key, raw: str) -> Any:
     """The text as it is where text is wanted, so that commas, colons and equals signs need no quoting."""
     if raw in ("null", "~") and key.optional:
@@ -155,40 +129,17 @@ def _value(key: Key, raw: str) -> Any:
             "See --help."
         )
     if not key.is_list:
-        return _unquoted(raw)
+        return unquoted(raw)
     if key.type is str and (plain := _PLAIN_LIST.fullmatch(raw)):  # YAML reads 40:59 as a number of base 60
         parts = split_at_commas(plain[1])
-        return [_unquoted(part) for part in (parts if parts[-1] else parts[:-1])]
+        return [unquoted(part) for part in (parts if parts[-1] else parts[:-1])]
     try:
         value = yaml.safe_load(raw)
     except yaml.YAMLError:  # a folder with brackets in its name, say
-        value = [_unquoted(part) for part in split_at_commas(raw[1:-1])] if raw[:1] + raw[-1:] == "[]" else None
+        value = [unquoted(part) for part in split_at_commas(raw[1:-1])] if raw[:1] + raw[-1:] == "[]" else None
     if not isinstance(value, list):
         raise ToolkitError(f'{key.name}={raw}: expected a {key.expects}, got "{raw}"; a list is written [A,B].')
     return value
-
-
-def split_at_commas(raw: str) -> list[str]:
-    """Split at the commas outside of quotes and brackets; text whose quotes or brackets do not close is one part."""
-    parts, depth, quote = [""], 0, ""
-    for letter in raw:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in QUOTES and not parts[-1].strip():
-            quote = letter
-        elif letter == "," and depth == 0:
-            parts.append("")
-            continue
-        else:
-            depth += (letter in "([{") - (letter in ")]}")
-        parts[-1] += letter
-    return [part.strip() for part in parts] if not quote and depth == 0 else [raw]
-
-
-def _unquoted(raw: str) -> str:
-    raw = raw.strip()
-    quoted = len(raw) >= 2 and raw[0] in QUOTES and raw[-1] == raw[0]
-    return raw[1:-1].strip() if quoted else raw
 
 
 def default_choices(config_name: str, config_dir: Path) -> dict[str, str | None]:
@@ -222,12 +173,17 @@ def register(config_name: str, config_dir: Path) -> None:
 
 @dataclass(frozen=True)
 class Composition:
-    """A typed configuration, not yet resolved, and what it was composed of."""
+    """A typed configuration, not yet resolved, and what it was composed of.
+
+    typed: those of `chosen` that stand on the command line.
+    """
 
     config: DictConfig
     whole: str
     chosen: Sequence[str]
-    assigned: Sequence[Overrides]
+    local: Overrides
+    typed: Sequence[str]
+    command: Overrides
     config_dir: Path
 
     def origins(self) -> dict[str, str]:
@@ -236,19 +192,25 @@ class Composition:
         with _hydra(self.config_dir) as loader:
             files = loader.compute_defaults_list(self.whole, [*self.chosen], RunMode.RUN).defaults
             paths = [file.config_path for file in files if not file.package.startswith("hydra")]
-            for path in (*paths, *(choice.replace("=", "/") for choice in self.chosen)):
-                shown = self.config_dir / f"{path}.yaml"
+            self._note(found, loader, [*paths, *_places(self.chosen)])
+            found |= dict.fromkeys(self.local.values, self.local.origin)
+            self._note(found, loader, _places(self.typed))
+        return found | dict.fromkeys(self.command.values, self.command.origin)
+
+    def _note(self, found: dict[str, str], loader: Any, paths: Sequence[str]) -> None:
+        for path in paths:
+            shown = self.config_dir / f"{path}.yaml"
+            for name, _ in _flatten(_content(loader, path), {}):
                 if shown.is_file():
-                    names = [name for name, _ in _flatten(_content(loader, path), {})]
-                    found |= dict.fromkeys(names, _shown(shown, self.config_dir))
-        for overrides in self.assigned:
-            found |= dict.fromkeys(overrides.values, overrides.origin)
-        return found
+                    found[name] = _shown(shown, self.config_dir)
+                else:
+                    found.pop(name, None)
 
 
 def compose(config_name: str, local: Overrides, command: Overrides, config_dir: Path) -> Composition:
-    """What Hydra makes of the choices, then the single values. Unknown options and keys and wrong types raise
-    ToolkitError."""
+    """What Hydra makes of the choices, then local's values, the typed groups over them, and the typed values.
+
+    Unknown options and keys and wrong types raise ToolkitError."""
     choices, values = {**local.choices, **command.choices}, dict(command.values)
     known_splits = options("split", config_dir)
     own_split = choose_own_split(choices, values, known_splits)
@@ -263,15 +225,19 @@ def compose(config_name: str, local: Overrides, command: Overrides, config_dir: 
             )
     keys = keys_of(COMMANDS[config_name].config)
     chosen = [f"{group}={option}" for group, option in choices.items() if option != "null"]
-    config = _compose_once(whole, chosen, keys, config_dir)
-    assigned = (local, Overrides(command.origin, values=values))
-    for overrides in assigned:
-        for name, value in overrides.values.items():
-            _assign(config, keys[name], value, overrides.origin)
+    config = _once((whole, str(config_dir), *chosen), lambda: _compose(whole, chosen, keys, config_dir))
+    typed = [choice for choice in chosen if choice.partition("=")[0] in command.choices]
+    _assign(config, keys, local)
+    sections = {name.partition(".")[0] for name in local.values}
+    if sections:
+        contents = _once(("", str(config_dir), *typed), lambda: _contents(typed, config_dir))
+        for content in (content for content in contents if sections & content.keys()):
+            config.merge_with(content)
+    _assign(config, keys, own := Overrides(command.origin, values=values))
     if "split" in defaults:
         given = {name for name in config.split if not OmegaConf.is_missing(config.split, name)}
         check_split(own_split, given, known_splits)
-    return Composition(config, whole, chosen, assigned, config_dir)
+    return Composition(config, whole, chosen, local, typed, own, config_dir)
 
 
 def read_local(config_name: str, name: str | None, config_dir: Path) -> Overrides:
@@ -313,6 +279,16 @@ def _content(loader: Any, path: str) -> dict[str, Any]:
     return {package: content} if package and package != "_global_" else content
 
 
+def _places(chosen: Sequence[str]) -> list[str]:
+    """The paths of the options that are merged once more: Hydra has put an experiment where it belongs."""
+    return [choice.replace("=", "/") for choice in chosen if not choice.startswith("experiment=")]
+
+
+def _contents(chosen: Sequence[str], config_dir: Path) -> list[dict[str, Any]]:
+    with _hydra(config_dir) as loader:
+        return [_content(loader, path) for path in _places(chosen)]
+
+
 @contextmanager
 def unchanged_files() -> Iterator[None]:
     """Within it the same choices are composed once: a sweep composes many configurations of them."""
@@ -323,12 +299,11 @@ def unchanged_files() -> Iterator[None]:
         _kept.pop()
 
 
-def _compose_once(whole: str, chosen: Sequence[str], keys: Mapping[str, Key], config_dir: Path) -> DictConfig:
+def _once(of: tuple[str, ...], make: Callable[[], Any]) -> Any:
     if not _kept:
-        return _compose(whole, chosen, keys, config_dir)
-    of = (whole, str(config_dir), *chosen)
+        return make()
     if of not in _kept[-1]:
-        _kept[-1][of] = _compose(whole, chosen, keys, config_dir)
+        _kept[-1][of] = make()
     return copy.deepcopy(_kept[-1][of])
 
 
@@ -337,9 +312,8 @@ def _compose(whole: str, chosen: Sequence[str], keys: Mapping[str, Key], config_
     try:
         with _hydra(config_dir) as loader:
             config = hydra_compose(whole, overrides=[*chosen])
-            for choice in chosen:
-                if not choice.startswith("experiment="):
-                    config.merge_with(_content(loader, choice.replace("=", "/")))
+            for path in _places(chosen):
+                config.merge_with(_content(loader, path))
             return config
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         place = " ".join([f"{config_dir.name}/{whole.removesuffix(_WHOLE)}.yaml", *chosen])
@@ -371,7 +345,12 @@ def _shown(path: Path, config_dir: Path) -> str:
     return str(Path(config_dir.name) / path.relative_to(config_dir))
 
 
-def _assign(config: DictConfig, key: Key, value: Any, origin: str) -> None:
+def _assign(config: DictConfig, keys: Mapping[str, Key], overrides: Overrides) -> None:
+    for name, value in overrides.values.items():
+        _assign_one(config, keys[name], value, overrides.origin)
+
+
+def _assign_one(config: DictConfig, key: Key, value: Any, origin: str) -> None:
     parents = [key.name[: dot.start()] for dot in re.finditer(r"\.", key.name)]
     for parent in parents:
         if OmegaConf.select(config, parent) is None:

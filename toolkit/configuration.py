@@ -102,7 +102,7 @@ def load(config_name: str, argv: Sequence[str], config_dir: Path = CONFIG_DIR, c
     composition = compose(config_name, local, command, config_dir)
     config = _to_object(composition.config, check_here)
     check_values(config)
-    _call(config, "check_given", composition.assigned[-1].values)
+    _call(config, "check_given", composition.command.values)
     read_robot(config)
     if "--cfg" in argv:
         print(_with_origins(as_yaml(config), keys, composition.origins()), end="")

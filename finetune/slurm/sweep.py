@@ -8,7 +8,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from gr00t.errors import ToolkitError
-from toolkit.composition import QUOTES, known_key, split_argument, split_at_commas
+from toolkit.arguments import QUOTES, split_argument, split_at_commas
+from toolkit.composition import known_key
 from toolkit.declaration import Key
 
 Point = dict[str, str]  # name to raw value, in the order typed
