@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_keys import WANDB
 from slurm_cluster import ROOT, arguments
 
 from finetune.slurm import attempt
@@ -47,6 +48,24 @@ def test_an_attempt_knows_its_processes_and_its_end(
     assert (answer["GROOT_PROCESSES"], answer["GROOT_ATTEMPT"]) == ("4", "1")
     lost = record.attempts(tmp_path / "run")[0]
     assert lost.ended is not None and lost.ended["what"] == "lost"
+
+
+def test_a_job_script_is_kept_for_its_owner_and_one_with_keys_is_not(
+    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "run" / "job" / "script.sbatch"
+    monkeypatch.setenv("GROOT_SCRIPT", "#!/bin/bash\nmodule load cuda\nexec finetune_jobs/run.sh finetune")
+    attempt.begin("finetune", *overrides)
+    assert kept.read_text().endswith("run.sh finetune\n") and kept.stat().st_mode & 0o777 == 0o600
+    kept.chmod(0o644)  # the launcher's, which has been checked, stays as it is
+    attempt.begin("finetune", *overrides)
+    assert kept.stat().st_mode & 0o777 == 0o644
+    monkeypatch.setenv("GROOT_SCRIPT", f"#!/bin/bash\nexport WANDB_API_KEY={WANDB}\nexec finetune_jobs/run.sh finetune")
+    capfd.readouterr()
+    attempt.begin("finetune", *overrides)
+    said = capfd.readouterr().err
+    assert "line 2: a key or password" in said and str(kept) in said and WANDB not in said
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and WANDB in path.read_text()]
 
 
 def test_two_jobs_that_start_at_once_do_not_clear_each_others_copy_of_the_code(

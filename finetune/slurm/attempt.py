@@ -80,7 +80,10 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
     with disk_errors(run_dir, "Then submit the same again."):
         attempt = attempt_record.begin(run_dir, job_id, more)
         (run_dir / "job").mkdir(exist_ok=True)
-        attempt_record.describe_job(run_dir / "job", f"{script}\n" if script else None, overrides, config)
+        attempt_record.describe_job(run_dir / "job", None, overrides, config)
+        left_out = attempt_record.keep_own_script(run_dir / "job", f"{script}\n") if script else None
+    if left_out:
+        print(left_out, file=sys.stderr)
     note_missing_lines(cluster)
     answer = {
         "GROOT_ATTEMPT": attempt.number,

@@ -28,6 +28,7 @@ from gr00t.errors import ToolkitError
 from gr00t.file_reading import AGAIN, parsing, read_json, read_text
 from gr00t.file_replacement import file_lock, write_json
 from toolkit.configuration import as_yaml
+from toolkit.credentials import secrets_in
 from toolkit.shared_keys import SUITE
 
 RECORD = "submitted.json"  # in job/ of a run folder, or job-<stage>/
@@ -170,13 +171,33 @@ def arguments_of_job(folder: Path) -> dict[str, str]:
 def describe_job(folder: Path, script: str | None, overrides: Sequence[str], config: Any) -> None:
     """Write what a job runs and with what into its folder: script, arguments, what they resolve to, and packages.
 
-    Nothing of the user's environment variables. `script` is None where it is not known, as inside a container.
+    Nothing of the user's environment variables. `script` is what the launcher has rendered; None where it did not.
     """
     if script is not None:
         (folder / "script.sbatch").write_text(script, encoding="utf-8")
     write_json(folder / "overrides.json", {"overrides": list(overrides)})
     (folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
     write_json(folder / "environment.json", _environment())
+
+
+def keep_own_script(folder: Path, script: str) -> str | None:
+    """Keep a job script that its user may have written, for the owner only; one that holds keys is left out, and what
+    is to be said of that is returned."""
+    path = folder / "script.sbatch"
+    found = list(secrets_in(script, "script.sh"))
+    if found:
+        path.unlink(missing_ok=True)
+        listed = "; ".join(f"line {line}: {kind}" for line, kind in found)
+        return (
+            f"note: this job's script holds what looks like a key ({listed}), so {path} is left out, and "
+            "finetune.jobs resubmit renders a new one. wandb login and hf auth login keep keys in your home folder; a "
+            "line that holds an example may end in # pragma: allowlist secret"
+        )
+    if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != script:  # as the launcher wrote it
+        path.unlink(missing_ok=True)
+        with open(path, "x", encoding="utf-8", opener=functools.partial(os.open, mode=0o600)) as file:
+            file.write(script)
+    return None
 
 
 @functools.cache
