@@ -302,7 +302,7 @@ def test_the_results_have_their_intervals_and_their_findings(tree: Path, home: P
     report = json.loads((home / "reports/color_object/val/open_loop.json").read_text())
     arm = report["overall"]["all"]["errors"]["arm"]
     cells = " | ".join(f"{arm[predictor]['mae']:.4f}" for predictor in ("policy", "hold_still", "mean_chunk"))
-    assert f"| val: 1, {report['overall']['all']['starts']} starts | arm | {cells} |" in card
+    assert f"| val: 1, {report['overall']['all']['starts']} starts, 4 denoising steps | arm | {cells} |" in card
     assert report["findings"] and all(f"- val: {finding}" in card for finding in report["findings"])
 
 
@@ -380,6 +380,25 @@ def test_results_are_taken_oldest_first_and_not_from_before_the_checkpoint(tmp_p
     path = tmp_path / "b" / "open_loop.json"
     assert _is_of({**info, "checkpoint_fingerprint": "f"}, path, tmp_path, "f", "s", notes)
     assert not _is_of({**info, "split": "t"}, path, tmp_path, "f", "s", notes) and len(notes) == 1
+
+
+def test_guided_results_are_not_published_as_the_plain_policys(copy: Path, tmp_path: Path) -> None:
+    plain = copy / "reports/color_object/val/open_loop.json"
+    guided = copy / "reports/color_object/guided"
+    guided.mkdir()
+    write_json(guided / "open_loop.json", {**json.loads(plain.read_text()), "guidance": 2.0}, sort_keys=False)
+    played = closed_loop(copy)
+    played["info"]["guidance"] = 2.0
+    write_json(guided / "closed_loop.json", played, sort_keys=False)
+    made = publish(copy, tmp_path / "out")
+    card = (made.out / "README.md").read_text()
+    closed = [line for line in card.splitlines() if line.startswith("Closed loop in ManiSkill")]
+    assert ["**guidance 2**" in line for line in closed] == [False, True]
+    assert "starts, 4 denoising steps | arm" in card and "4 denoising steps, **guidance 2** | arm" not in card
+    assert any(f"{guided}/open_loop.json was measured with other settings" in note for note in made.notes)
+    plain.unlink()
+    card = (publish(copy, tmp_path / "without").out / "README.md").read_text()
+    assert "starts, 4 denoising steps, **guidance 2** | arm" in card
 
 
 def test_the_licence_is_what_is_chosen_then_what_the_base_says_then_that_of_its_page(tmp_path: Path) -> None:

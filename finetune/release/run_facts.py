@@ -220,12 +220,13 @@ class Results:
 def read_results(reports_dir: Path, checkpoint: Path, split: str) -> Results:
     """The results below `reports_dir` that are of this very checkpoint, of each part the newest open loop."""
     own, notes = fingerprint(checkpoint), list[str]()
-    open_loop: dict[str, dict[str, Any]] = {}
     closed_loop = []
-    for path, data in _found(reports_dir, OPEN_LOOP):
-        if _is_of(data, path, checkpoint, own, split, notes):
-            result = _parsed(path, data, _open_loop)
-            open_loop[result["part"]] = result
+    measured = [
+        (path, _parsed(path, data, _open_loop))
+        for path, data in _found(reports_dir, OPEN_LOOP)
+        if _is_of(data, path, checkpoint, own, split, notes)
+    ]
+    open_loop = _as_the_policy_acts(measured, read_json(checkpoint / CONFIG_NAME).get("num_inference_timesteps"), notes)
     for path, data in _found(reports_dir, CLOSED_LOOP):
         if not _is_of(data.get("info") or {}, path, checkpoint, own, split, notes):
             continue
@@ -234,6 +235,24 @@ def read_results(reports_dir: Path, checkpoint: Path, split: str) -> Results:
         else:
             notes.append(f"{path} holds no summary, left out: make its report again")
     return Results([open_loop[part] for part in PARTS if part in open_loop], closed_loop, notes)
+
+
+def _as_the_policy_acts(
+    measured: list[tuple[Path, dict[str, Any]]], steps: int | None, notes: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Of each part the newest at the policy's own settings (`steps` of denoising, no guidance), or else the newest."""
+    taken: dict[str, dict[str, Any]] = {}
+    others = []
+    for path, result in measured:
+        if result["guidance"] == 1 and result["denoising_steps"] in (None, steps):
+            taken[result["part"]] = result
+        else:
+            others.append((path, result))
+    for path, result in others[::-1]:
+        if taken.setdefault(result["part"], result) is not result:
+            settings = f"{result['denoising_steps']} denoising steps, guidance={result['guidance']:g}"
+            notes.append(f"{path} was measured with other settings than what is taken ({settings}), left out")
+    return taken
 
 
 def _found(folder: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -274,6 +293,8 @@ def _open_loop(data: dict[str, Any]) -> dict[str, Any]:
         "part": data["part"],
         "episodes": len(data["episodes"]),
         "starts": int(measured["starts"]),
+        "denoising_steps": data.get("denoising_steps"),
+        "guidance": float(data.get("guidance", 1)),
         "rows": rows,
         "findings": [finding.replace(training, "its training dataset") for finding in data["findings"]],
     }
@@ -291,6 +312,7 @@ def _closed_loop(data: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "denoising_steps": info.get("denoising_steps"),
+        "guidance": float(info.get("guidance", 1)),
         **{name: info[name] for name in ("n_action_steps", "max_steps")},
         **{name: summary[name] for name in ("cues", "cue_preference")},
         "parts": counted.pop(AS_IT_IS, {}),
