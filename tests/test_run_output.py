@@ -17,6 +17,7 @@ import pytest
 from test_training import ROOT, STEPS, config, metrics, overrides
 
 from finetune.open_loop.evaluation import evaluate_open_loop
+from finetune.slurm.done_and_busy import is_finished
 from finetune.training import stopping
 from finetune.training import train as loop
 from finetune.training.stopping import AttemptToken, Superseded
@@ -26,6 +27,7 @@ from gr00t.file_replacement import LockHeld, file_lock, whole_folder, write_json
 from gr00t.model.finished_checkpoint import MANIFEST, verify_checkpoint, verify_manifest, write_manifest
 from gr00t.model.gr00t_n1 import GR00TPolicy
 from toolkit import processes
+from toolkit.command_line import stop_signals
 from toolkit.configuration import load
 from toolkit.processes import first_done, worker_pool
 
@@ -123,6 +125,53 @@ def test_a_run_begun_again_keeps_nothing_of_the_one_before(small_data: Path, tin
     assert [line["from_step"] for line in conditions] == [0]
     assert (run / "status.json").read_text() != kept[run / "status.json"]
     assert (run / "inputs.json").read_text() == kept[run / "inputs.json"]  # the same dataset and base
+
+
+@pytest.mark.parametrize("recipe", ["train.seed=42", "train.seed=5"], ids=["the same recipe", "another recipe"])
+def test_a_run_begun_again_and_interrupted_replaces_the_old_result_when_it_resumes(
+    recipe: str, own: Path, small_data: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = config(own, small_data, tiny_base, recipe, "train.resume=never")
+    before = (own / "done" / MANIFEST).stat().st_ino
+    with monkeypatch.context() as patch, stop_signals():
+        after_step(3, patch, lambda: signal.raise_signal(signal.SIGTERM))
+        stopped = finetune(again)
+    assert 3 <= stopped.steps < STEPS and "the same command with train.resume=auto resumes" in str(stopped)
+    assert (own / "done" / MANIFEST).stat().st_ino == before  # it stays until there is a new one
+    settings = config(own, small_data, tiny_base, recipe)
+    assert not is_finished(settings)  # as the launcher asks
+    result = finetune(settings)
+    assert not result.already_finished and result.steps == STEPS
+    assert (own / "done" / MANIFEST).stat().st_ino != before and not (own / "run" / "replaces.json").exists()
+    assert finetune(settings).already_finished and is_finished(settings)
+
+
+def test_only_the_result_that_was_there_gives_way_to_a_run_begun_again(
+    own: Path, small_data: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, stop_signals():
+        after_step(3, patch, lambda: signal.raise_signal(signal.SIGTERM))
+        finetune(config(own, small_data, tiny_base, "train.seed=5", "train.resume=never"))
+    settings, mark = config(own, small_data, tiny_base, "train.seed=5"), own / "done/experiment_cfg/run.json"
+    old = mark.read_text()
+    write_json(mark, {**json.loads(old), "step": 2})
+    with pytest.raises(ToolkitError, match="holds the checkpoint of another run"):
+        finetune(settings)
+    mark.write_text(old)
+    (own / "done" / "notes.txt").write_text("mine")
+    with pytest.raises(ToolkitError, match=r"files beside a finished checkpoint \(notes.txt\)"):
+        finetune(settings)
+
+
+def test_a_run_begun_again_that_stops_while_it_is_prepared_has_deleted_nothing(
+    own: Path, small_data: Path, tiny_base: Path
+) -> None:
+    before = sorted((own / "run").rglob("*"))
+    with stop_signals():
+        signal.raise_signal(signal.SIGTERM)
+        result = finetune(config(own, small_data, tiny_base, "train.resume=never"))
+    assert (result.steps, str(result).count("train.resume=auto")) == (0, 0)
+    assert sorted((own / "run").rglob("*")) == before
 
 
 def test_an_empty_folder_and_a_link_are_written_to(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:

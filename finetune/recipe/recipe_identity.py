@@ -36,6 +36,7 @@ ENTRIES: dict[str, Any] = {
     "padding": "attended to",  # where prompts have several lengths; no entry where they have not
 }
 RELEASE_MARK = Path("experiment_cfg") / "run.json"
+REPLACES = "replaces.json"  # in run_dir: the mark of the old result that a run that was started over is to replace
 _SECTIONS = {"train": TrainConfig, "augment": AugmentConfig}
 _MESSAGES = {
     "base": "model.base holds other weights than when the run began",
@@ -48,6 +49,7 @@ _MESSAGES = {
 _FILES = {"dataset_files": "the dataset", "base_files": "model.base"}
 _FILES_LISTED = 8
 _HASHED = ("dataset", "base")
+_TOLD_APART = ("identity", "step")  # what of two marks is compared
 
 
 def recipe(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,6 +134,23 @@ def identity_digest(identity: Mapping[str, Any]) -> str:
 def write_mark(folder: Path, identity: Mapping[str, Any], step: int) -> None:
     """Note which run the weights in `folder` are of, after how many steps."""
     write_json(folder / RELEASE_MARK, {"identity": identity_digest(identity), "step": step, "made_of": identity})
+
+
+def note_replaced(run_dir: Path, mark: Mapping[str, Any] | None) -> None:
+    """Note of a run that is started over which finished checkpoint, by its mark, it is to replace; None: there is none.
+    The attempts after this one know it by that."""
+    if mark is None:
+        (run_dir / REPLACES).unlink(missing_ok=True)
+    else:
+        write_json(run_dir / REPLACES, {name: mark.get(name) for name in _TOLD_APART})
+
+
+def is_replaced(run_dir: Path, mark: Mapping[str, Any] | None) -> bool:
+    """Whether the finished checkpoint with this mark is what the run in `run_dir`, started over, is to replace."""
+    if mark is None or not (run_dir / REPLACES).is_file():
+        return False
+    noted = read_json(run_dir / REPLACES)
+    return all(noted.get(name) == mark.get(name) for name in _TOLD_APART)
 
 
 def made_by(folder: Path, identity: Mapping[str, Any]) -> bool:

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe import FinetuneConfig
-from finetune.recipe.recipe_identity import RELEASE_MARK, differences, gave_up_earlier, publishable, recipe, robot_of
+from finetune.recipe.recipe_identity import (
+    RELEASE_MARK,
+    differences,
+    gave_up_earlier,
+    is_replaced,
+    publishable,
+    recipe,
+    robot_of,
+)
 from finetune.slurm.attempt_record import arguments_of_job, folder_of_job, jobs_of, resolved, run_folders, run_name
 from finetune.slurm.cluster_queries import Job, Queue
 from finetune.slurm.launch_request import Request, Task
@@ -226,6 +234,8 @@ def is_finished(config: FinetuneConfig) -> bool:
     folder = Path(config.output_dir)
     settings = folder / "experiment_cfg" / "config.yaml"
     if config.train.resume == "never" or not (folder / RELEASE_MARK).is_file() or not settings.is_file():
+        return False
+    if is_replaced(Path(config.run_dir), read_json(folder / RELEASE_MARK)):
         return False
     ours = {**recipe(dataclasses.asdict(config)), "modality_config": comparable(modality_configs(config.dataset))}
     robot, made = robot_of(folder, config.dataset.embodiment_tag), read_yaml(settings)

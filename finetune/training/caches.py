@@ -222,7 +222,7 @@ def restore_backbone(model: Gr00tN1d7, base: Path, identity: str, dtype: torch.d
     if fingerprint(base) != identity:
         raise ToolkitError(
             f"{base} has changed while training ran, so the finished checkpoint would mix two backbones. Put the old "
-            "one back and start the same command again; the last checkpoint of run_dir is used."
+            "one back and continue the run with train.resume=auto: the last checkpoint of run_dir is used."
         )
     model.backbone = Gr00tN1d7.from_pretrained(base, dtype=dtype).backbone
     model.backbone.requires_grad_(False)

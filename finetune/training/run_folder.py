@@ -3,7 +3,7 @@
 In run_dir lie checkpoints and logs; output_dir receives the finished checkpoint, as the policy, NVIDIA's code and
 LeRobot read it, and what it says of its run without paths, accounts and names of this machine. Only two things are ever
 replaced there: an empty folder, and a finished checkpoint with nothing beside it that is this run's own or, with
-train.resume=never, was there when the run began."""
+train.resume=never, was there when the run began. That one is noted in run_dir, for the attempts that resume the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from finetune.recipe.recipe_identity import RELEASE_MARK, differences, identity_
 from finetune.training import CONDITIONS, INPUTS, RUN_FILES, RUN_FOLDERS, read_optional
 from finetune.training import checkpointing as checkpoints
 from finetune.training.checkpointing import Checkpoint
-from finetune.training.stopping import Superseded, ThisAttempt
+from finetune.training.stopping import Superseded, ThisAttempt, again
 from gr00t import file_replacement as disk
 from gr00t.data.dataset import Mixture, TrainingDataset
 from gr00t.data.layout import DatasetLayout
@@ -113,7 +113,8 @@ class RunFolder:
         folder = self.output_dir
         if not os.path.lexists(folder) or _is_empty(folder):
             return False
-        if self.from_scratch or not (folder / RELEASE_MARK).is_file():
+        mark = read_optional(folder / RELEASE_MARK)
+        if self.from_scratch or mark is None or recipe_identity.is_replaced(self.run_dir, mark):
             problem = _foreign(folder)
             if problem:
                 raise ToolkitError(
@@ -181,6 +182,7 @@ class RunFolder:
         disk.remove_leftovers(self.output_dir.parent, self.output_dir.name)
         there = checkpoints.list_checkpoints(self.run_dir)
         if self.from_scratch:
+            recipe_identity.note_replaced(self.run_dir, self._to_replace)
             for old in there:
                 shutil.rmtree(old)
             for name in RUN_FILES:
@@ -217,34 +219,37 @@ class RunFolder:
             "versions": versions(),
             "conditions": conditions,
         }
-        full = disk_errors(self.output_dir, "The last checkpoint is whole: make room and start the same command again.")
+        remedy = f"The last checkpoint is whole: make room and start {again(self.config)} again."
         allowed, replaceable = self.attempt.token.require, self._refuse_others
         whole = disk.whole_folder(self.output_dir, lock=False, allowed=allowed, replaceable=replaceable)
-        with suppress(Superseded), full, whole as aside:
-            model.save_pretrained(aside, dtype=torch.bfloat16)
-            dataset.processor.save_pretrained(aside)
-            experiment = aside / "experiment_cfg"
-            experiment.mkdir()
-            published = OmegaConf.create(recipe_identity.publishable(dataclasses.asdict(self.config)))
-            (experiment / "config.yaml").write_text(OmegaConf.to_yaml(published), encoding="utf-8")
-            for name, content in described.items():
-                disk.write_json(experiment / f"{name}.json", content)
-            recipe_identity.write_mark(aside, self.release_identity, step)
-            write_manifest(aside)
+        with suppress(Superseded), disk_errors(self.output_dir, remedy):
+            with whole as aside:
+                model.save_pretrained(aside, dtype=torch.bfloat16)
+                dataset.processor.save_pretrained(aside)
+                experiment = aside / "experiment_cfg"
+                experiment.mkdir()
+                published = OmegaConf.create(recipe_identity.publishable(dataclasses.asdict(self.config)))
+                (experiment / "config.yaml").write_text(OmegaConf.to_yaml(published), encoding="utf-8")
+                for name, content in described.items():
+                    disk.write_json(experiment / f"{name}.json", content)
+                recipe_identity.write_mark(aside, self.release_identity, step)
+                write_manifest(aside)
+            recipe_identity.note_replaced(self.run_dir, None)
 
     def _refuse_others(self, folder: Path) -> None:
         """Raise where what lies in output_dir must stay."""
         mark, problem = read_optional(folder / RELEASE_MARK), _foreign(folder)
         ours = identity_digest(self.release_identity)
-        if problem is None and not (mark and (mark == self._to_replace or mark.get("identity") == ours)):
+        replaced = recipe_identity.is_replaced(self.run_dir, mark)
+        if problem is None and not (replaced or (mark and mark.get("identity") == ours)):
             problem = "holds the finished checkpoint of another run"
         if problem is None or _is_empty(folder):
             return
         weights = [self.run_dir, *checkpoints.list_checkpoints(self.run_dir)][-1]
         raise ToolkitError(
             f"output_dir {self.output_dir} {problem} that was not there when this run began; it is never replaced. "
-            f"The weights are in {weights}: move that folder away, or choose another output_dir=..., and start the "
-            "same command again, which then writes the result only."
+            f"The weights are in {weights}: move that folder away, or choose another output_dir=..., and start "
+            f"{again(self.config)} again, which then writes the result only."
         )
 
 

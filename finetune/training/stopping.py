@@ -176,6 +176,11 @@ class ThisAttempt:
         return next((reason for reason, count in zip(REASONS, self._received, strict=True) if count), None)
 
 
+def again(config: FinetuneConfig) -> str:
+    """What continues a run that has begun: the same command, but train.resume=never would delete its checkpoints."""
+    return f"the same command{' with train.resume=auto' if config.train.resume == 'never' else ''}"
+
+
 def stop_time(now: float, deadline: str | None, grace_seconds: float) -> float:
     """The unix time at which to stop unasked: `grace_seconds` before the job's end, but not before half of the time
     that is left at `now` is used; infinity when the end is unknown."""

@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.recipe import FinetuneConfig, datasets
 from finetune.training import ARTIFACTS, METRICS, STATUS, WANDB_RUN, as_tracked, logged, measurement
 from finetune.training.checkpointing import Best
-from finetune.training.stopping import Stopped, ThisAttempt
+from finetune.training.stopping import Stopped, ThisAttempt, again
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json, write_text
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 _RUN_ID = re.compile(r"[\w-]{1,64}")
 LONGEST_TAG = 64  # what wandb takes
-REMEDY = "The last checkpoint is whole: make room and start the same command again."
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +61,10 @@ class Tracker:
             return self
         self._progress = progress_bar(NOTE)
         self._say = partial(self._progress.console.print, highlight=False, soft_wrap=True)
-        with disk_errors(self._run_dir, REMEDY):
+        with self._disk_errors():
             self._run = self._start_tracker()
         try:
-            with disk_errors(self._run_dir, REMEDY):
+            with self._disk_errors():
                 self._metrics = self._open_metrics()
             self._write_status("running", "")
         except BaseException:
@@ -122,7 +122,7 @@ class Tracker:
 
     def show(self, step: int, name: str, path: Path, caption: str) -> None:
         """An image of the run folder, copied into the tracker's run."""
-        with disk_errors(self._run_dir, REMEDY):
+        with self._disk_errors():
             self._run.show(step, name, path, caption)
 
     def advance(self, step: int) -> None:
@@ -148,8 +148,12 @@ class Tracker:
         if self._artifacts is not None and self._attempt.writes:
             self._run.add_artifact(self._artifacts.policy(folder, step), ["latest", f"step-{step}"])
 
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        remedy = f"The last checkpoint is whole: make room and start {again(self._config)} again."
+        return disk_errors(self._run_dir, remedy)
+
     def _record(self, step: int, values: dict[str, float]) -> None:
-        with disk_errors(self._run_dir, REMEDY):
+        with self._disk_errors():
             self._metrics.write(json.dumps({"step": step, **values}) + "\n")
             self._metrics.flush()
             self._run.log(step, as_tracked(values))
@@ -174,7 +178,7 @@ class Tracker:
 
     def _write_status(self, status: str, reason: str) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with disk_errors(self._run_dir, REMEDY):
+        with self._disk_errors():
             write_json(self._run_dir / STATUS, {"status": status, "reason": reason, "step": self._step, "written": now})
 
     def _on_stall(self, seconds: float) -> None:

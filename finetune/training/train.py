@@ -26,7 +26,7 @@ from finetune.training.node_copies import NodeCopies
 from finetune.training.optimizer import add_adapters, build_optimizer, learning_rate, merge_adapters, set_learning_rate
 from finetune.training.run_folder import RunFolder
 from finetune.training.run_identity import conditions, run_identity, warn
-from finetune.training.stopping import SUPERSEDED, TIME_LIMIT, AttemptToken, Stopped, ThisAttempt
+from finetune.training.stopping import SUPERSEDED, TIME_LIMIT, AttemptToken, Stopped, ThisAttempt, again
 from finetune.training.tracking import Tracker
 from gr00t.data.dataset import TrainingDataset
 from gr00t.data.processor import Gr00tN1d7Processor
@@ -50,13 +50,14 @@ class FinetuneResult:
     steps: int
     loss: float | None
     already_finished: bool = False
-    stopped: str | None = None  # why it ended before the last step; the same command resumes it
+    stopped: str | None = None  # why it ended before the last step
+    again: str = "the same command"  # what resumes it then
 
     def __str__(self) -> str:
         if self.stopped == SUPERSEDED:
             return f"was taken over by another attempt: {self.run_dir}"
         if self.stopped is not None:
-            return f"stopped after {self.steps} steps ({self.stopped}): the same command resumes from {self.run_dir}"
+            return f"stopped after {self.steps} steps ({self.stopped}): {self.again} resumes from {self.run_dir}"
         how = "was already finished" if self.already_finished else f"finished after {self.steps} steps"
         return f"{how}: {self.output_dir}"
 
@@ -76,6 +77,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
                 result = _recipe(attempt, copies)
         except Stopped as stopped:
             result = FinetuneResult(output_dir, run_dir, attempt.step, None, stopped=str(stopped))
+            if attempt.step:  # before its first step a run that is to start over has cleared nothing
+                result = dataclasses.replace(result, again=again(config))
         except BaseException:
             engine.close(failed=True)
             raise
@@ -356,7 +359,7 @@ class TrainingLoop:
             self.tracker.checkpoint_written(folder, best=folder.name == f"checkpoint-{self.best.step}")
 
     def _disk_errors(self) -> AbstractContextManager[None]:
-        remedy = "The checkpoint before is whole: make room and start the same command again."
+        remedy = f"The checkpoint before is whole: make room and start {again(self.config)} again."
         return disk_errors(Path(self.config.run_dir), remedy)
 
     def release(self, base: Path, run: RunFolder) -> int:
