@@ -165,7 +165,7 @@ finetune() {
     done
     for trial in {1..30}; do # a controller that is being restarted is away for some minutes
         scontrol requeue "$GROOT_JOB_ID" && break
-        [ "$trial" -lt 30 ] || fail "job $GROOT_JOB_ID cannot be requeued: submit the same again to continue"
+        [ "$trial" -lt 30 ] || fail "job $GROOT_JOB_ID cannot be requeued: submit $GROOT_AGAIN to continue"
         scontrol ping > /dev/null || sleep 10
     done
     if [ -n "$GROOT_EXCLUDE" ]; then # refused while the job runs, hence after

@@ -318,10 +318,15 @@ def test_a_folder_is_refused_only_while_another_job_of_it_lives(tmp_path: Path, 
 
 
 def end(
-    run: Path, attempt: record.Attempt, monkeypatch, job: str = "JobId=7 JobState=RUNNING Requeue=1", status: str = "1"
+    run: Path,
+    attempt: record.Attempt,
+    monkeypatch,
+    job: str = "JobId=7 JobState=RUNNING Requeue=1",
+    status: str = "1",
+    more: str = "",
 ) -> dict:
     (run / "job").mkdir(exist_ok=True)
-    (run / "job" / "config.yaml").write_text("cluster:\n  max_requeues: 2\n")
+    (run / "job" / "config.yaml").write_text(f"cluster:\n  max_requeues: 2\n{more}")
     monkeypatch.setenv("GROOT_ATTEMPT_DIR", str(attempt.folder))
     monkeypatch.setenv("GROOT_ATTEMPT_ID", attempt.begun["id"])
     monkeypatch.setenv("GROOT_JOB", job)
@@ -414,6 +419,42 @@ def test_a_run_that_started_over_resumes_when_its_job_starts_again(tmp_path: Pat
     monkeypatch.setenv("GROOT_JOB_ID", "8")
     attempts(tmp_path, CRASH, job="8")
     assert not has_started_over(tmp_path)
+
+
+def test_a_job_that_repeats_one_that_started_over_resumes(tmp_path: Path, monkeypatch) -> None:
+    attempts(tmp_path, STOPPED)
+    write_json(tmp_path / "run_config.json", {"of": "job 7"})
+    attempts(tmp_path, STOPPED, job="9")
+    monkeypatch.setenv("GROOT_JOB_ID", "9")
+    (tmp_path / "job").mkdir()
+    for job_id, resumes in (("8", False), ("9", True)):  # the record of an earlier submission says nothing of this job
+        write_json(tmp_path / "job" / "submitted.json", {"job_id": job_id, "repeats": ["6", "7"]})
+        assert has_started_over(tmp_path) is resumes
+    os.utime(tmp_path / "run_config.json", (0, 0))  # job 7 ended before it cleared the folder
+    assert not has_started_over(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["JobId=7 JobState=RUNNING Requeue=0", "JobState=COMPLETING", "max_requeues"])
+def test_what_continues_a_run_that_started_over_is_no_further_start(line: str, tmp_path: Path, monkeypatch) -> None:
+    *_, last = attempts(tmp_path, *[STOPPED] * (3 if line == "max_requeues" else 1))
+    never = "train:\n  resume: never\n"
+    end(tmp_path, last, monkeypatch, line, more=never)
+    assert "the same again to continue" in last.ended["reason"]  # nothing has been cleared yet
+    write_json(tmp_path / "run_config.json", {})
+    answer = end(tmp_path, last, monkeypatch, line, more=never)
+    assert "submit the same with train.resume=auto to continue" in last.ended["reason"]
+    assert answer["GROOT_AGAIN"] == "the same with train.resume=auto"
+    (last.folder / "ended.json").unlink()
+    monkeypatch.setenv("GROOT_JOB", "JobState=COMPLETING")
+    attempt_module.signalled()
+    assert "submit the same with train.resume=auto" in last.ended["reason"]
+    end(tmp_path, last, monkeypatch, line)
+    assert "the same again to continue" in last.ended["reason"]
+    with pytest.raises(ToolkitError, match="Submit the same again to continue"):
+        attempt_module._close_earlier(tmp_path, "7", 0)
+    end(tmp_path, last, monkeypatch, line, more=never)
+    with pytest.raises(ToolkitError, match=r"Submit the same with train\.resume=auto to continue"):
+        attempt_module._close_earlier(tmp_path, "7", 0)
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from slurm_cluster import ROOT, Cluster
 from terminal import bars, in_terminal
 
 from finetune.jobs.__main__ import follow, show_table
-from finetune.jobs.control import cancel, resubmit
+from finetune.jobs.control import _script_of_a_plain_job, cancel, resubmit
 from finetune.jobs.run_views import View, find, views
 from finetune.slurm.launch_request import read
 from finetune.slurm.submit import launch
 from gr00t.errors import ToolkitError
+from gr00t.file_reading import read_json
 from toolkit.configuration import as_yaml, load
 
 SLEEPS = "cluster.setup=[echo it sleeps,exec sleep 300]"
@@ -149,6 +150,7 @@ def test_only_jobs_of_our_run_folders_are_cancelled_and_one_can_be_submitted_aga
     said = resubmit(runs, "color_size")
     again = str(by_name(runs)["color_size"].job)
     assert said[0] == f"submitted color_size again as job {again}" and again != first and again.endswith("_1")
+    assert read_json(runs / "color_size" / "job" / "submitted.json")["repeats"] == [first]
     cluster.wait(lambda: by_name(runs)["color_size"].state == "running", 60, "running", foreign)
     assert {line.split()[2] for line in cancel(runs, "all")} == {again, by_name(runs)["color_object"].job}
     assert cluster.state(foreign) == "RUNNING"
@@ -189,6 +191,19 @@ def test_a_plain_job_in_a_folder_with_an_odd_name_can_be_submitted_again(cluster
     shown = cluster.run("scontrol", "show", "job", job)
     assert f"StdOut={run_dir}/slurm-finetune-{job}.out" in shown and "JobName=try-2-" in shown
     cluster.run("scancel", job)
+
+
+def test_a_plain_job_that_started_over_is_submitted_again_to_resume(tmp_path: Path, without_slurm: None) -> None:
+    run_dir = past_run(tmp_path, "color_object", ended=None)
+    (run_dir / "code").mkdir()
+    write(run_dir / "job" / "overrides.json", {"overrides": ["train.resume=never", "train.seed=1"]})
+    settings = configuration("color_object").replace("resume: auto", "resume: never")
+    (run_dir / "job" / "config.yaml").write_text(settings)
+    view = by_name(tmp_path)["color_object"]
+    assert "train.resume=never train.seed=1" in _script_of_a_plain_job(view)  # it ended before it cleared the folder
+    write(run_dir / "run_config.json", {})
+    again = _script_of_a_plain_job(view)
+    assert "train.seed=1 train.resume=auto" in again and "train.resume=never" not in again
 
 
 def test_a_wide_terminal_shows_how_far_a_run_is_as_a_bar(

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune.jobs.run_views import DROPPED, GOOD, KnownJobs, View, find, job_number, views_of
 from finetune.recipe import ClusterConfig
-from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, now, resolved
+from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, REPEATS, must_resume, now, resolved
 from finetune.slurm.batches import job_name_of, output_in
 from finetune.slurm.cluster_queries import slurm
 from finetune.slurm.render import render
@@ -74,7 +74,8 @@ def _answered(runs_dir: Path) -> list[View]:
 
 def resubmit(runs_dir: Path, name: str) -> list[str]:
     """Submit a run's saved job script again, with the code and overrides of then, and after it the stages that waited
-    for it and were dropped. A run that was itself dropped begins with the stage that failed. Returns a line on each."""
+    for it and were dropped. A run that was itself dropped begins with the stage that failed; one that has started over
+    resumes. Returns a line on each."""
     with one_at_a_time(runs_dir.absolute()):
         known = _answered(runs_dir)
         found = find(known, name, runs_dir)
@@ -110,14 +111,13 @@ def _chain(first: View, known: Sequence[View]) -> list[View]:
 def _submit(chain: Sequence[View], known: Sequence[View], folder: Path) -> list[str]:
     """Submit them in order, all or none, and note their new jobs; a line on each."""
     jobs = {str(v.job): str(v.job) for v in known if v.alive}  # what is still waited for, and by which id
-    hold = ["--hold"] if len(chain) > 1 else []  # none starts before all are accepted
     lines, submitted, records = [], [], []
     with ExitStack() as undo:
         for one in chain:
             waits = [jobs[job] for job in one.waits_for if job in jobs]
             after = [f"--dependency=afterok:{':'.join(waits)}", "--kill-on-invalid-dep=yes"] if waits else []
             script, index, record = _script_of(one)
-            number = sbatch(script, [*after, *hold, *([f"--array={index}"] if index else [])], folder)
+            number = sbatch(script, [*after, "--hold", *([f"--array={index}"] if index else [])], folder)
             undo.callback(slurm, "scancel", number, check=False)
             submitted.append(number)
             jobs[str(one.job)] = job_id = f"{number}_{index}" if index else number
@@ -127,8 +127,7 @@ def _submit(chain: Sequence[View], known: Sequence[View], folder: Path) -> list[
         for path, noted in records:
             undo.callback(write_json, path, read_json(path))
             write_json(path, noted)
-        if hold:
-            slurm("scontrol", "release", ",".join(submitted))
+        slurm("scontrol", "release", ",".join(submitted))  # now that all are accepted, and noted as what they repeat
         undo.pop_all()  # all is submitted
     return lines
 
@@ -138,7 +137,7 @@ def _renewed(noted: Mapping[str, Any], job_id: str, after: Sequence[str]) -> dic
     log = Path(noted["log"])
     old, new = (text.partition("_")[0] for text in (noted["job_id"], job_id))
     renewed = {"job_id": job_id, "log": str(log.with_name(log.name.replace(old, new))), "after": [*after]}
-    return {**noted, **renewed, "submitted": now()}
+    return {**noted, **renewed, REPEATS: [*noted.get(REPEATS, []), noted["job_id"]], "submitted": now()}
 
 
 def _script_of(found: View) -> tuple[str, str, Path | None]:
@@ -154,14 +153,17 @@ def _script_of(found: View) -> tuple[str, str, Path | None]:
 def _script_of_a_plain_job(found: View) -> str:
     """For a run that was started by hand with sbatch: the same payload, code and overrides, at what they ask for."""
     run_dir = Path(found.run_dir)
-    overrides = read_optional(run_dir / "job" / "overrides.json")
-    if overrides is None or not (run_dir / "code").is_dir():
+    noted = read_optional(run_dir / "job" / "overrides.json")
+    if noted is None or not (run_dir / "code").is_dir():
         raise ToolkitError(f"{run_dir} holds no job that could be submitted again. Start it with the launcher.")
+    overrides = noted["overrides"]
+    if must_resume(run_dir, str(found.job)):
+        overrides = [*(text for text in overrides if not text.startswith("train.resume=")), "train.resume=auto"]
     return render(
         ClusterConfig(**resolved(run_dir)["cluster"]),
         job_name=job_name_of(found.name),
         stage="finetune",
-        overrides=overrides["overrides"],
+        overrides=overrides,
         output=output_in(run_dir, "slurm-finetune-%j.out"),
         code=run_dir / "code",
     )

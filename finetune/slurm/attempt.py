@@ -24,6 +24,7 @@ from finetune.slurm import attempt_record, cluster_queries
 from finetune.slurm.attempt_record import Attempt
 from finetune.slurm.render import refuse_late, site_lines
 from gr00t.errors import ToolkitError, disk_errors
+from gr00t.file_reading import read_json
 from gr00t.file_replacement import lock_in_turn, write_json
 from toolkit.code_files import check_code, snapshot_code
 from toolkit.configuration import load
@@ -77,7 +78,7 @@ def begin(stage: str, *overrides: str) -> dict[str, str]:
         "by_hand": by_hand,
     }
     script = os.environ.get("GROOT_SCRIPT")  # "" or not set where scontrol is missing, as in a container
-    with disk_errors(run_dir, "Then submit the same again."):
+    with disk_errors(run_dir, f"Then submit {_again(run_dir, job_id)}."):
         attempt = attempt_record.begin(run_dir, job_id, more)
         (run_dir / "job").mkdir(exist_ok=True)
         attempt_record.describe_job(run_dir / "job", None, overrides, config)
@@ -137,7 +138,7 @@ def _close_earlier(run_dir: Path, job_id: str, max_requeues: int | None) -> None
     if max_requeues is not None and len(earlier) > max_requeues:
         raise ToolkitError(
             f"job {job_id} has had {len(earlier)} attempts, and cluster.max_requeues={max_requeues}. "
-            "Submit it again to continue."
+            f"Submit {_again(run_dir, job_id)} to continue."
         )
 
 
@@ -155,12 +156,14 @@ def note_missing_lines(cluster: ClusterConfig) -> None:
 
 
 def has_started_over(run_dir: Path) -> bool:
-    """Whether an earlier attempt of this job has cleared the run folder, so that this one resumes from there."""
-    earlier = attempt_record.attempts(run_dir, os.environ["GROOT_JOB_ID"])[:-1]
-    cleared = run_dir / "run_config.json"  # written when training has cleared the folder
-    if not earlier or not cleared.is_file():
-        return False
-    return cleared.stat().st_mtime >= (earlier[0].folder / "attempt.json").stat().st_mtime
+    """Whether an attempt before this one, of this job or of one that it repeats, has cleared the run folder, so that
+    this one resumes from there."""
+    return attempt_record.has_cleared(run_dir, os.environ["GROOT_JOB_ID"], before_last=True)
+
+
+def _again(run_dir: Path, job_id: str) -> str:
+    """What is to be submitted or typed so that a run continues."""
+    return f"the same {'with train.resume=auto' if attempt_record.must_resume(run_dir, job_id) else 'again'}"
 
 
 # -- after -------------------------------------------------------------------------------------------------------------
@@ -171,8 +174,9 @@ def signalled() -> dict[str, str]:
     while it still loads; `end` replaces the record where training had time to save."""
     folder = Path(os.environ["GROOT_ATTEMPT_DIR"])
     if _ending() == CANCELLED_BY_USER and not (folder / "ended.json").exists():
-        with disk_errors(folder, "Then submit the same again."):
-            record = {**asdict(_cancelled(0)), "slurm": CANCELLED_BY_USER, "at": attempt_record.now()}
+        again = _again(folder.parents[1], read_json(folder / "attempt.json")["job_id"])
+        with disk_errors(folder, f"Then submit {again}."):
+            record = {**asdict(_cancelled(0, again)), "slurm": CANCELLED_BY_USER, "at": attempt_record.now()}
             write_json(folder / "ended.json", record)
     return {}
 
@@ -183,21 +187,22 @@ def end(status: str) -> dict[str, str]:
     run_dir = folder.parents[1]
     cluster = ClusterConfig(**attempt_record.resolved(run_dir)["cluster"])
     history = [a for a in attempt_record.attempts(run_dir) if a.number <= int(folder.name)]
-    job = os.environ.get("GROOT_JOB", "")
+    job, again = os.environ.get("GROOT_JOB", ""), _again(run_dir, history[-1].begun["job_id"])
     ending = _ending()
     if (attempt_record.token(run_dir) or {}).get("id") != os.environ["GROOT_ATTEMPT_ID"]:
         decision = SUPERSEDED  # however it ended: a requeue would end the newer attempt
     else:
         requeueable = "Requeue=0" not in job.split() and not started_by_hand()
-        decision = decide(history, cluster, attempt_record.newest_step(run_dir), requeueable, ending)
+        decision = decide(history, cluster, attempt_record.newest_step(run_dir), requeueable, ending, again)
     print(f"attempt {folder.name}: {decision.what}: {decision.reason}", file=sys.stderr)
-    with disk_errors(folder, "Then submit the same again."):
+    with disk_errors(folder, f"Then submit {again}."):
         record = {**asdict(decision), "status": int(status), "slurm": ending, "at": attempt_record.now()}
         write_json(folder / "ended.json", record)
     return {
         # a job that SLURM has put back into the queue by itself is not to be requeued once more
         "GROOT_DECISION": DONE if ending == REQUEUED and decision.what == REQUEUE else decision.what,
         "GROOT_EXIT": str(decision.exit_status),
+        "GROOT_AGAIN": again,
         "GROOT_EXCLUDE": exclusion(job, decision.nodes) if decision.what == REQUEUE else "",
     }
 
@@ -244,18 +249,23 @@ def _ending() -> str | None:
     return ending_of(os.environ.get("GROOT_JOB", ""), int(os.environ.get("SLURM_RESTART_COUNT", "0")))
 
 
-def _cancelled(newest_step: int) -> Decision:
+def _cancelled(newest_step: int, again: str) -> Decision:
     saved = f"a checkpoint of step {newest_step} is there" if newest_step else "before a checkpoint was written"
-    return Decision(CANCELLED, f"the job was cancelled, {saved}: submit the same again to continue", UNFINISHED)
+    return Decision(CANCELLED, f"the job was cancelled, {saved}: submit {again} to continue", UNFINISHED)
 
 
 def decide(
-    history: Sequence[Attempt], cluster: ClusterConfig, newest_step: int, requeueable: bool, ending: str | None = None
+    history: Sequence[Attempt],
+    cluster: ClusterConfig,
+    newest_step: int,
+    requeueable: bool,
+    ending: str | None = None,
+    again: str = "the same again",
 ) -> Decision:
     """After the last of `history`, which SLURM ended for `ending` (None: it ended by itself).
 
-    `newest_step` is that of the newest checkpoint; `requeueable` whether SLURM would start the job again. Only what
-    training recorded is finished: srun may leave with 0 when a node dies.
+    `newest_step` is that of the newest checkpoint; `requeueable` whether SLURM would start the job again; `again`
+    what else continues the run. Only what training recorded is finished: srun may leave with 0 when a node dies.
     """
     last = history[-1]
     outcome = last.outcome
@@ -265,7 +275,7 @@ def decide(
     if status == "superseded":
         return SUPERSEDED
     if ending == CANCELLED_BY_USER:
-        return _cancelled(newest_step)
+        return _cancelled(newest_step, again)
     reason = str((outcome or {}).get("reason"))
     if status == "failed":
         return Decision(STOP, reason, REFUSED)
@@ -283,15 +293,15 @@ def decide(
             return Decision(STOP, f"{counted} crashed without a new checkpoint; the last lines:\n{tail}", CRASHED)
     failed = CRASHED if crashed else UNFINISHED  # so that jobs that wait for success do not start
     if not (cluster.requeue and requeueable):
-        how, again = "the job was submitted with --no-requeue", "submit"
+        how, do = "the job was submitted with --no-requeue", "submit"
         if started_by_hand():
-            how, again = "an allocation of your own is not requeued", "type"
+            how, do = "an allocation of your own is not requeued", "type"
         elif not cluster.requeue:
             how = "cluster.requeue=false"
-        return Decision(STOP, f"{reason}; {how}: {again} the same again to continue", failed)
+        return Decision(STOP, f"{reason}; {how}: {do} {again} to continue", failed)
     if sum(attempt.begun["job_id"] == last.begun["job_id"] for attempt in history) > cluster.max_requeues:
         limit = f"cluster.max_requeues={cluster.max_requeues} is reached"
-        return Decision(STOP, f"{reason}; {limit}: submit the same again to continue", failed)
+        return Decision(STOP, f"{reason}; {limit}: submit {again} to continue", failed)
     return Decision(REQUEUE, reason, 0, failed_nodes(last) if crashed else ())
 
 

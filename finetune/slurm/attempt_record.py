@@ -32,6 +32,7 @@ from toolkit.credentials import secrets_in
 from toolkit.shared_keys import SUITE
 
 RECORD = "submitted.json"  # in job/ of a run folder, or job-<stage>/
+REPEATS = "repeats"  # in a record: the jobs that this one was submitted again for
 OWN_FOLDER = ".launcher"  # in runs_dir: the launcher's submissions, and where runs are that lie elsewhere
 
 _ELSEWHERE = Path(OWN_FOLDER) / "elsewhere"
@@ -147,6 +148,25 @@ def close_lost(attempt: Attempt) -> None:
         lost = {"what": "lost", "reason": "no end was recorded: the node was lost, or the job was killed"}
         lost |= {"on": attempt.begun["nodes"], "at": attempt.last_sign}
         write_json(attempt.folder / "ended.json", lost)
+
+
+def has_cleared(run_dir: Path, job_id: str, *, before_last: bool = False) -> bool:
+    """Whether an attempt of this job, or of one that it repeats, has cleared the run folder, as train.resume=never
+    asks. `before_last`: one before the last attempt."""
+    noted = read_optional(job_folder(run_dir, "finetune") / RECORD) or {}
+    jobs = {job_id, *(noted.get(REPEATS, []) if noted.get("job_id") == job_id else [])}
+    own = [attempt for attempt in attempts(run_dir) if attempt.begun.get("job_id") in jobs]
+    own = own[:-1] if before_last else own
+    cleared = run_dir / "run_config.json"  # written when training has cleared the folder
+    if not own or not cleared.is_file():
+        return False
+    return cleared.stat().st_mtime >= (own[0].folder / "attempt.json").stat().st_mtime
+
+
+def must_resume(run_dir: Path, job_id: str) -> bool:
+    """Whether the train.resume=never of this job, given again, would delete what the job itself has trained."""
+    never = resolved(run_dir).get("train", {}).get("resume") == "never"
+    return never and has_cleared(run_dir, job_id)
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
