@@ -119,6 +119,19 @@ def test_a_signal_at_the_last_step_leaves_a_finished_run() -> None:
     assert script.between[-2:] == ["log 5", "save 5"]
 
 
+def test_a_signal_at_the_last_step_leaves_its_evaluation_to_the_attempt_after_it(tmp_path: Any) -> None:
+    settings = ("train.eval_steps=5", f"run_dir={tmp_path}")
+    script = Script(*settings, reasons={5: "signal"}, verdicts={})
+    assert script.run() == "signal"
+    assert script.between[-2:] == ["log 5", "save 5"]
+    script = Script(*settings, begin=5, verdicts={})
+    assert script.run(Checkpoint(tmp_path / "checkpoint-5", 5, {"best": Best().state()})) is None
+    assert script.events == ["evaluate 5"]
+    script = Script(*settings, reasons={6: "signal"}, verdicts={})  # it comes during the evaluation
+    assert script.run() is None
+    assert script.between[-3:] == ["log 5", "evaluate 5", "save 5"]
+
+
 def test_the_best_weights_are_saved_and_others_only_at_round_steps() -> None:
     script = Script("train.eval_steps=2", verdicts={2: (True, False), 4: (False, False)})
     assert script.run() is None

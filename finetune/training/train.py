@@ -239,11 +239,12 @@ class TrainingLoop:
                 self.tracker.log(done, self.meter.read(self.config, learning_rate(step, train)))
                 self._refuse_nan(done)
             self.tracker.advance(done)
-            better = enough = False
-            if self._evaluates(done) and reason is None:
+            due, better, enough = self._evaluates(done), False, False
+            if due and reason is None:
                 better, enough = self._evaluate()
-                reason = self.attempt.agreed(done)
-            ends = done == train.max_steps or enough
+                reason, due = self.attempt.agreed(done), False
+            # an evaluation of the last step that a signal leaves no time for is made up for by the next attempt
+            ends = (done == train.max_steps and not due) or enough
             if done % train.save_steps == 0 or ends or better or reason is not None:
                 self._refuse_nan(done)
                 self._save(done)
