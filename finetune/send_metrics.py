@@ -10,7 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.training import METRICS, SENT, STATUS, WANDB_RUN, as_tracked, logged, measurement, read_optional
+from finetune.training import (
+    METRICS,
+    RUN_CONFIG,
+    SENT,
+    STATUS,
+    WANDB_RUN,
+    as_tracked,
+    logged,
+    measurement,
+    read_optional,
+)
 from gr00t.errors import ToolkitError, near_folder
 from gr00t.file_replacement import file_lock, write_json
 from toolkit.command_line import run_main
@@ -65,7 +75,7 @@ def read_steps(run_dir: Path) -> Steps:
 
 def send(run_dir: Path, config: SendMetricsConfig) -> str:
     """Send what is missing; what was done, in a sentence."""
-    steps, settings = read_steps(run_dir), read_optional(run_dir / "run_config.json") or {}
+    steps, settings = read_steps(run_dir), read_optional(run_dir / RUN_CONFIG) or {}
     with file_lock(run_dir / SENT, required=False):
         to = _to_tensorboard if config.tracking.name == "tensorboard" else _to_wandb
         return to(run_dir, steps, config, settings)

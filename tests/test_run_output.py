@@ -206,6 +206,50 @@ def test_what_comes_into_a_folder_while_it_is_moved_aside_is_put_back(tmp_path: 
     assert os.listdir(tmp_path) == ["target"] and os.listdir(target) == ["late.txt"]
 
 
+# -- a run folder that is none -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize(
+    "theirs",
+    [("checkpoint-1000/model.safetensors", "checkpoint-1000/trainer_state.json"), ("tensorboard/a", "run.json")],
+)
+def test_a_run_folder_of_another_project_is_refused_and_left_as_it_is(
+    theirs: tuple[str, ...], resume: str, small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for name in (
+        *theirs,
+        "artifacts/a",
+        "job/config.yaml",
+        "attempt.json",
+        "attempts/0/attempt.json",
+    ):  # SLURM's come first
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text('{"id": "mine"}')
+    before = sorted(run.rglob("*"))
+    listed = theirs[0].partition("/")[0]
+    with pytest.raises(ToolkitError, match=rf"run holds .*{listed}.*, but no run_config.json.*run_dir=") as error:
+        finetune(config(tmp_path, small_data, tiny_base, f"train.resume={resume}"))
+    assert "artifacts" in str(error.value) and sorted(run.rglob("*")) == before
+
+
+def test_what_a_job_or_an_earlier_version_left_in_a_run_folder_is_no_obstacle(
+    own: Path, small_data: Path, tiny_base: Path
+) -> None:
+    shutil.rmtree(own / "done")
+    (own / "run" / "run_config.json").unlink()  # its checkpoints say whose it is
+    assert finetune(config(own, small_data, tiny_base)).steps == STEPS
+    for path in (own / "run").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(own / "done")
+    for name in ("job/submitted.json", "attempts/0/rank-0.log", "wandb/run-1/logs", "slurm-1.out", "code/x.py"):
+        (own / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / "run" / name).touch()
+    assert finetune(config(own, small_data, tiny_base, "train.max_steps=1")).steps == 1
+    assert (own / "run" / "wandb/run-1/logs").exists()
+
+
 # -- the same result, however it came ----------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from finetune.recipe import FinetuneConfig
 from finetune.recipe.recipe_identity import RELEASE_MARK, made_by, publishable
 from finetune.recipe.train_config import parts
 from finetune.release import ReleaseConfig
-from finetune.training import checkpointing, read_best, read_optional
+from finetune.training import RUN_CONFIG, checkpointing, read_best, read_optional
 from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import FILES as PROCESSOR_FILES
 from gr00t.errors import ToolkitError
@@ -112,7 +112,7 @@ def read_facts(config: ReleaseConfig) -> RunFacts:
             f"split={trained}, or give another checkpoint=...."
         )
     run_dir = _own_run_dir(Path(config.run_dir), checkpoint)
-    typed = read_optional(run_dir / "run_config.json") if run_dir else None
+    typed = read_optional(run_dir / RUN_CONFIG) if run_dir else None
     named = str(flat(typed or recorded).get("model.base"))
     base = named if typed or "/" in named else None
     processor = Gr00tN1d7Processor.from_pretrained(checkpoint)

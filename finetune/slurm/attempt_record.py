@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from finetune.slurm import cluster_queries
-from finetune.training import read_optional
+from finetune.training import RUN_CONFIG, read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import AGAIN, parsing, read_json, read_text
 from gr00t.file_replacement import file_lock, write_json
@@ -36,7 +36,7 @@ REPEATS = "repeats"  # in a record: the jobs that this one was submitted again f
 OWN_FOLDER = ".launcher"  # in runs_dir: the launcher's submissions, and where runs are that lie elsewhere
 
 _ELSEWHERE = Path(OWN_FOLDER) / "elsewhere"
-_MARKS = {"attempt.json", "run_config.json", "metrics.jsonl", "job", "attempts"}  # one of them makes a run folder
+_MARKS = {"attempt.json", RUN_CONFIG, "metrics.jsonl", "job", "attempts"}  # one of them makes a run folder
 _DEEPEST = 4
 
 
@@ -157,7 +157,7 @@ def has_cleared(run_dir: Path, job_id: str, *, before_last: bool = False) -> boo
     jobs = {job_id, *(noted.get(REPEATS, []) if noted.get("job_id") == job_id else [])}
     own = [attempt for attempt in attempts(run_dir) if attempt.begun.get("job_id") in jobs]
     own = own[:-1] if before_last else own
-    cleared = run_dir / "run_config.json"  # written when training has cleared the folder
+    cleared = run_dir / RUN_CONFIG  # written when training has cleared the folder
     if not own or not cleared.is_file():
         return False
     return cleared.stat().st_mtime >= (own[0].folder / "attempt.json").stat().st_mtime
@@ -263,7 +263,7 @@ def resolved(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "job" / "config.yaml"
     if path.is_file():
         return dict(_from_yaml(read_text(path), path))
-    return read_optional(run_dir / "run_config.json") or {}
+    return read_optional(run_dir / RUN_CONFIG) or {}
 
 
 def resolved_section(run_dir: Path, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from gr00t.file_reading import parsing, read_json
 from toolkit.trackers import TENSORBOARD
 
+RUN_CONFIG = "run_config.json"  # the resolved configuration; the first file that a run writes
 METRICS = "metrics.jsonl"  # a line each time something was measured
 STATUS = "status.json"  # running, finished, stopped or failed, and why
 FIRST_BATCH = "first_batch.png"

@@ -210,6 +210,12 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(found, key=_step)
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a folder that is called checkpoint-<step> was written here, whole or damaged; other projects call theirs
+    the same."""
+    return any((folder / name).is_file() for name in ("state.json", "manifest.json"))
+
+
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("checkpoint-"))
 

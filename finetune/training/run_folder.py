@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from finetune.recipe import recipe_identity
 from finetune.recipe.recipe_identity import RELEASE_MARK, differences, identity_digest
-from finetune.training import CONDITIONS, INPUTS, RUN_FILES, RUN_FOLDERS, read_optional
+from finetune.training import CONDITIONS, INPUTS, RUN_CONFIG, RUN_FILES, RUN_FOLDERS, read_optional
 from finetune.training import checkpointing as checkpoints
 from finetune.training.checkpointing import Checkpoint
 from finetune.training.stopping import Superseded, ThisAttempt, again
@@ -76,6 +76,7 @@ class RunFolder:
         return found, finished
 
     def _look(self) -> Checkpoint | None:
+        _refuse_foreign_run(self.run_dir)
         if self.from_scratch:
             return None
         start = checkpoints.newest_checkpoint(self.run_dir)
@@ -143,7 +144,7 @@ class RunFolder:
                 self._claim_output(held)
             if self.attempt.writes:
                 self._clear(start)
-                disk.write_json(self.run_dir / "run_config.json", dataclasses.asdict(self.config))
+                disk.write_json(self.run_dir / RUN_CONFIG, dataclasses.asdict(self.config))
                 disk.write_json(self.run_dir / INPUTS, dict(self.files))
                 note, path = {"from_step": start.step if start else 0, **conditions}, self.run_dir / CONDITIONS
                 refuse_special(path)
@@ -253,6 +254,25 @@ class RunFolder:
         )
 
 
+def _refuse_foreign_run(run_dir: Path) -> None:
+    """Refuse a folder that holds what a run removes or passes over, and nothing that says that a run made it."""
+    steps = checkpoints.list_checkpoints(run_dir)
+    if (run_dir / RUN_CONFIG).is_file() or any(map(checkpoints.is_ours, steps)):
+        return
+    found = [folder.name for folder in steps]
+    found += [name for name in (*RUN_FILES, *RUN_FOLDERS) if os.path.lexists(run_dir / name)]
+    if found:
+        raise ToolkitError(
+            f"run_dir {run_dir} holds {_listed(found)}, but no {RUN_CONFIG}: no run of this toolkit made that, and "
+            "one would write over it. Give this run a folder of its own, run_dir=...."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _FILES_LISTED} more" if len(names) > _FILES_LISTED else ""
+    return ", ".join(names[:_FILES_LISTED]) + more
+
+
 def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
@@ -264,10 +284,7 @@ def _foreign(folder: Path) -> str | None:
     if not (folder / RELEASE_MARK).is_file():
         return "exists and holds other files than a finished checkpoint of this toolkit"
     added = foreign_files(folder)
-    if not added:
-        return None
-    more = f" and {len(added) - _FILES_LISTED} more" if len(added) > _FILES_LISTED else ""
-    return f"holds files beside a finished checkpoint ({', '.join(added[:_FILES_LISTED])}{more})"
+    return f"holds files beside a finished checkpoint ({_listed(added)})" if added else None
 
 
 def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:
