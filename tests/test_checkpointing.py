@@ -148,6 +148,27 @@ def test_an_equal_error_is_no_better_one_and_patience_counts_since_the_best() ->
     assert Best.restored(json.loads(json.dumps({"best": best.state()}))) == best and Best.restored({}) == Best()
 
 
+def test_evaluations_of_other_episodes_or_by_another_metric_are_not_compared(caplog: pytest.LogCaptureFixture) -> None:
+    best = Best()
+    best.judge_on([1, 2], "mae")
+    assert best.update(2, "mae", 0.01)
+    best.judge_on([1, 2])
+    best.judge_on([1, 2], "mae")
+    assert not best.update(4, "mae", 0.02) and (best.step, best.worse) == (2, 1) and not caplog.messages
+    best.judge_on([1, 2, 3])
+    assert (best.step, best.metric, best.worse, best.evaluated) == (None, None, 0, 4)
+    assert best.update(6, "mae", 0.03) and "mae 0.0100 after step 2" in caplog.text and "episodes" in caplog.text
+    best.judge_on([1, 2, 3], "poses")
+    assert best.update(8, "poses", 0.5) and (best.name, best.step) == ("poses", 8) and "other metric" in caplog.text
+
+
+def test_the_best_step_of_an_earlier_version_is_taken_over() -> None:
+    stored = {"name": "mae", "step": 2, "metric": 0.01, "evaluated": 4, "worse": 1}
+    best = Best.restored({"best": stored})
+    best.judge_on([1, 2])
+    assert best.state() == {**stored, "episodes": [1, 2]}
+
+
 def test_best_json_follows_what_a_snapshot_knows(tmp_path: Path) -> None:
     best = Best()
     best.update(1, "mae", 0.25)

@@ -38,7 +38,7 @@ class Script:
         found.attempt = SimpleNamespace(agreed=self.agreed, writes=True)  # type: ignore[assignment]
         found.meter = SimpleNamespace(read=lambda *_: {}, restore=self.note("restored"), last_loss=1.0, finite=True)  # type: ignore[assignment]
         found.tracker = SimpleNamespace(log=lambda step, _: self.say(f"log {step}"), advance=lambda _: None)  # type: ignore[assignment]
-        found.validation = None if verdicts is None else object()  # type: ignore[assignment]
+        found.validation = None if verdicts is None else SimpleNamespace(episodes=[8, 9])  # type: ignore[assignment]
         found.dataset = None  # type: ignore[assignment]
         found.writer = SimpleNamespace(wait=lambda: None, written=list, close=lambda: None)  # type: ignore[assignment]
         found._next = lambda *_: [{}]  # type: ignore[method-assign, assignment]
@@ -153,6 +153,17 @@ def test_only_an_evaluation_that_is_missing_is_made_up_for(evaluated: int, made_
     state = {"best": Best("val/arm_mae", 2, 0.5, evaluated, 0).state()}
     script.run(Checkpoint(tmp_path / "checkpoint-4", 4, state))
     assert script.events == (["evaluate 4"] if made_up else ["step 4", "log 5", "save 5"])
+
+
+def test_a_run_resumed_with_other_held_out_episodes_looks_for_a_new_best_step(tmp_path: Any) -> None:
+    for episodes, kept in (([8, 9], True), (None, True), ([8], False)):  # None: a checkpoint of an earlier version
+        script = Script("train.eval_steps=4", "train.patience=2", f"run_dir={tmp_path}", begin=3, verdicts={})
+        before = Best("val/arm_mae", 2, 0.5, 2, worse=2, episodes=episodes)
+        (tmp_path / "checkpoint-2").mkdir(exist_ok=True)
+        script.run(Checkpoint(tmp_path / "checkpoint-3", 3, {"best": before.state()}))
+        found = script.loop.best
+        assert (found.step, found.worse, found.episodes) == ((2, 2, [8, 9]) if kept else (None, 0, [8, 9]))
+        assert script.events == ([] if kept else ["step 3", "log 4", "evaluate 4", "step 4", "log 5", "save 5"])
 
 
 def test_a_step_between_two_evaluations_has_none_to_make_up_for(tmp_path: Any) -> None:

@@ -40,13 +40,15 @@ log = logging.getLogger(__name__)
 @dataclass
 class Best:
     """The best evaluation so far: its step and metric (smaller is better), called `name`; `evaluated` is the step of
-    the last one, 0 before the first, and `worse` how many there were since the best."""
+    the last one, 0 before the first, `worse` how many there were since the best, and `episodes` those that all of them
+    predicted, None before the first and in checkpoints of earlier versions."""
 
     name: str = ""
     step: int | None = None
     metric: float | None = None
     evaluated: int = 0
     worse: int = 0
+    episodes: list[int] | None = None
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Best:
@@ -56,6 +58,19 @@ class Best:
     def state(self) -> dict[str, Any]:
         """For a checkpoint's state, as JSON has it."""
         return asdict(self)
+
+    def judge_on(self, episodes: list[int], name: str = "", *, say: bool = True) -> None:
+        """Evaluations are of these episodes from here on, and by the metric `name`, "" where it is not known yet. If
+        they were others until now, which is logged where `say`, no error of before says what is better: the search for
+        the best step begins again."""
+        other = "held-out episodes" if self.episodes not in (None, episodes) else ""
+        other = "metric" if name and self.name not in ("", name) else other
+        if say and other and self.step is not None:
+            text = "%s %.4f after step %d, the best so far, was of other %s: a new best is looked for"
+            log.warning(text, self.name, self.metric, self.step, other)
+        if other:
+            self.name, self.step, self.metric, self.worse = name, None, None, 0
+        self.episodes = list(episodes)
 
     def update(self, step: int, name: str, metric: float) -> bool:
         """Count an evaluation after `step` steps; whether it is the best one. A metric that is NaN never is."""

@@ -183,6 +183,11 @@ class Validation:
         self.config, self.engine, self.model, self.dataset = attempt.config, attempt.engine, model, dataset
         self.probes, self.batch_size = probes, per_forward(self.config, self.engine)
 
+    @property
+    def episodes(self) -> list[int]:
+        """The held-out episodes that are evaluated."""
+        return self.dataset.episodes[0]
+
     @cached_property
     def _baselines(self) -> predictions.Baselines:
         return predictions.Baselines(self.dataset.reader, self.dataset.reader.layout.train_episodes)

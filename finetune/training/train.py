@@ -256,6 +256,8 @@ class TrainingLoop:
         """Restore the history of evaluations up to a checkpoint, and rerun one that a signal interrupted; whether
         training should end."""
         self.best, run_dir = Best.restored(start.state), Path(self.config.run_dir)
+        if self.validation is not None:
+            self.best.judge_on(self.validation.episodes, say=self.attempt.writes)
         enough = self.best.exhausted(self.config.train.patience)
         if self.attempt.writes:
             self.best.forget_lost(run_dir)
@@ -310,6 +312,7 @@ class TrainingLoop:
         if self.engine.is_main and self.validation is not None:
             found = self.validation.evaluate(interruptible=self.done < train.max_steps, alive=self.tracker.alive)
             if found is not None:
+                self.best.judge_on(self.validation.episodes, found.metric)
                 better = self.best.update(self.done, found.metric, found.values[found.metric])
                 verdict += verdict.new_tensor([better, self.best.exhausted(train.patience)])
                 with self._disk_errors():
