@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from robots import absolute_arm, robot_file
-from test_training import config
+from test_training import ROOT, config
 
 from finetune.recipe import FinetuneConfig
 from finetune.recipe.recipe_identity import (
@@ -42,6 +43,7 @@ from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import file_sha256, write_json
 from toolkit.composition import read_yaml
+from toolkit.configuration import load
 
 MORE = ("train.max_steps=2", "train.save_steps=1")
 # The leaf keys of the first identities. A key that comes later declares `before=VALUE` instead of standing here.
@@ -99,6 +101,18 @@ def own(site: Site, tmp_path: Path) -> Site:
     """The same run in a folder of its own, to be damaged."""
     shutil.copytree(site.root, tmp_path / "own", ignore=shutil.ignore_patterns("wandb"))
     return Site(tmp_path / "own")
+
+
+def test_the_docs_call_no_key_changeable_that_is_compared() -> None:
+    compared = set(recipe(dataclasses.asdict(load("finetune", ["local=none"], check_here=False))))
+    assert "train.precision" in compared
+    for page, begin, end in (
+        ("docs/concepts/resuming.md", "**With a warning only**", "\n\n"),
+        ("finetune.md", "**What may change, with a warning**", "\n- "),
+    ):
+        text = " ".join((ROOT / page).read_text().partition(begin)[2].partition(end)[0].split())
+        assert not compared & {*re.findall(r"`([\w.]+)`", text)}
+        assert "the precision that `train.precision=auto` or `fastest` finds" in text
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
