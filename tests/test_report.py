@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, opened
 from PIL import Image
+from safetensors.numpy import save_file
 
 from benchmarks.report import write_runs
 from finetune.report import PAGE_POINTS, History, _lines, _table, read_histories, read_series, thinned
@@ -19,6 +20,7 @@ from finetune.report.__main__ import main, read
 from finetune.report.run_page import DASHES, _panels_of_many, _panels_of_one, differences
 from finetune.training import logged, measurement
 from gr00t.errors import ToolkitError
+from gr00t.model.checkpoint_folder import fingerprint
 from toolkit.html_page import COLORS, GREY
 
 NOT_A_NAME = 'a<b>\'s & "x" <script>'
@@ -144,6 +146,31 @@ def test_attempts_and_evaluations_of_the_checkpoint_are_reported(tmp_path: Path)
     assert read_history(run, tmp_path / "reports").evaluations == []
     found.write_text("{")
     assert read_history(run, tmp_path / "reports").evaluations[0].kind == "damaged"
+
+
+def test_evaluations_are_of_the_weights_that_are_there_wherever_the_launcher_puts_them(tmp_path: Path) -> None:
+    run, done = write_run(tmp_path / "runs" / "one"), tmp_path / "runs" / "done"
+    errors = {"arm": {"policy": {"mae": 0.0123}, "hold_still": {"mae": 0.06}}}
+    found = {"part": "val", "overall": {section: {"errors": errors} for section in ("all", "last")}}
+
+    def write(name: str, weights: str, checkpoint: Path = done) -> None:
+        path = tmp_path / "reports" / name / "open_loop.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**found, "checkpoint": str(checkpoint), "checkpoint_fingerprint": weights}))
+
+    def said() -> list[str]:
+        return [result.said for result in read_history(run, tmp_path / "reports").evaluations]
+
+    write("color_object/val", "before train.resume=never")
+    assert len(said()) == 1 and said()[0].endswith("(weights that are no longer there)")
+    done.mkdir()
+    (done / "config.json").write_text("{}")
+    save_file({"w": np.zeros(3, np.float32)}, done / "model.safetensors")
+    assert said() == []
+    write("one/val", fingerprint(done))  # of a sweep
+    assert len(said()) == 1 and said()[0].endswith("(holding still 0.0600)")
+    write("one/moved", fingerprint(done), tmp_path / "elsewhere")
+    assert len(said()) == 2
 
 
 DAMAGED = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n[]\n{"loss": 1}\n{"step": 3, "lo'

@@ -20,6 +20,7 @@ from finetune.slurm.attempt_record import attempts, resolved, run_name
 from finetune.training import EVALUATIONS, FIRST_BATCH, METRICS, STATUS, logged, measurement, read_best, read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing, read_json
+from gr00t.model.checkpoint_folder import fingerprint
 from toolkit.declaration import flat, key
 
 PLAYED = ("train", "seen", "unseen", "conflict")  # parts in closed loop, of either suite
@@ -39,8 +40,8 @@ class ReportConfig:
     runs_dir: str = key("folder with the run folders", "runs", folder=True)
     out: str | None = key("file of the page; null for report.html in the folder that is shown", None, folder=True)
     reports_dir: str = key(
-        "folder of evaluations (<split>/<part>/open_loop.json, closed_loop.json), shown where they are of the run's "
-        "checkpoint",
+        "folder of evaluations (<split or run>/<part>/open_loop.json, closed_loop.json), shown where they are of the "
+        "run's checkpoint",
         "reports",
         folder=True,
     )
@@ -73,6 +74,14 @@ class Result(NamedTuple):
     said: str
 
 
+class Measured(NamedTuple):
+    """A result, the checkpoint folder that it is of (None: unknown), and the fingerprint of its weights, if noted."""
+
+    checkpoint: Path | None
+    weights: str | None
+    result: Result
+
+
 @dataclass(frozen=True)
 class History:
     """One run. `series` holds training's measurements and the evaluations' ("val/...").
@@ -103,7 +112,7 @@ class History:
 def read_histories(folders: Sequence[Path], reports_dir: Path) -> list[History]:
     """The runs in folders that hold METRICS; the more there are, the fewer points of each curve are kept."""
     points = max(LEAST_POINTS, min(POINTS, PAGE_POINTS // max(1, len(folders))))
-    results = cache(lambda split: list(_results(reports_dir / split)))  # read once, whoever asks for them
+    results = cache(lambda name: list(_results(reports_dir / name)))  # read once, whoever asks for them
 
     def read(folder: Path) -> History:
         with parsing(folder):
@@ -113,13 +122,14 @@ def read_histories(folders: Sequence[Path], reports_dir: Path) -> list[History]:
         return list(pool.map(read, folders))
 
 
-def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None, Result]]], points: int) -> History:
+def _read_history(run_dir: Path, results: Callable[[str], list[Measured]], points: int) -> History:
     settings, history = resolved(run_dir), attempts(run_dir)
     ends = [attempt.ended or attempt.outcome or {} for attempt in history]
     reasons = ["", *(str(end.get("reason") or end.get("status") or "lost") for end in ends)]
     status, reason = _status(run_dir)
     split, checkpoint = str(settings.get("split", {}).get("name", "")), settings.get("output_dir")
-    evaluated = results(split) if split and checkpoint else []
+    places = dict.fromkeys([split, run_name(run_dir)]) if split and checkpoint else []  # of a sweep each run's own
+    evaluated = [measured for place in places for measured in results(place)]
     named = (("model", "base"), ("engine", "name"), ("dataset", "data_dir"))
     others = {f"{section}.{name}": settings.get(section, {}).get(name) for section, name in named}
     return History(
@@ -136,8 +146,20 @@ def _read_history(run_dir: Path, results: Callable[[str], list[tuple[Path | None
         ],
         best=read_best(run_dir),
         images=_images(run_dir),
-        evaluations=[result for of, result in evaluated if of is None or of == Path(str(checkpoint)).absolute()],
+        evaluations=list(_of_checkpoint(evaluated, Path(str(checkpoint)).absolute())),
     )
+
+
+def _of_checkpoint(evaluated: Sequence[Measured], checkpoint: Path) -> Iterator[Result]:
+    """The results of this folder's weights, known by their fingerprint where the report holds one."""
+    try:
+        own = fingerprint(checkpoint) if any(of.weights for of in evaluated) else None
+    except (OSError, ToolkitError):
+        own = None  # not written yet, or removed since
+    for of in evaluated:
+        if of.checkpoint is None or (of.weights == own if of.weights and own else of.checkpoint == checkpoint):
+            gone = " (weights that are no longer there)" if of.weights and not own else ""
+            yield of.result._replace(said=of.result.said + gone)
 
 
 def _status(run_dir: Path) -> tuple[str, str]:
@@ -161,17 +183,18 @@ def _images(run_dir: Path) -> dict[str, Path]:
     return {title: path for title, path in found.items() if path.is_file()}
 
 
-def _results(folder: Path) -> Iterator[tuple[Path | None, Result]]:
-    """Each evaluation below a split's folder, and the checkpoint that it is of; damaged ones are named, not hidden."""
+def _results(folder: Path) -> Iterator[Measured]:
+    """Each evaluation below a folder; damaged ones are named, not hidden."""
     for path in sorted(folder.rglob("*_loop.json")):
-        checkpoint = None
+        checkpoint = weights = None
         try:
             found = read_json(path)
-            checkpoint = Path(str(found.get("info", found).get("checkpoint"))).absolute()
+            of = found.get("info", found)
+            checkpoint, weights = Path(str(of.get("checkpoint"))).absolute(), of.get("checkpoint_fingerprint")
             said = [_open_loop(found)] if path.name == "open_loop.json" else list(_closed_loop(found))
         except (ToolkitError, KeyError, TypeError, AttributeError) as error:
             said = [Result("damaged", "", f"{path}: {error}")]
-        yield from ((checkpoint, result) for result in said)
+        yield from (Measured(checkpoint, weights, result) for result in said)
 
 
 def _open_loop(found: dict[str, Any]) -> Result:
