@@ -314,6 +314,30 @@ def test_a_folder_is_refused_only_while_another_job_of_it_lives(tmp_path: Path, 
         record.refuse_foreign_job(tmp_path, "8")
 
 
+def test_a_slurm_that_does_not_answer_lets_no_other_job_in(tmp_path: Path, monkeypatch) -> None:
+    """squeue that cannot ask has not said that the job is gone."""
+    said = ["slurm_load_jobs error: Unable to contact slurm controller (connect failure)"] * 3
+    monkeypatch.setattr(record, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(record, "ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(record.cluster_queries, "available", lambda: True)
+
+    def slurm(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        error = said.pop(0) if len(said) > 1 else said[0]
+        return subprocess.CompletedProcess(command, 1 if error else 0, "" if error else "RUNNING\n", error)
+
+    monkeypatch.setattr(record.cluster_queries, "slurm", slurm)
+    (held,) = attempts(tmp_path, CRASH)
+    with pytest.raises(ToolkitError, match=r"belongs to job 7, .*Unable to contact .*scontrol ping") as refused:
+        record.begin(tmp_path, "8", {})
+    assert str(tmp_path) in str(refused.value) and record.token(tmp_path)["id"] == held.begun["id"]
+    said[:] = ["Socket timed out", ""]
+    assert record.job_state("7") == "RUNNING"
+    said[:] = ["squeue: fatal: Could not establish a configuration source"]
+    assert record.job_state("7") is None
+    said[:] = ["slurm_load_jobs error: Invalid job id specified"]
+    record.begin(tmp_path, "8", {})
+
+
 # -- the end of an attempt ---------------------------------------------------------------------------------------------
 
 

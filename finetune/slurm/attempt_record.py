@@ -14,6 +14,7 @@ import re
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from typing import Any
 import yaml
 
 from finetune.slurm import cluster_queries
+from finetune.slurm.cluster_queries import NO_CLUSTER, UNKNOWN_JOB
 from finetune.training import RUN_CONFIG, read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import AGAIN, parsing, read_json, read_text
@@ -31,6 +33,7 @@ from toolkit.configuration import as_yaml
 from toolkit.credentials import secrets_in
 from toolkit.shared_keys import SUITE
 
+ANSWER_SECONDS, ASK_AGAIN_SECONDS = 60.0, 5.0  # how long a silent slurmctld is asked for the state of a job
 RECORD = "submitted.json"  # in job/ of a run folder, or job-<stage>/
 REPEATS = "repeats"  # in a record: the jobs that this one was submitted again for
 OWN_FOLDER = ".launcher"  # in runs_dir: the launcher's submissions, and where runs are that lie elsewhere
@@ -111,7 +114,13 @@ def refuse_foreign_job(run_dir: Path, job_id: str) -> None:
     held = token(run_dir)
     if held is None or held["job_id"] == job_id:
         return
-    state = job_state(held["job_id"])
+    try:
+        state = job_state(held["job_id"])
+    except ToolkitError as error:
+        raise ToolkitError(
+            f"{run_dir} belongs to job {held['job_id']}, and whether that still runs is not known: {error} Submit the "
+            "same again when slurmctld answers (scontrol ping)."
+        ) from None
     if state in cluster_queries.ALIVE:
         raise ToolkitError(
             f"{run_dir} belongs to job {held['job_id']}, which is {state.lower()}. Wait for it, end it with "
@@ -120,11 +129,21 @@ def refuse_foreign_job(run_dir: Path, job_id: str) -> None:
 
 
 def job_state(job_id: str) -> str | None:
-    """SLURM's state of a job; None when it does not know it, or its commands are not here (inside a container)."""
+    """SLURM's state of a job; None when it does not know it, or its commands are not here or have no cluster.
+
+    Raises ToolkitError where SLURM gives no answer: that is not the same, the job may be running.
+    """
     if not cluster_queries.available():
         return None
-    done = cluster_queries.slurm("squeue", "--noheader", "--format=%T", f"--jobs={job_id}", check=False)
-    return next(iter(done.stdout.split()), None)
+    until = time.monotonic() + ANSWER_SECONDS
+    while True:
+        done = cluster_queries.slurm("squeue", "--noheader", "--format=%T", f"--jobs={job_id}", check=False)
+        if done.returncode == 0 or UNKNOWN_JOB in done.stderr or NO_CLUSTER in done.stderr:
+            return next(iter(done.stdout.split()), None)
+        if time.monotonic() >= until:
+            reason = cluster_queries.reason_of(done)
+            raise ToolkitError(f"squeue gave no answer in {ANSWER_SECONDS:.0f} s ({reason}).")
+        time.sleep(min(ASK_AGAIN_SECONDS, ANSWER_SECONDS))
 
 
 def begin(run_dir: Path, job_id: str, more: dict[str, Any]) -> Attempt:

@@ -40,6 +40,8 @@ _OF_A_JOB = re.compile(
     r"|(MASTER_ADDR|MASTER_PORT|RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|CUDA_VISIBLE_DEVICES)$"
 )
 _OF_OUTPUT = re.compile(r"(SQUEUE|SINFO|SACCT|SACCTMGR|SCONTROL)_|SLURM_(TIME_FORMAT|BITSTR_LEN)$")
+UNKNOWN_JOB = "Invalid job id"  # what squeue says of a single job that it has forgotten
+NO_CLUSTER = "Could not establish a configuration source"  # where SLURM's commands are installed, and no more
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED", "SIGNALING")
 
 
@@ -335,7 +337,7 @@ def _squeue(whose: str) -> dict[str, Job]:
     try:
         lines = _ask("squeue", whose, *shown)
     except ToolkitError as error:
-        if "Invalid job id" in str(error):  # what it says of a single job that it has forgotten
+        if UNKNOWN_JOB in str(error):
             return {}
         raise
     for words in ([word.strip() for word in line.split(_SEPARATOR)] for line in lines):
