@@ -292,17 +292,21 @@ def decide(
             tail = _tail(last)
             return Decision(STOP, f"{counted} crashed without a new checkpoint; the last lines:\n{tail}", CRASHED)
     failed = CRASHED if crashed else UNFINISHED  # so that jobs that wait for success do not start
-    if not (cluster.requeue and requeueable):
-        how, do = "the job was submitted with --no-requeue", "submit"
-        if started_by_hand():
-            how, do = "an allocation of your own is not requeued", "type"
-        elif not cluster.requeue:
-            how = "cluster.requeue=false"
-        return Decision(STOP, f"{reason}; {how}: {do} {again} to continue", failed)
+    if stays := _not_requeued(cluster, requeueable):
+        return Decision(STOP, f"{reason}; {stays} {again} to continue", failed)
     if sum(attempt.begun["job_id"] == last.begun["job_id"] for attempt in history) > cluster.max_requeues:
         limit = f"cluster.max_requeues={cluster.max_requeues} is reached"
         return Decision(STOP, f"{reason}; {limit}: submit {again} to continue", failed)
     return Decision(REQUEUE, reason, 0, failed_nodes(last) if crashed else ())
+
+
+def _not_requeued(cluster: ClusterConfig, requeueable: bool) -> str:
+    """Why the job is not started again, and what its user does in place of that; empty where it is."""
+    if cluster.requeue and requeueable:
+        return ""
+    if started_by_hand():
+        return "an allocation of your own is not requeued: type"
+    return "the job was submitted with --no-requeue: submit" if cluster.requeue else "cluster.requeue=false: submit"
 
 
 def crashes_without_progress(history: Sequence[Attempt], newest_step: int) -> int:
