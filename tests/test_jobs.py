@@ -13,6 +13,7 @@ import pytest
 from slurm_cluster import ROOT, Cluster
 from terminal import bars, in_terminal
 
+from finetune.jobs import control
 from finetune.jobs.__main__ import follow, show_table
 from finetune.jobs.control import _script_of_a_plain_job, cancel, resubmit
 from finetune.jobs.run_views import View, find, views
@@ -204,6 +205,33 @@ def test_a_plain_job_that_started_over_is_submitted_again_to_resume(tmp_path: Pa
     write(run_dir / "run_config.json", {})
     again = _script_of_a_plain_job(view)
     assert "train.seed=1 train.resume=auto" in again and "train.resume=never" not in again
+
+
+def test_a_plain_job_is_submitted_again_with_the_script_of_then(
+    tmp_path: Path, without_slurm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = past_run(tmp_path, "color_object", ended=None)
+    (run_dir / "code").mkdir()
+    write(run_dir / "job" / "overrides.json", {"overrides": ["split=color_object", "train.seed=3"]})
+    of_then = (ROOT / "finetune_jobs" / "color_object.sbatch").read_text().replace("--nodes=1", "--nodes=2")
+    own = "#SBATCH --account=mine\n\nmodule load cuda/12\nrun=$("
+    (run_dir / "job" / "script.sbatch").write_text(of_then.replace("\nrun=$(", own, 1))
+    submitted: list[str] = []
+    monkeypatch.setattr(control, "_answered", views)
+    monkeypatch.setattr(control, "sbatch", lambda script, options, folder: submitted.append(script) or "9")
+    said = resubmit(tmp_path, "color_object")
+    lines = submitted[0].splitlines()
+    assert {"#SBATCH --nodes=2", "#SBATCH --account=mine", "module load cuda/12"} <= {*lines}
+    assert lines[:2] == ["#!/bin/bash", f"#SBATCH --output={run_dir}/slurm-finetune-%j.out"]
+    assert lines[-1] == f"exec {run_dir}/code/finetune_jobs/run.sh finetune split=color_object train.seed=3"
+    assert "SLURM_SUBMIT_DIR" not in submitted[0] and submitted[0].count("--output=") == 1
+    subprocess.run(["/bin/bash", "-n"], input=submitted[0], text=True, check=True)
+    assert "sbatch --nodes=2 ...) are not kept" in said[1] and "lines of your own" not in said[1]
+    (run_dir / "job" / "script.sbatch").write_text(submitted[0])  # as the attempt of that job keeps it
+    resubmit(tmp_path, "color_object")
+    assert submitted[1] == submitted[0]
+    (run_dir / "job" / "script.sbatch").unlink()  # it held a key
+    assert "lines of your own in it" in control._not_kept(views(tmp_path)[0])
 
 
 def test_a_wide_terminal_shows_how_far_a_run_is_as_a_bar(

@@ -13,11 +13,11 @@ from finetune.recipe import ClusterConfig
 from finetune.slurm.attempt_record import OWN_FOLDER, RECORD, REPEATS, must_resume, now, resolved
 from finetune.slurm.batches import job_name_of, output_in
 from finetune.slurm.cluster_queries import slurm
-from finetune.slurm.render import render
+from finetune.slurm.render import render, with_code
 from finetune.slurm.submit import one_at_a_time, sbatch
 from finetune.training import read_optional
 from gr00t.errors import ToolkitError
-from gr00t.file_reading import read_json
+from gr00t.file_reading import read_json, read_text
 from gr00t.file_replacement import write_json
 
 
@@ -87,7 +87,9 @@ def resubmit(runs_dir: Path, name: str) -> list[str]:
         first = next((v for v in known if v.job == found.dropped_by), found) if found.dropped_by else found
         folder = runs_dir.absolute() / OWN_FOLDER / f"again-{time.strftime('%Y%m%d-%H%M%S')}"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lines = _submit(_chain(first, known), known, folder)
+        chain = _chain(first, known)
+        notes = [note for one in chain if (note := _not_kept(one))]  # before their records are renewed
+        lines = [*_submit(chain, known, folder), *notes]
     here = "" if runs_dir == Path("runs") else f" runs_dir={runs_dir}"
     return [*lines, f"python -m finetune.jobs follow {first.name}{here}"]
 
@@ -142,16 +144,47 @@ def _renewed(noted: Mapping[str, Any], job_id: str, after: Sequence[str]) -> dic
 
 def _script_of(found: View) -> tuple[str, str, Path | None]:
     """The script of a job, its index in an array ("" without one), and the launcher's record, if there is one."""
+    path = _record_of(found)
+    if path is None:
+        return _script_of_a_plain_job(found), "", None
+    script = (path.parent / "script.sbatch").read_text(encoding="utf-8")
+    return script, read_json(path)["job_id"].partition("_")[2], path
+
+
+def _record_of(found: View) -> Path | None:
+    """The launcher's record of a job; None of one that was submitted with plain sbatch."""
     for path in Path(found.run_dir).glob(f"job*/{RECORD}"):
         noted = read_json(path)
         if (noted["name"], noted["job_id"]) == (found.name, found.job):
-            script = (path.parent / "script.sbatch").read_text(encoding="utf-8")
-            return script, noted["job_id"].partition("_")[2], path
-    return _script_of_a_plain_job(found), "", None
+            return path
+    return None
+
+
+def _not_kept(found: View) -> str:
+    """What is to be said of a plain job that was submitted again, "" of one of the launcher's."""
+    if _record_of(found) is not None:
+        return ""
+    lost = "options that sbatch was given on its command line (sbatch --nodes=2 ...) are"
+    if _saved_script(found) is None:
+        lost = f"its script is not in {found.run_dir}/job, so that lines of your own in it, and {lost}"
+    return (
+        f"note: {found.name} was submitted with plain sbatch: {lost} not kept. If it needs them, cancel this job and "
+        "submit the run with them and the same run_dir=... again: it continues."
+    )
+
+
+def _saved_script(found: View, overrides: Sequence[str]) -> str | None:
+    """The script that a plain job was submitted with, made to run the code of then with these overrides."""
+    run_dir = Path(found.run_dir)
+    path = run_dir / "job" / "script.sbatch"
+    if not path.is_file():
+        return None
+    return with_code(read_text(path), overrides, output_in(run_dir, "slurm-finetune-%j.out"), run_dir / "code")
 
 
 def _script_of_a_plain_job(found: View) -> str:
-    """For a run that was started by hand with sbatch: the same payload, code and overrides, at what they ask for."""
+    """For a run that was started by hand with sbatch: the same payload, code and overrides, in the script of then, or
+    else, where that is not there, at what they ask for."""
     run_dir = Path(found.run_dir)
     noted = read_optional(run_dir / "job" / "overrides.json")
     if noted is None or not (run_dir / "code").is_dir():
@@ -159,7 +192,7 @@ def _script_of_a_plain_job(found: View) -> str:
     overrides = noted["overrides"]
     if must_resume(run_dir, str(found.job)):
         overrides = [*(text for text in overrides if not text.startswith("train.resume=")), "train.resume=auto"]
-    return render(
+    return _saved_script(found, overrides) or render(
         ClusterConfig(**resolved(run_dir)["cluster"]),
         job_name=job_name_of(found.name),
         stage="finetune",

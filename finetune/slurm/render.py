@@ -77,16 +77,14 @@ def render(
     site = _shell_lines(cluster)
     lines += ["", *site, ""] if site else [""]
     arguments = shlex.join([stage, *overrides])
-    if elements or code:
-        lines.append(f"export GROOT_CHECKOUT={shlex.quote(str(CHECKOUT))}")
-        lines.append(f"export GROOT_CALLER_PYTHON={shlex.quote(sys.executable)} # where nothing else is chosen")
     if elements:
         lines += [
+            *_of_the_caller(),
             f'mapfile -d "" -t command < {shlex.quote(str(elements))}/"$SLURM_ARRAY_TASK_ID" || exit 2',
             'exec "${command[@]}"',
         ]
     elif code:
-        lines.append(f"exec {shlex.quote(str(code / RUN))} {arguments}")
+        lines += _from_code(arguments, code)
     else:
         lines += _from_where_it_lies(arguments, below)
     return "\n".join(lines) + "\n"
@@ -103,6 +101,38 @@ def _from_where_it_lies(arguments: str, below: str) -> list[str]:
         "    exit 2",
         "fi",
         f'exec "$run" {arguments} -- "$@"',
+    ]
+
+
+def with_code(script: str, overrides: Sequence[str], output: str, code: Path) -> str | None:
+    """A fine-tune's script that was given to sbatch by hand, to be submitted again: with its log in `output`, and its
+    last exec that of the snapshot `code` with these arguments. None where it does not end in one, as in a loop."""
+    lines = script.splitlines()
+    last = max((number for number, line in enumerate(lines) if line.startswith("exec ")), default=None)
+    if last is None or any(lines[last + 1 :]):
+        return None
+    again, lines = str(code / RUN) in lines[last], lines[:last]
+    if again:
+        return "\n".join([*lines, _from_code(shlex.join(["finetune", *overrides]), code)[-1]]) + "\n"
+    search = _from_where_it_lies("", "")
+    for number in (n for n, line in enumerate(lines) if line.startswith(search[0].partition("run.sh")[0])):
+        if lines[number + 1 : number + 6] == search[1:6]:  # it would look for the checkout where this is submitted
+            del lines[number : number + 6]
+            break
+    lines = [line for line in lines if not line.startswith(("#SBATCH --output=", "#SBATCH -o "))]
+    lines[1:1] = [f"#SBATCH --output={output}"]
+    return "\n".join([*lines, *_from_code(shlex.join(["finetune", *overrides]), code)]) + "\n"
+
+
+def _from_code(arguments: str, code: Path) -> list[str]:
+    """How a script ends that runs a snapshot of this checkout."""
+    return [*_of_the_caller(), f"exec {shlex.quote(str(code / RUN))} {arguments}"]
+
+
+def _of_the_caller() -> list[str]:
+    return [
+        f"export GROOT_CHECKOUT={shlex.quote(str(CHECKOUT))}",
+        f"export GROOT_CALLER_PYTHON={shlex.quote(sys.executable)} # where nothing else is chosen",
     ]
 
 
