@@ -219,6 +219,7 @@ def test_a_plain_job_is_submitted_again_with_the_script_of_then(
     submitted: list[str] = []
     monkeypatch.setattr(control, "_answered", views)
     monkeypatch.setattr(control, "sbatch", lambda script, options, folder: submitted.append(script) or "9")
+    monkeypatch.setattr(control, "slurm", lambda *command, **_: None)
     said = resubmit(tmp_path, "color_object")
     lines = submitted[0].splitlines()
     assert {"#SBATCH --nodes=2", "#SBATCH --account=mine", "module load cuda/12"} <= {*lines}

@@ -165,7 +165,7 @@ def _not_kept(found: View) -> str:
     if _record_of(found) is not None:
         return ""
     lost = "options that sbatch was given on its command line (sbatch --nodes=2 ...) are"
-    if _saved_script(found) is None:
+    if _saved_script(found, ()) is None:
         lost = f"its script is not in {found.run_dir}/job, so that lines of your own in it, and {lost}"
     return (
         f"note: {found.name} was submitted with plain sbatch: {lost} not kept. If it needs them, cancel this job and "
