@@ -166,7 +166,8 @@ def test_a_noisy_copy_is_a_leak_where_the_images_are_the_same(patient: Path) -> 
     assert found.level == "error" and found.found.startswith("Conflict episode 0 has the images, and nearly the states")
     put(patient / "train", TRAIN, patient / "train", VAL, Copy(values=tremble))
     video_path(patient / "train", VAL).unlink()
-    (found,) = said(patient / "train", fast=True)
+    found, *beside = said(patient / "train", fast=True)  # conflict lies there
+    assert {each.found.partition(" ")[0] for each in beside} == {"Conflict"}
     assert found.level == "warning" and found.found.startswith("Episode 3 does nearly the same as episode 0: a copy")
 
 

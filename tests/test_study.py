@@ -563,9 +563,8 @@ def test_the_numbers_of_points_are_enough_where_their_files_are_gone(tmp_path: P
 
 def test_a_checkpoint_that_was_replaced_is_evaluated_whatever_the_numbers_say(tmp_path: Path, tiny_base: Path) -> None:
     found, _ = drawn(tmp_path, tiny_base)
-    replaced = Path(found.points[0].evaluation.config.checkpoint)
-    (replaced / RELEASE_MARK).parent.mkdir(parents=True)
-    (replaced / RELEASE_MARK).write_text("{}")
+    replaced = shutil.copytree(tiny_base, Path(found.points[0].evaluation.config.checkpoint))
+    write_json(replaced / RELEASE_MARK, {})
     standing = Standing(read_study(str(tmp_path / "small.yaml"), tmp_path / "out", LOCAL), 1)
     assert [bool(standing.left(point)) for point in standing.study.points] == [True, False, False, True]
 

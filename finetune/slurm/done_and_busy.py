@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -262,8 +263,11 @@ def _is_evaluated(config: Any, report: Path) -> bool:
     said = read_json(report)
     info = said.get("info", said)
     ours, theirs = _deciding(dataclasses.asdict(config)), _deciding({**_BEFORE, **info.get("config", {})})
-    same = info.get("checkpoint_fingerprint") == fingerprint(checkpoint)
-    return ours == theirs and same and _is_of_dataset(config, info.get("dataset_fingerprint"))
+    if ours != theirs or not _is_of_dataset(config, info.get("dataset_fingerprint")):
+        return False
+    with suppress(OSError, ToolkitError):  # of one that lost its weights
+        return bool(info.get("checkpoint_fingerprint") == fingerprint(checkpoint))
+    return False
 
 
 def _is_of_dataset(config: Any, evaluated: str | None) -> bool:
