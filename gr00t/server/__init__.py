@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from gr00t.errors import require_extra
 
 if TYPE_CHECKING:
-    from gr00t.server.client import OpenpiClient, PolicyClient
+    from gr00t.server.client import PolicyClient
+    from gr00t.server.openpi_client import OpenpiClient
     from gr00t.server.server import PolicyServer
 
 __all__ = ["OpenpiClient", "PolicyClient", "PolicyServer"]
@@ -23,6 +24,6 @@ def __getattr__(name: str) -> Any:
     require_extra("serve", "The policy server and its client need", zmq="pyzmq", msgpack="msgpack")
     if name == "OpenpiClient":
         require_extra("serve", "The client of openpi's servers needs", websockets="websockets")
-    from gr00t.server import client, server
+    from gr00t.server import client, openpi_client, server
 
-    return getattr(server if name == "PolicyServer" else client, name)
+    return getattr({"PolicyServer": server, "PolicyClient": client, "OpenpiClient": openpi_client}[name], name)
