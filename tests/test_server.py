@@ -340,6 +340,14 @@ def test_several_frames_are_refused_and_what_breaks_the_pattern_is_ignored(serve
     assert client.ping()
 
 
+def test_what_breaks_the_pattern_does_not_keep_the_server_from_stopping(policy):
+    with served(policy) as server:
+        with raw_socket(server, zmq.DEALER) as connected:
+            connected.send(b"without the empty frame of a REQ")
+            time.sleep(0.5)
+            server.stop()  # `served` demands that it ends, although nobody asks anything
+
+
 def test_a_message_that_is_too_large_is_refused_and_one_beyond_that_cut_off(policy, monkeypatch):
     monkeypatch.setattr(messages, "MAX_MESSAGE", 2**20)
     monkeypatch.setattr("gr00t.server.server.MAX_MESSAGE", 2**20)

@@ -305,10 +305,15 @@ class PolicyServer(AbstractContextManager["PolicyServer"]):
 
     def run(self) -> int:
         """Answer requests until `stop` or an allowed request to the endpoint kill; returns how many there were."""
+        import zmq
+
         while not self._stop.is_set():
             if self._socket.poll(200):  # ms, after which a stop is noticed
                 begin = time.perf_counter()
-                frames = self._socket.recv_multipart(copy=False)
+                try:
+                    frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:  # what came was no request, and ZeroMQ threw it away: the next one may never come
+                    continue
                 if len(frames) == 1:
                     reply = self.endpoints.answer(frames[0].buffer)
                 else:
