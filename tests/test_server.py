@@ -468,6 +468,15 @@ def test_loopback_needs_no_token(policy, host):
         assert server.url == f"tcp://127.0.0.{2 if host.endswith('2') else 1}:{server.port}"
 
 
+def test_a_name_with_addresses_of_both_kinds_is_served_where_clients_look_for_it(monkeypatch):
+    both = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+    assert endpoints.find_address("localhost", 5555, None) == ("127.0.0.1", 5555)
+
+
 def test_ipv6_is_served(policy):
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()

@@ -60,7 +60,9 @@ def find_address(host: str, port: int, api_token: str | None) -> tuple[str, int]
         found = socket.getaddrinfo("0.0.0.0" if host == "*" else host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ToolkitError(f"host={host}: this machine knows no such address ({error}). Try host=127.0.0.1.") from None
-    ip = str(found[0][4][0]).partition("%")[0]
+    # A name may be an address of both kinds, and ZeroMQ's clients look for one of IPv4.
+    chosen = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    ip = str(chosen[4][0]).partition("%")[0]
     # What IPv6 writes of an IPv4 loopback is a loopback to Python from 3.13 on: refused on every version.
     if api_token is None and (ip.startswith("::ffff:") or not ipaddress.ip_address(ip).is_loopback):
         raise ToolkitError(
