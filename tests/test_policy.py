@@ -248,6 +248,7 @@ REFUSED = {
     "empty text": (lambda: changed(LANGUAGE, lambda v: [" ?! "]), [LANGUAGE, "empty"]),
     "no text": (lambda: changed(LANGUAGE, lambda v: [None]), [LANGUAGE, "str"]),
     "empty batch": (lambda: changed(LANGUAGE, lambda v: []), [LANGUAGE, "[]"]),
+    "numbers for text": (lambda: changed(LANGUAGE, lambda v: np.zeros(9, np.uint8)), [LANGUAGE, "array of uint8"]),
     "two texts a sample": (lambda: changed(LANGUAGE, lambda v: [v * 2]), [LANGUAGE, "one instruction"]),
 }
 

@@ -278,6 +278,7 @@ REQUESTS = {
     "many robots": (request(observation=as_nvidias(observation(65))), "65 robots"),
     "narrow image": (with_image((1, 1, 1, 5000, 3)), "4096"),
     "no height": (with_image((1, 1, 0, 5000, 3)), "4096"),
+    "bytes": (request(observation={"task": [b"x" * 2**20]}), "1048576 bytes that are neither"),
     "endless instruction": (with_text("a" * 2000), "1000"),
     "terminal escapes": (request(observation={"\x1b[2J": 1}), r"\x1b[2J"),
     "nested and flat": (

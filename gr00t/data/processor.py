@@ -32,6 +32,7 @@ from gr00t.data.schema import (
     as_numpy,
     check_modality_configs,
     flattened,
+    instructions,
     look_up,
 )
 from gr00t.data.state_action import Arrays, StateActionProcessor
@@ -367,14 +368,8 @@ def _refuse(expected: str, *problems: tuple[bool, str]) -> None:
 
 def _instructions(value: Any, name: str) -> list[str]:
     """B instructions, each with at least one letter or digit."""
-    rows = value.tolist() if isinstance(value, np.ndarray) else value
-    rows = [rows] if isinstance(rows, str) else rows
-    if not isinstance(rows, list | tuple) or not rows:
-        raise ToolkitError(f"{name}: expected a list of one instruction a sample, found {value!r}.")
-    texts = [row[0] if isinstance(row, list | tuple) and len(row) == 1 else row for row in rows]
+    texts = instructions(value, name)
     for text in texts:
-        if not isinstance(text, str):
-            raise ToolkitError(f"{name}: expected one instruction (str) a sample, found {text!r}.")
         if not any(letter.isalnum() for letter in text):
             raise ToolkitError(f'{name}: the instruction "{text}" is empty. Say what the robot is to do.')
     return texts

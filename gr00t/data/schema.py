@@ -232,6 +232,26 @@ def as_numpy(value: Any) -> Any:
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
 
+def instructions(value: Any, name: str) -> list[str]:
+    """B instructions of a list or array of them, each possibly in a list of its own, or of one plain str.
+
+    Raises ToolkitError, with the key `name`, for anything else.
+    """
+    problem = f"{name}: expected one instruction (str) a sample, found"
+    kind = getattr(getattr(value, "dtype", None), "kind", None)  # of numpy's arrays; this file does without numpy
+    if kind is not None and kind not in "UO":  # as a list it takes many times the memory
+        raise ToolkitError(f"{problem} an array of {value.dtype}.")
+    rows = value if kind is None else value.tolist()
+    rows = [rows] if isinstance(rows, str) else rows
+    if not isinstance(rows, list | tuple) or not rows:
+        raise ToolkitError(f"{name}: expected a list of one instruction a sample, found {value!r}.")
+    texts = [row[0] if isinstance(row, list | tuple) and len(row) == 1 else row for row in rows]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ToolkitError(f"{problem} {text!r}.")
+    return texts
+
+
 def python_source(configs: ModalityConfigs, notes: Sequence[str] = ()) -> str:
     """A Python file that defines MODALITY_CONFIG as `configs`, below `notes` as comments."""
     names = [cls.__name__ for cls in (ActionConfig, ActionFormat, ActionRepresentation, ActionType, ModalityConfig)]

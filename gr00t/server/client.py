@@ -187,6 +187,29 @@ def nested(observation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _texts(value: Any) -> Any:
     """[[str], ...] of one text, a list or an array of them."""
-    rows = value.tolist() if isinstance(value, np.ndarray) else value
+    rows = value.tolist() if isinstance(value, np.ndarray) and value.dtype.kind in "UO" else value
     rows = [rows] if isinstance(rows, str) else rows
     return [[row] if isinstance(row, str) else row for row in rows] if isinstance(rows, list | tuple) else rows
+
+
+def check_wait(name: str, value: Any) -> None:
+    """Refuse a time to wait that would be without end, or none."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):
+        raise ToolkitError(f"{name}={value!r}: expected a number above 0, the longest wait for an answer.")
+
+
+def _is_chunk(values: Any) -> bool:
+    """Whether that may be the actions (B, horizon, D) of a group."""
+    return isinstance(values, np.ndarray) and values.ndim == 3 and values.dtype.kind in "fiu"
+
+
+def finite(values: np.ndarray, url: str, group: str) -> np.ndarray:
+    """The actions of a group as float32, which no robot is to run where they are NaN or infinite."""
+    with np.errstate(over="ignore"):  # what overflows is refused
+        found = values.astype(np.float32, copy=False)
+    if not np.isfinite(found).all():
+        raise ToolkitError(
+            f'{url}: the "{group}" actions are not finite: do not run them. See whether the served policy\'s training '
+            "diverged, or serve it in another precision."
+        )
+    return found

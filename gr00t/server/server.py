@@ -201,6 +201,8 @@ def check_size(value: Any, max_batch: int) -> None:
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             check_size(item, max_batch)
+    elif isinstance(value, bytes):  # an error that shows them would take several times their size
+        raise ToolkitError(f"The observation holds {len(value)} bytes that are neither an array nor text.")
     elif isinstance(value, str) and len(value) > MAX_INSTRUCTION:
         raise ToolkitError(f"An instruction has {len(value)} characters; {MAX_INSTRUCTION} are allowed.")
     elif isinstance(value, np.ndarray) and value.ndim == 5:  # (B, T, height, width, 3)
