@@ -4,6 +4,7 @@ import random
 import socket
 import threading
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,6 +22,7 @@ from gr00t.model.gr00t_n1 import GR00TPolicy
 from gr00t.server import messages
 from gr00t.server import server as endpoints
 from gr00t.server.client import NoAnswer, PolicyClient, ServerRefusal
+from gr00t.server.messages import pack
 from gr00t.server.server import PolicyServer
 
 TOKEN = "a-token-for-the-tests"
@@ -135,26 +137,39 @@ def test_after_a_time_out_the_next_answer_is_that_to_the_next_request():
         assert client.get_action({}, seed=2)["action.arm"] == 2
 
 
-def test_what_is_no_policy_server_is_said_to_be_none():
+@contextmanager
+def answering(*replies):
+    """A client of a server that gives these replies, bytes as they are, whatever it is asked."""
     context = zmq.Context()
     other = context.socket(zmq.REP)
+    other.setsockopt(zmq.RCVTIMEO, 10_000)
     port = other.bind_to_random_port("tcp://127.0.0.1")
 
     def answer():
-        for reply in (b"\xc1", msgpack.packb("hello"), msgpack.packb([]), msgpack.packb([{"arm": "up"}, {}])):
-            other.recv()
-            other.send(reply)
+        with suppress(zmq.Again):
+            for reply in replies:
+                other.recv()
+                other.send(reply if isinstance(reply, bytes) else pack(reply))
 
     thread = threading.Thread(target=answer)
     thread.start()
-    with PolicyClient("127.0.0.1", port) as client:
-        act = partial(client.get_action, observation())
-        for call in (client.reset, client.get_modality_config, act, act):
+    try:
+        with PolicyClient("127.0.0.1", port) as client:
+            yield client
+    finally:
+        thread.join(20)
+        other.close(0)
+        context.term()
+
+
+def test_what_is_no_policy_server_is_said_to_be_none():
+    nonsense = {"state": {"as_json": {"delta_indices": ["x"], "modality_keys": ["arm"]}}}
+    chunks = [[], [{"arm": "up"}, {}], [{}, {}], [{"arm": np.zeros((7,))}, {}], [{"arm": np.zeros((1, 1, 7), "?")}]]
+    with answering(b"\xc1", "hello", nonsense, {}, *chunks) as client:
+        act, asked = partial(client.get_action, observation()), client.get_modality_config
+        for call in (client.reset, asked, asked, asked, act, act, act, act, act):
             with pytest.raises(NoAnswer, match="policy server"):
                 call()
-    thread.join(10)
-    other.close()
-    context.term()
 
 
 @pytest.mark.parametrize(
@@ -162,11 +177,64 @@ def test_what_is_no_policy_server_is_said_to_be_none():
     [
         *(("127.0.0.1", port) for port in (0, 70000, None, "5555", True)),
         *((host, 5555) for host in ("", "localhost:5555", "tcp://localhost", "a b", "*")),
+        *((host, 5555) for host in ("a..b", ".", "-", f"{'a' * 70}.org", "h\u00f6st", None, 3)),
     ],
 )
 def test_an_address_that_is_none_is_refused_at_once(host, port):
     with pytest.raises(ToolkitError, match="port"):
         PolicyClient(host, port)
+
+
+@pytest.mark.parametrize("wait", [-1, 0, None, "5", True, float("nan"), float("inf")])
+def test_a_wait_without_end_is_refused(wait):
+    with pytest.raises(ToolkitError, match=r"timeout_ms=.*above 0"):
+        PolicyClient("127.0.0.1", 5555, timeout_ms=wait)
+
+
+def test_a_request_without_an_answer_never_reaches_a_server_that_starts_later():
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    with PolicyClient("127.0.0.1", port, timeout_ms=50) as client:
+        for call in (client.kill, client.reset, client.kill):
+            with pytest.raises(NoAnswer):
+                call()
+        with PolicyServer(SlowPolicy(), port=port) as server:
+            thread = threading.Thread(target=server.run)
+            thread.start()
+            thread.join(1)
+            client.timeout_ms = 15000
+            assert thread.is_alive() and client.ping()
+            server.stop()
+            thread.join(10)
+            assert server.run() == 1
+    with pytest.raises(ToolkitError, match="is closed"):
+        client.ping()
+
+
+def test_no_action_of_another_server_is_passed_on_that_no_robot_should_run():
+    values = [np.full((1, 2, 7), value) for value in (np.nan, -np.inf, 1e300, 1.0)]
+    with answering(*([{"arm": each}, {}] for each in values)) as client:
+        for _ in range(3):
+            with pytest.raises(ToolkitError, match=r'"arm" actions are not finite: do not run them'):
+                client.get_action(observation())
+        found = client.get_action(observation())["action.arm"]
+    assert found.dtype == np.float32 and (found == 1).all()
+
+
+def test_a_refusal_of_another_server_steers_no_terminal():
+    with answering({"error": "\x1b[2Jno" + "o" * 9000}, {"error": {"a": "\x07"}}) as client:
+        for _ in range(2):
+            with pytest.raises(ServerRefusal) as refusal:
+                client.reset()
+            assert str(refusal.value).isprintable() and len(str(refusal.value)) < 2100
+
+
+def test_hiding_the_state_takes_yes_or_no(policy, client):
+    for of in (policy, client):
+        with pytest.raises(ToolkitError, match="drop_state is True or False, not 'no'"):
+            of.get_action(observation(), drop_state="no")
+    hidden = policy.get_action(observation(), seed=1, drop_state=True)
+    assert equal(client.get_action(observation(), seed=1, drop_state=np.True_), hidden)
 
 
 # clients of others

@@ -14,11 +14,13 @@ import zmq
 
 from gr00t.data.schema import ModalityConfigs, as_numpy, flattened, from_json
 from gr00t.errors import ToolkitError
-from gr00t.server.messages import MAX_MESSAGE, ZERO_STATE, decode, pack, tcp_url, unpack
+from gr00t.server.messages import MAX_MESSAGE, ZERO_STATE, decode, pack, printable, tcp_url, unpack
 
 MOST_ROBOTS = 64  # in a request to a server that names no limit: what fits into a message
 _PROBE_SECONDS = 1.0
-_HOST = re.compile(r"[\w.-]+|[0-9a-fA-F.:]*::?[0-9a-fA-F.:]*(%\w+)?")  # a name or IPv4 address, or an IPv6 one
+_LABEL = r"\w[\w-]{0,62}"
+# a name or IPv4 address, or an IPv6 one
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?|[0-9a-fA-F.:]*::?[0-9a-fA-F.:]*(%\w+)?", re.ASCII)
 
 
 class ServerRefusal(ToolkitError):
@@ -41,22 +43,16 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
         """timeout_ms: how long to wait for each answer. Nothing is sent yet, so the server may start later."""
         if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
             raise ToolkitError(f"port={port!r}: a server's port is a whole number from 1 to 65535.")
-        if not _HOST.fullmatch(host):
+        if not isinstance(host, str) or not _HOST.fullmatch(host):
             raise ToolkitError(
                 f'"{host}" is no host. Give a name or an address alone, as in localhost; the port apart.'
             )
+        check_wait("timeout_ms", timeout_ms)
         self.host, self.port, self.timeout_ms = host, port, timeout_ms
         self.url = tcp_url(host, port)
         self._token, self._said = api_token, dict[str, Any]()
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.REQ)
-        # A request without an answer does not block the next one, which takes no answer but its own.
-        for option in (zmq.REQ_RELAXED, zmq.REQ_CORRELATE):
-            self._socket.setsockopt(option, 1)
-        self._socket.setsockopt(zmq.IPV6, int(":" in host))
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
-        self._socket.connect(self.url)
+        self._socket = self._connected()
 
     def ping(self) -> bool:
         """Whether a server answers; raises ToolkitError where it does, but refuses (the token)."""
@@ -92,15 +88,17 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
         seed: of the noise, one for all robots or one each. drop_state hides the state from the model. Raises
         ServerRefusal with what is wrong with the observation, NoAnswer where none comes in time.
         """
-        given = {"seed": int(seed) if isinstance(seed, np.integer) else seed, ZERO_STATE: drop_state or None}
+        if not isinstance(drop_state, bool | np.bool_):
+            raise ToolkitError(f"drop_state is True or False, not {drop_state!r}.")
+        given = {"seed": int(seed) if isinstance(seed, np.integer) else seed, ZERO_STATE: bool(drop_state) or None}
         options = {name: value for name, value in given.items() if value is not None} or None
         if drop_state and ZERO_STATE not in self.heeds:
             raise ToolkitError(f"{self.url}: this server cannot hide the state from its model ({ZERO_STATE}).")
         reply = self._call("get_action", {"observation": nested(observation), "options": options})
         actions = reply[0] if isinstance(reply, list) and reply else None
-        if not isinstance(actions, dict) or not all(isinstance(values, np.ndarray) for values in actions.values()):
+        if not isinstance(actions, dict) or not actions or not all(map(_is_chunk, actions.values())):
             raise self._strange("get_action")
-        return {f"action.{group}": values for group, values in actions.items()}
+        return {f"action.{group}": finite(values, self.url, group) for group, values in actions.items()}
 
     def reset(self) -> None:
         """Begin a new episode. Our policies remember nothing; others may."""
@@ -110,9 +108,12 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
         """The four modalities that the served policy was trained with."""
         reply = self._call("get_modality_config")
         try:
-            return from_json({name: config["as_json"] for name, config in reply.items()})
-        except (AttributeError, KeyError, TypeError):
-            raise self._strange("get_modality_config") from None
+            configs = from_json({name: config["as_json"] for name, config in reply.items()})
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            configs = {}
+        if not configs:
+            raise self._strange("get_modality_config")
+        return configs
 
     def kill(self) -> None:
         """Stop the server."""
@@ -143,28 +144,55 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
             )
         reply = self._exchange(message, endpoint)
         if isinstance(reply, dict) and "error" in reply:
-            raise ServerRefusal(f"{self.url}: {reply['error']}")
+            raise ServerRefusal(f"{self.url}: {printable(str(reply['error']))}")
         return reply
 
+    def _connected(self) -> zmq.Socket[bytes]:
+        """A socket for one request after another; none waits for a server to come."""
+        connected = self._context.socket(zmq.REQ)
+        for option in (zmq.REQ_RELAXED, zmq.REQ_CORRELATE):  # a request takes no answer but its own
+            connected.setsockopt(option, 1)
+        connected.setsockopt(zmq.IPV6, int(":" in self.host))
+        connected.setsockopt(zmq.LINGER, 0)
+        connected.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        try:
+            connected.connect(self.url)
+        except zmq.ZMQError as error:
+            connected.close(0)
+            raise ToolkitError(f"{self.url} is no address ({error.strerror}). Look at the host and the port.") from None
+        return connected
+
     def _exchange(self, message: bytes, endpoint: str) -> Any:
+        if self._socket.closed:
+            raise ToolkitError(f"{self.url}: this client is closed. Make another PolicyClient.")
+        answer = None
         try:
             self._socket.send(message)
-            if self._socket.poll(self.timeout_ms):
-                return decode(unpack(self._socket.recv()))
+            answer = self._socket.recv() if self._socket.poll(self.timeout_ms) else None
+        finally:
+            if answer is None:  # the request would still reach a server that starts later, and "kill" would stop it
+                self._socket.close(0)
+                self._socket = self._connected()
+        if answer is None:
+            raise self._silence(endpoint)
+        try:
+            return decode(unpack(answer))
         except ToolkitError:
             raise self._strange(endpoint) from None
+
+    def _silence(self, endpoint: str) -> NoAnswer:
         try:
             socket.create_connection((self.host, self.port), _PROBE_SECONDS).close()
             advice = (
                 "Something listens there: it may be busy with others, or no policy server of this protocol (openpi's "
                 f"are ws://{self.host}:{self.port}); else give a longer timeout_ms."
             )
-        except OSError:
+        except (OSError, UnicodeError):
             advice = (
                 "Nothing listens there: start the server (python -m gr00t.serve checkpoint=... port="
                 f"{self.port}), and look at the host, the port and, from another machine, the tunnel or firewall."
             )
-        raise NoAnswer(f"{self.url}: no answer to {endpoint} within {self.timeout_ms / 1000:g} s. {advice}")
+        return NoAnswer(f"{self.url}: no answer to {endpoint} within {self.timeout_ms / 1000:g} s. {advice}")
 
     def _strange(self, endpoint: str) -> NoAnswer:
         return NoAnswer(
@@ -194,7 +222,7 @@ def _texts(value: Any) -> Any:
 
 def check_wait(name: str, value: Any) -> None:
     """Refuse a time to wait that would be without end, or none."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ToolkitError(f"{name}={value!r}: expected a number above 0, the longest wait for an answer.")
 
 
