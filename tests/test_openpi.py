@@ -143,6 +143,19 @@ def test_a_token_is_sent_and_asked_for_in_one_line() -> None:
     assert "wrong-token" not in str(error.value)
 
 
+@pytest.mark.parametrize("token", ["secret-token\n", "secret-token\r\nX-More: 1", "secret-\u20ac", b"secret-"])
+def test_a_token_that_no_header_may_have_is_refused_and_never_shown(token: Any) -> None:
+    with openpi_server() as address, pytest.raises(ToolkitError, match="The token holds a line break") as error:
+        OpenpiClient(address, token)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("wait", [0, -1, None, "5", float("nan"), float("inf")])
+def test_a_wait_without_end_is_refused(wait: Any) -> None:
+    with pytest.raises(ToolkitError, match=r"timeout=.*above 0"):
+        OpenpiClient("ws://127.0.0.1:8000", timeout=wait)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         return reserved.getsockname()[1]
@@ -153,6 +166,8 @@ def test_nothing_there_and_other_protocols_are_told_apart() -> None:
         OpenpiClient(f"ws://127.0.0.1:{free_port()}")
     with pytest.raises(NoAnswer, match="nothing listens there"):
         OpenpiClient("ws://no.such.host.invalid:8000")
+    with pytest.raises(NoAnswer, match="nothing listens there"):
+        OpenpiClient("ws://a..b:8000")
     with served(TaskPolicy()) as server:
         with pytest.raises(NoAnswer, match=r"no policy server of openpi's.*HOST:PORT, without ws://"):
             OpenpiClient(f"ws://127.0.0.1:{server.port}")
@@ -165,7 +180,7 @@ def test_nothing_there_and_other_protocols_are_told_apart() -> None:
     with openpi_server() as address:
         with pytest.raises(NoAnswer, match=f"openpi's are {address}"):
             PolicyClient("127.0.0.1", int(address.rpartition(":")[2]), timeout_ms=300).reset()
-    for address in ("ws://", "ws://user:secret@host:1", "http://host:1", "ws://host:70000"):
+    for address in ("ws://", "ws://user:secret@host:1", "http://host:1", "ws://host:70000", "ws://[::1", None, 5):
         with pytest.raises(ToolkitError, match="write ws://HOST:PORT") as error:
             OpenpiClient(address)
         assert "secret" not in str(error.value)
@@ -261,3 +276,44 @@ def test_it_cannot_hide_the_state_and_takes_one_robot_at_a_time() -> None:
             Inference(client, 42, 8, ("none", "zero_state"))
         with pytest.raises(ToolkitError, match="one robot at a time, not 2"):
             client.get_action({"prompt": ["a", "b"]})
+
+
+FRAME, STATE = np.zeros((1, 1, 8, 8, 3), np.uint8), np.zeros((1, 1, 8), np.float32)
+WRONG: dict[str, tuple[str, Any, str]] = {
+    "one frame": ("video.image", FRAME[0], "(1, 1, H, W, 3) uint8, found (1, 8, 8, 3)"),
+    "two frames": ("video.image", np.concatenate([FRAME, FRAME], 1), "found (1, 2, 8, 8, 3)"),
+    "float image": ("video.wrist_image", FRAME / 255, "uint8, found (1, 1, 8, 8, 3) float64"),
+    "channels first": ("video.image", np.moveaxis(FRAME, -1, 2), "found (1, 1, 3, 8, 8)"),
+    "short state": ("state.state", STATE[..., :7], "(1, 1, 8) float32, found (1, 1, 7)"),
+    "nan": ("state.state", STATE * np.nan, "state.state: it holds values that are not finite"),
+    "a number": ("state.state", 3.0, "found ()"),
+    "two robots": ("state.state", np.concatenate([STATE, STATE]), "one robot at a time, not 2"),
+    "no text": ("prompt", [None], "prompt: expected one instruction (str) a sample, found None"),
+    "unknown": ("state.stat", STATE, 'Did you mean "state.state"?'),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_observation_is_never_sent(name: str) -> None:
+    key, value, said = WRONG[name]
+    seen: list[dict[str, Any]] = []
+    given = {"video.image": FRAME, "video.wrist_image": FRAME, "state.state": STATE, "prompt": ["lift"], key: value}
+    with openpi_server(seen.append) as address, OpenpiClient(address) as client:
+        with pytest.raises(ToolkitError) as error:
+            client.get_action(given)
+    assert said in str(error.value) and not seen
+
+
+def test_a_prompt_may_have_any_form_that_other_policies_take_and_chunks_that_are_not_finite_go_no_further() -> None:
+    prompts: list[Any] = []
+
+    def answer(observation: dict[str, Any]) -> dict[str, Any]:
+        prompts.append(observation["prompt"])
+        return {"actions": np.full((4, 8), 1e300 if len(prompts) > 3 else 0.0)}
+
+    with openpi_server(answer) as address, OpenpiClient(address) as client:
+        for prompt in ("lift", ["lift"], [["lift"]]):
+            client.get_action({"video.image": FRAME, "prompt": prompt})
+        with pytest.raises(ToolkitError, match=f"{address}: .*not finite: do not run them"):
+            client.get_action({"video.image": FRAME, "prompt": "lift"})
+    assert prompts == ["lift"] * 4

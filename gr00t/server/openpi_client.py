@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from gr00t.data.schema import OBSERVED, ModalityConfig, ModalityConfigs, as_numpy, flattened
+from gr00t.data.schema import ModalityConfig, ModalityConfigs, as_numpy, flattened, instructions, look_up
 from gr00t.errors import ToolkitError
-from gr00t.server.client import NoAnswer, ServerRefusal
+from gr00t.server.client import NoAnswer, ServerRefusal, check_wait, finite
 from gr00t.server.messages import MAX_MESSAGE, as_openpi, decode, pack, printable, unpack
 from gr00t.server.server import TOKEN
 
@@ -41,6 +41,11 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
 
         Raises NoAnswer where no such server answers, ServerRefusal where it does not let this client in.
         """
+        check_wait("timeout", timeout)
+        if api_key is not None and not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):
+            raise ToolkitError(  # the library that sends it would show it
+                f"The token holds a line break or another character that no header may have. Export {TOKEN} without it."
+            )
         self.url, self.timeout = url, timeout
         keys = {"video": ["image", "wrist_image"], "state": ["state"], "language": ["prompt"]}
         self.modality_configs: ModalityConfigs = {name: ModalityConfig([0], of) for name, of in keys.items()}
@@ -54,13 +59,7 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
     def get_action(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """{"action.action": (1, H, 8) float32} from video.image, video.wrist_image (1, 1, H, W, 3) uint8, state.state
         (1, 1, 8) float32 and one prompt. Raises NoAnswer, ServerRefusal, and ToolkitError for actions of no use."""
-        sent: dict[str, Any] = {}
-        for name, value in flattened(observation).items():
-            modality, _, key = name.partition(".")
-            value = as_numpy(value)
-            if len(value) != 1:
-                raise ToolkitError(f"{name}: openpi's protocol takes one robot at a time, not {len(value)}.")
-            sent[f"observation/{key}" if modality in OBSERVED else name] = value[0][0] if key else value[0]
+        sent = dict(_as_openpis(name, value) for name, value in flattened(observation).items())
         with self._named("actions"):
             self._socket.send(pack(sent, as_openpi))
         reply = self._receive("actions")
@@ -73,7 +72,7 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
                 f"{self.url}: the actions have the shape {actions.shape}; expected (steps, {WIDTH}), seven joint "
                 "targets and the gripper. Serve a policy that was trained on such actions."
             )
-        return {"action.action": actions[None].astype(np.float32)}
+        return {"action.action": finite(actions[None], self.url, "action")}
 
     def close(self) -> None:
         """End the connection."""
@@ -86,20 +85,20 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
         from websockets.exceptions import InvalidStatus, WebSocketException
         from websockets.sync.client import connect
 
-        parts = urlsplit(self.url)
         try:
+            parts = urlsplit(self.url)
             port = parts.port or (443 if parts.scheme == "wss" else 80)
-        except ValueError:  # beyond 65535, or no number
-            port = 0
+        except (ValueError, AttributeError):  # a port beyond 65535 or no number, half an IPv6 address, no text
+            parts, port = urlsplit(""), 0
         if parts.scheme not in ("ws", "wss") or not parts.hostname or "@" in parts.netloc or not port:
-            shown = self.url.rpartition("@")[2]  # what precedes it may be a secret
+            shown = str(self.url).rpartition("@")[2]  # what precedes it may be a secret
             raise ToolkitError(f"{shown}: write ws://HOST:PORT, as in ws://127.0.0.1:8000.")
         try:
             plain = socket.create_connection((parts.hostname, port), _CONNECT_SECONDS)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise NoAnswer(
-                f"{self.url}: nothing listens there ({error.strerror or error}). Start the server, and look at the "
-                "host, the port and, from another machine, the tunnel or firewall."
+                f"{self.url}: nothing listens there ({getattr(error, 'strerror', None) or error}). Start the server, "
+                "and look at the host, the port and, from another machine, the tunnel or firewall."
             ) from None
         if (first := _speaks_first(plain)) is not None:
             plain.close()
@@ -166,6 +165,25 @@ class OpenpiClient(AbstractContextManager["OpenpiClient"]):
             f"{self.url}: what listens there is no policy server of openpi's. {printable(found, 300)}. Of a server of "
             "NVIDIA's protocol give HOST:PORT, without ws://."
         )
+
+
+def _as_openpis(name: str, value: Any) -> tuple[str, Any]:
+    """Under openpi's name one robot's image (H, W, 3), state (8,) or prompt, of what is given as a batch of one."""
+    expected = {"video.image": np.uint8, "video.wrist_image": np.uint8, "state.state": np.float32, "prompt": None}
+    look_up(expected, name, f'The observation has "{name}", which openpi\'s protocol does not have.')
+    image, value = name.startswith("video."), as_numpy(value)
+    found = instructions(value, name) if name == "prompt" else np.asarray(value)
+    if np.ndim(found) and len(found) != 1:
+        raise ToolkitError(f"{name}: openpi's protocol takes one robot at a time, not {len(found)}.")
+    if isinstance(found, list):
+        return name, found[0]
+    known = found.dtype == np.uint8 and found.ndim == 5 if image else found.dtype.kind == "f" and found.ndim == 3
+    if not known or found.shape[1] != 1 or found.shape[-1] != (3 if image else WIDTH) or not found.size:
+        wanted = "(1, 1, H, W, 3) uint8" if image else f"(1, 1, {WIDTH}) float32"
+        raise ToolkitError(f"{name}: expected {wanted}, found {found.shape} {found.dtype}.")
+    if not image and not np.isfinite(found).all():
+        raise ToolkitError(f"{name}: it holds values that are not finite. Mend them at their source.")
+    return f"observation/{name.partition('.')[2]}", found[0, 0]
 
 
 def _speaks_first(plain: socket.socket) -> bytes | None:
