@@ -16,6 +16,7 @@ from lerobot_policies import SIZE, make_policy
 from serving import served
 
 from gr00t.errors import ToolkitError
+from gr00t.model.checkpoint_folder import PIPELINES
 from gr00t.serve import ServeConfig, _load
 from gr00t.server.client import PolicyClient
 from gr00t.server.lerobot_policy import LeRobotPolicy, lerobot_kind
@@ -151,3 +152,100 @@ def test_keys_of_our_checkpoints_are_refused_for_it(tmp_path: Path) -> None:
     for key, value in (("denoising_steps", 8), ("compile", True), ("precision", "bf16")):
         with pytest.raises(ToolkitError, match=f"{key} acts on nothing with .*LeRobot's act"):
             _load(ServeConfig(str(tmp_path), **{key: value}))
+
+
+# -- without LeRobot ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"class": "subprocess.Popen", "config": {"args": ["touch", "it-ran"]}},
+        {"class": "lerobot.utils.utils.Popen"},
+        {"class": ["subprocess.Popen"]},
+        {},
+        "subprocess.Popen",
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_pipeline_that_names_any_other_code_is_refused_before_lerobot_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int, step: Any
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(LeRobotPolicy, "_load", lambda self, device: read.append(device))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "lerobot" or found(name))
+    (tmp_path / "config.json").write_text('{"type": "act"}')
+    own = [{"registry_name": "normalizer_processor"}, {"class": "lerobot.processor.rename_processor.Rename"}]
+    for name in PIPELINES:
+        (tmp_path / name).write_text(json.dumps({"steps": own}))
+    LeRobotPolicy(tmp_path, "cpu")
+    (tmp_path / PIPELINES[place]).write_text(json.dumps({"steps": [*own, step]}))
+    with pytest.raises(ToolkitError, match=f"{PIPELINES[place]}: a step is .*only LeRobot's own are loaded"):
+        LeRobotPolicy(tmp_path, "cpu")
+    assert read == ["cpu"]
+
+
+class Scripted:
+    """In the place of LeRobot's policy: the state, as every step of a chunk."""
+
+    factor = 1.0
+
+    def reset(self) -> None:
+        pass
+
+    def select_action(self, batch: dict[str, Any]) -> Any:
+        return batch["observation.state"] * self.factor
+
+
+def scripted(kind: str = "act") -> LeRobotPolicy:
+    """A policy of two cameras as it is once LeRobot has read it."""
+    policy = object.__new__(LeRobotPolicy)
+    views = {view: (f"observation.images.{view}", (3, SIZE, SIZE)) for view in ("image", "wrist_image")}
+    whole: dict[str, Any] = {"_before": dict, "_after": lambda action: action, "_policy": Scripted()}
+    whole |= {"folder": Path("outputs/act"), "kind": kind, "device": "cpu", "_views": views, "_sized": kind == "act"}
+    vars(policy).update(whole, _state_dim=8, _steps=4)
+    return policy
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "nan": ({"state.state": np.full((3, 1, 8), np.nan, np.float32)}, "state.state: it holds values that are not"),
+    "overflow": ({"state.state": np.full((3, 1, 8), 1e300)}, "state.state: it holds values that are not finite"),
+    "text state": ({"state.state": np.full((3, 1, 8), "1")}, "state.state: expected the shape"),
+    "channels first": ({"video.image": np.zeros((3, 1, 3, SIZE, SIZE), np.uint8)}, "(3, 1, 64, 64, 3) uint8, found"),
+    "another size": ({"video.image": np.zeros((3, 1, 32, 32, 3), np.uint8)}, "(3, 1, 64, 64, 3) uint8, found"),
+    "two texts a robot": ({"task": [["lift it", "push it"]] * 3}, "task: expected one instruction"),
+    "no text": ({"task": [None] * 3}, "task: expected one instruction"),
+    "numbers for text": ({"task": np.zeros(3, np.uint8)}, "task: expected one instruction"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_observation_is_refused_before_lerobot_sees_it(name: str) -> None:
+    change, said = WRONG[name]
+    with pytest.raises(ToolkitError) as refusal:
+        scripted().get_action(observation() | change)
+    assert said in str(refusal.value)
+
+
+def test_policies_that_scale_their_images_take_other_sizes_and_one_plain_text_is_read() -> None:
+    images = {f"video.{view}": np.zeros((1, 1, 32, 48, 3), np.uint8) for view in ("image", "wrist_image")}
+    given = {**of_one(observation(), 0), **images, "task": "lift it"}
+    assert scripted("smolvla").get_action(given)["action.action"].shape == (1, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("seed", "said"),
+    [([], "0 seeds for 3"), ([1, 2], "2 seeds for 3"), (2.5, "whole"), ("7", "whole"), (True, "whole"), (2**64, "64")],
+)
+def test_a_seed_that_is_none_is_refused(seed: Any, said: str) -> None:
+    with pytest.raises(ToolkitError, match=f"seed.*{said}"):
+        scripted().get_action(observation(), seed=seed)
+
+
+def test_actions_that_are_not_finite_never_reach_a_robot() -> None:
+    policy = scripted()
+    assert policy.get_action(observation(), seed=[1, 2, 3])["action.action"].shape == (3, 4, 8)
+    policy._policy.factor = np.inf
+    with pytest.raises(ToolkitError, match=r"outputs/act are not finite: do not run them"):
+        policy.get_action(observation())

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gr00t.data.schema import ModalityConfig, flattened, look_up
+from gr00t.data.schema import ModalityConfig, flattened, instructions, look_up
 from gr00t.errors import ToolkitError, near_folder
 from gr00t.file_reading import read_json
 from gr00t.model.checkpoint_folder import PIPELINES, POLICY
 
 # These read the state as a vector; others write it into the prompt, where nothing can be zeroed after normalisation.
 STATE_AS_VECTOR = ("act", "diffusion", "vqbet", "smolvla", "pi0")
+# These take images as they come, of whatever size; others scale them to the size that they read.
+SIZED = ("act", "diffusion", "vqbet")
+OWN_STEPS = ("lerobot.processor.", "lerobot.policies.")  # modules that a step of a pipeline may come from
 _STATE = "observation.state"
 
 
@@ -62,6 +66,7 @@ class LeRobotPolicy:
                 f"{self.folder} lacks {missing[0]}, so LeRobot before 0.4 wrote it. Convert it with LeRobot's "
                 "lerobot.processor.migrate_policy_normalization."
             )
+        _check_steps(self.folder)
         self.kind = kind
         try:
             self._load(device)
@@ -81,19 +86,24 @@ class LeRobotPolicy:
     ) -> dict[str, np.ndarray]:
         """{"action.action": (B, n_action_steps, D) float32} from video.<view> (B, 1, H, W, 3) uint8, state.state (B, 1,
         D) and task, B texts; flat or nested. Of several seeds the first is that of the whole batch's noise. drop_state
-        zeroes the normalised state."""
+        zeroes the normalised state. Raises ToolkitError for anything else, and for actions that are not finite."""
         import torch
 
-        with torch.random.fork_rng(enabled=seed is not None), torch.inference_mode():
-            if seed is not None:
-                torch.manual_seed(int(seed[0] if isinstance(seed, Sequence) else seed))
-            batch = self._before(self._read(flattened(observation)))
+        read = self._read(flattened(observation))
+        chosen = None if seed is None else _first_seed(seed, len(read["task"]))
+        with torch.random.fork_rng(enabled=chosen is not None), torch.inference_mode():
+            if chosen is not None:
+                torch.manual_seed(chosen)
+            batch = self._before(read)
             if drop_state:
                 batch[_STATE] = torch.zeros_like(batch[_STATE])
             self._policy.reset()
             # The first call computes a chunk, and the others take its next step, whatever they are shown.
             steps = [self._after(self._policy.select_action(dict(batch))) for _ in range(self._steps)]
-        return {"action.action": torch.stack(steps, dim=1).float().cpu().numpy()}
+        actions = torch.stack(steps, dim=1).float().cpu().numpy()
+        if not np.isfinite(actions).all():
+            raise ToolkitError(f"The actions of {self.folder} are not finite: do not run them. Its weights are broken.")
+        return {"action.action": actions}
 
     def example_observation(self, text: str) -> dict[str, Any]:
         """An observation of one robot: black images, a state of zeros."""
@@ -136,6 +146,7 @@ class LeRobotPolicy:
                 f"{self.folder} reads {', '.join(sorted(config.input_features))}; expected images and {_STATE}."
             )
         self._views, state = views, config.robot_state_feature
+        self._sized = self.kind in SIZED and getattr(config, "resize_shape", None) is None
         self._state_dim, self._steps = (state.shape[0] if state else 0), config.n_action_steps
         sides = {side for _, shape in views.values() for side in shape[1:]}
         self.image_size = sides.pop() if len(sides) == 1 else None
@@ -155,18 +166,54 @@ class LeRobotPolicy:
             look_up(dict.fromkeys(expected), name, f'The observation has "{name}", which this policy does not read.')
         for name in sorted(expected):
             look_up(observation, name, f'The observation lacks "{name}".')
-        tasks = [task if isinstance(task, str) else task[0] for task in observation["task"]]
+        tasks = instructions(observation["task"], "task")
         batch: dict[str, Any] = {"task": tasks}
-        for view, (key, _) in self._views.items():
-            images = np.asarray(observation[f"video.{view}"])
-            if images.dtype != np.uint8 or images.ndim != 5 or images.shape[:2] != (len(tasks), 1):
+        for view, (key, shape) in self._views.items():
+            images, size = np.asarray(observation[f"video.{view}"]), tuple(shape[1:])
+            fits = images.ndim == 5 and images.shape[:2] == (len(tasks), 1) and images.shape[4] == 3 and images.size
+            if images.dtype != np.uint8 or not fits or (self._sized and images.shape[2:4] != size):
+                height, width = size if self._sized else ("H", "W")
                 raise ToolkitError(
-                    f"video.{view}: expected ({len(tasks)}, 1, H, W, 3) uint8, found {images.shape} {images.dtype}."
+                    f"video.{view}: expected ({len(tasks)}, 1, {height}, {width}, 3) uint8, found {images.shape} "
+                    f"{images.dtype}."
                 )
             batch[key] = torch.from_numpy(images[:, 0]).permute(0, 3, 1, 2).contiguous().to(self.device).float() / 255
         if self._state_dim:
-            state, shape = np.asarray(observation["state.state"], np.float32), (len(tasks), 1, self._state_dim)
-            if state.shape != shape:
-                raise ToolkitError(f"state.state: expected the shape {shape}, found {state.shape}.")
+            given, expected_shape = np.asarray(observation["state.state"]), (len(tasks), 1, self._state_dim)
+            if given.shape != expected_shape or given.dtype.kind not in "fiu":
+                raise ToolkitError(
+                    f"state.state: expected the shape {expected_shape} of numbers, found {given.shape} {given.dtype}."
+                )
+            with np.errstate(over="ignore"):  # what overflows is refused
+                state = given.astype(np.float32)
+            if not np.isfinite(state).all():
+                raise ToolkitError("state.state: it holds values that are not finite. Mend them at their source.")
             batch[_STATE] = torch.from_numpy(state[:, 0])
         return batch
+
+
+def _first_seed(seed: int | Sequence[int], robots: int) -> int:
+    """The seed of a whole batch's noise: the first of those of its robots."""
+    seeds = list(seed) if isinstance(seed, list | tuple | range) else [seed] * robots
+    if len(seeds) != robots:
+        raise ToolkitError(f"seed: {len(seeds)} seeds for {robots} samples. Give one a sample, or one for all.")
+    for each in seeds:
+        if isinstance(each, bool) or not isinstance(each, Integral) or not -(2**63) <= each < 2**64:
+            raise ToolkitError(f"seed must be a whole number of 64 bits, not {each!r:.80}.")
+    return int(seeds[0])
+
+
+def _check_steps(folder: Path) -> None:
+    """Refuse pipelines with steps of any other code: LeRobot imports what a step names, and calls it with arguments of
+    the file, so that a policy of somebody else's could run any program."""
+    for name in PIPELINES:
+        steps = read_json(folder / name).get("steps")
+        for step in steps if isinstance(steps, list) else [None]:
+            named = step.get("class") if isinstance(step, dict) else None
+            if isinstance(step, dict) and "registry_name" in step:
+                continue
+            if not isinstance(named, str) or not named.startswith(OWN_STEPS):
+                raise ToolkitError(
+                    f"{folder / name}: a step is {str(named)[:80]!r}, and only LeRobot's own are loaded, since loading "
+                    "one runs it. Serve a policy without it."
+                )
