@@ -318,6 +318,34 @@ def test_an_embodiment_without_statistics_is_refused(policy):
         GR00TPolicy(policy.model, processor)
 
 
+def test_an_embodiment_that_lacks_an_index_or_a_modality_is_refused_before_weights_are_read(policy):
+    files = policy.processor.files
+    configs = {name: of for name, of in policy.modality_configs.items() if name != "language"}
+    without = replace(files.config, modality_configs={**files.config.modality_configs, "new_embodiment": configs})
+    own = {**files.config.modality_configs, "my_robot": policy.modality_configs}
+    statistics = {**files.statistics, "my_robot": files.statistics["new_embodiment"]}
+    unlisted = replace(files, config=replace(files.config, modality_configs=own), statistics=statistics)
+    for changed_files, tag, said in (
+        (replace(files, config=without), "new_embodiment", "has no language for"),
+        (replace(files, config=without), "NEW_EMBODIMENT", "has no language for"),
+        (unlisted, "my_robot", "has no index"),
+    ):
+        processor = Gr00tN1d7Processor(changed_files, policy.processor.vlm)
+        with pytest.raises(ToolkitError, match=said):
+            GR00TPolicy(policy.model, processor, tag)
+
+
+def test_states_of_another_number_of_frames_than_the_model_reads_are_refused_before_the_first_request(
+    policy, monkeypatch
+):
+    processor = copy.copy(policy.processor)
+    changed_configs = {**policy.modality_configs, "state": ModalityConfig([-1, 0], ["arm", "gripper"])}
+    monkeypatch.setattr(processor, "modality_config", lambda tag: changed_configs)
+    monkeypatch.setattr(Gr00tN1d7Processor, "from_pretrained", lambda folder: processor)
+    with pytest.raises(ToolkitError, match=r"have 2 frames \(delta_indices\)"):
+        GR00TPolicy.from_pretrained(TINY)
+
+
 def test_actions_that_are_not_finite_never_reach_a_robot(policy):
     broken = GR00TPolicy(copy.deepcopy(policy.model), policy.processor)
     with torch.no_grad():

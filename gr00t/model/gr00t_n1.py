@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from gr00t.data.processor import NO_INSTRUCTION, Gr00tN1d7Processor, Step, read_observation
-from gr00t.data.schema import ActionConfig, EmbodimentTag, ModalityConfig, ModalityConfigs, check_modality_configs
+from gr00t.data.schema import (
+    MODALITIES,
+    ActionConfig,
+    EmbodimentTag,
+    ModalityConfig,
+    ModalityConfigs,
+    check_modality_configs,
+)
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import parsing
 from gr00t.model.checkpoint_folder import resolve_folder
@@ -89,7 +96,7 @@ class GR00TPolicy(nn.Module):
             for modality in ("state", "action"):
                 processor.state_action.groups(tag, modality)
         model = Gr00tN1d7.from_pretrained(folder, dtype=torch_dtype)
-        check_fit(processor, model, folder)
+        check_fit(processor, model, folder, tag)
         dtypes = sorted({str(p.dtype) for p in model.parameters()})
         if len(dtypes) > 1:
             found = ", ".join(dtypes)
@@ -164,6 +171,8 @@ class GR00TPolicy(nn.Module):
         drop_state: bool = False,
     ) -> dict[str, np.ndarray]:
         """Action chunks {group: (B, horizon, D)} for steps as a dataset gives them; options as in `get_action`."""
+        if not isinstance(drop_state, bool | np.bool_):
+            raise ToolkitError(f"drop_state is True or False, not {drop_state!r}.")
         if sum(given is not None for given in (seed, generator, noise)) > 1:
             raise ToolkitError("Give one of seed, generator and noise: each decides the noise alone.")
         if noise is not None and not isinstance(noise, Tensor):
@@ -240,15 +249,21 @@ def find_tag(processor: Gr00tN1d7Processor, tag: EmbodimentTag | str) -> str:
     """The tag's name in the checkpoint, which must have both its modality config and its statistics."""
     ready = [name for name in processor.config.modality_configs if name in processor.files.statistics]
     name = str(tag)
-    if name in ready:
-        return name
-    name = EmbodimentTag.parse(tag).value
+    if name not in ready:
+        name = EmbodimentTag.parse(tag).value
     if name not in ready:
         lacks = "statistics" if name in processor.config.modality_configs else "modality config"
         hint = did_you_mean(name, ready).replace("Known:", "It has:")
         raise ToolkitError(
             f'{processor.place} has no {lacks} of the embodiment "{name}", so it cannot act as one.{hint} '
             "Fine-tune on that robot's data first, or give another embodiment_tag."
+        )
+    lacking = [modality for modality in MODALITIES if modality not in processor.modality_config(name)]
+    lacking += [] if name in processor.embodiment_ids else ["index in embodiment_id.json"]
+    if lacking:
+        raise ToolkitError(
+            f'{processor.place} has no {lacking[0]} for the embodiment "{name}", so it cannot act as one. Copy '
+            "the JSON files of its processor again."
         )
     return name
 
