@@ -248,6 +248,22 @@ def test_statistics_that_do_not_fit_are_refused(panda, moment):
             StateActionProcessor({TAG: MODALITY_CONFIG}, statistics).encode_state(states, TAG)
 
 
+@pytest.mark.parametrize(
+    ("method", "change", "said"),
+    [
+        ("", {"min": [4, 5], "max": [0, 5]}, r't\.action\.g": a minimum above its maximum'),
+        ("mean_std", {"std": [-2, 0]}, r't\.action\.g": a standard deviation below 0'),
+        ("", {"min": [[0, 5]] * 3, "max": [[4, 5]] * 3}, r't\.action\.g": expected one value a dimension.*\(3, 2\)'),
+    ],
+)
+def test_statistics_that_would_turn_or_stretch_actions_are_refused(method: str, change: Any, said: str) -> None:
+    processor = small(method)
+    processor.statistics["t"]["action"]["g"] = processor.statistics["t"]["action"]["g"] | change
+    processor.groups("t", "state")
+    with pytest.raises(ToolkitError, match=said):
+        processor.groups("t", "action")
+
+
 def test_relative_statistics_of_another_horizon_are_refused_with_the_way_out(panda):
     action = dataclasses.replace(MODALITY_CONFIG["action"], delta_indices=list(range(20)))
     longer = StateActionProcessor(

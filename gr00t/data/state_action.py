@@ -302,8 +302,14 @@ class StateActionProcessor:
             ends = ("q01", "q99") if self.use_percentiles and not relative else ("min", "max")
             low, high = _group_statistics(self.statistics, tag, section, name, ends)
             group = Group(name, method, low, high - low, np.isclose(high, low), relative)
+        place = f'statistics of "{tag}.{section}.{name}"'
+        if ((group.scale < 0) & ~group.constant).any():
+            what = "a standard deviation below 0" if method == MEAN_STD else "a minimum above its maximum"
+            raise ToolkitError(f"{place}: {what}. The file is damaged: copy it again.")
         if relative:
             _check_relative(group, tag, len(config.delta_indices))
+        elif group.offset.ndim != 1:
+            raise ToolkitError(f"{place}: expected one value a dimension, not the shape {group.offset.shape}.")
         return group
 
 
