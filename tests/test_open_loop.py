@@ -11,12 +11,16 @@ import pytest
 import torch
 from finished import finished_checkpoint
 from golden_files import golden_path
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
 
 from conflict_panda_config import MODALITY_CONFIG
 from finetune.open_loop import OpenLoopConfig
 from finetune.open_loop import evaluation as evaluate
 from finetune.open_loop.evaluation import evaluate_open_loop
+from finetune.open_loop.figures import PREDICTED, _draw_dim
 from finetune.open_loop.predictions import (
+    POLICY,
     PREDICTORS,
     Baselines,
     Errors,
@@ -274,6 +278,17 @@ def test_the_text_shows_the_errors_and_the_figures_are_images(report):
         assert f"open_loop_figures/{figure.name}" in text
         image = cv2.imread(str(figure))
         assert min(image.shape[:2]) > 300 and image.std() > 5
+
+
+@pytest.mark.parametrize("ahead", [range(16), range(0, 32, 4), range(8)])
+def test_steps_of_a_chunk_are_drawn_at_the_frames_that_they_are_for(ahead):
+    due = np.arange(41)[:, None, None] + np.array(ahead)[:, None]  # each action is the number of its frame
+    forecast = Forecast(0, {"arm": due}, {POLICY: {"arm": due}}, due[..., 0] < 41, frozenset())
+    panel = Figure().subplots()
+    _draw_dim(panel, forecast, "arm", 0, 1.0, None, np.array(ahead))
+    drawn = [line.get_data() for line in panel.lines if same_color(line.get_color(), PREDICTED)]
+    assert len(drawn) == 6 and all(np.array_equal(*line) for line in drawn)
+    assert max(len(frames) for frames, _ in drawn) == sum(step < 16 for step in ahead)
 
 
 def test_a_new_report_replaces_the_old_one_and_nothing_else(report, checkpoint, small_data, tmp_path):

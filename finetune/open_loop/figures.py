@@ -43,10 +43,11 @@ def draw_episode(forecast: Forecast, reader: StepReader, path: Path) -> None:
     figure = Figure(figsize=(6.2 * columns, 1.75 * rows + 1.1), dpi=110, layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
     states, names = reader.trajectory("state", forecast.episode), _dim_names(reader)
+    ahead = np.asarray(reader.configs["action"].delta_indices)
     for number, (panel, (group, d)) in enumerate(zip(panels, dims, strict=False)):
         panel.set_title(f"{names[group][d]}{in_unit(group, group in forecast.signed)}", loc="left", **_STYLE)
         state = states[group][:, d] if group in states and d < states[group].shape[1] else None
-        _draw_dim(panel, forecast, group, d, reader.layout.fps, state)
+        _draw_dim(panel, forecast, group, d, reader.layout.fps, state, ahead - ahead[0])
         if number >= len(dims) - columns:  # none below
             panel.set_xlabel("time (s)", **_STYLE)
             panel.tick_params(labelbottom=True)
@@ -67,7 +68,10 @@ def _finish(figure: Figure, handles: list[Any], title: str, path: Path) -> None:
     save(figure, path)
 
 
-def _draw_dim(panel: Axes, forecast: Forecast, group: str, d: int, fps: float, state: np.ndarray | None) -> None:
+def _draw_dim(
+    panel: Axes, forecast: Forecast, group: str, d: int, fps: float, state: np.ndarray | None, ahead: np.ndarray
+) -> None:
+    """ahead (H,): at which frames after a chunk's first step the others are due."""
     length = len(forecast.exists)
     time = np.arange(length) / fps
     tidy(panel)
@@ -83,9 +87,10 @@ def _draw_dim(panel: Axes, forecast: Forecast, group: str, d: int, fps: float, s
         axis.plot(time, state, color=STATE, linewidth=1.0, zorder=2)
     panel.plot(time, forecast.recorded[group][:, 0, d], color=RECORDED, linewidth=1.8, zorder=3)
     for start in range(0, length, EXECUTED_STEPS):
-        chunk = forecast.predicted[POLICY][group][start, :EXECUTED_STEPS, d][: length - start]
+        due = (ahead >= 0) & (ahead < min(EXECUTED_STEPS, length - start))
+        chunk = forecast.predicted[POLICY][group][start, due, d]
         panel.axvline(time[start], color="#d9d9d9", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
-        panel.plot(time[start : start + len(chunk)], chunk, color=PREDICTED, linewidth=1.5, zorder=4)
+        panel.plot(time[start + ahead[due]], chunk, color=PREDICTED, linewidth=1.5, zorder=4)
         panel.plot(time[start], chunk[0], "o", color=PREDICTED, markersize=4.5, markeredgecolor="white", zorder=5)
 
 
