@@ -31,7 +31,8 @@ MANIFEST = Path("experiment_cfg") / "manifest.json"
 # What checkpoints hold that were written before there was a manifest.
 _ALWAYS = ("config.json", "processor_config.json", "statistics.json", "embodiment_id.json")
 _WEIGHTS = ".safetensors"
-_BESIDE = ("*.safetensors", "*.json", "*.jinja", "*.txt", "README.md", "LICENSE*", "LICENCE*", "NOTICE*")
+_TERMS = ("LICENSE*", "LICENCE*", "NOTICE*")
+_BESIDE = ("*.safetensors", "*.json", "*.jinja", "*.txt", "README.md", ".gitattributes", *_TERMS)
 _SHOWN = 6  # differences from a manifest in one message
 
 
