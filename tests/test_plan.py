@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +50,7 @@ from toolkit.configuration import load
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = {"<|image_pad|>": 6, "<|video_pad|>": 7, "<|vision_start|>": 3, "<|vision_end|>": 4}
 GB = 1_000_000_000
+INFO = "data/color_object/train/meta/info.json"
 
 
 def model_config(name: str) -> ModelConfig:
@@ -241,7 +244,7 @@ def test_more_processes_are_no_remedy_where_all_share_one_memory() -> None:
     assert not any("GPU" in line for line in lines)
 
 
-def test_a_node_with_too_little_memory_is_told_what_helps_it() -> None:
+def test_of_a_node_with_too_little_memory_it_is_said_what_helps() -> None:
     (line,) = host_verdict(make_plan(configuration(), 4), GB).advice()
     assert "cluster.memory" in line and "fewer processes" in line
 
@@ -382,6 +385,35 @@ def test_images_are_as_large_as_the_base_says_wherever_it_says_so(tiny_base: Pat
     settings["processor_kwargs"]["shortest_image_edge"] = 128
     path.write_text(json.dumps(settings))
     assert make_plan(configuration("model=tiny", f"model.base={tmp_path}/base"), 1).run.batch.side == 128
+
+
+def in_json(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("base/processor_config.json", lambda c: c.update(processor_kwargs=[1])),
+        ("base/processor_config.json", lambda c: c["processor_kwargs"].update(shortest_image_edge="big")),
+        ("base/processor_config.json", lambda c: c["processor_kwargs"].update(shortest_image_edge=1e300)),
+        ("base/config.json", lambda c: c.update(attend_text_every_n_blocks=0)),
+        ("base/config.json", lambda c: c.update(action_horizon=-4)),
+        (INFO, lambda c: c.update(features=[])),
+        (INFO, lambda c: [feature.update(shape=["a", 2, 3]) for feature in c["features"].values()]),
+    ],
+)
+def test_a_damaged_file_is_named(
+    file: str, change: Callable[[Any], object], small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    shutil.copytree(small_data, tmp_path / "data")
+    in_json(tmp_path / file, change)
+    where = [f"model.base={tmp_path}/base", f"dataset.data_dir={tmp_path}/data", "dataset.frames=store"]
+    with pytest.raises(ToolkitError, match=re.escape(str(tmp_path / file))):
+        make_plan(configuration("model=tiny", *where), 1)
 
 
 @pytest.mark.parametrize(

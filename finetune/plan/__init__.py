@@ -35,6 +35,7 @@ LONG = "rotate the smallest orange pyramid on the right"  # where each episode h
 CHAT = "<|im_start|>user\n{images}{text}<|im_end|>\n"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FEWEST_VIEWS = 4
+LARGEST_SIDE = 1 << 14  # pixels
 PROCESSOR = "processor_config.json"
 WRITTEN = {"checkpoints": "checkpoint-*", "frame store": "frames-*", "feature cache": "features-*"}
 GPU, NODE = "each GPU", "each node's memory"  # what a verdict is about
@@ -109,9 +110,14 @@ def _base_folder(base: str) -> Path | None:
 def _image_side(folder: Path | None, otherwise: int) -> int:
     places = [folder, folder / "processor"] if folder else []  # the release has the file in both, others in one
     path = next((place / PROCESSOR for place in places if (place / PROCESSOR).is_file()), None)
-    settings = read_json(path).get("processor_kwargs") or {} if path else {}
-    side = settings.get("shortest_image_edge") or (settings.get("image_target_size") or [otherwise])[0]
-    return max(32, int(side) // 32 * 32)
+    if path is None:
+        return max(32, otherwise // 32 * 32)
+    with parsing(path):
+        settings = read_json(path).get("processor_kwargs") or {}
+        side = int(settings.get("shortest_image_edge") or (settings.get("image_target_size") or [otherwise])[0])
+        if not 0 < side <= LARGEST_SIDE:
+            raise ValueError(f"images of {side} pixels")
+    return max(32, side // 32 * 32)
 
 
 def _text_tokens(folder: Path | None, instructions: set[str], images: int) -> int:

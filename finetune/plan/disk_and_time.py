@@ -15,8 +15,10 @@ from finetune.recipe import FinetuneConfig, datasets
 from finetune.recipe.train_config import TrainConfig
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import parsing
 from toolkit.shared_keys import modality_configs
 
+PREPARE_AGAIN = "Prepare the dataset again."
 SMALL_FILES = 20_000_000  # tokenizer and configurations
 EFFICIENCY = 0.35  # of the data sheet's bf16 peak, products, norms and launches together
 OPTIMIZER_BYTES = 46  # read and written for each trained parameter: gradient, clipping, weight, moments, bf16 copy
@@ -80,12 +82,13 @@ def _frames(run: Run, layouts: list[DatasetLayout]) -> tuple[int, str]:
 
 
 def _pixels(layout: DatasetLayout, camera: str) -> int:
-    column = layout.video_column(camera)
-    shape = layout.info.get("features", {}).get(column, {}).get("shape")
-    if not isinstance(shape, list) or len(shape) != 3:
-        raise ToolkitError(f"{layout.root}/meta/info.json: {column} has no shape of three numbers; prepare it again.")
+    column, path = layout.video_column(camera), layout.root / "meta" / "info.json"
+    with parsing(path, PREPARE_AGAIN):
+        shape = layout.info.get("features", {}).get(column, {}).get("shape")
+        if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ToolkitError(f"{path}: {column} has no shape of three numbers. {PREPARE_AGAIN}")
     height, width = shape[1:] if shape[0] == 3 else shape[:2]
-    return int(height) * int(width)
+    return height * width
 
 
 def _features(run: Run, layouts: list[DatasetLayout]) -> tuple[int, str]:
