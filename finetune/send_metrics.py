@@ -102,8 +102,8 @@ def _to_wandb(run_dir: Path, steps: Steps, config: SendMetricsConfig, settings: 
     waits = "" if later is None else f"; step {later} waits for its evaluation: send it again then"
     left = {step: values for step, values in steps.items() if step > last and step != later}
     if not left:
-        sent = f"all {len(steps) - (later is not None)} logged steps were sent as the wandb run {run_id}"
-        return f"nothing is missing: {sent}{waits}"
+        count = len(steps) - (later is not None)
+        return f"nothing is missing: all {count} logged steps were sent as the wandb run {run_id}{waits}"
     split, own = (settings.get(name) or {} for name in ("split", "tracking"))
     named: Any = {"id": run_id, "resume": "allow", "group": tracking.group or own.get("group")}
     named["name"] = tracking.run_name or own.get("run_name") or run_dir.absolute().name
