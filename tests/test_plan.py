@@ -34,7 +34,14 @@ from finetune.plan import (
 from finetune.plan import memory as machine
 from finetune.plan.__main__ import as_json, main, plan
 from finetune.plan.disk_and_time import DiskPart, gpu_of_cluster, held_out_count, start_count, work
-from finetune.plan.memory import CUDA_CONTEXT, available_memory, loading_memory, local_processes
+from finetune.plan.memory import (
+    CUDA_CONTEXT,
+    HOST_PROCESS,
+    available_memory,
+    loading_memory,
+    local_processes,
+    own_memory,
+)
 from finetune.plan.model_shapes import by_group, parameters, shape_of_architecture, shape_of_checkpoint
 from finetune.recipe import FinetuneConfig, check_divided
 from finetune.recipe.model_config import ModelConfig
@@ -500,6 +507,25 @@ def test_a_process_counts_its_own_context_as_room(monkeypatch: pytest.MonkeyPatc
     for cuda, free in ((True, 5), (True, None), (False, 5)):
         fits.check_here(config, 1, free, bf16=True, cuda=cuda, writes=False)
     assert given == [5 + CUDA_CONTEXT, None, 5]
+
+
+def test_what_the_processes_of_a_node_have_taken_already_counts_as_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else a job that was given just the memory that the plan names would be refused when it starts."""
+    given: list[int | None] = []
+    monkeypatch.setattr(fits, "check_fits", lambda *_, host_memory_bytes, **__: given.append(host_memory_bytes))
+    monkeypatch.setattr(fits, "available_memory", lambda: 10 * GB)
+    monkeypatch.setattr(fits, "local_processes", lambda: 4)
+    for own in (GB, 100 * GB):  # no more than the plan allows a process
+        monkeypatch.setattr(fits, "own_memory", lambda own=own: own)
+        fits.check_here(configuration(), 4, 5, bf16=True, cuda=True, writes=False)
+    fits.check_here(configuration(), 4, 5, bf16=True, cuda=False, writes=False)
+    assert given == [14 * GB, 10 * GB + 4 * HOST_PROCESS, None]
+    (tmp_path / "self").mkdir()
+    assert own_memory(tmp_path) == 0
+    (tmp_path / "self" / "status").write_text("VmRSS:\t    900 kB\nRssAnon:\t     300 kB\n")
+    assert own_memory(tmp_path) == 300 * 1024
 
 
 def test_starts_and_held_out_frames_are_counted_by_tail_and_by_evaluated_episodes(small_data: Path) -> None:

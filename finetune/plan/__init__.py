@@ -12,6 +12,7 @@ from finetune.plan.activations import Batch, Kernels
 from finetune.plan.disk_and_time import DiskPart, Duration, Gpu, disk, find_layouts, on_gpu
 from finetune.plan.memory import (
     CUDA_CONTEXT,
+    HOST_PROCESS,
     DeviceMemory,
     Part,
     Run,
@@ -20,6 +21,7 @@ from finetune.plan.memory import (
     host_memory,
     loading_memory,
     local_processes,
+    own_memory,
     total_size,
 )
 from finetune.plan.model_shapes import parameters, shape_of_architecture, shape_of_checkpoint
@@ -302,8 +304,10 @@ def check_here(config: FinetuneConfig, gpus: int, free: int | None, *, bf16: boo
     config = replace(config, train=replace(config.train, precision="bf16" if bf16 else "fp32"))
     context = CUDA_CONTEXT if cuda and free is not None else 0  # its own is taken already, and in the plan
     room = None if free is None else free + context
-    host = available_memory() if cuda else None
-    check_fits(config, gpus, room, per_node=local_processes(), cuda=cuda, host_memory_bytes=host)
+    per_node, host = local_processes(), available_memory() if cuda else None
+    if host is not None:  # so is what these processes have taken until here, of what the plan allows each
+        host += per_node * min(own_memory(), HOST_PROCESS)
+    check_fits(config, gpus, room, per_node=per_node, cuda=cuda, host_memory_bytes=host)
     if writes:
         check_disk(config, gpus, cuda=cuda)
 
