@@ -45,7 +45,7 @@ def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/c
 
 def own_memory(proc: Path = Path("/proc")) -> int:
     """Bytes of this process that are no pages of files, which count as available; 0 where the host does not say."""
-    found = re.search(r"^RssAnon: *(\d+)", _text(proc / "self" / "status"), re.MULTILINE)
+    found = re.search(r"^RssAnon:\s*(\d+)", _text(proc / "self" / "status"), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
 
