@@ -101,6 +101,8 @@ def _to_wandb(run_dir: Path, steps: Steps, config: SendMetricsConfig, settings: 
     later = _evaluated_now(steps, settings) if status == "running" else None
     waits = "" if later is None else f"; step {later} waits for its evaluation: send it again then"
     left = {step: values for step, values in steps.items() if step > last and step != later}
+    if not left and last < 0:
+        return f"nothing is sent yet{waits}"
     if not left:
         count = len(steps) - (later is not None)
         return f"nothing is missing: all {count} logged steps were sent as the wandb run {run_id}{waits}"

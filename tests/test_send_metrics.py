@@ -135,6 +135,10 @@ def test_a_step_that_is_being_evaluated_is_sent_with_its_evaluation(
     settings = json.loads((run_dir / "run_config.json").read_text())
     (run_dir / "run_config.json").write_text(json.dumps({**settings, "train": {"eval_steps": 4}}))
     (run_dir / "status.json").write_text('{"status": "running"}')
+    whole = (run_dir / "metrics.jsonl").read_text()
+    (run_dir / "metrics.jsonl").write_text('{"step": 4, "loss": 0.4}\n')
+    assert "nothing is sent yet; step 4 waits" in said(capsys, str(run_dir), *OFFLINE)
+    (run_dir / "metrics.jsonl").write_text(whole)
     append(run_dir, {"step": 6, "loss": 0.2}, {"step": 8, "loss": 0.1})
     assert "3 logged steps sent" in (told := said(capsys, str(run_dir), *OFFLINE)) and "step 8 waits" in told
     assert "all 3 logged steps were sent" in said(capsys, str(run_dir), *OFFLINE)
