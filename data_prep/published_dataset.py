@@ -85,17 +85,21 @@ def publish_dataset(config: PublishConfig) -> Published:
     Raises ToolkitError, before anything is written, for a dataset that is not sound or not whole, and for what must not
     be published.
     """
-    return publish(config, KIND, lambda: _make(config), _look)
+    return publish(config, KIND, lambda: _make(config), lambda files: _look(config, files))
 
 
-def _look(files: Mapping[str, Path]) -> None:
-    """At a published folder that is there."""
-    _refuse_private({name: text for place, path in files.items() for name, text in texts_of(place, path).items()})
+def _look(config: PublishConfig, files: Mapping[str, Path]) -> None:
+    """At a published folder that is there: whole still, and as private as it was."""
+    texts = {name: text for place, path in files.items() for name, text in texts_of(place, path).items()}
+    _refuse_private(config, texts)
+    for root in (path.parents[1] for place, path in files.items() if f"/{place}".endswith(f"/{SPLIT}")):
+        _refuse_changed(root, root, "Say overwrite=true to make it again.")
 
 
-def _refuse_private(contents: Contents) -> None:
-    # a login that is a word of the card or of LeRobot's format gives nobody away
-    words = "\n".join(path.read_text(encoding="utf-8") for path in (TEMPLATE, *sorted(TEMPLATE.parent.glob("*.py"))))
+def _refuse_private(config: PublishConfig, contents: Contents) -> None:
+    # a login that is a word of the card or of LeRobot's format, or the owner's name on the hub, gives nobody away
+    known = (TEMPLATE, *sorted(TEMPLATE.parent.glob("*.py")))
+    words = "\n".join([config.repo_id or "", *(path.read_text(encoding="utf-8") for path in known)])
     refuse_private(contents, Machine.here(), KIND.noun, lambda place: False, words)
 
 
@@ -113,7 +117,7 @@ def _make(config: PublishConfig) -> Published:
     texts = {CARD: card, KIND.mark: json.dumps({"format": FORMAT, "tag": tag, "files": files}, indent=1) + "\n"}
     texts |= {place: json.dumps(split, indent=1) + "\n" for place, split in splits.items() if place in sources}
     contents = {part.place + name: text for part in parts for name, text in part.contents.items()}
-    _refuse_private({**contents, **texts})
+    _refuse_private(config, {**contents, **texts})
     linked = {place for place, path in sources.items() if config.link and "/meta/" not in f"/{place}"}
     copied = {place: path for place, path in sources.items() if place not in texts}
     with new_folder(out, KIND, copied, texts, linked, "tables and videos with the dataset") as aside:
@@ -260,17 +264,25 @@ def _leaves(name: str, values: pa.Array) -> Iterator[tuple[str, pa.Array]]:
 
 def _fingerprint(folder: Path, origin: Path) -> None:
     """Record the fingerprint of what is published, where there was one; refuse files that changed since."""
+    now = _refuse_changed(folder, origin, PREPARE_AGAIN)
+    if now:
+        write_json(folder / SPLIT, {**read_json(folder / SPLIT), **now})
+
+
+def _refuse_changed(folder: Path, origin: Path, remedy: str) -> dict[str, Any]:
+    """The fingerprint of a dataset as it is now, nothing where none was recorded; ToolkitError, naming a file below
+    `origin`, for one that changed since."""
     split = read_json(folder / SPLIT) if (folder / SPLIT).is_file() else {}
     if not split.get("fingerprint"):
-        return
+        return {}
     now, then = fingerprint_entries(folder, split), split.get("files") or {}
     changed = [name for name, content in now["files"].items() if then.get(name, content) != content]
     if changed:
         raise ToolkitError(
             f"{origin / changed[0]} is not as it was written ({len(changed)} such files): its SHA-256 differs from "
-            f"meta/split.json's. {PREPARE_AGAIN}"
+            f"meta/split.json's. {remedy}"
         )
-    write_json(folder / SPLIT, {**split, **now})
+    return now
 
 
 def _notes(config: PublishConfig, parts: list[Part]) -> list[str]:

@@ -73,11 +73,12 @@ class CreateBaseConfig:
 
 def create_base(config: CreateBaseConfig) -> Path:
     """Write the checkpoint to `config.out`: seeded weights, a small tokenizer, a processor that knows no robot yet."""
-    from gr00t.model.finished_checkpoint import write_manifest
+    from gr00t.model.finished_checkpoint import refuse_foreign, write_manifest
 
     out = Path(config.out)
+    refuse_foreign(out)
     remedy = "Free some space, or give another folder, out=FOLDER."
-    with disk_errors(out, remedy), whole_folder(out, replace=config.overwrite) as folder:
+    with disk_errors(out, remedy), whole_folder(out, replace=config.overwrite, replaceable=refuse_foreign) as folder:
         special_tokens = write_small_tokenizer(folder / "processor" / "vlm")
         model = random_model(config.model.architecture, special_tokens, seed=config.seed, dtype=config.dtype)
         model.save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,15 @@ class DashboardConfig:
     out: str | None = key("file that receives the workspace as JSON; null prints it", None, folder=True)
     saved: str | None = key("a file of out=, used in place of what is defined here; null for none", None, folder=True)
     create: bool = key("make the workspace in the project; needs a wandb key", False)
+
+    def check_given(self, given: Collection[str]) -> None:
+        """Refuse what a saved workspace has settled already."""
+        settled = [f"{name}={getattr(self, name)}" for name in ("split", "group", "project") if name in given]
+        if self.saved is not None and settled:
+            raise ToolkitError(
+                f"saved={self.saved} is a whole workspace, with a project and what it shows; {', '.join(settled)} acts "
+                "on nothing. Leave that out, or define the workspace again, without saved=...."
+            )
 
 
 def main(config: DashboardConfig) -> None:

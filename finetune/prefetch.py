@@ -18,7 +18,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes, is_disk_error
 from gr00t.file_reading import read_json
-from gr00t.file_replacement import real_path, whole_folder, write_json
+from gr00t.file_replacement import file_lock, real_path, whole_folder, write_json
 from gr00t.model import checkpoint_folder
 from toolkit.command_line import run_main
 from toolkit.declaration import key
@@ -107,24 +107,28 @@ def _verified(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSum
 
 def _fetched(out: Path, config: PrefetchConfig, asked: Origin) -> CheckpointSummary:
     """Fetch to a hidden folder beside `out`, where a broken-off start may have left some, and put it in place."""
-    from gr00t.model.finished_checkpoint import verify_checkpoint, write_manifest
+    from gr00t.model.finished_checkpoint import refuse_foreign, verify_checkpoint, write_manifest
 
+    refuse_foreign(out)
     place = real_path(out)
     staging = place.parent / f".{place.name}.prefetch"
     source = source_of(config.base, config.revision)
-    folder = _fetch_base(source, staging, asked)
-    _fetch_tokenizer(folder, config.tokenizer)
-    if not Path(config.base).is_dir():
-        write_json(folder / ORIGIN, {"base_model": "/".join(config.base.split("/")[:2])})
-        asked = replace(asked, commit=_commit(source, staging))
-    write_json(folder / RECORD, asdict(asked))
-    summary = verify_checkpoint(folder)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    write_manifest(folder)
-    with whole_folder(out) as aside:
-        aside.rmdir()
-        folder.rename(aside)
-    shutil.rmtree(staging, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # from the first byte on: two that fetch the same would write to one folder, and one take it from the other
+    with file_lock(place, required=False):
+        folder = _fetch_base(source, staging, asked)
+        _fetch_tokenizer(folder, config.tokenizer)
+        if not Path(config.base).is_dir():
+            write_json(folder / ORIGIN, {"base_model": "/".join(config.base.split("/")[:2])})
+            asked = replace(asked, commit=_commit(source, staging))
+        write_json(folder / RECORD, asdict(asked))
+        summary = verify_checkpoint(folder)
+        shutil.rmtree(folder / ".cache", ignore_errors=True)
+        write_manifest(folder)
+        with whole_folder(out, lock=False, replaceable=refuse_foreign) as aside:
+            aside.rmdir()
+            folder.rename(aside)
+        shutil.rmtree(staging, ignore_errors=True)
     return summary
 
 

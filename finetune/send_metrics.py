@@ -97,24 +97,39 @@ def _to_tensorboard(run_dir: Path, steps: Steps, config: SendMetricsConfig, sett
 def _to_wandb(run_dir: Path, steps: Steps, config: SendMetricsConfig, settings: dict[str, Any]) -> str:
     """All after the last step that was sent."""
     tracking, run_id, last = _wandb_run(run_dir, config)
-    left = {step: values for step, values in steps.items() if step > last}
+    status = str((read_optional(run_dir / STATUS) or {}).get("status", "finished"))
+    later = _evaluated_now(steps, settings) if status == "running" else None
+    waits = "" if later is None else f"; step {later} waits for its evaluation: send it again then"
+    left = {step: values for step, values in steps.items() if step > last and step != later}
+    if not left and last < 0:
+        return f"nothing is sent yet{waits}"
     if not left:
-        return f"nothing is missing: all {len(steps)} logged steps were sent as the wandb run {run_id}"
+        count = len(steps) - (later is not None)
+        return f"nothing is missing: all {count} logged steps were sent as the wandb run {run_id}{waits}"
     split, own = (settings.get(name) or {} for name in ("split", "tracking"))
     named: Any = {"id": run_id, "resume": "allow", "group": tracking.group or own.get("group")}
     named["name"] = tracking.run_name or own.get("run_name") or run_dir.absolute().name
     named["tags"] = [str(tag) for tag in (split.get("name"), *tracking.tags) if tag]
     run = open_run(tracking, run_dir, settings, **named)
     assert isinstance(run, WandbRun)
-    status = (read_optional(run_dir / STATUS) or {}).get("status", "finished")
+    sent = {"wandb_id": run_id, "project": tracking.project, "step": last}
+    write_json(run_dir / SENT, sent)  # whatever ends this process, the rest goes to the same run
     try:
-        for last, values in left.items():
-            run.log(last, values)
+        for step, values in left.items():
+            run.log(step, values)
+            last = step
     finally:
-        run.end("stopped" if status == "running" else str(status), {})
-        write_json(run_dir / SENT, {"wandb_id": run_id, "project": tracking.project, "step": last})
+        run.end("stopped" if status == "running" else status, {})
+        write_json(run_dir / SENT, {**sent, "step": last})
     kept = f", kept offline: wandb sync {run_dir / 'wandb'}" if run.offline else ""
-    return f"{len(left)} logged steps sent as the wandb run {run_id} of {tracking.project}{kept}"
+    return f"{len(left)} logged steps sent as the wandb run {run_id} of {tracking.project}{kept}{waits}"
+
+
+def _evaluated_now(steps: Steps, settings: dict[str, Any]) -> int | None:
+    """The newest step, where its evaluation is still to come: wandb takes no more numbers of a step that it has."""
+    newest, every = max(steps), (settings.get("train") or {}).get("eval_steps")
+    is_due = isinstance(every, int) and newest and newest % every == 0
+    return newest if is_due and not any(name.startswith("val/") for name in steps[newest]) else None
 
 
 def _wandb_run(run_dir: Path, config: SendMetricsConfig) -> tuple[TrackingConfig, str, int]:

@@ -20,6 +20,7 @@ from gr00t.data.video import VideoReader, write_video
 
 Columns = dict[str, np.ndarray]
 CAMERAS = ("image", "wrist_image")
+ANNOTATION = "annotation.human.task_description"
 
 
 def table_path(root: Path, episode: int) -> Path:
@@ -819,6 +820,24 @@ IN_WORDS: dict[str, tuple[str, str, list[str], Damage]] = {
         "warning",
         ["meta/tasks.jsonl: ", " is listed 2 times.", "Give both the same task_index"],
         list_instruction,
+    ),
+    "a frame without an instruction": (
+        "told",
+        "error",
+        ["refers to no instruction at frame 3 of episode 4. Write the instruction into meta/tasks.jsonl"],
+        lambda r: edit_tables(r, lambda c: put(c, ANNOTATION, 3, np.nan), [4], new_statistics=False),
+    ),
+    "a frame between two instructions": (
+        "told",
+        "error",
+        ["refers to no instruction at frame 2 of episode 4."],
+        lambda r: edit_tables(r, lambda c: put(c, ANNOTATION, 2, 0.5), [4], new_statistics=False),
+    ),
+    "a misspelt list of episodes that are left out": (
+        "held out",
+        "warning",
+        ['"excluded" is no key of it, and nothing reads it. Did you mean "exclude"? Correct the key'],
+        lambda r: edit_meta(r, "split.json", lambda s: s.update(excluded=[3])),
     ),
     "an instruction is not used": (
         "told",

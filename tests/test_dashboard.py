@@ -56,6 +56,13 @@ def test_without_a_key_nothing_is_created(monkeypatch: pytest.MonkeyPatch, tmp_p
         main(config("create=true"))
 
 
+@pytest.mark.parametrize("typed", ["project=other", "split=color_object", "group=suite"])
+def test_what_a_saved_workspace_has_settled_is_not_ignored(typed: str) -> None:
+    with pytest.raises(ToolkitError, match=rf"saved=a.json is a whole workspace.* {typed} acts on nothing"):
+        config("saved=a.json", typed)
+    assert config("saved=a.json", "entity=team", "create=true").entity == "team"
+
+
 @pytest.mark.parametrize("content", ['{"a": 1}', "[]", "{"])
 def test_a_file_that_is_no_workspace_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "workspace.json"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,10 +33,17 @@ from finetune.plan import (
 )
 from finetune.plan import memory as machine
 from finetune.plan.__main__ import as_json, main, plan
-from finetune.plan.disk_and_time import DiskPart, gpu_of_cluster, held_out_count, start_count
-from finetune.plan.memory import CUDA_CONTEXT, available_memory, loading_memory, local_processes
+from finetune.plan.disk_and_time import DiskPart, gpu_of_cluster, held_out_count, start_count, work
+from finetune.plan.memory import (
+    CUDA_CONTEXT,
+    HOST_PROCESS,
+    available_memory,
+    loading_memory,
+    local_processes,
+    own_memory,
+)
 from finetune.plan.model_shapes import by_group, parameters, shape_of_architecture, shape_of_checkpoint
-from finetune.recipe import FinetuneConfig
+from finetune.recipe import FinetuneConfig, check_divided
 from finetune.recipe.model_config import ModelConfig
 from finetune.training.optimizer import add_adapters
 from finetune.training.train import finetune
@@ -47,6 +57,7 @@ from toolkit.configuration import load
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = {"<|image_pad|>": 6, "<|video_pad|>": 7, "<|vision_start|>": 3, "<|vision_end|>": 4}
 GB = 1_000_000_000
+INFO = "data/color_object/train/meta/info.json"
 
 
 def model_config(name: str) -> ModelConfig:
@@ -203,6 +214,21 @@ def test_the_tables_show_every_part_of_the_plan(capsys: pytest.CaptureFixture[st
             3,
             ["train.optimizer=adamw_8bit", "engine=zero2 on 3 GPUs"],
         ),
+        (
+            ["train.global_batch_size=2", "engine=fsdp2", "augment=none"],
+            1,
+            [
+                "train.micro_batch_size=1",
+                "train.features=cached augment.views=4",
+                "train.activation_checkpointing=true",
+                "engine=fsdp2 on 2 GPUs",
+            ],
+        ),
+        (
+            ["train.global_batch_size=4", "engine=zero2", "train.lora.rank=4"],
+            2,
+            ["train.micro_batch_size=1", "train.activation_checkpointing=true", "engine=zero2 on 4 GPUs"],
+        ),
     ],
 )
 def test_what_is_offered_is_the_cheapest_first_and_divides_the_batch(
@@ -212,6 +238,22 @@ def test_what_is_offered_is_the_cheapest_first_and_divides_the_batch(
     assert [change.settings for change in found] == offered
     assert [change.config.train.optimizer for change in found][-1] == "adamw"  # which ZeRO-2 divides
     assert found[-1].gpus == int(offered[-1].split()[2])
+    for change in found:  # none that training would refuse
+        change.config.train.check_values()
+        check_divided(change.config)
+
+
+def test_more_processes_are_no_remedy_where_all_share_one_memory() -> None:
+    config = configuration("model=small", "device=cpu")
+    assert [c.settings for c in changes(config, 1, cuda=False) if c.settings.startswith("engine")] == []
+    lines = device_verdict(make_plan(config, 1, cuda=False), GB).advice()
+    assert lines[0].startswith("No setting makes it fit here: take a machine with more memory")
+    assert not any("GPU" in line for line in lines)
+
+
+def test_of_a_node_with_too_little_memory_it_is_said_what_helps() -> None:
+    (line,) = host_verdict(make_plan(configuration(), 4), GB).advice()
+    assert "cluster.memory" in line and "fewer processes" in line
 
 
 def test_what_does_not_fit_is_refused_with_what_makes_it_fit() -> None:
@@ -323,6 +365,95 @@ def test_on_a_cpu_all_processes_of_a_node_count() -> None:
     assert device_verdict(made, None).needed == needed
 
 
+@pytest.mark.parametrize(
+    ("settings", "processes", "on_a_node", "what"),
+    [
+        (["device=cpu", "gpus=4"], 4, 4, "this machine's memory"),
+        (["device=cpu"], 1, 1, "this machine's memory"),
+        (["cluster.gpus_per_node=0", "cluster.processes_per_node=2", "cluster.nodes=2"], 4, 2, "this machine's memory"),
+        (["cluster.gpus_per_node=0", "gpu=a100"], 1, 1, "each GPU"),
+        (["cluster.gpus_per_node=4", "cluster.processes_per_node=2", "cluster.nodes=2"], 4, 2, "each GPU"),
+        (["gpus=2"], 2, 2, "each GPU"),
+        (["engine=single"], 1, 1, "each GPU"),
+    ],
+)
+def test_a_plan_counts_the_processes_that_will_run(
+    settings: list[str], processes: int, on_a_node: int, what: str
+) -> None:
+    made, verdicts = plan(compose("plan", "model=small", "train.global_batch_size=8", *settings))
+    assert (made.run.gpus, made.run.per_node, verdicts[0].what) == (processes, on_a_node, what)
+
+
+def test_images_are_as_large_as_the_base_says_wherever_it_says_so(tiny_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    (tmp_path / "base" / "processor_config.json").unlink()  # some checkpoints have it in processor/ only
+    path = tmp_path / "base" / "processor" / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["processor_kwargs"]["shortest_image_edge"] = 128
+    path.write_text(json.dumps(settings))
+    assert make_plan(configuration("model=tiny", f"model.base={tmp_path}/base"), 1).run.batch.side == 128
+
+
+def in_json(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("base/processor_config.json", lambda c: c.update(processor_kwargs=[1])),
+        ("base/processor_config.json", lambda c: c["processor_kwargs"].update(shortest_image_edge="big")),
+        ("base/processor_config.json", lambda c: c["processor_kwargs"].update(shortest_image_edge=1e300)),
+        ("base/config.json", lambda c: c.update(attend_text_every_n_blocks=0)),
+        ("base/config.json", lambda c: c.update(action_horizon=-4)),
+        (INFO, lambda c: c.update(features=[])),
+        (INFO, lambda c: [feature.update(shape=["a", 2, 3]) for feature in c["features"].values()]),
+    ],
+)
+def test_a_damaged_file_is_named(
+    file: str, change: Callable[[Any], object], small_data: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    shutil.copytree(small_data, tmp_path / "data")
+    in_json(tmp_path / file, change)
+    where = [f"model.base={tmp_path}/base", f"dataset.data_dir={tmp_path}/data", "dataset.frames=store"]
+    with pytest.raises(ToolkitError, match=re.escape(str(tmp_path / file))):
+        make_plan(configuration("model=tiny", *where), 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ("max_steps=10 save_steps=10 keep_last=3 eval_steps=2", "4 kept, one being written"),  # 2, 4, 6, 8, 10
+        ("max_steps=10 save_steps=10 keep_last=3", "1 kept;"),
+        ("max_steps=10 save_steps=5 keep_last=3 eval_steps=5", "2 kept;"),  # the best is one of the two
+        ("max_steps=12 save_steps=4 keep_last=1 keep_every=6 eval_steps=3", "4 kept, one being written"),  # 6, 12
+        ("max_steps=9 save_steps=4 keep_last=1 keep_every=9", "2 kept, one being written"),  # the last one too
+    ],
+)
+def test_checkpoints_of_the_best_evaluations_take_room_too(settings: str, kept: str) -> None:
+    config = configuration(*(f"train.{setting}" for setting in settings.split()))
+    assert make_plan(config, 1).disk[0].note.startswith(kept)
+
+
+def test_time_counts_what_is_computed_again_and_only_trained_weights_as_trained() -> None:
+    def tflops(*settings: str) -> dict[str, float]:
+        return work(make_plan(configuration("train.global_batch_size=1", *settings), 1).run)
+
+    frozen, checkpointing = tflops(), tflops("train.activation_checkpointing=true")
+    assert checkpointing["vl_self_attention"] == pytest.approx(frozen["vl_self_attention"] * 4 / 3)
+    assert frozen["diffusion transformer"] < checkpointing["diffusion transformer"]
+    assert checkpointing["diffusion transformer"] < frozen["diffusion transformer"] * 4 / 3
+    assert checkpointing["language model"] == frozen["language model"]
+    layer = frozen["language model"] / 16
+    top = [tflops(f"train.tune.top_llm_layers={n}")["language model"] for n in (1, 16)]
+    assert top == [pytest.approx((15 + 3) * layer), pytest.approx(3 * 16 * layer)]
+    adapters = tflops("train.lora.rank=1")["language model"]  # the frozen weights pass gradients on
+    assert adapters == pytest.approx(2 * 16 * layer, rel=0.03)
+
+
 def remedies(config: FinetuneConfig, room: int) -> list[tuple[str, int]]:
     """Of a memory of 100, less 10 by each change; 30 on ZeRO-2."""
 
@@ -378,6 +509,25 @@ def test_a_process_counts_its_own_context_as_room(monkeypatch: pytest.MonkeyPatc
     assert given == [5 + CUDA_CONTEXT, None, 5]
 
 
+def test_what_the_processes_of_a_node_have_taken_already_counts_as_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else a job that was given just the memory that the plan names would be refused when it starts."""
+    given: list[int | None] = []
+    monkeypatch.setattr(fits, "check_fits", lambda *_, host_memory_bytes, **__: given.append(host_memory_bytes))
+    monkeypatch.setattr(fits, "available_memory", lambda: 10 * GB)
+    monkeypatch.setattr(fits, "local_processes", lambda: 4)
+    for own in (GB, 100 * GB):  # no more than the plan allows a process
+        monkeypatch.setattr(fits, "own_memory", lambda own=own: own)
+        fits.check_here(configuration(), 4, 5, bf16=True, cuda=True, writes=False)
+    fits.check_here(configuration(), 4, 5, bf16=True, cuda=False, writes=False)
+    assert given == [14 * GB, 10 * GB + 4 * HOST_PROCESS, None]
+    (tmp_path / "self").mkdir()
+    assert own_memory(tmp_path) == 0
+    (tmp_path / "self" / "status").write_text("VmRSS:\t    900 kB\nRssAnon:\t     300 kB\n")
+    assert own_memory(tmp_path) == 300 * 1024
+
+
 def test_starts_and_held_out_frames_are_counted_by_tail_and_by_evaluated_episodes(small_data: Path) -> None:
     layout = DatasetLayout(small_data / "color_object/train")
     lengths = [layout.episode(index).length for index in layout.train_episodes]
@@ -399,6 +549,8 @@ def test_starts_and_held_out_frames_are_counted_by_tail_and_by_evaluated_episode
         ("h100_pcie", "h100"),
         ("gh200", "gh200"),
         ("l40s", "l40s"),
+        ("nvidia_a100_3g.20gb", "a100, 3g.20gb"),
+        ("3g.20gb", None),
         ("v100", None),
         (None, None),
     ],
@@ -406,6 +558,12 @@ def test_starts_and_held_out_frames_are_counted_by_tail_and_by_evaluated_episode
 def test_a_clusters_name_of_a_gpu_is_understood(name: str | None, meant: str | None) -> None:
     found = gpu_of_cluster(name)
     assert (found.name if found else None) == meant
+
+
+def test_a_slice_of_a_gpu_has_its_own_memory() -> None:
+    whole, part = gpu_of_cluster("nvidia_h100_80gb_hbm3"), gpu_of_cluster("nvidia_h100_80gb_hbm3_2g.20gb")
+    assert whole is not None and part is not None
+    assert (part.memory, part.tflops) == (20, pytest.approx(whole.tflops * 2 / 7))
 
 
 def test_an_older_control_groups_limit_counts_too(tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from finetune import prefetch as script
+from finetune.create_base import create_base
 from finetune.prefetch import PrefetchConfig, prefetch
 from gr00t.errors import ToolkitError
 from gr00t.model.finished_checkpoint import MANIFEST, verify_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 from gr00t.model.weight_files import LM_HEAD
+from toolkit.configuration import load
 
 BASE, BACKBONE = "nvidia/GR00T-N1.7-tiny", "nvidia/tiny-backbone"
 
@@ -222,6 +224,53 @@ def test_a_folder_of_an_earlier_version_counts_as_its_repository_but_as_no_revis
     with pytest.raises(ToolkitError, match="holds something of unrecorded origin; asked for is"):
         prefetch(PrefetchConfig(base=BASE, out=str(out)))
     prefetch(PrefetchConfig(base=str(out), out=str(out)))  # to verify what is there
+
+
+def test_two_that_fetch_the_same_folder_do_not_take_it_from_each_other(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, refused = PrefetchConfig(base=BASE, out=str(tmp_path / "base")), list[str]()
+    download = huggingface_hub.snapshot_download
+
+    def meanwhile(*arguments: Any, **options: Any) -> str:
+        found = download(*arguments, **options)
+        with monkeypatch.context() as patch, pytest.raises(ToolkitError) as second:
+            patch.setattr(huggingface_hub, "snapshot_download", download)
+            prefetch(config)
+        refused.append(str(second.value))
+        return found
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", meanwhile)
+    prefetch(config)
+    assert refused and all("another process is writing it at this moment" in message for message in refused)
+    verify_manifest(tmp_path / "base")
+
+
+@pytest.mark.parametrize("place", ["color_object/checkpoint-10/state.json", "notes.txt", "base/results.csv"])
+@pytest.mark.parametrize("make", ["prefetch", "create_base"])
+def test_what_is_no_part_of_a_checkpoint_is_never_replaced(
+    make: str, place: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    if place.startswith("base/"):  # beside one
+        shutil.copytree(tiny_base, out)
+    (out / place).parent.mkdir(parents=True, exist_ok=True)
+    (out / place).write_text("precious")
+    with pytest.raises(ToolkitError, match="no part of a checkpoint, and is never replaced") as refused:
+        if make == "prefetch":
+            prefetch(PrefetchConfig(base=str(tiny_base), out=str(out), overwrite=True))
+        else:
+            create_base(load("create_base", ["local=none", "model=tiny", f"out={out}", "overwrite=true"]))
+    assert place in str(refused.value) and (out / place).read_text() == "precious"
+
+
+def test_a_damaged_checkpoint_is_replaced_where_that_is_asked(tiny_base: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(tiny_base, tmp_path / "out"))
+    (out / MANIFEST).write_text("{")
+    (out / "config.json").unlink()
+    (out / "LICENSE").write_text("terms")
+    prefetch(PrefetchConfig(base=str(tiny_base), out=str(out), overwrite=True))
+    verify_manifest(out)
 
 
 def test_a_broken_off_start_for_another_revision_leaves_nothing_of_it(hub: Hub, tmp_path: Path) -> None:

@@ -462,6 +462,14 @@ def test_a_public_repository_is_not_taken_for_a_private_one(data: Path, hub: Fak
     assert hub.sent(CUBES) == before
 
 
+def test_what_was_damaged_since_is_not_sent(data: Path, hub: FakeHub, tmp_path: Path) -> None:
+    out = publish(data, tmp_path / "out", "part=conflict").out
+    video = next(out.rglob("*.mp4"))
+    video.write_bytes(video.read_bytes()[:-1] + b"\1")
+    message = refusal(data, out, "part=conflict", *ASKED)
+    assert f"{video} is not as it was written" in message and "overwrite=true" in message and not hub.repositories
+
+
 def test_what_was_added_by_hand_is_looked_at_before_it_is_sent(data: Path, hub: FakeHub, tmp_path: Path) -> None:
     out = publish(data, tmp_path / "out", "part=conflict").out
     spoil_column(out / "data/chunk-000/episode_000000.parquet", "note", HUGGING_FACE)

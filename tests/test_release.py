@@ -472,6 +472,9 @@ PRIVATE = {
     'root = "/home/ann/data"': "a home folder",
     "C:\\\\Users\\\\ann\\\\data": "a home folder",
     "see /var/lab42/place/x": "a folder of this machine",
+    "from node:/lustre/ann/raw": "an absolute path",
+    "base: file:///scratch/ann/base": "an absolute path",
+    "base: file:///scratch/shared/base": "a folder of this machine",
     "trained by ann_example": "a login or host name",
     "on node-17.lab": "a login or host name",
     KEYS["address"]: "a login in an address",
@@ -489,10 +492,17 @@ def test_every_kind_of_private_line_is_found(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["https://huggingface.co/owner/name", "checkpoints/color_object", "train", "token_id: 12", "</tool_call>",
-     "git_revision: 147518f3ef524490e3767ba515169b957f6d07ce", "a/b/c.json", "`gr00t/`, `scripts/`"],
+     "git_revision: 147518f3ef524490e3767ba515169b957f6d07ce", "a/b/c.json", "`gr00t/`, `scripts/`",
+     "s3://bucket/a/b", "ws://host:8000/a/b"],
 )  # fmt: skip
 def test_no_false_alarm(line: str) -> None:
     assert not list(find_private({"checkpoints/a/notes.json": line, "gr00t/x.py": "train"}, MACHINE))
+
+
+def test_a_login_may_be_the_owners_name_on_the_hub(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.publication.getuser", lambda: "ann_example")
+    card = (publish(home, tmp_path / "out", "repo_id=ann_example/policy").out / "README.md").read_text()
+    assert "hf download ann_example/policy" in card
 
 
 def test_an_example_in_the_guide_may_be_what_a_run_was_given() -> None:
@@ -712,6 +722,18 @@ def test_a_foreign_folder_is_never_replaced_and_a_release_only_when_asked(home: 
     assert (publish(home, out, "overwrite=true").out / "README.md").is_file()
 
 
+def test_what_was_put_into_a_release_is_not_deleted_with_it(home: Path, tmp_path: Path) -> None:
+    out = publish(home, tmp_path / "out").out
+    for place in ("gr00t/__pycache__/x.pyc", "own.egg-info/PKG-INFO"):  # what use leaves may go
+        (out / place).parent.mkdir(exist_ok=True)
+        (out / place).write_text("")
+    (out / "runs" / "mine").mkdir(parents=True)
+    (out / "runs" / "mine" / "metrics.jsonl").write_text("{}")
+    assert "holds runs/mine/metrics.jsonl, which the release did not have" in refusal(home, out, "overwrite=true")
+    shutil.rmtree(out / "runs")
+    publish(home, out, "overwrite=true")
+
+
 def test_a_release_does_not_lie_in_what_it_is_made_of(home: Path, tmp_path: Path) -> None:
     assert "lies inside checkpoint" in refusal(home, home / "checkpoints/color_object/release")
     assert "this checkout" in refusal(home, CHECKOUT)
@@ -779,6 +801,24 @@ def test_a_release_that_is_there_is_sent_with_what_was_written_into_its_card(
     assert hub.sent(POLICY) == before
     publish(home, out, *ASKED, "private=false")
     assert "gr00t/theirs.txt" in hub.sent(POLICY)
+
+
+def test_a_release_that_was_damaged_or_is_of_another_checkpoint_is_not_sent(
+    home: Path, copy: Path, hub: FakeHub, tmp_path: Path
+) -> None:
+    out = publish(home, tmp_path / "out").out
+    weights = sorted((copy / "checkpoints" / "color_object").glob("*.safetensors"))[-1]
+    damaged = out / "checkpoints" / "color_object" / weights.name
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-4] + b"\1\1\1\1")
+    assert f"{weights.name} has changed" in refusal(home, out, *ASKED)
+    damaged.write_bytes(whole)
+    weights.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))  # trained again since
+    message = refusal(copy, out, *ASKED)
+    assert f"another checkpoint than {weights.parent}" in message and "overwrite=true" in message
+    assert not hub.files
+    publish(home, out, *ASKED)
+    assert hub.files
 
 
 def test_what_is_written_into_it_is_looked_at_too(home: Path, hub: FakeHub, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from wandb_records import records
 
 from finetune.send_metrics import main, read, read_steps
 from gr00t.errors import ToolkitError
-from toolkit.trackers import steps_in_tensorboard
+from toolkit.trackers import WandbRun, steps_in_tensorboard
 
 LINES = [
     {"step": 2, "loss": 0.5, "grad_norm": 1.0},
@@ -127,6 +127,63 @@ def test_a_run_is_sent_once_and_later_only_what_came_since(run_dir: Path, capsys
     first, _ = sorted((run_dir / "wandb").glob("offline-run-*"))
     (run,) = [r.run for r in records(first) if r.WhichOneof("record_type") == "run"]
     assert (run.display_name, run.run_group, list(run.tags)) == ("first", "conflict-tiny", ["color_object"])
+
+
+def test_a_step_that_is_being_evaluated_is_sent_with_its_evaluation(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = json.loads((run_dir / "run_config.json").read_text())
+    (run_dir / "run_config.json").write_text(json.dumps({**settings, "train": {"eval_steps": 4}}))
+    (run_dir / "status.json").write_text('{"status": "running"}')
+    whole = (run_dir / "metrics.jsonl").read_text()
+    (run_dir / "metrics.jsonl").write_text('{"step": 4, "loss": 0.4}\n')
+    assert "nothing is sent yet; step 4 waits" in said(capsys, str(run_dir), *OFFLINE)
+    (run_dir / "metrics.jsonl").write_text(whole)
+    append(run_dir, {"step": 6, "loss": 0.2}, {"step": 8, "loss": 0.1})
+    assert "3 logged steps sent" in (told := said(capsys, str(run_dir), *OFFLINE)) and "step 8 waits" in told
+    assert "all 3 logged steps were sent" in said(capsys, str(run_dir), *OFFLINE)
+    append(run_dir, {"step": 8, "val/arm_mae": 0.05})
+    assert "1 logged steps sent" in said(capsys, str(run_dir), *OFFLINE)
+    assert [row[1:] for row in sent(run_dir)][-1] == (8, {"train/loss": 0.1, "val/arm_mae": 0.05})
+    append(run_dir, {"step": 12, "loss": 0.1})
+    (run_dir / "status.json").write_text('{"status": "stopped"}')  # which no evaluation follows
+    assert "1 logged steps sent" in said(capsys, str(run_dir), *OFFLINE)
+
+
+def test_what_an_interrupted_call_did_not_send_goes_to_the_same_run(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupted(*_: object) -> None:
+        raise Interrupted
+
+    log, end = WandbRun.log, WandbRun.end
+    with monkeypatch.context() as patch:
+        patch.setattr(WandbRun, "log", lambda run, step, values: log(run, step, values) if step < 4 else interrupted())
+        with pytest.raises(Interrupted):
+            main(read([str(run_dir), *OFFLINE]))
+    assert "1 logged steps sent" in said(capsys, str(run_dir), *OFFLINE)  # the one that was not logged
+    append(run_dir, {"step": 6, "loss": 0.2})
+    with monkeypatch.context() as patch:
+        patch.setattr(WandbRun, "end", lambda run, *_: (end(run, *_), interrupted()))
+        with pytest.raises(Interrupted):
+            main(read([str(run_dir), *OFFLINE]))
+    assert "1 logged steps sent" in said(capsys, str(run_dir), *OFFLINE)
+    assert [step for _, step, _ in sent(run_dir)] == [2, 4, 6, 6]
+    assert len({run_id for run_id, *_ in sent(run_dir)}) == 1
+
+
+def test_a_first_call_that_is_killed_leaves_the_name_of_its_run(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(WandbRun, "end", lambda run, *_: run._run.finish() or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(read([str(run_dir), *OFFLINE]))
+    assert "2 logged steps sent" in said(capsys, str(run_dir), *OFFLINE)
+    assert len({run_id for run_id, *_ in sent(run_dir)}) == 1
 
 
 def test_what_training_logs_to_wandb_is_not_sent_twice(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,10 +34,13 @@ CARD = "README.md"
 HUB = "https://huggingface.co"
 _MARGIN = 1.02  # of disk space
 _HOME = re.compile(r"(?<![\w.])(?:/home|/Users|[A-Za-z]:\\+Users\\)[/\\]*\w[^/\\\s\"'<>]*")
-_ABSOLUTE = re.compile(r"(?<![\w.:/<>\\~$}-])/(?:[\w.+-]+/)+[\w.+-]+")
+# also behind the name of a host (node:/scratch/a), or as an address (file:///scratch/a)
+_ABSOLUTE = re.compile(r"(?:(?<![\w./<>\\~$}-])|(?<=file://))/(?:[\w.+-]+/)+[\w.+-]+")
 _WORD = re.compile(r"[\w-]+")
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
 _SHOWN = 8  # findings
+# what Python, pip, the toolkit's caches and macOS leave in a folder that is used
+_MADE_AGAIN = re.compile(r"__pycache__|.*\.egg-info|\.cache|\.DS_Store|\._.*")
 
 Look = Callable[[dict[str, Path]], object]
 
@@ -90,6 +93,8 @@ def publish(config: Any, kind: Kind, make: Callable[[], Published], look: Look) 
         )
     if there and not config.overwrite and not config.upload:
         raise ToolkitError(f"{out} is a {kind.noun} already. Say overwrite=true to make it again, or out=FOLDER.")
+    if there and config.overwrite:
+        _refuse_added(out, kind)
     if config.upload:  # making one takes minutes: refused before where nobody is logged in
         with _hub(str(config.repo_id)) as api:
             api.whoami()
@@ -97,6 +102,23 @@ def publish(config: Any, kind: Kind, make: Callable[[], Published], look: Look) 
     if not config.upload:
         return found
     return replace(found, address=upload(found, str(config.repo_id), kind, private=config.private))
+
+
+def _refuse_added(out: Path, kind: Kind) -> None:
+    """Making it again would delete what was put into it since: a run that was made there, another checkpoint."""
+    known = set(read_json(out / kind.mark).get("files") or [])
+    places = (path.relative_to(out) for path in sorted(out.rglob("*")) if path.is_symlink() or not path.is_dir())
+    added = [
+        place.as_posix()
+        for place in places
+        if place.as_posix() not in known and not any(_MADE_AGAIN.fullmatch(part) for part in place.parts)
+    ]
+    if added:
+        more = f" and {len(added) - 1} more" * (len(added) > 1)
+        raise ToolkitError(
+            f"{out} holds {added[0]}{more}, which the {kind.noun} did not have when it was made, and overwrite=true "
+            "would delete it. Move it away, or give another folder, out=FOLDER."
+        )
 
 
 def _existing(out: Path, kind: Kind, look: Look) -> Published:
@@ -259,7 +281,7 @@ def _patterns(
 
 
 def _whole(text: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w./-]){re.escape(text)}(?![\w-])")
+    return re.compile(rf"(?:(?<![\w./-])|(?<=file://)){re.escape(text)}(?![\w-])")
 
 
 # -- the card ----------------------------------------------------------------------------------------------------------

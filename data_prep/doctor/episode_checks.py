@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 
@@ -13,6 +14,8 @@ from data_prep.doctor.examined_dataset import Group, Series, Subject, listed_obj
 from data_prep.maniskill import CONTROL_FREQ
 from toolkit.shared_keys import SUITE_PARTS
 
+CHOOSING = ("val_episodes", "exclude")  # keys of meta/split.json that users write
+DESCRIBING = ("episodes", "val_fraction")  # of those that the converter writes, what looks like them
 SPIKE = 20.0  # times what 95 % of the frames stay below
 FEW_VALUES = 5  # a dimension of no more different values is a switch, whose jumps are meant
 PLAUSIBLE_FPS = (1.0, 240.0)
@@ -143,6 +146,10 @@ def check_split(subject: Subject) -> Iterator[Finding]:
     if not split:
         yield remark(SPLIT, "not there: no episode is held out of training")
         return
+    for name in split.keys() - {*CHOOSING, *DESCRIBING}:
+        if meant := difflib.get_close_matches(name.lower(), CHOOSING, 1, cutoff=0.8):
+            found = f'"{name}" is no key of it, and nothing reads it. Did you mean "{meant[0]}"?'
+            yield warning(SPLIT, found, "Correct the key's name.")
     listed, known = split.get("val_episodes", []), {e.index for e in subject.layout.listed}
     if not isinstance(listed, list) or not all(isinstance(i, int) for i in listed):
         yield error(SPLIT, f"val_episodes must be a list of episode numbers, not {listed!r}.")

@@ -101,10 +101,11 @@ def check_told(subject: Subject) -> Iterator[Finding]:
     """Has every frame a listed instruction?"""
     column, tasks = annotation_column(subject), subject.layout.tasks
     by_episode = instructions_by_episode(subject, column)
-    lost = _unlisted(column, by_episode, tasks)
+    lost = {**_unlisted(column, by_episode, tasks), **_unnumbered(subject, column)}
     yield from subject.about(error, "data/", lost, MEND_TASKS)
     if column != TASK_INDEX:
         others = _unlisted(TASK_INDEX, instructions_by_episode(subject, TASK_INDEX), tasks)
+        others |= _unnumbered(subject, TASK_INDEX)
         wrong = {i: found for i, found in others.items() if i not in lost}
         yield from subject.about(warning, "data/", wrong, f'Training reads "{column}", LeRobot this: {MEND_TASKS}')
     used = Counter(tasks[n] for numbers in by_episode.values() for n in numbers if n in tasks)
@@ -130,6 +131,17 @@ def _unlisted(column: str, by_episode: dict[int, set[int]], tasks: dict[int, str
     hints = {n: did_you_mean(str(n), map(str, tasks)).replace("Known:", "Listed:") for n in unknown.values()}
     lists = "which meta/tasks.jsonl does not list"
     return {i: f'Column "{column}" refers to instruction {n}, {lists}.{hints[n]}' for i, n in unknown.items()}
+
+
+def _unnumbered(subject: Subject, column: str) -> dict[int, str]:
+    """What is wrong with the episodes in which a frame's cell is empty or holds no whole number."""
+    found = {}
+    for i, values in subject.column(column).items():
+        numbers = matrix(values)[:, 0] if values.dtype.kind == "f" and len(values) else np.empty(0)
+        wrong = np.flatnonzero(~np.isfinite(numbers) | (numbers != np.floor(numbers)))
+        if len(wrong):
+            found[i] = f'Column "{column}" refers to no instruction at frame {wrong[0]} of episode {i}.'
+    return found
 
 
 def annotation_column(subject: Subject) -> str:

@@ -12,6 +12,7 @@ from finetune.plan.activations import Batch, Kernels
 from finetune.plan.disk_and_time import DiskPart, Duration, Gpu, disk, find_layouts, on_gpu
 from finetune.plan.memory import (
     CUDA_CONTEXT,
+    HOST_PROCESS,
     DeviceMemory,
     Part,
     Run,
@@ -20,10 +21,11 @@ from finetune.plan.memory import (
     host_memory,
     loading_memory,
     local_processes,
+    own_memory,
     total_size,
 )
 from finetune.plan.model_shapes import parameters, shape_of_architecture, shape_of_checkpoint
-from finetune.recipe import FinetuneConfig, check_batch, check_cache, check_divided, check_evaluation
+from finetune.recipe import FinetuneConfig, check_batch, check_cache, check_divided, check_evaluation, trains_backbone
 from gr00t.errors import ToolkitError, free_space, in_bytes
 from gr00t.file_reading import parsing, read_json
 from gr00t.model.checkpoint_folder import resolve_folder
@@ -35,7 +37,10 @@ LONG = "rotate the smallest orange pyramid on the right"  # where each episode h
 CHAT = "<|im_start|>user\n{images}{text}<|im_end|>\n"
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FEWEST_VIEWS = 4
+LARGEST_SIDE = 1 << 14  # pixels
+PROCESSOR = "processor_config.json"
 WRITTEN = {"checkpoints": "checkpoint-*", "frame store": "frames-*", "feature cache": "features-*"}
+GPU, NODE = "each GPU", "each node's memory"  # what a verdict is about
 START_ANYWAY = "To start anyway: check_fit=false."
 
 
@@ -105,10 +110,16 @@ def _base_folder(base: str) -> Path | None:
 
 
 def _image_side(folder: Path | None, otherwise: int) -> int:
-    path = folder / "processor_config.json" if folder else None
-    settings = read_json(path).get("processor_kwargs", {}) if path and path.is_file() else {}
-    side = settings.get("shortest_image_edge") or (settings.get("image_target_size") or [otherwise])[0]
-    return max(32, int(side) // 32 * 32)
+    places = [folder, folder / "processor"] if folder else []  # the release has the file in both, others in one
+    path = next((place / PROCESSOR for place in places if (place / PROCESSOR).is_file()), None)
+    if path is None:
+        return max(32, otherwise // 32 * 32)
+    with parsing(path):
+        settings = read_json(path).get("processor_kwargs") or {}
+        side = int(settings.get("shortest_image_edge") or (settings.get("image_target_size") or [otherwise])[0])
+        if not 0 < side <= LARGEST_SIDE:
+            raise ValueError(f"images of {side} pixels")
+    return max(32, side // 32 * 32)
 
 
 def _text_tokens(folder: Path | None, instructions: set[str], images: int) -> int:
@@ -137,26 +148,28 @@ class Change(NamedTuple):
     gpus: int
 
 
-def changes(config: FinetuneConfig, gpus: int) -> Iterator[Change]:
+def changes(config: FinetuneConfig, gpus: int, *, cuda: bool = True) -> Iterator[Change]:
     """What makes a run need less memory, the cheapest first, each change on top of the ones before it."""
-    train, tune, sizes = config.train, config.train.tune, _micro_batches(config, gpus)
-    cached = train.features != "cached" and not (tune.llm or tune.visual or tune.top_llm_layers)
+    train, sizes, engine = config.train, _micro_batches(config, gpus), config.engine.name
+    cached = train.features != "cached" and not trains_backbone(config)
+    divided = engine in ("zero2", "fsdp2")  # which take no other optimizer
     views = "" if config.augment.views else f" augment.views={FEWEST_VIEWS}"
     for wanted, name, value in (
         (sizes, "micro_batch_size", min(sizes, default=0)),
         (cached, "features", "cached"),
         (not train.activation_checkpointing, "activation_checkpointing", True),
-        (train.optimizer == "adamw", "optimizer", "adamw_8bit"),
+        (train.optimizer == "adamw" and not divided, "optimizer", "adamw_8bit"),
     ):
         if wanted:
             config = _with(config, **{name: value})
             also = views if name == "features" else ""  # which no memory depends on
             yield Change(f"train.{name}={str(value).lower()}{also}", config, gpus)
-    share = train.global_batch_size // (config.train.micro_batch_size or 1)
-    for more in (gpus, 2 * gpus, 4 * gpus):
-        if more > 1 and share % more == 0:
-            zero2 = replace(_with(config, optimizer="adamw"), engine=replace(config.engine, name="zero2"))
-            yield Change(f"engine=zero2 on {more} GPUs", zero2, more)
+    share, dividing = train.global_batch_size // (config.train.micro_batch_size or 1), engine if divided else "zero2"
+    # on a CPU all processes share the memory that is to be saved
+    for more in (gpus, 2 * gpus, 4 * gpus) if cuda else ():
+        if more > 1 and share % more == 0 and (dividing, more) != (engine, gpus):
+            apart = replace(_with(config, optimizer="adamw"), engine=replace(config.engine, name=dividing))
+            yield Change(f"engine={dividing} on {more} GPUs", apart, more)
 
 
 def _micro_batches(config: FinetuneConfig, gpus: int) -> list[int]:
@@ -171,7 +184,7 @@ def _with(config: FinetuneConfig, **train: Any) -> FinetuneConfig:
 
 
 def remedy(
-    config: FinetuneConfig, gpus: int, memory: Callable[[FinetuneConfig, int], int], room: int
+    config: FinetuneConfig, gpus: int, memory: Callable[[FinetuneConfig, int], int], room: int, *, cuda: bool = True
 ) -> list[tuple[str, int]]:
     """Settings to add, in order, with the bytes each leads to; the last one fits, or nothing does."""
     for micro in _micro_batches(config, gpus):
@@ -179,9 +192,9 @@ def remedy(
         if size <= room:
             return [(f"train.micro_batch_size={micro}", size)]
     taken: list[tuple[str, int]] = []
-    for settings, changed, processes in changes(config, gpus):
+    for settings, changed, processes in changes(config, gpus, cuda=cuda):
         size = memory(changed, processes)
-        if changed.engine.name == "zero2":  # in place of fewer GPUs, and of an optimizer that it does not divide
+        if settings.startswith("engine"):  # in place of fewer GPUs, and of an optimizer that it does not divide
             taken = [(s, size) for s, size in taken if not s.startswith(("engine", "train.optimizer"))]
         taken.append((settings, size))
         if size <= room:
@@ -197,6 +210,16 @@ class Verdict:
     needed: int
     room: int | None
     remedies: list[tuple[str, int]]
+
+    @property
+    def otherwise(self) -> str:
+        """What to do where none of `changes` helps."""
+        if self.what == NODE:
+            return (
+                "Ask for more memory (cluster.memory), for fewer processes on a node, or for fewer train.num_workers."
+            )
+        larger = "GPUs" if self.what == GPU else "a machine"
+        return f"No setting makes it fit here: take {larger} with more memory, or train less (train.tune.*)."
 
     @property
     def fits(self) -> bool:
@@ -215,9 +238,9 @@ class Verdict:
         if self.room is None or self.fits:
             return []
         helps = self.remedies and self.remedies[-1][1] <= self.room
-        none = "No setting makes it fit here: take GPUs with more memory, or train less (train.tune.*)."
         listed = "\n  and ".join(f"{settings}: {gigabytes(size)} GB" for settings, size in self.remedies)
-        return ["What makes it fit:" if helps else none, *f"  {listed}".splitlines()]
+        said = [f"  {listed}"] if listed else []
+        return ["What makes it fit:" if helps else self.otherwise, *"\n".join(said).splitlines()]
 
 
 def gigabytes(size: float) -> str:
@@ -236,13 +259,13 @@ def device_verdict(plan: Plan, room: int | None) -> Verdict:
         return total if cuda else run.per_node * total + total_size(plan.host)
 
     needed = memory(run.config, run.gpus)
-    found = [] if room is None or needed <= room else remedy(run.config, run.gpus, memory, room)
-    return Verdict("each GPU" if cuda else "this machine's memory", needed, room, found)
+    found = [] if room is None or needed <= room else remedy(run.config, run.gpus, memory, room, cuda=cuda)
+    return Verdict(GPU if cuda else "this machine's memory", needed, room, found)
 
 
 def host_verdict(plan: Plan, room: int | None) -> Verdict:
     """Memory of a node besides its GPUs."""
-    return Verdict("each node's memory", max(total_size(plan.host), loading_memory(plan.run)), room, [])
+    return Verdict(NODE, max(total_size(plan.host), loading_memory(plan.run)), room, [])
 
 
 def check_fits(
@@ -281,8 +304,10 @@ def check_here(config: FinetuneConfig, gpus: int, free: int | None, *, bf16: boo
     config = replace(config, train=replace(config.train, precision="bf16" if bf16 else "fp32"))
     context = CUDA_CONTEXT if cuda and free is not None else 0  # its own is taken already, and in the plan
     room = None if free is None else free + context
-    host = available_memory() if cuda else None
-    check_fits(config, gpus, room, per_node=local_processes(), cuda=cuda, host_memory_bytes=host)
+    per_node, host = local_processes(), available_memory() if cuda else None
+    if host is not None:  # so is what these processes have taken until here, of what the plan allows each
+        host += per_node * min(own_memory(), HOST_PROCESS)
+    check_fits(config, gpus, room, per_node=per_node, cuda=cuda, host_memory_bytes=host)
     if writes:
         check_disk(config, gpus, cuda=cuda)
 

@@ -9,6 +9,7 @@ there. Training makes the same plan and refuses to start what cannot fit (`check
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple
 from typing import Any
@@ -136,17 +137,27 @@ def _time(plan: Plan) -> Table:
 
 def plan(config: PlanConfig) -> tuple[Plan, list[Verdict]]:
     """The plan of a configuration, and whether it fits."""
-    cuda, cluster = config.device != "cpu", config.cluster
-    one = config.engine.name == "single" or not cuda
-    per_node = 1 if one else max(1, cluster.gpus_per_node)
-    gpus = config.gpus or (1 if one else per_node * cluster.nodes)
+    cluster = config.cluster
+    asked = cluster.gpus_per_node or config.gpu or config.gpu_memory_gb or config.device == "cuda"
+    cuda = config.device != "cpu" and bool(asked)
+    gpus, per_node = _processes(config, cuda)
     gpu = (find_gpu(config.gpu) if config.gpu else gpu_of_cluster(cluster.gpu_type)) if cuda else None
-    made = make_plan(config, gpus, per_node=min(per_node, gpus), cuda=cuda, gpu=gpu)
+    made = make_plan(config, gpus, per_node=per_node, cuda=cuda, gpu=gpu)
     host = None if config.host_memory_gb is None else int(config.host_memory_gb * 1e9)
     if not cuda:
         return made, [device_verdict(made, host or available_memory())]
     memory = config.gpu_memory_gb or (gpu.memory if gpu else None)
     return made, [device_verdict(made, int(memory * 1e9) if memory else None), host_verdict(made, host)]
+
+
+def _processes(config: PlanConfig, cuda: bool) -> tuple[int, int]:
+    """Training processes, in all and on one node; device=cpu of a cluster that has GPUs is about this machine."""
+    cluster = config.cluster
+    here = not cuda and cluster.gpus_per_node > 0
+    started = cluster.processes_per_node or cluster.gpus_per_node or 1  # on a node, as the launcher does
+    one, nodes = config.engine.name == "single" or here, 1 if here else cluster.nodes
+    gpus = config.gpus or (1 if one else started * nodes)
+    return gpus, min(gpus, started) if cuda else math.ceil(gpus / nodes)
 
 
 def main(config: PlanConfig) -> None:

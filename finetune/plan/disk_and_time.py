@@ -12,10 +12,13 @@ from finetune.plan.activations import tokens_seen
 from finetune.plan.memory import Run, checkpoint_size
 from finetune.plan.model_shapes import DIT, EMBEDDINGS, HEAD, LLM, VISION, VL, Parameter
 from finetune.recipe import FinetuneConfig, datasets
+from finetune.recipe.train_config import TrainConfig
 from gr00t.data.layout import DatasetLayout
 from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.file_reading import parsing
 from toolkit.shared_keys import modality_configs
 
+PREPARE_AGAIN = "Prepare the dataset again."
 SMALL_FILES = 20_000_000  # tokenizer and configurations
 EFFICIENCY = 0.35  # of the data sheet's bf16 peak, products, norms and launches together
 OPTIMIZER_BYTES = 46  # read and written for each trained parameter: gradient, clipping, weight, moments, bf16 copy
@@ -53,13 +56,22 @@ def disk(run: Run, layouts: list[DatasetLayout]) -> list[DiskPart]:
 def _checkpoints(run: Run) -> DiskPart:
     """Those that are kept, the best evaluated one among them, and one more while it is written."""
     train, each = run.config.train, checkpoint_size(run)
-    best = 0 if train.eval_steps is None else 1
-    saved = math.ceil(train.max_steps / train.save_steps) + best
-    for_good = train.max_steps // math.lcm(train.save_steps, train.keep_every) if train.keep_every else 0
+    saved, best = _saved(train, 1), 0 if train.eval_steps is None else 1
+    for_good = _saved(train, train.keep_every) if train.keep_every else 0
     kept = min(saved, train.keep_last + for_good + best)
     writing = int(saved > kept)
     note = f"{kept} kept{', one being written' * writing}; {each / 1e9:.1f} GB each"
     return DiskPart("checkpoints", Path(run.config.run_dir), (kept + writing) * each, note)
+
+
+def _saved(train: TrainConfig, every: int) -> int:
+    """Checkpoints at multiples of `every` steps, at most: every save_steps, at the end, and wherever an evaluation is
+    the best so far."""
+    steps = train.max_steps
+    places = [math.lcm(every, n) for n in (train.save_steps, train.eval_steps) if n is not None]
+    found = sum(steps // place for place in places)
+    found -= steps // math.lcm(*places) if len(places) > 1 else 0
+    return found + int(steps % every == 0 and all(steps % place for place in places))
 
 
 def _frames(run: Run, layouts: list[DatasetLayout]) -> tuple[int, str]:
@@ -70,12 +82,13 @@ def _frames(run: Run, layouts: list[DatasetLayout]) -> tuple[int, str]:
 
 
 def _pixels(layout: DatasetLayout, camera: str) -> int:
-    column = layout.video_column(camera)
-    shape = layout.info.get("features", {}).get(column, {}).get("shape")
-    if not isinstance(shape, list) or len(shape) != 3:
-        raise ToolkitError(f"{layout.root}/meta/info.json: {column} has no shape of three numbers; prepare it again.")
+    column, path = layout.video_column(camera), layout.root / "meta" / "info.json"
+    with parsing(path, PREPARE_AGAIN):
+        shape = layout.info.get("features", {}).get(column, {}).get("shape")
+        if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ToolkitError(f"{path}: {column} has no shape of three numbers. {PREPARE_AGAIN}")
     height, width = shape[1:] if shape[0] == 3 else shape[:2]
-    return int(height) * int(width)
+    return height * width
 
 
 def _features(run: Run, layouts: list[DatasetLayout]) -> tuple[int, str]:
@@ -154,11 +167,18 @@ def find_gpu(name: str) -> Gpu:
 
 
 def gpu_of_cluster(name: str | None) -> Gpu | None:
-    """What a cluster's name of a GPU type (nvidia_a100-sxm4-40gb, h100_pcie) stands for; None where it is unclear."""
-    words = re.findall(r"[a-z]*\d+[a-z]*", (name or "").lower())
-    if "a100" in words and "80gb" in words:
-        return GPUS["a100-80gb"]
-    return next((GPUS[word] for word in words if word in GPUS), None)
+    """What a cluster's name of a GPU type (nvidia_a100-sxm4-40gb, h100_pcie) stands for, or of a slice of one by MIG
+    (a100_3g.20gb); None where it is unclear."""
+    text = (name or "").lower()
+    words = re.findall(r"[a-z]*\d+[a-z]*", text)
+    gpu = next((GPUS[word] for word in words if word in GPUS), None)
+    if gpu and gpu.name == "a100" and "80gb" in words:
+        gpu = GPUS["a100-80gb"]
+    slice_ = re.search(r"(\d)g[._-]?(\d+)gb", text)
+    if gpu is None or slice_ is None:
+        return gpu
+    sevenths = int(slice_[1]) / 7
+    return Gpu(f"{gpu.name}, {slice_[0]}", float(slice_[2]), gpu.tflops * sevenths, gpu.bandwidth * sevenths)
 
 
 @dataclass(frozen=True)
@@ -175,23 +195,27 @@ class Duration:
 
 
 def work(run: Run) -> dict[str, float]:
-    """Operations of one sample by part of the model, forward and backward; attention's own products included."""
+    """Operations of one sample by part of the model, forward and backward; attention's own products included, and what
+    activation checkpointing computes again."""
     shape, batch, found = run.shape, run.batch, run.parameters
+    again = run.config.train.activation_checkpointing
     vision_attention = 4 * shape.vision_blocks * shape.vision_width * batch.patches * (batch.side // 16) ** 2
-    llm_attention = 2 * shape.llm_layers * shape.llm_queries * batch.tokens**2
+    layer_attention = 2 * shape.llm_queries * batch.tokens**2
     vl_attention = 4 * shape.vl_blocks * shape.context * batch.tokens**2
-    vision_graph, llm_graph = _trained(found, VISION), _trained(found, VISION, LLM)
-    vision = _part(found, f"{VISION}blocks", batch.patches, vision_attention, graph=vision_graph)
+    vision_graph, vl_graph = _trained(found, VISION), _trained(found, VISION, LLM, VL, f"{HEAD}vlln")
+    vision = _part(found, f"{VISION}blocks", batch.patches, vision_attention, graph=vision_graph, again=again)
     for mergers in (f"{VISION}merger", f"{VISION}deepstack"):
         vision += _part(found, mergers, batch.image_tokens, 0, graph=vision_graph)
-    llm = _part(found, f"{LLM}layers", batch.tokens, llm_attention, graph=llm_graph)
+    llm, graph = 0, _trained(found, VISION, EMBEDDINGS)
+    for layer in (f"{LLM}layers.{number}." for number in range(shape.llm_layers)):
+        trained = _trained(found, layer)
+        graph = graph or trained
+        llm += _part(found, layer, batch.tokens, layer_attention, graph=graph, again=again and trained)
     ends = _numbers(found, f"{HEAD}state", f"{HEAD}action_encoder", f"{HEAD}action_decoder")
     return {
         "vision tower": 0 if run.cached else vision,
         "language model": 0 if run.cached else llm,
-        "vl_self_attention": _part(
-            found, VL, batch.tokens, vl_attention, graph=llm_graph or _trained(found, VL, f"{HEAD}vlln")
-        ),
+        "vl_self_attention": _part(found, VL, batch.tokens, vl_attention, graph=vl_graph, again=again),
         "diffusion transformer": _dit(run),
         "encoders and decoder": TRAINED * (shape.horizon + 1) * ends * batch.draws,
     }
@@ -199,7 +223,7 @@ def work(run: Run) -> dict[str, float]:
 
 def _dit(run: Run) -> float:
     """Keys and values are projected from the tokens that a block sees, all else runs over state and noised actions."""
-    shape, batch = run.shape, run.batch
+    shape, batch, again = run.shape, run.batch, run.config.train.activation_checkpointing
     steps, total = shape.horizon + 1, 0.0
     for block in range(shape.dit_blocks):
         prefix, keys = f"{DIT}transformer_blocks.{block}.", tokens_seen(shape, batch, block)
@@ -207,16 +231,27 @@ def _dit(run: Run) -> float:
         timestep = _numbers(run.parameters, f"{prefix}norm1")  # once a sample
         rest = _numbers(run.parameters, prefix) - projected - timestep
         each = TRAINED if _trained(run.parameters, prefix) else WITH_INPUT_GRADIENT
-        own = each * (steps * rest + timestep) + 3 * 4 * shape.width * steps * keys
-        # a self-attention block's keys and values are those of the noised actions
-        total += each * keys * projected * (batch.draws if shape.context_of(block) == "self" else 1) + batch.draws * own
+        inside = each + (FORWARD if again else 0)
+        own = inside * (steps * rest + timestep) + (4 if again else 3) * 4 * shape.width * steps * keys
+        # a self-attention block's keys and values are those of the noised actions; the others' are made before it
+        if shape.context_of(block) == "self":
+            own += inside * keys * projected
+        else:
+            total += each * keys * projected
+        total += batch.draws * own
     return total
 
 
-def _part(found: list[Parameter], prefix: str, tokens: int, attention: float, *, graph: bool) -> float:
-    """`attention`: operations of its products in the forward."""
-    each = TRAINED if _trained(found, prefix) else WITH_INPUT_GRADIENT if graph else FORWARD
-    return each * tokens * _numbers(found, prefix) + (3 if graph else 1) * attention
+def _part(found: list[Parameter], prefix: str, tokens: int, attention: int, *, graph: bool, again: bool = False) -> int:
+    """`attention`: operations of its products in the forward; again: whether its blocks are computed again in the
+    backward, where they have one."""
+    whole = _numbers(found, prefix)
+    trained = _numbers([p for p in found if p.trained], prefix)
+    once = FORWARD * tokens * whole + attention
+    if not graph:
+        return once
+    backward = (WITH_INPUT_GRADIENT - FORWARD) * whole + (TRAINED - WITH_INPUT_GRADIENT) * trained
+    return once * (2 if again else 1) + tokens * backward + 2 * attention
 
 
 def _numbers(found: list[Parameter], *prefixes: str) -> int:
@@ -237,5 +272,6 @@ def on_gpu(run: Run, gpu: Gpu) -> Duration:
     basis = (
         f"{EFFICIENCY:.0%} of the {peak / 1e12:.0f} TFLOP/s that the data sheet of {gpu.name} gives (an assumption), "
         f"optimizer at {BANDWIDTH_SHARE:.0%} of {gpu.bandwidth:.0f} GB/s; without communication and waiting for data"
+        + (", and without making the feature cache" if run.cached else "")
     )
     return Duration(seconds, optimizer, basis)

@@ -43,6 +43,12 @@ def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/c
     return min(found, default=None)
 
 
+def own_memory(proc: Path = Path("/proc")) -> int:
+    """Bytes of this process that are no pages of files, which count as available; 0 where the host does not say."""
+    found = re.search(r"^RssAnon:\s*(\d+)", _text(proc / "self" / "status"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
 def _left(folder: Path, limit: str, used: str) -> list[int]:
     """Limit less use, where both are known; page cache, which a group gives back, counts as free."""
     most, now = (_text(folder / f"memory.{name}").strip() for name in (limit, used))

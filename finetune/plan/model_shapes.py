@@ -34,6 +34,7 @@ GROUPS = {
     "llm": (LLM,),
     "visual": (VISION,),
 }
+TEXT_EVERY = "attend_text_every_n_blocks"
 MAX_SEQ_LEN, TIME_WIDTH, TEMPORAL, MERGE = 1024, 256, 2, 4
 
 _EMBODIMENT = re.compile(r"action_head\.(state|action)_.*\.[Wb]")
@@ -117,12 +118,12 @@ def shape_of_checkpoint(folder: Path) -> Shape:
         alternate = config.get("use_alternate_vl_dit", True)
         return Shape(
             tensors,
-            horizon=int(config.get("action_horizon", 40)),
-            dit_heads=int(dit["num_attention_heads"]),
+            horizon=_positive("action_horizon", config.get("action_horizon", 40)),
+            dit_heads=_positive("num_attention_heads", dit["num_attention_heads"]),
             dit_dropout=float(dit["dropout"]),
             vl_heads=int(vl.get("num_attention_heads", 1)),
             vl_dropout=float(vl.get("dropout", 0.1)),
-            text_every=int(config.get("attend_text_every_n_blocks", 2)) if alternate else None,
+            text_every=_positive(TEXT_EVERY, config.get(TEXT_EVERY, 2)) if alternate else None,
             source=f"{folder} (headers of its weight files)",
         )
     except (TypeError, ValueError, AttributeError) as error:
@@ -131,6 +132,12 @@ def shape_of_checkpoint(folder: Path) -> Shape:
         raise ToolkitError(
             f"{folder} lacks the tensor {error}: it is no whole N1.7 checkpoint. Copy it again."
         ) from None
+
+
+def _positive(name: str, value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError(f"{name} is {value}")
+    return int(value)
 
 
 def _header(path: Path) -> Iterator[NamedShape]:

@@ -181,7 +181,7 @@ class FinetuneConfig:
         datasets(self)
         tune, kept = self.train.tune, self.model.architecture.select_layer
         in_head = tune.projector or tune.diffusion_model or tune.vlln
-        if not (in_head or _trains_backbone(self)):
+        if not (in_head or trains_backbone(self)):
             raise ToolkitError(
                 "train.tune freezes every part, so nothing is trained. Set train.tune.projector=true or another."
             )
@@ -255,7 +255,7 @@ def check_divided(config: FinetuneConfig) -> None:
             f"train.optimizer={optimizer} is for processes that hold all moments; engine={name} divides them. Use one "
             "of the two: engine=ddp, or train.optimizer=adamw."
         )
-    if name == "fsdp2" and _trains_backbone(config):
+    if name == "fsdp2" and trains_backbone(config):
         raise ToolkitError(
             "engine=fsdp2 divides the action head, and train.tune or train.lora train a part of the backbone besides. "
             "Use engine=zero2, or ddp."
@@ -299,7 +299,7 @@ def check_early_draws(config: FinetuneConfig) -> None:
 def check_optimizer(config: FinetuneConfig) -> None:
     """The libraries that train.optimizer and train.lora need, and something to learn at the backbone's own rate."""
     rate = config.train.backbone_learning_rate
-    if rate is not None and not _trains_backbone(config):
+    if rate is not None and not trains_backbone(config):
         raise ToolkitError(
             f"train.backbone_learning_rate={rate:g} acts on nothing: language model and vision tower are frozen. Train "
             "them (train.tune.llm=true, train.tune.visual=true, train.tune.top_llm_layers, "
@@ -311,7 +311,8 @@ def check_optimizer(config: FinetuneConfig) -> None:
         require_extra("optimizers", "train.optimizer=adamw_8bit needs", bitsandbytes="bitsandbytes")
 
 
-def _trains_backbone(config: FinetuneConfig) -> bool:
+def trains_backbone(config: FinetuneConfig) -> bool:
+    """Whether language model or vision tower are trained, or adapters in them."""
     tune = config.train.tune
     return bool(tune.llm or tune.visual or tune.top_llm_layers or config.train.lora.rank is not None)
 

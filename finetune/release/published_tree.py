@@ -18,8 +18,8 @@ from finetune.release.run_facts import EXPERIMENT, Licence, RunFacts, left_out, 
 from gr00t.data.schema import comparable
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import parsing
-from gr00t.model.checkpoint_folder import weight_files
-from gr00t.model.finished_checkpoint import MANIFEST, write_manifest
+from gr00t.model.checkpoint_folder import fingerprint, weight_files
+from gr00t.model.finished_checkpoint import MANIFEST, verify_manifest, write_manifest
 from toolkit.code_files import code_files, in_words, new_files, tracked_among
 from toolkit.installation import CHECKOUT, ROOT
 from toolkit.publication import CARD, Kind, Machine, Published, new_folder, publish, refuse_private
@@ -42,7 +42,7 @@ _LINK = re.compile(r"\]\((?!\w+:|#|/)([\w./-]+)")
 def release(configs: Sequence[ReleaseConfig]) -> Published:
     """Make the tree of these runs at their common `out`, and upload it where that is asked."""
     out = Path(configs[0].out)
-    return publish(configs[0], KIND, lambda: _make(configs, out), lambda files: _look(files, Machine.here()))
+    return publish(configs[0], KIND, lambda: _make(configs, out), lambda files: _look_again(configs, files))
 
 
 def is_code(place: str) -> bool:
@@ -50,8 +50,25 @@ def is_code(place: str) -> bool:
     return not (place.startswith("checkpoints/") or place == CARD)
 
 
-def _look(contents: Mapping[str, Path | str], machine: Machine) -> None:
-    refuse_private(contents, machine, KIND.noun, is_code)
+def _look(contents: Mapping[str, Path | str], machine: Machine, configs: Sequence[ReleaseConfig]) -> None:
+    # a login that is the owner's name on the hub too is published with the release
+    named = [hub_id for of in configs for hub_id in (of.repo_id, of.base_model, *of.datasets) if hub_id]
+    refuse_private(contents, machine, KIND.noun, is_code, "\n".join(named))
+
+
+def _look_again(configs: Sequence[ReleaseConfig], files: Mapping[str, Path]) -> None:
+    """At a release that is there: its checkpoints are whole, and those that are meant; a card may have been edited."""
+    _look(files, Machine.here(), configs)
+    for path in (path for place, path in files.items() if place.endswith(f"/{MANIFEST}")):
+        verify_manifest(path.parents[len(MANIFEST.parts) - 1], added=True)
+    out = Path(configs[0].out)
+    for config in configs:
+        released, checkpoint = out / "checkpoints" / config.split.name, Path(config.checkpoint)
+        if not released.is_dir() or fingerprint(released) != fingerprint(checkpoint):
+            raise ToolkitError(
+                f"{out} was made of another checkpoint than {checkpoint}, and would be sent as it is. Say "
+                "overwrite=true to make it again of this one, or give the one that it was made of, checkpoint=FOLDER."
+            )
 
 
 def _make(configs: Sequence[ReleaseConfig], out: Path) -> Published:
@@ -66,7 +83,7 @@ def _make(configs: Sequence[ReleaseConfig], out: Path) -> Published:
     if any((other.id, other.name, other.link) != (licence.id, licence.name, licence.link) for other in others):
         raise ToolkitError("These runs start from bases with different licences. Release them one by one.")
     sources, texts = _tree(runs, licence, config)
-    _look({**sources, **texts}, Machine.here(folder for run in runs for folder in run.folders))
+    _look({**sources, **texts}, Machine.here(folder for run in runs for folder in run.folders), configs)
     linked = {place for place, source in sources.items() if config.link and source.suffix == WEIGHTS}
     with new_folder(out, KIND, sources, texts, linked, "the weights with the checkpoint") as aside:
         for run in runs:

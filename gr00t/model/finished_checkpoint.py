@@ -7,7 +7,9 @@ reads JSON files and the headers of shards, no weight, and builds the model on t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,6 +30,9 @@ from gr00t.model.weight_files import LM_HEAD, StoredTensor, check_tensors, read_
 MANIFEST = Path("experiment_cfg") / "manifest.json"
 # What checkpoints hold that were written before there was a manifest.
 _ALWAYS = ("config.json", "processor_config.json", "statistics.json", "embodiment_id.json")
+_WEIGHTS = ".safetensors"
+_TERMS = ("LICENSE*", "LICENCE*", "NOTICE*")
+_BESIDE = ("*.safetensors", "*.json", "*.jinja", "*.txt", "README.md", ".gitattributes", *_TERMS)
 _SHOWN = 6  # differences from a manifest in one message
 
 
@@ -90,6 +95,31 @@ def foreign_files(folder: Path) -> list[str]:
         listed = _listed(folder)
         return [name for name in found if name not in listed]
     return [name for name in found if not _is_usual(name)]
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise ToolkitError for a folder that holds anything but a checkpoint, whole or damaged: what would replace it
+    would delete what nobody meant."""
+    found = _files(folder) if folder.is_dir() else {}
+    listed: set[str] = set()
+    with suppress(ToolkitError):  # a damaged manifest is one of the reasons to replace it
+        listed = set(_listed(folder)) if (folder / MANIFEST).is_file() else set()
+    known = [name for name in found if name in listed or _is_usual(name) or _is_beside(name) or _of_macos(name)]
+    others = sorted(set(found) - set(known))
+    if not others and found and not any(name == "config.json" or name.endswith(_WEIGHTS) for name in known):
+        others = sorted(found)
+    if others or (folder.exists() and not folder.is_dir()):
+        what = f"holds {others[0]}{f' and {len(others) - 1} more' * (len(others) > 1)}" if others else "is a file"
+        raise ToolkitError(
+            f"{folder} {what}, which is no part of a checkpoint, and is never replaced. Give another folder, "
+            "out=FOLDER."
+        )
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a base is published with it, or finetune.prefetch writes it, at the top of its folder."""
+    is_cache = name.startswith(".cache/huggingface/")
+    return is_cache or ("/" not in name and any(fnmatch(name, pattern) for pattern in _BESIDE))
 
 
 def _of_macos(name: str) -> bool:

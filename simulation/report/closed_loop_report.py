@@ -317,7 +317,9 @@ def log_report(evaluation: Evaluation, folder: Path, tracking: TrackingConfig) -
     for episode in evaluation.episodes:
         if path := video_file(episode, folder):
             films[f"{PREFIX}/{'successes' if episode.success else 'failures'}"].append((path, video_caption(episode)))
-    with open_run(tracking, folder, evaluation.info, id=job, job_type="evaluate") as run:
+    # by which finetune.dashboard shows it with the training runs of its split
+    tags = list(dict.fromkeys([str(evaluation.info["split"]), *tracking.tags]))
+    with open_run(tracking, folder, evaluation.info, id=job, job_type="evaluate", tags=tags) as run:
         run.report(numbers(summary), tabled, folder / PAGE_FILE, films)
 
 
