@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,6 +64,12 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
         return f' Did you mean "{near[0]}"?'
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return f" Known: {shown}."
+
+
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are: a, b and 3 more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def near_folder(path: Path) -> str:
