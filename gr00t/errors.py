@@ -106,14 +106,11 @@ def disk_errors(target: Path, remedy: str) -> Iterator[None]:
         raise ToolkitError(f"{target}: {disk_problem(error, target)} {remedy}{free}") from error
 
 
-def disk_refusal(error: BaseException | None, place: Path | None = None) -> str | None:
-    """One line for a refusal of the disk that nobody has put into words: `error`, or what caused it; else None.
-
-    `place` is where it was, for errors that do not say.
-    """
+def disk_refusal(error: BaseException | None) -> str | None:
+    """One line for a refusal of the disk that nobody has put into words: `error`, or what caused it; else None."""
     while error is not None:
         if is_disk_error(error):
-            full, named = _error_number(error) in _DISK_FULL, getattr(error, "filename", None) or place
+            full, named = _error_number(error) in _DISK_FULL, getattr(error, "filename", None)
             remedy = "Free some space there." if full else "Mend that, or choose another folder."
             return f"{named or 'A file'}: {disk_problem(error, Path(str(named or '.')))} {remedy}"
         if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
