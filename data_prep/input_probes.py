@@ -135,7 +135,7 @@ def _fit(
     net = _Heads(inputs[0].shape[1], [inputs[1].shape[1], inputs[2].shape[1], goals.shape[1]], goals.shape[1], sizes)
     optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
-    known = [values for values in labels.values()]
+    known = list(labels.values())
     for step in range(STEPS):
         rows = torch.from_numpy(train)[torch.randperm(len(train))[:BATCH]]
         found = net(*(x[rows] for x in inputs), goals[rows])

@@ -67,9 +67,9 @@ class Episode:
             cameras = reach(recording, f"traj_{self.episode_id}/obs/sensor_data", self.name)
             return reach(cameras, f"{sensor_of(cameras, camera)}/rgb", self.name)[: self.length]
 
-    def _read(self, dataset: str, count: int | None = None) -> np.ndarray:
+    def _read(self, dataset: str) -> np.ndarray:
         with open_hdf5(self.file) as recording:
-            return reach(recording, f"traj_{self.episode_id}/{dataset}", self.name)[:count]
+            return reach(recording, f"traj_{self.episode_id}/{dataset}", self.name)[:]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from data_prep.doctor.examine import examine
 from data_prep.doctor.examined_dataset import Subject, evenly, listed_objects
 from gr00t.data.layout import IMAGES, DatasetLayout, fingerprint_entries
 from gr00t.data.schema import python_source
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, first_of
 from gr00t.file_reading import read_json
 from gr00t.file_replacement import write_json
 from toolkit.credentials import strings_of, text_of
@@ -289,8 +289,7 @@ def _notes(config: PublishConfig, parts: list[Part]) -> list[str]:
     notes = list[str]()
     for part in parts:
         if part.left_out:
-            more = f" and {len(part.left_out) - _SHOWN} more" if len(part.left_out) > _SHOWN else ""
-            notes.append(f"not published: {', '.join(part.left_out[:_SHOWN])}{more} of {part.subject.root}")
+            notes.append(f"not published: {first_of(part.left_out)} of {part.subject.root}")
         if SPLIT not in part.files:
             notes.append(f"no episodes are held out: python -m data_prep.adopt dataset={part.subject.root} write=true")
     if config.licence is None:

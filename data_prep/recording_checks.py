@@ -27,7 +27,7 @@ from data_prep.maniskill import (
     sensor_of,
 )
 from gr00t.data.video import check_frame_size
-from gr00t.errors import ToolkitError, did_you_mean
+from gr00t.errors import ToolkitError, did_you_mean, first_of
 from gr00t.file_reading import files_below, read_json
 
 CONTROL_MODE = "pd_joint_pos"
@@ -382,9 +382,8 @@ def _remedy(recordings: Recordings, twins: list[list[Episode]]) -> str:
     largest = max(whole, key=lambda file: (held[file], natural_key(file.as_posix())))
     folder = recordings.folder
     names = sorted((file.relative_to(folder).as_posix() for file in elsewhere[largest]), key=natural_key)
-    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
     kind = "a merged recording beside its parts" if len(names) > 1 else "a copy, or a recording and its replay"
     return (
-        f"All {held[largest]} of {largest.relative_to(folder)} are in {', '.join(names[:NAMED_FILES])}{more} too: "
+        f"All {held[largest]} of {largest.relative_to(folder)} are in {first_of(names, NAMED_FILES)} too: "
         f"{kind}. Keep one of the two, and move the other out of the folder, .h5 and .json."
     )

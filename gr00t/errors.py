@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,12 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f" Known: {shown}."
 
 
+def first_of(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are: a, b and 3 more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def near_folder(path: Path) -> str:
     """A hint for a missing folder: ' Did you mean "checkpoints/color_object"?', whatever part of the path is mistyped.
 
@@ -100,14 +106,11 @@ def disk_errors(target: Path, remedy: str) -> Iterator[None]:
         raise ToolkitError(f"{target}: {disk_problem(error, target)} {remedy}{free}") from error
 
 
-def disk_refusal(error: BaseException | None, place: Path | None = None) -> str | None:
-    """One line for a refusal of the disk that nobody has put into words: `error`, or what caused it; else None.
-
-    `place` is where it was, for errors that do not say.
-    """
+def disk_refusal(error: BaseException | None) -> str | None:
+    """One line for a refusal of the disk that nobody has put into words: `error`, or what caused it; else None."""
     while error is not None:
         if is_disk_error(error):
-            full, named = _error_number(error) in _DISK_FULL, getattr(error, "filename", None) or place
+            full, named = _error_number(error) in _DISK_FULL, getattr(error, "filename", None)
             remedy = "Free some space there." if full else "Mend that, or choose another folder."
             return f"{named or 'A file'}: {disk_problem(error, Path(str(named or '.')))} {remedy}"
         if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):

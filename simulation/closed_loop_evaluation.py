@@ -258,7 +258,7 @@ def _checkpoint_policy(config: ClosedLoopConfig) -> tuple[GR00TPolicy, dict[str,
     if note := config.note_on_guidance():
         print(f"note: {note}.", file=sys.stderr)
     policy = GR00TPolicy.from_pretrained(
-        checkpoint, None, tag, config.denoising_steps, dtype, verify=config.verify, guidance=config.guidance
+        checkpoint, None, tag, config.denoising_steps, dtype, guidance=config.guidance
     ).to(device)
     return policy, {
         "policy": config.checkpoint,

@@ -261,7 +261,7 @@ def test_refusals_of_the_disk_are_put_into_words(error: OSError, said: str, tmp_
         raise error
     wrapped = RuntimeError("while writing")
     wrapped.__cause__ = error
-    assert said in str(disk_refusal(wrapped, tmp_path))
+    assert said in str(disk_refusal(wrapped))
 
 
 def test_other_errors_are_no_disks_fault(tmp_path: Path) -> None:

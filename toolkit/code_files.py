@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gr00t.data.schema import ModalityConfigs, python_source
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, first_of
 from gr00t.file_replacement import copy_file, whole_folder, write_json
 from toolkit.credentials import secrets_in, strings_of, text_of
 from toolkit.installation import CHECKOUT, DISTRIBUTION, INSTALLED, ROOT
@@ -84,12 +84,6 @@ def new_files(checkout: Path) -> list[str]:
     return _listed(checkout, "--others", "--exclude-standard") or []
 
 
-def in_words(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def git(checkout: Path, *arguments: str) -> bytes | None:
     """Git's answer about `checkout`; None where it is no checkout of its own, or git cannot answer."""
     if not (checkout / ".git").exists():
@@ -138,7 +132,7 @@ def _refuse_links(checkout: Path, names: Iterable[str]) -> None:
     links = sorted(str(path) for path in paths if (checkout / path).is_symlink())
     if links:
         raise ToolkitError(
-            f"{in_words(links)} in {checkout}: a link is not copied, since what it leads to may be private. Put the "
+            f"{first_of(links)} in {checkout}: a link is not copied, since what it leads to may be private. Put the "
             "file or folder itself there, or take the link away."
         )
 
@@ -210,12 +204,12 @@ def check_code(checkout: Path, named: Sequence[str], say: Callable[[str], None])
     missing = [name for name in sources if Path(name).parts[0] in _ROOMS]
     if missing:
         raise ToolkitError(
-            f"git does not track {in_words(missing)}, and only what it tracks is copied for the job. Add them "
+            f"git does not track {first_of(missing)}, and only what it tracks is copied for the job. Add them "
             f"(git add {missing[0]}; no commit is needed), or name them: {KEY}=[{','.join(missing[:_SHOWN])}]. What no "
             "job needs may stand in .gitignore."
         )
     if left_out := [name for name in sources if "/" not in name]:
-        say(f"note: git does not track {in_words(left_out)}; the job's copy is without ({KEY}=[FILE,...] adds files)")
+        say(f"note: git does not track {first_of(left_out)}; the job's copy is without ({KEY}=[FILE,...] adds files)")
     found = []
     for name, path in _sources(checkout, named).items():
         text = text_of(path) or strings_of(path.read_bytes())

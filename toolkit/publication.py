@@ -131,7 +131,7 @@ def _existing(out: Path, kind: Kind, look: Look) -> Published:
         raise ToolkitError(
             f"{out} is no whole {kind.noun} any more ({', '.join(bad[:3]) or CARD}). Say overwrite=true."
         )
-    check_card((out / CARD).read_text(encoding="utf-8"), out / CARD)
+    check_card(out / CARD)
     look({name: out / name for name in files})
     return Published(out, files, made=False, tag=mark.get("tag"))
 
@@ -305,18 +305,17 @@ def _cell(text: str) -> str:
     return " ".join(str(text).replace("|", "\\|").split())
 
 
-def check_card(text: str, where: str | Path) -> dict[str, Any]:
-    """The metadata of a card; ToolkitError where the hub's client cannot read it."""
+def check_card(card: Path) -> None:
+    """Raise ToolkitError where the hub's client cannot read a card's metadata, or finds none."""
     try:
-        found: dict[str, Any] = ModelCard(text).data.to_dict()
+        found = ModelCard(card.read_text(encoding="utf-8")).data.to_dict()
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise ToolkitError(
-            f"{where}: the metadata between the --- lines cannot be read ({' '.join(str(error).split())}). Mend it, or "
+            f"{card}: the metadata between the --- lines cannot be read ({' '.join(str(error).split())}). Mend it, or "
             "make it again with overwrite=true."
         ) from None
     if not found:
-        raise ToolkitError(f"{where} has no metadata between --- lines. Make it again with overwrite=true.")
-    return found
+        raise ToolkitError(f"{card} has no metadata between --- lines. Make it again with overwrite=true.")
 
 
 # -- the hub -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.doctor import PREPARE_AGAIN, Finding, Level, episodes, in_short, split_message
 from data_prep.doctor.decoded_video import Footage, evenly, watch
 from data_prep.lerobot import Columns, read_table, thumbnail
-from gr00t.data.frame_tables import EpisodeImages, TableImages, open_camera, table_images
+from gr00t.data.frame_tables import EpisodeImages, TableImages, matrix, open_camera, table_images
 from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.schema import ModalityConfigs
 from gr00t.data.statistics import COLUMNS, Statistics, Tail, relative_groups, relative_statistics
@@ -321,11 +321,6 @@ class Subject:
                 }
         except ToolkitError as error:
             return dict.fromkeys(keys, Footage(str(error)))
-
-
-def matrix(values: np.ndarray) -> np.ndarray:
-    """(T, D); LeRobot stores a column of one dimension as (T,)."""
-    return values.reshape(len(values), -1)
 
 
 def _journeys(state: np.ndarray, spread: np.ndarray) -> list[tuple[int, int]]:

@@ -87,8 +87,7 @@ def evaluate_open_loop(config: OpenLoopConfig) -> OpenLoopReport:
     processor = read_processor(checkpoint)
     tag = find_tag(processor, config.embodiment_tag)
     data = _open_data(config, processor, tag)
-    policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype, verify=config.verify)
-    policy = policy.to(device)
+    policy = GR00TPolicy.from_pretrained(checkpoint, None, tag, config.denoising_steps, dtype).to(device)
     baselines = Baselines(data.training, data.training.layout.train_episodes)
     chunks = _predict(policy, data, config)
     forecasts = [baselines.forecast(data.reader, episode, predicted) for episode, predicted in chunks.items()]

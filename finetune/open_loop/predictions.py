@@ -21,7 +21,7 @@ from gr00t.data.state_action import absolute_pose
 from gr00t.data.statistics import relative_action
 from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import FeatureStore
-from gr00t.model.gr00t_n1 import check_finite, without_instructions
+from gr00t.model.gr00t_n1 import in_robot_units, without_instructions
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
 
 POLICY, HOLD_STILL, MEAN_CHUNK = "policy", "hold_still", "mean_chunk"
@@ -283,7 +283,4 @@ def predicted_actions(
     device = next(model.action_head.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     predicted = model.get_action(batch, denoising_steps=denoising_steps, noise=drawn, guidance=guidance)
-    states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
-    actions = processor.decode_action(predicted, tag, states)
-    check_finite(actions, predicted.dtype)
-    return actions
+    return in_robot_units(predicted, processor, tag, steps)

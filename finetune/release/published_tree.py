@@ -16,11 +16,11 @@ from finetune.release import ReleaseConfig
 from finetune.release.model_card import write_card
 from finetune.release.run_facts import EXPERIMENT, Licence, RunFacts, left_out, licence_of, read_facts, small_files
 from gr00t.data.schema import comparable
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, first_of
 from gr00t.file_reading import parsing
 from gr00t.model.checkpoint_folder import fingerprint, weight_files
 from gr00t.model.finished_checkpoint import MANIFEST, verify_manifest, write_manifest
-from toolkit.code_files import code_files, in_words, new_files, tracked_among
+from toolkit.code_files import code_files, new_files, tracked_among
 from toolkit.installation import CHECKOUT, ROOT
 from toolkit.publication import CARD, Kind, Machine, Published, new_folder, publish, refuse_private
 from toolkit.shared_keys import modality_configs, robot_path
@@ -132,7 +132,7 @@ def _notes(runs: Sequence[RunFacts], licence: Licence, named: Sequence[str]) -> 
     notes = [note for run in runs for note in run.results.notes]
     copied = {*code_files(CHECKOUT, named, KEY)}
     if new := [name for name in new_files(CHECKOUT) if _is_published(name) and name not in copied]:
-        notes.append(f"not in the release, since git does not track it: {in_words(new)} (git add, or {KEY}=[FILE,...])")
+        notes.append(f"not in the release, since git does not track it: {first_of(new)} (git add, or {KEY}=[FILE,...])")
     for run in runs:
         others = left_out(run.checkpoint)
         if others:

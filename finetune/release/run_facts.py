@@ -27,6 +27,7 @@ from gr00t.model.finished_checkpoint import MANIFEST, CheckpointSummary, verify_
 from gr00t.model.gr00t_n1 import find_tag
 from toolkit.composition import read_yaml
 from toolkit.declaration import flat, keys_of
+from toolkit.publication import HUB
 from toolkit.shared_keys import is_hub_id
 
 EXPERIMENT = RELEASE_MARK.parent
@@ -39,7 +40,6 @@ _OPTIONAL = (INDEX_NAME, *(str(EXPERIMENT / name) for name in ("hardware.json", 
 _SUFFIXES = (".json", ".jinja", ".txt")
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*")
 _TERMS = "terms-of-the-base-model"
-_HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,9 @@ def licence_of(base: str | None, base_model: str | None, chosen: str | None, rep
     found = chosen or stated.get("license") or ("other" if files or base_model else None)
     if found != "other":
         return Licence(found, files=files)
-    link = f"{_HUB}/{base_model}" if base_model else None
+    link = f"{HUB}/{base_model}" if base_model else None
     if files and repo_id:  # the hub takes no other file of a repository than LICENSE
-        link = f"{_HUB}/{repo_id}/blob/main/{next(iter(files))}"
+        link = f"{HUB}/{repo_id}/blob/main/{next(iter(files))}"
     elif "://" in stated.get("license_link", ""):
         link = stated["license_link"]
     return Licence(found, stated.get("license_name", _TERMS), link, files)

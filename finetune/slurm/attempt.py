@@ -230,7 +230,7 @@ def ending_of(shown: str, restart_count: int) -> str | None:
     `restart_count` is SLURM_RESTART_COUNT of this attempt. While a job's processes still live, SLURM shows every ended
     job as COMPLETING, whatever ended it; the line's other words tell one from another. SILENT where there is no line.
     """
-    said = {name: value for name, value in re.findall(r"(\w+)=(\S*)", shown)[::-1]}  # the first one of each name
+    said = dict(re.findall(r"(\w+)=(\S*)", shown)[::-1])  # the first one of each name
     state, reason = said.get("JobState", ""), said.get("Reason", "")
     if not state:
         return SILENT

@@ -31,7 +31,7 @@ from gr00t.data.dataset import Mixture, TrainingDataset
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.meta_files import in_ranges
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.errors import ToolkitError, disk_errors
+from gr00t.errors import ToolkitError, disk_errors, first_of
 from gr00t.file_reading import parsing, refuse_special
 from gr00t.model.finished_checkpoint import foreign_files, write_manifest
 from gr00t.model.gr00t_n1d7 import Gr00tN1d7
@@ -263,14 +263,9 @@ def _refuse_foreign_run(run_dir: Path) -> None:
     found += [name for name in (*RUN_FILES, *RUN_FOLDERS) if os.path.lexists(run_dir / name)]
     if found:
         raise ToolkitError(
-            f"run_dir {run_dir} holds {_listed(found)}, but no {RUN_CONFIG}: no run of this toolkit made that, and "
-            "one would write over it. Give this run a folder of its own, run_dir=...."
+            f"run_dir {run_dir} holds {first_of(found, _FILES_LISTED)}, but no {RUN_CONFIG}: no run of this toolkit "
+            "made that, and one would write over it. Give this run a folder of its own, run_dir=...."
         )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _FILES_LISTED} more" if len(names) > _FILES_LISTED else ""
-    return ", ".join(names[:_FILES_LISTED]) + more
 
 
 def _is_empty(folder: Path) -> bool:
@@ -284,7 +279,7 @@ def _foreign(folder: Path) -> str | None:
     if not (folder / RELEASE_MARK).is_file():
         return "exists and holds other files than a finished checkpoint of this toolkit"
     added = foreign_files(folder)
-    return f"holds files beside a finished checkpoint ({_listed(added)})" if added else None
+    return f"holds files beside a finished checkpoint ({first_of(added, _FILES_LISTED)})" if added else None
 
 
 def mirror_processor(model: Gr00tN1d7, processor: Gr00tN1d7Processor) -> None:

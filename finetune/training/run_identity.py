@@ -33,7 +33,7 @@ from gr00t.data.processor import Gr00tN1d7Processor
 from gr00t.data.processor_files import TOKENIZER_SUFFIXES, processor_sources
 from gr00t.data.schema import comparable
 from gr00t.data.statistics import Tail
-from gr00t.errors import ToolkitError
+from gr00t.errors import ToolkitError, first_of
 from gr00t.file_reading import files_below, read_json
 from gr00t.file_replacement import file_sha256, write_json
 from gr00t.model.architecture import backbone_file
@@ -263,7 +263,5 @@ def changes(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     code = there.get("code", {})
     changed = [name for name, digest in now.get("code", {}).items() if code.get(name, digest) != digest]
     if changed:
-        more = f" and {len(changed) - _MODULES_LISTED} more" if len(changed) > _MODULES_LISTED else ""
-        names = ", ".join(changed[:_MODULES_LISTED]) + more
-        lines.append(f"the code of {names} has changed since: losses may differ")
+        lines.append(f"the code of {first_of(changed, _MODULES_LISTED)} has changed since: losses may differ")
     return lines

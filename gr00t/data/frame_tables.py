@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,11 @@ class TableImages:
         return type(self), (self.layout, self.camera, self.digest)
 
 
+def matrix(values: np.ndarray) -> np.ndarray:
+    """(N, D); LeRobot stores a column of one dimension as (N,)."""
+    return values.reshape(len(values), -1)
+
+
 def decode_image(source: io.BytesIO | Path, where: str) -> np.ndarray:
     """(H, W, 3) uint8 RGB of an encoded image; what cannot be decoded, or is far too large, raises ToolkitError."""
     if isinstance(source, Path):
@@ -255,7 +261,7 @@ def decode_image(source: io.BytesIO | Path, where: str) -> np.ndarray:
         raise ToolkitError(f"{where}: no image that can be decoded ({error}). Copy or record it again.") from error
 
 
-class EpisodeImages:
+class EpisodeImages(AbstractContextManager["EpisodeImages"]):
     """Frames of an episode from the cells of its frame table, with the interface of EpisodeVideo."""
 
     def __init__(self, layout: DatasetLayout, episode: int, reader: TableImages) -> None:
@@ -267,9 +273,6 @@ class EpisodeImages:
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in their order (repeats allowed): (N, H, W, 3) uint8 RGB."""
         return self.reader.frames(self.episode, indices)
-
-    def __enter__(self) -> EpisodeImages:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.reader.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gr00t.data.frame_tables import EPISODE, EpisodeImages, FrameTables, table_images
+from gr00t.data.frame_tables import EPISODE, EpisodeImages, FrameTables, matrix, table_images
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.meta_files import whole_number
 from gr00t.data.processor import Step
@@ -95,7 +95,7 @@ class StepReader:
     def column_statistics(self, episodes: list[int]) -> dict[str, Statistics]:
         """Statistics of every state and action column over these episodes, as meta/stats.json holds them."""
         return {
-            column: feature_statistics(np.concatenate([_matrix(self._tables.episode(column, e)) for e in episodes]))
+            column: feature_statistics(np.concatenate([matrix(self._tables.episode(column, e)) for e in episodes]))
             for column in self._value_columns
         }
 
@@ -124,7 +124,7 @@ class StepReader:
 
     def _values(self, modality: str, episode: int, frames: np.ndarray) -> dict[str, np.ndarray]:
         return {
-            key: _matrix(self._tables.rows(column, episode, frames))[:, part].astype(np.float32)
+            key: matrix(self._tables.rows(column, episode, frames))[:, part].astype(np.float32)
             for key, (column, part) in self._groups[modality].items()
         }
 
@@ -163,17 +163,12 @@ class StepReader:
     def _check_widths(self) -> None:
         for modality, groups in self._groups.items():
             for key, (column, part) in groups.items():
-                width = _matrix(self._tables.episode(column, self.layout.episodes[0].index)).shape[1]
+                width = matrix(self._tables.episode(column, self.layout.episodes[0].index)).shape[1]
                 if part.stop > width:
                     raise ToolkitError(
                         f'{self.layout.root}/meta/modality.json: {modality} "{key}" ends at {part.stop}, but the '
                         f'column "{column}" has {width} values. Prepare the dataset again or mend modality.json.'
                     )
-
-
-def _matrix(values: np.ndarray) -> np.ndarray:
-    """(N, D); LeRobot stores a column of one dimension as (N,)."""
-    return values.reshape(len(values), -1)
 
 
 def _entry(layout: DatasetLayout, section: str, name: str, kind: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ _WITH_TIMES = ("mov,mp4", "matroska,webm")
 _TRIES = 3  # key frames at which decoding is begun before it is begun at the start of the file
 
 
-class VideoReader:
+class VideoReader(AbstractContextManager["VideoReader"]):
     """Frames of one video file by index, exact: the frames that decoding the file from its start gives.
 
     Opened at the first use and kept open, once per process: a reader may be pickled to, or inherited by, DataLoader
@@ -96,9 +97,6 @@ class VideoReader:
         if self._container is not None and self._pid == os.getpid():
             self._container.close()
         self._container = None
-
-    def __enter__(self) -> VideoReader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -294,7 +292,7 @@ def _shows(decoded: np.ndarray, other: np.ndarray, instead_of: np.ndarray) -> np
     return distinct & (2 * distance(decoded, other) < distance(decoded, instead_of))
 
 
-class EpisodeVideo:
+class EpisodeVideo(AbstractContextManager["EpisodeVideo"]):
     """Frames of an episode by their number in it, exact; as a context manager it closes the file.
 
     `reader` reads the file that holds them and may be shared by episodes. In v3.0 a file's episodes follow each other:
@@ -372,9 +370,6 @@ class EpisodeVideo:
                 f"frames ({len(times)}; the listed episodes have {shared.frames}). Write "
                 "from_timestamp as the frames before an episode divided by fps, or convert the dataset again."
             )
-
-    def __enter__(self) -> EpisodeVideo:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.reader.close()

@@ -191,28 +191,29 @@ class GR00TPolicy(nn.Module):
             generator = _seeded(seed)
         asked = list(steps) if self.guidance == 1 else [*steps, *without_instructions(steps)]
         samples = [self.processor.encode(step, self.tag, drop_state=drop_state) for step in asked]
-        batch = self.processor.collate(samples)
         predicted = self.model.get_action(
-            {name: value.to(self.device) for name, value in batch.items()},
+            {name: value.to(self.device) for name, value in self.processor.collate(samples).items()},
             denoising_steps=_check_steps(self.denoising_steps if denoising_steps is None else denoising_steps),
             generator=generator,
             noise=noise,
             guidance=self.guidance,
         )
-        states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
-        actions = self.processor.decode_action(predicted, self.tag, states)
-        check_finite(actions, self.model.dtype)
-        return actions
+        return in_robot_units(predicted, self.processor, self.tag, steps)
 
 
-def check_finite(actions: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
-    """Refuse actions {group: (B, horizon, D)} that are NaN or infinite; dtype: what they were computed in."""
+def in_robot_units(
+    predicted: Tensor, processor: Gr00tN1d7Processor, tag: str, steps: Sequence[Step]
+) -> dict[str, np.ndarray]:
+    """Chunks {group: (B, horizon, D)} of what was predicted for these steps; NaN and infinite values are refused."""
+    states = {group: np.stack([step.states[group] for step in steps]) for group in steps[0].states}
+    actions = processor.decode_action(predicted, tag, states)
     for group, values in actions.items():
         if not np.isfinite(values).all():
             raise ToolkitError(
-                f'The model\'s "{group}" actions are not finite (computed in {dtype}): do not run them. '
+                f'The model\'s "{group}" actions are not finite (computed in {predicted.dtype}): do not run them. '
                 "Try torch_dtype=torch.float32; if they stay so, the checkpoint's weights are broken."
             )
+    return actions
 
 
 def _seeded(seed: int) -> torch.Generator:

@@ -37,7 +37,6 @@ from simulation.scenes.verbs import VERBS, Detector, Thresholds
 
 MAX_EPISODE_STEPS = 100
 REBUILD = {"reconfigure": True}  # options of reset
-COLORS = {"red": [0.8, 0.05, 0.05, 1], "green": [0.05, 0.6, 0.1, 1], "blue": [0.05, 0.15, 0.85, 1]}
 LIFTED = 0.05  # m above the table at which a held object counts as picked up
 STILL = 0.2  # rad/s
 GRASP_FORCE, GRASP_ANGLE = 0.5, 85.0  # N of each finger; degrees from where it opens to: ManiSkill's is_grasping
@@ -151,14 +150,14 @@ class ConflictPickEnv(BaseEnv):
         sizes = {"cube": [half], "sphere": [height], "cylinder": [half, height]}[thing.object]
         pose = _pose(thing, height, lying=thing.object == "cylinder")
         build = getattr(actors, f"build_{thing.object}")
-        body = build(self.scene, *sizes, COLORS[thing.color], name, initial_pose=pose)
+        body = build(self.scene, *sizes, shapes.COLORS[thing.color], name, initial_pose=pose)
         for rigid in body._bodies:
             rigid.set_angular_damping(5.0)  # a sphere that is touched should not roll away
         return body
 
     def _build_plate(self, thing: Thing) -> Actor:
         """A flat plate whose outline stands for a kind: square for cube, disc for sphere, bar for cylinder."""
-        half, color = PLATE_SIZE[thing.size], COLORS[thing.color]
+        half, color = PLATE_SIZE[thing.size], shapes.COLORS[thing.color]
         common: dict[str, Any] = {"name": "plate", "body_type": "kinematic", "add_collision": False}
         common["initial_pose"] = _pose(thing, PLATE_THICKNESS, lying=thing.object == "sphere")
         if thing.object == "sphere":

@@ -28,7 +28,6 @@ _FOLDERS = {"raw_dir": ("recordings", 2), "data_dir": ("data", 2), "cache_dir": 
 _FOLDERS |= {"output_dir": ("checkpoints", 3), "report_dir": ("reports", 4)}
 _GIVEN = ("raw_dir", "data_dir")  # which a file may name, where data are there already
 _OURS = (*_OF_ALL, *({*_FOLDERS} - {*_GIVEN}), "out", "checkpoint", "runs_dir")  # which the study sets
-_NO_RESULTS = ("cluster", "tracking")  # sections that decide no number of a point
 # Keys of a fine-tune that change no loss, but which weights come out.
 _CHOOSE = ("train.export", "train.patience", "train.eval_steps", "train.eval_episodes")
 
@@ -148,7 +147,7 @@ def _decides(name: str) -> bool:
     own = _parted(name)[1]
     key = keys_of(COMMANDS["finetune"].config).get(own)
     changes_no_loss = key is not None and not key.bounds.get("identity", True)
-    return own in _CHOOSE or not (own in NO_RESULT or own.partition(".")[0] in _NO_RESULTS or changes_no_loss)
+    return own in _CHOOSE or not (own.partition(".")[0] in (*NO_RESULT, "cluster") or changes_no_loss)
 
 
 def _refuse_other_settings(numbers: Path, settings: Mapping[str, str]) -> None:
