@@ -416,6 +416,19 @@ def test_the_launcher_tells_a_finished_run_from_another_robots(written: str, own
         is_finished(site.config(f"dataset.modality_config={absolute_arm(tmp_path / 'robot.py')}"))
 
 
+def test_a_training_that_ended_is_finished_whatever_its_dataset_is_called(own: Site) -> None:
+    (own.root / "elsewhere").mkdir()
+    (own.root / "data").rename(own.root / "elsewhere/all")
+    other = f"dataset.data_dir={own.root}/elsewhere/all"
+    never = own.config("train.resume=never", other)
+    assert not is_finished(never) and is_finished(never, ended=True)
+    assert not is_finished(own.config(other)) and is_finished(own.config(other), ended=True)
+    with pytest.raises(ToolkitError, match=r"train\.learning_rate"):
+        is_finished(own.config(other, "train.learning_rate=2e-3"), ended=True)
+    (own.root / "done" / RELEASE_MARK).unlink()
+    assert not is_finished(own.config(other), ended=True)
+
+
 # -- conditions --------------------------------------------------------------------------------------------------------
 
 

@@ -345,7 +345,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, notes: Path, code: str) -> None:
         return [sys.executable, "-c", f"{noting}; note('begun'); {code}; note('ended')", f"{task.stage}/{task.name}"]
 
     monkeypatch.setattr(study_run, "command_of", command)
-    monkeypatch.setattr(study_run, "found_result", lambda task: (notes, ""))
+    monkeypatch.setattr(study_run, "left_result", lambda task: True)
     monkeypatch.setattr(study_run, "LOOK", 0.1)
 
 
@@ -412,7 +412,7 @@ def test_a_command_that_ends_without_its_result_has_failed(
     """As a fine-tune that somebody else asked to stop, which ends with status 0."""
     standing = Standing(study(tmp_path, tiny_base, {"train.seed": [0]}), 1)
     commands(monkeypatch, tmp_path / "notes", "pass")
-    monkeypatch.setattr(study_run, "found_result", lambda task: None)
+    monkeypatch.setattr(study_run, "left_result", lambda task: False)
     study_run.run_here(standing, None, lambda: None)
     assert not standing.done and ["ended without its result" in said for said in standing.failed.values()] == [True]
 

@@ -192,6 +192,13 @@ def found_result(task: Task) -> tuple[Path, str] | None:
     return (report, "without that file it is made") if _is_evaluated(task.config, report) else None
 
 
+def left_result(task: Task) -> bool:
+    """Whether a task that has just ended left its result."""
+    if task.stage == "finetune":
+        return is_finished(task.config, ended=True)
+    return found_result(dataclasses.replace(task, after=[])) is not None
+
+
 def _is_converted(task: Task, found: Path) -> bool:
     """Whether `found` holds each part that is recorded or asked for. One that would not become what is asked for, as
     its conversion leaves what is there as it is, is refused."""
@@ -227,14 +234,15 @@ def _places(resolved: Mapping[str, Any]) -> list[str]:
     return [os.path.realpath(CHECKOUT / str(values.get(name))) for name in _PLACES]
 
 
-def is_finished(config: FinetuneConfig) -> bool:
+def is_finished(config: FinetuneConfig, *, ended: bool = False) -> bool:
     """Whether output_dir holds what this fine-tune would make; a checkpoint of another recipe, split, model, mixture or
     robot is refused. Where its dataset or base has another name, only the training, which compares their content, can
-    tell.
+    tell. ended: that training has just ended without an error, so that names and train.resume=never say nothing more.
     """
     folder = Path(config.output_dir)
     settings = folder / "experiment_cfg" / "config.yaml"
-    if config.train.resume == "never" or not (folder / RELEASE_MARK).is_file() or not settings.is_file():
+    anew = config.train.resume == "never" and not ended
+    if anew or not (folder / RELEASE_MARK).is_file() or not settings.is_file():
         return False
     if is_replaced(Path(config.run_dir), read_json(folder / RELEASE_MARK)):
         return False
@@ -252,7 +260,7 @@ def is_finished(config: FinetuneConfig) -> bool:
         )
     same = config.model.base, config.dataset.data_dir, made["model"]["base"], made["dataset"]["data_dir"]
     base, data, base_then, data_then = (Path(place).name for place in same)
-    return (base, data) == (base_then, data_then) and not gave_up_earlier(folder, config.train.patience)
+    return (ended or (base, data) == (base_then, data_then)) and not gave_up_earlier(folder, config.train.patience)
 
 
 def _is_evaluated(config: Any, report: Path) -> bool:

@@ -194,11 +194,11 @@ class LeRobotPolicy:
 
 def _first_seed(seed: int | Sequence[int], robots: int) -> int:
     """The seed of a whole batch's noise: the first of those of its robots."""
-    seeds = list(seed) if isinstance(seed, list | tuple | range) else [seed] * robots
+    seeds: list[Any] = list(seed) if isinstance(seed, list | tuple | range) else [seed] * robots
     if len(seeds) != robots:
         raise ToolkitError(f"seed: {len(seeds)} seeds for {robots} samples. Give one a sample, or one for all.")
     for each in seeds:
-        if isinstance(each, bool) or not isinstance(each, Integral) or not -(2**63) <= each < 2**64:
+        if isinstance(each, bool) or not isinstance(each, Integral) or not -(2**63) <= int(each) < 2**64:
             raise ToolkitError(f"seed must be a whole number of 64 bits, not {each!r:.80}.")
     return int(seeds[0])
 

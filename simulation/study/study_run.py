@@ -17,7 +17,7 @@ from typing import Any
 
 from finetune.recipe import check_finetune
 from finetune.recipe.recipe_identity import RELEASE_MARK
-from finetune.slurm.done_and_busy import found_result
+from finetune.slurm.done_and_busy import found_result, left_result
 from finetune.slurm.launch_request import Task
 from gr00t.data.meta_files import episode_range
 from gr00t.errors import ToolkitError, disk_errors
@@ -233,7 +233,7 @@ def _note(ended: _Running, standing: Standing) -> None:
     task, status = ended.task, ended.child.returncode
     if received():
         return
-    if status == 0 and (task.share or found_result(replace(task, after=[]))):
+    if status == 0 and (task.share or left_result(task)):
         standing.done.add(task)
         standing.seconds.setdefault(task.stage, []).append(round(time.monotonic() - ended.started, 1))
     else:
