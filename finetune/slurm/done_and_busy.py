@@ -241,8 +241,8 @@ def is_finished(config: FinetuneConfig, *, ended: bool = False) -> bool:
     """
     folder = Path(config.output_dir)
     settings = folder / "experiment_cfg" / "config.yaml"
-    anew = config.train.resume == "never" and not ended
-    if anew or not (folder / RELEASE_MARK).is_file() or not settings.is_file():
+    again = config.train.resume == "never" and not ended
+    if again or not (folder / RELEASE_MARK).is_file() or not settings.is_file():
         return False
     if is_replaced(Path(config.run_dir), read_json(folder / RELEASE_MARK)):
         return False
