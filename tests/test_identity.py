@@ -32,7 +32,7 @@ from finetune.recipe.recipe_identity import (
     trained_by,
 )
 from finetune.recipe.train_config import AugmentConfig, TrainConfig
-from finetune.slurm.done_and_busy import is_finished
+from finetune.slurm.done_and_busy import found_result, is_finished, left_result
 from finetune.training import run_identity as conditions
 from finetune.training.checkpointing import Checkpoint, newest_checkpoint
 from finetune.training.dataloader import open_datasets
@@ -422,6 +422,8 @@ def test_a_training_that_ended_is_finished_whatever_its_dataset_is_called(own: S
     other = f"dataset.data_dir={own.root}/elsewhere/all"
     never = own.config("train.resume=never", other)
     assert not is_finished(never) and is_finished(never, ended=True)
+    task: Any = SimpleNamespace(stage="finetune", config=never, after=[])
+    assert found_result(task) is None and left_result(task)
     assert not is_finished(own.config(other)) and is_finished(own.config(other), ended=True)
     with pytest.raises(ToolkitError, match=r"train\.learning_rate"):
         is_finished(own.config(other, "train.learning_rate=2e-3"), ended=True)
