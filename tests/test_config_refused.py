@@ -249,7 +249,7 @@ def test_data_dir_must_be_the_parent_of_the_splits(site: Path) -> None:
 
 
 def test_missing_base_says_how_to_get_it(site: Path) -> None:
-    assert "python -m finetune.create_base model=small" in refused_here("finetune", "model=small")
+    assert "With random weights: python -m finetune.create_base model=small" in refused_here("finetune", "model=small")
     message = refused_here("finetune", "model.base=checkpoints/released")
     assert "checkpoints/released does not exist" in message and "finetune.prefetch base=nvidia/GR00T-N1.7-3B" in message
     assert "model.base=./x/y" in refused_here("finetune", "model.base=./x/y")

@@ -376,10 +376,10 @@ def _check_base(base: str, model_name: str) -> None:
     remedy = (
         f"Download it: python -m finetune.prefetch base=nvidia/GR00T-N1.7-3B out={base}"
         if model_name == "released"
-        else f"Make it: python -m finetune.create_base model={model_name} out={base}"
+        else f"With random weights: python -m finetune.create_base model={model_name} out={base}"
     )
     raise ToolkitError(
-        f"{problem}. {remedy} (or give the folder of a checkpoint, model.base=FOLDER).{near_folder(path)}"
+        f"{problem}. {remedy} (or give the folder of a trained checkpoint, model.base=FOLDER).{near_folder(path)}"
     )
 
 
