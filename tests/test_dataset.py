@@ -362,6 +362,19 @@ def test_an_instruction_may_change_within_an_episode(small_data: Path, tmp_path:
     assert reader.instructions([0, 1]) == sorted([first, "a second text"]) and reader.instructions([0]) == [first]
 
 
+@pytest.mark.parametrize("said", [float("nan"), 0.5, -1.0])
+def test_an_index_that_is_no_task_is_refused(said: float, small_data: Path, tmp_path: Path) -> None:
+    copy, column = copied(small_data, tmp_path), "annotation.human.task_description"
+    for table in sorted(copy.glob("data/*/*.parquet")):
+        rows = pq.read_table(table)
+        tasks = pa.array([0.0] * 9 + [said] + [0.0] * (rows.num_rows - 10), pa.float64())
+        pq.write_table(rows.set_column(rows.schema.get_field_index(column), column, tasks), table)
+    reader = StepReader(copy, MODALITY_CONFIG)
+    assert reader.instruction(1, 8) == reader.layout.tasks[0]
+    with pytest.raises(ToolkitError, match=f"{copy}: episode 1: task_index is {said}; it must be a whole number"):
+        reader.instruction(1, 9)
+
+
 def test_rows_are_asked_for_within_an_episode(reader: StepReader) -> None:
     length = reader.layout.episode(1).length
     assert len(reader._tables.rows("action", 1, np.array([0, length - 1]))) == 2

@@ -49,6 +49,9 @@ def test_what_can_only_fail_is_refused_without_asking_slurm(site, tmp_path: Path
 def test_what_does_not_fit_the_gpus_or_the_disk_is_refused(site, tmp_path: Path) -> None:
     message = refused_here(tmp_path, site("device=cuda", "cluster.gpu_type=l4", "train.global_batch_size=100000"))
     assert "each GPU does not fit" in message and "of 24.0 GB" in message and "train.micro_batch_size" in message
+    processes = ("cluster.gpus_per_node=0", "cluster.processes_per_node=1", "cluster.memory=1G")
+    message = refused_here(tmp_path, site("device=cpu", "train.global_batch_size=100000", *processes))
+    assert "the machine's memory does not fit" in message and "of 1.1 GB" in message and "cluster.memory" in message
     many = ("train.max_steps=100000000", "train.save_steps=1", "train.keep_every=1")
     assert "checkpoints" in refused_here(tmp_path, site(*many)) and "train.keep_last" in refused_here(
         tmp_path, site(*many)

@@ -285,7 +285,7 @@ def test_check_fit_false_continues() -> None:
 def test_training_refuses_what_cannot_fit_and_leaves_nothing(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
     places = [f"model.base={tiny_base}", f"dataset.data_dir={small_data}", f"run_dir={tmp_path}/run"]
     huge = ["train.global_batch_size=1000000", "tracking=none", "device=cpu", f"output_dir={tmp_path}/done"]
-    with pytest.raises(ToolkitError, match="this machine's memory does not fit"):
+    with pytest.raises(ToolkitError, match="the machine's memory does not fit"):
         finetune(load("finetune", ["local=none", "model=tiny", *places, *huge]))
     assert not list(tmp_path.iterdir())
 
@@ -368,9 +368,9 @@ def test_on_a_cpu_all_processes_of_a_node_count() -> None:
 @pytest.mark.parametrize(
     ("settings", "processes", "on_a_node", "what"),
     [
-        (["device=cpu", "gpus=4"], 4, 4, "this machine's memory"),
-        (["device=cpu"], 1, 1, "this machine's memory"),
-        (["cluster.gpus_per_node=0", "cluster.processes_per_node=2", "cluster.nodes=2"], 4, 2, "this machine's memory"),
+        (["device=cpu", "gpus=4"], 4, 4, "the machine's memory"),
+        (["device=cpu"], 1, 1, "the machine's memory"),
+        (["cluster.gpus_per_node=0", "cluster.processes_per_node=2", "cluster.nodes=2"], 4, 2, "the machine's memory"),
         (["cluster.gpus_per_node=0", "gpu=a100"], 1, 1, "each GPU"),
         (["cluster.gpus_per_node=4", "cluster.processes_per_node=2", "cluster.nodes=2"], 4, 2, "each GPU"),
         (["gpus=2"], 2, 2, "each GPU"),

@@ -546,13 +546,18 @@ def test_a_name_with_addresses_of_both_kinds_is_served_where_clients_look_for_it
     assert endpoints.find_address("localhost", 5555, None) == ("127.0.0.1", 5555)
 
 
-def test_ipv6_is_served(policy):
+def test_ipv6_is_served(policy, monkeypatch):
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
-    with served(policy, host="::1") as server, PolicyClient("::1", server.port) as client:
-        assert client.ping()
+    with served(policy, host="::1") as server:
+        with PolicyClient("::1", server.port) as client:
+            assert client.ping()
+        found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", server.port, 0, 0))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        with PolicyClient("a.name.with.this.address.alone", server.port) as client:
+            assert client.ping()
 
 
 def test_a_port_in_use_and_hosts_that_are_none_are_refused(policy, server):

@@ -227,6 +227,19 @@ def test_bad_input_is_refused_with_its_name_and_a_remedy(panda, moment):
         panda.decode_action(np.zeros((1, 8, 8), np.float32), states, TAG)
 
 
+@pytest.mark.parametrize("entry", [None, ActionConfig(ActionRepresentation.ABSOLUTE)])
+def test_relative_actions_are_never_taken_as_positions_for_want_of_their_config(entry, panda):
+    kept = MODALITY_CONFIG["action"].action_configs
+    configs = None if entry is None else [entry, *kept[1:]]
+    action = dataclasses.replace(MODALITY_CONFIG["action"], action_configs=configs)
+    statistics = copy.deepcopy(panda.statistics)
+    statistics[TAG]["action"].setdefault("arm", {key: [0.0] * 7 for key in ("min", "max", "mean", "std", "q01", "q99")})
+    edited = StateActionProcessor({TAG: MODALITY_CONFIG | {"action": action}}, statistics, use_relative_action=True)
+    with pytest.raises(ToolkitError, match=r'"arm" of "new_embodiment" were learned relative .*action_configs'):
+        edited.groups(TAG, "action")
+    dataclasses.replace(edited, use_relative_action=False).groups(TAG, "action")
+
+
 def test_statistics_that_do_not_fit_are_refused(panda, moment):
     states, _ = moment
     shorter = dataclasses.replace(MODALITY_CONFIG["action"], delta_indices=list(range(8)))

@@ -218,8 +218,8 @@ class Verdict:
             return (
                 "Ask for more memory (cluster.memory), for fewer processes on a node, or for fewer train.num_workers."
             )
-        larger = "GPUs" if self.what == GPU else "a machine"
-        return f"No setting makes it fit here: take {larger} with more memory, or train less (train.tune.*)."
+        larger = "GPUs with more memory" if self.what == GPU else "a node with more memory (in a job: cluster.memory)"
+        return f"No setting makes it fit here: take {larger}, or train less (train.tune.*)."
 
     @property
     def fits(self) -> bool:
@@ -260,7 +260,7 @@ def device_verdict(plan: Plan, room: int | None) -> Verdict:
 
     needed = memory(run.config, run.gpus)
     found = [] if room is None or needed <= room else remedy(run.config, run.gpus, memory, room, cuda=cuda)
-    return Verdict(GPU if cuda else "this machine's memory", needed, room, found)
+    return Verdict(GPU if cuda else "the machine's memory", needed, room, found)
 
 
 def host_verdict(plan: Plan, room: int | None) -> Verdict:

@@ -90,8 +90,8 @@ def _check_finetune(config: FinetuneConfig, data_comes: bool) -> None:
             ) from None
     cuda = config.device != "cpu" and cluster.gpus_per_node > 0
     gpu = gpu_of_cluster(cluster.gpu_type) if cuda else None
-    room = int(gpu.memory * 1e9) if gpu else None
     host = int(megabytes(cluster.memory or "0") * 2**20) or None
+    room = host if not cuda else int(gpu.memory * 1e9) if gpu else None
     plan.check_fits(config, processes, room, per_node=processes // cluster.nodes, cuda=cuda, host_memory_bytes=host)
     plan.check_disk(config, processes, cuda=cuda)
 

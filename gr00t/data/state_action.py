@@ -286,10 +286,23 @@ class StateActionProcessor:
         remedy = " Give one (modality_config=...) to use a new robot."
         return look_up(self.modality_configs, tag, problem, remedy)[modality]
 
+    def _refuse_lost_representation(self, tag: str, name: str) -> None:
+        """Refuse an absolute group that has relative statistics: with a config that lost action_configs, the
+        differences that the model predicts would be sent to the robot as positions."""
+        if name in self.statistics.get(tag, {}).get("relative_action", {}):
+            raise ToolkitError(
+                f'The actions "{name}" of "{tag}" were learned relative to the state (statistics.json has '
+                "relative_action for them), but the modality config does not call them RELATIVE. Take its "
+                "action_configs from the checkpoint's processor_config.json as it was written, or compute the "
+                "statistics of the dataset again with this modality config."
+            )
+
     def _build_group(self, tag: str, modality: str, name: str, action_config: ActionConfig | None) -> Group:
         config = self._config(tag, modality)
         is_relative = action_config and action_config.rep is ActionRepresentation.RELATIVE
         relative = action_config if self.use_relative_action and is_relative else None
+        if modality == "action" and self.use_relative_action and not relative:
+            self._refuse_lost_representation(tag, name)
         section = "relative_action" if relative else modality
         if modality == "state" and self.apply_sincos_state_encoding and name in (config.sin_cos_embedding_keys or []):
             method = SIN_COS

@@ -75,7 +75,8 @@ class StepReader:
         value = self._tables.rows(self._text_column, episode, np.array([frame]))[0]
         if isinstance(value, str):
             return value
-        number = int(np.asarray(value).reshape(-1)[0])
+        value = np.asarray(value).reshape(-1)[0].item()
+        number = whole_number(value, self.layout.root, f"episode {episode}: task_index")
         if number not in self.layout.tasks:
             raise ToolkitError(
                 f"{self.layout.root}: episode {episode} refers to task {number}, which meta/tasks.jsonl does not list. "

@@ -152,15 +152,27 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
         connected = self._context.socket(zmq.REQ)
         for option in (zmq.REQ_RELAXED, zmq.REQ_CORRELATE):  # a request takes no answer but its own
             connected.setsockopt(option, 1)
-        connected.setsockopt(zmq.IPV6, int(":" in self.host))
+        address = self._address()
+        connected.setsockopt(zmq.IPV6, int(":" in address))
         connected.setsockopt(zmq.LINGER, 0)
         connected.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE)
         try:
-            connected.connect(self.url)
+            connected.connect(tcp_url(address, self.port))
         except zmq.ZMQError as error:
             connected.close(0)
             raise ToolkitError(f"{self.url} is no address ({error.strerror}). Look at the host and the port.") from None
         return connected
+
+    def _address(self) -> str:
+        """The host; of a name that has IPv6 addresses alone, one of them: ZeroMQ looks for one kind only."""
+        if ":" in self.host:
+            return self.host
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):  # the name may be known later
+            return self.host
+        is_ipv4 = any(family == socket.AF_INET for family, *_ in found)
+        return self.host if is_ipv4 or not found else str(found[0][4][0])
 
     def _exchange(self, message: bytes, endpoint: str) -> Any:
         if self._socket.closed:
