@@ -101,15 +101,21 @@ def _expert(policy: Any, settings: Settings) -> list[EpisodeOutcome]:
 
 
 def _settings(config: ClosedLoopConfig, facts: dict[str, Any], strategy: str | None) -> Settings:
-    """How the episodes are played; parts that the strategy leaves nothing for are left out where none was named."""
+    """How the episodes are played, without the parts that the strategy leaves no scenes for: a grid over strategies
+    names one list for all."""
     suite, split = suite_of(config.split.name), config.split.name
+    playable = suite.playable(split, strategy)
+    empty = {*suite.evaluated_of(split)} - {*playable}
+    asked = [part for part in config.parts if part not in empty] or config.parts or playable
+    for part in (part for part in config.parts if part not in asked):
+        print(f"note: strategy={strategy} leaves no scenes for parts={part}: it is not played.", file=sys.stderr)
     names = (*SHARED, "runs", "no_distractor_prob")
     return Settings(
         split,
         config.split.instruction,
         other_instruction=other_instruction(split) if suite is PLATE else None,
         strategy=strategy,
-        parts=tuple(config.parts or suite.playable(split, strategy)),
+        parts=tuple(asked),
         conditions=("none", *config.ablations),
         image_size=facts.get("image_size") or config.image_size or USUAL_SIZE,
         render=config.render,

@@ -207,6 +207,24 @@ def checkpoint(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempP
     return finished_checkpoint(tiny_base, small_data, tmp_path_factory.mktemp("finished") / "checkpoint")
 
 
+@pytest.mark.parametrize(
+    ("strategy", "named", "played"),
+    [
+        ("complete_v3", "seen,unseen,conflict", ("seen", "conflict")),
+        ("random_f6_v3", "seen,unseen,conflict", ("seen", "unseen", "conflict")),
+        ("complete_v3", "unseen", ("unseen",)),  # refused when it is to be played
+        ("complete_v3", "", ("seen", "conflict", "single_a", "single_b")),
+    ],
+)
+def test_one_list_of_parts_serves_strategies_that_leave_nothing_unseen(
+    strategy: str, named: str, played: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = compose("evaluate", "mode=closed_loop", "split=instruction/color_object", f"parts=[{named}]").chosen
+    assert _settings(given, {}, strategy).parts == played
+    left_out = "unseen" in named and "unseen" not in played
+    assert ("strategy=complete_v3 leaves no scenes for parts=unseen" in capsys.readouterr().err) == left_out
+
+
 def test_an_evaluation_notes_the_recipe_and_the_seed_of_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
 

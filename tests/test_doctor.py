@@ -256,12 +256,16 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_status_0_for_sound_1_for_errors_2_for_misuse(sound: Path, patient: Path, tmp_path: Path) -> None:
-    fine = run(sound, "fast=true")
-    assert fine.returncode == 0 and "sound (fast part); 0 errors, 0 warnings" in fine.stdout
+def test_status_0_for_sound_1_for_errors_2_for_misuse(
+    sound: Path, patient: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(read([str(sound), "fast=true"]))
+    assert "sound (fast part); 0 errors, 0 warnings" in capsys.readouterr().out
     IN_TABLES["deltas"][2](patient / "train")
-    ill = run(patient, "fast=true")
-    assert ill.returncode == 1 and "These already are deltas" in ill.stdout and "remedy: Write absolute" in ill.stdout
+    with pytest.raises(SystemExit) as ended:
+        main(read([str(patient), "fast=true"]))
+    told = capsys.readouterr().out
+    assert ended.value.code == 1 and "These already are deltas" in told and "remedy: Write absolute" in told
     misuse = run(tmp_path / "data")
     assert misuse.returncode == 2 and misuse.stderr.startswith("error: ") and "color_object" in misuse.stderr
 

@@ -28,7 +28,9 @@ def single(small_data: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
-@pytest.fixture(scope="module", params=["fsdp2", pytest.param("zero2", marks=deepspeed)])
+@pytest.fixture(
+    scope="module", params=[pytest.param("fsdp2", marks=pytest.mark.long), pytest.param("zero2", marks=deepspeed)]
+)
 def engine(request: pytest.FixtureRequest) -> str:
     """An engine that divides memory among its processes."""
     return str(request.param)
@@ -94,7 +96,7 @@ def test_stopped_there_a_run_continues_in_one_process(
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("name, processes", [pytest.param("zero2", 2, marks=deepspeed), ("fsdp2", 1)])
+@pytest.mark.parametrize("name, processes", [pytest.param("zero2", 2, marks=[deepspeed, pytest.mark.long]), ("fsdp2", 1)])
 def test_stopped_in_one_process_a_run_continues_there(
     name: str, processes: int, single: Path, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

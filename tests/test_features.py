@@ -75,6 +75,7 @@ def test_losses_agree_in_bf16(small_data: Path, tiny_base: Path, tmp_path: Path)
 
 
 @pytest.mark.multiprocess
+@pytest.mark.long
 def test_two_processes_share_the_work(runs: dict[str, Path], small_data: Path, tiny_base: Path, tmp_path: Path) -> None:
     more = ["augment.views=2", "train.learning_rate=1e-4", "train.max_steps=10", "train.features=cached"]
     more += [f"cache_dir={tmp_path}/cache", "dataset.frames=store"]

@@ -94,6 +94,7 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.multiprocess
+@pytest.mark.long
 def test_processes_on_several_kinds_of_machines_compute_alike(tmp_path: Path) -> None:
     (tmp_path / "both.py").write_text(MIXED_MACHINES)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

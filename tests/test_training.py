@@ -181,6 +181,7 @@ def test_two_processes_give_the_losses_of_one(
 
 
 @pytest.mark.multiprocess
+@pytest.mark.long
 def test_dropout_is_that_of_the_place_in_the_global_batch_whatever_the_layout(
     small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
