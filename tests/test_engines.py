@@ -96,7 +96,9 @@ def test_stopped_there_a_run_continues_in_one_process(
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("name, processes", [pytest.param("zero2", 2, marks=[deepspeed, pytest.mark.long]), ("fsdp2", 1)])
+@pytest.mark.parametrize(
+    "name, processes", [pytest.param("zero2", 2, marks=[deepspeed, pytest.mark.long]), ("fsdp2", 1)]
+)
 def test_stopped_in_one_process_a_run_continues_there(
     name: str, processes: int, single: Path, small_data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
