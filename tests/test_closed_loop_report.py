@@ -380,7 +380,8 @@ def test_an_offline_run_holds_numbers_tables_page_and_videos(tmp_path: Path) -> 
     held = records(folder)
     (run,) = [r.run for r in held if r.WhichOneof("record_type") == "run"]
     assert (run.project, run.run_group, run.display_name, run.job_type) == ("p", "a group", "a name", "evaluate")
-    assert {i.key: json.loads(i.value_json) for i in run.config.update}["split"] == "color_object"
+    held_config = {i.key: json.loads(i.value_json) for i in run.config.update}
+    assert held_config["split"] == {"name": "color_object"}  # as of trainings: the workspace of all splits groups by it
     assert list(run.tags) == ["color_object", "t"]  # a split's dashboard shows the runs that are tagged with it
     summary = {i.key or "/".join(i.nested_key): i.value_json for r in held for i in r.summary.update}
     for name, value in numbers(summarize(made)).items():

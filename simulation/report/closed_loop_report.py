@@ -318,8 +318,10 @@ def log_report(evaluation: Evaluation, folder: Path, tracking: TrackingConfig) -
         if path := video_file(episode, folder):
             films[f"{PREFIX}/{'successes' if episode.success else 'failures'}"].append((path, video_caption(episode)))
     # by which finetune.dashboard shows it with the training runs of its split
-    tags = list(dict.fromkeys([str(evaluation.info["split"]), *tracking.tags]))
-    with open_run(tracking, folder, evaluation.info, id=job, job_type="evaluate", tags=tags) as run:
+    split = str(evaluation.info["split"])
+    tags = list(dict.fromkeys([split, *tracking.tags]))
+    facts = {**evaluation.info, "split": {"name": split}}  # as training runs have it, to be grouped with them
+    with open_run(tracking, folder, facts, id=job, job_type="evaluate", tags=tags) as run:
         run.report(numbers(summary), tabled, folder / PAGE_FILE, films)
 
 
