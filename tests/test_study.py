@@ -37,7 +37,7 @@ from simulation.study import study_run
 from simulation.study.__main__ import main, read
 from simulation.study.grid import Point, Study, read_study
 from simulation.study.study_page import draw, over_trainings
-from simulation.study.study_run import Standing, command_of
+from simulation.study.study_run import Standing, command_of, why
 from toolkit.configuration import load
 from toolkit.declaration import flat
 from toolkit.installation import CONFIG_DIR
@@ -283,6 +283,21 @@ def test_what_fails_is_noted_with_its_reason_and_the_rest_is_tried(
     assert all("micro_batch_size" in state for state in states[:2])
     assert all(state.startswith("record: ") and "logs/" in state for state in states[2:])
     assert "0 of 4 points are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "reason"),
+    [
+        (1, "step 1\nerror: no room\nwarnings.warn(\n", "no room"),
+        (1, "Traceback\nValueError: odd\n\n", "ValueError: odd"),
+        (1, "", "status 1"),
+        (-15, "warnings.warn('leaked semaphores'\n", "it was ended by SIGTERM"),
+        (-9, "step 1\n", "it was ended by SIGKILL, perhaps as its memory did not suffice"),
+        (0, "step 1\n", "it ended without its result"),
+    ],
+)
+def test_a_failure_has_the_reason_that_helps(status: int, log: str, reason: str) -> None:
+    assert why(status, log) == reason
 
 
 def test_a_cluster_is_given_each_stage_as_an_array(

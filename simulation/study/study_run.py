@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -237,7 +238,17 @@ def _note(ended: _Running, standing: Standing) -> None:
         standing.done.add(task)
         standing.seconds.setdefault(task.stage, []).append(round(time.monotonic() - ended.started, 1))
     else:
-        lines = [line.strip() for line in ended.log.read_text(errors="replace").splitlines() if line.strip()]
-        otherwise = (lines or [f"status {status}"])[-1] if status else "it ended without its result"
-        said = next((line for line in reversed(lines) if line.startswith("error")), otherwise)
-        standing.failed[task] = f"{task.stage}: {said.removeprefix('error: ')} (all of it: {ended.log})"
+        reason = why(status, ended.log.read_text(errors="replace"))
+        standing.failed[task] = f"{task.stage}: {reason} (all of it: {ended.log})"
+
+
+def why(status: int, log: str) -> str:
+    """Why a command failed, by its status, as subprocess has it, and what it wrote."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("error")), None)
+    if said is not None:
+        return said.removeprefix("error: ")
+    if status < 0:  # its last line, if any, is of something else
+        of_memory = ", perhaps as its memory did not suffice" if status == -signal.SIGKILL else ""
+        return f"it was ended by {signal.Signals(-status).name}{of_memory}"
+    return (lines or [f"status {status}"])[-1] if status else "it ended without its result"
