@@ -344,6 +344,7 @@ def test_what_is_left_is_estimated_by_the_same_stages(tmp_path: Path, tiny_base:
     assert standing.estimate().startswith("15 commands left, an unknown time to record and prepare and finetune")
     standing.seconds = {"record": [10, 20], "prepare": [5], "finetune": [100], "evaluate": [50]}
     assert standing.estimate() == "15 commands left, about 0:13:55"  # 2 x 15 + 5 + 4 x 100 + 8 x 50 s
+    assert standing.estimate(parallel=2) == "15 commands left, about 0:06:58"
     tuned = standing.study.request.of_stage("finetune")[0]
     assert "--nproc_per_node=2" in command_of(tuned, 2) and "--nproc_per_node=2" not in command_of(tuned, 1)
     standing.done.add(tuned)  # what led to it is not needed again

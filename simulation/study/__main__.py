@@ -52,7 +52,7 @@ def main(call: Call) -> None:
         draw(study, standing)
     failures = [reason for point in study.points if (reason := standing.failure(point))]
     done = sum(not standing.left(point) for point in study.points)
-    print(f"{done} of {len(study.points)} points are done, {standing.estimate()}: {study.folder / PAGE}")
+    print(f"{done} of {len(study.points)} points are done, {standing.estimate(config.parallel)}: {study.folder / PAGE}")
     if failures:
         raise ToolkitError(f"{len(failures)} of {len(study.points)} points failed, the first for this: {failures[0]}")
 

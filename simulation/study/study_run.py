@@ -110,12 +110,12 @@ class Standing:
         left = self.all_left()
         return next((task for task in left if task not in running and not {*task.after} & {*left}), None)
 
-    def estimate(self) -> str:
-        """How long what is left will take, by what the same stages took so far."""
+    def estimate(self, parallel: int = 1) -> str:
+        """How long what is left will take, so many at a time, by what the same stages took so far."""
         tasks = self.all_left()
         known = [mean(self.seconds[task.stage]) for task in tasks if self.seconds.get(task.stage)]
         unknown = dict.fromkeys(task.stage for task in tasks if not self.seconds.get(task.stage))
-        words = [f"about {timedelta(seconds=round(sum(known)))}"] if known else []
+        words = [f"about {timedelta(seconds=round(sum(known) / parallel))}"] if known else []
         words += [f"an unknown time to {' and '.join(unknown)}"] if unknown else []
         return f"{len(tasks)} commands left" + (f", {' and '.join(words)}" if words else "")
 
@@ -191,7 +191,7 @@ def run_here(standing: Standing, minutes: float | None, draw: Callable[[], objec
         while True:
             may_begin = not received() and (minutes is None or time.monotonic() < end)
             while may_begin and len(running) < parallel and (task := standing.ready([one.task for one in running])):
-                print(f"{_called(task)} ({standing.estimate()})", file=sys.stderr)
+                print(f"{_called(task)} ({standing.estimate(parallel)})", file=sys.stderr)
                 running.append(_begin(command_of(task, standing.processes), task, folder, environment))
             if not running:
                 return
