@@ -241,9 +241,10 @@ def check_targets(subject: Subject) -> Iterator[Finding]:
         words = {w for n in told.get(i, ()) for w in re.findall(r"\w+", tasks.get(n, "").lower())}
         named = {f: words & known for f, known in values.items() if words & known}
         missed = [f for f, names in named.items() if str(target.get(f)).lower() not in names]
-        # In a conflict no object is all that the instruction names, but the target is one of it.
+        # In a conflict no object is all that the instruction names, but the target is one of it: of two words both are
+        # wrong, or neither. A verb, and what is said by comparison (smaller), are no values of an object.
         disagree = subject.layout.split.get("part") in ("conflict", TRAIN_CONFLICT)
-        if missed and (not disagree or len(missed) == len(named)):
+        if missed and (not disagree or len(missed) == len(named) > 1):
             said = ", ".join(f"{f} {' '.join(sorted(named[f]))}, the target is {target.get(f)}" for f in missed)
             wrong[i] = f"The instruction names {said}."
     yield from subject.about(error, SPLIT, wrong, MEND_TARGET)
