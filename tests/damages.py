@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -270,22 +270,31 @@ COLORS = ("red", "green", "blue", "red", "green", "blue", "red", "green")
 def record_targets(root: Path, *, swapped: bool = False) -> None:
     """Instructions that name a color, and targets as our recordings have them; `swapped` exchanges those of 4 and 5."""
     colors = [COLORS[i] for i in ((0, 1, 2, 3, 5, 4, 6, 7) if swapped else range(8))]
+    targets = [{"color": color, "object": "cube", "x": 0.1} for color in colors]
+    record_episodes(root, [f"Lift the {color} cube" for color in COLORS], targets)
+
+
+def record_episodes(
+    root: Path, instructions: Sequence[str], targets: Sequence[Mapping[str, Any]], part: str = "train"
+) -> None:
+    """What the episodes of a dataset were told, and which object each of them picked."""
+    tasks = list(dict.fromkeys(instructions))
 
     def record(split: Any) -> None:
-        for entry, color in zip(split["episodes"], colors, strict=True):
-            entry["target"] = {"color": color, "object": "cube", "x": 0.1}
+        split.pop("fingerprint"), split.pop("files")
+        split["part"] = part
+        for entry, target in zip(split["episodes"], targets, strict=True):
+            entry["target"] = dict(target)
 
     edit_meta(root, "split.json", record)
     edit_lines(root, "tasks.jsonl", list.clear)
-    listed = [{"task_index": i, "task": f"Lift the {c} cube"} for i, c in enumerate(("red", "green", "blue"))]
-    edit_lines(root, "tasks.jsonl", lambda lines: lines.extend(listed))
     edit_lines(
-        root, "episodes.jsonl", lambda ls: [e.update(tasks=[f"Lift the {COLORS[i]} cube"]) for i, e in enumerate(ls)]
+        root, "tasks.jsonl", lambda lines: lines.extend({"task_index": i, "task": t} for i, t in enumerate(tasks))
     )
-    edit_meta(root, "info.json", lambda info: info.update(total_tasks=3))
-    edit_meta(root, "split.json", lambda split: (split.pop("fingerprint"), split.pop("files")))
-    for i in range(8):
-        number = ("red", "green", "blue").index(COLORS[i])
+    edit_lines(root, "episodes.jsonl", lambda ls: [e.update(tasks=[instructions[i]]) for i, e in enumerate(ls)])
+    edit_meta(root, "info.json", lambda info: info.update(total_tasks=len(tasks)))
+    for i, told in enumerate(instructions):
+        number = tasks.index(told)
         edit_tables(
             root, lambda c, n=number: (c["task_index"].fill(n), c["annotation.human.task_description"].fill(n)), [i]
         )

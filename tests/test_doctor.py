@@ -23,6 +23,7 @@ from damages import (
     edit_meta,
     edit_tables,
     flip_a_bit,
+    record_episodes,
     record_targets,
     table_path,
     truncated,
@@ -39,10 +40,12 @@ from data_prep.doctor import examine as registry
 from data_prep.doctor.episode_checks import check_idle
 from data_prep.doctor.examine import examine, examine_one
 from data_prep.doctor.examined_dataset import Subject
+from data_prep.doctor.language_checks import check_targets
 from finetune.recipe import FinetuneConfig
 from finetune.training.dataloader import check_dataset
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
+from simulation.scenes import instruction_suite
 from toolkit.configuration import load
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +123,30 @@ def test_an_arm_rests_only_where_no_other_one_moves(patient: Path, monkeypatch: 
 def test_instructions_that_name_the_recorded_targets_are_sound(patient: Path) -> None:
     record_targets(patient / "train")
     assert diagnose(patient / "train", fast=True) == {}
+
+
+@pytest.mark.parametrize("part", ["train", "train_conflict"])
+@pytest.mark.parametrize("split", [f"instruction/{name}" for name in instruction_suite.EXPERIMENTS])
+def test_what_the_instruction_suite_records_is_sound(split: str, part: str, patient: Path) -> None:
+    """Verbs, and sizes that are said by comparison, are no values of the object that was picked."""
+    drawn = [instruction_suite.sample_episode(split, part, seed) for seed in range(8)]
+    targets = [dataclasses.asdict(episode.objects[episode.target]) for episode in drawn]
+    record_episodes(patient / "train", [episode.instruction for episode in drawn], targets, part)
+    found = [
+        f.found for f in check_targets(Subject(patient / "train", MODALITY_CONFIG, fast=True)) if f.level == "error"
+    ]
+    assert found == []
+
+
+def test_a_conflicts_target_that_is_nothing_of_what_is_named_is_an_error(patient: Path) -> None:
+    split, part = "instruction/color_object", "train_conflict"
+    drawn = [instruction_suite.sample_episode(split, part, seed) for seed in range(8)]
+    targets = [dataclasses.asdict(episode.objects[episode.target]) for episode in drawn]
+    other = next(i for i in range(1, 8) if not {*drawn[i].named.values()} & {*map(str, targets[0].values())})
+    targets[other] = targets[0]
+    record_episodes(patient / "train", [episode.instruction for episode in drawn], targets, part)
+    (found,) = [f for f in check_targets(Subject(patient / "train", MODALITY_CONFIG, fast=True)) if f.level == "error"]
+    assert f"episode {other}" in found.where and f"color {drawn[other].named['color']}" in found.found
 
 
 def encode_again(root: Path, change: Callable[[np.ndarray], np.ndarray], codec: str, episodes: Sequence[int]) -> None:
