@@ -205,6 +205,8 @@ def _links(root: Path, place: Path) -> Iterator[Path]:
         raise ToolkitError(f"{place}: exists already and is left as it is. Remove it, or name another split=....")
     with disk_errors(place, ELSEWHERE), whole_folder(place, replace=False) as aside:
         shutil.copytree(root / "meta", aside / "meta")
+        for folder in (aside / "meta", *filter(Path.is_dir, (aside / "meta").rglob("*"))):
+            folder.chmod(folder.stat().st_mode | 0o700)  # the dataset's own may be read-only
         for path in root.iterdir():
             if path.name != "meta" and not path.name.startswith("."):
                 (aside / path.name).symlink_to(path.resolve())

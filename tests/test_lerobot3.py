@@ -373,6 +373,18 @@ def test_a_folder_of_links_is_adopted_and_read_without_touching_the_dataset(tmp_
     assert not (folder / ".cache").exists() and not (folder / "meta/modality.json").exists()
 
 
+def test_a_dataset_in_read_only_folders_becomes_a_split(tmp_path: Path) -> None:
+    folder = copy_of("recorded", tmp_path)
+    for path in filter(Path.is_dir, [folder, *folder.rglob("*")]):
+        path.chmod(0o555)
+    adopt(load("adopt", ["local=none", f"dataset={folder}", f"data_dir={tmp_path}", "split=mine", "write=true"]))
+    own = tmp_path / "mine/train"
+    assert all(path.stat().st_mode & 0o700 == 0o700 for path in filter(Path.is_dir, [own, *own.rglob("meta/**")]))
+    assert StepReader(own, MODALITY_CONFIG).step(2, 0).text == "open the drawer"
+    for path in filter(Path.is_dir, [folder, *folder.rglob("*")]):
+        path.chmod(0o755)  # whoever tidies up is not the superuser everywhere
+
+
 # -- what is damaged ---------------------------------------------------------------------------------------------------
 
 
