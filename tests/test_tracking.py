@@ -22,10 +22,11 @@ from test_training import config
 
 from finetune.recipe import FinetuneConfig
 from finetune.training.stopping import Stopped, ThisAttempt
-from finetune.training.tracking import StallWatch, Tracker, run_tags
+from finetune.training.tracking import Artifacts, StallWatch, Tracker, run_tags
 from finetune.training.train import finetune
 from gr00t.errors import ToolkitError
 from toolkit.command_line import SIGNALS
+from toolkit.configuration import load
 from toolkit.shared_keys import TrackingConfig
 from toolkit.trackers import as_typed, chosen_mode, has_key
 
@@ -127,6 +128,28 @@ def test_uploaded_artifacts_hold_the_files(small_data: Path, tiny_base: Path, tm
     assert "model-00001-of-00001.safetensors" in names["color_object-policy"]
     assert "meta/info.json" in names["color_object-dataset"]
     assert names["color_object-training-state"] == names["tiny-base"] == {"reference.json"}
+
+
+def test_a_dataset_of_links_is_uploaded_with_what_they_lead_to(tmp_path: Path) -> None:
+    for name in ("data/chunk-000/episode_000000.parquet", "videos/chunk-000/x/episode_000000.mp4", ".cache/tables"):
+        path = tmp_path / "foreign" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(name)
+    own = tmp_path / "data/color_object/train"  # as data_prep.adopt split=NAME makes one
+    (own / "meta").mkdir(parents=True)
+    (own / "meta/info.json").write_text("{}")
+    for part in ("data", "videos"):
+        (own / part).symlink_to(tmp_path / "foreign" / part)
+    places = [f"dataset.data_dir={tmp_path}/data", f"run_dir={tmp_path}/run"]
+    uploads = ["tracking=wandb", "tracking.artifacts=upload"]
+    (tmp_path / "run").mkdir()
+    made = Artifacts(load("finetune", ["local=none", *places, *uploads], check_here=False))
+    assert sorted(made.dataset({"fingerprint": "f"}).manifest.entries) == [
+        "data/chunk-000/episode_000000.parquet",
+        "meta/info.json",
+        "reference.json",
+        "videos/chunk-000/x/episode_000000.mp4",
+    ]
 
 
 def test_a_loss_that_is_no_number_is_reported(small_data: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from finetune.training import ARTIFACTS, METRICS, STATUS, WANDB_RUN, as_tracked,
 from finetune.training.checkpointing import Best
 from finetune.training.stopping import Stopped, ThisAttempt, again
 from gr00t.errors import ToolkitError, disk_errors
-from gr00t.file_reading import read_json
+from gr00t.file_reading import files_below, read_json
 from gr00t.file_replacement import write_json, write_text
 from gr00t.model.finished_checkpoint import MANIFEST
 from toolkit.progress import NOTE, progress_bar
@@ -272,8 +272,8 @@ class Artifacts:
         write_json(note, {"folder": str(folder), **described})
         files = {"reference.json": note}
         for below, root in uploaded.items() if self._config.tracking.artifacts == "upload" else ():
-            inside = {path.relative_to(root): path for path in sorted(root.rglob("*")) if path.is_file()}
-            files |= {f"{below}{name}": path for name, path in inside.items() if not name.parts[0].startswith(".")}
+            inside = sorted(path for path in files_below(root) if path.is_file())
+            files |= {f"{below}{path.relative_to(root)}": path for path in inside}
         for inside_name, path in files.items():  # "immutable": wandb makes no copy in the user's home
             artifact.add_file(str(path), name=inside_name, policy="immutable", skip_cache=True)
         return artifact
