@@ -259,6 +259,22 @@ def test_a_share_that_slurm_has_forgotten_is_known_by_its_log(tmp_path: Path) ->
     assert {view.state for view in views_of(known)} == {"completed"}
 
 
+def test_a_recording_in_the_usual_folder_is_known_when_slurm_has_forgotten_its_job(tmp_path: Path) -> None:
+    (task,) = read(["local=none", "split=size_color", "stages=record", "part=train", f"run_dir={tmp_path}/s"]).tasks
+    queued(task)
+    assert "out" not in task.arguments
+    (tmp_path / "log").touch()
+    path = task.run_dir / f"job-{task.label}" / "submitted.json"
+    more = {"log": f"{tmp_path}/log", "folder": str(tmp_path), "submitted": "2026-11-20T10:00:00+00:00"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    known = KnownJobs(tmp_path, recorded_in(task.run_dir), Queue({}))
+    assert [view.state for view in views_of(known)] == ["lost"]
+    made = tmp_path / "conflict_maniskill/size_color/train/trajectory.json"
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert [(view.state, view.reason) for view in views_of(known)] == [("completed", "")]
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_two_nodes_record_and_convert_in_shares_what_one_process_makes(

@@ -22,6 +22,7 @@ from finetune.slurm.cluster_queries import Job, Queue, user_name
 from finetune.training import METRICS, STATUS, measurement, read_optional
 from gr00t.errors import ToolkitError, did_you_mean
 from gr00t.file_reading import read_json
+from toolkit.composition import read_yaml
 from toolkit.configuration import load
 
 DROPPED = "dropped"
@@ -358,7 +359,8 @@ def _has_result(shown: View) -> bool:
     folder = attempt_record.folder_of_job(Path(shown.run_dir), shown.name)
     noted, said = read_json(folder / attempt_record.RECORD), attempt_record.arguments_of_job(folder)
     if shown.stage == "record":
-        results = [Path(said["out"], str(shown.split), said["part"], "trajectory.json")]
+        out = said.get("out") or read_yaml(folder / "config.yaml")["out"]  # of a default it is what that came to
+        results = [Path(out, str(shown.split), said["part"], "trajectory.json")]
     elif shown.stage == "prepare":
         results = [Path(said["data_dir"], str(shown.split), "train", "meta", "info.json")]
     else:
