@@ -100,6 +100,10 @@ def test_keys_of_files_and_variables_are_refused_too(tmp_path: Path, monkeypatch
     assert "tracking.group holds the value of MY_TOKEN" in refusal(
         "finetune", "local=none", "tracking.group=plain words"
     )
+    monkeypatch.setenv("MY_TOKEN", "plain words\n")  # as a file gives it, whose last line break is no part of it
+    assert "tracking.group holds the value of MY_TOKEN" in refusal(
+        "finetune", "local=none", "tracking.group=plain words"
+    )
     monkeypatch.setenv("NOTE", WANDB)
     assert "tracking.group holds what looks like a wandb key" in refusal(
         "finetune", "local=none", "tracking.group=${oc.env:NOTE}"

@@ -98,11 +98,8 @@ def _candidates(line: str) -> list[str]:
 
 def secret_variables() -> dict[str, str]:
     """{value: name} of the environment variables that hold a secret, by their names."""
-    return {
-        value: name
-        for name, value in os.environ.items()
-        if SECRET_NAME.search(name) and len(value.strip()) >= _LEAST_SECRET and not Path(value).is_absolute()
-    }
+    values = {name: value.strip() for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    return {v: name for name, v in values.items() if len(v) >= _LEAST_SECRET and not Path(v).is_absolute()}
 
 
 @cache
