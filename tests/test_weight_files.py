@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gr00t.data.layout import MetaFolder, dataset_fingerprint
+from gr00t.data.meta_files import read_tasks
 from gr00t.data.schema import ActionConfig, ActionFormat, ActionRepresentation, ActionType
 from gr00t.errors import ToolkitError
 from gr00t.model import checkpoint_folder as folders
@@ -416,3 +417,17 @@ def test_empty_lines_between_the_episodes_of_a_dataset_are_passed_over(tmp_path:
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "tasks.jsonl").write_text('{"task_index": 0}\n\n{"task_index": 1}\n')
     assert MetaFolder(tmp_path).lines("tasks.jsonl", "task_index") == [{"task_index": 0}, {"task_index": 1}]
+
+
+def test_each_index_of_a_task_is_one_instruction(tmp_path: Path) -> None:
+    def told(*tasks: object) -> dict[int, str]:
+        lines = [json.dumps({"task_index": index, "task": task}) for index, task in tasks]  # type: ignore[misc]
+        (tmp_path / "meta").mkdir(exist_ok=True)
+        (tmp_path / "meta/tasks.jsonl").write_text("\n".join(lines))
+        return read_tasks(MetaFolder(tmp_path), "v2.1")
+
+    assert told((0, "lift"), (1, "push"), (0, "lift")) == {0: "lift", 1: "push"}
+    with pytest.raises(ToolkitError, match=r'tasks.jsonl: task 0 is "lift" and "push". Give each instruction an index'):
+        told((0, "lift"), (0, "push"))  # lists of two datasets, one behind the other
+    with pytest.raises(ToolkitError, match=r"tasks.jsonl: task 1 has no instruction"):
+        told((0, "lift"), (1, None))

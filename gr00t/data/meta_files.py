@@ -88,17 +88,23 @@ class MetaFolder:
 
 def read_tasks(meta: MetaFolder, version: str) -> dict[int, str]:
     """{task_index: instruction}."""
-    if version != V3:
-        lines = meta.lines("tasks.jsonl", "task_index", "task")
-        where = meta.folder / "tasks.jsonl"
-        return {whole_number(line["task_index"], where, "task_index"): str(line["task"]) for line in lines}
-    path = meta.folder / "tasks.parquet"
-    rows = meta.table(path, ["task_index"], lambda name: True)
-    name = _task_column(path, rows)
+    path = meta.folder / ("tasks.parquet" if version == V3 else "tasks.jsonl")
+    if version == V3:
+        rows = meta.table(path, ["task_index"], lambda name: True)
+        name = _task_column(path, rows)
+    else:
+        rows, name = meta.lines(path.name, "task_index", "task"), "task"
+    found: dict[int, str] = {}
     for row in rows:
-        if not isinstance(row[name], str):
-            raise ToolkitError(f"{path}: task {row['task_index']} has no instruction. Write the tasks again.")
-    return {whole_number(row["task_index"], path, "task_index"): row[name] for row in rows}
+        text, number = row[name], whole_number(row["task_index"], path, "task_index")
+        if not isinstance(text, str):
+            raise ToolkitError(f"{path}: task {number} has no instruction. Write the tasks again.")
+        if found.setdefault(number, text) != text:
+            raise ToolkitError(
+                f'{path}: task {number} is "{found[number]}" and "{text}". Give each instruction an index of its own, '
+                "there and in the frame tables, or prepare the dataset again."
+            )
+    return found
 
 
 def _task_column(path: Path, rows: list[dict[str, Any]]) -> str:
