@@ -13,13 +13,24 @@ from six_joint_arm import INSTRUCTION, write_dataset, write_six_joint_arm
 
 from data_prep.adopt import adopt
 from data_prep.doctor.examine import examine
+from data_prep.doctor.examined_dataset import Subject
+from data_prep.doctor.value_checks import check_relative
 from data_prep.modality_proposal import proposed_configs
 from finetune.open_loop.evaluation import evaluate_open_loop
 from finetune.slurm.launch_request import read as read_launch
 from finetune.training.train import finetune
 from gr00t.data.dataset import training_statistics
 from gr00t.data.processor import Gr00tN1d7Processor
-from gr00t.data.schema import ActionFormat, EmbodimentTag, ModalityConfigs, from_json
+from gr00t.data.schema import (
+    ActionConfig,
+    ActionFormat,
+    ActionRepresentation,
+    EmbodimentTag,
+    ModalityConfig,
+    ModalityConfigs,
+    from_json,
+)
+from gr00t.data.statistics import relative_statistics
 from gr00t.data.step_reader import StepReader
 from gr00t.errors import ToolkitError
 from gr00t.model.gr00t_n1 import GR00TPolicy
@@ -38,6 +49,29 @@ def representations(configs: ModalityConfigs) -> dict[str, tuple[str, str, str]]
     action = configs["action"]
     pairs = zip(action.modality_keys, action.action_configs or [], strict=True)
     return {name: (config.rep.name, config.type.name, config.format.name) for name, config in pairs}
+
+
+def test_statistics_of_groups_in_columns_of_their_own_are_compared_with_these(tmp_path: Path) -> None:
+    rng, groups = np.random.default_rng(0), {"joints": "", "pose": ".pose"}
+    columns = [f"{name}{column}" for name in ("observation.state", "action") for column in groups.values()]
+    episodes = [{name: rng.uniform(-1, 1, (30, 6)).astype(np.float32) for name in columns} for _ in range(3)]
+    root = write_dataset(tmp_path / "set", episodes, {})
+    relative = [ActionConfig(ActionRepresentation.RELATIVE)] * 2
+    configs = {name: ModalityConfig([0], list(groups)) for name in ("state", "action")}
+    configs["action"] = ModalityConfig([*range(8)], list(groups), action_configs=relative)
+    configs |= {"video": ModalityConfig([0], ["top"]), "language": ModalityConfig([0], ["annotation.task"])}
+    places = {"joints": {"start": 0, "end": 6}, "pose": {"start": 6, "end": 12}}
+    joined = [[np.concatenate([e[c] for c in two], axis=1) for e in episodes] for two in (columns[:2], columns[2:])]
+    stats = relative_statistics(*joined, {"state": places, "action": places}, configs)
+    modality: dict[str, Any] = {"video": {"top": {}}, "annotation": {"task": {"original_key": "task_index"}}}
+    for name, own in (("state", columns[:2]), ("action", columns[2:])):
+        modality[name] = {g: {"start": 0, "end": 6, "original_key": c} for g, c in zip(groups, own, strict=True)}
+    for file, content in (("modality", modality), ("relative_stats", stats)):
+        (root / f"meta/{file}.json").write_text(json.dumps(content))
+    assert list(check_relative(Subject(root, configs))) == []
+    stats["joints"], stats["pose"] = stats["pose"], stats["joints"]
+    (root / "meta/relative_stats.json").write_text(json.dumps(stats))
+    assert [f.level for f in check_relative(Subject(root, configs))] == ["error", "error"]
 
 
 # -- from start to end -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -255,12 +256,17 @@ class Subject:
         return found
 
     def _fresh_relative(self, tail: Tail) -> dict[str, Statistics]:
-        columns = {group.modality: group.column for group in self.groups}
+        packed, tables = dict[str, dict[str, dict[str, int]]](), list[Series]()
+        for modality in ("state", "action"):  # groups may be of several columns: one behind the other
+            groups = [group for group in self.groups if group.modality == modality]
+            ends = np.cumsum([0, *(group.part.stop - group.part.start for group in groups)]).tolist()
+            places = zip(groups, pairwise(ends), strict=True)
+            packed[modality] = {group.name: {"start": start, "end": end} for group, (start, end) in places}
+            tables.append(self._joined(groups))
         used = [i for i in self.motion_tables if i not in self.held_out]
         with suppress(ToolkitError, ValueError, LookupError):
-            states, actions = (self.column(columns[modality]) for modality in ("state", "action"))
-            pairs = [states[i] for i in used], [actions[i] for i in used]
-            return relative_statistics(*pairs, self.layout.modality, self.configs, tail)
+            states, actions = ([of[i] for i in used] for of in tables)
+            return relative_statistics(states, actions, packed, self.configs, tail)
         return {}
 
     # -- videos --------------------------------------------------------------------------------------------------------
