@@ -17,7 +17,7 @@ import huggingface_hub
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from gr00t.errors import ToolkitError, disk_errors, free_space, in_bytes, is_disk_error
-from gr00t.file_reading import read_json
+from gr00t.file_reading import files_below, read_json
 from gr00t.file_replacement import file_lock, real_path, whole_folder, write_json
 from gr00t.model import checkpoint_folder
 from toolkit.command_line import run_main
@@ -260,7 +260,7 @@ class FolderSource:
 
     def sizes(self) -> dict[str, int]:
         """Every file by name below the checkpoint's folder, and its bytes."""
-        files = [path for path in sorted(Path(self.name).rglob("*")) if path.is_file()]
+        files = sorted(path for path in files_below(Path(self.name)) if path.is_file())
         return {path.relative_to(self.name).as_posix(): path.stat().st_size for path in files}
 
     def fetch(self, names: Sequence[str], target: Path) -> None:

@@ -323,6 +323,19 @@ def test_a_local_folder_is_copied_and_verified(tiny_base: Path, tmp_path: Path) 
     assert all(torch.equal(t, again[n]) for n, t in Gr00tN1d7.from_pretrained(tiny_base).state_dict().items())
 
 
+def test_a_folder_whose_processor_lies_behind_a_link_is_copied_with_it(tmp_path: Path) -> None:
+    (tmp_path / "shared/vlm").mkdir(parents=True)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/processor").symlink_to(tmp_path / "shared")
+    names = ["config.json", "processor/statistics.json", "processor/vlm/tokenizer.json"]
+    for name in names:
+        (tmp_path / "base" / name).write_text(name)
+    source = script.FolderSource(str(tmp_path / "base"))
+    assert list(source.sizes()) == names
+    source.fetch(names, tmp_path / "out")
+    assert [(tmp_path / "out" / name).read_text() for name in names] == names
+
+
 def test_what_was_fetched_has_a_manifest_that_finds_later_damage(tiny_base: Path, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     prefetch(PrefetchConfig(base=str(tiny_base), out=str(out)))
