@@ -70,6 +70,29 @@ def test_every_line_of_a_proposal_has_its_reason_and_is_a_key(tmp_path: Path) ->
         assert fact in text
 
 
+def test_a_controller_that_is_away_for_a_moment_ends_no_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silence = ("", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)", 1)
+    said = [("JobState=RUNNING Reason=None", "", 0), silence, silence, ("JobState=COMPLETED Partition=a", "", 0)]
+
+    def slurm(*command: str, **_: object) -> subprocess.CompletedProcess[str]:
+        if "partition" in command:
+            return subprocess.CompletedProcess(command, 0, "GraceTime=3", "")
+        stdout, stderr, status = said.pop(0)
+        if not said:
+            (tmp_path / "answer.json").write_text("{}")
+        return subprocess.CompletedProcess(command, status, stdout, stderr)
+
+    monkeypatch.setattr(site, "slurm", slurm)
+    for name in ("ASK_SECONDS", "SHOWN_SECONDS"):
+        monkeypatch.setattr(site, name, 0.0)
+    answer, shown = site._wait("7", tmp_path, site.SiteConfig())
+    assert answer == {} and shown == {"GraceTime": "3", "JobState": "COMPLETED", "Partition": "a"}
+    said += [("", "slurm_load_jobs error: Invalid job id specified", 1)] * 3
+    (tmp_path / "answer.json").unlink()
+    with pytest.raises(ToolkitError, match="job 7 ended without an answer"):
+        site._wait("7", tmp_path / "none", site.SiteConfig())
+
+
 def check(cluster: Cluster, tmp_path: Path, *more: str) -> str:
     """What the command prints."""
     command = [sys.executable, "-m", "finetune.slurm.site", "local=none", f"runs_dir={tmp_path}/new/runs", *more]

@@ -24,6 +24,7 @@ from typing import Any
 from finetune.recipe import ClusterConfig, StagesConfig
 from finetune.slurm.cluster_queries import (
     ALIVE,
+    UNKNOWN_JOB,
     Partition,
     in_time,
     most,
@@ -188,11 +189,12 @@ def _wait(job_id: str, folder: Path, config: SiteConfig) -> tuple[dict[str, Any]
     """The answer once it is there; ToolkitError where the job ends without, or does not start in time."""
     until, said, ended = time.monotonic() + config.wait_minutes * 60, "", math.inf
     while True:
-        shown = _show("job", job_id)
-        state = f"{shown.get('JobState', 'unknown').lower()} ({shown.get('Reason', '?')})"
-        if shown.get("JobState") not in ALIVE:
+        shown, silence = _show("job", job_id)
+        state = silence or f"{shown.get('JobState', 'unknown').lower()} ({shown.get('Reason', '?')})"
+        if shown.get("JobState") not in ALIVE and not silence:
             if (folder / "answer.json").is_file():
-                return read_json(folder / "answer.json"), {**_show("partition", shown.get("Partition", "")), **shown}
+                partition, _ = _show("partition", shown.get("Partition", ""))
+                return read_json(folder / "answer.json"), {**partition, **shown}
             ended = min(ended, time.monotonic())
         if time.monotonic() > ended + SHOWN_SECONDS:
             raise ToolkitError(f"job {job_id} ended without an answer, {state}: {_log(folder)}")
@@ -207,9 +209,11 @@ def _wait(job_id: str, folder: Path, config: SiteConfig) -> tuple[dict[str, Any]
         time.sleep(ASK_SECONDS)
 
 
-def _show(kind: str, name: str) -> dict[str, str]:
-    said = slurm("scontrol", "show", kind, "--oneliner", name, check=False).stdout
-    return dict(re.findall(r"(\S+?)=(\S*)", said))
+def _show(kind: str, name: str) -> tuple[dict[str, str], str]:
+    """What SLURM says of a job or partition, and why it gives no answer; the first is {} for a job it has forgotten."""
+    done = slurm("scontrol", "show", kind, "--oneliner", name, check=False)
+    silent = done.returncode != 0 and UNKNOWN_JOB not in done.stderr
+    return dict(re.findall(r"(\S+?)=(\S*)", done.stdout)), f"not known, {reason_of(done)}" if silent else ""
 
 
 def _log(folder: Path) -> str:
