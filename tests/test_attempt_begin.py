@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from finetune.slurm import attempt
 from finetune.slurm import attempt_record as record
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import read_json
+from toolkit.configuration import load
 
 Overrides = list[str]
 
@@ -66,6 +68,28 @@ def test_a_job_script_is_kept_for_its_owner_and_one_with_keys_is_not(
     said = capfd.readouterr().err
     assert "line 2: a key or password" in said and str(kept) in said and WANDB not in said
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and WANDB in path.read_text()]
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_what_was_recorded_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, write = load("finetune", ["local=none"], check_here=False), Path.write_text
+    (tmp_path / "job").mkdir()
+    record.describe_job(tmp_path / "job", None, [], config)
+
+    def full(path: Path, text: str, **more: str) -> int:
+        if not path.name.endswith("config.yaml"):
+            return write(path, text, **more)
+        path.write_bytes(b"")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        record.describe_job(tmp_path / "job", None, [], config)
+    assert not record.must_resume(tmp_path, "1") and record.resolved(tmp_path)["split"]["name"] == "color_object"
+    (tmp_path / "job/config.yaml").write_bytes(b"")
+    with pytest.raises(ToolkitError, match=r"config\.yaml makes no sense"):
+        record.must_resume(tmp_path, "1")
 
 
 def test_two_jobs_that_start_at_once_do_not_clear_each_others_copy_of_the_code(

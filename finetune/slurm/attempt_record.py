@@ -28,7 +28,7 @@ from finetune.slurm.cluster_queries import NO_CLUSTER, UNKNOWN_JOB
 from finetune.training import RUN_CONFIG, read_optional
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import AGAIN, parsing, read_json, read_text
-from gr00t.file_replacement import file_lock, write_json
+from gr00t.file_replacement import file_lock, write_json, write_text
 from toolkit.configuration import as_yaml
 from toolkit.credentials import secrets_in
 from toolkit.shared_keys import SUITE
@@ -213,9 +213,9 @@ def describe_job(folder: Path, script: str | None, overrides: Sequence[str], con
     Nothing of the user's environment variables. `script` is what the launcher has rendered; None where it did not.
     """
     if script is not None:
-        (folder / "script.sbatch").write_text(script, encoding="utf-8")
+        write_text(folder / "script.sbatch", script)
     write_json(folder / "overrides.json", {"overrides": list(overrides)})
-    (folder / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
+    write_text(folder / "config.yaml", as_yaml(config))
     write_json(folder / "environment.json", _environment())
 
 
@@ -281,7 +281,7 @@ def resolved(run_dir: Path) -> dict[str, Any]:
     """The fine-tune's configuration as last resolved, by a job or else by the training; {} before the first."""
     path = run_dir / "job" / "config.yaml"
     if path.is_file():
-        return dict(_from_yaml(read_text(path), path))
+        return _from_yaml(read_text(path), path)
     return read_optional(run_dir / RUN_CONFIG) or {}
 
 
@@ -296,10 +296,10 @@ def resolved_section(run_dir: Path, name: str) -> dict[str, Any]:
     return dict(_from_yaml(section[0], path)[name])
 
 
-def _from_yaml(text: str, path: Path) -> Any:
+def _from_yaml(text: str, path: Path) -> dict[str, Any]:
     with parsing(path):
-        # five times as fast, where libyaml is there
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        # five times as fast, where libyaml is there; of a file that was not written to its end it may be nothing
+        return dict(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 # -- the run folders of a project --------------------------------------------------------------------------------------
