@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import multiprocessing
 import shutil
@@ -426,6 +427,15 @@ def test_a_policy_of_more_than_the_present_frame_or_without_a_group_is_refused()
             check_configs({**MODALITY_CONFIG, modality: past}, 8)
     with pytest.raises(ToolkitError, match='no action "gripper"'):
         check_configs({**MODALITY_CONFIG, "action": kind(list(range(16)), ["arm"])}, 8)
+
+
+def test_a_policy_whose_actions_are_not_of_one_frame_after_another_is_refused() -> None:
+    action = MODALITY_CONFIG["action"]
+    for frames in (list(range(0, 32, 2)), list(range(1, 17)), list(range(-1, 15))):
+        with pytest.raises(ToolkitError, match=rf"actions are those of the frames \[{frames[0]}, {frames[1]}, "):
+            check_configs({**MODALITY_CONFIG, "action": dataclasses.replace(action, delta_indices=frames)}, 8)
+    later = [*range(8), *range(8, 24, 2)]  # what is not executed may lie at any time
+    check_configs({**MODALITY_CONFIG, "action": dataclasses.replace(action, delta_indices=later)}, 8)
 
 
 def test_scripted_policies_choose_their_object() -> None:

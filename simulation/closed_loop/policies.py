@@ -160,11 +160,16 @@ def check_configs(configs: ModalityConfigs, n_action_steps: int) -> None:
     missing = [key for key in actions if key not in groups]
     if missing:
         raise ToolkitError(f'The policy has no action "{missing[0]}", so it cannot move the simulated Panda.')
-    horizon = len(configs["action"].delta_indices)
-    if n_action_steps > horizon:
+    frames = configs["action"].delta_indices
+    if n_action_steps > len(frames):
         raise ToolkitError(
-            f"n_action_steps={n_action_steps} is more than the {horizon} steps of the policy's action chunks. "
-            f"Take {horizon} or fewer."
+            f"n_action_steps={n_action_steps} is more than the {len(frames)} steps of the policy's action chunks. "
+            f"Take {len(frames)} or fewer."
+        )
+    if (executed := frames[:n_action_steps]) != list(range(n_action_steps)):
+        raise ToolkitError(
+            f"The policy's actions are those of the frames {executed} from the present one on; in closed loop each is "
+            "executed for one frame, so they would mean other times. Fine-tune with delta_indices 0, 1, 2, ...."
         )
 
 
