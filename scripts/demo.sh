@@ -19,7 +19,7 @@ $python evaluate_conflict.py local=none split=color_object checkpoint=demo/check
 cat <<'TEXT'
 
 Done. What lies where:
-  demo/data/color_object/{train,conflict}   the datasets (LeRobot v2.1, GR00T flavour); meta/split.json lists the unseen episodes
+  demo/data/color_object/{train,conflict}   the datasets (LeRobot v2.1, GR00T-flavored); meta/split.json lists the unseen episodes
   demo/runs/color_object                    checkpoints to resume from, metrics.jsonl, the offline wandb run
   demo/checkpoints/color_object             the finished checkpoint in the release layout
   demo/reports/color_object                 plots (*.png) and numbers (open_loop.json) of the evaluation
