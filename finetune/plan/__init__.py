@@ -218,8 +218,9 @@ class Verdict:
             return (
                 "Ask for more memory (cluster.memory), for fewer processes on a node, or for fewer train.num_workers."
             )
-        larger = "GPUs with more memory" if self.what == GPU else "a node with more memory (in a job: cluster.memory)"
-        return f"No setting makes it fit here: take {larger}, or train less (train.tune.*)."
+        larger = "GPUs with more memory" if self.what == GPU else "a machine with more memory"
+        asked = "" if self.what == GPU else " (a job asks for it by cluster.memory)"
+        return f"No setting makes it fit here: take {larger}{asked}, or train less (train.tune.*)."
 
     @property
     def fits(self) -> bool:
