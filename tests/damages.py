@@ -277,7 +277,7 @@ def record_targets(root: Path, *, swapped: bool = False) -> None:
 def record_episodes(
     root: Path, instructions: Sequence[str], targets: Sequence[Mapping[str, Any]], part: str = "train"
 ) -> None:
-    """What the episodes of a dataset were told, and which object each of them picked."""
+    """The instructions of the episodes of a dataset, and which object each of them picked."""
     tasks = list(dict.fromkeys(instructions))
 
     def record(split: Any) -> None:
