@@ -17,7 +17,7 @@ from urllib.parse import quote
 from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import CONDITIONS, EVALUATED
-from simulation.report import AS_IT_IS, Result, by_variant, summarize
+from simulation.report import AS_IT_IS, Result, by_variant, compared, same_scene, summarize
 from simulation.report.closed_loop_report import JSON_FILE, PAGE_FILE, find_evaluations, read_evaluation, write_report
 from simulation.report.dominance import HEIGHT, WIDTH, A, B, Graph, graph
 from simulation.report.paper import write_paper
@@ -125,14 +125,15 @@ def _contrasts(first: Result, second: Result) -> Iterator[Contrast]:
     """Success in both parts, over the episodes that both played where there are any, and cue preference."""
     names = first.split, first.name, second.name
     a, b = first.info, second.info
-    note = "; ".join(f"{name}: {a.get(name)} / {b.get(name)}" for name in DIFFICULTY if a.get(name) != b.get(name))
+    other = [name for name in DIFFICULTY if compared(a, name) != compared(b, name)]
+    note = "; ".join(f"{name}: {a.get(name)} / {b.get(name)}" for name in other)
     for part in EVALUATED:
         played = [
             {e.seed: e for e in entry.evaluation.episodes if (e.condition, e.part) == (AS_IT_IS, part)}
             for entry in (first, second)
         ]
         # The scene must be the same, not its seed alone.
-        same = [s for s, e in played[0].items() if s in played[1] and played[1][s].episode == e.episode]
+        same = [s for s, e in played[0].items() if s in played[1] and same_scene(played[1][s].episode, e.episode)]
         if same:
             found = paired_difference([(played[1][seed].success, played[0][seed].success) for seed in same])
         else:

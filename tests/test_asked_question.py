@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from simulation.report import summarize
 from simulation.report.closed_loop_report import JSON_FILE, read_evaluation, write_report
 from simulation.report.conclusions import readings
 from simulation.report.sequential_test import read_question
+from simulation.scenes.suites import suite_of
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,19 @@ def test_a_report_of_other_scenes_is_refused_before_anything_is_played(
     with pytest.raises(ToolkitError, match="played" if same else "no seen episode of that report has the scene"):
         evaluate_closed_loop(config)
     assert called == ["played"] * same
+
+
+def test_a_strategys_number_of_demonstrations_makes_no_scene_another(tmp_path: Path) -> None:
+    split, published, recorded = "instruction/all", "Lrandom_f50_n100", "Lrandom_f50"  # as recordings name it
+    other = acted(split, ["unseen"], 30, lambda episode, rng: None)
+    assert {e.episode["strategy"] for e in other} == {published}
+    write_report(evaluation(other, split=split, strategy=published), tmp_path)
+    asked = read_question(f"better than {tmp_path}", ["unseen"])
+    scenes = {e.seed: suite_of(split).sample(split, "unseen", e.seed, recorded).describe() for e in other}
+    asked.check_scenes(["unseen"], lambda part: scenes.items())
+    found = acted(split, ["unseen"], 30, lambda episode, rng: episode.target)
+    outcomes = asked.outcomes([dataclasses.replace(e, episode=scenes[e.seed]) for e in found])
+    assert outcomes.counts == {1.0: 30, 0.0: 0, -1.0: 0}
 
 
 @needs_simulator

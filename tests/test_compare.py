@@ -186,6 +186,15 @@ def test_a_seed_whose_scene_was_another_makes_no_pair(tmp_path: Path) -> None:
     assert [c.same_episodes for c in compare(tmp_path).contrasts] == [False, False]
 
 
+def test_a_strategys_number_of_demonstrations_makes_no_scene_another(tmp_path: Path) -> None:
+    for name, strategy in (("a", "Lrandom_f50_n100"), ("b", "Lrandom_f50"), ("c", "Lrandom_f60")):
+        scene = {"episode": {**outcome("conflict", 0, HELD).episode, "strategy": strategy}}
+        write_report(evaluation([outcome("conflict", 0, HELD, **scene)], strategy=strategy), tmp_path / name)
+    found = {(c.first, c.second): c for c in compare(tmp_path).contrasts if c.what.startswith("success")}
+    assert [c.same_episodes for c in found.values()] == [True, False, False]
+    assert found["a", "b"].note == "" and found["b", "c"].note == "strategy: Lrandom_f50 / Lrandom_f60"
+
+
 def test_ablations_take_no_part_in_a_contrast(tmp_path: Path) -> None:
     blank = played({NONE: 12}, condition="blank_image")
     write_report(evaluation(played({HELD: 12})), tmp_path / "a")

@@ -112,6 +112,12 @@ def test_the_step_of_the_best_evaluation_may_differ_and_keys_of_before_are_fille
     assert settings(compare(tmp_path)) == {"color_object/*": [0, 1, 2]}
 
 
+def test_a_strategys_number_of_demonstrations_makes_no_setting_another(tmp_path: Path) -> None:
+    for seed, strategy in enumerate(("random_f12", "random_f12_n200", "random_f12_n200")):
+        report(tmp_path / f"color_object/{seed}", 20, **trained(seed, strategy=strategy))
+    assert settings(compare(tmp_path)) == {"color_object/*": [0, 1, 2]}
+
+
 def test_weights_that_are_evaluated_twice_are_one_training_and_so_is_a_seed(reports: Path) -> None:
     report(reports / "color_object/again", 20, 40, **trained(1, max_steps=100))
     report(reports / "color_object/twin", 20, 40, **trained(2, checkpoint_fingerprint="another"))

@@ -5,6 +5,7 @@ Everything is computed from the episodes, without torch or a simulator, so that 
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from simulation.scenes.suites import INSTRUCTION, Suite, suite_of
 
 AS_IT_IS, OTHER_SENTENCE = "none", "other_instruction"  # of CONDITIONS
 BOTH_PARTS = "both"
+_DEMONSTRATIONS = re.compile(r"_n\d+$")
 # Failures by the last stage that they reached.
 ENDINGS = {
     NOWHERE: "did not move toward the target",
@@ -217,6 +219,18 @@ class Result:
     def verdict(self) -> tuple[str, str]:
         """Which cue it follows: (answer, the same in few words)."""
         return verdict(self.summary.preference, self.summary.cues or ("", ""))
+
+
+def compared(said: Mapping[str, Any], name: str) -> Any:
+    """A setting as evaluations are compared by it: a strategy without the number of demonstrations at its end, which
+    decides no scene. Recordings leave that out, and evaluations of other policies may name it."""
+    value = said.get(name)
+    return _DEMONSTRATIONS.sub("", value) if name == "strategy" and isinstance(value, str) else value
+
+
+def same_scene(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two episodes, as the suites describe them, are one."""
+    return one.keys() == other.keys() and all(compared(one, name) == compared(other, name) for name in one)
 
 
 def preferences(results: Iterable[Result]) -> dict[tuple[str, str], Share]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from gr00t.errors import ToolkitError
 from simulation.closed_loop import LURE, TARGET, EpisodeOutcome, parse_question
-from simulation.report import AS_IT_IS
+from simulation.report import AS_IT_IS, same_scene
 from simulation.report.closed_loop_report import JSON_FILE, read_evaluation
 from simulation.report.proportions import CONFIDENCE
 
@@ -154,7 +154,7 @@ class AskedQuestion:
         """Refuse a part of which the other evaluation has no scene. planned: (seed, scene) of a part's episodes."""
         for part in parts if self.other is not None else ():
             theirs = {seed: o.episode for (of, seed), o in (self.other or {}).items() if of == part}
-            if not any(theirs.get(seed) == scene for seed, scene in planned(part)):
+            if not any(seed in theirs and same_scene(theirs[seed], scene) for seed, scene in planned(part)):
                 raise ToolkitError(
                     f"question={self.text}: no {part} episode of that report has the scene of one that is to be played "
                     "here, so there is nothing to compare. Evaluate both on the same split with the same strategy and "
@@ -167,8 +167,8 @@ class AskedQuestion:
             return Outcomes.of(e.picked == TARGET for e in episodes if e.picked in (TARGET, LURE))
         if self.other is None:
             return Outcomes.of(e.success for e in episodes)
-        same = ((e, self.other.get((e.part, e.seed))) for e in episodes)
-        return Outcomes.of_pairs((e.success, o.success) for e, o in same if o is not None and o.episode == e.episode)
+        both = ((e, self.other.get((e.part, e.seed))) for e in episodes)
+        return Outcomes.of_pairs((e.success, o.success) for e, o in both if o and same_scene(o.episode, e.episode))
 
     def answered(self, episodes: Sequence[EpisodeOutcome]) -> bool:
         """Whether these episodes of one part have answered it."""

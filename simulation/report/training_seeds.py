@@ -29,7 +29,7 @@ import numpy as np
 from scipy.special import betainc, betaln
 
 from finetune.recipe.recipe_identity import completed
-from simulation.report import Result
+from simulation.report import Result, compared
 from simulation.report.proportions import CONFIDENCE, Difference, Share
 from toolkit.html_page import percent
 
@@ -249,7 +249,7 @@ def _setting_of(result: Result) -> tuple[str, int | None]:
     """(a text that the trainings of one setting have in common, the seed); one of its own where nothing is known."""
     info, place = result.info, Path(result.name)
     said, alone = SEED_FOLDER.fullmatch(place.name), json.dumps([result.name])
-    played = [*(info.get(name) for name in PLAYED), result.guidance]
+    played = [*(compared(info, name) for name in PLAYED), result.guidance]
     if info.get("config", {}).get("stop") == "decided":  # the number of episodes follows from their outcomes
         return alone, None
     if "recipe" in info:
