@@ -81,6 +81,7 @@ def test_a_question_that_cannot_be_asked_is_refused(tmp_path: Path) -> None:
         (["stop=decided", "question=prefers", "ablations=[zero_state]"], "does not go with ablations"),
         (["question=perhaps"], 'question=perhaps: ask "success > 60"'),
         (["policy=replay", "runs=2"], "runs=2 repeats with other episodes .* recordings have neither; policy=replay"),
+        (["policy=replay", "no_distractor_prob=0"], "no_distractor_prob=0.* draws other scenes .* policy=replay"),
     ],
 )
 def test_keys_that_do_not_fit_are_refused(given: list[str], why: str) -> None:

@@ -221,6 +221,7 @@ class ClosedLoopConfig(EvaluationConfig):
         for name, usual, why in (
             ("protocol", "own", "is of episodes that were never recorded"),
             ("runs", 1, "repeats with other episodes and other noise, of which recordings have neither"),
+            ("no_distractor_prob", None, "draws other scenes than those in which the actions were recorded"),
         ):
             if (value := getattr(self, name)) != usual:
                 raise ToolkitError(
