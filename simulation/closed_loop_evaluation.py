@@ -150,8 +150,13 @@ def _strategy(config: ClosedLoopConfig, policy: Any) -> str | None:
     told: dict[str, Any] = {}
     if config.policy == "checkpoint" and config.server is None:
         told = read_trained_on(Path(config.checkpoint))
-    found = [str(of["strategy"]) for of in [told, *told.get("mixture", [])] if of.get("strategy")]
-    return found[0] if found else default_strategy(config.split.name)
+    found = {str(of["strategy"]): None for of in [told, *told.get("mixture", [])] if of.get("strategy")}
+    if len(found) > 1:
+        raise ToolkitError(
+            f"{config.checkpoint} was trained on datasets of several strategies, {' and '.join(found)}, and what was "
+            "seen by one was not by another. Say by which combinations to evaluate: strategy=...."
+        )
+    return next(iter(found), default_strategy(config.split.name))
 
 
 def _segment(config: ClosedLoopConfig) -> int | None:

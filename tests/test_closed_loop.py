@@ -41,7 +41,7 @@ from simulation.closed_loop.policies import (
     check_configs,
 )
 from simulation.closed_loop.rollout import _to_film, run_episodes
-from simulation.closed_loop_evaluation import _info, _policy, _settings, evaluate_closed_loop
+from simulation.closed_loop_evaluation import _info, _policy, _settings, _strategy, evaluate_closed_loop
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, sample_episode
 from toolkit.shared_keys import PARTS
 
@@ -224,6 +224,17 @@ def test_one_list_of_parts_serves_strategies_that_leave_nothing_unseen(
     assert _settings(given, {}, strategy).parts == played
     left_out = "unseen" in named and "unseen" not in played
     assert ("strategy=complete_v3 leaves no scenes for parts=unseen" in capsys.readouterr().err) == left_out
+
+
+def test_of_datasets_of_several_strategies_the_one_that_is_meant_must_be_named(tmp_path: Path) -> None:
+    write_json(made(tmp_path / "experiment_cfg") / "dataset.json", {"mixture": [{"strategy": "diagonal"}, {}]})
+    given = compose("evaluate", "mode=closed_loop", "split=instruction/color_size", f"checkpoint={tmp_path}").chosen
+    assert _strategy(given, None) == "diagonal"
+    several = [{"strategy": "diagonal"}, {"strategy": "random_f6"}, {"strategy": "diagonal"}]
+    write_json(tmp_path / "experiment_cfg/dataset.json", {"mixture": several})
+    with pytest.raises(ToolkitError, match=r"several strategies, diagonal and random_f6, .* strategy=\.\.\."):
+        _strategy(given, None)
+    assert _strategy(dataclasses.replace(given, strategy="random_f6"), None) == "random_f6"
 
 
 def test_an_evaluation_notes_the_recipe_and_the_seed_of_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
