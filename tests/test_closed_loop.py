@@ -7,7 +7,10 @@ import functools
 import multiprocessing
 import shutil
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -40,7 +43,7 @@ from simulation.closed_loop.policies import (
     as_batch,
     check_configs,
 )
-from simulation.closed_loop.rollout import _to_film, run_episodes
+from simulation.closed_loop.rollout import Segment, _Crew, _to_film, run_episodes
 from simulation.closed_loop_evaluation import _info, _policy, _settings, _strategy, evaluate_closed_loop
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED, sample_episode
 from toolkit.shared_keys import PARTS
@@ -386,6 +389,36 @@ def test_the_first_successes_and_failures_of_each_part_are_filmed_as_they_are() 
     chosen = [(o.condition, o.part, o.seed - FIRST) for o in _to_film([*blank, *plain], 2)]
     assert chosen == [("none", part, number) for part in PARTS for number in (0, 1, 2, 4)]
     assert list(_to_film(plain, 0)) == []
+
+
+def test_a_video_that_was_not_written_before_a_stop_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, segment = [outcome("train", n, HELD) for n in range(2)], Segment("none", "train", 42, (FIRST, FIRST + 1))
+    (tmp_path / f"train_{FIRST}.mp4").write_bytes(b"a video")
+    crew = _Crew(TargetPolicy(), Settings("color_object", "x", videos=2), KeptEpisodes(), ExitStack())
+    assert crew._film(segment, found, tmp_path) == {("train", FIRST): f"train_{FIRST}.mp4"}
+    assert f"before the video train_{FIRST + 1}.mp4 was written" in capsys.readouterr().err
+
+
+def test_a_video_that_is_cut_off_while_it_is_written_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mani_skill")
+    from simulation.closed_loop import episode_player
+
+    def cut_off(path: Path, *_: object) -> None:
+        path.write_bytes(b"half a video")
+        raise KeyboardInterrupt
+
+    player: Any = object.__new__(episode_player.EpisodePlayer)
+    player.task = SimpleNamespace(reset=lambda seed: None, set_state=lambda state: None)
+    player.states = {("train", FIRST): [None]}
+    player._images = lambda: {"image": np.zeros((32, 32, 3), np.uint8)}
+    monkeypatch.setattr(episode_player, "write_video", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        player.film("train", FIRST, "lift it", tmp_path / "a.mp4")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_batch_holds_the_groups_of_the_state_in_the_order_of_the_requests() -> None:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, state_of
 from gr00t.data.video import write_video
+from gr00t.file_replacement import whole_file
 from simulation.closed_loop import LURE, NOTHING, OTHER, TARGET, EpisodeOutcome, Settings
 from simulation.closed_loop.episode_stages import StageWatch
 from simulation.closed_loop.policies import Images, Observation, ScriptedPolicy
@@ -105,7 +106,8 @@ class EpisodePlayer:
         caption = _caption(text, images.shape[2])
         frames = np.concatenate([images, np.broadcast_to(caption, (len(images), *caption.shape))], axis=1)
         height, width = (size // 2 * 2 for size in frames.shape[1:3])  # yuv420p needs even sizes
-        write_video(path, frames[:, :height, :width], CONTROL_FREQ)
+        with whole_file(path) as aside:  # one that was cut off would be taken for the video when this continues
+            write_video(aside, frames[:, :height, :width], CONTROL_FREQ)
 
     def _reset(self, seed: int) -> None:
         rebuild = self.rebuild or (self.policy is not None and self.policy.rebuilds)

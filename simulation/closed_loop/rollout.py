@@ -272,7 +272,11 @@ class _Crew:
             if trouble is not None:
                 name = names.pop((outcome.part, outcome.seed))
                 print(f"note: the video {name} could not be written: {trouble}", file=sys.stderr)
-        return {place: name for place, name in names.items() if (folder / name).is_file()}
+        for place, name in [*names.items()]:
+            if not (folder / name).is_file():
+                del names[place]
+                print(f"note: the evaluation was stopped before the video {name} was written.", file=sys.stderr)
+        return names
 
     def _start(self) -> None:
         """Start the workers, where that was not done yet: an evaluation that is all there needs none."""
