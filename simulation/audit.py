@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gr00t.errors import disk_errors
+from gr00t.errors import ToolkitError, disk_errors
 from gr00t.file_replacement import write_json, write_text
 from simulation.closed_loop import TARGET
 from simulation.report import summarize
@@ -110,8 +110,12 @@ class AuditConfig:
     out: str = key("the page, an .html file; a .json of that name beside it holds the numbers", "reports/audit.html")
 
     def check_here(self) -> None:
-        """Refuse a page that could not be written before a minute is spent on it."""
+        """Refuse a page that could not be written, and reports that are not there, before a minute is spent on it."""
         check_writable("out", Path(self.out).expanduser().parent)
+        if self.reports_dir is not None and not Path(self.reports_dir).is_dir():
+            raise ToolkitError(
+                f"reports_dir={self.reports_dir} does not exist. Say where the reports are: reports_dir=FOLDER."
+            )
 
 
 @dataclass(frozen=True)

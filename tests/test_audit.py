@@ -154,6 +154,8 @@ def test_the_page_and_the_numbers_of_an_audit(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(ToolkitError, match="which is no audit"):
         (tmp_path / "other.json").write_text("{}")
         main(load("audit", [*given[:2], f"out={tmp_path}/other.html"]))
+    with pytest.raises(ToolkitError, match=r"reports_dir=.*/report does not exist"):
+        load("audit", [*given, f"reports_dir={tmp_path}/report"])
 
 
 def test_an_undocumented_leak_ends_with_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
