@@ -5,13 +5,14 @@ Everything is computed from the episodes, without torch or a simulator, so that 
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gr00t.errors import ToolkitError
 from simulation.closed_loop import (
     CONDITIONS,
     EVALUATED,
@@ -35,13 +36,13 @@ from simulation.report.proportions import (
     quartiles,
     together,
 )
+from simulation.scenes.combinations import Strategy
 from simulation.scenes.instruction_suite import FACTORS, HALF_SIZE
 from simulation.scenes.plate_suite import FIRST_EVALUATION_SEED
 from simulation.scenes.suites import INSTRUCTION, Suite, suite_of
 
 AS_IT_IS, OTHER_SENTENCE = "none", "other_instruction"  # of CONDITIONS
 BOTH_PARTS = "both"
-_DEMONSTRATIONS = re.compile(r"_n\d+$")
 # Failures by the last stage that they reached.
 ENDINGS = {
     NOWHERE: "did not move toward the target",
@@ -225,7 +226,10 @@ def compared(said: Mapping[str, Any], name: str) -> Any:
     """A setting as evaluations are compared by it: a strategy without the number of demonstrations at its end, which
     decides no scene. Recordings leave that out, and evaluations of other policies may name it."""
     value = said.get(name)
-    return _DEMONSTRATIONS.sub("", value) if name == "strategy" and isinstance(value, str) else value
+    if name == "strategy" and isinstance(value, str):
+        with suppress(ToolkitError):  # of another version
+            return Strategy.read(value).text
+    return value
 
 
 def same_scene(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
