@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from data_prep.maniskill import CAMERAS, CONTROL_FREQ, Episode, Recordings
 from gr00t.data.layout import CODEBASE_VERSION, fingerprint_entries
 from gr00t.data.schema import ModalityConfigs
-from gr00t.data.statistics import feature_statistics, relative_statistics
+from gr00t.data.statistics import feature_statistics, relative_settings, relative_statistics
 from gr00t.data.video import check_video, write_video
 from gr00t.errors import ToolkitError
 from gr00t.file_reading import open_table, read_columns
@@ -313,7 +313,7 @@ def settings_told(instruction: str | None, seed: int, val_fraction: float, confi
         "instruction": instruction,
         "seed": seed,
         "val_fraction": val_fraction,
-        "relative_statistics": {"tail": "mask", "steps": len(configs["action"].delta_indices)},
+        "relative_statistics": {"tail": "mask", **relative_settings(configs)},
     }
 
 

@@ -253,6 +253,8 @@ def test_missing_base_says_how_to_get_it(site: Path) -> None:
     message = refused_here("finetune", "model.base=checkpoints/released")
     assert "checkpoints/released does not exist" in message and "finetune.prefetch base=nvidia/GR00T-N1.7-3B" in message
     assert "model.base=./x/y" in refused_here("finetune", "model.base=./x/y")
+    message = refused_here("finetune", "model=small", "model.base=example/checkpoints/instruction/color_object")
+    assert "Finish the training that leaves its checkpoint there first" in message and "random weights" not in message
     (site / "empty" / "base").mkdir(parents=True)
     assert "has no config.json" in refused_here("finetune", "model.base=empty/base")
 

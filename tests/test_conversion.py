@@ -1,5 +1,6 @@
 """Conversion: the dataset says exactly what the recordings say, in the format that GR00T reads."""
 
+import dataclasses
 import json
 import shutil
 
@@ -15,8 +16,10 @@ from data_prep import lerobot
 from data_prep.convert import convert_split
 from data_prep.lerobot import choose_val_episodes
 from data_prep.recording_checks import read_recordings
+from gr00t.data.dataset import training_statistics
 from gr00t.data.layout import DatasetLayout
 from gr00t.data.statistics import feature_statistics, relative_statistics, to_processor_statistics
+from gr00t.data.step_reader import StepReader
 from gr00t.data.video import VideoReader
 from gr00t.errors import ToolkitError
 from gr00t.file_replacement import file_lock, whole_folder
@@ -400,3 +403,21 @@ def test_a_part_that_is_recorded_later_is_added_beside_replays_and_linked_folder
     assert any("train: is there already and stays as it is" in line for line in again())
     assert videos.is_symlink() and DatasetLayout(tmp_path / "data/color_object/conflict").episodes
     assert "already holds these recordings" in again()[-1]
+
+
+def test_as_many_steps_at_other_offsets_are_another_dataset_with_other_statistics(tmp_path):
+    raw = write_split(tmp_path / "raw", [20, 21, 22], [20])
+    action, state = MODALITY_CONFIG["action"], MODALITY_CONFIG["state"]
+    later = {**MODALITY_CONFIG, "action": dataclasses.replace(action, delta_indices=[*range(1, 17)])}
+    before = {**MODALITY_CONFIG, "state": dataclasses.replace(state, delta_indices=[-1])}
+    every = {"usual": MODALITY_CONFIG, "later": later, "before": before}
+    for name, configs in every.items():
+        convert_split(raw, tmp_path / name, "color_object", "do it", configs, progress=False)
+    for name, configs in every.items():
+        for other in every.keys() - {name}:
+            with pytest.raises(ToolkitError, match="exists already and is left as it is"):
+                convert_split(raw, tmp_path / other, "color_object", "do it", configs, progress=False)
+        found = [training_statistics(StepReader(tmp_path / f"{o}/color_object/train", configs), "mask") for o in every]
+        own = DatasetLayout(tmp_path / f"{name}/color_object/train").relative_statistics()["arm"]
+        for of in found:
+            np.testing.assert_allclose(of["relative_action"]["arm"]["mean"], own["mean"], rtol=1e-6, atol=1e-9)

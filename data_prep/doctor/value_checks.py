@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.doctor import Finding, Level, error, remark, warning
 from data_prep.doctor.examined_dataset import Group, Series, Subject, evenly, matrix
-from gr00t.data.dataset import carried
+from gr00t.data.dataset import carried, carried_relative
 from gr00t.data.state_action import StateActionProcessor
 from gr00t.data.statistics import (
     STATISTIC_NAMES,
@@ -220,8 +220,11 @@ def check_statistics(subject: Subject) -> Iterator[Finding]:
 
 def _computed_by_training(subject: Subject, name: str) -> bool:
     """Whether the dataset carries no such statistics in GR00T's form; a damaged file does."""
+    layout = subject.layout
     try:
-        return carried(subject.layout, name) is None
+        if name == "relative_stats.json":
+            return carried_relative(layout, subject.configs) is None
+        return carried(layout, name) is None
     except ToolkitError:
         return False
 

@@ -373,14 +373,14 @@ def _check_base(base: str, model_name: str) -> None:
     if path.is_dir() and (path / "config.json").is_file():
         return
     problem = f"model.base={base} has no config.json" if path.exists() else f"model.base={base} does not exist"
-    remedy = (
-        f"Download it: python -m finetune.prefetch base=nvidia/GR00T-N1.7-3B out={base}"
-        if model_name == "released"
-        else f"With random weights: python -m finetune.create_base model={model_name} out={base}"
-    )
-    raise ToolkitError(
-        f"{problem}. {remedy} (or give the folder of a trained checkpoint, model.base=FOLDER).{near_folder(path)}"
-    )
+    trained = " (or give the folder of a trained checkpoint, model.base=FOLDER)"
+    if model_name == "released":
+        remedy = f"Download it: python -m finetune.prefetch base=nvidia/GR00T-N1.7-3B out={base}{trained}"
+    elif "base" in path.parts[-2:]:
+        remedy = f"With random weights: python -m finetune.create_base model={model_name} out={base}{trained}"
+    else:  # random weights there would pass for what the name says was trained
+        remedy = "Finish the training that leaves its checkpoint there first, or give the folder of another"
+    raise ToolkitError(f"{problem}. {remedy}.{near_folder(path)}")
 
 
 def _check_parts(config: FinetuneConfig, dataset_comes: bool) -> None:

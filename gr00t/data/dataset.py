@@ -24,8 +24,15 @@ from gr00t.data.images import Augmentation
 from gr00t.data.layout import V3, DatasetLayout
 from gr00t.data.processor import NO_INSTRUCTION, Gr00tN1d7Processor, Step
 from gr00t.data.sampler import SampleKey, Stream, generator
-from gr00t.data.schema import to_json
-from gr00t.data.statistics import Statistics, Tail, merge_statistics, start_frames, to_processor_statistics
+from gr00t.data.schema import ModalityConfigs, to_json
+from gr00t.data.statistics import (
+    Statistics,
+    Tail,
+    merge_statistics,
+    relative_settings,
+    start_frames,
+    to_processor_statistics,
+)
 from gr00t.data.step_reader import StepReader
 from gr00t.data.stored_arrays import FeatureStore
 from gr00t.errors import ToolkitError
@@ -43,7 +50,7 @@ def training_statistics(reader: StepReader, tail: Tail) -> dict[str, dict[str, S
     """
     layout = reader.layout
     recorded = carried(layout, "stats.json")
-    relative = None if tail == "drop" else carried(layout, "relative_stats.json")
+    relative = None if tail == "drop" else carried_relative(layout, reader.configs)
     if recorded is None or relative is None:
         computed = _computed(reader, tail)
         recorded = computed["columns"] if recorded is None else recorded
@@ -61,6 +68,16 @@ def carried(layout: DatasetLayout, name: str) -> dict[str, Any] | None:
     if name == "stats.json" and not any("q01" in of for of in found.values() if isinstance(of, dict)):
         return None  # LeRobot v2.0 wrote a file of that name, without percentiles
     return found
+
+
+def carried_relative(layout: DatasetLayout, configs: ModalityConfigs) -> dict[str, Any] | None:
+    """The dataset's relative statistics; None as of `carried`, and where meta/split.json says that they are of as many
+    action steps at other offsets, which nothing else tells. Another number of steps is refused by its shape."""
+    told, wanted = layout.split.get("relative_statistics"), relative_settings(configs)
+    as_many = isinstance(told, dict) and told.get("steps") == wanted["steps"]
+    if as_many and any(told.get(name) != wanted.get(name) for name in ("delta_indices", "state_delta_index")):
+        return None
+    return carried(layout, "relative_stats.json")
 
 
 def _computed(reader: StepReader, tail: Tail) -> dict[str, Any]:

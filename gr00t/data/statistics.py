@@ -227,6 +227,17 @@ def _finite_shape(values: Any) -> tuple[int, ...] | None:
     return found.shape if found.dtype.kind in "iuf" and np.isfinite(found).all() else None
 
 
+def relative_settings(modality_configs: ModalityConfigs) -> dict[str, Any]:
+    """What decides relative statistics beside the data, as meta/split.json notes it: the number of action steps, and
+    their offsets and the state's where they are not the usual ones (0, 1, ... from the state of now)."""
+    deltas, state = modality_configs["action"].delta_indices, modality_configs["state"].delta_indices[-1]
+    return {
+        "steps": len(deltas),
+        **({"delta_indices": [*deltas]} if [*deltas] != [*range(len(deltas))] else {}),
+        **({"state_delta_index": state} if state else {}),
+    }
+
+
 def check_relative_statistics(
     relative_stats: dict[str, Statistics],
     modality_json: dict[str, Any],
