@@ -55,8 +55,8 @@ class PrepareConfig:
 
 @dataclass(kw_only=True)
 class AdoptConfig:
-    """Make a LeRobot dataset (v2.1 or v3.0) of another source trainable: propose meta/modality.json and the robot's
-    modality configuration, hold episodes out.
+    """Make a LeRobot dataset (v2.0, v2.1 or v3.0) of another source trainable: propose meta/modality.json and the
+    robot's modality configuration, hold episodes out.
 
     Prints what it proposes and what it assumed; writes into the dataset with write=true, and never over a file that is
     there. With split=NAME it becomes that split's train part and stays as it is itself.

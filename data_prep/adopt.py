@@ -1,4 +1,4 @@
-"""Make a LeRobot dataset (v2.1 or v3.0) of another source trainable, without touching what is there.
+"""Make a LeRobot dataset (v2.0, v2.1 or v3.0) of another source trainable, without touching what is there.
 
 python -m data_prep.adopt dataset=FOLDER
 python -m data_prep.adopt dataset=FOLDER robot_file=FILE.py
@@ -55,10 +55,11 @@ def adopt(config: AdoptConfig) -> list[str]:
     root = Path(config.dataset)
     _check_folder(root)
     # Here and below imported only when needed: --help and a refusal should not wait for pyarrow and the decoders.
-    from gr00t.data.layout import CODEBASE_VERSION, MetaFolder
+    from gr00t.data.layout import CODEBASE_VERSION, MetaFolder, positive
 
     meta, configs = MetaFolder(root), modality_configs(config)
     info, info_path = meta.json("info.json"), f"{root}/meta/info.json"
+    positive(info_path, "fps", info.get("fps"))  # before anything is written
     version = str(info.get("codebase_version", CODEBASE_VERSION))
     files: dict[str, Any] = {}
     lines = [f"{root}: LeRobot {version}"]

@@ -191,6 +191,13 @@ def test_a_robots_file_is_never_written_over_and_comes_from_a_modality_json_that
     path.write_text(json.dumps(modality))
     with pytest.raises(ToolkitError, match=r'modality\.json: action "joints" has no whole numbers'):
         adopted(data, f"robot_file={tmp_path}/third.py")
+    path.unlink()
+    info = json.loads((data / "meta/info.json").read_text())
+    for fps in (0, -1, "x", None):
+        (data / "meta/info.json").write_text(json.dumps({**info, "fps": fps}))
+        with pytest.raises(ToolkitError, match=r"info\.json: fps is .*; it must be a number above 0"):
+            adopted(data, f"robot_file={tmp_path}/fourth.py", "write=true")
+        assert not path.exists() and not (tmp_path / "fourth.py").exists()
 
 
 def test_a_robots_file_has_a_name_that_commands_read_as_a_file() -> None:

@@ -164,3 +164,18 @@ def test_accounts_and_qos_are_those_that_slurm_keeps(monkeypatch: pytest.MonkeyP
             check_fits(ClusterConfig(time="0:30:00", **{name: "robot"}))
     answers["scontrol"] = "AccountingStorageType   = (null)\n"
     check_fits(ClusterConfig(time="0:30:00", account="robot"))
+
+
+def test_a_qos_that_lifts_the_limits_of_partitions_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {"format=name,flags": ["long|DenyOnLimit,PartitionTimeLimit", "normal|"], "format=defaultqos": ["normal"]}
+    monkeypatch.setattr(inventory, "accounting", lambda *shown: listed.get(shown[-1], ["long", "normal"]))
+    monkeypatch.setattr(
+        inventory, "read_partitions", lambda: {"gpu": Partition("gpu", True, True, 3600, 2, None, None)}
+    )
+    monkeypatch.setattr("finetune.slurm.refusals._no_room", lambda *_: None)
+    check_fits(ClusterConfig(time="2:00:00", qos="long"))
+    for qos in ("normal", None):
+        with pytest.raises(ToolkitError, match="above the limit of partition gpu, 01:00:00"):
+            check_fits(ClusterConfig(time="2:00:00", qos=qos))
+    listed["format=defaultqos"] = ["long"]
+    check_fits(ClusterConfig(time="2:00:00"))

@@ -126,6 +126,7 @@ REFUSALS = {
     "train.num_workers=???": ("train.num_workers has no value",),
     "local=elsewhere": ("local=elsewhere", "configs/local/elsewhere.yaml does not exist"),
     "train.tune.top_llm_layers=17": ("train.tune.top_llm_layers=17", "keeps 16"),
+    "model.architecture.image_size=100": ("model.architecture.image_size=100", "a multiple of 32"),
     "model.architecture.backbone.vocab_size=3": ("model.architecture.backbone is null",),
 }
 

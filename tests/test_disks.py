@@ -27,7 +27,7 @@ from gr00t.data.layout import DatasetLayout
 from gr00t.data.step_reader import FrameTables
 from gr00t.errors import ToolkitError, disk_errors, in_bytes
 from gr00t.file_replacement import write_text
-from toolkit.command_line import REFUSED, run_main
+from toolkit.command_line import READER_LEFT, REFUSED, run_main
 from toolkit.configuration import load
 
 ROOT = Path(__file__).parents[1]
@@ -247,3 +247,13 @@ def test_real_disks_are_told_apart(tiny_base: Path, tmp_path: Path) -> None:
         assert "read-only file system" in told["read-only", name]
     assert all("no inodes left" in told["inodes", name] for name in ("create_base", "prefetch"))
     assert {line for line in done.stdout.splitlines() if line.startswith("left")} <= {"left", "left out"}
+
+
+@pytest.mark.parametrize("given", [["json=true"], ["--help"], ["--cfg"]])
+def test_a_reader_that_leaves_ends_a_command_without_a_traceback(given: list[str]) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "finetune.plan", *PLAIN, *given]
+    with os.fdopen(theirs, "wb") as output:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (READER_LEFT, "")

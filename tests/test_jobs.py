@@ -15,7 +15,7 @@ from terminal import bars, in_terminal
 
 from finetune.jobs import control
 from finetune.jobs.__main__ import follow, show_table
-from finetune.jobs.control import _script_of_a_plain_job, cancel, resubmit
+from finetune.jobs.control import _renewed, _script_of_a_plain_job, cancel, resubmit
 from finetune.jobs.run_views import View, find, views
 from finetune.slurm.launch_request import read
 from finetune.slurm.submit import launch
@@ -251,3 +251,16 @@ def test_a_wide_terminal_shows_how_far_a_run_is_as_a_bar(
     show_table(found, tmp_path)
     piped = capsys.readouterr().out
     assert not bars(piped) and "2/10" in piped
+
+
+@pytest.mark.parametrize(
+    ("log", "job", "again", "renewed"),
+    [
+        ("slurm-record-1of2-1.out", "1", "12", "slurm-record-1of2-12.out"),
+        ("slurm-prepare-12of21-2.out", "2", "3", "slurm-prepare-12of21-3.out"),
+        ("7_7.out", "7_7", "8_7", "8_7.out"),
+    ],
+)
+def test_the_log_of_a_job_that_was_submitted_again_is_its_own(log: str, job: str, again: str, renewed: str) -> None:
+    found = _renewed({"job_id": job, "log": f"/runs/1of2/{log}"}, again, [])
+    assert (found["job_id"], found["log"]) == (again, f"/runs/1of2/{renewed}")

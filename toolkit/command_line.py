@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 from toolkit.installation import ensure_own_gr00t
 
-REFUSED, INTERRUPTED = 2, 130
+REFUSED, INTERRUPTED, READER_LEFT = 2, 130, 141  # the last as of a program that SIGPIPE ended
 SPEAK_AFTER_SECONDS = 10.0
 
 
@@ -33,9 +34,9 @@ def run_main(
     """Load the configuration (or what `read` makes of the arguments) and call `main` with it.
 
     A ToolkitError ends with `error: ...` on stderr and status 2, Ctrl-C with status 130 (and what the KeyboardInterrupt
-    says). A disk that is full, read-only or closed to us ends it like a ToolkitError, wherever it shows; anything else
-    is a bug and propagates. Under torchrun a refused configuration is reported once per node, an error of `main` by
-    every rank.
+    says), a reader of its output that has left (`| head`) with 141. A disk that is full, read-only or closed to us ends
+    it like a ToolkitError, wherever it shows; anything else is a bug and propagates. Under torchrun a refused
+    configuration is reported once per node, an error of `main` by every rank.
     """
     # Threads that wait without spinning: beside data loader workers, or other jobs, spinning made steps 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -61,11 +62,31 @@ def run_main(
     except KeyboardInterrupt as stopped:
         print(": ".join(["interrupted", *map(str, stopped.args)]), file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except SystemExit as end:  # --help and --cfg end so
+        if _reader_left() and not end.code:
+            sys.exit(READER_LEFT)
+        raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            sys.exit(READER_LEFT)
         refusal = disk_refusal(error)
         if refusal is None:
             raise
         _refuse(ToolkitError(refusal), once=False)
+
+
+def _reader_left() -> bool:
+    """Whether what read our output has ended (`... | head`): nothing more can be said there, at exit neither."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file, or closed
+        return False
+    look = select.poll()
+    look.register(output, 0)
+    left = any(events & select.POLLERR for _, events in look.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return left
 
 
 def _settle() -> None:

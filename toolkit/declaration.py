@@ -16,11 +16,11 @@ _REQUIRED: Any = object()
 def key(meaning: str, default: Any = _REQUIRED, **bounds: Any) -> Any:
     """A documented field. Without a default its value comes from a configuration file or the command line.
 
-    `bounds`: choices (a tuple of texts); at_least, more_than, at_most, less_than (numbers); folder=True for a
-    path, in which a leading ~ is the home folder and $NAME a variable (with file=True, of a file; with on_node=True, of
-    a variable that only a job on the machine may have); check, a function of the value that raises ToolkitError.
-    Of train.* and augment.*, which make a run the same run: identity=False for what changes no later step's loss;
-    before=VALUE for a key that came later, with what the runs written before it acted as.
+    `bounds`: choices (a tuple of texts); at_least, more_than, at_most, less_than, multiple_of (numbers); folder=True
+    for a path, in which a leading ~ is the home folder and $NAME a variable (with file=True, of a file; with
+    on_node=True, of a variable that only a job on the machine may have); check, a function of the value that raises
+    ToolkitError. Of train.* and augment.*, which make a run the same run: identity=False for what changes no later
+    step's loss; before=VALUE for a key that came later, with what the runs written before it acted as.
     """
     metadata = {"meaning": meaning, **bounds}
     if default is _REQUIRED:
@@ -64,6 +64,7 @@ BOUNDS = {
     "more_than": (lambda value, bound: value > bound, "more than"),
     "at_most": (lambda value, bound: value <= bound, "at most"),
     "less_than": (lambda value, bound: value < bound, "less than"),
+    "multiple_of": (lambda value, bound: value % bound == 0, "a multiple of"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -138,7 +139,8 @@ def _renewed(noted: Mapping[str, Any], job_id: str, after: Sequence[str]) -> dic
     """The record of a job that has been submitted again."""
     log = Path(noted["log"])
     old, new = (text.partition("_")[0] for text in (noted["job_id"], job_id))
-    renewed = {"job_id": job_id, "log": str(log.with_name(log.name.replace(old, new))), "after": [*after]}
+    name = re.sub(rf"(?<!\d){old}((_\d+)?\.\w+)$", rf"{new}\1", log.name)
+    renewed = {"job_id": job_id, "log": str(log.with_name(name)), "after": [*after]}
     return {**noted, **renewed, REPEATS: [*noted.get(REPEATS, []), noted["job_id"]], "submitted": now()}
 
 

@@ -72,7 +72,7 @@ class ArchitectureConfig:
     """Shape of the model; read when a base with random weights is made. A checkpoint brings its own."""
 
     model_name: str = key("name of the backbone, as written to config.json")
-    image_size: int = key("side of the views that the vision tower reads, pixels; a multiple of 32", 256, at_least=32)
+    image_size: int = key("side of the views that the vision tower reads, pixels", 256, at_least=32, multiple_of=32)
     select_layer: int = key("LLM layers kept, counted from the first", at_least=1)
     action_horizon: int = key("action steps the head predicts", at_least=1)
     max_state_dim: int = key("padded state width", at_least=1)
@@ -98,8 +98,6 @@ class ArchitectureConfig:
 
     def check_values(self) -> None:
         dit, attention = self.diffusion_model, self.vl_self_attention
-        if self.image_size % 32:
-            raise ToolkitError(f"model.architecture.image_size={self.image_size}: it must be a multiple of 32.")
         dit_width = dit.num_attention_heads * dit.attention_head_dim
         _must_equal("input_embedding_dim", self.input_embedding_dim,
                     "diffusion_model.num_attention_heads x attention_head_dim", dit_width)  # fmt: skip

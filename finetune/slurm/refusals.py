@@ -6,6 +6,7 @@ import getpass
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from data_prep import check_prepare
@@ -193,12 +194,24 @@ def _wanted(cluster: ClusterConfig, partitions: Mapping[str, Partition]) -> list
 
 def _check_limit(cluster: ClusterConfig, limit: float | None, names: str) -> None:
     seconds = cluster_queries.seconds_of(cluster.time)
-    if limit is not None and (seconds or math.inf) > limit:
+    if limit is not None and (seconds or math.inf) > limit and not _lifts_limits(cluster):
         longest = in_time(int(limit))
         raise ToolkitError(
             f"cluster.time={cluster.time} is above the limit of {names}, {longest}: the job would "
             f"wait for ever. Write cluster.time={longest}; a run continues in as many attempts as it needs."
         )
+
+
+def _lifts_limits(cluster: ClusterConfig) -> bool:
+    """Whether the QOS of the job, the user's default where it names none, holds in place of a partition's limits."""
+    with suppress(ToolkitError):  # no answer says nothing of the limit
+        listed = (line.partition("|") for line in cluster_queries.accounting("qos", "format=name,flags"))
+        lifting = {name for name, _, flags in listed if "PartitionTimeLimit" in flags.split(",")}
+        if cluster.qos is not None or not lifting:
+            return cluster.qos in lifting
+        own = f"user={getpass.getuser()}"
+        return bool(lifting & {*cluster_queries.accounting("associations", own, "format=defaultqos")})
+    return False
 
 
 def _no_room(cluster: ClusterConfig, partition: Partition, partitions: Mapping[str, Partition]) -> str | None:

@@ -83,8 +83,8 @@ class DatasetLayout:
                 f"{self.root}: this is a LeRobot {self.version} dataset; {', '.join(V2)} and {V3} are read. Convert it "
                 "with LeRobot, or prepare it with prepare_conflict_data.py."
             )
-        self.fps = self._positive("fps", self._info("fps"))
-        chunks_size = self._positive("chunks_size", self.info.get("chunks_size", 1000))
+        self.fps = positive(f"{self.root}/meta/info.json", "fps", self._info("fps"))
+        chunks_size = positive(f"{self.root}/meta/info.json", "chunks_size", self.info.get("chunks_size", 1000))
         self.chunks_size = int(chunks_size)
         if chunks_size != self.chunks_size:
             found = self.info["chunks_size"]
@@ -299,10 +299,12 @@ class DatasetLayout:
     def _info(self, key: str) -> Any:
         return look_up(self.info, key, f'{self.root}/meta/info.json: the key "{key}" is missing.')
 
-    def _positive(self, key: str, value: Any) -> float:
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ToolkitError(f"{self.root}/meta/info.json: {key} is {value}; it must be a number above 0.")
-        return float(value)
+
+def positive(where: str, key: str, value: Any) -> float:
+    """A number of meta/info.json; ToolkitError for what is no number above 0."""
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ToolkitError(f"{where}: {key} is {value}; it must be a number above 0.")
+    return float(value)
 
 
 @lru_cache

@@ -78,7 +78,7 @@ class RecordConfig:
         at_least=1,
     )
     out: str = key("folder that receives <split>/<part>", "conflict_maniskill", folder=True)
-    image_size: int = key("width and height of both cameras, pixels", 224, at_least=32, at_most=1024)
+    image_size: int = key("width and height of both cameras, pixels", 224, at_least=32, at_most=1024, multiple_of=2)
     seed: int = key("seed of the first episode; the others follow", 0, at_least=0, at_most=LARGEST_SEED)
     recoveries: float = key("part of the episodes in which the arm is pushed aside once", 0.0, at_least=0, at_most=1)
     paraphrases: bool = key("tell each episode's instruction in one of the split's ways", False)
