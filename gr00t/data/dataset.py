@@ -74,9 +74,10 @@ def carried_relative(layout: DatasetLayout, configs: ModalityConfigs) -> dict[st
     """The dataset's relative statistics; None as of `carried`, and where meta/split.json says that they are of as many
     action steps at other offsets, which nothing else tells. Another number of steps is refused by its shape."""
     told, wanted = layout.split.get("relative_statistics"), relative_settings(configs)
-    as_many = isinstance(told, dict) and told.get("steps") == wanted["steps"]
-    if as_many and any(told.get(name) != wanted.get(name) for name in ("delta_indices", "state_delta_index")):
-        return None
+    if isinstance(told, dict) and told.get("steps") == wanted["steps"]:
+        told = {name: value for name, value in told.items() if name in ("steps", "delta_indices", "state_delta_index")}
+        if told != wanted:
+            return None
     return carried(layout, "relative_stats.json")
 
 
