@@ -270,8 +270,8 @@ def _take(descriptor: int, target: Path, required: bool, kind: int = fcntl.LOCK_
             raise
         if required:
             raise ToolkitError(
-                f"{target.parent}: this file system has no file locks, which keep two conversions apart. Write to a "
-                "local folder (data_dir=...) and copy the result."
+                f"{target.parent}: this file system has no file locks, which keep two commands from writing "
+                f"{target.name} at once. Write to a local folder and copy the result."
             ) from error
 
 

@@ -421,7 +421,7 @@ def test_a_file_system_without_locks_is_reported(raw, data, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(ToolkitError, match=r"no file locks.*data_dir"):
+    with pytest.raises(ToolkitError, match=r"no file locks.* Write to a local folder and copy the result"):
         run(raw, data)
 
 
