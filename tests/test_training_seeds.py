@@ -132,6 +132,24 @@ def test_weights_that_are_evaluated_twice_are_one_training_and_so_is_a_seed(repo
     assert all(reason in page.text for reason in reasons)
 
 
+def test_parts_that_were_evaluated_later_are_of_the_same_trainings(tmp_path: Path) -> None:
+    for seed, held in enumerate((20, 24, 18)):
+        for part in ("train", "conflict"):
+            made = evaluation([e for e in episodes(held, 50) if e.part == part], **trained(seed))
+            folder = tmp_path / f"color_object/{seed}" / part
+            folder.mkdir(parents=True)
+            write_json(folder / JSON_FILE, as_json(made, summarize(made)))
+    comparison = compare(tmp_path)
+    (setting,) = comparison.settings
+    assert [seed for _, seed in setting.trainings] == [0, 1, 2] and len(setting.not_counted) == 3
+    found = {family.measure: next(iter(family.settings.values())).shares for family in comparison.families}
+    assert {name: [share.n for share in shares] for name, shares in found.items()} == {
+        "success, train": [50] * 3,
+        "success, conflict": [50] * 3,
+        "cue preference": [50] * 3,
+    }
+
+
 def test_folders_of_seeds_say_it_for_other_policies_but_not_of_the_same_weights(tmp_path: Path) -> None:
     for seed in range(2):
         report(tmp_path / f"color_object/pi0/seed-{seed}", 20, policy="server localhost:8000")

@@ -217,12 +217,12 @@ def compare_settings(results: Sequence[Result]) -> tuple[list[Setting], list[Fam
         setting, seed = _setting_of(result)
         members.setdefault(setting, []).append((result, seed))
     counted = [_counted(found) for found in members.values()]
-    names = _names([[result.name for result, _ in kept] for kept, _ in counted])
+    names = _names([[result.name for result, _ in kept] for kept, *_ in counted])
     settings, shares = [], dict[tuple[str, str], dict[str, list[Share]]]()
-    for name, (kept, notes) in zip(names, counted, strict=True):
+    for name, (kept, again, notes) in zip(names, counted, strict=True):
         split = kept[0][0].split
         settings.append(Setting(name, split, tuple((result.name, seed) for result, seed in kept), tuple(notes)))
-        for measured, share in (each for result, _ in kept for each in _shares(result)):
+        for measured, share in (each for result, _ in kept for each in _shares([result, *again.get(result.name, ())])):
             shares.setdefault((split, measured), {}).setdefault(name, []).append(share)
     several = {setting.split for setting in settings if len(setting.trainings) > 1}
     families = [_family(*key, found) for key, found in shares.items() if key[0] in several]
@@ -239,10 +239,15 @@ def _family(split: str, measured: str, shares: dict[str, list[Share]]) -> Family
     return Family(split, measured, dict(found), tuple(differences), confidence, letters(list(several), apart))
 
 
-def _shares(result: Result) -> Iterator[tuple[str, Share]]:
-    """Every measure of an evaluation, as it is; those of no episode are left out."""
-    found = [(f"success, {part}", result.summary.of(part).success) for part in result.summary.chance]
-    return ((name, share) for name, share in [*found, ("cue preference", result.summary.preference)] if share.n)
+def _shares(results: Sequence[Result]) -> Iterator[tuple[str, Share]]:
+    """Every measure of a training as it is, from the first of its evaluations that has it; of no episode, none."""
+    found: dict[str, Share] = {}
+    for summary in (result.summary for result in results):
+        own = [(f"success, {part}", summary.of(part).success) for part in summary.chance]
+        for name, share in [*own, ("cue preference", summary.preference)]:
+            if share.n:
+                found.setdefault(name, share)
+    return iter(found.items())
 
 
 def _setting_of(result: Result) -> tuple[str, int | None]:
@@ -261,17 +266,19 @@ def _setting_of(result: Result) -> tuple[str, int | None]:
     return alone, None
 
 
-def _counted(found: Sequence[Seeded]) -> tuple[list[Seeded], list[str]]:
-    """(those that are trainings of their own, by seed; why others are not); the one with most episodes is counted."""
-    kept, notes = list[Seeded](), list[str]()
+def _counted(found: Sequence[Seeded]) -> tuple[list[Seeded], dict[str, list[Result]], list[str]]:
+    """(those that are trainings of their own, by seed; by their names further evaluations of the same weights, which
+    may be of other parts; why others do not count); the one with most episodes is counted."""
+    kept, again, notes = list[Seeded](), dict[str, list[Result]](), list[str]()
     for result, seed in sorted(found, key=lambda each: -len(each[0].evaluation.episodes)):
         if same := next((other.name for other, _ in kept if _weights(other) == _weights(result) is not None), None):
             notes.append(f"{result.name} has the weights of {same}: one training, evaluated twice")
+            again.setdefault(same, []).append(result)
         elif same := next((other.name for other, theirs in kept if theirs == seed), None):
             notes.append(f"{result.name} has the seed {seed} of {same}: no further training")
         else:
             kept.append((result, seed))
-    return sorted(kept, key=lambda each: each[1] or 0), notes
+    return sorted(kept, key=lambda each: each[1] or 0), again, notes
 
 
 def _weights(result: Result) -> str | None:
