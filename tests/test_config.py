@@ -277,8 +277,16 @@ def test_help_shows_defaults_types_and_options(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_in_the_help_compose(name: str) -> None:
     for example in COMMANDS[name].examples:
-        arguments = shlex.split(example)
+        arguments = [argument for argument in shlex.split(example) if "=" in argument]
         read_request(["local=none", *arguments]) if name == "launch" else compose(name, *arguments)
+
+
+def test_examples_in_the_help_can_be_typed() -> None:
+    placeholders = [
+        w for command in COMMANDS.values() for w in " ".join(command.calls).split() if w.isupper() or w[0] in "[|"
+    ]
+    assert not placeholders
+    assert "python -m simulation.study strategy minutes=45" in COMMANDS["study"].calls
 
 
 def test_cfg_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,13 @@ class Command:
     declared: str  # dotted name of the dataclass
     start: str
     examples: tuple[str, ...]
+
+    @property
+    def calls(self) -> list[str]:
+        """The examples as they are typed: `start` without the words that stand for others, and what follows."""
+        said = itertools.takewhile(lambda word: not word.startswith("[") and not word.isupper(), self.start.split())
+        typed = " ".join(said)
+        return [f"{typed} {example}" for example in self.examples]
 
     @cached_property
     def config(self) -> type[Any]:

@@ -39,7 +39,7 @@ def help_text(config_name: str, config_dir: Path) -> str:
         "\n".join(groups),
         "Keys, with their defaults (null is an empty value, a list is written [A,B]):",
         *sections,
-        "Examples:\n" + "\n".join(f"  {command.start} {example}" for example in command.examples),
+        "Examples:\n" + "\n".join(f"  {call}" for call in command.calls),
         "--cfg prints the resolved configuration, each value with the place where it was set, and exits; "
         "configs/local/README.md explains how to set site defaults.",
     ]
@@ -55,7 +55,7 @@ def markdown(config_name: str, config_dir: Path = CONFIG_DIR) -> str:
         inspect.cleandoc(command.config.__doc__ or ""),
         "",
         "```bash",
-        *(f"{command.start.partition('[')[0].strip()} {example}" for example in command.examples),
+        *command.calls,
         "```",
     ]
     lines += ["", "| group | options (* is the default) |", "|---|---|"]
