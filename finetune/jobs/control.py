@@ -139,7 +139,7 @@ def _renewed(noted: Mapping[str, Any], job_id: str, after: Sequence[str]) -> dic
     """The record of a job that has been submitted again."""
     log = Path(noted["log"])
     old, new = (text.partition("_")[0] for text in (noted["job_id"], job_id))
-    name = re.sub(rf"(?<!\d){old}((_\d+)?\.\w+)$", rf"{new}\1", log.name)
+    name = re.sub(rf"{old}((_\d+)?\.\w+)$", rf"{new}\1", log.name)
     renewed = {"job_id": job_id, "log": str(log.with_name(name)), "after": [*after]}
     return {**noted, **renewed, REPEATS: [*noted.get(REPEATS, []), noted["job_id"]], "submitted": now()}
 
